@@ -1,0 +1,34 @@
+"""What the terminal shows: log lines and progress bars that do not run into each other."""
+
+import logging
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines on standard output, above a progress bar where one is running; long lines are left whole."""
+
+    def __init__(self, stream=None):  # `stream` comes from Hydra's defaults and is not used
+        super().__init__()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        import rich
+
+        rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bar(unit: str = "step"):
+    """A rich progress bar: description, count, speed, time left. Silent where standard output is no terminal."""
+    import rich
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = rich.get_console()
+    return Progress(
+        TextColumn(unit),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

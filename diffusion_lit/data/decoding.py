@@ -1,0 +1,97 @@
+"""From a picture, of whatever kind, to uint8 (C, H, W); a broken one is named."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diffusion_lit.errors import Exit, UserError
+
+RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a picture becomes an array; fields are keys of `conf/data`.
+
+    A picture of another size is scaled so that its shorter side fits and its centre is cut out. With 1 or 3 channels a
+    transparent picture is laid on `background` (RGB, 0-255); with 4 channels alpha is kept.
+    """
+
+    image_size: int
+    channels: int
+    resample: str = "bicubic"
+    background: Sequence[int] = (255, 255, 255)
+
+    def __call__(self, picture: Path | np.ndarray) -> np.ndarray:
+        """One picture to uint8 (C, image_size, image_size). Raises UserError naming the file if it cannot be read."""
+        try:
+            image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else _open(picture)
+            image = self._with_channels(image)
+            size = (self.image_size, self.image_size)
+            if image.size != size:
+                image = ImageOps.fit(image, size, RESAMPLE[self.resample])
+            array = np.asarray(image)
+        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
+            raise UserError(Exit.DATA, f"{picture}: cannot be read as a picture ({error or type(error).__name__})")
+        return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    def _with_channels(self, image: Image.Image) -> Image.Image:
+        if image.mode.startswith("I") or image.mode == "F":  # convert() would clip 16 bits to white
+            image = _to_8_bits(image)
+        if self.channels < 4 and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+            canvas = Image.new("RGBA", image.size, tuple(self.background))
+            canvas.alpha_composite(image.convert("RGBA"))
+            image = canvas
+        return image.convert(MODES[self.channels])
+
+
+def _open(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # corrupt EXIF and large-picture notes; errors still raise
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F":  # float pictures hold 0..1 or 0..255
+        values = values * (255.0 if values.max(initial=0) <= 1.0 else 1.0)
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    return Image.fromarray((values.clip(0, 65535).astype(np.int64) >> 8).astype(np.uint8))
+
+
+def decode_all(pictures: Sequence[Path] | np.ndarray, decoding: Decoding, out: np.ndarray, progress: Iterable) -> None:
+    """Decode every picture into `out`, uint8 (N, C, H, W), in threads; `progress` is advanced once a picture.
+
+    Raises:
+        UserError: with the names of the first ten pictures that cannot be read, and how many there are.
+    """
+
+    def decode(k: int) -> str | None:
+        try:
+            out[k] = decoding(pictures[k])
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        faults = [fault for fault, _ in zip(pool.map(decode, range(len(pictures))), progress, strict=False) if fault]
+    if faults:
+        shown = "\n  ".join(faults[:10])
+        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise UserError(
+            Exit.DATA,
+            f"{len(faults)} of {len(pictures)} pictures cannot be read; repair or remove them:\n  {shown}{more}",
+        )

@@ -1,0 +1,150 @@
+"""Where pictures come from. A source lists pictures; decoding and batching are not its business.
+
+A source is a class with `splits()`, a dict of `Split` that has "train" and may have "val" (pictures held out by the
+source itself), and `class_names` (empty: unlabelled). Its constructor arguments are the keys of its yaml in `conf/data`.
+Nothing here imports torch, so that a missing folder is reported within a second.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_lit.errors import Exit, UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+JUNK = {"__MACOSX", "Thumbs.db"}  # and everything that starts with a dot
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures of one split, in a fixed order: paths or uint8 arrays (H, W) or (H, W, C); labels int64 (N,)."""
+
+    pictures: Sequence[Path] | np.ndarray
+    labels: np.ndarray
+
+
+def hold_out(splits: dict[str, Split], fraction: float) -> dict[str, Split]:
+    """Splits with a "val": the source's own, else `fraction` of its pictures, the same ones in every run (0: none)."""
+    train = splits["train"]
+    n = len(train.labels)
+    if "val" in splits or not round(n * fraction):
+        return splits
+    order = np.random.Generator(np.random.PCG64(n)).permutation(n)
+    parts = {"val": np.sort(order[: round(n * fraction)]), "train": np.sort(order[round(n * fraction) :])}
+    return {name: Split([train.pictures[k] for k in part], train.labels[part]) for name, part in parts.items()}
+
+
+class Digits:
+    """The 1,797 handwritten digits bundled with scikit-learn, 8x8 grey; the last 20 % are held out."""
+
+    class_names = [str(digit) for digit in range(10)]
+
+    def splits(self) -> dict[str, Split]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 is paper
+        labels = digits.target.astype(np.int64)
+        held_out = len(labels) // 5
+        return {
+            "train": Split(images[:-held_out], labels[:-held_out]),
+            "val": Split(images[-held_out:], labels[-held_out:]),
+        }
+
+
+class ImageFolder:
+    """A folder of pictures. One rule decides what it means:
+
+    a root that holds only folders named train, val or test is a set of splits; in each of them (or in the root) two or
+    more folders with pictures are classes, named by folder, in sorted order; otherwise the pictures are unlabelled.
+    Pictures are found at any depth. Dot files, `__MACOSX` and the like are never pictures or classes.
+
+    Args:
+        root: the folder.
+        labels: "auto" (the rule above) or "none" (ignore class folders: unconditional).
+    """
+
+    def __init__(self, root: str, labels: str = "auto"):
+        self.root, self.labels = Path(root).expanduser(), labels
+        if not self.root.is_dir():
+            raise UserError(Exit.DATA, f"data.root={root}: no such folder")
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """Split name to folder."""
+        inside = _folders(self.root)
+        loose = any(_is_picture(entry) for entry in os.scandir(self.root))
+        if inside and not loose and all(folder.name.lower() in SPLIT_NAMES for folder in inside):
+            found = {SPLIT_NAMES[folder.name.lower()]: folder for folder in inside}
+            if "train" not in found:
+                raise UserError(Exit.DATA, f"data.root={self.root} has {', '.join(found)} but no train folder")
+            return found
+        return {"train": self.root}
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        if self.labels == "none":
+            return []
+        train = self.folders["train"]
+        names = [folder.name for folder in _folders(train)]
+        if len(names) < 2:
+            return []
+        empty = [name for name in names if not _pictures(train / name)]
+        if empty:
+            raise UserError(
+                Exit.DATA,
+                f"{train}: class folder{'s' * (len(empty) > 1)} without pictures: {', '.join(empty)}; "
+                "remove them, or set data.labels=none to train without classes",
+            )
+        if any(_is_picture(entry) for entry in os.scandir(train)):
+            raise UserError(
+                Exit.DATA,
+                f"{train} holds both class folders and loose pictures: move the pictures into classes, "
+                "or set data.labels=none to train without classes",
+            )
+        return names
+
+    def splits(self) -> dict[str, Split]:
+        held_out = "val" if "val" in self.folders else "test"
+        named = {"train": self.folders["train"], "val": self.folders.get(held_out)}
+        return {name: self._split(folder) for name, folder in named.items() if folder}
+
+    def _split(self, folder: Path) -> Split:
+        if not self.class_names:
+            paths = _pictures(folder)
+            if not paths:
+                kinds = " ".join(sorted(SUFFIXES))
+                raise UserError(Exit.DATA, f"{folder}: no pictures found ({kinds})")
+            return Split(paths, np.zeros(len(paths), dtype=np.int64))
+        unknown = {f.name for f in _folders(folder)} - set(self.class_names)
+        if unknown:
+            raise UserError(Exit.DATA, f"{folder}: classes that the train folder lacks: {', '.join(sorted(unknown))}")
+        per_class = [_pictures(folder / name) if (folder / name).is_dir() else [] for name in self.class_names]
+        labels = np.repeat(np.arange(len(per_class), dtype=np.int64), [len(paths) for paths in per_class])
+        return Split([path for paths in per_class for path in paths], labels)
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name in JUNK
+
+
+def _is_picture(entry: os.DirEntry | Path) -> bool:
+    return Path(entry.name).suffix.lower() in SUFFIXES and not _is_junk(entry.name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures at any depth, sorted; os.walk follows no links, so a loop of links ends nothing."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        found += [Path(parent, name) for name in files if _is_picture(Path(name))]
+    return sorted(found)

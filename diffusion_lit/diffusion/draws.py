@@ -1,0 +1,38 @@
+"""The random numbers of training, as a function of (seed, position in the stream of images).
+
+Position p = step x global batch size + place in the batch. Numbers are drawn in blocks of positions, each block with
+a generator of its own, and whoever trains on positions a..b takes that slice: a resumed run, an accumulated
+micro-batch and a rank of many see the numbers that one unbroken big batch would have seen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_lit.seeds import counted
+
+BLOCK = 32  # positions; larger wastes work at the ends of a slice, smaller reseeds more often
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Noise eps (B, C, H, W) and uniform numbers in [0, 1) of shape (B,) for the timestep, the flip, the label drop."""
+
+    eps: Tensor
+    timestep: Tensor
+    flip: Tensor
+    drop: Tensor
+
+
+def draw(seed: int, start: int, count: int, shape: tuple[int, int, int], device: torch.device) -> Draws:
+    """Numbers for positions start .. start + count - 1 of images of shape (C, H, W)."""
+    generator = torch.Generator(device=device)
+    eps, uniform = [], []
+    for block in range(start // BLOCK, -(-(start + count) // BLOCK)):
+        generator.manual_seed(counted(seed, "training", block))
+        low, high = max(start - block * BLOCK, 0), min(start + count - block * BLOCK, BLOCK)
+        uniform.append(torch.rand(3, BLOCK, generator=generator, device=device)[:, low:high])
+        eps.append(torch.randn(BLOCK, *shape, generator=generator, device=device)[low:high])
+    timestep, flip, drop = torch.cat(uniform, dim=1)
+    return Draws(torch.cat(eps), timestep, flip, drop)

@@ -1,0 +1,93 @@
+"""Noise tables: how much signal and how much noise an image holds at each timestep.
+
+Words and signs of this package: x_t = alpha_t x0 + sigma_t eps with alpha^2 + sigma^2 = 1 (variance preserving),
+t = 0 is nearly clean, t = T - 1 nearly pure noise, snr = alpha^2 / sigma^2.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def linear(num: int, start: float, end: float) -> Tensor:
+    """Betas in equal steps (Ho et al. 2020, section 4)."""
+    return torch.linspace(start, end, num, dtype=torch.float64)
+
+
+def scaled_linear(num: int, start: float, end: float) -> Tensor:
+    """Square roots of the betas in equal steps (Rombach et al. 2022)."""
+    return torch.linspace(start**0.5, end**0.5, num, dtype=torch.float64) ** 2
+
+
+def cosine(num: int, start: float, end: float) -> Tensor:
+    """alpha_bar = cos^2((t / T + 0.008) / 1.008 * pi / 2), betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17).
+
+    `start` and `end` belong to the linear schedules and have no meaning here.
+    """
+    time = torch.arange(num + 1, dtype=torch.float64) / num
+    alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+BETA_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+}
+
+
+def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise (Lin et al. 2024, algorithm 1)."""
+    root = (1 - betas).cumprod(0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha_bar = root**2
+    return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+@dataclass(frozen=True)
+class NoiseTable:
+    """The discrete variance-preserving process; the one place where noise levels come from.
+
+    Fields are the keys of `conf/diffusion`. `betas`, `alpha`, `sigma` and `snr` are float64 of shape (T,).
+    """
+
+    num_train_timesteps: int = 1000
+    beta_schedule: str = "cosine"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = False
+
+    process = "discrete"  # what a sampler's `serves` must name
+
+    @property
+    def betas(self) -> Tensor:
+        betas = BETA_SCHEDULES[self.beta_schedule](self.num_train_timesteps, self.beta_start, self.beta_end)
+        return rescale_to_zero_terminal_snr(betas) if self.zero_terminal_snr else betas
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """alpha^2, the cumulative product of 1 - beta."""
+        return (1 - self.betas).cumprod(0)
+
+    @property
+    def alpha(self) -> Tensor:
+        return self.alpha_bar.sqrt()
+
+    @property
+    def sigma(self) -> Tensor:
+        return (1 - self.alpha_bar).sqrt()
+
+    @property
+    def snr(self) -> Tensor:
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+    def draw(self, u: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) of shape (B,) to timesteps int64 (B,), each equally likely."""
+        return (u * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """What the network is told about timestep t: the timestep itself."""
+        return t

@@ -1,0 +1,40 @@
+"""One error type for everything a user can mend, and the exit code each kind ends with."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command (0 is the planned end)."""
+
+    CONFIG = 2  # a key, a value or a combination that cannot work
+    DATA = 3  # no such folder, an unreadable picture, labels that do not fit
+    CHECKPOINT = 4  # no run there, a checkpoint that is broken or belongs to another configuration
+    OUTPUT = 5  # the run folder cannot be written or is in use
+    NON_FINITE = 6  # the loss is no longer a number
+    INTERRUPTED = 75  # state saved: run the same command again
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class UserError(Exception):
+    """What is wrong, where (file, key, value) and what to do, for a person; ends the command with `exit_code`."""
+
+    def __init__(self, exit_code: Exit, message: str):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn a UserError into its message and exit code; the outermost line of every command."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        print("stopped before anything was saved", file=sys.stderr)
+        sys.exit(int(Exit.SIGINT))

@@ -1,0 +1,51 @@
+"""diffusers' UNet2DModel behind the project's network contract."""
+
+from collections.abc import Sequence
+
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+
+class UNet(nn.Module):
+    """`forward(x_t (B, C, H, W), t (B,), y (B,) int64) -> (B, C, H, W)`; y = num_classes is the null label.
+
+    The class table (num_classes + 1 rows, added to the time embedding) lives inside UNet2DModel, so an exported
+    network keeps it. With num_classes 0 labels are ignored.
+
+    Args:
+        block_out_channels: channels of each resolution, fine to coarse; every level but the first halves the image.
+        attention_levels: which levels, by index, have self-attention (the middle always has).
+        attention_head_dim: channels of one attention head.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int,
+        block_out_channels: Sequence[int],
+        attention_levels: Sequence[int],
+        layers_per_block: int = 2,
+        attention_head_dim: int = 8,
+        norm_num_groups: int = 32,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        levels = range(len(block_out_channels))
+        self.num_classes = num_classes
+        self.unet = UNet2DModel(
+            sample_size=image_size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(block_out_channels),
+            down_block_types=tuple("AttnDownBlock2D" if i in attention_levels else "DownBlock2D" for i in levels),
+            up_block_types=tuple("AttnUpBlock2D" if i in attention_levels else "UpBlock2D" for i in reversed(levels)),
+            layers_per_block=layers_per_block,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            dropout=dropout,
+            num_class_embeds=num_classes + 1 if num_classes else None,
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.unet(x_t, t, class_labels=y if self.num_classes else None, return_dict=False)[0]

@@ -1,0 +1,101 @@
+"""The run folder: everything a run knows, in plain files.
+
+    config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json
+    checkpoints/step-*.ckpt + last.ckpt + best.ckpt   samples/step-*.png   .lock
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from diffusion_lit.errors import Exit, UserError
+
+PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def require_run(folder: str | Path) -> Path:
+    """The folder of a run. Raises UserError (exit 4) for a folder that is none."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(Exit.CHECKPOINT, f"{folder}: no such folder")
+    if not is_run(path):
+        raise UserError(Exit.CHECKPOINT, f"{folder} is no run folder: it has no config.yaml")
+    return path
+
+
+def newest_run(folder: Path) -> Path | None:
+    """The newest run in outputs/<name>; their names begin with the time of their start."""
+    return max((path for path in folder.glob("*") if is_run(path)), default=None, key=lambda path: path.name)
+
+
+def read_config(run: Path) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+
+
+def read_overrides(run: Path) -> list[str]:
+    """The command-line overrides of the run's last start, from command.txt."""
+    lines = (run / "command.txt").read_text().splitlines()
+    return shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
+
+
+def write_start(run: Path, config: dict, overrides: list[str]) -> None:
+    """Write down what was started; each start of a run adds a line to command.txt."""
+    run.mkdir(parents=True, exist_ok=True)
+    replace_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    replace_text(run / "versions.txt", _versions())
+    with open(run / "command.txt", "a") as file:
+        file.write(shlex.join(["python", "-m", "diffusion_lit.train", *overrides]) + "\n")
+
+
+def write_result(run: Path, result: dict) -> None:
+    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A reader sees the old text or the new, never half of it."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def _versions() -> str:
+    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+    for package in PACKAGES:
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} not installed")
+    return "\n".join(lines) + "\n"
+
+
+class Lock:
+    """Holds a run folder for one process. The lock falls with the process, however it ends."""
+
+    def __init__(self, run: Path):
+        self.path = run / ".lock"
+        self.file = open(self.path, "a+")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            self.file.close()
+            raise UserError(Exit.OUTPUT, f"{run} is in use by {holder}; wait for it, or stop it first") from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.flush()
+
+    def release(self) -> None:
+        self.file.truncate(0)
+        self.file.close()

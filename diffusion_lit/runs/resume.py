@@ -1,0 +1,64 @@
+"""Going on with a run: its stored command line first, then the new words; refused where they describe another run."""
+
+from pathlib import Path
+
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import Lock, newest_run, read_config, read_overrides, require_run
+
+# What may differ between a run and its continuation; everything else makes it another run.
+FREE = {
+    "run_dir", "resume", "accept", "max_steps", "log_every", "val_every", "sample_every", "checkpoint_every",
+    "keep_checkpoints", "guidance_scale", "logger", "sampler", "name", "strategy.accelerator", "strategy.devices",
+    "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.cache_dir",
+    "data.judge_images",
+}  # fmt: skip
+
+
+def find_run(resume: str, outputs: Path) -> Path | None:
+    """The run folder that `resume=` means; None where `auto` finds none. Raises UserError (exit 4) for no run."""
+    return newest_run(outputs) if resume == "auto" else require_run(resume)
+
+
+def continued_overrides(run: Path, overrides: list[str]) -> list[str]:
+    """The run's stored overrides, the new ones over them, and the run folder itself to go on in.
+
+    A new choice in a group drops what was said of the old choice (`sampler=dpmpp_2m` drops `sampler.eta=0.5`).
+    """
+    new = {_key(word): word for word in overrides}
+    old = {_key(word): word for word in read_overrides(run) if _key(word) not in ("resume", "run_dir", "accept")}
+    kept = [word for key, word in old.items() if key not in new and key.split(".")[0] not in new]
+    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
+    return [*kept, *[word for key, word in new.items() if key != "resume"], f"resume='{quoted}'", f"run_dir='{quoted}'"]
+
+
+def check_continuation(run: Path, config: dict) -> None:
+    """Refuse to go on with another configuration than the run's, or in a folder that another process works in.
+
+    Raises:
+        UserError: exit 4 with the keys that differ, or without a checkpoint; exit 5 if the run is in use.
+    """
+    Lock(run).release()
+    checkpoints.choose(run, warn=lambda message: None)
+    before, now = _flat(read_config(run)), _flat(config)
+    free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
+    differing = sorted(key for key in (before | now).keys() - free if before.get(key) != now.get(key))
+    if differing and "config" not in config["accept"]:
+        lines = [f"{key}: {before.get(key)} in the run, {now.get(key)} now" for key in differing[:5]]
+        more = f"\n  and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            Exit.CHECKPOINT,
+            f"{run} was trained with another configuration:\n  " + "\n  ".join(lines) + more + "\n"
+            "leave these as they were, start a new run without resume=, or add accept=[config] to go on all the same",
+        )
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

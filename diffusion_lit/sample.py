@@ -1,0 +1,154 @@
+"""`python -m diffusion_lit.sample run=<folder>`: images from a trained run, which knows everything else itself."""
+
+import json
+import logging
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lit.config import launch
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.seeds import image_seeds
+
+log = logging.getLogger("diffusion_lit.sample")
+GIF_FRAMES = 60  # at most
+
+
+def main() -> None:
+    launch("sample", sample, prepare=with_the_runs_sampler, check=check)
+
+
+def with_the_runs_sampler(overrides: list[str]) -> list[str]:
+    """The sampler the run was trained with, unless another one is asked for; single keys of it can be overridden."""
+    run = next((word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("run=")), None)
+    if not run:
+        return overrides
+    settings = dict(folder.read_config(folder.require_run(run))["sampler"])
+    name = settings.pop("name")
+    asked = next((word.partition("=")[2] for word in overrides if word.startswith("sampler=")), name)
+    if asked != name:
+        return overrides
+    rest = [word for word in overrides if not word.startswith("sampler=")]
+    del settings["_target_"]
+    stored = [f"sampler.{key}={_as_word(value)}" for key, value in settings.items()]
+    return [f"sampler={name}", *stored, *rest]
+
+
+def check(config: DictConfig) -> None:
+    run_config = folder.read_config(folder.require_run(config.run))
+    checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
+    classes_of(config, run_config["data"]["class_names"])
+
+
+def classes_of(config: DictConfig, names: list[str]) -> list[int]:
+    """The labels asked for, by number or by name; all of them where nothing is asked."""
+    if config.classes is None:
+        return list(range(len(names)))
+    asked = OmegaConf.to_container(config.classes) if OmegaConf.is_list(config.classes) else [config.classes]
+    if not names:
+        raise UserError(Exit.CONFIG, f"classes={asked}: this run has no classes")
+    numbers = {name: k for k, name in enumerate(names)} | {k: k for k in range(len(names))}
+    for word in asked:
+        if word not in numbers:
+            listed = ", ".join(f"{k} {name}" if str(k) != name else name for k, name in enumerate(names))
+            raise UserError(Exit.CONFIG, f"classes={asked}: {word} is no class of this run; there are {listed}")
+    return [numbers[word] for word in asked]
+
+
+def sample(config: DictConfig) -> None:
+    import torch
+
+    from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
+    from diffusion_lit.console import progress_bar
+    from diffusion_lit.images import to_uint8
+    from diffusion_lit.sampling.generate import generate
+    from diffusion_lit.sampling.previews import rows_of_classes
+
+    run = Path(config.run).expanduser()
+    trained = folder.read_config(run) | {"sampler": OmegaConf.to_container(config.sampler)}
+    if config.guidance_scale is not None:
+        trained["guidance_scale"] = config.guidance_scale
+    names = trained["data"]["class_names"]
+    labels = rows_of_classes(classes_of(config, names), config.num_images) if names else [0] * config.num_images
+    seeds = image_seeds(config.seed, config.num_images)
+    out = new_folder(config.out, run)
+
+    path = checkpoints.choose(run, str(config.checkpoint), warn=log.warning)
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    net = checkpoints.load_network(path, config.weights, make_network(trained)).to(device)
+    diffusion, sampler = make_diffusion(trained).to(device), make_sampler_of(trained)
+    shape = (trained["data"]["channels"], trained["data"]["image_size"], trained["data"]["image_size"])
+    steps = len(sampler.build(diffusion.table).timesteps)
+    filmed = set(torch.linspace(0, steps - 1, min(steps, GIF_FRAMES)).round().int().tolist()) if config.gif else ()
+    film = torch.zeros(len(filmed), config.num_images, *shape, dtype=torch.uint8)
+
+    started = time.perf_counter()
+    with progress_bar("sampling") as bar:
+        task = bar.add_task("", total=steps * -(-config.num_images // sampler.batch_size))
+
+        def on_step(first: int, k: int, x: torch.Tensor) -> None:
+            bar.advance(task)
+            if k in filmed:
+                place = film[sorted(filmed).index(k), first : first + len(x)]
+                place.copy_(to_uint8(x)[: len(place)])
+
+        images = to_uint8(generate(guided(net, trained), diffusion, sampler, labels, seeds, shape, on_step))
+    seconds = time.perf_counter() - started
+
+    manifest = {
+        "checkpoint": path.name,
+        "weights": config.weights,
+        "seed": config.seed,
+        "guidance_scale": trained["guidance_scale"],
+        "sampler": trained["sampler"],
+        "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
+        "images": [
+            {"file": f"{k:05d}.png", "seed": seed, "label": label if names else None, "class": names and names[label]}
+            for k, (seed, label) in enumerate(zip(seeds, labels, strict=True))
+        ],
+    }
+    write(out, images, film, labels, names, manifest, config.npy)
+    log.info("%d images in %.1f s, %.1f img/s", len(images), seconds, len(images) / seconds)
+    log.info("grid       %s", out / "grid.png")
+    log.info("images     %s", out)
+
+
+def new_folder(out: str | None, run: Path) -> Path:
+    """The folder to fill: the one asked for, which must be empty, or a new one inside the run."""
+    path = Path(out).expanduser() if out else run / "generated" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(Exit.OUTPUT, f"out={path} cannot be made: {error.strerror}") from None
+    return path
+
+
+def write(out: Path, images, film, labels: list[int], names: list[str], manifest: dict, npy: bool) -> None:
+    """Numbered PNGs, the grid, and what was asked for besides; the manifest last."""
+    import numpy as np
+
+    from diffusion_lit.images import save_gif, to_pil
+    from diffusion_lit.sampling.previews import class_grid
+
+    for entry, image in zip(manifest["images"], images, strict=True):
+        to_pil(image).save(out / entry["file"])
+    class_grid(images, labels, names).save(out / "grid.png")
+    if len(film):
+        save_gif([class_grid(frame, labels, names) for frame in film], out / "denoising.gif")
+    if npy:
+        np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
+    folder.replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def _as_word(value: object) -> str:
+    """A value as Hydra reads it on a command line."""
+    return json.dumps(value)
+
+
+if __name__ == "__main__":
+    main()

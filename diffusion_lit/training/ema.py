@@ -1,0 +1,42 @@
+"""Exponential moving average of a network, under its own name and never swapped with it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class PowerDecay:
+    """decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power) at the n-th update (the warm-up of K. Crowson).
+
+    Early averages are short, so that the average is never dominated by the untrained network; power 3/4 reaches
+    0.999 after 10,000 updates and 0.9999 after 215,000, power 2/3 after 31,600 and 1 million.
+    """
+
+    inv_gamma: float = 1.0
+    power: float = 0.75
+    max_decay: float = 0.9999
+
+    def __call__(self, n: int) -> float:
+        return min(self.max_decay, 1 - (1 + n / self.inv_gamma) ** -self.power)
+
+
+@dataclass(frozen=True)
+class NoAverage:
+    """`ema=none`: the averaged network is the trained network itself."""
+
+
+@torch.no_grad()
+def update(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied)."""
+    averages, currents = _tensors(average), _tensors(net)
+    torch._foreach_lerp_(averages[0], currents[0], 1 - decay)
+    for a, b in zip(averages[1], currents[1], strict=True):
+        a.copy_(b)
+
+
+def _tensors(net: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters and buffers: floating ones, and the others."""
+    tensors = [*net.parameters(), *net.buffers()]
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,0 +1,92 @@
+"""The LightningModule: what happens in one training step, and nothing else."""
+
+import copy
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from diffusion_lit.diffusion.draws import Draws, draw
+from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.images import to_float
+from diffusion_lit.seeds import counted
+from diffusion_lit.training import ema as averaging
+from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer
+
+
+class DiffusionModule(L.LightningModule):
+    """Trains `net`; `ema`, its average, is what validation, previews, sampling and export use.
+
+    The two are never swapped. With `decay` None (`ema=none`) they are one and the same object.
+
+    Args:
+        net: the network, see `diffusion_lit.networks`.
+        diffusion: noise table, prediction type and weighting.
+        decay: decay of the average at its n-th update, n = 1, 2, ...; None for no average.
+        config: the run's configuration, plain data; travels in every checkpoint as text.
+    """
+
+    def __init__(self, net: nn.Module, diffusion: Diffusion, decay, config: dict, config_text: str):
+        super().__init__()
+        self.net = net
+        self.ema = net if decay is None else copy.deepcopy(net).requires_grad_(False).eval()
+        self.diffusion, self.decay = diffusion, decay
+        self.config, self.config_text = config, config_text
+        data = config["data"]
+        self.shape = (data["channels"], data["image_size"], data["image_size"])
+        self.null_label = data["num_classes"]
+        self.grad_norm = torch.zeros(())  # of the last step, before clipping
+
+    def setup(self, stage: str) -> None:
+        if self.config["strategy"]["channels_last"]:
+            self.to(memory_format=torch.channels_last)
+        if self.config["strategy"]["compile"]:
+            self.net.compile()  # in place: names in checkpoints stay as they are
+
+    def train(self, mode: bool = True) -> "DiffusionModule":
+        super().train(mode)
+        if self.ema is not self.net:
+            self.ema.eval()
+        return self
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        start, count = batch["position"], len(batch["index"])
+        draws = draw(self.config["seed"], start, count, self.shape, self.device)
+        torch.manual_seed(counted(self.config["seed"], "network", start))  # for dropout inside the network
+        x0 = flip(to_float(batch["image"]), draws, self.config["data"]["flip"])
+        y = drop_labels(batch["y"], draws, self.config["label_dropout"], self.null_label)
+        t = self.diffusion.table.draw(draws.timestep)
+        return self.diffusion.loss(self.net, x0, t, draws.eps, y).mean()
+
+    def configure_optimizers(self):
+        config, strategy = self.config["optimizer"], self.config["strategy"]
+        # a fused kernel unscales fp16 gradients inside its step, after our clipping
+        optimizer = make_optimizer(self.net.parameters(), config, fused=strategy["precision"] != "16-mixed")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config, self.config["max_steps"]))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, *_, **__) -> None:
+        clip = self.config["optimizer"]["clip"]
+        self.grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), clip if clip is not None else float("inf"))
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's average
+            averaging.update(self.ema, self.net, self.decay(self.global_step))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["config"] = self.config_text
+
+
+def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
+    """Mirror images (B, C, H, W) left to right, each with the given probability."""
+    if not probability:
+        return x0
+    return torch.where((draws.flip < probability)[:, None, None, None], x0.flip(-1), x0)
+
+
+def drop_labels(y: Tensor, draws: Draws, probability: float, null_label: int) -> Tensor:
+    """Replace labels (B,) by the null label, so that the network also learns the unconditional model."""
+    if not probability or not null_label:
+        return y
+    return torch.where(draws.drop < probability, null_label, y)

@@ -1,0 +1,62 @@
+"""Held-out loss by noise level: the same images, timesteps and noise each time, so that curves are smooth and runs
+with one prediction type can be compared whatever their weighting or schedule."""
+
+import torch
+from torch import Tensor
+
+from diffusion_lit.data.store import ImageStore
+from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.images import to_float
+from diffusion_lit.seeds import fold
+
+EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log snr, the outer ones open
+BINS = tuple(
+    f"{low:+.0f}..{high:+.0f}" if low > -99 and high < 99 else f"<{high:+.0f}" if low < -99 else f">{low:+.0f}"
+    for low, high in zip((-100.0, *EDGES), (*EDGES, 100.0), strict=True)
+)
+PER_BIN = 32  # probes in a bin
+
+
+class Probe:
+    """Fixed held-out probes, `PER_BIN` for every bin of log snr that the noise table reaches.
+
+    `losses` gives the weighted loss expected over uniformly drawn timesteps, and the unweighted error in each bin
+    (NaN where the table has no timestep).
+    """
+
+    def __init__(self, store: ImageStore, diffusion: Diffusion, batch_size: int = 128):
+        log_snr = diffusion.table.snr.log()
+        bin_of = torch.bucketize(log_snr, torch.tensor(EDGES, dtype=log_snr.dtype))
+        generator = torch.Generator().manual_seed(fold(0, "probe"))
+        t = []
+        for k in range(len(BINS)):
+            members = (bin_of == k).nonzero()[:, 0]
+            if len(members):
+                t.append(members[torch.linspace(0, len(members) - 1, PER_BIN).round().long()])
+        self.t = torch.cat(t)
+        self.bin = bin_of[self.t]
+        self.share = torch.bincount(bin_of, minlength=len(BINS)).float() / len(bin_of)
+        order = torch.randperm(len(store), generator=generator).repeat(-(-len(self.t) // len(store)))
+        index = order[torch.arange(len(self.t))]
+        self.image = torch.from_numpy(store.images[index.numpy()])
+        self.y = torch.from_numpy(store.labels[index.numpy()])
+        self.eps = torch.randn(self.image.shape, generator=generator)
+        self.diffusion, self.batch_size = diffusion, batch_size
+
+    @torch.no_grad()
+    def losses(self, net: Network) -> tuple[float, list[float]]:
+        """(weighted loss, unweighted error in each of the ten bins)."""
+        device = self.diffusion.alpha.device
+        errors = []
+        for start in range(0, len(self.t), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            x0, t, eps, y = (v[part].to(device) for v in (self.image, self.t, self.eps, self.y))
+            errors.append(self.diffusion.error(net, to_float(x0), t, eps, y).cpu())
+        error = torch.cat(errors)
+        weighted = self._by_bin(error * self.diffusion.weight.cpu()[self.t])
+        loss = (weighted.nan_to_num() * self.share).sum()
+        return loss.item(), self._by_bin(error).tolist()
+
+    def _by_bin(self, values: Tensor) -> Tensor:
+        count = torch.bincount(self.bin, minlength=len(BINS))
+        return torch.bincount(self.bin, weights=values.double(), minlength=len(BINS)) / count

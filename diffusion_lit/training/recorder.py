@@ -1,0 +1,235 @@
+"""The one callback: after an optimizer step it logs, validates, draws a preview and saves, in this order.
+
+The order matters: whatever a checkpoint's step promised (its row, its grid, its held-out loss) exists when the
+checkpoint does, so a run that is killed and resumed leaves the same files as one that was not.
+"""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from diffusion_lit.build import guided
+from diffusion_lit.console import progress_bar
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.images import beside, to_uint8
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.metrics import MetricsFile
+from diffusion_lit.sampling.generate import generate
+from diffusion_lit.sampling.previews import class_grid, preview_labels
+from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.seeds import image_seeds
+from diffusion_lit.training.module import DiffusionModule
+from diffusion_lit.training.probe import BINS, Probe
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    ["loss", "lr", "grad_norm", "ema_decay", "images_per_second", "seconds", "val_loss", "val_loss_raw"]
+    + [f"val_ema_snr{name}" for name in BINS]
+    + [f"val_raw_snr{name}" for name in BINS]
+)
+
+
+class Stopped(Exception):
+    """A signal asked for the end in the middle of a preview."""
+
+
+class Recorder(L.Callback):
+    """Keeps the record of a run.
+
+    Args:
+        run: the run folder.
+        sampler: of the previews.
+        config: the run's configuration.
+
+    After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` (EMA, None if nothing is
+    held out), `grid` (path of the last preview) and `signal` (that ended the run, or None).
+    """
+
+    def __init__(self, run: Path, sampler: Sampler, config: dict):
+        self.run, self.sampler, self.config = run, sampler, config
+        self.step, self.seconds = 0, 0.0
+        self.val_loss: float | None = None
+        self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
+        self.grid: Path | None = None
+        self.signal: int | None = None
+        self.metrics: MetricsFile | None = None
+        self.probe: Probe | None = None
+        self.bar = progress_bar()
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds, "val_losses": self.val_losses, "val_loss": self.val_loss}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seconds, self.val_losses, self.val_loss = state["seconds"], dict(state["val_losses"]), state["val_loss"]
+
+    # ------------------------------------------------------------------------------------------------ hooks
+
+    def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        self.step = self.logged_step = trainer.global_step
+        self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step)
+        val = trainer.datamodule.val
+        self.probe = Probe(val, module.diffusion) if val is not None else None
+        self.loss_sum = torch.zeros((), device=module.device)
+        self.bar.start()
+        self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.step)
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.started, self.logged_seconds = time.perf_counter(), self.seconds
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, outputs, batch, batch_idx: int) -> None:
+        self.loss_sum += outputs["loss"]  # already divided by the micro-batches of a step
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        self.bar.advance(self.task)
+        end = self.step == trainer.max_steps
+        due = {
+            name: end or (self.config[name] and self.step % self.config[name] == 0)
+            for name in ("log_every", "val_every", "sample_every", "checkpoint_every")
+        }
+        save = due["checkpoint_every"] or self.signal is not None
+        if any(due.values()) or save:
+            self._milestone(trainer, module, due, save)
+        if self.signal is not None:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, module: DiffusionModule, exception: BaseException) -> None:
+        self._close()
+
+    # ------------------------------------------------------------------------------------------------ milestones
+
+    def _milestone(self, trainer: L.Trainer, module: DiffusionModule, due: dict, save: bool) -> None:
+        loss, grad_norm = self._read_loss(), module.grad_norm.item()  # waits for the device, hence before the clock
+        now = time.perf_counter()
+        self.seconds += now - self.started
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise self._not_finite(loss, grad_norm)
+        row = {}
+        if due["log_every"] or save:
+            row |= self._training_row(trainer, module, loss, grad_norm)
+        if self.probe and (due["val_every"] or due["checkpoint_every"]):
+            row |= self._validate(module)
+        if row:
+            self.metrics.add(self.step, row)
+        if due["sample_every"]:
+            self._preview(module)
+        if save:
+            self._save(trainer)
+        self.started = time.perf_counter()
+
+    def _read_loss(self) -> float:
+        """Mean loss of the steps since the last row."""
+        return self.loss_sum.item() / max(1, self.step - self.logged_step)
+
+    def _training_row(self, trainer: L.Trainer, module: DiffusionModule, loss: float, grad_norm: float) -> dict:
+        steps = self.step - self.logged_step
+        speed = steps * self.config["global_batch_size"] / max(1e-9, self.seconds - self.logged_seconds)
+        self.logged_step, self.logged_seconds = self.step, self.seconds
+        self.loss_sum.zero_()
+        learning_rate = trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]
+        self.bar.update(self.task, description=f"loss {loss:.4f}  {speed:,.0f} img/s")
+        level = logging.INFO if not self.bar.console.is_terminal else logging.DEBUG
+        log.log(level, "step %d/%d  loss %.4f  %s img/s", self.step, trainer.max_steps, loss, f"{speed:,.0f}")
+        return {
+            "loss": loss,
+            "lr": learning_rate,
+            "grad_norm": grad_norm,
+            "ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
+            "images_per_second": speed,
+            "seconds": self.seconds,
+        }
+
+    def _validate(self, module: DiffusionModule) -> dict:
+        row = {}
+        self.val_loss, bins = self.probe.losses(module.ema)
+        self.val_losses[self.step] = self.val_loss
+        row |= {"val_loss": self.val_loss} | dict(zip([f"val_ema_snr{name}" for name in BINS], bins, strict=True))
+        with evaluated(module.net):
+            loss, bins = self.probe.losses(module.net)
+        return row | {"val_loss_raw": loss} | dict(zip([f"val_raw_snr{name}" for name in BINS], bins, strict=True))
+
+    def _preview(self, module: DiffusionModule) -> None:
+        """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's."""
+        data = self.config["data"]
+        labels = preview_labels(data["num_classes"])
+        seeds = image_seeds(self.config["seed"], len(labels))
+        networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
+        pictures = []
+        try:
+            for name, net in networks.items():
+                with evaluated(net):
+                    net = guided(net, self.config)
+                    images = generate(
+                        net, module.diffusion, self.sampler, labels, seeds, module.shape, on_step=self._poll
+                    )
+                title = f"{name}, step {self.step}"
+                pictures.append(class_grid(to_uint8(images), labels, data["class_names"], title))
+        except Stopped:
+            return
+        path = self.run / "samples" / f"step-{self.step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        beside(pictures).save(path)
+        self.grid = path
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """The new checkpoint first; only then the links move and older files go."""
+        older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
+        best = min(self.val_losses, key=self.val_losses.get, default=None)
+        keep = {*[*older, self.step][-self.config["keep_checkpoints"] :], best}
+        self.val_losses = {step: loss for step, loss in self.val_losses.items() if step in keep}
+        path = checkpoints.path_of(self.run, self.step)
+        trainer.save_checkpoint(path)
+        checkpoints.link(path, "last.ckpt")
+        if best is not None:
+            checkpoints.link(checkpoints.path_of(self.run, best), "best.ckpt")
+        for step in set(older) - keep:
+            checkpoints.path_of(self.run, step).unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------------ ends
+
+    def _not_finite(self, loss: float, grad_norm: float) -> UserError:
+        steps = checkpoints.steps_of(self.run)
+        last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return UserError(
+            Exit.NON_FINITE,
+            f"by step {self.step} the loss is {loss} and the norm of the gradient {grad_norm}; {last}. "
+            "Try a lower optimizer.lr, a longer optimizer.warmup_steps or strategy.precision=32-true",
+        )
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        log.info("%s: finishing this step and saving", signal.Signals(number).name)
+
+    def _poll(self, *_) -> None:
+        if self.signal is not None:
+            raise Stopped
+
+    def _close(self) -> None:
+        self.bar.stop()
+        if self.metrics:
+            self.metrics.close()
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def evaluated(net: torch.nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, then as it was."""
+    mode = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(mode)

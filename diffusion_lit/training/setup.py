@@ -1,0 +1,142 @@
+"""The parts of a training run, put together from its configuration: module, trainer, opening and closing words."""
+
+import logging
+import signal
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from diffusion_lit.build import guided, make_decay, make_diffusion, make_network, make_sampler_of
+from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.errors import Exit
+from diffusion_lit.images import to_uint8
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.sampling.generate import generate
+from diffusion_lit.sampling.previews import rows_of_classes
+from diffusion_lit.seeds import fold, image_seeds
+from diffusion_lit.training.checkpoint_io import CheckpointFiles
+from diffusion_lit.training.module import DiffusionModule
+from diffusion_lit.training.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+
+def make_module(config: dict) -> DiffusionModule:
+    """The module with freshly initialised weights, the same for the same seed."""
+    torch.manual_seed(fold(config["seed"], "weights"))
+    text = OmegaConf.to_yaml(OmegaConf.create(config))
+    return DiffusionModule(make_network(config), make_diffusion(config), make_decay(config), config, text)
+
+
+def make_trainer(config: dict, run: Path, *callbacks: Callback) -> L.Trainer:
+    """A Trainer that leaves data order, validation, logging and checkpoint times to us."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").handlers.clear()  # Hydra's root logger has them already
+    warnings.filterwarnings("ignore", module="lightning")
+    strategy = config["strategy"]
+    return L.Trainer(
+        max_steps=config["max_steps"],
+        accelerator=strategy["accelerator"],
+        devices=strategy["devices"],
+        num_nodes=strategy["num_nodes"],
+        precision=strategy["precision"],
+        accumulate_grad_batches=strategy["accumulate"],
+        callbacks=list(callbacks),
+        plugins=[CheckpointFiles()],
+        default_root_dir=run,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: Path, start: Path | None) -> str:
+    """What is about to be trained, on what, and what a checkpoint costs."""
+    names, diffusion = config["data"]["class_names"], config["diffusion"]
+    parameters = sum(p.numel() for p in module.net.parameters())
+    copies = 3 + (module.ema is not module.net)  # weights, two moments of Adam, the average
+    n, batch = len(data.train), config["global_batch_size"]
+    size = config["data"]["image_size"]
+    classes = f"{len(names)} classes" if names else "no classes"
+    held_out = f"{len(data.val):,} held out" if data.val else "none held out"
+    lines = [
+        f"run        {run}",
+        f"data       {n:,} pictures {size}x{size}x{config['data']['channels']}, {classes}; {held_out}",
+        f"network    {type(module.net).__name__}, {parameters / 1e6:.2f} M parameters, "
+        f"{config['strategy']['precision']} on {torch.get_num_threads()} CPU threads"
+        if not torch.cuda.is_available()
+        else f"network    {type(module.net).__name__}, {parameters / 1e6:.2f} M parameters, "
+        f"{config['strategy']['precision']} on {torch.cuda.get_device_name()}",
+        f"diffusion  {diffusion['num_train_timesteps']} timesteps, {diffusion['beta_schedule']} noise, "
+        f"{diffusion['prediction_type']}, weighting {config['weighting']['_target_'].rpartition('.')[2]}",
+        f"training   {config['max_steps']:,} steps of {batch} images = {config['max_steps'] * batch / n:,.1f} epochs",
+        f"on disk    {parameters * 4 * copies / 2**20:,.1f} MiB a checkpoint, "
+        f"{config['keep_checkpoints']} and the best are kept",
+    ]
+    if n < batch:
+        lines.append(f"note       fewer pictures ({n}) than a batch ({batch}): a batch holds some of them twice")
+    weight = module.diffusion.weight
+    if weight[-1] == 0:
+        lines.append(
+            f"warning    the weighting is 0 at the noisiest timestep ({len(weight) - 1}), where sampling starts: "
+            "that step is never trained; weighting=truncated_snr or snr_plus_one trains it"
+        )
+    if start:
+        lines.append(f"resuming   {start.name}")
+    return "\n".join(lines)
+
+
+def finish(config: dict, data: ImageDataModule, module: DiffusionModule, recorder: Recorder) -> dict:
+    """result.json: how it ended, and for data with a judge how many samples are the class they were asked to be."""
+    run, step = recorder.run, recorder.step
+    finished = recorder.signal is None
+    code = {None: 0, signal.SIGINT: Exit.SIGINT, signal.SIGTERM: Exit.SIGTERM}[recorder.signal]
+    result = {
+        "status": "finished" if finished else "interrupted",
+        "exit_code": int(code),
+        "steps": step,
+        "seconds": recorder.seconds,
+        "images_per_second": step * config["global_batch_size"] / recorder.seconds if recorder.seconds else None,
+        "val_loss": recorder.val_loss,
+        "class_accuracy": None,
+        "checkpoint": str(checkpoints.path_of(Path(), step)),
+        "grid": str(recorder.grid.relative_to(run)) if recorder.grid else None,
+    }
+    if finished and config["data"]["judge_images"] and config["data"]["num_classes"] and data.val:
+        result |= _judge(config, data, module)
+    return result
+
+
+def _judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:
+    from diffusion_lit.evaluation.judge import PixelJudge
+
+    num_images, num_classes = config["data"]["judge_images"], config["data"]["num_classes"]
+    labels = rows_of_classes(range(num_classes), num_images)
+    seeds = image_seeds(fold(config["seed"], "judge"), num_images)
+    net = guided(module.ema.eval(), config)
+    images = generate(net, module.diffusion, make_sampler_of(config), labels, seeds, module.shape)
+    verdict = PixelJudge(data.train, data.val).judge(to_uint8(images), labels)
+    return {"class_accuracy": verdict.generated, "class_accuracy_real": verdict.real, "judged_images": num_images}
+
+
+def farewell(result: dict, run: Path) -> str:
+    """The last lines of a run: where everything is and how to go on."""
+    if result["status"] != "finished":
+        return f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train resume={run}"
+    lines = [f"run        {run}"]
+    if result["grid"]:
+        lines.append(f"samples    {run / result['grid']}")
+    if result["class_accuracy"] is not None:
+        lines.append(
+            f"judged     {result['class_accuracy']:.1%} of {result['judged_images']} generated images are the class "
+            f"they were asked to be (real held-out ones: {result['class_accuracy_real']:.1%})"
+        )
+    lines.append(f"more       python -m diffusion_lit.sample run={run}")
+    return "\n".join(lines)
