@@ -15,7 +15,16 @@ log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
-    launch("train", train, prepare=with_stored_overrides, check=check)
+    launch("train", train, prepare=prepare, check=check)
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """The bare command is experiment=digits; whoever names data means that data, with the values of train.yaml."""
+    overrides = with_stored_overrides(overrides)
+    words = {word.partition("=")[0]: word.partition("=")[2] for word in overrides}
+    if words.get("data", "digits") != "digits" and "experiment" not in words:
+        return ["experiment=null", *overrides]
+    return overrides
 
 
 def with_stored_overrides(overrides: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ class UNet(nn.Module):
 
     Args:
         block_out_channels: channels of each resolution, fine to coarse; every level but the first halves the image.
-        attention_levels: which levels, by index, have self-attention (the middle always has).
+        attention_levels: which levels, by index, have self-attention; `middle_attention`: the coarsest, in between.
         attention_head_dim: channels of one attention head.
     """
 
@@ -25,6 +25,7 @@ class UNet(nn.Module):
         num_classes: int,
         block_out_channels: Sequence[int],
         attention_levels: Sequence[int],
+        middle_attention: bool = True,
         layers_per_block: int = 2,
         attention_head_dim: int = 8,
         norm_num_groups: int = 32,
@@ -40,6 +41,7 @@ class UNet(nn.Module):
             block_out_channels=tuple(block_out_channels),
             down_block_types=tuple("AttnDownBlock2D" if i in attention_levels else "DownBlock2D" for i in levels),
             up_block_types=tuple("AttnUpBlock2D" if i in attention_levels else "UpBlock2D" for i in reversed(levels)),
+            add_attention=middle_attention,
             layers_per_block=layers_per_block,
             attention_head_dim=attention_head_dim,
             norm_num_groups=norm_num_groups,

@@ -1,0 +1,63 @@
+"""Real runs for tests: the commands as a user types them, on a network small enough for seconds."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TINY = [
+    "model.block_out_channels=[8,8]",
+    "model.norm_num_groups=4",
+    "model.attention_head_dim=8",
+    "model.layers_per_block=1",
+    "global_batch_size=12",
+    "sampler.steps=2",
+    "data.judge_images=0",
+    "log_every=1",
+]
+CLOCKS = ("images_per_second", "seconds")  # columns of metrics.csv that differ between equal runs
+
+
+def start(verb: str, *overrides: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"diffusion_lit.{verb}", *overrides],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def run(verb: str, *overrides: str, cwd: Path, code: int = 0) -> str:
+    """Standard output and error of a command that must end with `code`."""
+    process = start(verb, *overrides, cwd=cwd)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, f"exit {process.returncode}:\n{output}"
+    return output
+
+
+def signal_at_step(step: int, process: subprocess.Popen, folder: Path, number: int = signal.SIGKILL) -> int:
+    """Send a signal once metrics.csv shows `step`; returns the exit code, negative for a signal that killed it."""
+    while process.poll() is None and last_step(folder) < step:
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def last_step(folder: Path) -> int:
+    try:
+        lines = (folder / "metrics.csv").read_text().splitlines()
+        return int(lines[-1].split(",")[0])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def trace(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the clock."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in CLOCKS} for row in csv.DictReader(file)]

@@ -1,0 +1,86 @@
+"""Stopping and going on: a resumed run equals one that was never stopped, bit for bit."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_lit.runs import checkpoints
+from tests.runs import TINY, run, signal_at_step, start, trace
+
+# everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
+SETTINGS = [*TINY, "max_steps=24", "checkpoint_every=4", "val_every=6", "sample_every=10", "model.dropout=0.1"]
+SETTINGS += ["data.flip=0.5", "label_dropout=0.2", "optimizer.warmup_steps=5", "optimizer.clip=0.5", "seed=3"]
+
+
+def last_checkpoint(folder: Path) -> dict:
+    return checkpoints.read(checkpoints.choose(folder))
+
+
+def flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(tree, dict):
+        return {k: v for key, node in tree.items() for k, v in flat(node, f"{prefix}/{key}").items()}
+    if isinstance(tree, list | tuple):
+        return {k: v for i, node in enumerate(tree) for k, v in flat(node, f"{prefix}/{i}").items()}
+    return {prefix: tree}
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Weights, EMA, optimizer, schedule and loss trace, and every sample grid: not one bit differs."""
+    a, b = last_checkpoint(one), last_checkpoint(other)
+    assert a["global_step"] == b["global_step"]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        left, right = flat(a[part]), flat(b[part])
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            same = torch.equal(value, right[key]) if torch.is_tensor(value) else value == right[key]
+            assert same, f"{part}{key} differs"
+    assert trace(one) == trace(other)
+    grids = sorted(path.name for path in (one / "samples").iterdir())
+    assert grids == sorted(path.name for path in (other / "samples").iterdir())
+    for name in grids:
+        assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumulate):
+    settings = [*SETTINGS, f"strategy.accumulate={accumulate}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    dice = random.Random(accumulate)
+    process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(dice.randint(5, 11), process, broken) == -signal.SIGKILL
+    process = start("train", f"resume={broken}", cwd=tmp_path)
+    assert signal_at_step(dice.randint(13, 21), process, broken) == -signal.SIGKILL
+    assert "finished" not in (broken / "train.log").read_text()
+    run("train", f"resume={broken}", cwd=tmp_path)
+    assert_equal_runs(whole, broken)
+
+
+def test_accumulated_micro_batches_train_as_one_batch(tmp_path):
+    """Same images, noise and learning rate, so the same losses up to the order of additions (no dropout here)."""
+    settings = [*SETTINGS, "model.dropout=0", "max_steps=8"]
+    run("train", *settings, f"run_dir={tmp_path / 'one'}", cwd=tmp_path)
+    run("train", *settings, "strategy.accumulate=4", f"run_dir={tmp_path / 'four'}", cwd=tmp_path)
+    for a, b in zip(trace(tmp_path / "one"), trace(tmp_path / "four"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-5)
+        assert a["lr"] == b["lr"]
+
+
+def test_a_signal_saves_and_names_the_way_on(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *SETTINGS, f"run_dir={whole}", cwd=tmp_path)
+    process = start("train", *SETTINGS, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(7, process, broken, signal.SIGTERM) == 143
+    saved = checkpoints.steps_of(broken)[-1]
+    assert saved >= 7
+    moved = tmp_path / "moved"  # a run folder may be moved before it goes on
+    broken.rename(moved)
+    run("train", f"resume={moved}", cwd=tmp_path)
+    assert torch.equal(
+        last_checkpoint(whole)["state_dict"]["net.unet.conv_in.weight"],
+        last_checkpoint(moved)["state_dict"]["net.unet.conv_in.weight"],
+    )
+    assert trace(whole) == trace(moved)
