@@ -112,8 +112,8 @@ def sample(config: DictConfig) -> None:
     }
     write(out, images, film, labels, names, manifest, config.npy)
     log.info("%d images in %.1f s, %.1f img/s", len(images), seconds, len(images) / seconds)
-    log.info("grid       %s", out / "grid.png")
-    log.info("images     %s", out)
+    log.info("grid       %s", folder.shown(out / "grid.png"))
+    log.info("images     %s", folder.shown(out))
 
 
 def new_folder(out: str | None, run: Path) -> Path:

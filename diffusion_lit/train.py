@@ -23,7 +23,7 @@ def prepare(overrides: list[str]) -> list[str]:
     overrides = with_stored_overrides(overrides)
     words = {word.partition("=")[0]: word.partition("=")[2] for word in overrides}
     if words.get("data", "digits") != "digits" and "experiment" not in words:
-        return ["experiment=null", *overrides]
+        return ["experiment=none", *overrides]
     return overrides
 
 
@@ -79,10 +79,10 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     from diffusion_lit.training.setup import farewell, finish, make_module, make_trainer, summary
 
     start = checkpoints.choose(run, warn=log.warning) if config["resume"] else None
-    if start and checkpoints.step_of(start) >= config["max_steps"]:
-        step = checkpoints.step_of(start)
-        log.info("%s is already at step %d of %d; raise max_steps to go on", run, step, config["max_steps"])
-        return {"status": "finished"}
+    done = folder.read_result(run)
+    if start and done.get("status") == "finished" and done["steps"] >= config["max_steps"]:
+        log.info("%s is already at step %d of %d; raise max_steps to go on", run, done["steps"], config["max_steps"])
+        return done
     data = ImageDataModule(
         source,
         config["data"],
@@ -95,8 +95,9 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     recorder = Recorder(run, make_sampler_of(config), config)
     folder.write_start(run, config, overrides)
     log.info(summary(config, data, module, run, start))
-    make_trainer(config, run, recorder).fit(module, data, ckpt_path=start, weights_only=True)
-    result = finish(config, data, module, recorder)
+    trainer = make_trainer(config, run, recorder)
+    trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    result = finish(config, data, module, recorder, trainer.global_step)
     folder.write_result(run, result)
     log.info(farewell(result, run))
     return result

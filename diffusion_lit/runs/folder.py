@@ -62,6 +62,17 @@ def write_result(run: Path, result: dict) -> None:
     replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+def read_result(run: Path) -> dict:
+    """result.json, or nothing for a run that has not ended."""
+    path = run / "result.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def shown(path: Path) -> Path:
+    """A path as a person here would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def replace_text(path: Path, text: str) -> None:
     """A reader sees the old text or the new, never half of it."""
     beside = path.with_name(f".{path.name}.tmp")

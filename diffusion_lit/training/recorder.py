@@ -50,7 +50,7 @@ class Recorder(L.Callback):
         config: the run's configuration.
 
     After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` (EMA, None if nothing is
-    held out), `grid` (path of the last preview) and `signal` (that ended the run, or None).
+    held out) and `signal` (that ended the run, or None).
     """
 
     def __init__(self, run: Path, sampler: Sampler, config: dict):
@@ -58,7 +58,6 @@ class Recorder(L.Callback):
         self.step, self.seconds = 0, 0.0
         self.val_loss: float | None = None
         self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
-        self.grid: Path | None = None
         self.signal: int | None = None
         self.metrics: MetricsFile | None = None
         self.probe: Probe | None = None
@@ -179,7 +178,6 @@ class Recorder(L.Callback):
         path = self.run / "samples" / f"step-{self.step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         beside(pictures).save(path)
-        self.grid = path
 
     def _save(self, trainer: L.Trainer) -> None:
         """The new checkpoint first; only then the links move and older files go."""

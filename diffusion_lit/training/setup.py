@@ -15,6 +15,7 @@ from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import Exit
 from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import shown
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.previews import rows_of_classes
 from diffusion_lit.seeds import fold, image_seeds
@@ -66,14 +67,12 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     size = config["data"]["image_size"]
     classes = f"{len(names)} classes" if names else "no classes"
     held_out = f"{len(data.val):,} held out" if data.val else "none held out"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     lines = [
-        f"run        {run}",
+        f"run        {shown(run)}",
         f"data       {n:,} pictures {size}x{size}x{config['data']['channels']}, {classes}; {held_out}",
         f"network    {type(module.net).__name__}, {parameters / 1e6:.2f} M parameters, "
-        f"{config['strategy']['precision']} on {torch.get_num_threads()} CPU threads"
-        if not torch.cuda.is_available()
-        else f"network    {type(module.net).__name__}, {parameters / 1e6:.2f} M parameters, "
-        f"{config['strategy']['precision']} on {torch.cuda.get_device_name()}",
+        f"{config['strategy']['precision']} on {device}",
         f"diffusion  {diffusion['num_train_timesteps']} timesteps, {diffusion['beta_schedule']} noise, "
         f"{diffusion['prediction_type']}, weighting {config['weighting']['_target_'].rpartition('.')[2]}",
         f"training   {config['max_steps']:,} steps of {batch} images = {config['max_steps'] * batch / n:,.1f} epochs",
@@ -93,9 +92,9 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     return "\n".join(lines)
 
 
-def finish(config: dict, data: ImageDataModule, module: DiffusionModule, recorder: Recorder) -> dict:
+def finish(config: dict, data: ImageDataModule, module: DiffusionModule, recorder: Recorder, step: int) -> dict:
     """result.json: how it ended, and for data with a judge how many samples are the class they were asked to be."""
-    run, step = recorder.run, recorder.step
+    grid = Path("samples", f"step-{step:08d}.png")
     finished = recorder.signal is None
     code = {None: 0, signal.SIGINT: Exit.SIGINT, signal.SIGTERM: Exit.SIGTERM}[recorder.signal]
     result = {
@@ -107,7 +106,7 @@ def finish(config: dict, data: ImageDataModule, module: DiffusionModule, recorde
         "val_loss": recorder.val_loss,
         "class_accuracy": None,
         "checkpoint": str(checkpoints.path_of(Path(), step)),
-        "grid": str(recorder.grid.relative_to(run)) if recorder.grid else None,
+        "grid": str(grid) if (recorder.run / grid).exists() else None,
     }
     if finished and config["data"]["judge_images"] and config["data"]["num_classes"] and data.val:
         result |= _judge(config, data, module)
@@ -129,14 +128,14 @@ def _judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict
 def farewell(result: dict, run: Path) -> str:
     """The last lines of a run: where everything is and how to go on."""
     if result["status"] != "finished":
-        return f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train resume={run}"
-    lines = [f"run        {run}"]
+        return f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train resume={shown(run)}"
+    lines = [f"run        {shown(run)}"]
     if result["grid"]:
-        lines.append(f"samples    {run / result['grid']}")
+        lines.append(f"samples    {shown(run / result['grid'])}")
     if result["class_accuracy"] is not None:
         lines.append(
             f"judged     {result['class_accuracy']:.1%} of {result['judged_images']} generated images are the class "
             f"they were asked to be (real held-out ones: {result['class_accuracy_real']:.1%})"
         )
-    lines.append(f"more       python -m diffusion_lit.sample run={run}")
+    lines.append(f"more       python -m diffusion_lit.sample run={shown(run)}")
     return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""The first five minutes: the bare command, what it leaves behind, and images from it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.data.sources import Digits
+from diffusion_lit.evaluation.judge import PixelJudge
+from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.training.probe import BINS, Probe
+from diffusion_lit.training.setup import make_module
+from tests.runs import run
+
+
+def test_nine_of_ten_digits_are_what_they_were_asked_to_be(digits_run):
+    result = json.loads((digits_run / "result.json").read_text())
+    assert result["judged_images"] == 500
+    assert result["class_accuracy"] >= 0.9
+    assert 0.94 < result["class_accuracy_real"] < 0.98  # the judge on real digits it has not seen
+
+
+def test_the_last_lines_name_the_run_the_grid_and_the_verdict(digits_run):
+    printed = (digits_run / "printed.txt").read_text()
+    result = json.loads((digits_run / "result.json").read_text())
+    assert digits_run.name in printed
+    assert result["grid"] in printed
+    assert f"{result['class_accuracy']:.1%} of 500 generated images are the class they were asked to be" in printed
+
+
+def test_a_run_folder_holds_what_the_contract_says(digits_run):
+    files = {path.relative_to(digits_run).as_posix() for path in digits_run.rglob("*")}
+    expected = {"config.yaml", "command.txt", "versions.txt", "train.log", "metrics.csv", "result.json"}
+    expected |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/step-00001200.ckpt"}
+    expected |= {"samples/step-00000300.png", "samples/step-00001200.png"}
+    assert expected <= files
+    assert len([name for name in files if name.startswith("checkpoints/step-")]) <= 3
+    assert not [name for name in files if name.endswith(".tmp")]
+    result = json.loads((digits_run / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["steps"] == 1200
+    assert (digits_run / result["grid"]).exists()
+    assert (digits_run / result["checkpoint"]).exists()
+    assert not (digits_run / "checkpoints" / "last.ckpt").readlink().is_absolute()
+
+
+def test_checkpoints_are_plain_data_with_the_configuration_as_text(digits_run):
+    checkpoint = checkpoints.read(digits_run / "checkpoints" / "last.ckpt")  # weights_only
+    assert yaml.safe_load(checkpoint["config"]) == folder.read_config(digits_run)
+    names = {key.split(".")[0] for key in checkpoint["state_dict"]}
+    assert names == {"net", "ema"}
+    assert "hyper_parameters" not in checkpoint
+
+
+def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digits_run):
+    rows = [row for row in read_metrics(digits_run / "metrics.csv") if row["val_loss"]]
+    assert [int(row["step"]) for row in rows] == [300, 600, 900, 1200]
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    config = folder.read_config(digits_run)
+    data = ImageDataModule(Digits(), config["data"], seed=0, micro_batch_size=1)
+    data.setup()
+    module = make_module(config)
+    untrained, bins = Probe(data.val, module.diffusion).losses(module.ema)
+    assert float(rows[-1]["val_loss"]) < untrained / 5
+    for name, loss in zip(BINS, bins, strict=True):
+        assert float(rows[-1][f"val_ema_snr{name}"]) < loss, name
+        assert float(rows[-1][f"val_raw_snr{name}"]) < loss, name
+
+
+def test_one_command_line_in_one_line(digits_run):
+    assert (digits_run / "command.txt").read_text() == "python -m diffusion_lit.train\n"
+    assert folder.read_overrides(digits_run) == []
+
+
+def tiles(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_sample_has_the_bytes_of_the_preview_also_after_the_run_has_moved(digits_run, tmp_path):
+    run("sample", f"run={digits_run}", "num_images=80", f"out={tmp_path / 'a'}", cwd=tmp_path)
+    moved = tmp_path / "moved"
+    shutil.copytree(digits_run, moved, symlinks=True)
+    run("sample", f"run={moved}", "num_images=80", f"out={tmp_path / 'b'}", "npy=true", cwd=tmp_path)
+    a, b = tmp_path / "a", tmp_path / "b"
+    for k in range(80):
+        assert (a / f"{k:05d}.png").read_bytes() == (b / f"{k:05d}.png").read_bytes()
+    grid, preview = tiles(a / "grid.png"), tiles(digits_run / "samples" / "step-00001200.png")
+    title = 20  # px above the average's half of a preview
+    np.testing.assert_array_equal(preview[title : title + grid.shape[0], : grid.shape[1]], grid)
+    images = np.load(b / "images.npy")
+    assert images.shape == (80, 8, 8, 1)
+    np.testing.assert_array_equal(images[17, :, :, 0], tiles(b / "00017.png"))
+
+
+def test_sample_takes_classes_sampler_guidance_and_seed(digits_run, tmp_path):
+    words = ["classes=[3,8]", "num_images=10", "sampler=ddim", "sampler.steps=5", "guidance_scale=2", "seed=7"]
+    printed = run("sample", f"run={digits_run}", *words, "gif=true", f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert "img/s" in printed
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [image["label"] for image in manifest["images"]] == [3] * 5 + [8] * 5
+    assert len({image["seed"] for image in manifest["images"]}) == 10
+    assert manifest["sampler"]["steps"] == 5
+    assert manifest["guidance_scale"] == 2
+    assert manifest["checkpoint"] == "step-00001200.ckpt"
+    with Image.open(tmp_path / "out" / "denoising.gif") as film:
+        assert film.n_frames == 5
+
+
+def test_sample_uses_the_sampler_of_the_run_and_changes_one_key_of_it(digits_run, tmp_path):
+    run("sample", f"run={digits_run}", "sampler.steps=3", "num_images=2", f"out={tmp_path / 'out'}", cwd=tmp_path)
+    sampler = json.loads((tmp_path / "out" / "manifest.json").read_text())["sampler"]
+    assert sampler == folder.read_config(digits_run)["sampler"] | {"steps": 3}
+
+
+def test_an_image_depends_on_its_seed_and_label_alone(digits_run, tmp_path):
+    run("sample", f"run={digits_run}", "num_images=3", "classes=[5]", f"out={tmp_path / 'few'}", cwd=tmp_path)
+    run("sample", f"run={digits_run}", "num_images=70", "classes=[5]", f"out={tmp_path / 'many'}", cwd=tmp_path)
+    for k in range(3):
+        assert (tmp_path / "few" / f"{k:05d}.png").read_bytes() == (tmp_path / "many" / f"{k:05d}.png").read_bytes()
+
+
+def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(digits_run, copy, symlinks=True)
+    assert "already at step 1200 of 1200" in run("train", f"resume={copy}", cwd=tmp_path)
+    run("train", f"resume={copy}", "max_steps=1205", "data.judge_images=0", cwd=tmp_path)
+    assert json.loads((copy / "result.json").read_text())["steps"] == 1205
+    assert [int(row["step"]) for row in read_metrics(copy / "metrics.csv")][-2:] == [1200, 1205]
+
+
+def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):
+    words = ["max_steps=2", "data.judge_images=0", "sampler.steps=1", "name=mine"]
+    assert "starting a new one" in run("train", "resume=auto", *words, cwd=tmp_path)
+    assert "already at step 2" in run("train", "resume=auto", *words, cwd=tmp_path)
+    assert len(list((tmp_path / "outputs" / "mine").iterdir())) == 1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_every_sampler_makes_digits(digits_run, tmp_path, sampler):
+    """The judge of the run, on the samples of another sampler than the run's."""
+    words = [f"sampler={sampler}", "sampler.steps=50", "num_images=100", "npy=true"]
+    run("sample", f"run={digits_run}", *words, f"out={tmp_path / 'out'}", cwd=tmp_path)
+    data = ImageDataModule(Digits(), folder.read_config(digits_run)["data"], 0, 1)
+    data.setup()
+    images = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
+    verdict = PixelJudge(data.train, data.val).judge(images, [k // 10 for k in range(100)])
+    assert verdict.generated >= 0.85

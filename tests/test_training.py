@@ -1,0 +1,195 @@
+"""One word changes one thing: every choice trains, in this process, and changes what it says it changes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_lit.config import CONF, composed, with_data_facts
+from diffusion_lit.errors import UserError
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.train import fit
+from diffusion_lit.training.setup import make_module
+from tests.runs import TINY, trace
+
+SHORT = [*TINY, "max_steps=4", "checkpoint_every=4", "val_every=0", "sample_every=0", "keep_checkpoints=1"]
+
+
+@pytest.fixture(autouse=True)
+def _resolver():
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("hex", lambda digits: "0" * digits, replace=True)
+
+
+def train(run: Path, *overrides: str) -> list[dict[str, str]]:
+    """A run in this process; its metrics without the clock."""
+    config, source = with_data_facts(composed("train", [*SHORT, *overrides])[0])
+    fit(config, source, run, list(overrides))
+    return trace(run)
+
+
+def losses(run: Path, *overrides: str) -> list[float]:
+    return [float(row["loss"]) for row in train(run, *overrides)]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory) -> list[float]:
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("hex", lambda digits: "0" * digits, replace=True)
+    return losses(tmp_path_factory.mktemp("default"))
+
+
+@pytest.mark.parametrize("weighting", [name for name in choices("weighting") if name != "min_snr"])
+def test_every_weighting_trains_and_gives_its_own_losses(tmp_path, default, weighting):
+    found = losses(tmp_path, f"weighting={weighting}")
+    assert np.isfinite(found).all()
+    assert found[0] != default[0]
+
+
+@pytest.mark.parametrize("sampler", [name for name in choices("sampler") if name != "ddim"])
+def test_every_sampler_previews_and_leaves_training_alone(tmp_path, default, sampler):
+    assert losses(tmp_path, f"sampler={sampler}", "sampler.steps=3") == default
+    assert (tmp_path / "samples" / "step-00000004.png").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "diffusion.prediction_type=epsilon",
+        "diffusion.prediction_type=sample",
+        "diffusion.beta_schedule=linear",
+        "diffusion.beta_schedule=scaled_linear",
+        "diffusion.zero_terminal_snr=true",
+        "diffusion.loss=l1",
+        "diffusion=ddpm",
+        "diffusion.num_train_timesteps=100",
+        "seed=1",
+        "label_dropout=0.9",
+        "data.flip=0.9",
+    ],
+)
+def test_one_word_changes_the_loss(tmp_path, default, word):
+    found = losses(tmp_path, word)
+    assert np.isfinite(found).all()
+    assert found != default
+
+
+@pytest.mark.parametrize("word", ["sample_every=2", "val_every=1", "ema=none", "guidance_scale=3", "checkpoint_every=1"])
+def test_what_is_watched_does_not_change_what_is_learned(tmp_path, default, word):
+    assert losses(tmp_path, word) == default
+
+
+def test_without_an_average_there_is_one_network(tmp_path):
+    train(tmp_path, "ema=none")
+    state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    for key in [key for key in state if key.startswith("net.")]:
+        assert torch.equal(state[key], state[key.replace("net.", "ema.", 1)])
+    config, _ = with_data_facts(composed("train", [*SHORT, "ema=none"])[0])
+    module = make_module(config)
+    assert module.ema is module.net
+
+
+def test_bf16_mixed_stays_close_to_fp32_and_keeps_weights_in_fp32(tmp_path, default):
+    found = losses(tmp_path, "strategy.precision=bf16-mixed")
+    assert found != default  # autocast was on
+    np.testing.assert_allclose(found, default, rtol=0.02)
+    state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_channels_last_and_a_compiled_network_keep_the_names_of_a_checkpoint(tmp_path, default):
+    found = losses(tmp_path, "strategy.channels_last=true")
+    np.testing.assert_allclose(found, default, rtol=1e-4)
+
+
+def test_the_gradient_is_clipped_before_the_step(tmp_path):
+    """Adam's first step is the sign of the gradient whatever its size, but two differently clipped steps differ."""
+    free, clipped = train(tmp_path / "free", "optimizer.clip=null"), train(tmp_path / "clip", "optimizer.clip=0.01")
+    assert free[0]["loss"] == clipped[0]["loss"]
+    assert free[0]["grad_norm"] == clipped[0]["grad_norm"]  # logged before clipping
+    assert float(free[0]["grad_norm"]) > 0.01
+    steps = {}
+    for name in ("free", "clip"):
+        state = checkpoints.read(checkpoints.choose(tmp_path / name))["optimizer_states"][0]["state"]
+        steps[name] = torch.cat([value["exp_avg"].flatten() for value in state.values()]).norm()
+    assert steps["clip"] < 0.01 < steps["free"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_learning_rate_counts_optimizer_steps(tmp_path, accumulate):
+    words = ["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "max_steps=6", f"strategy.accumulate={accumulate}"]
+    rows = train(tmp_path, *words, "optimizer.lr=1.0e-3", "optimizer.clip=1.0")
+    # the rate that the next step will use; warm-up of two steps, then a cosine of four
+    expected = [1e-3, 1e-3, 1e-3 * (0.5 + 0.5 * 2**-0.5), 0.5e-3, 1e-3 * (0.5 - 0.5 * 2**-0.5), 0.0]
+    np.testing.assert_allclose([float(row["lr"]) for row in rows], expected, atol=1e-9)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(tmp_path):
+    with pytest.raises(UserError, match="last good checkpoint is step") as caught:
+        train(tmp_path, "optimizer.lr=1e30", "optimizer.clip=null", "checkpoint_every=1", "max_steps=20")
+    assert caught.value.exit_code == 6
+    state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    assert checkpoints.steps_of(tmp_path)
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    train(tmp_path, "checkpoint_every=1", "max_steps=6", "keep_checkpoints=2", "optimizer.lr=1.0e-6")
+    steps = checkpoints.steps_of(tmp_path)
+    assert steps[-2:] == [5, 6]
+    rows = {int(row["step"]): float(row["val_loss"]) for row in trace(tmp_path)}
+    best = min(rows, key=rows.get)
+    assert checkpoints.step_of((tmp_path / "checkpoints" / "best.ckpt").resolve()) == best
+    assert set(steps) == {5, 6, best}
+
+
+# ---------------------------------------------------------------------------------------------- own pictures
+
+
+def pictures(folder: Path, count: int, mode: str = "RGB", size: int = 20) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(count)
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+    for k in range(count):
+        Image.fromarray(rng.integers(0, 256, (size, size, *channels), dtype=np.uint8)).save(folder / f"{k}.png")
+
+
+FOLDER = ["experiment=none", "data=image_folder", "data.image_size=16", "data.val_fraction=0.2"]
+
+
+def test_class_folders_train_a_conditional_model(tmp_path):
+    pictures(tmp_path / "in" / "cats", 7)
+    pictures(tmp_path / "in" / "dogs", 8)
+    assert np.isfinite(losses(tmp_path / "run", *FOLDER, f"data.root={tmp_path / 'in'}")).all()
+    state = checkpoints.read(checkpoints.choose(tmp_path / "run"))["state_dict"]
+    assert len(state["net.unet.class_embedding.weight"]) == 3  # two classes and the null label
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
+def test_loose_pictures_train_an_unconditional_model_and_keep_their_channels(tmp_path, mode, channels):
+    pictures(tmp_path / "in", 5, mode)  # fewer than a batch of 12
+    words = [f"data.root={tmp_path / 'in'}", f"data.channels={channels}"]
+    assert np.isfinite(losses(tmp_path / "run", *FOLDER, *words)).all()
+    state = checkpoints.read(checkpoints.choose(tmp_path / "run"))["state_dict"]
+    assert not [key for key in state if "class_embedding" in key]
+    assert Image.open(tmp_path / "run" / "samples" / "step-00000004.png").mode == mode
+
+
+def test_changed_pictures_are_not_trained_on_unless_accepted(tmp_path):
+    pictures(tmp_path / "in", 6)
+    words = [*FOLDER, f"data.root={tmp_path / 'in'}"]
+    train(tmp_path / "run", *words)
+    (tmp_path / "in" / "3.png").unlink()
+    more = [*words, "max_steps=6", f"resume={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="pictures have changed") as caught:
+        train(tmp_path / "run", *more)
+    assert caught.value.exit_code == 4
+    assert len(train(tmp_path / "run", *more, "accept=[data]")) == 6
