@@ -1,4 +1,4 @@
-"""`diffusion-lit <verb> ...` and `python -m diffusion_lit <verb> ...`: the same as `python -m diffusion_lit.<verb> ...`."""
+"""`diffusion-lit <verb> ...`, `python -m diffusion_lit <verb> ...`: short for `python -m diffusion_lit.<verb> ...`."""
 
 import sys
 from importlib import import_module
@@ -9,6 +9,13 @@ VERBS = {
     "train": "train a model, or go on with a run (resume=...)",
     "sample": "make images with a trained run (run=...)",
 }
+USAGE = "\n".join(
+    [
+        "usage:",
+        *[f"  diffusion-lit {verb + ' ...':<12} {what}" for verb, what in VERBS.items()],
+        "add --help to a verb to see what it takes",
+    ]
+)
 
 
 def main() -> None:
@@ -16,14 +23,13 @@ def main() -> None:
     if verb in VERBS:
         sys.argv = [f"diffusion-lit {verb}", *sys.argv[2:]]
         import_module(f"diffusion_lit.{verb}").main()
-        return
-    text = "\n".join(f"  diffusion-lit {name} ...   {what}" for name, what in VERBS.items())
-    text = f"usage:\n{text}\nadd --help to a verb to see what it takes"
-    if verb in ("-h", "--help"):
-        print(text)
-        return
-    print(f"error: {verb}: no such verb\n{text}", file=sys.stderr)
-    sys.exit(int(Exit.CONFIG))
+    elif verb in ("-h", "--help"):
+        print(USAGE)
+    else:
+        from diffusion_lit.overrides import did_you_mean
+
+        print(f"error: {verb}: no such verb{did_you_mean(verb, list(VERBS))}\n{USAGE}", file=sys.stderr)
+        sys.exit(int(Exit.CONFIG))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,40 @@
 """The command line: composing the configuration and checking all of it before anything heavy is imported.
 
-A leaf yaml is the schema of its keys and types; `diffusion_lit.rules` adds ranges, choices and what does not go together.
+The yaml files are the schema: a key is one that they have, of the type that it has there. `diffusion_lit.rules` adds
+ranges, choices and what does not go together.
 """
 
-import difflib
+import copy
 import inspect
+import re
 import secrets
+import string
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from yaml import YAMLError
 
 from diffusion_lit.errors import Exit, UserError, reported
-from diffusion_lit.rules import RULES, conflicts, type_fault
+from diffusion_lit.overrides import combinations, did_you_mean
+from diffusion_lit.rules import OUR_CLASSES, conflicts, value_fault
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
-OUR_CLASSES = ("diffusion_lit.", "diffusers.", "torch.optim.")  # what a `_target_` may name
+PROCESS = "discrete"  # the only one there is; a sampler says in `serves` which it is for
+MISSING = "???"
 
+OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
 
 # ---------------------------------------------------------------------------------------------------- launching
 
@@ -40,18 +48,19 @@ def launch(
 
     A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
     """
-    OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
-    args = get_args_parser().parse_args()
+    args, unknown_flags = get_args_parser().parse_known_intermixed_args()
+    if args.help:
+        print(help_text(config_name, args.overrides))
+        return
+    overrides = unknown_flags + args.overrides
     with reported():
-        overrides = args.overrides
-        if not (args.help or args.hydra_help or args.info or args.shell_completion or args.cfg):
+        if not (args.hydra_help or args.info or args.shell_completion):
             overrides = prepare(overrides)
-            for config in composed(config_name, overrides, args.config_dir):
+            multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
+            configs = composed(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
+            for config in configs if not args.cfg else []:
                 check(config)
-        elif args.cfg:
-            composed(config_name, overrides, args.config_dir, complete=False)
-    flags = [argument for argument in sys.argv[1:] if argument not in args.overrides]
-    sys.argv[1:] = [*flags, *overrides]
+    sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
 
     def run(config: DictConfig) -> None:
         with reported():
@@ -60,205 +69,174 @@ def launch(
     hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
 
 
+def help_text(config_name: str, words: list[str]) -> str:
+    """What `--help` prints: the command, its groups and run-level keys; with names of groups, the files of those."""
+    text = (CONF / f"{config_name}.yaml").read_text()
+    groups = _groups(config_name, [CONF])
+    files = [CONF / word / f"{name}.yaml" for word in words if word in groups for name in groups[word]]
+    if files:
+        return "\n".join(f"---- {file.parent.name}={file.stem}\n{file.read_text()}" for file in files)
+    keys = [line.partition(" # ") for line in text.splitlines() if re.match(r"(?!defaults|hydra)\w+:", line)]
+    return string.Template(OmegaConf.create(text).hydra.help.template).substitute(
+        APP_CONFIG_GROUPS="\n".join(f"  {group:<12}{'  '.join(names)}" for group, names in groups.items()),
+        CONFIG="\n".join(f"  {key:<27} {comment}".rstrip() for key, _, comment in keys),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- composing
+
+
+class Choices(NamedTuple):
+    """What the choices of a command line come to, before single values are set."""
+
+    config: DictConfig
+    defaults: dict[str, object]  # every key there is, with its value in the yaml files, experiments aside
+    chosen: dict[str, str | None]  # group to name
+
+
 def composed(
-    config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True
+    config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True, multirun: bool = True
 ) -> list[DictConfig]:
-    """The configurations of a command line (one, or one for each value of a sweep), every fault reported at once.
+    """The configurations of a command line (one, or all of a sweep), every fault reported at once.
 
     Args:
         config_dir: a folder of more yaml files (`--config-dir`).
         complete: false lets keys without a value (???) pass.
+        multirun: false refuses sweeps.
     Raises:
         UserError: exit 2, one line for each fault.
     """
-    folders = [CONF] + ([Path(config_dir)] if config_dir else [])
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(Exit.CONFIG, f"cannot read the command line: {error}") from None
-    groups = _groups(folders)
-    faults = [fault for override in parsed if (fault := _choice_fault(override, groups))]
-    good = [override for override in parsed if not _choice_fault(override, groups)]
-    choices = [override for override in good if override.key_or_group in groups]
+    folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
+    groups = _groups(config_name, folders)
     configs = []
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name=config_name):
-        searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-        base = _compose(config_name, searched + [_first_value(override) for override in choices])
-        known = [override for override in good if override in choices or _knows(base, override, faults)]
-        for line in _sweep_lines(known):
-            config = _compose(config_name, searched + line)
-            configs.append(config)
-            faults += _value_faults(config, folders, config_name, complete)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        lines, faults, broken = combinations(overrides, groups, multirun)
+        broken |= set(groups) if "experiment" in broken else set()
+        choose = cache(partial(_choose, config_name, tuple(groups), tuple(folders[1:])))
+        try:
+            for line in lines:
+                words = [word for word in line if word.key_or_group in groups or word.is_hydra_override()]
+                choices = choose(tuple(word.input_line for word in words))
+                config, wrong = _filled(choices, [word for word in line if word not in words], broken, complete)
+                configs.append(config)
+                faults += wrong + _sampler_faults(choices.chosen, config, folders)
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["the configuration cannot work:", *dict.fromkeys(faults)]))
-    return [_without_hydra(config) for config in configs]
+    return configs
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    with open_dict(config):
-        del config["hydra"]
-    return config
+def _own_folder(config_dir: str) -> Path:
+    """The folder of `--config-dir`. A file in it that one of ours hides would never be read."""
+    folder = Path(config_dir).resolve()
+    if not folder.is_dir():
+        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: no such folder")
+    names = [file.relative_to(folder) for file in sorted(folder.glob("*/*.yaml"))]
+    hidden = [str(name) for name in names if (CONF / name).exists()]
+    if hidden:
+        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
+    return folder
 
 
-def _compose(config_name: str, overrides: list[str]) -> DictConfig:
-    try:
-        return compose(config_name, overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(Exit.CONFIG, f"the configuration cannot be composed: {error}") from None
-
-
-def _groups(folders: list[Path]) -> dict[str, list[str]]:
-    """Group name to the names one can choose."""
-    groups: dict[str, list[str]] = {}
-    for folder in folders:
-        for file in sorted(folder.glob("*/*.yaml")):
-            groups.setdefault(file.parent.name, []).append(file.stem)
+def _groups(config_name: str, folders: list[Path]) -> dict[str, list[str]]:
+    """The groups of a command in the order of its yaml, and the names one can choose, the default first."""
+    groups = {}
+    for entry in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
+        for group, default in entry.items() if entry != "_self_" else ():
+            names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
+            groups[group] = sorted(names, key=lambda name: name != default)
     return groups
 
 
-def _values(override: Override) -> list:
-    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-
-
-def _choice_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
-    group = override.key_or_group
-    if group not in groups or override.is_delete():
-        return None
-    for choice in _values(override):
-        if choice is not None and str(choice) not in groups[group]:
-            return f"{group}={choice}: no such {group}{_did_you_mean(str(choice), groups[group])}"
-    return None
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"{hint}; there are {', '.join(known)}"
-
-
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """All dotted keys, branches too."""
-    keys = []
-    for key in config:
-        name = f"{prefix}{key}"
-        keys.append(name)
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-            keys += _keys(node, f"{name}.")
-    return keys
-
-
-def _knows(base: DictConfig, override: Override, faults: list[str]) -> bool:
-    key = override.key_or_group
-    if key.split(".")[0] == "hydra":
-        return True
-    known = [name for name in _keys(base) if not name.startswith("hydra")]
-    if key in known:
-        return True
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:  # the right word in the wrong place: lr for optimizer.lr
-        close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
-    hint = f" (did you mean {close[0]}?)" if close else "; --help shows all keys"
-    faults.append(f"{key}: no such key{hint}")
-    return False
-
-
-def _first_value(override: Override, value: object = None) -> str:
-    """The override as text, a sweep reduced to one value."""
-    if not override.is_sweep_override():
-        return override.input_line
-    if value is None:
-        value = next(override.sweep_iterator())
-    return f"{override.key_or_group}={value}"
-
-
-def _sweep_lines(overrides: list[Override]) -> list[list[str]]:
-    """Every value of every sweep once, the other sweeps at their first value."""
-    lines = [[_first_value(override) for override in overrides]]
-    for k, override in enumerate(overrides):
-        if override.is_sweep_override():
-            for value in list(override.sweep_iterator())[1:]:
-                lines.append(lines[0][:k] + [_first_value(override, value)] + lines[0][k + 1 :])
-    return lines
+def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...], words: tuple[str, ...]) -> Choices:
+    searched = [f"hydra.searchpath=['file://{folder}']" for folder in folders]
+    config = compose(config_name, [*searched, *words], return_hydra_config=True)
+    chosen = {group: config.hydra.runtime.choices[group] for group in groups}
+    plain = chosen | ({"experiment": "none"} if "experiment" in chosen else {})
+    files = compose(config_name, [*searched, *[f"{group}={name}" for group, name in plain.items() if name]])
+    with open_dict(config):
+        del config["hydra"]
+    return Choices(config, _flat(files, {}), chosen)
 
 
 # ---------------------------------------------------------------------------------------------------- checking
 
 
-def _value_faults(config: DictConfig, folders: list[Path], config_name: str, complete: bool) -> list[str]:
-    """Keys the schema lacks, missing values, wrong types, values out of range, and combinations that cannot work."""
-    schema = _schema(config, folders, config_name)
-    faults = []
-    for key in _keys(config):
-        if key.split(".")[0] == "hydra":
-            continue
-        if key not in schema:
-            close = difflib.get_close_matches(key, list(schema), n=1)
-            faults.append(f"{key}: no such key" + (f" (did you mean {close[0]}?)" if close else ""))
-        elif OmegaConf.is_missing(_parent(config, key), key.split(".")[-1]):
-            if complete:
-                faults.append(f"{key} needs a value: add {key}=...")
+def _filled(
+    choices: Choices, overrides: list[Override], broken: set[str], complete: bool
+) -> tuple[DictConfig, list[str]]:
+    """The configuration with its values set as Hydra sets them, and everything that is wrong with it.
+
+    Of keys and groups whose word on the command line was `broken` nothing is said: they would have another value.
+    """
+    config, faults = copy.deepcopy(choices.config), {}
+    for override in overrides:
+        key = override.key_or_group
+        if key not in choices.defaults:
+            faults[key] = _unknown(key, choices)
+        elif override.is_add() or override.is_force_add():
+            faults[key] = f"{override.input_line}: write {override.input_line.lstrip('+')}"
         else:
-            fault = _value_fault(key, config, schema[key])
-            if fault:
-                faults.append(fault)
-    if complete and not faults and config_name == "train":
-        faults = conflicts(OmegaConf.to_container(config), config.hydra.runtime.choices, _serving(folders))
-    return faults
+            OmegaConf.update(config, key, override.value())
+    values = _flat(config, faults)
+    faults |= {key: fault for key, value in values.items() if (fault := _fault(key, value, choices))}
+    unsure = {key for key in faults | values if broken & {key, key.split(".")[0]}}
+    missing = {key for key, value in values.items() if value == MISSING}
+    good = {key: value for key, value in values.items() if key not in faults.keys() | missing | unsure}
+    silent = unsure | (set() if complete else missing)
+    return config, [fault for key, fault in faults.items() if key not in silent] + conflicts(good)
 
 
-def _value_fault(key: str, config: DictConfig, default: object) -> str | None:
-    try:
-        value = OmegaConf.select(config, key)
-    except OmegaConfBaseException as error:
-        return f"{key}: {str(error).splitlines()[0]}"
-    if key.endswith("_target_"):
-        return None if str(value).startswith(OUR_CLASSES) else f"{key}={value}: not a class of this project"
-    rule = RULES.get(key)
-    if rule:
-        fault = rule.fault(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-    elif OmegaConf.is_list(default) or isinstance(default, list):
-        fault = None if OmegaConf.is_list(value) else "must be a list [a,b]"
-    elif default is None or isinstance(default, dict) or OmegaConf.is_config(value):
-        fault = None
-    else:
-        fault = type_fault(value, type(default))
-    return f"{key}={value}: {fault}" if fault else None
-
-
-def _parent(config: DictConfig, key: str) -> DictConfig:
-    return OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-
-
-def _serving(folders: list[Path]) -> dict[str, list[str]]:
-    """Process to the samplers that serve it."""
-    serving: dict[str, list[str]] = {}
-    for file in sorted(file for folder in folders for file in folder.glob("sampler/*.yaml")):
-        for process in OmegaConf.load(file)["serves"]:
-            serving.setdefault(process, []).append(file.stem)
-    return serving
-
-
-def _schema(config: DictConfig, folders: list[Path], config_name: str) -> dict[str, object]:
-    """Dotted key to default value: the run-level keys of <config_name>.yaml and the leaf yaml of each chosen group."""
-    schema: dict[str, object] = {}
-    raw = OmegaConf.load(CONF / f"{config_name}.yaml")
-    for key in raw:
-        if key not in ("defaults", "hydra"):
-            schema[key] = None if OmegaConf.is_missing(raw, key) else raw._get_node(key)._value()
-    for group, choice in config.hydra.runtime.choices.items():
-        if choice is None or "/" in group or group == "experiment":
+def _flat(node: DictConfig, faults: dict[str, str], prefix: str = "") -> dict[str, object]:
+    """Dotted key to value, interpolations resolved; those that cannot be go to `faults`."""
+    values = {}
+    for key in node:
+        name = f"{prefix}{key}"
+        try:
+            value = MISSING if OmegaConf.is_missing(node, key) else node[key]
+            value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
+        except InterpolationToMissingValueError:
+            continue  # the key that is missing is told of
+        except OmegaConfBaseException as error:
+            faults[name] = f"{name}={node._get_node(key)._value()}: {str(error).splitlines()[0]}"
             continue
-        file = next((f / group / f"{choice}.yaml" for f in folders if (f / group / f"{choice}.yaml").exists()), None)
-        if file:
-            leaf = OmegaConf.load(file)
-            schema[group] = {}
-            for key in leaf:
-                value = None if OmegaConf.is_missing(leaf, key) else leaf._get_node(key)
-                if value is not None:
-                    value = None if value._is_interpolation() else value._value()
-                schema[f"{group}.{key}"] = value
-    return schema
+        values |= _flat(value, faults, f"{name}.") if OmegaConf.is_dict(value) else {name: value}
+    return values
+
+
+def _fault(key: str, value: object, choices: Choices) -> str | None:
+    """A key that an experiment made up, a value that is missing or cannot be."""
+    experiment = f"experiment={choices.chosen.get('experiment')}"
+    if key.split(".")[0] == "experiment":
+        return f"{experiment}: its first line must be # @package _global_"
+    if key in choices.chosen:
+        return f"{experiment}: {key} is chosen under `defaults:` with `- override /{key}: {value}`"
+    if key not in choices.defaults:
+        return f"{experiment}: {_unknown(key, choices)}"
+    return f"{key} needs a value: add {key}=..." if value == MISSING else value_fault(key, value, choices.defaults[key])
+
+
+def _unknown(key: str, choices: Choices) -> str:
+    """The nearest keys; in a group that exists those of the group, and the same word elsewhere."""
+    group, _, last = key.rpartition(".")
+    if group not in choices.chosen:
+        return f"{key}: no such key{did_you_mean(key, list(choices.defaults)) or '; --help lists them'}"
+    own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith("._target_")]
+    alike = own + [name for name in choices.defaults if name.split(".")[-1] == last]
+    listed = ", ".join(name.removeprefix(f"{group}.") for name in own) or "no keys"
+    return f"{key}: no such key{did_you_mean(key, alike)}; {group}={choices.chosen[group]} has {listed}"
+
+
+def _sampler_faults(chosen: dict, config: DictConfig, folders: list[Path]) -> list[str]:
+    """A sampler for another process, and the names of those for this one."""
+    serves = OmegaConf.select(config, "sampler.serves")
+    if not OmegaConf.is_list(serves) or PROCESS in serves:
+        return []
+    files = sorted(file for folder in folders for file in folder.glob("sampler/*.yaml"))
+    right = ", ".join(file.stem for file in files if PROCESS in OmegaConf.load(file).get("serves", ()))
+    name, served = chosen["sampler"], ", ".join(map(str, serves))
+    return [f"sampler={name} serves {served} processes and this one is {PROCESS}: use {right}"]
 
 
 # ---------------------------------------------------------------------------------------------------- building
@@ -293,5 +271,7 @@ def with_data_facts(config: DictConfig) -> tuple[dict, object]:
     asked, found = config.data.num_classes, len(source.class_names)
     if asked is not None and asked != found:
         raise UserError(Exit.DATA, f"data.num_classes={asked}, but the source has {found or 'no'} classes")
-    facts = OmegaConf.create({"data": {"num_classes": found, "class_names": list(source.class_names)}})
-    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.to_container(config), facts), resolve=True), source
+    config = copy.deepcopy(config)
+    with open_dict(config):
+        config.data.num_classes, config.data.class_names = found, list(source.class_names)
+    return OmegaConf.to_container(config, resolve=True), source

@@ -18,17 +18,17 @@ class ConsoleHandler(logging.Handler):
 def progress_bar(unit: str = "step"):
     """A rich progress bar: description, count, speed, time left. Silent where standard output is no terminal."""
     import rich
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich import progress
 
     console = rich.get_console()
-    return Progress(
-        TextColumn(unit),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn(unit),
+        progress.MofNCompleteColumn(),
+        progress.BarColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )

@@ -67,14 +67,17 @@ def beside(pictures: Sequence[Image.Image], gap: int = 12) -> Image.Image:
 
 def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, hold_ms: int = 1500) -> None:
     """An endless GIF; the last frame is held so that the result can be looked at."""
-    rgb = [_on_white(frame) for frame in frames]
-    durations = [frame_ms] * (len(rgb) - 1) + [hold_ms]
-    rgb[0].save(path, save_all=True, append_images=rgb[1:], duration=durations, loop=0)
+    palettes = [_with_palette(frame) for frame in frames]
+    durations = [frame_ms] * (len(palettes) - 1) + [hold_ms]
+    palettes[0].save(path, save_all=True, append_images=palettes[1:], duration=durations, loop=0)
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
-    return canvas.convert("RGB")
+def _with_palette(picture: Image.Image) -> Image.Image:
+    """What a GIF can hold: grey as it is; colours on white, the 256 nearest, no dither (it looks like noise)."""
+    if picture.mode == "L":
+        return picture
+    if picture.mode == "RGBA":
+        canvas = Image.new("RGBA", picture.size, "white")
+        canvas.alpha_composite(picture)
+        picture = canvas.convert("RGB")
+    return picture.quantize(256, dither=Image.Dither.NONE)

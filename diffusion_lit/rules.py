@@ -1,42 +1,87 @@
-"""What a configuration may hold: ranges and choices of single values, and what keys mean together."""
+"""What a configuration may hold: types, ranges and choices of single values, and what values mean together."""
 
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+
+Check = Callable[[object], str | None]  # value -> why it cannot be, None if it can
+OUR_CLASSES = ("diffusion_lit.", "diffusers.", "torch.optim.")  # what a `_target_` may name
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Type, range and choices of a value; `low` and `high` are allowed themselves unless `open`."""
+    """Type, range and choices of one value."""
 
     kind: type = float
-    low: float | None = None
+    low: float | None = None  # allowed itself, as is `high`; `above` and `below` are not
     high: float | None = None
-    open: bool = False
+    above: float | None = None
+    below: float | None = None
     choices: tuple = ()
     optional: bool = False
 
-    def fault(self, value: object) -> str | None:
-        if value is None:
-            return None if self.optional else "needs a value"
+    def __call__(self, value: object) -> str | None:
+        if value is None and self.optional:
+            return None
         if self.choices:
-            return None if value in self.choices else f"is none of {', '.join(map(str, self.choices))}"
-        wrong = type_fault(value, self.kind)
-        if wrong or self.kind not in (int, float):
-            return wrong
-        if self.low is not None and (value <= self.low if self.open else value < self.low):
-            return f"must be {'more than' if self.open else 'at least'} {self.low:g}"
-        if self.high is not None and (value >= self.high if self.open else value > self.high):
-            return f"must be {'less than' if self.open else 'at most'} {self.high:g}"
+            listed = ", ".join(map(str, self.choices))
+            fault = f"must be {'one of ' * (len(self.choices) > 1)}{listed}"
+            return None if value in self.choices and not isinstance(value, bool) else fault
+        fault = type_fault(value, self.kind)
+        if fault or self.kind not in (int, float):
+            return fault
+        if self.low is not None and value < self.low:
+            return f"must be at least {self.low:g}"
+        if self.above is not None and value <= self.above:
+            return f"must be more than {self.above:g}"
+        if self.high is not None and value > self.high:
+            return f"must be at most {self.high:g}"
+        if self.below is not None and value >= self.below:
+            return f"must be less than {self.below:g}"
         return None
 
 
+@dataclass(frozen=True)
+class Each:
+    """A list of values that each follow a rule."""
+
+    rule: Check = lambda value: None
+    length: int | None = None
+    shortest: int = 0
+
+    def __call__(self, value: object) -> str | None:
+        if not isinstance(value, list):
+            return "must be a list [a,b]"
+        if self.length is not None and len(value) != self.length:
+            return f"must be a list of {self.length}"
+        if len(value) < self.shortest:
+            return "must not be empty"
+        return next((f"each {fault}" for item in value if (fault := self.rule(item))), None)
+
+
+def checkpoint_fault(value: object) -> str | None:
+    is_step = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return None if is_step or value in ("last", "best") else "must be last, best or a step"
+
+
+def device_fault(value: object) -> str | None:
+    return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)) else "must be auto, cpu, cuda, cuda:1 or mps"
+
+
+TEXT = Rule(str)
+OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
 WHOLE = Rule(int, low=0)
-POSITIVE = Rule(low=0, open=True)
+POSITIVE = Rule(above=0)
 PROBABILITY = Rule(low=0, high=1)
-RULES: dict[str, Rule] = {
-    "name": Rule(str),
-    "resume": Rule(str, optional=True),
+RULES: dict[str, Check] = {
+    "name": TEXT,
     "seed": Rule(int, low=0, high=2**63 - 1),
+    "resume": OPTIONAL_TEXT,
+    "accept": Each(Rule(choices=("config", "data"))),
     "max_steps": COUNT,
     "global_batch_size": COUNT,
     "log_every": COUNT,
@@ -46,113 +91,178 @@ RULES: dict[str, Rule] = {
     "keep_checkpoints": COUNT,
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
+    "data.root": TEXT,
     "data.image_size": COUNT,
     "data.channels": Rule(choices=(1, 3, 4)),
     "data.resample": Rule(choices=("nearest", "bilinear", "bicubic", "area")),
+    "data.background": Each(Rule(int, low=0, high=255), length=3),
     "data.labels": Rule(choices=("auto", "none")),
     "data.num_classes": Rule(int, low=0, optional=True),
     "data.val_fraction": Rule(low=0, high=0.9),
     "data.flip": PROBABILITY,
-    "data.cache_dir": Rule(str, optional=True),
+    "data.cache_dir": OPTIONAL_TEXT,
     "data.judge_images": WHOLE,
+    "model.block_out_channels": Each(COUNT, shortest=1),
+    "model.attention_levels": Each(WHOLE),
     "model.layers_per_block": COUNT,
     "model.attention_head_dim": COUNT,
     "model.norm_num_groups": COUNT,
     "model.dropout": PROBABILITY,
     "diffusion.num_train_timesteps": Rule(int, low=2),
     "diffusion.beta_schedule": Rule(choices=("linear", "scaled_linear", "cosine")),
-    "diffusion.beta_start": Rule(low=0, high=1, open=True),
-    "diffusion.beta_end": Rule(low=0, high=1, open=True),
+    "diffusion.beta_start": Rule(above=0, below=1),
+    "diffusion.beta_end": Rule(above=0, below=1),
     "diffusion.prediction_type": Rule(choices=("epsilon", "sample", "v_prediction")),
     "diffusion.loss": Rule(choices=("mse", "l1")),
     "weighting.gamma": POSITIVE,
     "weighting.k": POSITIVE,
     "ema.inv_gamma": POSITIVE,
     "ema.power": POSITIVE,
-    "ema.max_decay": Rule(low=0, high=1),
+    "ema.max_decay": PROBABILITY,
     "sampler.steps": Rule(int, low=1, optional=True),
     "sampler.batch_size": COUNT,
     "sampler.eta": PROBABILITY,
     "sampler.timestep_spacing": Rule(choices=("trailing", "leading", "linspace")),
-    "sampler.prediction_type": Rule(choices=("sample", "epsilon", "v_prediction")),
+    "sampler.prediction_type": Rule(choices=("epsilon", "sample", "v_prediction")),
     "sampler.variance_type": Rule(choices=("fixed_small", "fixed_large")),
     "sampler.solver_order": Rule(choices=(1, 2, 3)),
+    "optimizer._target_": Rule(choices=("torch.optim.Adam", "torch.optim.AdamW")),
     "optimizer.lr": POSITIVE,
+    "optimizer.betas": Each(Rule(low=0, below=1), length=2),
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": Rule(low=0),
     "optimizer.schedule": Rule(choices=("constant", "linear", "cosine")),
     "optimizer.warmup_steps": WHOLE,
     "optimizer.warmup_fraction": Rule(low=0, high=1, optional=True),
-    "optimizer.clip": Rule(low=0, open=True, optional=True),
+    "optimizer.clip": Rule(above=0, optional=True),
     "strategy.accelerator": Rule(choices=("auto", "cpu", "gpu", "cuda", "mps")),
     "strategy.devices": Rule(choices=(1,)),
     "strategy.num_nodes": Rule(choices=(1,)),
     "strategy.precision": Rule(choices=("32-true", "bf16-mixed", "16-mixed")),
     "strategy.accumulate": COUNT,
     # python -m diffusion_lit.sample
-    "run": Rule(str),
-    "num_images": COUNT,
-    "out": Rule(str, optional=True),
+    "run": TEXT,
+    "checkpoint": checkpoint_fault,
     "weights": Rule(choices=("ema", "net")),
-    "device": Rule(str),
+    "num_images": COUNT,
+    "out": OPTIONAL_TEXT,
+    "device": device_fault,
 }
 
 
 def type_fault(value: object, kind: type) -> str | None:
     """Why `value` is not of the kind; a whole number passes for a float, nothing else passes for anything else."""
+    if value is None:
+        return "needs a value"
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list [a,b]"}
-        return f"must be {names.get(kind, kind.__name__)}"
-    if kind is float and value != value:
-        return "must be a number"
-    return None
+        return f"must be {KINDS.get(kind, kind.__name__)}"
+    if kind is float and not math.isfinite(value):
+        return "must be a finite number"
+    return "must not be empty" if value == "" else None
 
 
-def conflicts(config: dict, choices: dict[str, str], serving: dict[str, list[str]]) -> list[str]:
-    """What cannot work together in a training configuration, one line each.
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number as text: '\"5\"')"}
+
+
+def value_fault(key: str, value: object, default: object) -> str | None:
+    """Why a key cannot have this value, by its rule or else by the type of its default; None if it can."""
+    if key.endswith("._target_") and not str(default).startswith(OUR_CLASSES):
+        return f"{key}={default}: is no class of this project"
+    if key.endswith("._target_") and value != default:
+        return f"{key}={shown(value)}: belongs to the choice of {key.partition('.')[0]}, choose another"
+    fault = (RULES.get(key) or _rule_like(default))(value)
+    return f"{key}={shown(value)}: {fault}" if fault else None
+
+
+def _rule_like(default: object) -> Check:
+    """The type of the default; null tells nothing of a type."""
+    if isinstance(default, list):
+        return Each(_rule_like(default[0])) if default else Each()
+    return Rule(type(default)) if default is not None else lambda value: None
+
+
+def shown(value: object) -> str:
+    """A value as it is written on a command line."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+# ------------------------------------------------------------------------------------------- values together
+
+
+def conflicts(values: dict[str, object]) -> list[str]:
+    """What cannot work together, one line each.
 
     Args:
-        choices: the name chosen in each group.
-        serving: process to the names of the samplers that serve it.
+        values: dotted key to value, without keys that are faulty by themselves. A check of keys that are not there (a
+            network without levels, a faulty number) is left out.
     """
-    data, model, diffusion, sampler = config["data"], config["model"], config["diffusion"], config["sampler"]
     faults = []
-    if diffusion["prediction_type"] == "epsilon" and diffusion["zero_terminal_snr"]:
-        faults.append(
-            "diffusion.prediction_type=epsilon with diffusion.zero_terminal_snr=true: the last timestep is pure noise "
-            "and says nothing of x0; predict v_prediction or sample"
-        )
-    if diffusion["beta_start"] > diffusion["beta_end"]:
-        faults.append("diffusion.beta_start is more than diffusion.beta_end")
-    if sampler["steps"] is not None and sampler["steps"] > diffusion["num_train_timesteps"]:
-        faults.append(
-            f"sampler.steps={sampler['steps']}: the process has {diffusion['num_train_timesteps']} timesteps "
-            "(diffusion.num_train_timesteps)"
-        )
-    faults += sampler_conflicts(choices["sampler"], sampler, serving)
-    widths = model.get("block_out_channels")
-    if widths:
-        multiple = 2 ** (len(widths) - 1)
-        if data["image_size"] % multiple:
-            faults.append(
-                f"data.image_size={data['image_size']}: the network halves images {len(widths) - 1} times, "
-                f"so the size must be a multiple of {multiple}"
-            )
-        if any(width % model["norm_num_groups"] for width in widths):
-            faults.append(f"model.block_out_channels={widths} are not multiples of model.norm_num_groups")
-        if any(width % model["attention_head_dim"] for width in widths):
-            faults.append(f"model.block_out_channels={widths} are not multiples of model.attention_head_dim")
-        if any(not 0 <= level < len(widths) for level in model["attention_levels"]):
-            faults.append(f"model.attention_levels={model['attention_levels']}: there are levels 0 to {len(widths) - 1}")
-    accumulate = config["strategy"]["accumulate"]
-    if config["global_batch_size"] % accumulate:
-        faults.append(f"global_batch_size={config['global_batch_size']} is no multiple of strategy.accumulate={accumulate}")
+    for check in CHECKS:
+        with suppress(KeyError):
+            faults += check(values)
     return faults
 
 
-def sampler_conflicts(name: str, sampler: dict, serving: dict[str, list[str]], process: str = "discrete") -> list[str]:
-    """A sampler that does not serve the process, and those that do."""
-    if process in sampler["serves"]:
-        return []
-    serves = ", ".join(sampler["serves"])
-    return [f"sampler={name} serves {serves} processes, and this one is {process}: use {', '.join(serving[process])}"]
+def noise(v: dict) -> Iterator[str]:
+    if v["diffusion.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
+        yield (
+            "diffusion.prediction_type=epsilon with diffusion.zero_terminal_snr=true: the last timestep is pure noise "
+            "and says nothing of x0; predict v_prediction or sample"
+        )
+    start, end = v["diffusion.beta_start"], v["diffusion.beta_end"]
+    if start > end:
+        yield f"diffusion.beta_start={start} is more than diffusion.beta_end={end}"
+
+
+def sampler_steps(v: dict) -> Iterator[str]:
+    steps, timesteps = v["sampler.steps"], v["diffusion.num_train_timesteps"]
+    if steps is not None and steps > timesteps:
+        yield f"sampler.steps={steps} is more than diffusion.num_train_timesteps={timesteps}"
+
+
+def guidance(v: dict) -> Iterator[str]:
+    if v["label_dropout"] == 0 and v["guidance_scale"] != 1:
+        yield (
+            f"guidance_scale={v['guidance_scale']} with label_dropout=0: guidance needs the unconditional model, "
+            "which is trained by dropping labels; set label_dropout=0.1 or guidance_scale=1"
+        )
+
+
+def halving(v: dict) -> Iterator[str]:
+    size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
+    if size % 2**times:
+        yield (
+            f"data.image_size={size}: the network halves images {times} time{'s' * (times > 1)} "
+            f"(model.block_out_channels has {times + 1} levels), so the size must be a multiple of {2**times}"
+        )
+
+
+def groups(v: dict) -> Iterator[str]:
+    widths, number = v["model.block_out_channels"], v["model.norm_num_groups"]
+    if any(width % number for width in widths):
+        yield f"model.block_out_channels={widths} must be multiples of model.norm_num_groups={number}"
+
+
+def attention(v: dict) -> Iterator[str]:
+    widths, levels, size = v["model.block_out_channels"], v["model.attention_levels"], v["model.attention_head_dim"]
+    if any(level >= len(widths) for level in levels):
+        yield f"model.attention_levels={levels}: there are levels 0 to {len(widths) - 1}"
+        return
+    used = [widths[level] for level in levels] + [widths[-1]] * v["model.middle_attention"]
+    if any(width % size for width in used):
+        yield f"model.attention_head_dim={size} must divide the channels of levels with attention, {used}"
+
+
+def pictures(v: dict) -> Iterator[str]:
+    for key in ("image_size", "channels", "num_classes"):
+        if v[f"model.{key}"] != v[f"data.{key}"]:
+            yield f"model.{key}={shown(v[f'model.{key}'])} follows from the data: set data.{key} instead"
+
+
+def batch(v: dict) -> Iterator[str]:
+    size, accumulate = v["global_batch_size"], v["strategy.accumulate"]
+    if size % accumulate:
+        yield f"global_batch_size={size} must be a multiple of strategy.accumulate={accumulate}"
+
+
+CHECKS = (noise, sampler_steps, guidance, halving, groups, attention, pictures, batch)

@@ -41,6 +41,9 @@ def check(config: DictConfig) -> None:
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     classes_of(config, run_config["data"]["class_names"])
+    steps, timesteps = config.sampler.steps, run_config["diffusion"]["num_train_timesteps"]
+    if steps is not None and steps > timesteps:
+        raise UserError(Exit.CONFIG, f"sampler.steps={steps}: the run has {timesteps} timesteps")
 
 
 def classes_of(config: DictConfig, names: list[str]) -> list[int]:
@@ -61,49 +64,48 @@ def classes_of(config: DictConfig, names: list[str]) -> list[int]:
 def sample(config: DictConfig) -> None:
     import torch
 
-    from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
     from diffusion_lit.console import progress_bar
     from diffusion_lit.images import to_uint8
-    from diffusion_lit.sampling.generate import generate
+    from diffusion_lit.runs.trained import Trained
     from diffusion_lit.sampling.previews import rows_of_classes
 
     run = Path(config.run).expanduser()
-    trained = folder.read_config(run) | {"sampler": OmegaConf.to_container(config.sampler)}
-    if config.guidance_scale is not None:
-        trained["guidance_scale"] = config.guidance_scale
-    names = trained["data"]["class_names"]
-    labels = rows_of_classes(classes_of(config, names), config.num_images) if names else [0] * config.num_images
-    seeds = image_seeds(config.seed, config.num_images)
+    model = Trained(
+        run,
+        checkpoint=str(config.checkpoint),
+        weights=config.weights,
+        device=config.device,
+        sampler=OmegaConf.to_container(config.sampler),
+        guidance_scale=config.guidance_scale,
+        warn=log.warning,
+    )
+    names, n = model.class_names, config.num_images
+    labels = rows_of_classes(classes_of(config, names), n) if names else [0] * n
+    seeds = image_seeds(config.seed, n)
     out = new_folder(config.out, run)
 
-    path = checkpoints.choose(run, str(config.checkpoint), warn=log.warning)
-    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    net = checkpoints.load_network(path, config.weights, make_network(trained)).to(device)
-    diffusion, sampler = make_diffusion(trained).to(device), make_sampler_of(trained)
-    shape = (trained["data"]["channels"], trained["data"]["image_size"], trained["data"]["image_size"])
-    steps = len(sampler.build(diffusion.table).timesteps)
-    filmed = set(torch.linspace(0, steps - 1, min(steps, GIF_FRAMES)).round().int().tolist()) if config.gif else ()
-    film = torch.zeros(len(filmed), config.num_images, *shape, dtype=torch.uint8)
-
+    steps = len(model.sampler.build(model.diffusion.table).timesteps)
+    filmed = torch.linspace(0, steps - 1, min(steps, GIF_FRAMES)).round().int().tolist() if config.gif else []
+    film = torch.zeros(len(filmed), n, *model.shape, dtype=torch.uint8)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
-        task = bar.add_task("", total=steps * -(-config.num_images // sampler.batch_size))
+        task = bar.add_task("", total=steps * -(-n // model.sampler.batch_size))
 
         def on_step(first: int, k: int, x: torch.Tensor) -> None:
             bar.advance(task)
             if k in filmed:
-                place = film[sorted(filmed).index(k), first : first + len(x)]
-                place.copy_(to_uint8(x)[: len(place)])
+                frame = film[filmed.index(k), first : first + len(x)]
+                frame.copy_(to_uint8(x)[: len(frame)])
 
-        images = to_uint8(generate(guided(net, trained), diffusion, sampler, labels, seeds, shape, on_step))
+        images = model.generate(labels, seeds, on_step)
     seconds = time.perf_counter() - started
 
     manifest = {
-        "checkpoint": path.name,
+        "checkpoint": model.checkpoint.name,
         "weights": config.weights,
         "seed": config.seed,
-        "guidance_scale": trained["guidance_scale"],
-        "sampler": trained["sampler"],
+        "guidance_scale": model.config["guidance_scale"],
+        "sampler": model.config["sampler"],
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
         "images": [
             {"file": f"{k:05d}.png", "seed": seed, "label": label if names else None, "class": names and names[label]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.config import composed, launch, with_data_facts
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints, folder, resume
 
 log = logging.getLogger("diffusion_lit.train")

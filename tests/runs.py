@@ -12,6 +12,7 @@ TINY = [
     "model.block_out_channels=[8,8]",
     "model.norm_num_groups=4",
     "model.attention_head_dim=8",
+    "model.attention_levels=[]",
     "model.layers_per_block=1",
     "global_batch_size=12",
     "sampler.steps=2",

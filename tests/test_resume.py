@@ -2,6 +2,7 @@
 
 import random
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,27 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
         last_checkpoint(moved)["state_dict"]["net.unet.conv_in.weight"],
     )
     assert trace(whole) == trace(moved)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
+    """Kills by the clock, not at steps: while starting, decoding, training, drawing a preview, saving."""
+    settings = [*SETTINGS, "max_steps=120", "checkpoint_every=3", "sampler.steps=10"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    dice = random.Random(0)
+    kills = 0
+    while kills < 20:
+        words = [f"resume={broken}"] if checkpoints.steps_of(broken) else [*settings, f"run_dir={broken}"]
+        process = start("train", *words, cwd=tmp_path)
+        try:
+            process.wait(timeout=dice.uniform(2.0, 7.0))
+            break  # it got to the end between two kills
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    run("train", f"resume={broken}", cwd=tmp_path)
+    assert kills >= 5
+    assert_equal_runs(whole, broken)
+    assert not list(broken.rglob("*.tmp"))

@@ -43,7 +43,8 @@ class Decoding:
                 image = ImageOps.fit(image, size, RESAMPLE[self.resample])
             array = np.asarray(image)
         except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
-            raise UserError(Exit.DATA, f"{picture}: cannot be read as a picture ({error or type(error).__name__})")
+            why = str(error) or type(error).__name__
+            raise UserError(Exit.DATA, f"{picture}: cannot be read as a picture ({why})") from None
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
     def _with_channels(self, image: Image.Image) -> Image.Image:
@@ -57,11 +58,9 @@ class Decoding:
 
 
 def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrupt EXIF and large-picture notes; errors still raise
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+    with Image.open(path) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -86,7 +85,8 @@ def decode_all(pictures: Sequence[Path] | np.ndarray, decoding: Decoding, out: n
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # corrupt EXIF and large-picture notes; errors still raise
         faults = [fault for fault, _ in zip(pool.map(decode, range(len(pictures))), progress, strict=False) if fault]
     if faults:
         shown = "\n  ".join(faults[:10])

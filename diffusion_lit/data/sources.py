@@ -1,7 +1,7 @@
 """Where pictures come from. A source lists pictures; decoding and batching are not its business.
 
 A source is a class with `splits()`, a dict of `Split` that has "train" and may have "val" (pictures held out by the
-source itself), and `class_names` (empty: unlabelled). Its constructor arguments are the keys of its yaml in `conf/data`.
+source itself), and `class_names` (empty: unlabelled). Its constructor arguments are keys of its yaml in `conf/data`.
 Nothing here imports torch, so that a missing folder is reported within a second.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from diffusion_lit.errors import Exit, UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-JUNK = {"__MACOSX", "Thumbs.db"}  # and everything that starts with a dot
+JUNK = {"__MACOSX", "@eaDir"}  # and everything that starts with a dot
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -27,16 +27,21 @@ class Split:
     pictures: Sequence[Path] | np.ndarray
     labels: np.ndarray
 
+    def take(self, part: np.ndarray) -> "Split":
+        arrays = isinstance(self.pictures, np.ndarray)
+        return Split(self.pictures[part] if arrays else [self.pictures[k] for k in part], self.labels[part])
+
 
 def hold_out(splits: dict[str, Split], fraction: float) -> dict[str, Split]:
     """Splits with a "val": the source's own, else `fraction` of its pictures, the same ones in every run (0: none)."""
     train = splits["train"]
     n = len(train.labels)
-    if "val" in splits or not round(n * fraction):
+    held_out = min(round(n * fraction), n - 1)
+    if "val" in splits or not held_out:
         return splits
     order = np.random.Generator(np.random.PCG64(n)).permutation(n)
-    parts = {"val": np.sort(order[: round(n * fraction)]), "train": np.sort(order[round(n * fraction) :])}
-    return {name: Split([train.pictures[k] for k in part], train.labels[part]) for name, part in parts.items()}
+    parts = {"val": np.sort(order[:held_out]), "train": np.sort(order[held_out:])}
+    return {name: train.take(part) for name, part in parts.items()}
 
 
 class Digits:
@@ -101,12 +106,6 @@ class ImageFolder:
                 f"{train}: class folder{'s' * (len(empty) > 1)} without pictures: {', '.join(empty)}; "
                 "remove them, or set data.labels=none to train without classes",
             )
-        if any(_is_picture(entry) for entry in os.scandir(train)):
-            raise UserError(
-                Exit.DATA,
-                f"{train} holds both class folders and loose pictures: move the pictures into classes, "
-                "or set data.labels=none to train without classes",
-            )
         return names
 
     def splits(self) -> dict[str, Split]:
@@ -117,16 +116,26 @@ class ImageFolder:
     def _split(self, folder: Path) -> Split:
         if not self.class_names:
             paths = _pictures(folder)
-            if not paths:
-                kinds = " ".join(sorted(SUFFIXES))
-                raise UserError(Exit.DATA, f"{folder}: no pictures found ({kinds})")
-            return Split(paths, np.zeros(len(paths), dtype=np.int64))
-        unknown = {f.name for f in _folders(folder)} - set(self.class_names)
+            labels = np.zeros(len(paths), dtype=np.int64)
+        else:
+            paths, labels = self._labelled(folder)
+        if not paths:
+            raise UserError(Exit.DATA, f"{folder}: no pictures found ({' '.join(sorted(SUFFIXES))})")
+        return Split(paths, labels)
+
+    def _labelled(self, folder: Path) -> tuple[list[Path], np.ndarray]:
+        unknown = {path.name for path in _folders(folder)} - set(self.class_names)
         if unknown:
             raise UserError(Exit.DATA, f"{folder}: classes that the train folder lacks: {', '.join(sorted(unknown))}")
+        if any(_is_picture(entry) for entry in os.scandir(folder)):
+            raise UserError(
+                Exit.DATA,
+                f"{folder} holds pictures that are in no class folder: move them into one, "
+                "or set data.labels=none to train without classes",
+            )
         per_class = [_pictures(folder / name) if (folder / name).is_dir() else [] for name in self.class_names]
         labels = np.repeat(np.arange(len(per_class), dtype=np.int64), [len(paths) for paths in per_class])
-        return Split([path for paths in per_class for path in paths], labels)
+        return [path for paths in per_class for path in paths], labels
 
 
 def _is_junk(name: str) -> bool:
@@ -138,11 +147,14 @@ def _is_picture(entry: os.DirEntry | Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name))
+    """Folders in a folder, sorted; a link back to where it came from is none."""
+    here = folder.resolve()
+    found = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name)]
+    return sorted(path for path in found if path.resolve() not in (here, *here.parents))
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Pictures at any depth, sorted; os.walk follows no links, so a loop of links ends nothing."""
+    """Pictures at any depth, sorted; os.walk follows no links to folders, so a loop of links ends."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _is_junk(name)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, decode_all
 from diffusion_lit.data.sources import Split
+from diffusion_lit.errors import Exit, UserError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
         return ImageStore(images, split.labels)
     path = Path(cache_dir).expanduser() / f"{name}-{_key(split.pictures, decoding)}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(Exit.OUTPUT, f"data.cache_dir={cache_dir} cannot be made: {error.strerror}") from None
         building = path.with_suffix(f".building-{os.getpid()}")  # a killed build is never taken for a whole one
         try:
             images = np.lib.format.open_memmap(building, "w+", np.uint8, shape)
@@ -61,7 +65,7 @@ def _key(pictures: Sequence[Path] | np.ndarray, decoding: Decoding) -> str:
         digest.update(pictures.tobytes())
     else:
         for path in pictures:
-            stat = path.stat()
+            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link is told of by decoding
             digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

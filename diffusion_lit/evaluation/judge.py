@@ -20,7 +20,7 @@ class Verdict:
 
 
 class PixelJudge:
-    """A support-vector classifier on pixels, trained on the training pictures. Right for digits, not for photographs."""
+    """A support-vector classifier on pixels, trained on the training pictures; right for digits, not for photos."""
 
     def __init__(self, train: ImageStore, val: ImageStore):
         self.classifier = SVC(C=10, gamma=0.001 * 16**2).fit(_pixels(train.images), train.labels)

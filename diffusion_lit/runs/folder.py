@@ -1,7 +1,7 @@
 """The run folder: everything a run knows, in plain files.
 
-    config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json
-    checkpoints/step-*.ckpt + last.ckpt + best.ckpt   samples/step-*.png   .lock
+config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json
+checkpoints/step-*.ckpt + last.ckpt + best.ckpt   samples/step-*.png   .lock
 """
 
 import fcntl
@@ -95,7 +95,7 @@ class Lock:
 
     def __init__(self, run: Path):
         self.path = run / ".lock"
-        self.file = open(self.path, "a+")
+        self.file = open(self.path, "a+")  # noqa: SIM115 held open as long as the lock
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -21,7 +21,7 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(kept)
         os.replace(beside, path)
-        self.file = open(path, "a", newline="")
+        self.file = open(path, "a", newline="")  # noqa: SIM115 open for the whole run
         self.writer = csv.DictWriter(self.file, self.columns)
 
     def add(self, step: int, values: dict[str, float]) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from diffusion_lit.build import guided, make_decay, make_diffusion, make_network, make_sampler_of
 from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.errors import Exit
+from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import shown
@@ -39,23 +40,26 @@ def make_trainer(config: dict, run: Path, *callbacks: Callback) -> L.Trainer:
     logging.getLogger("lightning.pytorch").handlers.clear()  # Hydra's root logger has them already
     warnings.filterwarnings("ignore", module="lightning")
     strategy = config["strategy"]
-    return L.Trainer(
-        max_steps=config["max_steps"],
-        accelerator=strategy["accelerator"],
-        devices=strategy["devices"],
-        num_nodes=strategy["num_nodes"],
-        precision=strategy["precision"],
-        accumulate_grad_batches=strategy["accumulate"],
-        callbacks=list(callbacks),
-        plugins=[CheckpointFiles()],
-        default_root_dir=run,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    try:
+        return L.Trainer(
+            max_steps=config["max_steps"],
+            accelerator=strategy["accelerator"],
+            devices=strategy["devices"],
+            num_nodes=strategy["num_nodes"],
+            precision=strategy["precision"],
+            accumulate_grad_batches=strategy["accumulate"],
+            callbacks=list(callbacks),
+            plugins=[CheckpointFiles()],
+            default_root_dir=run,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:  # no such accelerator, no bf16 on it...
+        raise UserError(Exit.CONFIG, f"strategy: {error}") from None
 
 
 def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: Path, start: Path | None) -> str:
@@ -128,7 +132,9 @@ def _judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict
 def farewell(result: dict, run: Path) -> str:
     """The last lines of a run: where everything is and how to go on."""
     if result["status"] != "finished":
-        return f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train resume={shown(run)}"
+        return (
+            f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train resume={shown(run)}"
+        )
     lines = [f"run        {shown(run)}"]
     if result["grid"]:
         lines.append(f"samples    {shown(run / result['grid'])}")

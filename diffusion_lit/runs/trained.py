@@ -1,0 +1,73 @@
+"""A trained run, ready to make images: what the commands and the notebooks start from."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.images import to_uint8
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import read_config, require_run
+from diffusion_lit.sampling.generate import OnStep, generate
+from diffusion_lit.sampling.samplers import Sampler
+
+
+class Trained:
+    """The network of a run folder with everything that sampling needs; asks for nothing the run knows.
+
+    Args:
+        run: the run folder.
+        checkpoint: "last", "best" or a step.
+        weights: "ema", or "net" for the raw weights.
+        device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
+        sampler: a `sampler` group to use instead of the run's.
+        guidance_scale: instead of the run's.
+        warn: is told of broken checkpoints that were passed over.
+    Raises:
+        UserError: exit 4 for a folder that is no run, or without a checkpoint that can be used.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        checkpoint: str = "last",
+        weights: str = "ema",
+        device: str = "auto",
+        sampler: dict | None = None,
+        guidance_scale: float | None = None,
+        warn: Callable[[str], None] = print,
+    ):
+        run = require_run(run)
+        self.config = read_config(run)
+        self.config["sampler"] = sampler or self.config["sampler"]
+        if guidance_scale is not None:
+            self.config["guidance_scale"] = guidance_scale
+        data = self.config["data"]
+        self.class_names: list[str] = data["class_names"]
+        self.shape = (data["channels"], data["image_size"], data["image_size"])
+        self.checkpoint = checkpoints.choose(run, checkpoint, warn)
+        self.device = _device(device)
+        self.net = checkpoints.load_network(self.checkpoint, weights, make_network(self.config)).to(self.device)
+        self.diffusion = make_diffusion(self.config).to(self.device)
+        self.sampler: Sampler = make_sampler_of(self.config)
+
+    def generate(
+        self, labels: Sequence[int], seeds: Sequence[int], on_step: OnStep = lambda first, k, x: None
+    ) -> Tensor:
+        """Images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`; labels count for nothing in a run
+        without classes."""
+        net = guided(self.net, self.config)
+        return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
+
+
+def _device(name: str) -> torch.device:
+    here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if name == "auto":
+        return here
+    wanted = torch.device(name)
+    if wanted.type not in ("cpu", here.type) or (wanted.index or 0) >= max(1, torch.accelerator.device_count()):
+        raise UserError(Exit.CONFIG, f"device={name}: there is no such device here; device=auto takes {here.type}")
+    return wanted
