@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config import launch
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.rules import conflicts
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.seeds import image_seeds
 
@@ -41,9 +42,10 @@ def check(config: DictConfig) -> None:
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     classes_of(config, run_config["data"]["class_names"])
-    steps, timesteps = config.sampler.steps, run_config["diffusion"]["num_train_timesteps"]
-    if steps is not None and steps > timesteps:
-        raise UserError(Exit.CONFIG, f"sampler.steps={steps}: the run has {timesteps} timesteps")
+    values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
+    faults = conflicts(values | {f"sampler.{key}": value for key, value in config.sampler.items()})
+    if faults:
+        raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be sampled so:", *faults]))
 
 
 def classes_of(config: DictConfig, names: list[str]) -> list[int]:

@@ -123,5 +123,5 @@ def test_every_timestep_is_drawn_equally_often_and_none_past_the_end(num):
     u = (torch.arange(num * 4, dtype=torch.float64) + 0.5) / (num * 4)  # four numbers in the middle of each share
     counts = torch.bincount(table.draw(u.float()), minlength=num)
     assert counts.tolist() == [4] * num
-    # the largest float32 below 1, times 1025, is rounded to 1025 itself
+    # torch.rand gives no number past the largest float32 below 1
     assert table.draw(torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, num - 1]

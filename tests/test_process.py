@@ -252,10 +252,10 @@ def test_autocast_touches_nothing_but_the_network(table, prediction):
     with torch.autocast("cpu", torch.bfloat16):
         loss = diffusion.loss(net, x0, t, eps, t)
         x_t = diffusion.add_noise(x0, t, eps)
-        target = diffusion.target(x0, t, eps)
-    assert net.worked_in == [torch.float32, torch.bfloat16]  # else this test shows nothing
-    assert net.given == [torch.float32, torch.float32]
-    assert {value.dtype for value in (loss, x_t, target, *diffusion.buffers())} == {torch.float32}
+        target, out = diffusion.target(x0, t, eps), diffusion.output(net, x_t, t, t)
+    assert net.worked_in == [torch.float32, torch.bfloat16, torch.bfloat16]  # else this test shows nothing
+    assert net.given == [torch.float32] * 3
+    assert {value.dtype for value in (loss, x_t, target, out, *diffusion.buffers())} == {torch.float32}
     # bfloat16 keeps 8 bits, an error of some 1 % in an output of order 1 is at most a few per cent of the loss
     torch.testing.assert_close(loss, plain, rtol=0.05, atol=1e-3 * plain.mean().item())
 

@@ -10,6 +10,7 @@ from scipy import stats
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.stream import Batches, indices
 from diffusion_lit.diffusion.draws import BLOCK, Draws, draw
+from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.seeds import counted, fold, image_seeds
 from diffusion_lit.training.module import drop_labels, flip
 
@@ -229,7 +230,10 @@ def test_without_classes_no_label_is_dropped():
 
 
 def test_flips_say_nothing_of_dropped_labels_or_timesteps():
-    flipped, dropped, late = DRAWS.flip < 0.5, DRAWS.drop < 0.1, DRAWS.timestep < 0.5
+    count = len(DRAWS.flip)
+    flipped = flip(torch.tensor([0.0, 1.0]).expand(count, 1, 1, 2), DRAWS, 0.5)[:, 0, 0, 0] == 1
+    dropped = drop_labels(torch.zeros(count, dtype=torch.int64), DRAWS, 0.1, null_label=10) == 10
+    late = NoiseTable().draw(DRAWS.timestep) >= 500
     for one, other in ((flipped, dropped), (flipped, late), (dropped, late)):
         table = [[(a & b).sum().item() for b in (other, ~other)] for a in (one, ~one)]
         assert stats.chi2_contingency(table).pvalue > UNLIKELY

@@ -140,6 +140,13 @@ def test_deterministic_samplers_take_each_noise_where_the_exact_flow_does(name, 
     assert (images - exact_flow(table)).abs().max() < tolerance
 
 
+@every_pair
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_karras_sigmas_reach_mean_and_covariance(table, prediction, steps):
+    # they revisit timesteps, and at 1000 steps they hold many twice
+    assert_moments(gaussian_images(table, prediction, "dpmpp_2m", steps=steps, use_karras_sigmas=True), 0.08)
+
+
 @two_pairs
 def test_the_error_of_ddim_is_of_first_order(table, prediction):
     exact = exact_flow(table)
@@ -177,11 +184,22 @@ def test_ddim_with_eta_1_through_all_timesteps_is_ddpm(table, prediction):
     torch.testing.assert_close(ddim, gaussian_images(table, prediction, "ddpm"), rtol=0, atol=1e-3)
 
 
+@every_yaml
+@two_pairs
+def test_the_form_in_which_the_estimate_is_handed_over_makes_no_difference(name, table, prediction):
+    images = [
+        gaussian_images(table, prediction, name, steps=50, prediction_type=form)
+        for form in ("sample", "epsilon", "v_prediction")
+    ]
+    for other in images[1:]:
+        torch.testing.assert_close(other, images[0], rtol=0, atol=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------- numbers of steps
 
 
 @every_yaml
-@pytest.mark.parametrize("steps", [1, 7, 30, 300, 600, 999, 1000])
+@pytest.mark.parametrize("steps", [1, 7, 30, 61, 103, 300, 600, 999, 1000])
 def test_timesteps_fall_from_pure_noise_and_are_as_many_as_asked_for(name, steps):
     timesteps = sampler_of(name, steps=steps).build(COSINE).timesteps.tolist()
     assert len(timesteps) == steps
@@ -197,9 +215,10 @@ def test_steps_that_do_not_divide_the_timesteps_are_as_good_as_those_that_do(ste
 
 
 @every_yaml
-@pytest.mark.parametrize("steps", [600, 999])
-def test_every_sampler_stands_any_number_of_steps(name, steps):
-    assert_moments(gaussian_images(COSINE, "v_prediction", name, steps=steps), shrinkage=0.04)
+# few steps take away some variance; 61 is one of the counts to which "trailing" spacing would add a timestep -1
+@pytest.mark.parametrize(("steps", "shrinkage"), [(61, 0.25), (600, 0.04), (999, 0.04), (1000, 0.04)])
+def test_every_sampler_stands_any_number_of_steps(name, steps, shrinkage):
+    assert_moments(gaussian_images(COSINE, "v_prediction", name, steps=steps), shrinkage)
 
 
 def test_ddim_left_to_itself_takes_a_wrong_next_timestep(monkeypatch):
@@ -350,8 +369,7 @@ def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, table, prediction):
     sampler = sampler_of(name, **changes, batch_size=4, clip_x0=clip)
     ours = generate(net, Diffusion(table, prediction, Uniform()), sampler, labels, seeds, shape)
     assert len(wanted.unique()) > 200  # images, not the limits of clipping everywhere
-    # our floor under alpha_bar, which is above the last value of the cosine table, costs DDPM 2e-4
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4 if table is LINEAR else 5e-4)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- generated images

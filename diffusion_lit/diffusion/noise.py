@@ -86,7 +86,7 @@ class NoiseTable:
 
     def draw(self, u: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) of shape (B,) to timesteps int64 (B,), each equally likely."""
-        return (u * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
+        return (u * self.num_train_timesteps).long()
 
     def time_input(self, t: Tensor) -> Tensor:
         """What the network is told about timestep t: the timestep itself."""

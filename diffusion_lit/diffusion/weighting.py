@@ -22,7 +22,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class SNR:
-    """w = snr on x0: the plain epsilon loss whatever is predicted (Salimans & Ho 2022, section 4)."""
+    """w = snr on x0: the plain (mse) epsilon loss whatever is predicted (Salimans & Ho 2022, section 4)."""
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
         return snr * gain
@@ -38,7 +38,7 @@ class TruncatedSNR:
 
 @dataclass(frozen=True)
 class SNRPlusOne:
-    """w = snr + 1: the plain v loss whatever is predicted (Salimans & Ho 2022, section 4)."""
+    """w = snr + 1: the plain (mse) v loss whatever is predicted (Salimans & Ho 2022, section 4)."""
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
         return (snr + 1.0) * gain
@@ -77,7 +77,7 @@ class P2:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """w = snr sigmoid(bias - log snr) (Kingma & Gao 2023; Hoogeboom et al. 2024)."""
+    """w = snr sigmoid(bias - log snr) (Kingma & Gao 2023; Hoogeboom et al. 2024): soft min-SNR of gamma = e^bias."""
 
     bias: float = 0.0
 

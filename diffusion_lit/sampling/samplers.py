@@ -10,8 +10,6 @@ from torch import Tensor
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
 
-SMALLEST_ALPHA_BAR = 2**-24  # diffusers' own floor: its multistep solvers take the logarithm of alpha
-
 
 @dataclass(frozen=True)
 class Sampler:
@@ -38,14 +36,20 @@ class Sampler:
         Raises:
             AssertionError: if the scheduler's noise levels are not the table's (a scheduler that ignores its betas).
         """
-        alpha_bar = table.alpha_bar.clamp(min=SMALLEST_ALPHA_BAR)
-        betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         scheduler = self.scheduler(
-            num_train_timesteps=table.num_train_timesteps, trained_betas=betas.numpy(), **self.arguments
+            num_train_timesteps=table.num_train_timesteps, trained_betas=_finite_betas(table).numpy(), **self.arguments
         )
         difference = (scheduler.alphas_cumprod.double() - table.alpha_bar).abs().max().item()
-        assert difference < 1e-6, f"{self.scheduler.__name__} uses other noise levels than ours (by {difference:.1e})"
-        scheduler.set_timesteps(self.steps or table.num_train_timesteps)
+        if difference > 1e-6:
+            raise AssertionError(f"{self.scheduler.__name__} uses other noise levels than ours (by {difference:.1e})")
+        steps = self.steps or table.num_train_timesteps
+        scheduler.set_timesteps(steps)
+        if len(scheduler.timesteps) > steps:  # rounding in "trailing" adds a timestep -1 to 61 steps and some others
+            scheduler.timesteps = scheduler.timesteps[:steps]
+            if hasattr(scheduler, "sigmas"):
+                scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # else looked up by timestep, which Karras sigmas have twice
         return scheduler
 
     def step(self, scheduler, k: int, x0_hat: Tensor, x_t: Tensor, table: NoiseTable, generators: list) -> Tensor:
@@ -78,8 +82,19 @@ def to_prediction(prediction_type: str, x0_hat: Tensor, x_t: Tensor, table: Nois
     return (x0_hat - float(c_skip) * x_t) / float(c_out)
 
 
+def _finite_betas(table: NoiseTable) -> Tensor:
+    """The table's betas, the last one short of 1: multistep solvers take the logarithm of alpha.
+
+    What is left of the signal is 2^-24, diffusers' own floor, or less where the level before it is that low too.
+    """
+    betas, alpha_bar = table.betas, table.alpha_bar
+    if alpha_bar[-1] == 0:
+        betas[-1] = 1 - min(2**-24 / alpha_bar[-2].item(), 1e-3)
+    return betas
+
+
 def _name_next_timestep(scheduler, k: int) -> None:
-    """DDPM and DDIM take `t - T // num_inference_steps` for the next timestep, which is another one than the next of
-    their own list unless the steps divide T. A fraction makes the division come out at the real gap."""
+    """DDIM takes `t - T // num_inference_steps` for the next timestep, which is another one than the next of its own
+    list unless the steps divide T. A fraction makes the division come out at the real gap."""
     timesteps = [*scheduler.timesteps.tolist(), -1]
     scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timesteps[k] - timesteps[k + 1])

@@ -8,10 +8,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class PowerDecay:
-    """decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power) at the n-th update (the warm-up of K. Crowson).
+    """decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power) for the update after n earlier ones (K. Crowson).
 
-    Early averages are short, so that the average is never dominated by the untrained network; power 3/4 reaches
-    0.999 after 10,000 updates and 0.9999 after 215,000, power 2/3 after 31,600 and 1 million.
+    The first update copies. Early averages are short, so that the average is never dominated by the untrained network;
+    power 3/4 reaches 0.999 after 10,000 updates and 0.9999 after 215,000, power 2/3 after 31,600 and 1 million.
     """
 
     inv_gamma: float = 1.0
@@ -31,7 +31,7 @@ class NoAverage:
 def update(average: nn.Module, net: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied)."""
     averages, currents = _tensors(average), _tensors(net)
-    torch._foreach_lerp_(averages[0], currents[0], 1 - decay)
+    torch._foreach_lerp_(averages[0], [b.to(a.dtype) for a, b in zip(averages[0], currents[0], strict=True)], 1 - decay)
     for a, b in zip(averages[1], currents[1], strict=True):
         a.copy_(b)
 

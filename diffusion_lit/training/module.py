@@ -22,7 +22,7 @@ class DiffusionModule(L.LightningModule):
     Args:
         net: the network, see `diffusion_lit.networks`.
         diffusion: noise table, prediction type and weighting.
-        decay: decay of the average at its n-th update, n = 1, 2, ...; None for no average.
+        decay: decay of the average for the update after n earlier ones, n = 0, 1, ...; None for no average.
         config: the run's configuration, plain data; travels in every checkpoint as text.
     """
 

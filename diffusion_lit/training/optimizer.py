@@ -36,8 +36,8 @@ def warmup_steps(config: dict, max_steps: int) -> int:
 def learning_rate_factor(config: dict, max_steps: int) -> Callable[[int], float]:
     """Factor on the learning rate of the step after `n` finished ones: linear warm-up, then the schedule to max_steps.
 
-    The first step of a warm-up of w steps runs at 1 / w, step w at the full rate; the schedule reaches its end at the
-    last step, and past it (a run that was extended) stays there.
+    The first step of a warm-up of w steps runs at 1 / w, step w at the full rate. The schedule would reach its end with
+    the step after the last (as in diffusers), so that no step is wasted at rate 0; past it, it stays there.
     """
     warmup, schedule = warmup_steps(config, max_steps), SCHEDULES[config["schedule"]]
 

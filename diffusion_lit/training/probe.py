@@ -32,7 +32,7 @@ class Probe:
         for k in range(len(BINS)):
             members = (bin_of == k).nonzero()[:, 0]
             if len(members):
-                t.append(members[torch.linspace(0, len(members) - 1, PER_BIN).round().long()])
+                t.append(members[((torch.arange(PER_BIN) + 0.5) / PER_BIN * len(members)).long()])
         self.t = torch.cat(t)
         self.bin = bin_of[self.t]
         self.share = torch.bincount(bin_of, minlength=len(BINS)).float() / len(bin_of)
