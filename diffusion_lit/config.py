@@ -39,12 +39,12 @@ OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digi
 # ---------------------------------------------------------------------------------------------------- launching
 
 Task = Callable[[DictConfig], None]
+Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
 
 
-def launch(
-    config_name: str, task: Task, prepare: Callable[[list[str]], list[str]] = list, check: Task = lambda config: None
-) -> None:
-    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`.
+def launch(config_name: str, task: Task, prepare: Prepare, check: Task) -> None:
+    """Run a command: rewrite the overrides (`prepare`, told of `--config-dir` too), check them all, `check` what they name,
+    then Hydra and `task`.
 
     A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
     """
@@ -55,7 +55,7 @@ def launch(
     overrides = unknown_flags + args.overrides
     with reported():
         if not (args.hydra_help or args.info or args.shell_completion):
-            overrides = prepare(overrides)
+            overrides = prepare(overrides, args.config_dir)
             multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
             configs = composed(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
             for config in configs if not args.cfg else []:

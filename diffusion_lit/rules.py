@@ -209,11 +209,14 @@ def noise(v: dict) -> Iterator[str]:
             "diffusion.prediction_type=epsilon with diffusion.zero_terminal_snr=true: the last timestep is pure noise "
             "and says nothing of x0; predict v_prediction or sample"
         )
-    if v["sampler.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
-        yield "sampler.prediction_type=epsilon cannot be said at zero terminal snr; leave it at sample"
     start, end = v["diffusion.beta_start"], v["diffusion.beta_end"]
     if start > end:
         yield f"diffusion.beta_start={start} is more than diffusion.beta_end={end}"
+
+
+def handed_over(v: dict) -> Iterator[str]:
+    if v["sampler.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
+        yield "sampler.prediction_type=epsilon cannot be said at diffusion.zero_terminal_snr=true: leave it at sample"
 
 
 def sampler_steps(v: dict) -> Iterator[str]:
@@ -267,4 +270,4 @@ def batch(v: dict) -> Iterator[str]:
         yield f"global_batch_size={size} must be a multiple of strategy.accumulate={accumulate}"
 
 
-CHECKS = (noise, sampler_steps, guidance, halving, groups, attention, pictures, batch)
+CHECKS = (noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, batch)

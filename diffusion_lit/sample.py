@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ def main() -> None:
     launch("sample", sample, prepare=with_the_runs_sampler, check=check)
 
 
-def with_the_runs_sampler(overrides: list[str]) -> list[str]:
+def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
     """The sampler the run was trained with, unless another one is asked for; single keys of it can be overridden."""
     run = next((word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("run=")), None)
     if not run:
@@ -122,7 +123,11 @@ def sample(config: DictConfig) -> None:
 
 def new_folder(out: str | None, run: Path) -> Path:
     """The folder to fill: the one asked for, which must be empty, or a new one inside the run."""
-    path = Path(out).expanduser() if out else run / "generated" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    path = (
+        Path(out).expanduser()
+        if out
+        else run / "generated" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+    )
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.config import composed, launch, with_data_facts
-from diffusion_lit.errors import UserError
+from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.runs import checkpoints, folder, resume
 
 log = logging.getLogger("diffusion_lit.train")
@@ -18,29 +18,28 @@ def main() -> None:
     launch("train", train, prepare=prepare, check=check)
 
 
-def prepare(overrides: list[str]) -> list[str]:
+def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
+    """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
+    asked = [word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("resume=")]
+    if not asked or asked[-1] in ("", "null"):
+        return with_default_experiment(overrides)
+    rest = [word for word in overrides if not word.startswith("resume=")]
+    if asked[-1] != "auto":
+        return resume.continued_overrides(folder.require_run(asked[-1]), rest)
+    name = composed("train", with_default_experiment(rest), config_dir, complete=False)[0].name
+    run = folder.newest_run(Path("outputs", name))
+    if run is None:
+        print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
+        return with_default_experiment(rest)
+    return resume.continued_overrides(run, rest)
+
+
+def with_default_experiment(overrides: list[str]) -> list[str]:
     """The bare command is experiment=digits; whoever names data means that data, with the values of train.yaml."""
-    overrides = with_stored_overrides(overrides)
     words = {word.partition("=")[0]: word.partition("=")[2] for word in overrides}
     if words.get("data", "digits") != "digits" and "experiment" not in words:
         return ["experiment=none", *overrides]
     return overrides
-
-
-def with_stored_overrides(overrides: list[str]) -> list[str]:
-    """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
-    asked = [word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("resume=")]
-    if not asked or asked[-1] in ("", "null"):
-        return overrides
-    rest = [word for word in overrides if not word.startswith("resume=")]
-    outputs = Path("outputs")
-    if asked[-1] == "auto":
-        outputs = outputs / composed("train", rest)[0].name
-    run = resume.find_run(asked[-1], outputs)
-    if run is None:
-        print(f"resume=auto: no run in {outputs} yet, starting a new one")
-        return rest
-    return resume.continued_overrides(run, rest)
 
 
 def check(config: DictConfig) -> None:
@@ -49,6 +48,8 @@ def check(config: DictConfig) -> None:
     source.splits()
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
+    else:
+        folder.require_free(Path(facts["run_dir"]))
 
 
 def train(config: DictConfig) -> None:
@@ -57,13 +58,13 @@ def train(config: DictConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
     config, source = with_data_facts(config)
-    is_new = not folder.is_run(run)
+    config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
     lock = folder.Lock(run)
     try:
         result = fit(config, source, run, overrides)
-    except UserError:
-        if is_new and not checkpoints.steps_of(run):
-            shutil.rmtree(run)  # nothing was learned: leave nothing behind
+    except (UserError, KeyboardInterrupt):
+        if not config["resume"] and not checkpoints.steps_of(run):
+            shutil.rmtree(run)  # it was new, and nothing was learned: leave nothing behind
         raise
     finally:
         lock.release()
@@ -78,7 +79,9 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     from diffusion_lit.training.recorder import Recorder
     from diffusion_lit.training.setup import farewell, finish, make_module, make_trainer, summary
 
-    start = checkpoints.choose(run, warn=log.warning) if config["resume"] else None
+    start = checkpoints.choose(run, warn=log.warning) if checkpoints.steps_of(run) else None
+    if config["resume"] and not start:
+        log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
     done = folder.read_result(run)
     if start and done.get("status") == "finished" and done["steps"] >= config["max_steps"]:
         log.info("%s is already at step %d of %d; raise max_steps to go on", run, done["steps"], config["max_steps"])
@@ -96,7 +99,13 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     folder.write_start(run, config, overrides)
     log.info(summary(config, data, module, run, start))
     trainer = make_trainer(config, run, recorder)
-    trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
     result = finish(config, data, module, recorder, trainer.global_step)
     folder.write_result(run, result)
     log.info(farewell(result, run))

@@ -5,16 +5,19 @@ Most cases call the command in this process with Hydra's start replaced, so that
 
 import fcntl
 import os
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from diffusion_lit import __main__, config
 from diffusion_lit.config import CONF
+from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
 from tests.runs import TINY, run
 
@@ -422,9 +425,65 @@ def test_resume_of_what_is_no_run(typed, tmp_path):
     assert "empty is no run folder" in typed("sample", f"run={tmp_path / 'empty'}", code=4)
 
 
-def test_resume_without_a_checkpoint(refused, finished, tmp_path):
-    bare = shutil.copytree(finished, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
-    assert "bare has no checkpoint yet" in refused(f"resume={bare}")
+def test_without_a_checkpoint_there_is_nothing_to_sample_and_a_resume_starts_at_step_0(typed, finished, tmp_path):
+    bare = shutil.copytree(finished, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints", "result.json"))
+    assert "bare has no checkpoint yet" in typed("sample", f"run={bare}", code=4)
+    printed = run("train", f"resume={bare}", f"data.root={finished.parent / 'in'}", cwd=tmp_path)
+    assert "bare has no checkpoint yet: starting from step 0" in printed
+    assert checkpoints.steps_of(bare) == [2, 4]
+
+
+@pytest.mark.parametrize(("file", "text"), [("config.yaml", "seed: ["), ("config.yaml", "- 1"), ("command.txt", "")])
+def test_a_run_folder_with_a_damaged_file(refused, finished, tmp_path, file, text):
+    damaged = shutil.copytree(finished, tmp_path / "damaged", symlinks=True)
+    (damaged / file).write_text(text)
+    assert f"{file} is damaged" in refused(f"resume={damaged}")
+
+
+def test_nothing_is_trained_over_and_nothing_of_a_users_is_removed(typed, tmp_path, monkeypatch):
+    """A folder with anything in it is no place for a new run, whatever else goes wrong."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    assert "mine is not empty" in typed("train", f"run_dir={mine}", code=5)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "x.png").write_text("no picture")
+    typed("train", "data=image_folder", f"data.root={bad}", f"run_dir={mine}", code=5)
+    assert (mine / "letter.txt").read_text() == "dear"
+    assert "cannot be made" in typed("train", "run_dir=/dev/null/x", code=5)
+
+
+def test_another_network_although_the_configuration_was_accepted(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    words = [f"resume={copy}", "max_steps=6", "model.block_out_channels=[16,16]", "accept=[config]"]
+    printed = run("train", *words, f"data.root={finished.parent / 'in'}", cwd=tmp_path, code=4)
+    assert "step-00000004.ckpt is of another network" in printed
+    assert "Traceback" not in printed
+    assert checkpoints.steps_of(copy) == [2, 4]
+
+
+def test_every_damage_to_a_checkpoint_is_a_message(finished, tmp_path):
+    """Cut or with flipped bytes anywhere, headers of the archive included: named, never a traceback or other weights."""
+    whole = checkpoints.choose(finished).read_bytes()
+    right = checkpoints.read(checkpoints.choose(finished))["state_dict"]
+    dice = random.Random(0)
+    path = tmp_path / "step-00000004.ckpt"
+    for _ in range(200):
+        damaged = bytearray(whole)
+        place = dice.choice([dice.randrange(len(whole)), dice.randrange(300), len(whole) - 1 - dice.randrange(3000)])
+        if dice.random() < 0.3:
+            del damaged[place:]
+        else:
+            damaged[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        if checkpoints.fault(path) is None:
+            try:
+                state = checkpoints.read(path)["state_dict"]
+            except UserError as error:
+                assert error.exit_code == 4
+                continue
+            assert all(torch.equal(state[key], value) for key, value in right.items())
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def fault(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # a damaged header raises anything: BadZipFile, UnicodeDecodeError, RuntimeError...
         return str(error) or type(error).__name__
     return f"{broken} does not match its checksum" if broken else None
 
@@ -83,7 +83,7 @@ def choose(run: Path, which: str = "last", warn=print) -> Path:
             faults.append(f"{path} (broken: {why})")
         if faults:
             raise UserError(Exit.CHECKPOINT, "no checkpoint of this run can be used:\n  " + "\n  ".join(faults))
-        raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet")
+        raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet; train resume={run} starts it again")
     path = run / "checkpoints" / "best.ckpt" if which == "best" else path_of(run, int(which))
     if not path.exists():
         have = ", ".join(map(str, steps_of(run))) or "none"
@@ -95,10 +95,14 @@ def choose(run: Path, which: str = "last", warn=print) -> Path:
 
 
 def read(path: Path, device: str = "cpu") -> dict:
-    """The checkpoint as plain data; nothing in it is ever executed."""
+    """The checkpoint as plain data; nothing in it is ever executed. Raises UserError (exit 4) if it is damaged."""
     import torch
 
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # as in `fault`
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(Exit.CHECKPOINT, f"{path} cannot be read: {why}") from None
 
 
 def load_network(path: Path, which: str, net):

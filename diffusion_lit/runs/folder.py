@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from diffusion_lit.errors import Exit, UserError
 
@@ -39,14 +41,36 @@ def newest_run(folder: Path) -> Path | None:
     return max((path for path in folder.glob("*") if is_run(path)), default=None, key=lambda path: path.name)
 
 
+def require_free(run: Path) -> None:
+    """Raises UserError (exit 5) for a folder that holds anything (nothing is ever trained over) or cannot be made."""
+    if run.is_dir() and {path.name for path in run.iterdir()} - {"train.log", ".lock"}:
+        raise UserError(
+            Exit.OUTPUT, f"run_dir={run} is not empty: choose a new folder, or go on in it with resume={run}"
+        )
+    parent = next(path for path in [run, *run.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: {parent} is no folder that can be written to")
+
+
 def read_config(run: Path) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    """config.yaml. Raises UserError (exit 4) if it is damaged."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(Exit.CHECKPOINT, f"{run / 'config.yaml'} is damaged: {error}") from None
+    missing = {"data", "model", "diffusion", "sampler"} - set(config if isinstance(config, dict) else ())
+    if missing:
+        raise UserError(Exit.CHECKPOINT, f"{run / 'config.yaml'} is damaged: it has no {', '.join(sorted(missing))}")
+    return config
 
 
 def read_overrides(run: Path) -> list[str]:
-    """The command-line overrides of the run's last start, from command.txt."""
-    lines = (run / "command.txt").read_text().splitlines()
-    return shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
+    """The command-line overrides of the run's last start, from command.txt. Raises UserError (exit 4) without it."""
+    try:
+        lines = (run / "command.txt").read_text().splitlines()
+        return shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'} is damaged: {error}") from None
 
 
 def write_start(run: Path, config: dict, overrides: list[str]) -> None:

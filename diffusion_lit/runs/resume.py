@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import Lock, newest_run, read_config, read_overrides, require_run
+from diffusion_lit.runs.folder import Lock, read_config, read_overrides
 
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
@@ -13,11 +13,6 @@ FREE = {
     "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.cache_dir",
     "data.judge_images",
 }  # fmt: skip
-
-
-def find_run(resume: str, outputs: Path) -> Path | None:
-    """The run folder that `resume=` means; None where `auto` finds none. Raises UserError (exit 4) for no run."""
-    return newest_run(outputs) if resume == "auto" else require_run(resume)
 
 
 def continued_overrides(run: Path, overrides: list[str]) -> list[str]:
@@ -36,10 +31,11 @@ def check_continuation(run: Path, config: dict) -> None:
     """Refuse to go on with another configuration than the run's, or in a folder that another process works in.
 
     Raises:
-        UserError: exit 4 with the keys that differ, or without a checkpoint; exit 5 if the run is in use.
+        UserError: exit 4 with the keys that differ, or if every checkpoint is broken; exit 5 if the run is in use.
     """
     Lock(run).release()
-    checkpoints.choose(run, warn=lambda message: None)
+    if checkpoints.steps_of(run):
+        checkpoints.choose(run, warn=lambda message: None)
     before, now = _flat(read_config(run)), _flat(config)
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
     differing = sorted(key for key in (before | now).keys() - free if before.get(key) != now.get(key))
