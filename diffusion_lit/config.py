@@ -43,8 +43,7 @@ Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-d
 
 
 def launch(config_name: str, task: Task, prepare: Prepare, check: Task) -> None:
-    """Run a command: rewrite the overrides (`prepare`, told of `--config-dir` too), check them all, `check` what they name,
-    then Hydra and `task`.
+    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`.
 
     A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
     """
