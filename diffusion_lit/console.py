@@ -12,6 +12,8 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         import rich
 
+        if getattr(record, "in_bar", False):  # a progress bar shows it already; only the log file needs the line
+            return
         rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 

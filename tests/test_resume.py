@@ -3,13 +3,14 @@
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffusion_lit.runs import checkpoints
-from tests.runs import TINY, run, signal_at_step, start, trace
+from tests.runs import TINY, last_step, run, signal_at_step, start, trace
 
 # everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
 SETTINGS = [*TINY, "max_steps=24", "checkpoint_every=4", "val_every=6", "sample_every=10", "model.dropout=0.1"]
@@ -58,6 +59,22 @@ def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumula
     assert "finished" not in (broken / "train.log").read_text()
     run("train", f"resume={broken}", cwd=tmp_path)
     assert_equal_runs(whole, broken)
+
+
+def test_a_signal_during_a_preview_cuts_it_short_and_the_resumed_run_draws_it(tmp_path):
+    settings = [*SETTINGS, "max_steps=6", "sample_every=4", "sampler=ddpm", "sampler.steps=null"]
+    folder = tmp_path / "run"
+    process = start("train", *settings, f"run_dir={folder}", cwd=tmp_path)
+    while last_step(folder) != 4:  # the row is written before the preview of a thousand steps begins
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert checkpoints.steps_of(folder) == [4]
+    assert not (folder / "samples").exists()
+    run("train", f"resume={folder}", "sampler.steps=2", cwd=tmp_path)
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
 
 
 def test_accumulated_micro_batches_train_as_one_batch(tmp_path):

@@ -153,6 +153,22 @@ def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
     assert set(steps) == {5, 6, best}
 
 
+def test_the_best_checkpoint_is_one_that_exists(tmp_path):
+    """Held-out loss may be measured at steps without a checkpoint; the lowest of those is no checkpoint's."""
+    train(tmp_path, "val_every=1", "checkpoint_every=2", "max_steps=6", "optimizer.lr=1.0e-6")
+    rows = {int(row["step"]): float(row["val_loss"]) for row in trace(tmp_path)}
+    assert len(rows) == 6
+    best = min((2, 4, 6), key=rows.get)
+    assert (tmp_path / "checkpoints" / "best.ckpt").resolve() == checkpoints.path_of(tmp_path, best).resolve()
+
+
+def test_without_an_average_held_out_loss_is_measured_without_dropout(tmp_path):
+    words = ["ema=none", "model.dropout=0.5", "optimizer.lr=1.0e-12", "max_steps=2", "val_every=1"]
+    first, second = train(tmp_path, *words)
+    assert float(first["val_loss"]) == pytest.approx(float(second["val_loss"]), rel=1e-5)
+    assert first["val_loss"] == first["val_loss_raw"]
+
+
 # ---------------------------------------------------------------------------------------------- own pictures
 
 

@@ -36,6 +36,8 @@ COLUMNS = (
     + [f"val_raw_snr{name}" for name in BINS]
 )
 
+EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
+
 
 class Stopped(Exception):
     """A signal asked for the end in the middle of a preview."""
@@ -80,6 +82,8 @@ class Recorder(L.Callback):
         self.bar.start()
         self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.step)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.step and self._is_due("sample_every") and not self._grid.exists():
+            self._preview(module)  # a signal cut it short, and the run was saved without it
         self.started, self.logged_seconds = time.perf_counter(), self.seconds
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, outputs, batch, batch_idx: int) -> None:
@@ -89,15 +93,9 @@ class Recorder(L.Callback):
         self.step = trainer.global_step
         self.bar.advance(self.task)
         end = self.step == trainer.max_steps
-        due = {
-            name: end or (self.config[name] and self.step % self.config[name] == 0)
-            for name in ("log_every", "val_every", "sample_every", "checkpoint_every")
-        }
-        save = due["checkpoint_every"] or self.signal is not None
-        if any(due.values()) or save:
-            self._milestone(trainer, module, due, save)
-        if self.signal is not None:
-            trainer.should_stop = True
+        due = {name for name in EVERY if end or self._is_due(name)}
+        if due or self.signal is not None:
+            self._milestone(trainer, module, due)
 
     def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self._close()
@@ -107,24 +105,25 @@ class Recorder(L.Callback):
 
     # ------------------------------------------------------------------------------------------------ milestones
 
-    def _milestone(self, trainer: L.Trainer, module: DiffusionModule, due: dict, save: bool) -> None:
+    def _milestone(self, trainer: L.Trainer, module: DiffusionModule, due: set[str]) -> None:
         loss, grad_norm = self._read_loss(), module.grad_norm.item()  # waits for the device, hence before the clock
-        now = time.perf_counter()
-        self.seconds += now - self.started
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        self.seconds += time.perf_counter() - self.started
+        scaled = self.config["strategy"]["precision"] == "16-mixed"  # its scaler skips steps until gradients are finite
+        if not math.isfinite(loss) or not (scaled or math.isfinite(grad_norm)):
             raise self._not_finite(loss, grad_norm)
-        row = {}
-        if due["log_every"] or save:
-            row |= self._training_row(trainer, module, loss, grad_norm)
-        if self.probe and (due["val_every"] or due["checkpoint_every"]):
+        row = self._training_row(trainer, module, loss, grad_norm)
+        if self.probe and due & {"val_every", "checkpoint_every"}:
             row |= self._validate(module)
-        if row:
-            self.metrics.add(self.step, row)
-        if due["sample_every"]:
+        self.metrics.add(self.step, row)
+        if "sample_every" in due:
             self._preview(module)
-        if save:
+        if "checkpoint_every" in due or self.signal is not None:
             self._save(trainer)
+            trainer.should_stop = self.signal is not None
         self.started = time.perf_counter()
+
+    def _is_due(self, name: str) -> bool:
+        return bool(self.config[name]) and self.step % self.config[name] == 0
 
     def _read_loss(self) -> float:
         """Mean loss of the steps since the last row."""
@@ -137,8 +136,8 @@ class Recorder(L.Callback):
         self.loss_sum.zero_()
         learning_rate = trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]
         self.bar.update(self.task, description=f"loss {loss:.4f}  {speed:,.0f} img/s")
-        level = logging.INFO if not self.bar.console.is_terminal else logging.DEBUG
-        log.log(level, "step %d/%d  loss %.4f  %s img/s", self.step, trainer.max_steps, loss, f"{speed:,.0f}")
+        in_bar = {"in_bar": self.bar.console.is_terminal}
+        log.info("step %d/%d  loss %.4f  %s img/s", self.step, trainer.max_steps, loss, f"{speed:,.0f}", extra=in_bar)
         return {
             "loss": loss,
             "lr": learning_rate,
@@ -150,12 +149,12 @@ class Recorder(L.Callback):
 
     def _validate(self, module: DiffusionModule) -> dict:
         row = {}
-        self.val_loss, bins = self.probe.losses(module.ema)
-        self.val_losses[self.step] = self.val_loss
-        row |= {"val_loss": self.val_loss} | dict(zip([f"val_ema_snr{name}" for name in BINS], bins, strict=True))
-        with evaluated(module.net):
-            loss, bins = self.probe.losses(module.net)
-        return row | {"val_loss_raw": loss} | dict(zip([f"val_raw_snr{name}" for name in BINS], bins, strict=True))
+        for net, kind, loss_name in ((module.net, "raw", "val_loss_raw"), (module.ema, "ema", "val_loss")):
+            with evaluated(net):
+                row[loss_name], bins = self.probe.losses(net)
+            row |= dict(zip([f"val_{kind}_snr{name}" for name in BINS], bins, strict=True))
+        self.val_loss = self.val_losses[self.step] = row["val_loss"]
+        return row
 
     def _preview(self, module: DiffusionModule) -> None:
         """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's."""
@@ -175,16 +174,21 @@ class Recorder(L.Callback):
                 pictures.append(class_grid(to_uint8(images), labels, data["class_names"], title))
         except Stopped:
             return
-        path = self.run / "samples" / f"step-{self.step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        beside(pictures).save(path)
+        self._grid.parent.mkdir(exist_ok=True)
+        beside(pictures).save(self._grid)
+
+    @property
+    def _grid(self) -> Path:
+        return self.run / "samples" / f"step-{self.step:08d}.png"
 
     def _save(self, trainer: L.Trainer) -> None:
         """The new checkpoint first; only then the links move and older files go."""
         older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
-        best = min(self.val_losses, key=self.val_losses.get, default=None)
-        keep = {*[*older, self.step][-self.config["keep_checkpoints"] :], best}
-        self.val_losses = {step: loss for step, loss in self.val_losses.items() if step in keep}
+        steps = [*older, self.step]
+        measured = {step: loss for step, loss in self.val_losses.items() if step in steps}
+        best = min(measured, key=measured.get, default=None)
+        keep = {*steps[-self.config["keep_checkpoints"] :], best}
+        self.val_losses = {step: loss for step, loss in measured.items() if step in keep}
         path = checkpoints.path_of(self.run, self.step)
         trainer.save_checkpoint(path)
         checkpoints.link(path, "last.ckpt")
