@@ -1,6 +1,8 @@
 """Held-out loss by noise level: the same images, timesteps and noise each time, so that curves are smooth and runs
 with one prediction type can be compared whatever their weighting or schedule."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -10,9 +12,10 @@ from diffusion_lit.images import to_float
 from diffusion_lit.seeds import fold
 
 EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log snr, the outer ones open
-BINS = tuple(
-    f"{low:+.0f}..{high:+.0f}" if low > -99 and high < 99 else f"<{high:+.0f}" if low < -99 else f">{low:+.0f}"
-    for low, high in zip((-100.0, *EDGES), (*EDGES, 100.0), strict=True)
+BINS = (
+    f"<{EDGES[0]:.0f}",
+    *[f"{low:.0f}..{high:.0f}" for low, high in pairwise(EDGES)],
+    f">{EDGES[-1]:.0f}",
 )
 PER_BIN = 32  # probes in a bin
 
