@@ -61,11 +61,20 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Task) -> None:
                 check(config)
     sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
 
+    failed = []
+
     def run(config: DictConfig) -> None:
-        with reported():
-            task(config)
+        try:
+            with reported():
+                task(config)
+        except SystemExit as end:
+            if not args.multirun or end.code in (Exit.SIGINT, Exit.SIGTERM):
+                raise
+            failed.append(end.code)  # the other jobs of a sweep go on
 
     hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
+    if failed:
+        sys.exit(max(failed))
 
 
 def help_text(config_name: str, words: list[str]) -> str:
@@ -241,10 +250,9 @@ def _sampler_faults(chosen: dict, config: DictConfig, folders: list[Path]) -> li
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def build(leaf: dict, **extra: object) -> object:
+def build(leaf: dict) -> object:
     """The object a leaf names by `_target_`, given the leaf's other keys. Only classes of this project are called."""
-    arguments = {key: value for key, value in leaf.items() if key != "_target_"}
-    return locate(leaf["_target_"])(**arguments, **extra)
+    return locate(leaf["_target_"])(**{key: value for key, value in leaf.items() if key != "_target_"})
 
 
 def locate(target: str) -> type:

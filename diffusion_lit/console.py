@@ -1,6 +1,7 @@
 """What the terminal shows: log lines and progress bars that do not run into each other."""
 
 import logging
+from contextlib import suppress
 
 
 class ConsoleHandler(logging.Handler):
@@ -14,7 +15,8 @@ class ConsoleHandler(logging.Handler):
 
         if getattr(record, "in_bar", False):  # a progress bar shows it already; only the log file needs the line
             return
-        rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        with suppress(BrokenPipeError, SystemExit):  # `train | head`: rich wants to exit when nobody reads on
+            rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(unit: str = "step"):

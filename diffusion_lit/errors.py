@@ -14,7 +14,7 @@ class Exit(IntEnum):
     CHECKPOINT = 4  # no run there, a checkpoint that is broken or belongs to another configuration
     OUTPUT = 5  # the run folder cannot be written or is in use
     NON_FINITE = 6  # the loss is no longer a number
-    INTERRUPTED = 75  # state saved: run the same command again
+    INTERRUPTED = 75  # a full disk, say; the last checkpoint is good: mend it and resume
     SIGINT = 130
     SIGTERM = 143
 
@@ -36,5 +36,5 @@ def reported() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except KeyboardInterrupt:
-        print("stopped before anything was saved", file=sys.stderr)
+        print("stopped; what was saved before is kept", file=sys.stderr)
         sys.exit(int(Exit.SIGINT))

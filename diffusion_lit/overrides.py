@@ -1,8 +1,11 @@
 """The words of a command line: read, sweeps spread out, and what is wrong in a word by itself."""
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from difflib import SequenceMatcher
 from itertools import product
+from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -69,6 +72,22 @@ def _word_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
         return None
     names = groups[key]
     return f"{key}={shown(value)}: no such {key}{did_you_mean(str(value), names)}; there are {', '.join(names)}"
+
+
+def value_of(key: str, overrides: list[str]) -> object:
+    """The last value that the words give a key, as Hydra reads it; None if they give none or it cannot be read."""
+    words = [word for word in overrides if word.partition("=")[0] == key]
+    with suppress(HydraException):
+        return OverridesParser.create().parse_override(words[-1]).value() if words else None
+    return None
+
+
+def as_word(key: str, value: object) -> str:
+    """`key=value` as Hydra reads it back, text quoted where it has to be."""
+    text = str(value)
+    if isinstance(value, (str, Path)) and not re.fullmatch(r"[\w./~-]+", text):
+        return f"{key}='" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"{key}={text}" if isinstance(value, (str, Path)) else f"{key}={shown(value)}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

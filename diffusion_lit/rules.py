@@ -71,6 +71,13 @@ def device_fault(value: object) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)) else "must be auto, cpu, cuda, cuda:1 or mps"
 
 
+def classes_fault(value: object) -> str | None:
+    words = value if isinstance(value, list) else [value]
+    if value is None or (words and all(isinstance(word, int | str) and not isinstance(word, bool) for word in words)):
+        return None
+    return "must be a list of class names or numbers, [3,8]"
+
+
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
@@ -145,6 +152,7 @@ RULES: dict[str, Check] = {
     "checkpoint": checkpoint_fault,
     "weights": Rule(choices=("ema", "net")),
     "num_images": COUNT,
+    "classes": classes_fault,
     "out": OPTIONAL_TEXT,
     "device": device_fault,
 }

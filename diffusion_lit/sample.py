@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config import launch
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import conflicts
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.seeds import image_seeds
@@ -25,26 +26,30 @@ def main() -> None:
 
 def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
     """The sampler the run was trained with, unless another one is asked for; single keys of it can be overridden."""
-    run = next((word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("run=")), None)
-    if not run:
+    run = value_of("run", overrides)
+    if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])
     name = settings.pop("name")
-    asked = next((word.partition("=")[2] for word in overrides if word.startswith("sampler=")), name)
-    if asked != name:
+    if value_of("sampler", overrides) not in (None, name):
         return overrides
     rest = [word for word in overrides if not word.startswith("sampler=")]
     del settings["_target_"]
-    stored = [f"sampler.{key}={_as_word(value)}" for key, value in settings.items()]
-    return [f"sampler={name}", *stored, *rest]
+    return [f"sampler={name}", *[as_word(f"sampler.{key}", value) for key, value in settings.items()], *rest]
 
 
 def check(config: DictConfig) -> None:
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
-    classes_of(config, run_config["data"]["class_names"])
+    names, scale = run_config["data"]["class_names"], config.guidance_scale
+    classes_of(config, names)
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
-    faults = conflicts(values | {f"sampler.{key}": value for key, value in config.sampler.items()})
+    values |= {f"sampler.{key}": value for key, value in config.sampler.items()}
+    if names and scale is not None:
+        values |= {"label_dropout": run_config["label_dropout"], "guidance_scale": scale}
+    faults = conflicts(values)
+    if not names and scale not in (None, 1):
+        faults.append(f"guidance_scale={scale}: the run has no classes to guide by")
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be sampled so:", *faults]))
 
@@ -56,7 +61,8 @@ def classes_of(config: DictConfig, names: list[str]) -> list[int]:
     asked = OmegaConf.to_container(config.classes) if OmegaConf.is_list(config.classes) else [config.classes]
     if not names:
         raise UserError(Exit.CONFIG, f"classes={asked}: this run has no classes")
-    numbers = {name: k for k, name in enumerate(names)} | {k: k for k in range(len(names))}
+    # a folder called 10 is class 10, wherever it stands in the order; other numbers count from 0
+    numbers = {k: k for k in range(len(names))} | {word: names.index(str(word)) for word in asked if str(word) in names}
     for word in asked:
         if word not in numbers:
             listed = ", ".join(f"{k} {name}" if str(k) != name else name for k, name in enumerate(names))
@@ -107,7 +113,7 @@ def sample(config: DictConfig) -> None:
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
         "seed": config.seed,
-        "guidance_scale": model.config["guidance_scale"],
+        "guidance_scale": model.config["guidance_scale"] if names else None,
         "sampler": model.config["sampler"],
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
         "images": [
@@ -152,11 +158,6 @@ def write(out: Path, images, film, labels: list[int], names: list[str], manifest
     if npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
     folder.replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-
-
-def _as_word(value: object) -> str:
-    """A value as Hydra reads it on a command line."""
-    return json.dumps(value)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from diffusion_lit.config import composed, launch, with_data_facts
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume
 
 log = logging.getLogger("diffusion_lit.train")
@@ -20,12 +21,14 @@ def main() -> None:
 
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
-    asked = [word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("resume=")]
-    if not asked or asked[-1] in ("", "null"):
+    asked = value_of("resume", overrides)
+    if not isinstance(asked, str) or not asked:
         return with_default_experiment(overrides)
+    if {"-m", "--multirun"} & set(sys.argv):
+        raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
-    if asked[-1] != "auto":
-        return resume.continued_overrides(folder.require_run(asked[-1]), rest)
+    if asked != "auto":
+        return resume.continued_overrides(folder.require_run(asked), rest)
     name = composed("train", with_default_experiment(rest), config_dir, complete=False)[0].name
     run = folder.newest_run(Path("outputs", name))
     if run is None:
@@ -60,6 +63,8 @@ def train(config: DictConfig) -> None:
     config, source = with_data_facts(config)
     config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
     lock = folder.Lock(run)
+    if not config["resume"]:
+        folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
     try:
         result = fit(config, source, run, overrides)
     except (UserError, KeyboardInterrupt):
@@ -77,9 +82,9 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     from diffusion_lit.build import make_sampler_of
     from diffusion_lit.data.module import ImageDataModule
     from diffusion_lit.training.recorder import Recorder
-    from diffusion_lit.training.setup import farewell, finish, make_module, make_trainer, summary
+    from diffusion_lit.training.setup import farewell, finish, judge, make_module, make_trainer, summary
 
-    start = checkpoints.choose(run, warn=log.warning) if checkpoints.steps_of(run) else None
+    start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
     if config["resume"] and not start:
         log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
     done = folder.read_result(run)
@@ -106,8 +111,12 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
             raise
         short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
         raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
-    result = finish(config, data, module, recorder, trainer.global_step)
+    module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
+    result = finish(config, module, recorder, trainer.global_step)
     folder.write_result(run, result)
+    if result["status"] == "finished":
+        result |= judge(config, data, module)
+        folder.write_result(run, result)
     log.info(farewell(result, run))
     return result
 

@@ -61,6 +61,45 @@ def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumula
     assert_equal_runs(whole, broken)
 
 
+def test_a_signal_between_two_rows_changes_no_row(tmp_path):
+    settings = [*SETTINGS, "max_steps=14", "log_every=5", "checkpoint_every=10", "val_every=0", "sample_every=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(5, process, broken, signal.SIGTERM) == 143
+    assert checkpoints.steps_of(broken)[-1] % 5  # stopped between two rows
+    run("train", f"resume={broken}", cwd=tmp_path)
+    assert trace(whole) == trace(broken)
+
+
+def test_another_accumulation_after_a_resume_sees_the_same_images_and_noise(tmp_path):
+    settings = [*SETTINGS, "model.dropout=0", "val_every=0", "sample_every=0", "checkpoint_every=4"]
+    whole, changed = tmp_path / "whole", tmp_path / "changed"
+    run("train", *settings, "max_steps=10", "optimizer.schedule=constant", f"run_dir={whole}", cwd=tmp_path)
+    run("train", *settings, "max_steps=4", "optimizer.schedule=constant", f"run_dir={changed}", cwd=tmp_path)
+    run("train", f"resume={changed}", "max_steps=10", "strategy.accumulate=3", cwd=tmp_path)
+    for a, b in zip(trace(whole), trace(changed), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-5)
+
+
+def test_an_extended_run_goes_on_at_the_rate_of_its_new_schedule(tmp_path):
+    settings = [*SETTINGS, "optimizer.schedule=cosine", "optimizer.warmup_steps=0", "checkpoint_every=4"]
+    folder, long = tmp_path / "run", tmp_path / "long"
+    run("train", *settings, "max_steps=4", f"run_dir={folder}", cwd=tmp_path)
+    run("train", f"resume={folder}", "max_steps=8", cwd=tmp_path)
+    run("train", *settings, "max_steps=8", f"run_dir={long}", cwd=tmp_path)
+    assert [row["lr"] for row in trace(folder)][4:] == [row["lr"] for row in trace(long)][4:]
+    assert float(trace(folder)[4]["lr"]) > 0
+
+
+def test_another_rate_that_was_accepted_is_used(tmp_path):
+    folder = tmp_path / "run"
+    run("train", *SETTINGS, "max_steps=4", f"run_dir={folder}", cwd=tmp_path)
+    words = ["optimizer.lr=1.0e-5", "optimizer.schedule=constant", "max_steps=6", "accept=[config]"]
+    run("train", f"resume={folder}", *words, cwd=tmp_path)
+    assert [float(row["lr"]) for row in trace(folder)][4:] == [1e-5, 1e-5]
+
+
 def test_a_signal_during_a_preview_cuts_it_short_and_the_resumed_run_draws_it(tmp_path):
     settings = [*SETTINGS, "max_steps=6", "sample_every=4", "sampler=ddpm", "sampler.steps=null"]
     folder = tmp_path / "run"

@@ -55,7 +55,10 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
             os.replace(building, path)
         finally:
             building.unlink(missing_ok=True)
-    return ImageStore(np.load(path, mmap_mode="r"), split.labels)
+    try:
+        return ImageStore(np.load(path, mmap_mode="r"), split.labels)
+    except ValueError:
+        raise UserError(Exit.DATA, f"{path} is damaged: remove it, and the pictures are decoded again") from None
 
 
 def _key(pictures: Sequence[Path] | np.ndarray, decoding: Decoding) -> str:

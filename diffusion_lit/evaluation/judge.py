@@ -16,7 +16,6 @@ class Verdict:
 
     generated: float
     real: float
-    num_images: int
 
 
 class PixelJudge:
@@ -29,7 +28,7 @@ class PixelJudge:
     def judge(self, images: Tensor, labels: Sequence[int]) -> Verdict:
         """Images uint8 (N, C, H, W) and the classes they were asked to be, (N,)."""
         judged = self.classifier.predict(_pixels(images.numpy()))
-        return Verdict(float(np.mean(judged == np.asarray(labels))), self.real, len(labels))
+        return Verdict(float(np.mean(judged == np.asarray(labels))), self.real)
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def write(checkpoint: dict, path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
         _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError about positions
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise UserError(
+            Exit.INTERRUPTED,
+            f"{path} cannot be written ({free:,.1f} MiB free on its disk): {str(error).splitlines()[0]}; "
+            "earlier checkpoints are whole: make room, then resume",
+        ) from None
     finally:
         beside.unlink(missing_ok=True)
 

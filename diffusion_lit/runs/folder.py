@@ -37,12 +37,15 @@ def require_run(folder: str | Path) -> Path:
 
 
 def newest_run(folder: Path) -> Path | None:
-    """The newest run in outputs/<name>; their names begin with the time of their start."""
-    return max((path for path in folder.glob("*") if is_run(path)), default=None, key=lambda path: path.name)
+    """The run in outputs/<name> that was started last, by the time of its command.txt."""
+    runs = [path for path in folder.glob("*") if is_run(path) and (path / "command.txt").exists()]
+    return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 
 def require_free(run: Path) -> None:
     """Raises UserError (exit 5) for a folder that holds anything (nothing is ever trained over) or cannot be made."""
+    if len(run.name) > 255:
+        raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: the name is too long")
     if run.is_dir() and {path.name for path in run.iterdir()} - {"train.log", ".lock"}:
         raise UserError(
             Exit.OUTPUT, f"run_dir={run} is not empty: choose a new folder, or go on in it with resume={run}"
@@ -88,8 +91,10 @@ def write_result(run: Path, result: dict) -> None:
 
 def read_result(run: Path) -> dict:
     """result.json, or nothing for a run that has not ended."""
-    path = run / "result.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads((run / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def shown(path: Path) -> Path:

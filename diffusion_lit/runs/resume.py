@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import Lock, read_config, read_overrides
 
@@ -20,11 +21,11 @@ def continued_overrides(run: Path, overrides: list[str]) -> list[str]:
 
     A new choice in a group drops what was said of the old choice (`sampler=dpmpp_2m` drops `sampler.eta=0.5`).
     """
-    new = {_key(word): word for word in overrides}
+    new = {_key(word): word for word in overrides if _key(word) != "resume"}
     old = {_key(word): word for word in read_overrides(run) if _key(word) not in ("resume", "run_dir", "accept")}
-    kept = [word for key, word in old.items() if key not in new and key.split(".")[0] not in new]
-    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
-    return [*kept, *[word for key, word in new.items() if key != "resume"], f"resume='{quoted}'", f"run_dir='{quoted}'"]
+    changed = {key for key in new if new[key] != old.get(key)}
+    kept = [word for key, word in old.items() if key not in new and key.split(".")[0] not in changed]
+    return [*kept, *new.values(), as_word("resume", run), as_word("run_dir", run)]
 
 
 def check_continuation(run: Path, config: dict) -> None:

@@ -11,7 +11,7 @@ from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.images import to_float
 from diffusion_lit.seeds import counted
 from diffusion_lit.training import ema as averaging
-from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer
+from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer, optimizer_settings
 
 
 class DiffusionModule(L.LightningModule):
@@ -36,6 +36,7 @@ class DiffusionModule(L.LightningModule):
         self.shape = (data["channels"], data["image_size"], data["image_size"])
         self.null_label = data["num_classes"]
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
+        self.learning_rate = 0.0  # of the last step
 
     def setup(self, stage: str) -> None:
         if self.config["strategy"]["channels_last"]:
@@ -69,13 +70,28 @@ class DiffusionModule(L.LightningModule):
         clip = self.config["optimizer"]["clip"]
         self.grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), clip if clip is not None else float("inf"))
 
-    def optimizer_step(self, *args, **kwargs) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure) -> None:
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
         if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's average
             averaging.update(self.ema, self.net, self.decay(self.global_step))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["config"] = self.config_text
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """The steps done come from the checkpoint; how the next ones are made is said by today's configuration."""
+        # as many micro-batches as today's `accumulate` would have taken, or it would begin in the middle of a step;
+        # the last one is not yet completed, for checkpoints are written while it ends
+        batches = checkpoint["global_step"] * self.config["strategy"]["accumulate"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        progress |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
+        config = self.config["optimizer"]
+        settings = optimizer_settings(config)
+        rate = config["lr"] * learning_rate_factor(config, self.config["max_steps"])(checkpoint["global_step"])
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group |= settings | {"lr": rate, "initial_lr": config["lr"]}
+        checkpoint["lr_schedulers"][0] |= {"base_lrs": [config["lr"]], "_last_lr": [rate]}
 
 
 def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:

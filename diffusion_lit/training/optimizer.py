@@ -17,14 +17,12 @@ CLASSES = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.opti
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: dict, fused: bool) -> torch.optim.Optimizer:
     """Adam or AdamW from `conf/optimizer`. The fused kernel is several times faster and equal to rounding."""
-    return CLASSES[config["_target_"]](
-        parameters,
-        lr=config["lr"],
-        betas=tuple(config["betas"]),
-        eps=config["eps"],
-        weight_decay=config["weight_decay"],
-        fused=fused,
-    )
+    return CLASSES[config["_target_"]](parameters, lr=config["lr"], fused=fused, **optimizer_settings(config))
+
+
+def optimizer_settings(config: dict) -> dict:
+    """What a parameter group holds besides its learning rate."""
+    return {"betas": tuple(config["betas"]), "eps": config["eps"], "weight_decay": config["weight_decay"]}
 
 
 def warmup_steps(config: dict, max_steps: int) -> int:

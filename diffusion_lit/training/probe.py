@@ -57,7 +57,7 @@ class Probe:
             errors.append(self.diffusion.error(net, to_float(x0), t, eps, y).cpu())
         error = torch.cat(errors)
         weighted = self._by_bin(error * self.diffusion.weight.cpu()[self.t])
-        loss = (weighted.nan_to_num() * self.share).sum()
+        loss = torch.where(self.share > 0, weighted, 0.0).mul(self.share).sum()  # bins without timesteps are NaN
         return loss.item(), self._by_bin(error).tolist()
 
     def _by_bin(self, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ checkpoint does, so a run that is killed and resumed leaves the same files as on
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ COLUMNS = (
     + [f"val_raw_snr{name}" for name in BINS]
 )
 
+KEPT = ("seconds", "val_loss", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
 EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
 
 
@@ -58,6 +60,9 @@ class Recorder(L.Callback):
     def __init__(self, run: Path, sampler: Sampler, config: dict):
         self.run, self.sampler, self.config = run, sampler, config
         self.step, self.seconds = 0, 0.0
+        self.logged_step, self.logged_seconds = 0, 0.0  # of the last row
+        self.loss_sum: float | torch.Tensor = 0.0  # over the steps since the last row
+        self.handlers: dict = {}  # of signals, as they were before
         self.val_loss: float | None = None
         self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
         self.signal: int | None = None
@@ -66,25 +71,26 @@ class Recorder(L.Callback):
         self.bar = progress_bar()
 
     def state_dict(self) -> dict:
-        return {"seconds": self.seconds, "val_losses": self.val_losses, "val_loss": self.val_loss}
+        return {name: getattr(self, name) for name in KEPT} | {"loss_sum": float(self.loss_sum)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.seconds, self.val_losses, self.val_loss = state["seconds"], dict(state["val_losses"]), state["val_loss"]
+        for name in (*KEPT, "loss_sum"):
+            setattr(self, name, state[name])
 
     # ------------------------------------------------------------------------------------------------ hooks
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        self.step = self.logged_step = trainer.global_step
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.step = trainer.global_step
         self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step)
         val = trainer.datamodule.val
         self.probe = Probe(val, module.diffusion) if val is not None else None
-        self.loss_sum = torch.zeros((), device=module.device)
+        self.loss_sum = torch.tensor(self.loss_sum, device=module.device)
+        if self.step and self._is_due("sample_every"):
+            self.draw_missing(module)
         self.bar.start()
         self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.step)
-        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        if self.step and self._is_due("sample_every") and not self._grid.exists():
-            self._preview(module)  # a signal cut it short, and the run was saved without it
-        self.started, self.logged_seconds = time.perf_counter(), self.seconds
+        self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, outputs, batch, batch_idx: int) -> None:
         self.loss_sum += outputs["loss"]  # already divided by the micro-batches of a step
@@ -111,12 +117,13 @@ class Recorder(L.Callback):
         scaled = self.config["strategy"]["precision"] == "16-mixed"  # its scaler skips steps until gradients are finite
         if not math.isfinite(loss) or not (scaled or math.isfinite(grad_norm)):
             raise self._not_finite(loss, grad_norm)
-        row = self._training_row(trainer, module, loss, grad_norm)
-        if self.probe and due & {"val_every", "checkpoint_every"}:
-            row |= self._validate(module)
-        self.metrics.add(self.step, row)
+        if due:
+            row = self._training_row(trainer, module, loss, grad_norm)
+            if self.probe and due & {"val_every", "checkpoint_every"}:
+                row |= self._validate(module)
+            self.metrics.add(self.step, row)
         if "sample_every" in due:
-            self._preview(module)
+            self.preview(module)
         if "checkpoint_every" in due or self.signal is not None:
             self._save(trainer)
             trainer.should_stop = self.signal is not None
@@ -134,13 +141,12 @@ class Recorder(L.Callback):
         speed = steps * self.config["global_batch_size"] / max(1e-9, self.seconds - self.logged_seconds)
         self.logged_step, self.logged_seconds = self.step, self.seconds
         self.loss_sum.zero_()
-        learning_rate = trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]
         self.bar.update(self.task, description=f"loss {loss:.4f}  {speed:,.0f} img/s")
         in_bar = {"in_bar": self.bar.console.is_terminal}
         log.info("step %d/%d  loss %.4f  %s img/s", self.step, trainer.max_steps, loss, f"{speed:,.0f}", extra=in_bar)
         return {
             "loss": loss,
-            "lr": learning_rate,
+            "lr": module.learning_rate,
             "grad_norm": grad_norm,
             "ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
             "images_per_second": speed,
@@ -153,10 +159,12 @@ class Recorder(L.Callback):
             with evaluated(net):
                 row[loss_name], bins = self.probe.losses(net)
             row |= dict(zip([f"val_{kind}_snr{name}" for name in BINS], bins, strict=True))
-        self.val_loss = self.val_losses[self.step] = row["val_loss"]
+        self.val_loss = row["val_loss"]
+        if math.isfinite(self.val_loss):
+            self.val_losses[self.step] = self.val_loss
         return row
 
-    def _preview(self, module: DiffusionModule) -> None:
+    def preview(self, module: DiffusionModule) -> None:
         """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's."""
         data = self.config["data"]
         labels = preview_labels(data["num_classes"])
@@ -175,7 +183,14 @@ class Recorder(L.Callback):
         except Stopped:
             return
         self._grid.parent.mkdir(exist_ok=True)
-        beside(pictures).save(self._grid)
+        unfinished = self._grid.with_suffix(".tmp")
+        beside(pictures).save(unfinished, format="PNG")
+        os.replace(unfinished, self._grid)
+
+    def draw_missing(self, module: DiffusionModule) -> None:
+        """The preview of this step, if a signal cut it short and the run was saved without it."""
+        if not self._grid.exists():
+            self.preview(module)
 
     @property
     def _grid(self) -> Path:
@@ -200,17 +215,20 @@ class Recorder(L.Callback):
     # ------------------------------------------------------------------------------------------------ ends
 
     def _not_finite(self, loss: float, grad_norm: float) -> UserError:
-        steps = checkpoints.steps_of(self.run)
-        last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
         return UserError(
             Exit.NON_FINITE,
-            f"by step {self.step} the loss is {loss} and the norm of the gradient {grad_norm}; {last}. "
+            f"by step {self.step} the loss is {loss} and the norm of the gradient {grad_norm}; "
+            f"{self._last_checkpoint()}. "
             "Try a lower optimizer.lr, a longer optimizer.warmup_steps or strategy.precision=32-true",
         )
 
+    def _last_checkpoint(self) -> str:
+        steps = checkpoints.steps_of(self.run)
+        return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+
     def _on_signal(self, number: int, frame) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise UserError(Exit.SIGINT, f"stopped at once; {self._last_checkpoint()}")
         self.signal = number
         log.info("%s: finishing this step and saving", signal.Signals(number).name)
 
@@ -222,8 +240,8 @@ class Recorder(L.Callback):
         self.bar.stop()
         if self.metrics:
             self.metrics.close()
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

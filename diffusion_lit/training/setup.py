@@ -1,6 +1,7 @@
 """The parts of a training run, put together from its configuration: module, trainer, opening and closing words."""
 
 import logging
+import shlex
 import signal
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusion_lit.build import guided, make_decay, make_diffusion, make_network
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
+from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import shown
 from diffusion_lit.sampling.generate import generate
@@ -71,7 +73,8 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     size = config["data"]["image_size"]
     classes = f"{len(names)} classes" if names else "no classes"
     held_out = f"{len(data.val):,} held out" if data.val else "none held out"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    on_gpu = torch.cuda.is_available() and config["strategy"]["accelerator"] != "cpu"
+    device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     lines = [
         f"run        {shown(run)}",
         f"data       {n:,} pictures {size}x{size}x{config['data']['channels']}, {classes}; {held_out}",
@@ -96,31 +99,34 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     return "\n".join(lines)
 
 
-def finish(config: dict, data: ImageDataModule, module: DiffusionModule, recorder: Recorder, step: int) -> dict:
-    """result.json: how it ended, and for data with a judge how many samples are the class they were asked to be."""
+def finish(config: dict, module: DiffusionModule, recorder: Recorder, step: int) -> dict:
+    """result.json as training leaves it: how it ended, how fast it was, where the pictures are."""
+    ended_by = recorder.signal
+    if ended_by is None:
+        recorder.step = step
+        recorder.draw_missing(module)
     grid = Path("samples", f"step-{step:08d}.png")
-    finished = recorder.signal is None
-    code = {None: 0, signal.SIGINT: Exit.SIGINT, signal.SIGTERM: Exit.SIGTERM}[recorder.signal]
-    result = {
-        "status": "finished" if finished else "interrupted",
-        "exit_code": int(code),
+    speed = step * config["global_batch_size"] / recorder.seconds if recorder.seconds else None
+    return {
+        "status": "finished" if ended_by is None else "interrupted",
+        "exit_code": int({None: 0, signal.SIGINT: Exit.SIGINT, signal.SIGTERM: Exit.SIGTERM}[ended_by]),
         "steps": step,
         "seconds": recorder.seconds,
-        "images_per_second": step * config["global_batch_size"] / recorder.seconds if recorder.seconds else None,
+        "images_per_second": speed,
         "val_loss": recorder.val_loss,
         "class_accuracy": None,
         "checkpoint": str(checkpoints.path_of(Path(), step)),
         "grid": str(grid) if (recorder.run / grid).exists() else None,
     }
-    if finished and config["data"]["judge_images"] and config["data"]["num_classes"] and data.val:
-        result |= _judge(config, data, module)
-    return result
 
 
-def _judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:
+def judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:
+    """How many samples are the class they were asked to be, for data that has a judge."""
+    num_images, num_classes = config["data"]["judge_images"], config["data"]["num_classes"]
+    if not (num_images and num_classes and data.val):
+        return {}
     from diffusion_lit.evaluation.judge import PixelJudge
 
-    num_images, num_classes = config["data"]["judge_images"], config["data"]["num_classes"]
     labels = rows_of_classes(range(num_classes), num_images)
     seeds = image_seeds(fold(config["seed"], "judge"), num_images)
     net = guided(module.ema.eval(), config)
@@ -143,5 +149,5 @@ def farewell(result: dict, run: Path) -> str:
             f"judged     {result['class_accuracy']:.1%} of {result['judged_images']} generated images are the class "
             f"they were asked to be (real held-out ones: {result['class_accuracy_real']:.1%})"
         )
-    lines.append(f"more       python -m diffusion_lit.sample run={shown(run)}")
+    lines.append(f"more       python -m diffusion_lit.sample {shlex.quote(as_word('run', shown(run)))}")
     return "\n".join(lines)
