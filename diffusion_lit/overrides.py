@@ -84,10 +84,13 @@ def value_of(key: str, overrides: list[str]) -> object:
 
 def as_word(key: str, value: object) -> str:
     """`key=value` as Hydra reads it back, text quoted where it has to be."""
-    text = str(value)
-    if isinstance(value, (str, Path)) and not re.fullmatch(r"[\w./~-]+", text):
-        return f"{key}='" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"{key}={text}" if isinstance(value, (str, Path)) else f"{key}={shown(value)}"
+    if not isinstance(value, str | Path):
+        return f"{key}={shown(value)}"
+    if re.fullmatch(r"[\w./~-]+", str(value)):
+        return f"{key}={value}"
+    # Hydra takes a backslash for itself, except before a quote
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(value))
+    return f"{key}='{text}'"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

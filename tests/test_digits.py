@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit.data.module import ImageDataModule
@@ -14,6 +15,7 @@ from diffusion_lit.data.sources import Digits
 from diffusion_lit.evaluation.judge import PixelJudge
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.sample import classes_of
 from diffusion_lit.training.probe import BINS, Probe
 from diffusion_lit.training.setup import make_module
 from tests.runs import run
@@ -116,6 +118,21 @@ def test_sample_uses_the_sampler_of_the_run_and_changes_one_key_of_it(digits_run
     run("sample", f"run={digits_run}", "sampler.steps=3", "num_images=2", f"out={tmp_path / 'out'}", cwd=tmp_path)
     sampler = json.loads((tmp_path / "out" / "manifest.json").read_text())["sampler"]
     assert sampler == folder.read_config(digits_run)["sampler"] | {"steps": 3}
+
+
+def test_folder_names_that_are_numbers_are_meant_as_names():
+    names = ["1", "10", "2"]
+    for asked, labels in (("[1]", [0]), ("[10]", [1]), ("[2,1]", [2, 0]), ("[0]", [0])):
+        assert classes_of(OmegaConf.create({"classes": yaml.safe_load(asked)}), names) == labels
+
+
+def test_guidance_needs_a_network_that_was_trained_for_it(digits_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(digits_run, copy, symlinks=True)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("label_dropout: 0.1", "label_dropout: 0"))
+    printed = run("sample", f"run={copy}", "guidance_scale=3", cwd=tmp_path, code=2)
+    assert "trained by dropping labels" in printed
 
 
 def test_an_image_depends_on_its_seed_and_label_alone(digits_run, tmp_path):

@@ -138,9 +138,8 @@ def judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:
 def farewell(result: dict, run: Path) -> str:
     """The last lines of a run: where everything is and how to go on."""
     if result["status"] != "finished":
-        return (
-            f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train resume={shown(run)}"
-        )
+        word = shlex.quote(as_word("resume", shown(run)))
+        return f"stopped at step {result['steps']}, saved; go on with: python -m diffusion_lit.train {word}"
     lines = [f"run        {shown(run)}"]
     if result["grid"]:
         lines.append(f"samples    {shown(run / result['grid'])}")

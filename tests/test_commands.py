@@ -1,0 +1,121 @@
+"""The commands as a shell runs them: sweeps, pipes, strange paths, keys pressed twice."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diffusion_lit.overrides import as_word, value_of
+from diffusion_lit.runs import checkpoints, folder
+from tests.runs import TINY, last_step, run, signal_at_step, start
+
+QUICK = [*TINY, "max_steps=4", "checkpoint_every=2", "val_every=0", "sample_every=0"]
+
+
+def test_a_sweep_has_a_folder_for_each_job_and_one_bad_job_does_not_end_it(tmp_path):
+    words = [*QUICK, "optimizer.clip=null", "optimizer.lr=1e30,1e-3", "name=sweep"]
+    printed = run("train", "--multirun", *words, cwd=tmp_path, code=6)
+    assert "by step" in printed
+    assert "Traceback" not in printed
+    (sweep,) = (tmp_path / "outputs" / "sweep").iterdir()
+    good = sweep / "1"
+    assert json.loads((good / "result.json").read_text())["status"] == "finished"
+    assert folder.read_config(good)["run_dir"] == str(good.relative_to(tmp_path))
+    run("sample", f"run={good}", "num_images=1", cwd=tmp_path)
+
+
+def test_a_sweep_is_no_resume_and_no_run_trains_over_another(tmp_path):
+    run("train", *QUICK, "run_dir=one", cwd=tmp_path)
+    assert "leave one of them out" in run("train", "resume=one", "--multirun", "seed=0,1", cwd=tmp_path, code=2)
+    assert "one is not empty" in run("train", *QUICK, "run_dir=one", cwd=tmp_path, code=5)
+    # Hydra's own words reach the same folder past ours
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    assert "mine is not empty" in run("train", *QUICK, "hydra.run.dir=mine", cwd=tmp_path, code=5)
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "it's", "a=b, c", "[x]", "\\\\'", "end\\\\", "mid\\\\dle", "ü ${x} {y}", "3", "'"]
+)
+def test_text_is_quoted_so_that_hydra_reads_it_back(text):
+    assert str(value_of("key", [as_word("key", text)])) == text
+
+
+def test_a_path_with_every_sign_trains_resumes_and_samples_as_the_last_lines_say(tmp_path):
+    strange = tmp_path / "it's, a=b [ü] \\ x"
+    words = ["python", "-m", "diffusion_lit.train", *QUICK, "max_steps=500", as_word("run_dir", strange)]
+    process = start("train", *words[3:], cwd=tmp_path)
+    while process.poll() is None and last_step(strange) < 3:
+        time.sleep(0.01)
+    process.terminate()
+    printed = process.communicate()[0]
+    assert process.returncode == 143, printed
+    command = printed.strip().splitlines()[-1].partition("go on with: ")[2]
+    command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    more = subprocess.run(f"{command} max_steps=501", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert more.returncode == 0, more.stderr
+    assert checkpoints.steps_of(strange)[-1] == 501
+    command = (
+        more.stdout.strip().splitlines()[-1].partition("more       ")[2].replace("python ", f"{sys.executable} ", 1)
+    )
+    sampled = subprocess.run(f"{command} num_images=1", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert sampled.returncode == 0, sampled.stderr
+
+
+def test_nobody_reading_on_does_not_end_a_run(tmp_path):
+    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
+    subprocess.run(f"{command} | head -n 1", shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    for _ in range(200):  # the shell waits for head, not for us
+        if folder.read_result(tmp_path / "run"):
+            break
+        time.sleep(0.1)
+    assert folder.read_result(tmp_path / "run")["status"] == "finished"
+
+
+def test_the_second_ctrl_c_ends_at_once(tmp_path):
+    process = start("train", *QUICK, "sample_every=2", "sampler=ddpm", "run_dir=run", cwd=tmp_path)
+    while process.poll() is None and last_step(tmp_path / "run") < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+
+
+def test_ctrl_c_saves_and_ends_with_130(tmp_path):
+    process = start("train", *QUICK, "max_steps=500", "run_dir=run", cwd=tmp_path)
+    assert signal_at_step(3, process, tmp_path / "run", signal.SIGINT) == 130
+    assert folder.read_result(tmp_path / "run")["status"] == "interrupted"
+    assert checkpoints.steps_of(tmp_path / "run")[-1] >= 3
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
+    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
+    run("train", *QUICK, "max_steps=2", "run_dir=run", cwd=tmp_path)
+    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", "resume=run", "max_steps=4"])
+    limited = subprocess.run(  # no file may pass 100 KiB, a checkpoint has to
+        f"ulimit -f 100; {command}", shell=True, cwd=tmp_path, capture_output=True, text=True, executable="/bin/bash"
+    )
+    assert limited.returncode == 75, limited.stderr
+    assert "step-00000004.ckpt cannot be written" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert checkpoints.fault(checkpoints.choose(tmp_path / "run")) is None
+    run("train", "resume=run", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("word", ["strategy.accelerator=cuda", "strategy.accelerator=mps"])
+def test_an_accelerator_that_is_not_there(tmp_path, word):
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    printed = run("train", *QUICK, word, "run_dir=run", cwd=tmp_path, code=2)
+    assert "error: strategy: " in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
