@@ -68,8 +68,8 @@ def train(config: DictConfig) -> None:
     try:
         result = fit(config, source, run, overrides)
     except (UserError, KeyboardInterrupt):
-        if not config["resume"] and not checkpoints.steps_of(run):
-            shutil.rmtree(run)  # it was new, and nothing was learned: leave nothing behind
+        if not config["resume"] and not (run / "metrics.csv").exists():
+            shutil.rmtree(run)  # it was new, and training never began: leave nothing behind
         raise
     finally:
         lock.release()

@@ -22,6 +22,7 @@ def test_a_sweep_has_a_folder_for_each_job_and_one_bad_job_does_not_end_it(tmp_p
     assert "by step" in printed
     assert "Traceback" not in printed
     (sweep,) = (tmp_path / "outputs" / "sweep").iterdir()
+    assert (sweep / "0" / "metrics.csv").exists()  # a run that diverged is there to be looked at
     good = sweep / "1"
     assert json.loads((good / "result.json").read_text())["status"] == "finished"
     assert folder.read_config(good)["run_dir"] == str(good.relative_to(tmp_path))
