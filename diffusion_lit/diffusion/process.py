@@ -20,15 +20,16 @@ class Diffusion(nn.Module):
     The tables are buffers, so they follow the module to its device, and are never saved: the config makes them.
 
     Raises:
-        ValueError: epsilon prediction at zero terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution.
+        ValueError: epsilon prediction at zero terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution (any
+            prediction type whose c_out is infinite there).
     """
 
     def __init__(self, table: NoiseTable, prediction_type: str, weighting: Weighting, loss: str = "mse"):
         super().__init__()
         alpha, sigma = table.alpha, table.sigma
-        if prediction_type == "epsilon" and table.zero_terminal_snr:
-            raise ValueError("epsilon prediction is ill-posed at zero terminal SNR: predict sample or v_prediction")
         c_in, c_skip, c_out = PREDICTION_TYPES[prediction_type](alpha, sigma)
+        if not c_out.isfinite().all():
+            raise ValueError(f"{prediction_type} is ill-posed at zero terminal SNR: predict sample or v_prediction")
         distance = LOSSES[loss]
         weight = weighting(table.snr, distance(c_out))
         tables = {
