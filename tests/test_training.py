@@ -161,7 +161,7 @@ def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
     rows = {int(row["step"]): float(row["val_loss"]) for row in trace(tmp_path)}
     best = min(rows, key=rows.get)
     assert best not in (7, 8)  # else this shows nothing
-    assert checkpoints.step_of((tmp_path / "checkpoints" / "best.ckpt").resolve()) == best
+    assert (tmp_path / "checkpoints" / "best.ckpt").resolve() == checkpoints.path_of(tmp_path, best).resolve()
     assert set(steps) == {7, 8, best}
 
 

@@ -7,6 +7,7 @@ t = 0 is nearly clean, t = T - 1 nearly pure noise, snr = alpha^2 / sigma^2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
 class NoiseTable:
     """The discrete variance-preserving process; the one place where noise levels come from.
 
-    Fields are the keys of `conf/diffusion`. `betas`, `alpha`, `sigma` and `snr` are float64 of shape (T,).
+    Fields are the keys of `conf/diffusion`. `betas`, `alpha`, `sigma` and `snr` are float64 of shape (T,), computed
+    once (samplers look them up at every step): do not change them in place.
     """
 
     num_train_timesteps: int = 1000
@@ -62,25 +64,25 @@ class NoiseTable:
 
     process = "discrete"  # what a sampler's `serves` must name
 
-    @property
+    @cached_property
     def betas(self) -> Tensor:
         betas = BETA_SCHEDULES[self.beta_schedule](self.num_train_timesteps, self.beta_start, self.beta_end)
         return rescale_to_zero_terminal_snr(betas) if self.zero_terminal_snr else betas
 
-    @property
+    @cached_property
     def alpha_bar(self) -> Tensor:
         """alpha^2, the cumulative product of 1 - beta."""
         return (1 - self.betas).cumprod(0)
 
-    @property
+    @cached_property
     def alpha(self) -> Tensor:
         return self.alpha_bar.sqrt()
 
-    @property
+    @cached_property
     def sigma(self) -> Tensor:
         return (1 - self.alpha_bar).sqrt()
 
-    @property
+    @cached_property
     def snr(self) -> Tensor:
         return self.alpha_bar / (1 - self.alpha_bar)
 

@@ -13,10 +13,6 @@ def path_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}.ckpt"
 
 
-def step_of(path: Path) -> int:
-    return int(re.fullmatch(r"step-(\d+)\.ckpt", path.name)[1])
-
-
 def steps_of(run: Path) -> list[int]:
     """Steps with a checkpoint, ascending; the name counts, never the clock."""
     files = (run / "checkpoints").glob("step-*.ckpt")

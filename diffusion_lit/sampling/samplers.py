@@ -87,7 +87,7 @@ def _finite_betas(table: NoiseTable) -> Tensor:
 
     What is left of the signal is 2^-24, diffusers' own floor, or less where the level before it is that low too.
     """
-    betas, alpha_bar = table.betas, table.alpha_bar
+    betas, alpha_bar = table.betas.clone(), table.alpha_bar
     if alpha_bar[-1] == 0:
         betas[-1] = 1 - min(2**-24 / alpha_bar[-2].item(), 1e-3)
     return betas
