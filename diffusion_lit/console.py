@@ -19,7 +19,7 @@ class ConsoleHandler(logging.Handler):
             rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
-def progress_bar(unit: str = "step"):
+def progress_bar(unit: str = "step", shown: bool = True):
     """A rich progress bar: description, count, speed, time left. Silent where standard output is no terminal."""
     import rich
     from rich import progress
@@ -34,5 +34,5 @@ def progress_bar(unit: str = "step"):
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     )

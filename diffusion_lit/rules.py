@@ -71,6 +71,11 @@ def device_fault(value: object) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)) else "must be auto, cpu, cuda, cuda:1 or mps"
 
 
+def devices_fault(value: object) -> str | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return None if is_count or value == "auto" else "must be auto or a number of devices"
+
+
 def classes_fault(value: object) -> str | None:
     words = value if isinstance(value, list) else [value]
     if value is None or (words and all(isinstance(word, int | str) and not isinstance(word, bool) for word in words)):
@@ -143,8 +148,9 @@ RULES: dict[str, Check] = {
     "optimizer.warmup_fraction": Rule(low=0, high=1, optional=True),
     "optimizer.clip": Rule(above=0, optional=True),
     "strategy.accelerator": Rule(choices=("auto", "cpu", "gpu", "cuda", "mps")),
-    "strategy.devices": Rule(choices=(1,)),
-    "strategy.num_nodes": Rule(choices=(1,)),
+    "strategy.name": Rule(choices=("single", "dp", "ddp")),
+    "strategy.devices": devices_fault,
+    "strategy.num_nodes": COUNT,
     "strategy.precision": Rule(choices=("32-true", "bf16-mixed", "16-mixed")),
     "strategy.accumulate": COUNT,
     # python -m diffusion_lit.sample
@@ -272,10 +278,22 @@ def pictures(v: dict) -> Iterator[str]:
             yield f"model.{key}={shown(v[f'model.{key}'])} follows from the data: set data.{key} instead"
 
 
+def strategies(v: dict) -> Iterator[str]:
+    name, devices, nodes = v["strategy.name"], v["strategy.devices"], v["strategy.num_nodes"]
+    if name == "single" and devices != 1:
+        yield f"strategy.devices={devices}: strategy=single trains on one device, use strategy=ddp"
+    if name != "ddp" and nodes > 1:
+        yield f"strategy.num_nodes={nodes}: strategy={name} trains on one machine, use strategy=ddp"
+    if name == "dp" and v["strategy.compile"]:
+        yield "strategy.compile=true: strategy=dp copies the network anew for every batch, use strategy=ddp"
+
+
 def batch(v: dict) -> Iterator[str]:
-    size, accumulate = v["global_batch_size"], v["strategy.accumulate"]
-    if size % accumulate:
-        yield f"global_batch_size={size} must be a multiple of strategy.accumulate={accumulate}"
+    keys = ("strategy.devices", "strategy.num_nodes", "strategy.accumulate")
+    keys = [key for key in keys if v[key] not in (1, "auto")]
+    size, parts = v["global_batch_size"], math.prod(v[key] for key in keys)
+    if size % parts:
+        yield f"global_batch_size={size} must be a multiple of {' x '.join(f'{key}={v[key]}' for key in keys)}"
 
 
-CHECKS = (noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, batch)
+CHECKS = (noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, strategies, batch)

@@ -7,24 +7,31 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lit.config import composed, launch, with_data_facts
+from diffusion_lit.config import composed, launch, source_of, with_data_facts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume
+from diffusion_lit.training import ranks
 
 log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
-    launch("train", train, prepare=prepare, check=check)
+    if ranks.from_environment("RANK"):
+        follow()
+    else:
+        launch("train", train, prepare=prepare, check=check)
 
 
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
     asked = value_of("resume", overrides)
+    multirun = {"-m", "--multirun"} & set(sys.argv)
+    if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
+        raise UserError(Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun")
     if not isinstance(asked, str) or not asked:
         return with_default_experiment(overrides)
-    if {"-m", "--multirun"} & set(sys.argv):
+    if multirun:
         raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
     if asked != "auto":
@@ -78,12 +85,7 @@ def train(config: DictConfig) -> None:
 
 
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
-    """Everything from here on needs torch."""
-    from diffusion_lit.build import make_sampler_of
-    from diffusion_lit.data.module import ImageDataModule
-    from diffusion_lit.training.recorder import Recorder
-    from diffusion_lit.training.setup import farewell, finish, judge, make_module, make_trainer, summary
-
+    """Everything from here on needs torch; the other ranks join in."""
     start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
     if config["resume"] and not start:
         log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
@@ -91,19 +93,35 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     if start and done.get("status") == "finished" and done["steps"] >= config["max_steps"]:
         log.info("%s is already at step %d of %d; raise max_steps to go on", run, done["steps"], config["max_steps"])
         return done
-    data = ImageDataModule(
-        source,
-        config["data"],
-        config["seed"],
-        micro_batch_size=config["global_batch_size"] // config["strategy"]["accumulate"],
-        accept_changed_data="data" in config["accept"],
-    )
-    data.setup()
+    try:
+        with ranks.together(config["strategy"]):
+            config, run, start = ranks.from_first((config, run, start))
+            return fit_on_all(config, source, run, start, overrides)
+    finally:
+        shutil.rmtree(run / "cache", ignore_errors=True)  # what processes shared; see `load_data`
+
+
+def follow() -> None:
+    """What every rank but the first does: all that it has to know comes from there."""
+    with ranks.following():
+        config, run, start = ranks.from_first(None)
+        fit_on_all(config, source_of(config["data"]), run, start)
+
+
+def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
+    """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
+    from diffusion_lit.build import make_sampler_of
+    from diffusion_lit.training.recorder import Recorder
+    from diffusion_lit.training.setup import farewell, finish, judge, load_data, make_module, make_trainer, summary
+
+    first = ranks.rank() == 0
+    data = load_data(config, source, run)
     module = make_module(config)
     recorder = Recorder(run, make_sampler_of(config), config)
-    folder.write_start(run, config, overrides)
-    log.info(summary(config, data, module, run, start))
-    trainer = make_trainer(config, run, recorder)
+    trainer = make_trainer(config, run, module.net, recorder)
+    if first:
+        folder.write_start(run, config, overrides)
+        log.info(summary(config, data, module, run, start))
     try:
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
     except RuntimeError as error:
@@ -113,11 +131,13 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
         raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
     module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
     result = finish(config, module, recorder, trainer.global_step)
-    folder.write_result(run, result)
+    if first:
+        folder.write_result(run, result)
     if result["status"] == "finished":
         result |= judge(config, data, module)
+    if first:
         folder.write_result(run, result)
-    log.info(farewell(result, run))
+        log.info(farewell(result, run))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
@@ -48,6 +49,8 @@ class UNet(nn.Module):
             dropout=dropout,
             num_class_embeds=num_classes + 1 if num_classes else None,
         )
+        # a copy made by DataParallel has buffers but no parameters, and UNet2DModel asks for the dtype of either
+        self.unet.register_buffer("dtype_of", torch.zeros(()), persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.unet(x_t, t, class_labels=y if self.num_classes else None, return_dict=False)[0]

@@ -10,8 +10,8 @@ from diffusion_lit.runs.folder import Lock, read_config, read_overrides
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
     "run_dir", "resume", "accept", "max_steps", "log_every", "val_every", "sample_every", "checkpoint_every",
-    "keep_checkpoints", "guidance_scale", "logger", "sampler", "name", "strategy.accelerator", "strategy.devices",
-    "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.cache_dir",
+    "keep_checkpoints", "guidance_scale", "logger", "sampler", "name", "strategy.name", "strategy.accelerator",
+    "strategy.devices", "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.cache_dir",
     "data.judge_images",
 }  # fmt: skip
 

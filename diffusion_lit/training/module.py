@@ -37,6 +37,12 @@ class DiffusionModule(L.LightningModule):
         self.null_label = data["num_classes"]
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
         self.learning_rate = 0.0  # of the last step
+        self.replicate(None)
+
+    def replicate(self, replicas: nn.Module | None) -> None:
+        """Train through `replicas` of `net` (DataParallel) from here on, or through `net` itself again."""
+        # not as a child: names in checkpoints, the average and the optimizer know nothing of it
+        object.__setattr__(self, "replicas", replicas)
 
     def setup(self, stage: str) -> None:
         if self.config["strategy"]["channels_last"]:
@@ -57,7 +63,7 @@ class DiffusionModule(L.LightningModule):
         x0 = flip(to_float(batch["image"]), draws, self.config["data"]["flip"])
         y = drop_labels(batch["y"], draws, self.config["label_dropout"], self.null_label)
         t = self.diffusion.table.draw(draws.timestep)
-        return self.diffusion.loss(self.net, x0, t, draws.eps, y).mean()
+        return self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
 
     def configure_optimizers(self):
         config, strategy = self.config["optimizer"], self.config["strategy"]

@@ -23,8 +23,8 @@ PER_BIN = 32  # probes in a bin
 class Probe:
     """Fixed held-out probes, `PER_BIN` for every bin of log snr that the noise table reaches.
 
-    `losses` gives the weighted loss expected over uniformly drawn timesteps, and the unweighted error in each bin
-    (NaN where the table has no timestep).
+    `errors` measures a network on one of `parts` of them, `losses` sums up all parts: the weighted loss expected over
+    uniformly drawn timesteps, and the unweighted error in each bin (NaN where the table has no timestep).
     """
 
     def __init__(self, store: ImageStore, diffusion: Diffusion, batch_size: int = 128):
@@ -44,17 +44,18 @@ class Probe:
         self.image = torch.from_numpy(store.images[index.numpy()])
         self.y = torch.from_numpy(store.labels[index.numpy()])
         self.eps = torch.randn(self.image.shape, generator=generator)
-        self.diffusion, self.batch_size = diffusion, batch_size
+        self.diffusion = diffusion
+        self.parts = [slice(start, start + batch_size) for start in range(0, len(self.t), batch_size)]
 
     @torch.no_grad()
-    def losses(self, net: Network) -> tuple[float, list[float]]:
-        """(weighted loss, unweighted error in each of the ten bins)."""
+    def errors(self, net: Network, part: slice) -> Tensor:
+        """Unweighted error of each probe of a part, float32 on the CPU."""
         device = self.diffusion.alpha.device
-        errors = []
-        for start in range(0, len(self.t), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            x0, t, eps, y = (v[part].to(device) for v in (self.image, self.t, self.eps, self.y))
-            errors.append(self.diffusion.error(net, to_float(x0), t, eps, y).cpu())
+        x0, t, eps, y = (v[part].to(device) for v in (self.image, self.t, self.eps, self.y))
+        return self.diffusion.error(net, to_float(x0), t, eps, y).cpu()
+
+    def losses(self, errors: list[Tensor]) -> tuple[float, list[float]]:
+        """(weighted loss, unweighted error in each of the ten bins) from the errors of all parts."""
         error = torch.cat(errors)
         weighted = self._by_bin(error * self.diffusion.weight.cpu()[self.t])
         loss = torch.where(self.share > 0, weighted, 0.0).mul(self.share).sum()  # bins without timesteps are NaN

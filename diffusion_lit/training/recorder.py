@@ -9,25 +9,23 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
 import torch
 
-from diffusion_lit.build import guided
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.images import beside, to_uint8
+from diffusion_lit.images import beside
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
-from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.previews import class_grid, preview_labels
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
+from diffusion_lit.training import ranks
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import BINS, Probe
+from diffusion_lit.training.shared import Stopped, held_out, samples
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +39,8 @@ KEPT = ("seconds", "val_loss", "val_losses", "logged_step", "logged_seconds")  #
 EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
 
 
-class Stopped(Exception):
-    """A signal asked for the end in the middle of a preview."""
-
-
 class Recorder(L.Callback):
-    """Keeps the record of a run.
+    """Keeps the record of a run. Every rank has one; what they do together is agreed on, only rank 0 writes.
 
     Args:
         run: the run folder.
@@ -54,7 +48,7 @@ class Recorder(L.Callback):
         config: the run's configuration.
 
     After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` (EMA, None if nothing is
-    held out) and `signal` (that ended the run, or None).
+    held out) and `ended_by` (the signal that ended the run, or None).
     """
 
     def __init__(self, run: Path, sampler: Sampler, config: dict):
@@ -65,24 +59,28 @@ class Recorder(L.Callback):
         self.handlers: dict = {}  # of signals, as they were before
         self.val_loss: float | None = None
         self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
-        self.signal: int | None = None
+        self.signal = 0  # that this rank has heard
+        self.ended_by: int | None = None
         self.metrics: MetricsFile | None = None
         self.probe: Probe | None = None
-        self.bar = progress_bar()
+        self.writes = ranks.rank() == 0
+        self.bar = progress_bar(shown=self.writes)
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in KEPT} | {"loss_sum": float(self.loss_sum)}
+        return {name: getattr(self, name) for name in KEPT} | {"loss_sums": ranks.gather(float(self.loss_sum))}
 
     def load_state_dict(self, state: dict) -> None:
-        for name in (*KEPT, "loss_sum"):
+        for name in KEPT:
             setattr(self, name, state[name])
+        sums = state["loss_sums"]  # of each rank; the mean where there are others now
+        self.loss_sum = sums[ranks.rank()] if len(sums) == ranks.world_size() else sum(sums) / len(sums)
 
     # ------------------------------------------------------------------------------------------------ hooks
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         self.step = trainer.global_step
-        self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step)
+        self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step) if self.writes else None
         val = trainer.datamodule.val
         self.probe = Probe(val, module.diffusion) if val is not None else None
         self.loss_sum = torch.tensor(self.loss_sum, device=module.device)
@@ -100,7 +98,8 @@ class Recorder(L.Callback):
         self.bar.advance(self.task)
         end = self.step == trainer.max_steps
         due = {name for name in EVERY if end or self._is_due(name)}
-        if due or self.signal is not None:
+        stop = ranks.highest(self.signal)
+        if due or stop:
             self._milestone(trainer, module, due)
 
     def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
@@ -121,20 +120,24 @@ class Recorder(L.Callback):
             row = self._training_row(trainer, module, loss, grad_norm)
             if self.probe and due & {"val_every", "checkpoint_every"}:
                 row |= self._validate(module)
-            self.metrics.add(self.step, row)
+            if self.metrics:
+                self.metrics.add(self.step, row)
         if "sample_every" in due:
             self.preview(module)
-        if "checkpoint_every" in due or self.signal is not None:
+        stop = ranks.highest(self.signal)  # again: a preview is long
+        if "checkpoint_every" in due or stop:
             self._save(trainer)
-            trainer.should_stop = self.signal is not None
+        if stop:
+            self.ended_by, trainer.should_stop = stop, True
         self.started = time.perf_counter()
 
     def _is_due(self, name: str) -> bool:
         return bool(self.config[name]) and self.step % self.config[name] == 0
 
     def _read_loss(self) -> float:
-        """Mean loss of the steps since the last row."""
-        return self.loss_sum.item() / max(1, self.step - self.logged_step)
+        """Mean loss of the steps since the last row, over all ranks."""
+        sums = ranks.gather(self.loss_sum.item())
+        return sum(sums) / len(sums) / max(1, self.step - self.logged_step)
 
     def _training_row(self, trainer: L.Trainer, module: DiffusionModule, loss: float, grad_norm: float) -> dict:
         steps = self.step - self.logged_step
@@ -155,9 +158,9 @@ class Recorder(L.Callback):
 
     def _validate(self, module: DiffusionModule) -> dict:
         row = {}
-        for net, kind, loss_name in ((module.net, "raw", "val_loss_raw"), (module.ema, "ema", "val_loss")):
-            with evaluated(net):
-                row[loss_name], bins = self.probe.losses(net)
+        raw, ema = held_out([module.net, module.ema], self.probe)
+        for (loss, bins), kind, loss_name in ((raw, "raw", "val_loss_raw"), (ema, "ema", "val_loss")):
+            row[loss_name] = loss
             row |= dict(zip([f"val_{kind}_snr{name}" for name in BINS], bins, strict=True))
         self.val_loss = row["val_loss"]
         if math.isfinite(self.val_loss):
@@ -170,18 +173,13 @@ class Recorder(L.Callback):
         labels = preview_labels(data["num_classes"])
         seeds = image_seeds(self.config["seed"], len(labels))
         networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
-        pictures = []
-        try:
-            for name, net in networks.items():
-                with evaluated(net):
-                    net = guided(net, self.config)
-                    images = generate(
-                        net, module.diffusion, self.sampler, labels, seeds, module.shape, on_step=self._poll
-                    )
-                title = f"{name}, step {self.step}"
-                pictures.append(class_grid(to_uint8(images), labels, data["class_names"], title))
-        except Stopped:
+        drawn = samples(list(networks.values()), module, self.sampler, labels, seeds, on_step=self._poll)
+        if drawn is None or not self.writes:
             return
+        pictures = [
+            class_grid(images, labels, data["class_names"], f"{name}, step {self.step}")
+            for name, images in zip(networks, drawn, strict=True)
+        ]
         self._grid.parent.mkdir(exist_ok=True)
         unfinished = self._grid.with_suffix(".tmp")
         beside(pictures).save(unfinished, format="PNG")
@@ -189,7 +187,7 @@ class Recorder(L.Callback):
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""
-        if not self._grid.exists():
+        if not ranks.from_first(self._grid.exists()):
             self.preview(module)
 
     @property
@@ -205,7 +203,9 @@ class Recorder(L.Callback):
         keep = {*steps[-self.config["keep_checkpoints"] :], best}
         self.val_losses = {step: loss for step, loss in measured.items() if step in keep}
         path = checkpoints.path_of(self.run, self.step)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path)  # by rank 0; the others wait
+        if not self.writes:
+            return
         checkpoints.link(path, "last.ckpt")
         if best is not None:
             checkpoints.link(checkpoints.path_of(self.run, best), "best.ckpt")
@@ -227,13 +227,14 @@ class Recorder(L.Callback):
         return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _on_signal(self, number: int, frame) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise UserError(Exit.SIGINT, f"stopped at once; {self._last_checkpoint()}")
         self.signal = number
+        ranks.tell_others(number)
         log.info("%s: finishing this step and saving", signal.Signals(number).name)
 
     def _poll(self, *_) -> None:
-        if self.signal is not None:
+        if self.signal:
             raise Stopped
 
     def _close(self) -> None:
@@ -242,14 +243,3 @@ class Recorder(L.Callback):
             self.metrics.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def evaluated(net: torch.nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, then as it was."""
-    mode = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(mode)

@@ -11,22 +11,52 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
+from torch import nn
 
-from diffusion_lit.build import guided, make_decay, make_diffusion, make_network, make_sampler_of
+from diffusion_lit.build import make_decay, make_diffusion, make_network, make_sampler_of
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.images import to_uint8
 from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import shown
-from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.previews import rows_of_classes
 from diffusion_lit.seeds import fold, image_seeds
+from diffusion_lit.training import ranks
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.recorder import Recorder
+from diffusion_lit.training.shared import samples
+from diffusion_lit.training.strategies import trainer_arguments
 
 log = logging.getLogger(__name__)
+
+
+def load_data(config: dict, source, run: Path) -> ImageDataModule:
+    """The pictures, decoded once: several processes of one machine share a file instead of an array each.
+
+    Raises:
+        UserError: exit 2 if the global batch cannot be shared out evenly.
+    """
+    strategy = config["strategy"]
+    world = ranks.world_size()
+    shares = strategy["accumulate"] * (ranks.devices_here(strategy) if strategy["name"] == "dp" else world)
+    if config["global_batch_size"] % shares:
+        raise UserError(
+            Exit.CONFIG,
+            f"global_batch_size={config['global_batch_size']} must be a multiple of {shares}, "
+            f"devices x strategy.accumulate={strategy['accumulate']}",
+        )
+    data = config["data"]
+    data = ImageDataModule(
+        source,
+        data if world == 1 or data["cache_dir"] else data | {"cache_dir": str(run / "cache")},
+        config["seed"],
+        micro_batch_size=config["global_batch_size"] // (strategy["accumulate"] * world),
+        accept_changed_data="data" in config["accept"],
+    )
+    with ranks.first_here_goes_first():
+        data.setup()
+    return data
 
 
 def make_module(config: dict) -> DiffusionModule:
@@ -36,7 +66,7 @@ def make_module(config: dict) -> DiffusionModule:
     return DiffusionModule(make_network(config), make_diffusion(config), make_decay(config), config, text)
 
 
-def make_trainer(config: dict, run: Path, *callbacks: Callback) -> L.Trainer:
+def make_trainer(config: dict, run: Path, net: nn.Module, *callbacks: Callback) -> L.Trainer:
     """A Trainer that leaves data order, validation, logging and checkpoint times to us."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").handlers.clear()  # Hydra's root logger has them already
@@ -45,9 +75,7 @@ def make_trainer(config: dict, run: Path, *callbacks: Callback) -> L.Trainer:
     try:
         return L.Trainer(
             max_steps=config["max_steps"],
-            accelerator=strategy["accelerator"],
-            devices=strategy["devices"],
-            num_nodes=strategy["num_nodes"],
+            **trainer_arguments(strategy, net),
             precision=strategy["precision"],
             accumulate_grad_batches=strategy["accumulate"],
             callbacks=list(callbacks),
@@ -75,6 +103,8 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     held_out = f"{len(data.val):,} held out" if data.val else "none held out"
     on_gpu = torch.cuda.is_available() and config["strategy"]["accelerator"] != "cpu"
     device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+    if ranks.world_size() > 1:
+        device += f" in each of {ranks.world_size()} processes"
     lines = [
         f"run        {shown(run)}",
         f"data       {n:,} pictures {size}x{size}x{config['data']['channels']}, {classes}; {held_out}",
@@ -101,7 +131,7 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
 
 def finish(config: dict, module: DiffusionModule, recorder: Recorder, step: int) -> dict:
     """result.json as training leaves it: how it ended, how fast it was, where the pictures are."""
-    ended_by = recorder.signal
+    ended_by = recorder.ended_by
     if ended_by is None:
         recorder.step = step
         recorder.draw_missing(module)
@@ -129,9 +159,8 @@ def judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:
 
     labels = rows_of_classes(range(num_classes), num_images)
     seeds = image_seeds(fold(config["seed"], "judge"), num_images)
-    net = guided(module.ema.eval(), config)
-    images = generate(net, module.diffusion, make_sampler_of(config), labels, seeds, module.shape)
-    verdict = PixelJudge(data.train, data.val).judge(to_uint8(images), labels)
+    (images,) = samples([module.ema], module, make_sampler_of(config), labels, seeds)
+    verdict = PixelJudge(data.train, data.val).judge(images, labels)
     return {"class_accuracy": verdict.generated, "class_accuracy_real": verdict.real, "judged_images": num_images}
 
 

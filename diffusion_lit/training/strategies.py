@@ -1,0 +1,78 @@
+"""From a `strategy` group to what Lightning's Trainer takes: one device, DP, DDP."""
+
+import logging
+
+import torch
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
+from torch import nn
+
+from diffusion_lit.training import ranks
+
+log = logging.getLogger(__name__)
+
+
+class DataParallelStrategy(SingleDeviceStrategy):
+    """One process, several GPUs: `torch.nn.DataParallel` around the network alone.
+
+    Each forward pass splits the batch, copies the network to the other devices and gathers the outputs; loss, average
+    and optimizer live on the first one. Lightning 2 has no such strategy; its name here is "dp".
+    """
+
+    strategy_name = "dp"
+
+    def __init__(self, parallel_devices: list[torch.device] | None = None, **plugins):
+        super().__init__(device="cpu", **plugins)  # the devices are set by the Trainer
+        self.parallel_devices = parallel_devices
+
+    @property
+    def root_device(self) -> torch.device:
+        return self.parallel_devices[0]
+
+    def setup(self, trainer) -> None:
+        super().setup(trainer)
+        self.lightning_module.replicate(nn.DataParallel(self.lightning_module.net, self.parallel_devices))
+
+    def teardown(self) -> None:
+        self.lightning_module.replicate(None)
+        super().teardown()
+
+
+StrategyRegistry.register("dp", DataParallelStrategy, description=DataParallelStrategy.__doc__)
+
+
+def trainer_arguments(strategy: dict, net: nn.Module) -> dict:
+    """`accelerator`, `devices`, `num_nodes` and `strategy` of a Trainer; says so where it falls back to one device."""
+    return {"accelerator": strategy["accelerator"]} | STRATEGIES[strategy["name"]](strategy, net)
+
+
+def _single(strategy: dict, net: nn.Module) -> dict:
+    return {"devices": 1, "strategy": "auto"}
+
+
+def _dp(strategy: dict, net: nn.Module) -> dict:
+    count = ranks.devices_here(strategy)
+    if count > 1 and torch.cuda.is_available() and strategy["accelerator"] in ("auto", "gpu", "cuda"):
+        return {"devices": count, "strategy": "dp"}
+    log.info("note       strategy=dp needs two GPUs or more; here it trains on one device, as strategy=single does")
+    return _single(strategy, net)
+
+
+def _ddp(strategy: dict, net: nn.Module) -> dict:
+    if ranks.world_size() == 1:
+        log.info("note       strategy=ddp finds one device here; it trains as strategy=single does")
+        return _single(strategy, net)
+    here, nodes = ranks.processes(strategy)
+    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
+    return {
+        "devices": here,
+        "num_nodes": nodes,
+        "strategy": DDPStrategy(
+            cluster_environment=TorchElasticEnvironment(),  # the processes have met already
+            broadcast_buffers=batch_norm,  # else the buffers are tables, the same everywhere
+            gradient_as_bucket_view=True,
+        ),
+    }
+
+
+STRATEGIES = {"single": _single, "dp": _dp, "ddp": _ddp}

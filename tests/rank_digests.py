@@ -1,0 +1,41 @@
+"""`diffusion_lit.train` in which every rank also writes down what its weights and batches were.
+
+torchrun --nproc-per-node 2 -m tests.rank_digests <folder> <words of a command line>
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from diffusion_lit.training import ranks
+
+
+def digest(tensors) -> str:
+    return hashlib.blake2b(b"".join(t.detach().cpu().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def main() -> None:
+    folder = Path(sys.argv.pop(1))
+    from diffusion_lit import train
+    from diffusion_lit.training import module as training_module
+    from diffusion_lit.training import setup
+
+    finish, draw, seen = setup.finish, training_module.draw, []
+
+    def noted_draw(seed, start, count, shape, device):
+        draws = draw(seed, start, count, shape, device)
+        seen.append([start, count, digest([draws.eps]), draws.timestep.tolist()])
+        return draws
+
+    def noted_finish(config, module, recorder, step):
+        found = {"net": digest(module.net.parameters()), "ema": digest(module.ema.parameters()), "draws": seen}
+        (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found))
+        return finish(config, module, recorder, step)
+
+    setup.finish, training_module.draw = noted_finish, noted_draw
+    train.main()
+
+
+if __name__ == "__main__":
+    main()
