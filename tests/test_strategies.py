@@ -145,6 +145,19 @@ def test_a_run_of_two_processes_killed_and_resumed_equals_one_that_was_not(tmp_p
     assert_equal_runs(whole_ddp, broken)
 
 
+@pytest.mark.slow
+def test_with_more_than_two_processes_the_order_of_additions_is_kept(tmp_path):
+    """Two summands have one order; from three on, DDP's buckets decide it (see SteadyDDPStrategy)."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = [*SETTINGS, "strategy=ddp", "strategy.devices=4"]
+    run("train", *words, f"run_dir={whole}", cwd=tmp_path)
+    process = start("train", *words, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(9, process, broken) == -signal.SIGKILL
+    assert gone(process.pid)
+    run("train", f"resume={broken}", cwd=tmp_path)
+    assert_equal_runs(whole, broken)
+
+
 @pytest.fixture(scope="module")
 def whole_ddp(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -47,7 +48,7 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(Exit.OUTPUT, f"data.cache_dir={cache_dir} cannot be made: {error.strerror}") from None
-        building = path.with_suffix(f".building-{os.getpid()}")  # a killed build is never taken for a whole one
+        building = path.with_suffix(f".building-{platform.node()}-{os.getpid()}")  # a killed build is never taken for a whole one
         try:
             images = np.lib.format.open_memmap(building, "w+", np.uint8, shape)
             decode_all(split.pictures, decoding, images, _progress(len(images), name))

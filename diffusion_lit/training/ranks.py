@@ -103,7 +103,8 @@ def together(strategy: dict) -> Iterator[None]:
     over, failed = threading.Event(), True
     try:
         store = None if launched else _start_others(here)
-        threading.Thread(target=_watch, args=(over,), daemon=True).start()
+        if _others:
+            threading.Thread(target=_watch, args=(over,), daemon=True).start()
         _join(store)
         yield
         _leave()
