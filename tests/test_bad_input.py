@@ -125,7 +125,7 @@ CASES = [
     ("data.val_fraction=1", "data.val_fraction=1: must be at most 0.9"),
     ("data.channels=2", "data.channels=2: must be one of 1, 3, 4"),
     ("diffusion.beta_schedule=cosin", "diffusion.beta_schedule=cosin: must be one of linear, scaled_linear, cosine"),
-    ("strategy.devices=2", "strategy.devices=2: must be 1"),
+    ("strategy.devices=2", "strategy.devices=2: strategy=single trains on one device, use strategy=ddp"),
     # values that are missing or empty
     ("data=image_folder", "data.root needs a value: add data.root=..."),
     ("experiment=cifar10_cond", "data.root needs a value"),

@@ -48,7 +48,8 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(Exit.OUTPUT, f"data.cache_dir={cache_dir} cannot be made: {error.strerror}") from None
-        building = path.with_suffix(f".building-{platform.node()}-{os.getpid()}")  # a killed build is never taken for a whole one
+        # a killed build is never taken for a whole one
+        building = path.with_suffix(f".building-{platform.node()}-{os.getpid()}")
         try:
             images = np.lib.format.open_memmap(building, "w+", np.uint8, shape)
             decode_all(split.pictures, decoding, images, _progress(len(images), name))
