@@ -12,6 +12,16 @@ from diffusion_lit.sampling.samplers import Sampler
 OnStep = Callable[[int, int, Tensor], None]  # (first image of the chunk, step done, x (B, C, H, W) after it)
 
 
+def together(*watchers: OnStep) -> OnStep:
+    """One `on_step` of several, called in their order."""
+
+    def watch(first: int, k: int, x: Tensor) -> None:
+        for watcher in watchers:
+            watcher(first, k, x)
+
+    return watch
+
+
 @torch.no_grad()
 def generate(
     net: Network,

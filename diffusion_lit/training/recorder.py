@@ -6,7 +6,6 @@ checkpoint does, so a run that is killed and resumed leaves the same files as on
 
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,25 +18,37 @@ import torch
 from diffusion_lit.build import guided
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.images import beside, to_uint8
+from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
-from diffusion_lit.sampling.generate import generate
-from diffusion_lit.sampling.previews import class_grid, preview_labels
+from diffusion_lit.sampling.generate import generate, together
+from diffusion_lit.sampling.previews import (
+    Film,
+    caption,
+    class_grid,
+    film_pictures,
+    filmed_images,
+    preview_labels,
+    save_preview,
+)
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
+from diffusion_lit.training import ema as averaging
+from diffusion_lit.training.loggers import Shielded
+from diffusion_lit.training.memory import peak_memory_gib
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import BINS, Probe
 
 log = logging.getLogger(__name__)
 
 COLUMNS = (
-    ["loss", "lr", "grad_norm", "ema_decay", "images_per_second", "seconds", "val_loss", "val_loss_raw"]
+    ["loss", "lr", "grad_norm", "ema_decay", "ema_distance", "images_per_second", "seconds", "memory_gib"]
+    + ["val_loss", "val_loss_raw", "val_error"]
     + [f"val_ema_snr{name}" for name in BINS]
     + [f"val_raw_snr{name}" for name in BINS]
 )
 
-KEPT = ("seconds", "val_loss", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
+KEPT = ("seconds", "val_loss", "val_error", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
 EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
 
 
@@ -52,18 +63,20 @@ class Recorder(L.Callback):
         run: the run folder.
         sampler: of the previews.
         config: the run's configuration.
+        logger: is given every row and every picture.
 
-    After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` (EMA, None if nothing is
-    held out) and `signal` (that ended the run, or None).
+    After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` and `val_error` (EMA,
+    None if nothing is held out) and `signal` (that ended the run, or None).
     """
 
-    def __init__(self, run: Path, sampler: Sampler, config: dict):
-        self.run, self.sampler, self.config = run, sampler, config
+    def __init__(self, run: Path, sampler: Sampler, config: dict, logger: Shielded):
+        self.run, self.sampler, self.config, self.logger = run, sampler, config, logger
         self.step, self.seconds = 0, 0.0
         self.logged_step, self.logged_seconds = 0, 0.0  # of the last row
         self.loss_sum: float | torch.Tensor = 0.0  # over the steps since the last row
         self.handlers: dict = {}  # of signals, as they were before
         self.val_loss: float | None = None
+        self.val_error: float | None = None
         self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
         self.signal: int | None = None
         self.metrics: MetricsFile | None = None
@@ -75,7 +88,7 @@ class Recorder(L.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         for name in (*KEPT, "loss_sum"):
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name))  # None: not yet there when the checkpoint was written
 
     # ------------------------------------------------------------------------------------------------ hooks
 
@@ -83,6 +96,7 @@ class Recorder(L.Callback):
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         self.step = trainer.global_step
         self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step)
+        self.logger.start(self.run, self.config, self.step)
         val = trainer.datamodule.val
         self.probe = Probe(val, module.diffusion) if val is not None else None
         self.loss_sum = torch.tensor(self.loss_sum, device=module.device)
@@ -122,6 +136,7 @@ class Recorder(L.Callback):
             if self.probe and due & {"val_every", "checkpoint_every"}:
                 row |= self._validate(module)
             self.metrics.add(self.step, row)
+            self.logger.scalars(self.step, row)
         if "sample_every" in due:
             self.preview(module)
         if "checkpoint_every" in due or self.signal is not None:
@@ -149,43 +164,51 @@ class Recorder(L.Callback):
             "lr": module.learning_rate,
             "grad_norm": grad_norm,
             "ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
+            "ema_distance": averaging.distance(module.ema, module.net),
             "images_per_second": speed,
             "seconds": self.seconds,
+            "memory_gib": peak_memory_gib(module.device),
         }
 
     def _validate(self, module: DiffusionModule) -> dict:
         row = {}
         for net, kind, loss_name in ((module.net, "raw", "val_loss_raw"), (module.ema, "ema", "val_loss")):
             with evaluated(net):
-                row[loss_name], bins = self.probe.losses(net)
+                row[loss_name], bins, row["val_error"] = self.probe.losses(net)  # the average's is the last and stays
             row |= dict(zip([f"val_{kind}_snr{name}" for name in BINS], bins, strict=True))
-        self.val_loss = row["val_loss"]
+        self.val_loss, self.val_error = row["val_loss"], row["val_error"]
         if math.isfinite(self.val_loss):
             self.val_losses[self.step] = self.val_loss
         return row
 
     def preview(self, module: DiffusionModule) -> None:
-        """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's."""
+        """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's.
+
+        samples/step-*.gif: the first of each row on its way from noise, the average's.
+        """
         data = self.config["data"]
-        labels = preview_labels(data["num_classes"])
+        labels, names = preview_labels(data["num_classes"]), data["class_names"]
         seeds = image_seeds(self.config["seed"], len(labels))
         networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
+        steps = len(self.sampler.build(module.diffusion.table).timesteps)
+        film = Film(filmed_images(labels, names), steps, module.shape)
         pictures = []
         try:
             for name, net in networks.items():
+                watchers = [self._poll] + [film] * (name == "EMA")
                 with evaluated(net):
                     net = guided(net, self.config)
-                    images = generate(
-                        net, module.diffusion, self.sampler, labels, seeds, module.shape, on_step=self._poll
-                    )
+                    on_step = together(*watchers)
+                    images = generate(net, module.diffusion, self.sampler, labels, seeds, module.shape, on_step)
                 title = f"{name}, step {self.step}"
-                pictures.append(class_grid(to_uint8(images), labels, data["class_names"], title))
+                pictures.append(class_grid(to_uint8(images), labels, names, title))
         except Stopped:
             return
         self._grid.parent.mkdir(exist_ok=True)
-        unfinished = self._grid.with_suffix(".tmp")
-        beside(pictures).save(unfinished, format="PNG")
-        os.replace(unfinished, self._grid)
+        moving = save_preview(pictures, film_pictures(film, labels, names), self._grid)
+        words = caption(self.config, list(networks), steps)
+        self.logger.picture(self.step, "samples/grid", self._grid, words)
+        self.logger.picture(self.step, "samples/denoising", moving, f"EMA, the first of each row; {words}")
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""
