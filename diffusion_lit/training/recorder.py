@@ -206,9 +206,9 @@ class Recorder(L.Callback):
             return
         self._grid.parent.mkdir(exist_ok=True)
         moving = save_preview(pictures, film_pictures(film, labels, names), self._grid)
-        words = caption(self.config, list(networks), steps)
-        self.logger.picture(self.step, "samples/grid", self._grid, words)
-        self.logger.picture(self.step, "samples/denoising", moving, f"EMA, the first of each row; {words}")
+        words = [caption(self.config, shown, steps) for shown in (list(networks), ["EMA on its way from noise"])]
+        self.logger.picture(self.step, "samples/grid", self._grid, words[0])
+        self.logger.picture(self.step, "samples/denoising", moving, words[1])
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""

@@ -39,6 +39,8 @@ class WandB:
     run = None
 
     def start(self, run: Path, config: dict, step: int) -> None:
+        # W&B's statistics about itself, which wait ten seconds at the end for a server that says nothing
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         mode = os.environ.get("WANDB_MODE", "auto") if self.mode == "auto" else self.mode
