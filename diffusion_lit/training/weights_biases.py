@@ -41,7 +41,6 @@ class WandB:
     def start(self, run: Path, config: dict, step: int) -> None:
         # W&B's statistics about itself, which wait ten seconds at the end for a server that says nothing
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
 
         mode = os.environ.get("WANDB_MODE", "auto") if self.mode == "auto" else self.mode
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # old words of W&B
@@ -56,8 +55,7 @@ class WandB:
                 raise
             except Exception as error:
                 why = one_line(error)
-                with suppress(Exception):
-                    wandb.teardown()  # a service that has died would be asked again
+                stop_service()
         self.run = self.run or self._init("offline", run, config)
         self.run.define_metric("*", step_metric="step")  # W&B's own counter never goes back, a resumed run does
         offline = sorted((run / "wandb").glob("offline-run-*"))  # one for each start of the run
@@ -128,8 +126,19 @@ class WandB:
         except TimeoutError:
             log.warning("W&B        not all was uploaded in %g s; the rest: %s", self.finish_seconds, self.sync)
             return
+        except Exception:
+            stop_service()
+            raise
         if self.run.offline:
             log.info("W&B        to upload this run: %s", self.sync)
+
+
+def stop_service() -> None:
+    """End W&B's own process. One that has failed would be asked again by the next run, and at exit."""
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def refusal(address: str, key: str, seconds: float) -> str | None:
