@@ -335,7 +335,8 @@ import logging, sys
 from pathlib import Path
 from diffusion_lit.training.loggers import make_logger
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-keys = dict(project="p", entity=None, mode=sys.argv[1], connect_seconds=3, init_seconds=10, finish_seconds=float(sys.argv[2]))
+keys = dict(project="p", entity=None, mode=sys.argv[1], connect_seconds=3, init_seconds=10)
+keys["finish_seconds"] = float(sys.argv[2])
 logger = make_logger({"_target_": "diffusion_lit.training.weights_biases.WandB"} | keys)
 logger.start(Path("run").absolute(), {"seed": 0}, 0)
 logger.scalars(1, {"loss": 1.0})
@@ -347,7 +348,9 @@ print("on", logger.logger.run is not None)
 def alone(here: Path, mode: str = "auto", finish_seconds: float = 60, **streams) -> subprocess.CompletedProcess:
     """The logger by itself in a process."""
     (here / "run").mkdir()
-    return subprocess.run([sys.executable, "-c", ALONE, mode, str(finish_seconds)], cwd=here, timeout=60, text=True, **streams)
+    return subprocess.run(
+        [sys.executable, "-c", ALONE, mode, str(finish_seconds)], cwd=here, timeout=60, text=True, **streams
+    )
 
 
 @pytest.mark.parametrize("what", ["closed port", "silent server", "unknown name"])
