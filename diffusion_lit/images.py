@@ -69,7 +69,7 @@ def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, hol
     """An endless GIF; the last frame is held so that the result can be looked at."""
     palettes = [_with_palette(frame) for frame in frames]
     durations = [frame_ms] * (len(palettes) - 1) + [hold_ms]
-    palettes[0].save(path, save_all=True, append_images=palettes[1:], duration=durations, loop=0)
+    palettes[0].save(path, format="GIF", save_all=True, append_images=palettes[1:], duration=durations, loop=0)
 
 
 def _with_palette(picture: Image.Image) -> Image.Image:

@@ -153,6 +153,12 @@ RULES: dict[str, Check] = {
     "strategy.num_nodes": COUNT,
     "strategy.precision": Rule(choices=("32-true", "bf16-mixed", "16-mixed")),
     "strategy.accumulate": COUNT,
+    "logger.project": TEXT,
+    "logger.entity": OPTIONAL_TEXT,
+    "logger.mode": Rule(choices=("auto", "online", "offline", "disabled")),
+    "logger.connect_seconds": POSITIVE,
+    "logger.init_seconds": POSITIVE,
+    "logger.finish_seconds": POSITIVE,
     # python -m diffusion_lit.sample
     "run": TEXT,
     "checkpoint": checkpoint_fault,

@@ -11,7 +11,7 @@ from diffusion_lit.config import composed, launch, source_of, with_data_facts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume
-from diffusion_lit.training import ranks
+from diffusion_lit.training import loggers, ranks
 
 log = logging.getLogger("diffusion_lit.train")
 
@@ -53,7 +53,8 @@ def with_default_experiment(overrides: list[str]) -> list[str]:
 
 
 def check(config: DictConfig) -> None:
-    """What can be known of data and checkpoints without torch."""
+    """What can be known of data, loggers and checkpoints without torch."""
+    loggers.check(config.logger)
     facts, source = with_data_facts(config)
     source.splits()
     if facts["resume"]:
@@ -117,27 +118,31 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     first = ranks.rank() == 0
     data = load_data(config, source, run)
     module = make_module(config)
-    recorder = Recorder(run, make_sampler_of(config), config)
+    logger = loggers.make_logger(config["logger"], first)
+    recorder = Recorder(run, make_sampler_of(config), config, logger)
     trainer = make_trainer(config, run, module.net, recorder)
     if first:
         folder.write_start(run, config, overrides)
         log.info(summary(config, data, module, run, start))
-    try:
-        trainer.fit(module, data, ckpt_path=start, weights_only=True)
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
-            raise
-        short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
-    module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
-    result = finish(config, module, recorder, trainer.global_step)
-    if first:
-        folder.write_result(run, result)
-    if result["status"] == "finished":
-        result |= judge(config, data, module)
-    if first:
-        folder.write_result(run, result)
-        log.info(farewell(result, run))
+    with logger:
+        try:
+            trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
+            raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
+        module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
+        result = finish(config, module, recorder, trainer.global_step)
+        if first:
+            folder.write_result(run, result)
+        if result["status"] == "finished":
+            result |= judge(config, data, module)
+        if first:
+            folder.write_result(run, result)
+        logger.summary(result)
+        logger.finish(result["exit_code"])
+    log.info(farewell(result, run))
     return result
 
 

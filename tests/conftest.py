@@ -4,6 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: tests run real processes beside each other
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["WANDB_MODE"] = "offline"  # no test shows anything to anybody's account
 
 from pathlib import Path  # noqa: E402
 

@@ -19,7 +19,7 @@ TINY = [
     "data.judge_images=0",
     "log_every=1",
 ]
-CLOCKS = ("images_per_second", "seconds")  # columns of metrics.csv that differ between equal runs
+CLOCKS = ("images_per_second", "seconds", "memory_gib")  # columns of metrics.csv that differ between equal runs
 
 
 def start(verb: str, *overrides: str, cwd: Path) -> subprocess.Popen:

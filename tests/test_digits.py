@@ -68,8 +68,9 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
     data = ImageDataModule(Digits(), config["data"], seed=0, micro_batch_size=1)
     data.setup()
     module = make_module(config)
-    untrained, bins = Probe(data.val, module.diffusion).losses(module.ema)
+    untrained, bins, noise = Probe(data.val, module.diffusion).losses(module.ema)
     assert float(rows[-1]["val_loss"]) < untrained / 4
+    assert float(rows[-1]["val_error"]) < noise / 2
     for name, loss in zip(BINS, bins, strict=True):
         assert float(rows[-1][f"val_ema_snr{name}"]) < loss, name
         assert float(rows[-1][f"val_raw_snr{name}"]) < loss, name

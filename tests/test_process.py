@@ -347,20 +347,22 @@ def test_probes_are_the_same_in_every_run():
 def test_losses_of_probes_are_the_same_on_repeat_and_in_any_batches():
     store, net = store_of(VARIED.expand(-1, 3, -1, -1).contiguous()), Spy()
     diffusion = Diffusion(COSINE, "v_prediction", MinSNR())
-    loss, bins = Probe(store, diffusion).losses(net)
-    assert Probe(store, diffusion).losses(net) == (loss, bins)
-    again, other_bins = Probe(store, diffusion, batch_size=7).losses(net)
+    loss, bins, noise = Probe(store, diffusion).losses(net)
+    assert Probe(store, diffusion).losses(net) == (loss, bins, noise)
+    again, other_bins, other_noise = Probe(store, diffusion, batch_size=7).losses(net)
     assert again == pytest.approx(loss, rel=1e-5)
     assert other_bins == pytest.approx(bins, rel=1e-5)
+    assert other_noise == pytest.approx(noise, rel=1e-5)
 
 
 @every_pair
 def test_a_perfect_network_has_no_held_out_loss(table, prediction):
     probe = Probe(GREY_STORE, Diffusion(table, prediction, Uniform()))
-    loss, bins = probe.losses(Knows(table, prediction))
+    loss, bins, noise = probe.losses(Knows(table, prediction))
     # an error of float32 in x_t is 1 / sigma of it in eps: 1e-5 at sigma_0 = 0.006, squared 1e-10
     assert 0 <= loss < 1e-9
     assert max(bins) < 1e-8
+    assert 0 <= noise < 1e-8
 
 
 WRONG = {"constant": lambda t: 0.3 + 0 * t, "rising": lambda t: 0.1 + t / 1000, "falling": lambda t: 0.9 - t / 1250}
@@ -372,7 +374,7 @@ WRONG = {"constant": lambda t: 0.3 + 0 * t, "rising": lambda t: 0.1 + t / 1000, 
 def test_the_held_out_loss_is_the_one_expected_over_all_timesteps(table, prediction, weighting, wrong):
     diffusion = Diffusion(table, prediction, weighting)
     probe = Probe(GREY_STORE, diffusion)
-    loss, bins = probe.losses(Knows(table, prediction, WRONG[wrong]))
+    loss, bins, _ = probe.losses(Knows(table, prediction, WRONG[wrong]))
     error = WRONG[wrong](torch.arange(1000, dtype=torch.float64)) ** 2
     wanted = factor(diffusion).double() * error
     # A bin's mean is taken over 32 of its n timesteps. By the Koksma-Hlawka inequality it is off by no more than the
@@ -391,7 +393,7 @@ def test_the_held_out_loss_is_the_one_expected_over_all_timesteps(table, predict
 def test_bins_without_timesteps_are_nan_and_left_out_of_the_loss():
     table = NoiseTable(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
     net = Knows(table, "v_prediction", lambda t: 0.5 + 0 * t)
-    loss, bins = Probe(GREY_STORE, Diffusion(table, "v_prediction", Uniform())).losses(net)
+    loss, bins, noise = Probe(GREY_STORE, Diffusion(table, "v_prediction", Uniform())).losses(net)
     log_snr = table.snr.log()
     for (low, high), value in zip(map(bounds, BINS), bins, strict=True):
         reached = ((low < log_snr) & (log_snr <= high)).any()
@@ -399,3 +401,37 @@ def test_bins_without_timesteps_are_nan_and_left_out_of_the_loss():
     assert math.isnan(bins[0])  # it ends at a log snr of -5.4 ...
     assert math.isnan(bins[-1])  # ... and starts at 7.1
     assert loss == pytest.approx(0.25, rel=1e-5)
+    assert math.isfinite(noise)
+
+
+@every_pair
+@pytest.mark.parametrize("distance", ["mse", "l1"])
+def test_the_held_out_error_is_that_of_the_noise_estimate(table, prediction, distance):
+    """Directly: from the answer of a wrong network to x0_hat, to eps_hat, to its error; then the mean over the bins."""
+    net = Knows(table, prediction, WRONG["falling"])
+    probe = Probe(GREY_STORE, Diffusion(table, prediction, MinSNR(), distance))
+    noise = probe.losses(net)[2]
+    alpha, sigma = (level[probe.t].view(-1, 1, 1, 1) for level in (table.alpha, table.sigma))
+    x_t = alpha * to_float(probe.image).double() + sigma * probe.eps.double()
+    out = net(x_t, probe.t, probe.y)
+    x0_hat = {
+        "epsilon": lambda: (x_t - sigma * out) / alpha,
+        "sample": lambda: out,
+        "v_prediction": lambda: alpha * x_t - sigma * out,
+    }[prediction]()
+    error = LOSSES[distance]((x_t - alpha * x0_hat) / sigma - probe.eps).flatten(1).mean(1)
+    in_bins = [error[probe.bin == k].mean() for k in range(len(BINS)) if (probe.bin == k).any()]
+    assert math.isfinite(noise)
+    assert noise == pytest.approx(torch.stack(in_bins).mean().item(), rel=1e-3)
+    again = Probe(GREY_STORE, Diffusion(table, prediction, Uniform(), distance)).losses(net)[2]
+    assert again == noise  # whatever the weighting
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_networks_with_the_same_noise_estimate_have_the_same_held_out_error(prediction):
+    """eps_hat = eps + 0.3 everywhere, said in each form: the number is 0.09."""
+    alpha, sigma = COSINE.alpha, COSINE.sigma
+    factor = {"epsilon": 1 + 0 * alpha, "sample": -sigma / alpha, "v_prediction": 1 / alpha}[prediction]
+    net = Knows(COSINE, prediction, lambda t: 0.3 * factor[t.long()])
+    noise = Probe(GREY_STORE, Diffusion(COSINE, prediction, Uniform())).losses(net)[2]
+    assert noise == pytest.approx(0.09, rel=1e-3)

@@ -113,7 +113,9 @@ def test_a_signal_during_a_preview_cuts_it_short_and_the_resumed_run_draws_it(tm
     assert checkpoints.steps_of(folder) == [4]
     assert not (folder / "samples").exists()
     run("train", f"resume={folder}", "sampler.steps=2", cwd=tmp_path)
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        f"step-0000000{step}.{kind}" for step in (4, 6) for kind in ("gif", "png")
+    ]
 
 
 def test_accumulated_micro_batches_train_as_one_batch(tmp_path):

@@ -1,14 +1,17 @@
-"""A grid of samples: which images it holds, and how it looks."""
+"""A grid of samples and a film of how they came about: which images they hold, and how they look."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.images import grid
+from diffusion_lit.images import beside, grid, save_gif, to_uint8
 
 ROWS, COLUMNS = 16, 8  # of a preview at most
+FRAMES = 40  # of its film at most
 
 
 def preview_labels(num_classes: int) -> list[int]:
@@ -36,3 +39,60 @@ def class_grid(images: Tensor, labels: Sequence[int], class_names: Sequence[str]
     blank = torch.full((1, *images.shape[1:]), 255, dtype=torch.uint8)
     filled = [torch.cat([row, blank.expand(columns - len(row), -1, -1, -1)]) for row in rows]
     return grid(torch.cat(filled), columns, [class_names[label] for label in classes], title)
+
+
+def filmed_images(labels: Sequence[int], class_names: Sequence[str]) -> list[int]:
+    """Which images of a preview are filmed: the first of each class, or without classes the first eight."""
+    return [labels.index(label) for label in dict.fromkeys(labels)] if class_names else list(range(COLUMNS))
+
+
+class Film:
+    """Some images on their way from noise, as `on_step` of `generate`.
+
+    `frames` is uint8 (F, N, C, H, W): the N images asked for after at most `FRAMES` of the steps, evenly spread, the
+    last step among them. It is 0 for images that are made elsewhere.
+    """
+
+    def __init__(self, images: Sequence[int], steps: int, shape: tuple[int, int, int]):
+        self.images = images
+        self.steps = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().int().tolist()
+        self.frames = torch.zeros(len(self.steps), len(images), *shape, dtype=torch.uint8)
+
+    def __call__(self, first: int, k: int, x: Tensor) -> None:
+        if k not in self.steps:
+            return
+        for n, image in enumerate(self.images):
+            if first <= image < first + len(x):
+                self.frames[self.steps.index(k), n] = to_uint8(x[image - first])
+
+
+def film_pictures(film: Film, labels: Sequence[int], class_names: Sequence[str]) -> list[Image.Image]:
+    """The frames as pictures: a row for each class, or all in one row."""
+    if not class_names:
+        return [grid(frame, columns=len(frame)) for frame in film.frames]
+    return [class_grid(frame, [labels[k] for k in film.images], class_names) for frame in film.frames]
+
+
+def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], path: Path) -> Path:
+    """The grids beside each other as a PNG, and the film as a GIF beside it, whose path is returned.
+
+    Each is moved in place when it is whole, the PNG last: where there is one, the preview is complete.
+    """
+    unfinished, moving = path.with_suffix(".tmp"), path.with_suffix(".gif")
+    save_gif(frames, unfinished)
+    os.replace(unfinished, moving)
+    beside(grids).save(unfinished, format="PNG")
+    os.replace(unfinished, path)
+    return moving
+
+
+def caption(config: dict, networks: Sequence[str], steps: int) -> str:
+    """What a preview shows: rows, networks from left to right, seed, sampler, guidance scale.
+
+    "rows: cat, dog; EMA | raw; seed 0; ddim, 25 steps; guidance scale 1"
+    """
+    names = config["data"]["class_names"]
+    rows = [f"rows: {', '.join(names[:ROWS])}"] if names else []
+    guidance = [f"guidance scale {config['guidance_scale']:g}"] if names else []
+    sampler = f"{config['sampler']['name']}, {steps} step{'s' * (steps != 1)}"
+    return "; ".join([*rows, " | ".join(networks), f"seed {config['seed']}", sampler, *guidance])

@@ -36,6 +36,15 @@ def update(average: nn.Module, net: nn.Module, decay: float) -> None:
         a.copy_(b)
 
 
+@torch.no_grad()
+def distance(average: nn.Module, net: nn.Module) -> float:
+    """|average - net| / |net|, the Euclidean norm over all parameters."""
+    weights = list(net.parameters())
+    differences = torch._foreach_sub(list(average.parameters()), weights)
+    norms = [torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, weights)]
+    return (norms[0] / norms[1]).item()
+
+
 def _tensors(net: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Parameters and buffers: floating ones, and the others."""
     tensors = [*net.parameters(), *net.buffers()]

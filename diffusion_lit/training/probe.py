@@ -1,5 +1,5 @@
-"""Held-out loss by noise level: the same images, timesteps and noise each time, so that curves are smooth and runs
-with one prediction type can be compared whatever their weighting or schedule."""
+"""Held-out loss by noise level: the same images, timesteps and noise each time, so that curves are smooth, and one
+number by which runs can be compared."""
 
 from itertools import pairwise
 
@@ -24,7 +24,13 @@ class Probe:
     """Fixed held-out probes, `PER_BIN` for every bin of log snr that the noise table reaches.
 
     `errors` measures a network on one of `parts` of them, `losses` sums up all parts: the weighted loss expected over
-    uniformly drawn timesteps, and the unweighted error in each bin (NaN where the table has no timestep).
+    uniformly drawn timesteps, the unweighted error in each bin (NaN where the table has no timestep), and the mean over
+    the bins of the error of the noise estimate eps_hat = (x_t - alpha x0_hat) / sigma.
+
+    The last one does not depend on weighting, prediction type or how many timesteps a schedule spends where. With
+    loss=mse, a uniform mean over log snr of |eps - eps_hat|^2 is the diffusion part of the variational bound up to a
+    factor and the ends of the range (Kingma et al. 2021, section 5), which differ between schedules: compare those
+    that reach the same bins.
     """
 
     def __init__(self, store: ImageStore, diffusion: Diffusion, batch_size: int = 128):
@@ -46,6 +52,9 @@ class Probe:
         self.eps = torch.randn(self.image.shape, generator=generator)
         self.diffusion = diffusion
         self.parts = [slice(start, start + batch_size) for start in range(0, len(self.t), batch_size)]
+        # eps_hat - eps = -alpha / sigma (x0_hat - x0), and an error of the output is c_out times it on x0
+        snr = diffusion.table.snr[self.t]
+        self.gain = diffusion.distance(diffusion.c_out.cpu()[self.t] * snr.sqrt())
 
     @torch.no_grad()
     def errors(self, net: Network, part: slice) -> Tensor:
@@ -54,12 +63,14 @@ class Probe:
         x0, t, eps, y = (v[part].to(device) for v in (self.image, self.t, self.eps, self.y))
         return self.diffusion.error(net, to_float(x0), t, eps, y).cpu()
 
-    def losses(self, errors: list[Tensor]) -> tuple[float, list[float]]:
-        """(weighted loss, unweighted error in each of the ten bins) from the errors of all parts."""
+    def losses(self, errors: list[Tensor]) -> tuple[float, list[float], float]:
+        """(weighted loss, unweighted error in each of the ten bins, mean error of the noise estimate), from the errors
+        of all parts."""
         error = torch.cat(errors)
         weighted = self._by_bin(error * self.diffusion.weight.cpu()[self.t])
         loss = torch.where(self.share > 0, weighted, 0.0).mul(self.share).sum()  # bins without timesteps are NaN
-        return loss.item(), self._by_bin(error).tolist()
+        noise_error = self._by_bin(error * self.gain)[self.share > 0].mean()
+        return loss.item(), self._by_bin(error).tolist(), noise_error.item()
 
     def _by_bin(self, values: Tensor) -> Tensor:
         count = torch.bincount(self.bin, minlength=len(BINS))

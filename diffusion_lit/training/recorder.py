@@ -6,7 +6,6 @@ checkpoint does, so a run that is killed and resumed leaves the same files as on
 
 import logging
 import math
-import os
 import signal
 import time
 from pathlib import Path
@@ -16,13 +15,23 @@ import torch
 
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.images import beside
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
-from diffusion_lit.sampling.previews import class_grid, preview_labels
+from diffusion_lit.sampling.previews import (
+    Film,
+    caption,
+    class_grid,
+    film_pictures,
+    filmed_images,
+    preview_labels,
+    save_preview,
+)
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
+from diffusion_lit.training import ema as averaging
 from diffusion_lit.training import ranks
+from diffusion_lit.training.loggers import Shielded
+from diffusion_lit.training.memory import peak_memory_gib
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import BINS, Probe
 from diffusion_lit.training.shared import Stopped, held_out, samples
@@ -30,12 +39,13 @@ from diffusion_lit.training.shared import Stopped, held_out, samples
 log = logging.getLogger(__name__)
 
 COLUMNS = (
-    ["loss", "lr", "grad_norm", "ema_decay", "images_per_second", "seconds", "val_loss", "val_loss_raw"]
+    ["loss", "lr", "grad_norm", "ema_decay", "ema_distance", "images_per_second", "seconds", "memory_gib"]
+    + ["val_loss", "val_loss_raw", "val_error"]
     + [f"val_ema_snr{name}" for name in BINS]
     + [f"val_raw_snr{name}" for name in BINS]
 )
 
-KEPT = ("seconds", "val_loss", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
+KEPT = ("seconds", "val_loss", "val_error", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
 EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
 
 
@@ -46,18 +56,20 @@ class Recorder(L.Callback):
         run: the run folder.
         sampler: of the previews.
         config: the run's configuration.
+        logger: is given every row and every picture.
 
-    After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` (EMA, None if nothing is
-    held out) and `ended_by` (the signal that ended the run, or None).
+    After `fit`: `step`, `seconds` (of training alone, over all starts of the run), `val_loss` and `val_error` (EMA,
+    None if nothing is held out) and `ended_by` (the signal that ended the run, or None).
     """
 
-    def __init__(self, run: Path, sampler: Sampler, config: dict):
-        self.run, self.sampler, self.config = run, sampler, config
+    def __init__(self, run: Path, sampler: Sampler, config: dict, logger: Shielded):
+        self.run, self.sampler, self.config, self.logger = run, sampler, config, logger
         self.step, self.seconds = 0, 0.0
         self.logged_step, self.logged_seconds = 0, 0.0  # of the last row
         self.loss_sum: float | torch.Tensor = 0.0  # over the steps since the last row
         self.handlers: dict = {}  # of signals, as they were before
         self.val_loss: float | None = None
+        self.val_error: float | None = None
         self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
         self.signal = 0  # that this rank has heard
         self.ended_by: int | None = None
@@ -81,6 +93,7 @@ class Recorder(L.Callback):
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         self.step = trainer.global_step
         self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step) if self.writes else None
+        self.logger.start(self.run, self.config, self.step)
         val = trainer.datamodule.val
         self.probe = Probe(val, module.diffusion) if val is not None else None
         self.loss_sum = torch.tensor(self.loss_sum, device=module.device)
@@ -122,6 +135,7 @@ class Recorder(L.Callback):
                 row |= self._validate(module)
             if self.metrics:
                 self.metrics.add(self.step, row)
+            self.logger.scalars(self.step, row)
         if "sample_every" in due:
             self.preview(module)
         stop = ranks.highest(self.signal)  # again: a preview is long
@@ -152,38 +166,54 @@ class Recorder(L.Callback):
             "lr": module.learning_rate,
             "grad_norm": grad_norm,
             "ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
+            "ema_distance": averaging.distance(module.ema, module.net),
             "images_per_second": speed,
             "seconds": self.seconds,
+            "memory_gib": peak_memory_gib(module.device),
         }
 
     def _validate(self, module: DiffusionModule) -> dict:
         row = {}
         raw, ema = held_out([module.net, module.ema], self.probe)
-        for (loss, bins), kind, loss_name in ((raw, "raw", "val_loss_raw"), (ema, "ema", "val_loss")):
-            row[loss_name] = loss
+        for (loss, bins, error), kind, loss_name in ((raw, "raw", "val_loss_raw"), (ema, "ema", "val_loss")):
+            row[loss_name], row["val_error"] = loss, error  # the average's is the last and stays
             row |= dict(zip([f"val_{kind}_snr{name}" for name in BINS], bins, strict=True))
-        self.val_loss = row["val_loss"]
+        self.val_loss, self.val_error = row["val_loss"], row["val_error"]
         if math.isfinite(self.val_loss):
             self.val_losses[self.step] = self.val_loss
         return row
 
     def preview(self, module: DiffusionModule) -> None:
-        """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's."""
-        data = self.config["data"]
-        labels = preview_labels(data["num_classes"])
+        """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's.
+
+        samples/step-*.gif: the first of each row on its way from noise, the average's.
+        """
+        names = self.config["data"]["class_names"]
+        labels = preview_labels(len(names))
         seeds = image_seeds(self.config["seed"], len(labels))
         networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
-        drawn = samples(list(networks.values()), module, self.sampler, labels, seeds, on_step=self._poll)
+        steps = len(self.sampler.build(module.diffusion.table).timesteps)
+        film = Film(filmed_images(labels, names), steps, module.shape)
+
+        def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
+            if self.signal:
+                raise Stopped
+            if net is module.ema:
+                film(first, k, x)
+
+        drawn = samples(list(networks.values()), module, self.sampler, labels, seeds, on_step)
+        film.frames = sum(ranks.gather(film.frames))  # each rank has filmed some of the images
         if drawn is None or not self.writes:
             return
         pictures = [
-            class_grid(images, labels, data["class_names"], f"{name}, step {self.step}")
+            class_grid(images, labels, names, f"{name}, step {self.step}")
             for name, images in zip(networks, drawn, strict=True)
         ]
         self._grid.parent.mkdir(exist_ok=True)
-        unfinished = self._grid.with_suffix(".tmp")
-        beside(pictures).save(unfinished, format="PNG")
-        os.replace(unfinished, self._grid)
+        moving = save_preview(pictures, film_pictures(film, labels, names), self._grid)
+        words = [caption(self.config, shown, steps) for shown in (list(networks), ["EMA on its way from noise"])]
+        self.logger.picture(self.step, "samples/grid", self._grid, words[0])
+        self.logger.picture(self.step, "samples/denoising", moving, words[1])
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""
@@ -232,10 +262,6 @@ class Recorder(L.Callback):
         self.signal = number
         ranks.tell_others(number)
         log.info("%s: finishing this step and saving", signal.Signals(number).name)
-
-    def _poll(self, *_) -> None:
-        if self.signal:
-            raise Stopped
 
     def _close(self) -> None:
         self.bar.stop()

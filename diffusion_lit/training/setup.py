@@ -144,6 +144,7 @@ def finish(config: dict, module: DiffusionModule, recorder: Recorder, step: int)
         "seconds": recorder.seconds,
         "images_per_second": speed,
         "val_loss": recorder.val_loss,
+        "val_error": recorder.val_error,
         "class_accuracy": None,
         "checkpoint": str(checkpoints.path_of(Path(), step)),
         "grid": str(grid) if (recorder.run / grid).exists() else None,

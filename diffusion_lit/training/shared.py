@@ -1,6 +1,6 @@
 """Work that the ranks of a run do together, each a part, with the same result as one alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffusion_lit.build import guided
 from diffusion_lit.images import to_uint8
-from diffusion_lit.sampling.generate import OnStep, generate
+from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import Probe
@@ -38,17 +38,24 @@ def samples(
     sampler: Sampler,
     labels: Sequence[int],
     seeds: Sequence[int],
-    on_step: OnStep = lambda first, k, x: None,
+    on_step: Callable[[nn.Module, int, int, Tensor], None] = lambda net, first, k, x: None,
 ) -> list[Tensor] | None:
-    """Images uint8 (N, C, H, W) of each network, with the run's guidance; None if any rank was `Stopped`."""
+    """Images uint8 (N, C, H, W) of each network, with the run's guidance; None if any rank was `Stopped`.
+
+    `on_step` is called as that of `generate`, with the network before its other arguments.
+    """
     parts = [slice(start, start + sampler.batch_size) for start in range(0, len(seeds), sampler.batch_size)]
     tasks = [(net, part) for net in nets for part in parts]
 
     def work(k: int) -> Tensor | None:
         net, part = tasks[k]
-        net = guided(net, module.config)
+
+        def watch(first: int, step: int, x: Tensor) -> None:
+            on_step(net, part.start + first, step, x)
+
+        model = guided(net, module.config)
         try:
-            return to_uint8(generate(net, module.diffusion, sampler, labels[part], seeds[part], module.shape, on_step))
+            return to_uint8(generate(model, module.diffusion, sampler, labels[part], seeds[part], module.shape, watch))
         except Stopped:
             return None
 
