@@ -147,7 +147,7 @@ class HuggingFace:
 
     def remember(self) -> None:
         """Keep the facts beside the decoded stream, so that the next run reaches for nothing."""
-        if self._facts_file and not self._facts_file.exists():
+        if not self._facts_file.exists():
             building = self._facts_file.with_suffix(f".building-{os.getpid()}")
             building.write_text(json.dumps(asdict(self.facts)))
             os.replace(building, self._facts_file)
@@ -212,6 +212,8 @@ class TableStream:
             raise UserError(Exit.DATA, f"{where}: broke off at row {row + 1} ({short(error)}); start again") from None
         if row < 0:
             raise UserError(Exit.DATA, f"data.path={self.source.path}: its split {self.split} is empty")
+
+    def remember(self) -> None:
         self.source.remember()
 
 

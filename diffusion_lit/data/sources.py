@@ -40,6 +40,9 @@ class Stream(Protocol):
 
     def __iter__(self) -> Iterator[tuple[Path | Encoded, int]]: ...
 
+    def remember(self) -> None:
+        """Told when all of it is decoded and kept in `data.cache_dir`."""
+
 
 @dataclass(frozen=True)
 class Split:

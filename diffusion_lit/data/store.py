@@ -59,9 +59,11 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
                 images = np.lib.format.open_memmap(building, "w+", np.uint8, _shape(len(split.pictures), decoding))
                 decode_all(split.pictures, decoding, images, _progress(len(images), name))
                 images.flush()
-            os.replace(building, path)  # last: where it is, everything is
+            os.replace(building, path)  # after the labels: where it is, both are
         finally:
             building.unlink(missing_ok=True)
+    if streamed:
+        split.pictures.remember()
     try:
         return ImageStore(np.load(path, mmap_mode="r"), np.load(labels) if streamed else split.labels)
     except (ValueError, FileNotFoundError):

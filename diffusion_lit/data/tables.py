@@ -1,6 +1,7 @@
 """Hugging Face tables: reaching for them, and which of their columns hold pictures and labels, by type."""
 
 import io
+import logging
 import re
 import sys
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ def load_tables(path: str, name: str | None, split: str | None, streaming: bool,
     here = Path(path).expanduser().absolute()
     if not here.exists():
         _require_on_hub(path)
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it raises is told below
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
