@@ -5,6 +5,8 @@ import hashlib
 import http.server
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -222,6 +224,16 @@ def test_real_digits(shared_data):
     with np.load(shared_data / "mnist_12k.npz") as arrays:
         np.testing.assert_array_equal(data.val.images[:, 0], arrays["x_test"])
         np.testing.assert_array_equal(data.train.labels, arrays["y_train"])
+
+
+def test_the_check_of_digits_does_not_wait_for_torch(tmp_path, digits):
+    np.savez(tmp_path / "keras.npz", **digits)
+    code = (
+        "import sys\nfrom diffusion_lit.config import composed, with_data_facts\n"
+        f"words = ['experiment=none', 'data=mnist', 'data.root={tmp_path / 'keras.npz'}']\n"
+        "with_data_facts(composed('train', words)[0])[1].splits()\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_damaged_files_of_digits_are_named(tmp_path, digits):

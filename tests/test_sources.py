@@ -254,6 +254,7 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
         f"config, source = with_data_facts(composed('train', ['experiment=none', *{words!r}])[0])\n"
         "for name, split in hold_out(source.splits(), config['data']['val_fraction']).items():\n"
         "    load(split, Decoding(4, 1, 'bicubic', [255] * 3), config['data']['cache_dir'], name)\n"
+        "import sys\nassert 'torch' not in sys.modules  # nor does the check wait for it"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
     files = sorted(cache.glob("*.npy"))
@@ -365,6 +366,19 @@ def test_a_full_disk_is_not_taken_for_a_broken_stream(long, tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"data\.cache_dir: .* No space left on device") as caught:
         huggingface(long, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}")
     assert caught.value.exit_code == Exit.OUTPUT
+
+
+def test_pictures_that_a_table_only_points_to_are_fetched(tmp_path):
+    import fsspec
+
+    for k, data in enumerate(shades(3)):
+        with fsspec.open(f"memory://pictures/{k}.png", "wb") as file:
+            file.write(data)
+    pointers = [{"bytes": None, "path": f"memory://pictures/{k}.png"} for k in (2, 0, 1)]
+    path = table_at(tmp_path / "set", {"image": pointers})
+    for streaming in ("true", "false"):
+        words = [*GREY, f"data.streaming={streaming}", "data.val_fraction=0", "data.image_column=image"]
+        assert shades_of(huggingface(path, *words).train) == [2, 0, 1]
 
 
 # ------------------------------------------------------------------------------------------ columns and labels

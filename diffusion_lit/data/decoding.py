@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -25,10 +25,10 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True)
 class Encoded:
-    """The file of a picture, held in memory, and what it is called in messages."""
+    """The bytes of a picture's file, or what fetches them, and what it is called in messages."""
 
     name: str
-    data: bytes
+    data: bytes | Callable[[], bytes]
 
     def __str__(self) -> str:
         return self.name
@@ -72,8 +72,10 @@ class Decoding:
 
 
 def _open(picture: Path | Encoded) -> Image.Image:
+    if isinstance(picture, Encoded):
+        picture = io.BytesIO(picture.data() if callable(picture.data) else picture.data)
     try:
-        with Image.open(io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture) as image:
+        with Image.open(picture) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:  # its own text shows the address of a buffer

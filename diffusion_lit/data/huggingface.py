@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -220,13 +220,15 @@ class TableStream:
 def picture(value: dict | bytes | None, name: str) -> Path | Encoded:
     """An undecoded value of an image column: bytes, or a path to them, local or with a protocol (hf://...)."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-    if data is None and path and "://" in path:
-        import fsspec
-
-        with fsspec.open(path) as file:
-            data = file.read()
     if data is not None:
         return Encoded(name, data)
-    if path is None:
+    if not path:
         raise UserError(Exit.DATA, f"{name}: there is no picture")
-    return Path(path)
+    return Encoded(name, partial(_fetched, path)) if "://" in path else Path(path)
+
+
+def _fetched(url: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(url) as file:
+        return file.read()

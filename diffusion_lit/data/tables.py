@@ -24,7 +24,7 @@ def load_tables(path: str, name: str | None, split: str | None, streaming: bool,
     here = Path(path).expanduser().absolute()
     if not here.exists():
         _require_on_hub(path)
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it raises is told below
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it raises is told below
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
