@@ -10,6 +10,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from diffusion_lit.config import composed, with_data_facts
 from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.data.torchvision_sets import SETS
 from diffusion_lit.errors import Exit, UserError
 from tests.runs import run
 from tests.test_training import train
@@ -122,19 +124,13 @@ def test_cifar10_is_found_by_its_own_folder_and_in_its_archive(tmp_path, small_c
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(folder, folder.name)
     assert "cifar-10-python.tar.gz is damaged or half downloaded" in told("data=cifar10", f"data.root={archive.parent}")
-    checked = sums_changed("cifar10", md5(archive), monkeypatch)
+    sums_changed("cifar10", md5(archive), monkeypatch)
     assert_same(module("data=cifar10", f"data.root={archive.parent}"), data)
-    assert checked
 
 
-def sums_changed(name: str, md5: str, monkeypatch) -> bool:
+def sums_changed(name: str, md5: str, monkeypatch) -> None:
     """The check sum of a set's archive is this one."""
-    from dataclasses import replace
-
-    from diffusion_lit.data.torchvision_sets import SETS
-
     monkeypatch.setitem(SETS, name, replace(SETS[name], archive=(SETS[name].archive[0], md5)))
-    return True
 
 
 def test_damaged_batches_are_named(small_cifar10):
@@ -301,6 +297,15 @@ def test_flowers_are_split_as_said(tmp_path):
     assert_same(module("data=flowers102", f"data.root={folder}"), data)
     (folder / "setid.mat").write_bytes(b"MATLAB 5.0 cut off")
     assert "setid.mat is damaged or half downloaded" in told("data=flowers102", f"data.root={tmp_path}")
+
+
+def test_an_archive_that_may_not_be_unpacked_there_is_not_called_damaged(tmp_path, monkeypatch):
+    archive = tmp_path / "img_align_celeba.zip"
+    zipfile.ZipFile(archive, "w").close()
+    sums_changed("celeba", md5(archive), monkeypatch)
+    error = PermissionError(13, "Permission denied", "/read/only")
+    monkeypatch.setattr("torchvision.datasets.utils.extract_archive", lambda *paths: (_ for _ in ()).throw(error))
+    assert told("data=celeba", f"data.root={tmp_path}") == "/read/only: Permission denied"
 
 
 # ------------------------------------------------------------------------------------------ downloads

@@ -137,6 +137,8 @@ def whole(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # gzip, zip, pickle, scipy and numpy have some ten kinds
+        if isinstance(error, OSError) and error.errno:  # not allowed, disk full
+            raise UserError(Exit.DATA, f"{error.filename or path}: {error.strerror}") from None
         why = str(error) or type(error).__name__
         raise UserError(Exit.DATA, f"{path} is damaged or half downloaded ({why}): remove it") from None
 
