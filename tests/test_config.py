@@ -52,7 +52,8 @@ def test_the_groups():
 @pytest.mark.parametrize("path", LEAVES + EXPERIMENTS, ids=name_of)
 def test_every_choice_composes_and_passes(path):
     words = [name_of(path)] + (["experiment=none"] if path in LEAVES else [])
-    words += ["data.root=pictures"] if path.stem != "digits" else []
+    needed = {"data=digits": [], "experiment=digits": [], "data=huggingface": ["data.path=pictures"]}
+    words += needed.get(name_of(path), ["data.root=pictures"])
     (config,) = composed("train", words)
     assert [key for key in config if key not in GROUPS] == run_level("train")
 

@@ -1,13 +1,16 @@
 """From a picture, of whatever kind, to uint8 (C, H, W); a broken one is named."""
 
+import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion_lit.errors import Exit, UserError
 
@@ -18,6 +21,17 @@ RESAMPLE = {
     "area": Image.Resampling.BOX,
 }
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a picture's file, or what fetches them, and what it is called in messages."""
+
+    name: str
+    data: bytes | Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -33,8 +47,8 @@ class Decoding:
     resample: str = "bicubic"
     background: Sequence[int] = (255, 255, 255)
 
-    def __call__(self, picture: Path | np.ndarray) -> np.ndarray:
-        """One picture to uint8 (C, image_size, image_size). Raises UserError naming the file if it cannot be read."""
+    def __call__(self, picture: Path | Encoded | np.ndarray) -> np.ndarray:
+        """One picture to uint8 (C, image_size, image_size). Raises UserError naming the picture if it is broken."""
         try:
             image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else _open(picture)
             image = self._with_channels(image)
@@ -57,10 +71,15 @@ class Decoding:
         return image.convert(MODES[self.channels])
 
 
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return ImageOps.exif_transpose(image)
+def _open(picture: Path | Encoded) -> Image.Image:
+    if isinstance(picture, Encoded):
+        picture = io.BytesIO(picture.data() if callable(picture.data) else picture.data)
+    try:
+        with Image.open(picture) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:  # its own text shows the address of a buffer
+        raise ValueError("no format of pictures that is known") from None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -71,7 +90,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, 65535).astype(np.int64) >> 8).astype(np.uint8))
 
 
-def decode_all(pictures: Sequence[Path] | np.ndarray, decoding: Decoding, out: np.ndarray, progress: Iterable) -> None:
+def decode_all(
+    pictures: Sequence[Path | Encoded | np.ndarray], decoding: Decoding, out: np.ndarray, progress: Iterable
+) -> None:
     """Decode every picture into `out`, uint8 (N, C, H, W), in threads; `progress` is advanced once a picture.
 
     Raises:
@@ -89,9 +110,46 @@ def decode_all(pictures: Sequence[Path] | np.ndarray, decoding: Decoding, out: n
         warnings.simplefilter("ignore")  # corrupt EXIF and large-picture notes; errors still raise
         faults = [fault for fault, _ in zip(pool.map(decode, range(len(pictures))), progress, strict=False) if fault]
     if faults:
-        shown = "\n  ".join(faults[:10])
-        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise UserError(
-            Exit.DATA,
-            f"{len(faults)} of {len(pictures)} pictures cannot be read; repair or remove them:\n  {shown}{more}",
-        )
+        raise broken(faults, f"{len(faults)} of {len(pictures)} pictures cannot be read; repair or remove them")
+
+
+def decode_stream(
+    stream: Iterable[tuple[Path | Encoded, int]], decoding: Decoding, out: BinaryIO, progress: Iterable
+) -> np.ndarray:
+    """Decode pictures as they come, in threads, and write them to `out` one after the other, uint8 (C, H, W) each.
+
+    Returns:
+        their labels, int64 (N,).
+    Raises:
+        UserError: with the names of pictures that cannot be read, soon after the first: nobody can repair them there.
+    """
+
+    def decode(picture: Path | Encoded) -> np.ndarray | str:
+        try:
+            return decoding(picture)
+        except UserError as error:
+            return str(error)
+
+    def write(arrays: Iterable[np.ndarray | str]) -> None:
+        faults = []
+        for array, _ in zip(arrays, progress, strict=False):
+            faults.append(array) if isinstance(array, str) else out.write(array)
+        if faults:
+            raise broken(faults, "the stream has pictures that cannot be read; end it before them with data.max_images")
+
+    labels, decoded = [], ()
+    progress, stream = iter(progress), iter(stream)
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        while chunk := list(islice(stream, 256)):  # while the threads decode the chunk before
+            write(decoded)
+            decoded = pool.map(decode, [picture for picture, _ in chunk])
+            labels += [label for _, label in chunk]
+        write(decoded)
+    return np.array(labels, dtype=np.int64)
+
+
+def broken(faults: list[str], what: str) -> UserError:
+    shown = "\n  ".join(faults[:10])
+    more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+    return UserError(Exit.DATA, f"{what}:\n  {shown}{more}")

@@ -6,7 +6,7 @@ import lightning as L
 
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources import hold_out
-from diffusion_lit.data.store import ImageStore, load
+from diffusion_lit.data.store import ImageStore, cut, load
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.errors import Exit, UserError
 
@@ -37,6 +37,8 @@ class ImageDataModule(L.LightningDataModule):
         self.train = load(splits["train"], decoding, self.config["cache_dir"], "train")
         if "val" in splits:
             self.val = load(splits["val"], decoding, self.config["cache_dir"], "val")
+        elif splits["train"].labels is None:
+            self.train, self.val = cut(self.train, self.config["val_fraction"])
 
     def train_dataloader(self) -> Batches:
         trainer = self.trainer

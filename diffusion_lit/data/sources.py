@@ -6,13 +6,15 @@ Nothing here imports torch, so that a missing folder is reported within a second
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.errors import Exit, UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
@@ -20,24 +22,54 @@ JUNK = {"__MACOSX", "@eaDir"}  # and everything that starts with a dot
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
+class Rows(Protocol):
+    """Pictures of a table, read when asked for: `rows[3]` is one, `rows[array]` fewer rows."""
+
+    fingerprint: str  # another one when the pictures are others, the same in the next process
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, k: int | np.ndarray) -> "Path | Encoded | Rows": ...
+
+
+class Stream(Protocol):
+    """Pictures with their labels that come one after the other, once, from afar."""
+
+    fingerprint: str
+    total: int | None  # how many, if that is known
+
+    def __iter__(self) -> Iterator[tuple[Path | Encoded, int]]: ...
+
+    def remember(self) -> None:
+        """Told when all of it is decoded and kept in `data.cache_dir`."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """Pictures of one split, in a fixed order: paths or uint8 arrays (H, W) or (H, W, C); labels int64 (N,)."""
+    """Pictures of one split, in a fixed order: paths, rows, or uint8 arrays (H, W) or (H, W, C).
 
-    pictures: Sequence[Path] | np.ndarray
-    labels: np.ndarray
+    `labels` are int64 (N,), or None for a stream, which brings them along.
+    """
+
+    pictures: Sequence[Path] | np.ndarray | Rows | Stream
+    labels: np.ndarray | None
 
     def take(self, part: np.ndarray) -> "Split":
-        arrays = isinstance(self.pictures, np.ndarray)
-        return Split(self.pictures[part] if arrays else [self.pictures[k] for k in part], self.labels[part])
+        listed = isinstance(self.pictures, list)
+        return Split([self.pictures[k] for k in part] if listed else self.pictures[part], self.labels[part])
 
 
 def hold_out(splits: dict[str, Split], fraction: float) -> dict[str, Split]:
-    """Splits with a "val": the source's own, else `fraction` of its pictures, the same ones in every run (0: none)."""
+    """Splits with a "val": the source's own, else `fraction` of its pictures, the same ones in every run (0: none).
+
+    A stream is left alone: its end is held out once it is read (`diffusion_lit.data.store.cut`).
+    """
     train = splits["train"]
+    if "val" in splits or train.labels is None:
+        return splits
     n = len(train.labels)
     held_out = min(round(n * fraction), n - 1)
-    if "val" in splits or not held_out:
+    if not held_out:
         return splits
     order = np.random.Generator(np.random.PCG64(n)).permutation(n)
     parts = {"val": np.sort(order[:held_out]), "train": np.sort(order[held_out:])}
@@ -74,7 +106,9 @@ class ImageFolder:
         labels: "auto" (the rule above) or "none" (ignore class folders: unconditional).
     """
 
-    def __init__(self, root: str, labels: str = "auto"):
+    def __init__(self, root: str | None, labels: str = "auto"):
+        if root is None:
+            raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")
         self.root, self.labels = Path(root).expanduser(), labels
         if not self.root.is_dir():
             raise UserError(Exit.DATA, f"data.root={root}: no such folder")
@@ -99,7 +133,7 @@ class ImageFolder:
         names = [folder.name for folder in _folders(train)]
         if len(names) < 2:
             return []
-        empty = [name for name in names if not _pictures(train / name)]
+        empty = [name for name in names if not pictures_below(train / name)]
         if empty:
             raise UserError(
                 Exit.DATA,
@@ -115,7 +149,7 @@ class ImageFolder:
 
     def _split(self, folder: Path) -> Split:
         if not self.class_names:
-            paths = _pictures(folder)
+            paths = pictures_below(folder)
             labels = np.zeros(len(paths), dtype=np.int64)
         else:
             paths, labels = self._labelled(folder)
@@ -133,7 +167,7 @@ class ImageFolder:
                 f"{folder} holds pictures that are in no class folder: move them into one, "
                 "or set data.labels=none to train without classes",
             )
-        per_class = [_pictures(folder / name) if (folder / name).is_dir() else [] for name in self.class_names]
+        per_class = [pictures_below(folder / name) if (folder / name).is_dir() else [] for name in self.class_names]
         labels = np.repeat(np.arange(len(per_class), dtype=np.int64), [len(paths) for paths in per_class])
         return [path for paths in per_class for path in paths], labels
 
@@ -153,7 +187,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.resolve() not in (here, *here.parents))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_below(folder: Path) -> list[Path]:
     """Pictures at any depth, sorted; os.walk follows no links to folders, so a loop of links ends."""
     found = []
     for parent, folders, files in os.walk(folder):

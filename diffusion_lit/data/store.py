@@ -1,17 +1,19 @@
 """All pictures of a split as one uint8 array, decoded once: in RAM, or in a file that runs and processes share."""
 
 import hashlib
+import io
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.decoding import Decoding, decode_all
-from diffusion_lit.data.sources import Split
+from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream
+from diffusion_lit.data.sources import Rows, Split, Stream
 from diffusion_lit.errors import Exit, UserError
 
 
@@ -36,13 +38,15 @@ class ImageStore:
 
 
 def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> ImageStore:
-    """Decode a split into RAM, or with `cache_dir` into a memory-mapped file that the next run finds again."""
-    shape = (len(split.pictures), decoding.channels, decoding.image_size, decoding.image_size)
+    """Decode a split into RAM, or with `cache_dir` into a memory-mapped file that the next run finds again.
+
+    A stream is decoded as it arrives; nothing of the originals is kept.
+    """
+    streamed = split.labels is None
     if cache_dir is None:
-        images = np.empty(shape, np.uint8)
-        decode_all(split.pictures, decoding, images, _progress(len(images), name))
-        return ImageStore(images, split.labels)
+        return _streamed(split.pictures, decoding, name) if streamed else _decoded(split, decoding, name)
     path = Path(cache_dir).expanduser() / f"{name}-{_key(split.pictures, decoding)}.npy"
+    labels = path.with_suffix(".labels.npy")  # of a stream
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,23 +55,79 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
         # a killed build is never taken for a whole one
         building = path.with_suffix(f".building-{platform.node()}-{os.getpid()}")
         try:
-            images = np.lib.format.open_memmap(building, "w+", np.uint8, shape)
-            decode_all(split.pictures, decoding, images, _progress(len(images), name))
-            images.flush()
-            os.replace(building, path)
+            if streamed:
+                _save(labels, _write_stream(split.pictures, decoding, building, name))
+            else:
+                images = np.lib.format.open_memmap(building, "w+", np.uint8, _shape(len(split.pictures), decoding))
+                decode_all(split.pictures, decoding, images, _progress(len(images), name))
+                images.flush()
+            os.replace(building, path)  # after the labels: where it is, both are
         finally:
             building.unlink(missing_ok=True)
+    if streamed:
+        split.pictures.remember()
     try:
-        return ImageStore(np.load(path, mmap_mode="r"), split.labels)
-    except ValueError:
+        return ImageStore(np.load(path, mmap_mode="r"), np.load(labels) if streamed else split.labels)
+    except (ValueError, FileNotFoundError):
         raise UserError(Exit.DATA, f"{path} is damaged: remove it, and the pictures are decoded again") from None
 
 
-def _key(pictures: Sequence[Path] | np.ndarray, decoding: Decoding) -> str:
+def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:
+    """The pictures without the last `fraction` of them, and those (None: none); views, nothing is copied."""
+    n = len(store)
+    held_out = min(round(n * fraction), n - 1)
+    parts = ImageStore(store.images[: n - held_out], store.labels[: n - held_out])
+    return parts, ImageStore(store.images[n - held_out :], store.labels[n - held_out :]) if held_out else None
+
+
+def _shape(n: int, decoding: Decoding) -> tuple[int, int, int, int]:
+    return n, decoding.channels, decoding.image_size, decoding.image_size
+
+
+def _decoded(split: Split, decoding: Decoding, name: str) -> ImageStore:
+    images = np.empty(_shape(len(split.pictures), decoding), np.uint8)
+    decode_all(split.pictures, decoding, images, _progress(len(images), name))
+    return ImageStore(images, split.labels)
+
+
+def _streamed(stream: Stream, decoding: Decoding, name: str) -> ImageStore:
+    grown = io.BytesIO()
+    labels = decode_stream(stream, decoding, grown, _progress(stream.total, name))
+    return ImageStore(np.frombuffer(grown.getbuffer(), np.uint8).reshape(_shape(len(labels), decoding)), labels)
+
+
+def _write_stream(stream: Stream, decoding: Decoding, path: Path, name: str) -> np.ndarray:
+    """A .npy file of a stream, and its labels. How many there are is known, and written, when it ends."""
+
+    def write_header(n: int) -> int:
+        header = {"descr": "|u1", "fortran_order": False, "shape": _shape(n, decoding)}
+        np.lib.format.write_array_header_1_0(file, header)  # leaves room for the first number to grow
+        return file.tell()
+
+    try:
+        with open(path, "wb") as file:
+            start = write_header(0)
+            labels = decode_stream(stream, decoding, file, _progress(stream.total, name))
+            file.seek(0)
+            assert write_header(len(labels)) == start
+    except OSError as error:
+        raise UserError(Exit.OUTPUT, f"data.cache_dir: {path} cannot be written: {error.strerror}") from None
+    return labels
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    building = path.with_suffix(f".building-{os.getpid()}.npy")
+    np.save(building, array)
+    os.replace(building, path)
+
+
+def _key(pictures: Sequence[Path] | np.ndarray | Rows | Stream, decoding: Decoding) -> str:
     """Changes when a file, its size, its time or the way of decoding changes."""
     digest = hashlib.blake2b(repr(astuple(decoding)).encode(), digest_size=8)
     if isinstance(pictures, np.ndarray):
         digest.update(pictures.tobytes())
+    elif not isinstance(pictures, list):
+        digest.update(pictures.fingerprint.encode())
     else:
         for path in pictures:
             stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link is told of by decoding
@@ -75,7 +135,12 @@ def _key(pictures: Sequence[Path] | np.ndarray, decoding: Decoding) -> str:
     return digest.hexdigest()
 
 
-def _progress(total: int, name: str):
-    from rich.progress import track
+def _progress(total: int | None, name: str) -> Iterator[int]:
+    """To be advanced once a picture; it never ends by itself."""
+    from rich import get_console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    return track(range(total), f"reading {name}", transient=True, disable=total < 2000)
+    columns = TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn()
+    silent = (total is not None and total < 2000) or not get_console().is_terminal
+    with Progress(*columns, transient=True, disable=silent) as bar:
+        yield from bar.track(count(), total, description=f"reading {name}")
