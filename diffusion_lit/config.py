@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
+from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError, reported
 from diffusion_lit.overrides import combinations, did_you_mean
-from diffusion_lit.rules import OUR_CLASSES, conflicts, value_fault
+from diffusion_lit.rules import OUR_CLASSES, value_fault
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout

@@ -1,10 +1,9 @@
-"""What a configuration may hold: types, ranges and choices of single values, and what values mean together."""
+"""What a configuration may hold: types, ranges and choices of single values."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 Check = Callable[[object], str | None]  # value -> why it cannot be, None if it can
@@ -210,102 +209,3 @@ def _rule_like(default: object) -> Check:
 def shown(value: object) -> str:
     """A value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-# ------------------------------------------------------------------------------------------- values together
-
-
-def conflicts(values: dict[str, object]) -> list[str]:
-    """What cannot work together, one line each.
-
-    Args:
-        values: dotted key to value, without keys that are faulty by themselves. A check of keys that are not there (a
-            network without levels, a faulty number) is left out.
-    """
-    faults = []
-    for check in CHECKS:
-        with suppress(KeyError):
-            faults += check(values)
-    return faults
-
-
-def noise(v: dict) -> Iterator[str]:
-    if v["diffusion.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
-        yield (
-            "diffusion.prediction_type=epsilon with diffusion.zero_terminal_snr=true: the last timestep is pure noise "
-            "and says nothing of x0; predict v_prediction or sample"
-        )
-    start, end = v["diffusion.beta_start"], v["diffusion.beta_end"]
-    if start > end:
-        yield f"diffusion.beta_start={start} is more than diffusion.beta_end={end}"
-
-
-def handed_over(v: dict) -> Iterator[str]:
-    if v["sampler.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
-        yield "sampler.prediction_type=epsilon cannot be said at diffusion.zero_terminal_snr=true: leave it at sample"
-
-
-def sampler_steps(v: dict) -> Iterator[str]:
-    steps, timesteps = v["sampler.steps"], v["diffusion.num_train_timesteps"]
-    if steps is not None and steps > timesteps:
-        yield f"sampler.steps={steps} is more than diffusion.num_train_timesteps={timesteps}"
-
-
-def guidance(v: dict) -> Iterator[str]:
-    if v["label_dropout"] == 0 and v["guidance_scale"] != 1:
-        yield (
-            f"guidance_scale={v['guidance_scale']} with label_dropout=0: guidance needs the unconditional model, "
-            "which is trained by dropping labels; set label_dropout=0.1 or guidance_scale=1"
-        )
-
-
-def halving(v: dict) -> Iterator[str]:
-    size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
-    if size % 2**times:
-        yield (
-            f"data.image_size={size}: the network halves images {times} time{'s' * (times > 1)} "
-            f"(model.block_out_channels has {times + 1} levels), so the size must be a multiple of {2**times}"
-        )
-
-
-def groups(v: dict) -> Iterator[str]:
-    widths, number = v["model.block_out_channels"], v["model.norm_num_groups"]
-    if any(width % number for width in widths):
-        yield f"model.block_out_channels={widths} must be multiples of model.norm_num_groups={number}"
-
-
-def attention(v: dict) -> Iterator[str]:
-    widths, levels, size = v["model.block_out_channels"], v["model.attention_levels"], v["model.attention_head_dim"]
-    if any(level >= len(widths) for level in levels):
-        yield f"model.attention_levels={levels}: there are levels 0 to {len(widths) - 1}"
-        return
-    used = [widths[level] for level in levels] + [widths[-1]] * v["model.middle_attention"]
-    if any(width % size for width in used):
-        yield f"model.attention_head_dim={size} must divide the channels of levels with attention, {used}"
-
-
-def pictures(v: dict) -> Iterator[str]:
-    for key in ("image_size", "channels", "num_classes"):
-        if v[f"model.{key}"] != v[f"data.{key}"]:
-            yield f"model.{key}={shown(v[f'model.{key}'])} follows from the data: set data.{key} instead"
-
-
-def strategies(v: dict) -> Iterator[str]:
-    name, devices, nodes = v["strategy.name"], v["strategy.devices"], v["strategy.num_nodes"]
-    if name == "single" and devices != 1:
-        yield f"strategy.devices={devices}: strategy=single trains on one device, use strategy=ddp"
-    if name != "ddp" and nodes > 1:
-        yield f"strategy.num_nodes={nodes}: strategy={name} trains on one machine, use strategy=ddp"
-    if name == "dp" and v["strategy.compile"]:
-        yield "strategy.compile=true: strategy=dp copies the network anew for every batch, use strategy=ddp"
-
-
-def batch(v: dict) -> Iterator[str]:
-    keys = ("strategy.devices", "strategy.num_nodes", "strategy.accumulate")
-    keys = [key for key in keys if v[key] not in (1, "auto")]
-    size, parts = v["global_batch_size"], math.prod(v[key] for key in keys)
-    if size % parts:
-        yield f"global_batch_size={size} must be a multiple of {' x '.join(f'{key}={v[key]}' for key in keys)}"
-
-
-CHECKS = (noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, strategies, batch)

@@ -10,9 +10,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config import launch
+from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import as_word, value_of
-from diffusion_lit.rules import conflicts
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.seeds import image_seeds
 

@@ -128,7 +128,7 @@ CASES = [
     ("strategy.devices=2", "strategy.devices=2: strategy=single trains on one device, use strategy=ddp"),
     # values that are missing or empty
     ("data=image_folder", "data.root needs a value: add data.root=..."),
-    ("experiment=cifar10_cond", "data.root needs a value"),
+    ("experiment=cifar10_cond data=image_folder", "data.root needs a value"),
     ("data=image_folder data.root=", "data.root=: must not be empty"),
     ("name=", "name=: must not be empty"),
     ("seed=", "seed=: must be a whole number"),

@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lit.config import CONF, composed, help_text, locate, with_data_facts
-from diffusion_lit.rules import CHECKS, RULES, Each, Rule
+from diffusion_lit.conflicts import CHECKS
+from diffusion_lit.rules import RULES, Each, Rule
 
 GROUPS = ["data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "strategy", "logger", "experiment"]
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
