@@ -98,6 +98,7 @@ RULES: dict[str, Check] = {
     "keep_checkpoints": COUNT,
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
+    "metric": TEXT,
     "data.root": TEXT,
     "data.image_size": COUNT,
     "data.channels": Rule(choices=(1, 3, 4)),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config import launch
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import conflicts
 from diffusion_lit.runs import checkpoints, folder

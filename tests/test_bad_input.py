@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit import __main__, config
+from diffusion_lit import __main__, launch
 from diffusion_lit.config import CONF
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
@@ -37,7 +37,7 @@ def typed(monkeypatch, tmp_path, capsys):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(config, "hydra_main", start_of_hydra)
+    monkeypatch.setattr(launch, "hydra_main", start_of_hydra)
 
     def type_(*words: object, code: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["diffusion-lit", *map(str, words)])
@@ -160,7 +160,8 @@ CASES = [
     ("max_steps=${epochs}", "max_steps=${epochs}: Interpolation key 'epochs' not found"),
     ("seed=${max_steps} max_steps=${seed}", "Recursive interpolation"),
     ("max_steps=${name}", "max_steps=digits: must be a whole number"),
-    ("hydra/launcher=joblib", "Could not find 'hydra/launcher/joblib'"),
+    ("--multirun hydra/launcher=ray seed=0,1", "Could not find 'hydra/launcher/ray'"),
+    ("--multirun hydra/launcher=ray seed=0,1", 'pip install "diffusion_lit[sweeps]"'),
     ("--config-dir nowhere", "--config-dir nowhere: no such folder"),
     # classes
     ("model._target_=os.system", "model._target_=os.system: belongs to the choice of model, choose another"),
