@@ -92,7 +92,7 @@ def planned(
     swept = [word for word in OverridesParser.create().parse_overrides(overrides) if word.is_sweep_override()]
     intervals = [word.input_line for word in swept if word.is_interval_sweep()]
     if intervals and "BasicSweeper" in hydra.sweeper._target_:
-        raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval has no end of values: add hydra/sweeper=optuna")
+        raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval cannot be counted through: add hydra/sweeper=optuna")
     if "direction" in hydra.sweeper:
         check_direction(configs[0].metric, hydra.sweeper.direction)
     try:

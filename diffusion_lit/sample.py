@@ -7,6 +7,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.errors import Exit, UserError
@@ -27,6 +28,8 @@ def main() -> None:
 def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
     """The sampler the run was trained with, unless another one is asked for; single keys of it can be overridden."""
     run = value_of("run", overrides)
+    if isinstance(run, Sweep):
+        raise UserError(Exit.CONFIG, "run=x,y: one run at a time, its sampler is taken from it")
     if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])

@@ -175,6 +175,14 @@ CASES = [
     ("--multirun optimizer.lr=interval(-1,1)", "optimizer.lr=-1.0: must be more than 0"),
     ("--multirun seed=range(3,1)", "seed=range(3,1): a sweep without values"),
     ("hydra.mode=MULTIRUN seed=1,x", "seed=x: must be a whole number"),
+    ("--multirun optimizer.lr=interval(0.1,1)", "optimizer.lr=interval(0.1,1): an interval cannot be counted"),
+    ("--multirun hydra/sweeper=optuna seed=0,1", "metric=class_accuracy is better when higher: add hydra.sweeper.dir"),
+    (
+        "--multirun hydra/sweeper=optuna metric=val_loss hydra.sweeper.direction=maximize seed=0,1",
+        "metric=val_loss is better when lower: add hydra.sweeper.direction=minimize",
+    ),
+    ("--multirun seed=0,1 hydra.sweep.dir=a/${hydra.job.num}", "hydra.sweep.dir: "),
+    ("metric=", "metric=: must not be empty"),
 ]  # fmt: skip
 
 
@@ -235,6 +243,8 @@ def test_a_faulty_choice_makes_no_further_faults(typed):
         "sample_every=${checkpoint_every} name=x_${seed}",
         "seed=1 --multirun weighting=glob(*) optimizer.lr=0.1,0.2",
         "hydra.job.name=other --multirun seed=range(0,3)",
+        "--multirun hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1",
+        "--multirun hydra/sweeper=optuna hydra.sweeper.direction=maximize optimizer.lr=tag(log,interval(0.0001,0.01))",
     ],
 )
 def test_train_lets_pass(passes, line):

@@ -21,6 +21,13 @@ class Panel(NamedTuple):
 
 def draw(groups: list[Group], keys: list[str], metric: str, sweep: Path) -> None:
     """Write results.png into the folder of the sweep."""
+    beside = sweep / ".results.png.tmp"
+    figure_of(groups, keys, metric, sweep.resolve().name).savefig(beside, format="png", dpi=120)
+    os.replace(beside, sweep / "results.png")
+
+
+def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):
+    """A matplotlib Figure; no window and no global state of pyplot."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -41,13 +48,11 @@ def draw(groups: list[Group], keys: list[str], metric: str, sweep: Path) -> None
     repeated = any(group.half is not None for group in groups)
     note = ["points are jobs"] + ["bars the 95 % interval of the mean over seeds"] * (panels[0].means and repeated)
     note += ["crosses jobs without a value"] * any(len(group.numbers) < len(group.jobs) for group in groups)
-    figure.suptitle(f"{sweep.resolve().name}\n{', '.join(note)}", fontsize="medium")
+    figure.suptitle(f"{title}\n{', '.join(note)}", fontsize="medium")
     handles, labels = axes[0].get_legend_handles_labels()
     if panels[0].colour is not None:
         figure.legend(handles, labels, title=keys[panels[0].colour], loc="outside right center", frameon=False)
-    beside = sweep / ".results.png.tmp"
-    figure.savefig(beside, format="png", dpi=120)
-    os.replace(beside, sweep / "results.png")
+    return figure
 
 
 def panels_of(groups: list[Group], keys: list[str]) -> list[Panel]:

@@ -219,7 +219,8 @@ def failures(jobs: list[Job], keys: list[str]) -> list[str]:
     for job in bad[:FAILURES_TOLD]:
         what = " ".join(f"{key}={job.words[key]}" for key in keys if key in job.words)
         why = job.result.get("error") or (f"exit code {job.result['exit_code']}" if "exit_code" in job.result else "")
-        lines.append(f"{job.status:<10} {job.folder.name} ({what}){': ' * bool(why)}{why}")
+        name = f"{job.folder.name} ({what})" if what else job.folder.name
+        lines.append(f"{job.status:<10} {name}{': ' * bool(why)}{why}")
     return lines + ([f"and {len(bad) - FAILURES_TOLD} more did not finish"] if len(bad) > FAILURES_TOLD else [])
 
 
