@@ -94,7 +94,7 @@ def planned(
     if intervals and "BasicSweeper" in hydra.sweeper._target_:
         raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval cannot be counted through: add hydra/sweeper=optuna")
     if "direction" in hydra.sweeper:
-        check_direction(configs[0].metric, hydra.sweeper.direction)
+        check_direction(configs[0].get("metric"), hydra.sweeper.direction)
     try:
         folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
@@ -105,8 +105,10 @@ def planned(
     return Sweep(folder, keys, jobs), configs
 
 
-def check_direction(metric: str, direction: object) -> None:
-    """Refuse a sweeper that would look for the worst value."""
+def check_direction(metric: str | None, direction: object) -> None:
+    """Refuse a sweeper that would look for the worst value, or for none."""
+    if metric is None:
+        raise UserError(Exit.CONFIG, "hydra/sweeper: this command has no metric to optimise")
     wanted = "maximize" if metric in sweeps.HIGHER_IS_BETTER else "minimize"
     if getattr(direction, "name", direction) != wanted:
         better = "higher" if wanted == "maximize" else "lower"

@@ -29,7 +29,8 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
     """The sampler the run was trained with, unless another one is asked for; single keys of it can be overridden."""
     run = value_of("run", overrides)
     if isinstance(run, Sweep):
-        raise UserError(Exit.CONFIG, "run=x,y: one run at a time, its sampler is taken from it")
+        word = next(word for word in overrides if word.startswith("run="))
+        raise UserError(Exit.CONFIG, f"{word}: one run at a time, its sampler is taken from it")
     if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])

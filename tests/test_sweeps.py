@@ -249,6 +249,12 @@ def test_failed_jobs_are_crosses_at_the_worse_edge(tmp_path):
     assert "crosses jobs without a value" in figure.get_suptitle()
 
 
+def test_a_colour_that_always_failed_is_in_the_legend(tmp_path):
+    space = {"weighting": ["a", "b", "c"], "ema": ["power", "none"]}
+    figure, _ = drawn(tmp_path, space, lambda word, ema: FAILED if ema == "none" else finished(1.0))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["power", "none"]
+
+
 def test_what_optuna_tried_has_a_panel_for_each_key(tmp_path):
     for k in range(15):
         (tmp_path / str(k)).mkdir()
@@ -320,6 +326,7 @@ def test_sampling_sweeps_as_well(sweep, tmp_path):
     words = [f"run={sweep / '1'}", "num_images=1"]
     run("sample", "--multirun", *words, "guidance_scale=1,2", cwd=tmp_path)
     grids = list((sweep / "1" / "generated").glob("*/grid.png"))
+    assert not (sweep / "1" / "generated" / "results.csv").exists()
     assert len(grids) == len({grid.read_bytes() for grid in grids}) == 2
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "letter").write_text("dear")
@@ -403,9 +410,10 @@ def test_a_bug_in_a_job_does_not_end_a_sweep(tmp_path):
 
 
 def test_jobs_of_other_names_are_in_one_folder(tmp_path):
-    sweep, _, _ = typed(tmp_path, "", "--multirun", "name=a,b", "seed=5,6", "metric=val_loss")
-    assert sweep.parent.name == "a"
-    assert [(row["name"], row["seed"]) for row in rows_of(sweep)] == [("a", "5"), ("a", "6"), ("b", "5"), ("b", "6")]
+    sweep, _, _ = typed(tmp_path, "", "--multirun", "name='it, is [odd]',b", "seed=5,6", "metric=val_loss")
+    assert sweep.parent.name == "it, is [odd]"
+    assert [row["seed"] for row in rows_of(sweep)] == ["5", "6", "5", "6"]
+    assert [row["name"].strip("'") for row in rows_of(sweep)] == ["it, is [odd]"] * 2 + ["b"] * 2
 
 
 def test_a_killed_sweep_has_a_row_for_every_job_that_began(tmp_path):

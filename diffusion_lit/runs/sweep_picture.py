@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):
     groups = sorted(groups, key=lambda group: group.first)
     panels = panels_of(groups, keys)
     labels = dict.fromkeys(label for panel in panels for label in panel.series)
-    colours = dict(zip(labels, colormaps["tab10"].colors, strict=False))
+    colours = dict(zip(labels, cycle(colormaps["tab10"].colors), strict=False))
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     height = max(panel_height(panel) for panel in panels)
@@ -49,9 +50,13 @@ def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):
     note = ["points are jobs"] + ["bars the 95 % interval of the mean over seeds"] * (panels[0].means and repeated)
     note += ["crosses jobs without a value"] * any(len(group.numbers) < len(group.jobs) for group in groups)
     figure.suptitle(f"{title}\n{', '.join(note)}", fontsize="medium")
-    handles, labels = axes[0].get_legend_handles_labels()
     if panels[0].colour is not None:
-        figure.legend(handles, labels, title=keys[panels[0].colour], loc="outside right center", frameon=False)
+        shown = {
+            label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        labels = [label for label in labels if label in shown]
+        handles, title = [shown[label] for label in labels], keys[panels[0].colour]
+        figure.legend(handles, labels, title=title, loc="outside right center", frameon=False)
     return figure
 
 
@@ -120,7 +125,8 @@ def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colours: dict) ->
         ax.plot(*points, "o", color=colour, markersize=4, markeredgewidth=0, alpha=0.7, zorder=4)
         if lost:
             along = ax.get_xaxis_transform() if numbers else ax.get_yaxis_transform()
-            ax.plot(*swapped(lost, numbers), "x", color=colour, markersize=7, transform=along, clip_on=False, zorder=5)
+            style = {"color": colour, "markersize": 7, "clip_on": False, "zorder": 5, "label": None if means else label}
+            ax.plot(*swapped(lost, numbers), "x", transform=along, **style)
     ax.set_title(panel.title, fontsize="medium")
     ax.grid(alpha=0.3)
     if numbers:

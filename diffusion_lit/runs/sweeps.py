@@ -8,6 +8,7 @@ import csv
 import fcntl
 import math
 import os
+import shlex
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -139,10 +140,14 @@ def write_failure(run: Path, overrides: list[str], error: BaseException) -> None
 def write_results(sweep: Path) -> list[Job]:
     """results.csv: a row for each job with what was swept, how it ended and every single value of its result.json.
 
-    Written anew after every job; jobs in several processes wait for each other.
+    Written anew after every job; jobs in several processes wait for each other. Nothing in a folder without jobs.
     """
+    if not sweep.is_dir():
+        return []
     with _locked(sweep):
         jobs = jobs_of(sweep)
+        if not jobs:  # of another command, such as sample
+            return []
         keys = swept(jobs)
         found = dict.fromkeys(name for job in jobs for name in job.result)
         names = [name for name in found if name not in ("status", "exit_code")]
@@ -172,44 +177,38 @@ def _locked(path: Path):
 
 
 def summarise(sweep: Path, metric: str | None = None) -> None:
-    """Write results.csv and results.png and print the table. Nothing is said of a folder without jobs.
+    """Write results.csv, print the table and draw results.png; nothing for a folder without jobs.
 
     Raises:
         UserError: exit 5 if the folder cannot be written to.
     """
-    if not jobs_of(sweep):
-        return
     try:
         jobs = write_results(sweep)
+        if not jobs:
+            return
         metric = metric or metric_of(jobs)
         keys = [key for key in swept(jobs) if key != "seed"]
         groups = groups_of(jobs, keys, metric)
         better = "higher" if metric in HIGHER_IS_BETTER else "lower"
-        lines = [
-            f"mean of {metric} over n seeds and its 95 % interval; {better} is better",
-            *failures(jobs, swept(jobs)),
-        ]
+        told = f"mean of {metric} over n seeds and its 95 % interval; {better} is better"
+        show(table(groups, keys, metric), told, *failures(jobs, swept(jobs)))
         if any(group.numbers for group in groups):
             from diffusion_lit.runs.sweep_picture import draw
 
             draw(groups, keys, metric, sweep)
-            lines.append(f"picture    {folder.shown(sweep / 'results.png')}")
+            show(f"picture    {folder.shown(sweep / 'results.png')}")
         elif any(job.status == "finished" for job in jobs):
-            lines.append(f"no result has a number {metric!r}; there are {', '.join(metrics(jobs))}: {again(sweep)}")
-        lines.append(f"rows       {folder.shown(sweep / 'results.csv')}")
+            command = f"python -m diffusion_lit.runs.sweeps {shlex.quote(str(folder.shown(sweep)))} <metric>"
+            show(f"no result has a number {metric!r}; there are {', '.join(metrics(jobs))}: {command}")
+        show(f"rows       {folder.shown(sweep / 'results.csv')}")
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"{sweep} cannot be written to: {error}") from None
-    show(table(groups, keys, metric), lines)
 
 
 def metrics(jobs: list[Job]) -> list[str]:
     """What could be compared: the numbers of the results."""
     names = dict.fromkeys(name for job in jobs for name in job.result)
     return [name for name in names if name != "exit_code" and any(job.number(name) is not None for job in jobs)]
-
-
-def again(sweep: Path) -> str:
-    return f"python -m diffusion_lit.runs.sweeps {folder.shown(sweep)} <metric>"
 
 
 def failures(jobs: list[Job], keys: list[str]) -> list[str]:
@@ -249,16 +248,15 @@ def short(value: str) -> str:
     return value
 
 
-def show(table, lines: list[str]) -> None:
+def show(*lines) -> None:
     """On a terminal as wide as it is; in a file or a pipe nothing is cut."""
     import rich
     from rich.console import Console
 
     console = rich.get_console() if rich.get_console().is_terminal else Console(width=1000)
     with suppress(BrokenPipeError, SystemExit):  # nobody reads on
-        console.print(table, markup=False, highlight=False)
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
 
 
 def main() -> None:
