@@ -71,13 +71,10 @@ def train(config: DictConfig) -> float:
         config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
     except BaseException as error:
+        begun = config["resume"] or (run / "metrics.csv").exists()
         if job.mode == RunMode.MULTIRUN:
             sweeps.write_failure(run, overrides, error)
-        elif (
-            isinstance(error, UserError | KeyboardInterrupt)
-            and not config["resume"]
-            and not (run / "metrics.csv").exists()
-        ):
+        elif isinstance(error, UserError | KeyboardInterrupt) and not begun:
             shutil.rmtree(run)  # it was new, and training never began: leave nothing behind
         raise
     finally:

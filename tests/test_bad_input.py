@@ -204,7 +204,7 @@ def test_train_refuses(typed, line, told):
         ("weights=raw", "weights=raw: must be one of ema, net"),
         ("num_images=0", "num_images=0: must be at least 1"),
         ("gif=1", "gif=1: must be true or false"),
-        ("--multirun run=x,y", "run=x,y: one run at a time"),
+        ("--multirun run=y,z", "run=y,z: one run at a time"),
         ("model=unet", "model: no such key"),
         ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?)"),
     ],

@@ -157,7 +157,7 @@ def scale_metric(ax, panel: Panel, groups: list[Group], metric: str) -> None:
         limits = max(min(ends), low / 3), min(max(ends), high * 3)
         limits = limits[0] / 1.2, limits[1] * 1.2
     else:
-        room = (high - low) / 2 or abs(low) / 10 or 1.0
+        room = high - low or abs(low) / 10 or 1.0
         limits = max(min(ends), low - room), min(max(ends), high + room)
         margin = (limits[1] - limits[0]) / 20 or room
         limits = limits[0] - margin, limits[1] + margin
