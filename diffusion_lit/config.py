@@ -1,4 +1,4 @@
-"""The command line: composing the configuration and checking all of it before anything heavy is imported.
+"""The configuration of a command line: composed, and checked whole before anything heavy is imported.
 
 The yaml files are the schema: a key is one that they have, of the type that it has there. `diffusion_lit.rules` adds
 ranges, choices and what does not go together.
@@ -9,16 +9,13 @@ import inspect
 import re
 import secrets
 import string
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
-from hydra import main as hydra_main
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,7 +23,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from diffusion_lit.conflicts import conflicts
-from diffusion_lit.errors import Exit, UserError, reported
+from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import combinations, did_you_mean
 from diffusion_lit.rules import OUR_CLASSES, value_fault
 
@@ -36,46 +33,6 @@ PROCESS = "discrete"  # the only one there is; a sampler says in `serves` which 
 MISSING = "???"
 
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
-
-# ---------------------------------------------------------------------------------------------------- launching
-
-Task = Callable[[DictConfig], None]
-Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
-
-
-def launch(config_name: str, task: Task, prepare: Prepare, check: Task) -> None:
-    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`.
-
-    A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
-    """
-    args, unknown_flags = get_args_parser().parse_known_intermixed_args()
-    if args.help:
-        print(help_text(config_name, args.overrides))
-        return
-    overrides = unknown_flags + args.overrides
-    with reported():
-        if not (args.hydra_help or args.info or args.shell_completion):
-            overrides = prepare(overrides, args.config_dir)
-            multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
-            configs = composed(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
-            for config in configs if not args.cfg else []:
-                check(config)
-    sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
-
-    failed = []
-
-    def run(config: DictConfig) -> None:
-        try:
-            with reported():
-                task(config)
-        except SystemExit as end:
-            if not args.multirun or end.code in (Exit.SIGINT, Exit.SIGTERM):
-                raise
-            failed.append(end.code)  # the other jobs of a sweep go on
-
-    hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
-    if failed:
-        sys.exit(max(failed))
 
 
 def help_text(config_name: str, words: list[str]) -> str:
@@ -131,9 +88,25 @@ def composed(
                 faults += wrong + _sampler_faults(choices.chosen, config, folders)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
+            if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
+                faults.append('joblib and optuna are plugins: pip install "diffusion_lit[sweeps]"')
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["the configuration cannot work:", *dict.fromkeys(faults)]))
     return configs
+
+
+def hydra_settings(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """What Hydra itself is set to (the node `hydra`), for a command line that can be composed; of sweeps, with their
+    first values."""
+    folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        lines, _, _ = combinations(overrides, _groups(config_name, folders), multirun=True)
+        words = [*_searched(folders[1:]), *[word.input_line for word in next(lines)]]
+        return compose(config_name, words, return_hydra_config=True).hydra
+
+
+def _searched(folders: Sequence[Path]) -> list[str]:
+    return [f"hydra.searchpath=['file://{folder}']" for folder in folders]
 
 
 def _own_folder(config_dir: str) -> Path:
@@ -159,7 +132,7 @@ def _groups(config_name: str, folders: list[Path]) -> dict[str, list[str]]:
 
 
 def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...], words: tuple[str, ...]) -> Choices:
-    searched = [f"hydra.searchpath=['file://{folder}']" for folder in folders]
+    searched = _searched(folders)
     config = compose(config_name, [*searched, *words], return_hydra_config=True)
     chosen = {group: config.hydra.runtime.choices[group] for group in groups}
     plain = chosen | ({"experiment": "none"} if "experiment" in chosen else {})

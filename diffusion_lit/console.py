@@ -19,6 +19,16 @@ class ConsoleHandler(logging.Handler):
             rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
+def hush() -> None:
+    """In a process beside others on one terminal: no bars, and of log lines only warnings; log files get them all."""
+    import rich
+
+    rich.reconfigure(force_terminal=False)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, ConsoleHandler):
+            handler.setLevel(logging.WARNING)
+
+
 def progress_bar(unit: str = "step", shown: bool = True):
     """A rich progress bar: description, count, speed, time left. Silent where standard output is no terminal."""
     import rich

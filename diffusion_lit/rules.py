@@ -102,6 +102,7 @@ RULES: dict[str, Check] = {
     "keep_checkpoints": COUNT,
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
+    "metric": TEXT,
     "data.root": OPTIONAL_TEXT,
     "data.path": TEXT,
     "data.name": OPTIONAL_TEXT,

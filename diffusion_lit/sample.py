@@ -7,11 +7,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config import launch
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.seeds import image_seeds
@@ -27,6 +28,9 @@ def main() -> None:
 def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
     """The sampler the run was trained with, unless another one is asked for; single keys of it can be overridden."""
     run = value_of("run", overrides)
+    if isinstance(run, Sweep):
+        word = next(word for word in overrides if word.startswith("run="))
+        raise UserError(Exit.CONFIG, f"{word}: one run at a time, its sampler is taken from it")
     if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lit.config import composed, launch, source_of, with_data_facts
+from diffusion_lit.config import composed, source_of, with_data_facts
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
-from diffusion_lit.runs import checkpoints, folder, resume
+from diffusion_lit.runs import checkpoints, folder, resume, sweeps
 from diffusion_lit.training import loggers, ranks
 
 log = logging.getLogger("diffusion_lit.train")
@@ -26,7 +27,7 @@ def main() -> None:
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
     asked = value_of("resume", overrides)
-    multirun = {"-m", "--multirun"} & set(sys.argv)
+    multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv)
     if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
         raise UserError(Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun")
     if not isinstance(asked, str) or not asked:
@@ -63,26 +64,32 @@ def check(config: DictConfig) -> None:
         folder.require_free(Path(facts["run_dir"]))
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> float:
+    """One run. Returns its value of `metric`, for a sweeper that optimises."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    run = Path(HydraConfig.get().runtime.output_dir)
-    overrides = list(HydraConfig.get().overrides.task)
-    config, source = with_data_facts(config)
-    config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
+    job = HydraConfig.get()
+    run, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
     lock = folder.Lock(run)
-    if not config["resume"]:
+    if not config.resume:
         folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
     try:
+        config, source = with_data_facts(config)
+        config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
-    except (UserError, KeyboardInterrupt):
-        if not config["resume"] and not (run / "metrics.csv").exists():
+    except BaseException as error:
+        begun = config["resume"] or (run / "metrics.csv").exists()
+        if job.mode == RunMode.MULTIRUN:
+            sweeps.write_failure(run, overrides, error)
+        elif isinstance(error, UserError | KeyboardInterrupt) and not begun:
             shutil.rmtree(run)  # it was new, and training never began: leave nothing behind
         raise
     finally:
         lock.release()
     if result["status"] != "finished":
         sys.exit(result["exit_code"])
+    return sweeps.objective(result, config["metric"])
 
 
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit import __main__, config
+from diffusion_lit import __main__, launch
 from diffusion_lit.config import CONF
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
@@ -37,7 +37,7 @@ def typed(monkeypatch, tmp_path, capsys):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(config, "hydra_main", start_of_hydra)
+    monkeypatch.setattr(launch, "hydra_main", start_of_hydra)
 
     def type_(*words: object, code: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["diffusion-lit", *map(str, words)])
@@ -160,7 +160,8 @@ CASES = [
     ("max_steps=${epochs}", "max_steps=${epochs}: Interpolation key 'epochs' not found"),
     ("seed=${max_steps} max_steps=${seed}", "Recursive interpolation"),
     ("max_steps=${name}", "max_steps=digits: must be a whole number"),
-    ("hydra/launcher=joblib", "Could not find 'hydra/launcher/joblib'"),
+    ("--multirun hydra/launcher=ray seed=0,1", "Could not find 'hydra/launcher/ray'"),
+    ("--multirun hydra/launcher=ray seed=0,1", 'pip install "diffusion_lit[sweeps]"'),
     ("--config-dir nowhere", "--config-dir nowhere: no such folder"),
     # classes
     ("model._target_=os.system", "model._target_=os.system: belongs to the choice of model, choose another"),
@@ -174,6 +175,14 @@ CASES = [
     ("--multirun optimizer.lr=interval(-1,1)", "optimizer.lr=-1.0: must be more than 0"),
     ("--multirun seed=range(3,1)", "seed=range(3,1): a sweep without values"),
     ("hydra.mode=MULTIRUN seed=1,x", "seed=x: must be a whole number"),
+    ("--multirun optimizer.lr=interval(0.1,1)", "optimizer.lr=interval(0.1,1): an interval cannot be counted"),
+    ("--multirun hydra/sweeper=optuna seed=0,1", "metric=class_accuracy is better when higher: add hydra.sweeper.dir"),
+    (
+        "--multirun hydra/sweeper=optuna metric=val_loss hydra.sweeper.direction=maximize seed=0,1",
+        "metric=val_loss is better when lower: add hydra.sweeper.direction=minimize",
+    ),
+    ("--multirun seed=0,1 hydra.sweep.dir=a/${hydra.job.num}", "hydra.sweep.dir: "),
+    ("metric=", "metric=: must not be empty"),
 ]  # fmt: skip
 
 
@@ -195,6 +204,7 @@ def test_train_refuses(typed, line, told):
         ("weights=raw", "weights=raw: must be one of ema, net"),
         ("num_images=0", "num_images=0: must be at least 1"),
         ("gif=1", "gif=1: must be true or false"),
+        ("--multirun run=y,z", "run=y,z: one run at a time"),
         ("model=unet", "model: no such key"),
         ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?)"),
     ],
@@ -234,6 +244,8 @@ def test_a_faulty_choice_makes_no_further_faults(typed):
         "sample_every=${checkpoint_every} name=x_${seed}",
         "seed=1 --multirun weighting=glob(*) optimizer.lr=0.1,0.2",
         "hydra.job.name=other --multirun seed=range(0,3)",
+        "--multirun hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1",
+        "--multirun hydra/sweeper=optuna hydra.sweeper.direction=maximize optimizer.lr=tag(log,interval(0.0001,0.01))",
     ],
 )
 def test_train_lets_pass(passes, line):

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
     "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "images",
-    "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "training",
+    "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch", "training",
     "train", "sample", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}

@@ -77,10 +77,15 @@ def read_overrides(run: Path) -> list[str]:
 
 
 def write_start(run: Path, config: dict, overrides: list[str]) -> None:
-    """Write down what was started; each start of a run adds a line to command.txt."""
+    """Write down what was started."""
     run.mkdir(parents=True, exist_ok=True)
     replace_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     replace_text(run / "versions.txt", _versions())
+    add_command(run, overrides)
+
+
+def add_command(run: Path, overrides: list[str]) -> None:
+    """Each start of a run adds a line to command.txt."""
     with open(run / "command.txt", "a") as file:
         file.write(shlex.join(["python", "-m", "diffusion_lit.train", *overrides]) + "\n")
 

@@ -1,0 +1,163 @@
+"""From the words of a command line to its job, or to every job of a sweep; all of it is checked before the first."""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from hydra import main as hydra_main
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_lit import console
+from diffusion_lit.config import CONF, composed, help_text, hydra_settings
+from diffusion_lit.errors import Exit, UserError, reported
+from diffusion_lit.overrides import as_word
+from diffusion_lit.runs import sweeps
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[DictConfig], float | None]  # what it returns is what a sweeper optimises
+Check = Callable[[DictConfig], None]
+Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
+
+
+def launch(config_name: str, task: Task, prepare: Prepare, check: Check) -> None:
+    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`.
+
+    A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
+    """
+    args, unknown_flags = get_args_parser().parse_known_intermixed_args()
+    if args.help:
+        print(help_text(config_name, args.overrides))
+        return
+    overrides, sweep = unknown_flags + args.overrides, None
+    with reported():
+        if not (args.hydra_help or args.info or args.shell_completion):
+            overrides = prepare(overrides, args.config_dir)
+            multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
+            configs = composed(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
+            if multirun and not args.cfg:
+                sweep, configs = planned(config_name, overrides, args.config_dir, configs)
+                overrides = [*overrides, as_word("hydra.sweep.dir", sweep.folder)]
+            for config in configs if not args.cfg else []:
+                check(config)
+    sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
+    start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    if sweep:
+        sys.exit(run_sweep(start, task, sweep))
+
+    def job(config: DictConfig) -> None:
+        with reported():
+            task(config)
+
+    start(job)()
+
+
+# ------------------------------------------------------------------------------------------------------- sweeps
+
+
+class Sweep(NamedTuple):
+    folder: Path  # of all jobs, whatever name or experiment they have
+    keys: set[str]  # that are swept
+    jobs: int
+
+
+def planned(
+    config_name: str, overrides: list[str], config_dir: str | None, configs: list[DictConfig]
+) -> tuple[Sweep, list[DictConfig]]:
+    """The sweep of a command line, and the configurations of its jobs as far as they are known before it starts.
+
+    Args:
+        configs: those of the command line alone; a yaml file can sweep keys too, by `hydra.sweeper.params`.
+    Raises:
+        UserError: exit 2 for what the sweeper cannot do; exit 5 if the folder is in use.
+    """
+    hydra = hydra_settings(config_name, overrides, config_dir)
+    params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+    if params:
+        overrides = [*params, *overrides]
+        configs = composed(config_name, overrides, config_dir)
+        hydra = hydra_settings(config_name, overrides, config_dir)
+    swept = [word for word in OverridesParser.create().parse_overrides(overrides) if word.is_sweep_override()]
+    intervals = [word.input_line for word in swept if word.is_interval_sweep()]
+    if intervals and "BasicSweeper" in hydra.sweeper._target_:
+        raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval cannot be counted through: add hydra/sweeper=optuna")
+    if "direction" in hydra.sweeper:
+        check_direction(configs[0].get("metric"), hydra.sweeper.direction)
+    try:
+        folder = Path(hydra.sweep.dir)
+    except OmegaConfBaseException as error:
+        raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
+    if config_name == "train" and sweeps.jobs_of(folder):
+        raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose a new folder")
+    keys, jobs = {word.get_key_element() for word in swept}, hydra.sweeper.get("n_trials") or len(configs)
+    return Sweep(folder, keys, jobs), configs
+
+
+def check_direction(metric: str | None, direction: object) -> None:
+    """Refuse a sweeper that would look for the worst value, or for none."""
+    if metric is None:
+        raise UserError(Exit.CONFIG, "hydra/sweeper: this command has no metric to optimise")
+    wanted = "maximize" if metric in sweeps.HIGHER_IS_BETTER else "minimize"
+    if getattr(direction, "name", direction) != wanted:
+        better = "higher" if wanted == "maximize" else "lower"
+        raise UserError(Exit.CONFIG, f"metric={metric} is better when {better}: add hydra.sweeper.direction={wanted}")
+
+
+def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep) -> int:
+    """Run every job, whatever becomes of the others; the largest of their exit codes. Ctrl-C and SIGTERM end it all.
+
+    Jobs may run in other processes (hydra/launcher=joblib), so what they end with is kept on disk.
+    """
+    here = os.getpid()
+    with TemporaryDirectory() as ended:
+
+        def job(config: DictConfig) -> float | None:
+            hydra = HydraConfig.get()
+            number = hydra.job.num + 1
+            words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
+            log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
+            if os.getpid() != here:
+                console.hush()
+            value, code = outcome(task, config)
+            if code:
+                log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
+                Path(ended, str(number)).write_text(str(code))
+            with suppress(OSError):  # told of at the end
+                sweeps.write_results(sweep.folder)
+            if code in (Exit.SIGINT, Exit.SIGTERM):
+                sys.exit(code)
+            gc.collect()  # what the job held of the device is free for the next one
+            return sweeps.worst(config.get("metric")) if code else value
+
+        # between jobs and under joblib; a run that trains has its own handler
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(Exit.SIGTERM)))
+        code = outcome(lambda _: start(job)(), None)[1]
+        signal.signal(signal.SIGTERM, before)
+        codes = [code, *[int(file.read_text()) for file in Path(ended).iterdir()]]
+    summary_code = outcome(lambda _: sweeps.summarise(sweep.folder), None)[1]
+    return max(codes) or summary_code
+
+
+def outcome(task: Task, config: DictConfig | None) -> tuple[float | None, int]:
+    """What a task returns, and the exit code it ends with; its errors are told, in words or by a traceback."""
+    try:
+        with reported():
+            return task(config), 0
+    except SystemExit as end:
+        return None, end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        traceback.print_exc()
+        log.exception("unexpected:", extra={"in_bar": True})  # on the terminal it is already
+        return None, 1
