@@ -18,7 +18,6 @@ from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.seeds import image_seeds
 
 log = logging.getLogger("diffusion_lit.sample")
-GIF_FRAMES = 60  # at most
 
 
 def main() -> None:
@@ -75,12 +74,9 @@ def classes_of(config: DictConfig, names: list[str]) -> list[int]:
 
 
 def sample(config: DictConfig) -> None:
-    import torch
-
     from diffusion_lit.console import progress_bar
-    from diffusion_lit.images import to_uint8
     from diffusion_lit.runs.trained import Trained
-    from diffusion_lit.sampling.previews import rows_of_classes
+    from diffusion_lit.sampling.previews import Film, rows_of_classes
 
     run = Path(config.run).expanduser()
     model = Trained(
@@ -98,17 +94,14 @@ def sample(config: DictConfig) -> None:
     out = new_folder(config.out, run)
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
-    filmed = torch.linspace(0, steps - 1, min(steps, GIF_FRAMES)).round().int().tolist() if config.gif else []
-    film = torch.zeros(len(filmed), n, *model.shape, dtype=torch.uint8)
+    film = Film(range(n) if config.gif else [], steps, model.shape)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=steps * -(-n // model.sampler.batch_size))
 
-        def on_step(first: int, k: int, x: torch.Tensor) -> None:
+        def on_step(first: int, k: int, x) -> None:
             bar.advance(task)
-            if k in filmed:
-                frame = film[filmed.index(k), first : first + len(x)]
-                frame.copy_(to_uint8(x)[: len(frame)])
+            film(first, k, x)
 
         images = model.generate(labels, seeds, on_step)
     seconds = time.perf_counter() - started
@@ -125,7 +118,7 @@ def sample(config: DictConfig) -> None:
             for k, (seed, label) in enumerate(zip(seeds, labels, strict=True))
         ],
     }
-    write(out, images, film, labels, names, manifest, config.npy)
+    write(out, images, film.frames if config.gif else (), labels, names, manifest, config.npy)
     log.info("%d images in %.1f s, %.1f img/s", len(images), seconds, len(images) / seconds)
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
@@ -147,7 +140,7 @@ def new_folder(out: str | None, run: Path) -> Path:
     return path
 
 
-def write(out: Path, images, film, labels: list[int], names: list[str], manifest: dict, npy: bool) -> None:
+def write(out: Path, images, frames, labels: list[int], names: list[str], manifest: dict, npy: bool) -> None:
     """Numbered PNGs, the grid, and what was asked for besides; the manifest last."""
     import numpy as np
 
@@ -157,8 +150,8 @@ def write(out: Path, images, film, labels: list[int], names: list[str], manifest
     for entry, image in zip(manifest["images"], images, strict=True):
         to_pil(image).save(out / entry["file"])
     class_grid(images, labels, names).save(out / "grid.png")
-    if len(film):
-        save_gif([class_grid(frame, labels, names) for frame in film], out / "denoising.gif")
+    if len(frames):
+        save_gif([class_grid(frame, labels, names) for frame in frames], out / "denoising.gif")
     if npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
     folder.replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")

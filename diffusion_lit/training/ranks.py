@@ -100,6 +100,7 @@ def together(strategy: dict) -> Iterator[None]:
     if here * nodes == 1:
         yield
         return
+    before = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
     over, failed = threading.Event(), True
     try:
         store = None if launched else _start_others(here)
@@ -110,14 +111,17 @@ def together(strategy: dict) -> Iterator[None]:
         _leave()
         failed = False
     except Exception as error:
-        raise (_lost() if _is_lost_connection(error) else None) or error from None
+        lost = _lost() if _is_lost_connection(error) else None
+        if lost:
+            raise lost from None
+        raise
     finally:
         over.set()
         _end_others(at_once=failed)
         _leave(wait=False)
-        if not launched:
-            for key in ENVIRONMENT:
-                os.environ.pop(key, None)
+        for key in ENVIRONMENT:
+            os.environ.pop(key, None)
+        os.environ |= before
 
 
 @contextmanager
