@@ -9,13 +9,15 @@ import inspect
 import re
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -75,7 +77,7 @@ def composed(
     folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
     groups = _groups(config_name, folders)
     configs = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _composing():
         lines, faults, broken = combinations(overrides, groups, multirun)
         broken |= set(groups) if "experiment" in broken else set()
         choose = cache(partial(_choose, config_name, tuple(groups), tuple(folders[1:])))
@@ -99,10 +101,21 @@ def hydra_settings(config_name: str, overrides: list[str], config_dir: str | Non
     """What Hydra itself is set to (the node `hydra`), for a command line that can be composed; of sweeps, with their
     first values."""
     folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _composing():
         lines, _, _ = combinations(overrides, _groups(config_name, folders), multirun=True)
         words = [*_searched(folders[1:]), *[word.input_line for word in next(lines)]]
         return compose(config_name, words, return_hydra_config=True).hydra
+
+
+@contextmanager
+def _composing() -> Iterator[None]:
+    """Hydra, ready to compose from `conf/`; also inside a job that Hydra runs, which it would refuse."""
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _searched(folders: Sequence[Path]) -> list[str]:
@@ -139,6 +152,10 @@ def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...]
     files = compose(config_name, [*searched, *[f"{group}={name}" for group, name in plain.items() if name]])
     with open_dict(config):
         del config["hydra"]
+        for group in {word.partition("=")[0] for word in words} & set(groups) - {"experiment"}:
+            # what the experiment says of the choice that it would have made; the rest it says of any
+            for key in set(config[group] or ()) - set(files[group] or ()):
+                del config[group][key]
     return Choices(config, _flat(files, {}), chosen)
 
 

@@ -54,12 +54,17 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check) -> None
                 check(config)
     sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
     start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+
+    def checked(config: DictConfig) -> float | None:
+        """The task with the configuration that was checked, which is Hydra's without what belongs to no choice."""
+        return task(composed(config_name, list(HydraConfig.get().overrides.task), args.config_dir)[0])
+
     if sweep:
-        sys.exit(run_sweep(start, task, sweep))
+        sys.exit(run_sweep(start, checked, sweep))
 
     def job(config: DictConfig) -> None:
         with reported():
-            task(config)
+            checked(config)
 
     start(job)()
 

@@ -120,6 +120,7 @@ RULES: dict[str, Check] = {
     "data.flip": PROBABILITY,
     "data.cache_dir": OPTIONAL_TEXT,
     "data.judge_images": WHOLE,
+    "data.num_images": Rule(int, low=5),
     "model.block_out_channels": Each(COUNT, shortest=1),
     "model.attention_levels": Each(WHOLE),
     "model.layers_per_block": COUNT,

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.config import composed, source_of, with_data_facts
+from diffusion_lit.debug import with_debug
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
@@ -31,18 +32,27 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
         raise UserError(Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun")
     if not isinstance(asked, str) or not asked:
-        return with_default_experiment(overrides)
+        return expanded(overrides, config_dir)
     if multirun:
         raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
     if asked != "auto":
         return resume.continued_overrides(folder.require_run(asked), rest)
-    name = composed("train", with_default_experiment(rest), config_dir, complete=False)[0].name
+    name = composed("train", expanded(rest, config_dir), config_dir, complete=False)[0].name
     run = folder.newest_run(Path("outputs", name))
     if run is None:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
-        return with_default_experiment(rest)
+        return expanded(rest, config_dir)
     return resume.continued_overrides(run, rest)
+
+
+def expanded(overrides: list[str], config_dir: str | None) -> list[str]:
+    """The words that a command line stands for: its experiment, and with `debug=on` everything small."""
+    debug = value_of("debug", overrides)
+    rest = with_default_experiment([word for word in overrides if not word.startswith("debug=")])
+    if debug not in (None, "on", "off"):
+        raise UserError(Exit.CONFIG, f"debug={debug}: must be on or off")
+    return with_debug(rest, composed("train", rest, config_dir, complete=False)[0]) if debug == "on" else rest
 
 
 def with_default_experiment(overrides: list[str]) -> list[str]:

@@ -53,7 +53,12 @@ def test_the_groups():
 @pytest.mark.parametrize("path", LEAVES + EXPERIMENTS, ids=name_of)
 def test_every_choice_composes_and_passes(path):
     words = [name_of(path)] + (["experiment=none"] if path in LEAVES else [])
-    needed = {"data=digits": [], "experiment=digits": [], "data=huggingface": ["data.path=pictures"]}
+    needed = {
+        "data=digits": [],
+        "data=synthetic": [],
+        "experiment=digits": [],
+        "data=huggingface": ["data.path=pictures"],
+    }
     words += needed.get(name_of(path), ["data.root=pictures"])
     (config,) = composed("train", words)
     assert [key for key in config if key not in GROUPS] == run_level("train")
