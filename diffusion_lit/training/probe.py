@@ -23,9 +23,9 @@ PER_BIN = 32  # probes in a bin
 class Probe:
     """Fixed held-out probes, `PER_BIN` for every bin of log snr that the noise table reaches.
 
-    `errors` measures a network on one of `parts` of them, `losses` sums up all parts: the weighted loss expected over
-    uniformly drawn timesteps, the unweighted error in each bin (NaN where the table has no timestep), and the mean over
-    the bins of the error of the noise estimate eps_hat = (x_t - alpha x0_hat) / sigma.
+    `losses` gives the weighted loss expected over uniformly drawn timesteps, the unweighted error in each bin (NaN
+    where the table has no timestep), and the mean over the bins of the error of the noise estimate
+    eps_hat = (x_t - alpha x0_hat) / sigma. It measures the probes in `parts`, which several ranks can share out.
 
     The last one does not depend on weighting, prediction type or how many timesteps a schedule spends where. With
     loss=mse, a uniform mean over log snr of |eps - eps_hat|^2 is the diffusion part of the variational bound up to a
@@ -63,9 +63,12 @@ class Probe:
         x0, t, eps, y = (v[part].to(device) for v in (self.image, self.t, self.eps, self.y))
         return self.diffusion.error(net, to_float(x0), t, eps, y).cpu()
 
-    def losses(self, errors: list[Tensor]) -> tuple[float, list[float], float]:
-        """(weighted loss, unweighted error in each of the ten bins, mean error of the noise estimate), from the errors
-        of all parts."""
+    def losses(self, net: Network) -> tuple[float, list[float], float]:
+        """(weighted loss, unweighted error in each of the ten bins, mean error of the noise estimate)."""
+        return self.summed_up([self.errors(net, part) for part in self.parts])
+
+    def summed_up(self, errors: list[Tensor]) -> tuple[float, list[float], float]:
+        """`losses` from the errors of all parts."""
         error = torch.cat(errors)
         weighted = self._by_bin(error * self.diffusion.weight.cpu()[self.t])
         loss = torch.where(self.share > 0, weighted, 0.0).mul(self.share).sum()  # bins without timesteps are NaN

@@ -72,4 +72,4 @@ def held_out(nets: Sequence[nn.Module], probe: Probe) -> list[tuple[float, list[
     with evaluated(*nets):
         errors = shared(lambda k: probe.errors(*tasks[k]), len(tasks))
     count = len(probe.parts)
-    return [probe.losses(errors[k * count : (k + 1) * count]) for k in range(len(nets))]
+    return [probe.summed_up(errors[k * count : (k + 1) * count]) for k in range(len(nets))]
