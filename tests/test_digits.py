@@ -70,7 +70,7 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
     module = make_module(config)
     untrained, bins, noise = Probe(data.val, module.diffusion).losses(module.ema)
     assert float(rows[-1]["val_loss"]) < untrained / 4
-    assert float(rows[-1]["val_error"]) < noise / 2
+    assert float(rows[-1]["val_error"]) < 0.6 * noise
     for name, loss in zip(BINS, bins, strict=True):
         assert float(rows[-1][f"val_ema_snr{name}"]) < loss, name
         assert float(rows[-1][f"val_raw_snr{name}"]) < loss, name
