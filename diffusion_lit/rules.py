@@ -187,6 +187,9 @@ RULES: dict[str, Check] = {
     "classes": classes_fault,
     "out": OPTIONAL_TEXT,
     "device": device_fault,
+    # python -m diffusion_lit.audit
+    "near": Rule(low=0, high=255),
+    "largest": COUNT,
 }
 
 

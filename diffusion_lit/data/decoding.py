@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -69,13 +69,17 @@ class Decoding:
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
     def _with_channels(self, image: Image.Image) -> Image.Image:
-        if is_deep(image):  # convert() would clip 16 bits to white
-            image = _to_8_bits(image)
+        image = to_8_bits(image)
         if self.channels < 4 and has_alpha(image):
             canvas = Image.new("RGBA", image.size, tuple(self.background))
             canvas.alpha_composite(image.convert("RGBA"))
             image = canvas
         return image.convert(MODES[self.channels])
+
+
+def decoding_of(data: dict) -> Decoding:
+    """As the `data` group says."""
+    return Decoding(**{field.name: data[field.name] for field in fields(Decoding)})
 
 
 @contextmanager
@@ -115,8 +119,10 @@ def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Float pictures hold 0..1 or 0..255, the others 16 bits."""
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Float pictures hold 0..1 or 0..255, other deep ones 16 bits, which convert() would clip to white."""
+    if not is_deep(image):
+        return image
     values = np.asarray(image)
     low, high = values.min(initial=0), values.max(initial=0)
     if not (low >= 0 and high <= (255 if image.mode == "F" else 65535)):

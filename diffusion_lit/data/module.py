@@ -1,11 +1,10 @@
 """The LightningDataModule: source -> uint8 store -> endless stream of batches."""
 
-import inspect
 from dataclasses import replace
 
 import lightning as L
 
-from diffusion_lit.data.decoding import Decoding
+from diffusion_lit.data.decoding import decoding_of
 from diffusion_lit.data.sources import hold_out
 from diffusion_lit.data.store import ImageStore, centre, cut, load
 from diffusion_lit.data.stream import Batches
@@ -33,7 +32,7 @@ class ImageDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        decoding = Decoding(**{key: self.config[key] for key in inspect.signature(Decoding).parameters})
+        decoding = decoding_of(self.config)
         decoding = replace(decoding, image_size=decoding.image_size + self.config["random_crop"])
         splits = hold_out(self.source.splits(), self.config["val_fraction"])
         self.train = load(splits["train"], decoding, self.config["cache_dir"], "train")
