@@ -126,7 +126,13 @@ def lines(found: dict, data: dict, multiple: int) -> list[str]:
         ("sizes", _counts(found["sizes"]) + ("; pixel art" if found["pixel_art"] else "")),
         ("deep", _named(found["more_than_8_bits"], note="more than 8 bits, scaled to 8")),
         ("animated", _named(found["animated"], note="the first picture counts")),
-        ("alpha", f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque with it, {alpha['none']:,} have none"),
+        (
+            "alpha",
+            f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent, "
+            f"{alpha['none']:,} have none"
+            if alpha["none"] < n
+            else "",
+        ),
         ("", _named(found["fully_transparent"], note="fully transparent")),
         ("", f"{found['hidden_colours']:,} have colours under alpha 0" if found["hidden_colours"] else ""),
         (
@@ -138,10 +144,11 @@ def lines(found: dict, data: dict, multiple: int) -> list[str]:
         ),
         ("network", f"{size} is a multiple of {multiple}: fits"),
         *_class_lines(found["classes"]),
+        ("", _named([k for k, of in found["classes"].items() if not of["train"]], note="without pictures to train on")),
         ("equal", _groups(found["equal"])),
         ("near", _groups(found["near"])),
-        ("leaks", _named(found["leaks"]["equal"], note="held out and trained on")),
-        ("", _named(found["leaks"]["near"], note="held out, and something near is trained on")),
+        ("leaks", _named(found["leaks"]["equal"], note="held out are trained on, too")),
+        ("leaks", _named(found["leaks"]["near"], note="held out are nearly trained on")),
         ("repeats", f"the same pictures come again every {found['repeats_every']}" if found["repeats_every"] else ""),
     ]
     return [f"{word:<11}{text}" for word, text in table if text and n | (word in ("pictures", "broken"))]
@@ -163,7 +170,10 @@ def _named(names: list[str], between: str = ", ", note: str = "") -> str:
 def _groups(groups: list[list[str]]) -> str:
     if not groups:
         return ""
-    return f"{sum(map(len, groups)):,} pictures in {len(groups):,} groups: " + _named(groups[0]).partition(": ")[2]
+    return (
+        f"{sum(map(len, groups)):,} pictures in {len(groups):,} group{'s' * (len(groups) > 1)}: "
+        + _named(groups[0]).partition(": ")[2]
+    )
 
 
 def _class_lines(classes: dict[str, dict[str, int]]) -> list[tuple[str, str]]:

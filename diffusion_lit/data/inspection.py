@@ -132,8 +132,9 @@ def near_groups(thumbs: np.ndarray, distance: float) -> list[list[int]]:
     centred = thumbs.astype(np.float32) - thumbs.mean(axis=0, dtype=np.float32)
     main = np.linalg.eigh(centred.T @ centred)[1][:, -AXES:]
     pairs = cKDTree(centred @ main).query_pairs(radius * 1.001, output_type="ndarray")
-    near = [((centred[a] - centred[b]) ** 2).sum() <= radius**2 for a, b in pairs]
-    first, second = pairs[np.array(near, dtype=bool)].T
+    blocks = np.array_split(pairs, len(pairs) // 10_000 + 1)
+    near = [((centred[a] - centred[b]) ** 2).sum(axis=1) <= radius**2 for a, b in (block.T for block in blocks)]
+    first, second = pairs[np.concatenate(near)].T
     links = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(n, n))
     _, group_of = connected_components(links, directed=False)
     order = np.argsort(group_of, kind="stable")

@@ -24,7 +24,7 @@ def contact_sheet(
         rows = dict(list(rows.items())[:ROWS])
     else:
         shown = _spread(good, 8 * columns)
-        rows = {" " * k: shown[k * columns : (k + 1) * columns] for k in range(8)}
+        rows = {k: shown[k * columns : (k + 1) * columns] for k in range(8)}
     return _sheet(splits, rows, decoding)
 
 
@@ -49,7 +49,8 @@ def _spread(numbers: np.ndarray, n: int) -> np.ndarray:
     return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(n, len(numbers))).round().astype(int))]
 
 
-def _sheet(splits: dict[str, Split], rows: dict[str, Sequence[int]], decoding: Decoding) -> Image.Image | None:
+def _sheet(splits: dict[str, Split], rows: dict[str | int, Sequence[int]], decoding: Decoding) -> Image.Image | None:
+    """Numbers of pictures by name of their row; a row that is only numbered has its name not written."""
     import torch
 
     from diffusion_lit.images import grid
@@ -63,7 +64,8 @@ def _sheet(splits: dict[str, Split], rows: dict[str, Sequence[int]], decoding: D
     for y, row in enumerate(rows.values()):
         for x, k in enumerate(row):
             images[y, x] = _on_checks(decoding(_picture(splits, k)))
-    return grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=list(rows))
+    names = [name for name in rows if isinstance(name, str)]
+    return grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names)
 
 
 def _picture(splits: dict[str, Split], k: int):
