@@ -1,6 +1,7 @@
 """`audit`: exact numbers for a folder with one fault of each kind, and for every sort of source."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def every_fault(tmp_path_factory) -> tuple[Path, dict, str]:
     save(dog / "clear.png", np.dstack([np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32), np.uint8)]))
     save(dog / "opaque.png", np.dstack([noise(32, 32, 3), np.full((32, 32), 255, np.uint8)]))
     save(dog / "holes.png", np.dstack([noise(32, 32, 3) | 1, noise(32, 32) // 128 * 255]))
-    (dog / "page.jpg").write_text("<html>404</html>")
+    Path(os.fsdecode(os.fsencode(dog) + b"/caf\xe9.jpg")).write_text("<html>404</html>")  # a name that is no UTF-8
     (dog / "empty.png").write_bytes(b"")
     save(val / "leak.png", sound[2], compress_level=0)
     save(val / "near_leak.png", np.clip(sound[3].astype(int) + 2, 0, 255).astype(np.uint8))
@@ -67,7 +68,7 @@ def test_the_numbers_are_exact(every_fault):
     unknown = "cannot be read as a picture (no format of pictures that is known)"
     assert every_fault[1] == {
         "pictures": {"train": 17, "val": 3},
-        "broken": [{"picture": f"{dog}/{name}", "why": unknown} for name in ("empty.png", "page.jpg")],
+        "broken": [{"picture": f"{dog}/{name}", "why": unknown} for name in ("caf\\xe9.jpg", "empty.png")],
         "modes": {"RGB": 13, "RGBA": 3, "I;16": 1, "P": 1},
         "sizes": {"32x32": 16, "64x48": 1, "16x16": 1},
         "more_than_8_bits": [f"{dog}/deep.png"],
@@ -93,7 +94,7 @@ def test_what_is_printed_says_the_same(every_fault):
     printed = every_fault[2]
     for text in (
         "pictures   20: 17 to train on, 3 held out",
-        "in/train/dog/page.jpg: cannot be read as a picture (no format of pictures that is known)",
+        "in/train/dog/caf\\xe9.jpg: cannot be read as a picture (no format of pictures that is known)",
         "modes      RGB 13, RGBA 3, I;16 1, P 1",
         "deep       1 more than 8 bits, scaled to 8: in/train/dog/deep.png",
         "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
@@ -139,6 +140,19 @@ def test_what_can_be_trained_exits_with_0_and_its_command_line_trains(tmp_path):
     assert again["proposed"] == {}
     found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.image_size=16", "data.channels=3")
     assert found["proposed"] == {"data.resample": "nearest"}
+
+
+@pytest.mark.parametrize("sound", [0, 1])
+def test_hardly_any_picture(tmp_path, sound):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    for k in range(sound):
+        save(tmp_path / "in" / f"{k}.png", noise(16, 16, 3))
+    found, printed = audited(tmp_path, "data=image_folder", "data.root=in", code=3)
+    assert (len(found["broken"]), found["equal"], found["near"]) == (1, [], [])
+    assert "bad.png: cannot be read" in printed
+    assert "Traceback" not in printed
+    assert (tmp_path / "audit" / "pictures.png").exists() == bool(sound)
 
 
 def test_arrays_that_repeat_are_told_how_to_be_split(tmp_path):

@@ -282,6 +282,13 @@ def test_zero_needs_a_channel_for_alpha(channels):
         composed("train", ["data.alpha=zero", f"data.channels={channels}"])
 
 
+def test_labels_of_folders_are_auto_or_none():
+    """Only arrays can name an array or a file of labels."""
+    with pytest.raises(UserError, match=r"data\.labels=y: must be one of auto, none"):
+        composed("train", ["data=image_folder", "data.root=x", "data.labels=y"])
+    composed("train", ["data=arrays", "data.images=x.npz", "data.labels=y"])
+
+
 # ------------------------------------------------------------------------------------------ fit
 
 

@@ -24,7 +24,7 @@ def find(facts: list[Facts], labels: np.ndarray, parts: np.ndarray, data: dict, 
     equal = equal_groups([fact.digest for fact in facts])
     copies = {k for group in equal for k in group[1:]}
     once = [k for k in good if k not in copies]  # one of each group of equal ones
-    thumbs = np.array([facts[k].thumb.ravel() for k in once], dtype=np.uint8).reshape(len(once), -1)
+    thumbs = np.array([facts[k].thumb.ravel() for k in once])
     nearly = [[once[k] for k in group] for group in near_groups(thumbs, near)] if len(once) > 1 else []
     with_copies = {group[0]: group for group in equal}
     nearly = [sorted(m for k in group for m in with_copies.get(k, [k])) for group in nearly]
@@ -151,7 +151,7 @@ def lines(found: dict, data: dict, multiple: int) -> list[str]:
         ("leaks", _named(found["leaks"]["near"], note="held out are nearly trained on")),
         ("repeats", f"the same pictures come again every {found['repeats_every']}" if found["repeats_every"] else ""),
     ]
-    return [f"{word:<11}{text}" for word, text in table if text and n | (word in ("pictures", "broken"))]
+    return [f"{word:<11}{text}" for word, text in table if text and (n or word in ("pictures", "broken"))]
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
 """What pictures are before anything is trained on them: each by itself, and which of them are the same."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ def inspect_all(splits: dict[str, Split], decoding: Decoding) -> Iterator[Facts]
         except UserError as error:  # a row of a table without a picture
             return Facts(f"row {k} of {part}", fault=str(error))
         name = f"row {k} of {part}" if isinstance(picture, np.ndarray) else str(picture)
+        name = os.fsencode(name).decode(errors="backslashreplace")  # some names are no text, and are shown all the same
         try:
             return inspect(picture, name, decoding)
         except UserError as error:

@@ -34,7 +34,7 @@ def duplicate_sheet(
     """Groups of equal and of near pictures, one a row; None if there are none."""
     number = {fact.name: k for k, fact in enumerate(facts)}
     rows = {}
-    for kind in ("near", "equal"):
+    for kind in ("equal", "near"):
         for k, group in enumerate(found[kind][: ROWS // 2]):
             rows[f"{kind} {k + 1}"] = [number[name] for name in group[: _columns(decoding)]]
     return _sheet(splits, rows, decoding)

@@ -25,13 +25,13 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class Rows(Protocol):
-    """Pictures of a table, read when asked for: `rows[3]` is one, `rows[array]` fewer rows."""
+    """Pictures of a table or an array, read when asked for: `rows[3]` is one, `rows[array]` fewer rows."""
 
     fingerprint: str  # another one when the pictures are others, the same in the next process
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, k: int | np.ndarray) -> "Path | Encoded | Rows": ...
+    def __getitem__(self, k: int | np.ndarray) -> "Path | Encoded | np.ndarray | Rows": ...
 
 
 class Stream(Protocol):
