@@ -8,6 +8,7 @@ from diffusion_lit.errors import Exit
 VERBS = {
     "train": "train a model, or go on with a run (resume=...)",
     "sample": "make images with a trained run (run=...)",
+    "audit": "look at the pictures of data=... before training on them",
 }
 USAGE = "\n".join(
     [

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -46,7 +47,10 @@ def help_text(config_name: str, words: list[str]) -> str:
         return "\n".join(f"---- {file.parent.name}={file.stem}\n{file.read_text()}" for file in files)
     keys = [line.partition(" # ") for line in text.splitlines() if re.match(r"(?!defaults|hydra)\w+:", line)]
     return string.Template(OmegaConf.create(text).hydra.help.template).substitute(
-        APP_CONFIG_GROUPS="\n".join(f"  {group:<12}{'  '.join(names)}" for group, names in groups.items()),
+        APP_CONFIG_GROUPS="\n".join(
+            fill("  ".join(names), 110, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14)
+            for group, names in groups.items()
+        ),
         CONFIG="\n".join(f"  {key:<27} {comment}".rstrip() for key, _, comment in keys),
     )
 

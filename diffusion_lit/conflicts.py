@@ -82,6 +82,25 @@ def pictures(v: dict) -> Iterator[str]:
             yield f"model.{key}={shown(v[f'model.{key}'])} follows from the data: set data.{key} instead"
 
 
+def labels(v: dict) -> Iterator[str]:
+    asked = v.get("data.labels", "auto")
+    if asked not in ("auto", "none") and "data.image_array" not in v:  # arrays name a file or an array
+        yield f"data.labels={asked}: must be one of auto, none"
+
+
+def alpha(v: dict) -> Iterator[str]:
+    if v["data.alpha"] == "zero" and v["data.channels"] != 4:
+        yield (
+            f"data.alpha=zero with data.channels={v['data.channels']}: without a channel for it alpha is laid on "
+            "data.background; set data.channels=4"
+        )
+
+
+def random_crop(v: dict) -> Iterator[str]:
+    if v["data.random_crop"] and v["data.judge_images"]:
+        yield f"data.random_crop={v['data.random_crop']}: the judge knows whole pictures, set data.judge_images=0"
+
+
 def strategies(v: dict) -> Iterator[str]:
     name, devices, nodes = v["strategy.name"], v["strategy.devices"], v["strategy.num_nodes"]
     if name == "single" and devices != 1:
@@ -100,4 +119,7 @@ def batch(v: dict) -> Iterator[str]:
         yield f"global_batch_size={size} must be a multiple of {' x '.join(f'{key}={v[key]}' for key in keys)}"
 
 
-CHECKS = (noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, strategies, batch)
+CHECKS = (
+    noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, labels, alpha, random_crop,
+    strategies, batch,
+)  # fmt: skip

@@ -75,6 +75,11 @@ def devices_fault(value: object) -> str | None:
     return None if is_count or value == "auto" else "must be auto or a number of devices"
 
 
+def optional_names_fault(value: object) -> str | None:
+    is_list = value is None or (not Each(Rule(str), shortest=1)(value) and len(set(value)) == len(value))
+    return None if is_list else "must be a list of different class names [a,b]"
+
+
 def classes_fault(value: object) -> str | None:
     words = value if isinstance(value, list) else [value]
     if value is None or (words and all(isinstance(word, int | str) and not isinstance(word, bool) for word in words)):
@@ -114,7 +119,17 @@ RULES: dict[str, Check] = {
     "data.channels": Rule(choices=(1, 3, 4)),
     "data.resample": Rule(choices=("nearest", "bilinear", "bicubic", "area")),
     "data.background": Each(Rule(int, low=0, high=255), length=3),
-    "data.labels": Rule(choices=("auto", "none")),
+    "data.fit": Rule(choices=("crop", "stretch")),
+    "data.alpha": Rule(choices=("keep", "zero")),
+    "data.random_crop": WHOLE,
+    "data.labels": TEXT,
+    "data.images": TEXT,
+    "data.image_array": TEXT,
+    "data.classes": optional_names_fault,
+    "data.split_modulo": Rule(int, low=2, optional=True),
+    "data.path_column": TEXT,
+    "data.split_column": TEXT,
+    "data.sources": Each(TEXT, shortest=1),
     "data.num_classes": Rule(int, low=0, optional=True),
     "data.val_fraction": Rule(low=0, high=0.9),
     "data.flip": PROBABILITY,
@@ -174,6 +189,9 @@ RULES: dict[str, Check] = {
     "classes": classes_fault,
     "out": OPTIONAL_TEXT,
     "device": device_fault,
+    # python -m diffusion_lit.audit
+    "near": Rule(low=0, high=255),
+    "largest": COUNT,
 }
 
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "diffusion_lit"
 ORDER = [
     "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "debug", "images",
     "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch", "training",
-    "train", "sample", "__main__",
+    "train", "sample", "audit", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 
@@ -90,7 +90,9 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_the_commands_start_without_torch():
-    loaded = loaded_after("import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.__main__")
+    loaded = loaded_after(
+        "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.audit, diffusion_lit.__main__"
+    )
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 
 

@@ -2,9 +2,10 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,7 @@ RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "area": Image.Resampling.BOX,
 }
+FITS = {"crop": ImageOps.fit, "stretch": Image.Image.resize}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -38,56 +40,97 @@ class Encoded:
 class Decoding:
     """How a picture becomes an array; fields are keys of `conf/data`.
 
-    A picture of another size is scaled so that its shorter side fits and its centre is cut out. With 1 or 3 channels a
-    transparent picture is laid on `background` (RGB, 0-255); with 4 channels alpha is kept.
+    A picture of another size is, with `fit` crop, scaled so that its shorter side fits, and its centre is cut out; with
+    stretch both sides are made to fit. With 1 or 3 channels a transparent picture is laid on `background` (RGB, 0-255).
+    With 4 channels `alpha` says what becomes of the colours under fully transparent pixels: keep, or zero (black).
     """
 
     image_size: int
     channels: int
     resample: str = "bicubic"
     background: Sequence[int] = (255, 255, 255)
+    fit: str = "crop"
+    alpha: str = "keep"
 
     def __call__(self, picture: Path | Encoded | np.ndarray) -> np.ndarray:
         """One picture to uint8 (C, image_size, image_size). Raises UserError naming the picture if it is broken."""
-        try:
-            image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else _open(picture)
-            image = self._with_channels(image)
-            size = (self.image_size, self.image_size)
-            if image.size != size:
-                image = ImageOps.fit(image, size, RESAMPLE[self.resample])
-            array = np.asarray(image)
-        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
-            why = str(error) or type(error).__name__
-            raise UserError(Exit.DATA, f"{picture}: cannot be read as a picture ({why})") from None
+        with named(picture), opened(picture) as image:
+            return self.array(upright(image))
+
+    def array(self, image: Image.Image) -> np.ndarray:
+        """A picture that is loaded and upright to uint8 (C, image_size, image_size)."""
+        image = self._with_channels(image)
+        size = (self.image_size, self.image_size)
+        if image.size != size:
+            image = FITS[self.fit](image, size, RESAMPLE[self.resample])
+        array = np.asarray(image)
+        if self.alpha == "zero" and self.channels == 4:
+            array = np.where(array[..., 3:] > 0, array, np.uint8(0))
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
     def _with_channels(self, image: Image.Image) -> Image.Image:
-        if image.mode.startswith("I") or image.mode == "F":  # convert() would clip 16 bits to white
-            image = _to_8_bits(image)
-        if self.channels < 4 and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+        image = to_8_bits(image)
+        if self.channels < 4 and has_alpha(image):
             canvas = Image.new("RGBA", image.size, tuple(self.background))
             canvas.alpha_composite(image.convert("RGBA"))
             image = canvas
         return image.convert(MODES[self.channels])
 
 
-def _open(picture: Path | Encoded) -> Image.Image:
+def decoding_of(data: dict) -> Decoding:
+    """As the `data` group says."""
+    return Decoding(**{field.name: data[field.name] for field in fields(Decoding)})
+
+
+@contextmanager
+def named(picture: Path | Encoded | np.ndarray) -> Iterator[None]:
+    """Whatever goes wrong with a picture becomes a message that names it."""
+    try:
+        yield
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
+        why = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its own text shows the address of a buffer
+            why = "no format of pictures that is known"
+        name = "a picture of an array" if isinstance(picture, np.ndarray) else picture
+        raise UserError(Exit.DATA, f"{name}: cannot be read as a picture ({why})") from None
+
+
+def opened(picture: Path | Encoded | np.ndarray) -> Image.Image:
+    """The picture as it is stored, not yet read further than its header."""
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture)
     if isinstance(picture, Encoded):
         picture = io.BytesIO(picture.data() if callable(picture.data) else picture.data)
-    try:
-        with Image.open(picture) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:  # its own text shows the address of a buffer
-        raise ValueError("no format of pictures that is known") from None
+    return Image.open(picture)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """All of it (of an animation the first picture), turned as its EXIF says."""
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Has it one channel of more than 8 bits? Those with three Pillow reads as 8 bits itself."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Float pictures hold 0..1 or 0..255, other deep ones 16 bits, which convert() would clip to white."""
+    if not is_deep(image):
+        return image
     values = np.asarray(image)
-    if image.mode == "F":  # float pictures hold 0..1 or 0..255
-        values = values * (255.0 if values.max(initial=0) <= 1.0 else 1.0)
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    return Image.fromarray((values.clip(0, 65535).astype(np.int64) >> 8).astype(np.uint8))
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high <= (255 if image.mode == "F" else 65535)):
+        known = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
+        raise ValueError(f"its values are {low:g} to {high:g}, known are {known}")
+    if image.mode == "F":
+        return Image.fromarray((values * (255.0 if high <= 1 else 1.0)).round().astype(np.uint8))
+    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
 
 
 def decode_all(

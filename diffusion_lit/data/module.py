@@ -1,12 +1,12 @@
 """The LightningDataModule: source -> uint8 store -> endless stream of batches."""
 
-import inspect
+from dataclasses import replace
 
 import lightning as L
 
-from diffusion_lit.data.decoding import Decoding
+from diffusion_lit.data.decoding import decoding_of
 from diffusion_lit.data.sources import hold_out
-from diffusion_lit.data.store import ImageStore, cut, load
+from diffusion_lit.data.store import ImageStore, centre, cut, load
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.errors import Exit, UserError
 
@@ -32,13 +32,16 @@ class ImageDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        decoding = Decoding(**{key: self.config[key] for key in inspect.signature(Decoding).parameters})
+        decoding = decoding_of(self.config)
+        decoding = replace(decoding, image_size=decoding.image_size + self.config["random_crop"])
         splits = hold_out(self.source.splits(), self.config["val_fraction"])
         self.train = load(splits["train"], decoding, self.config["cache_dir"], "train")
         if "val" in splits:
             self.val = load(splits["val"], decoding, self.config["cache_dir"], "val")
         elif splits["train"].labels is None:
             self.train, self.val = cut(self.train, self.config["val_fraction"])
+        if self.val:
+            self.val = centre(self.val, self.config["image_size"])
 
     def train_dataloader(self) -> Batches:
         trainer = self.trainer
@@ -50,6 +53,7 @@ class ImageDataModule(L.LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            image_size=self.config["image_size"],
         )
 
     def state_dict(self) -> dict:

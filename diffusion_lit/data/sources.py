@@ -5,8 +5,10 @@ source itself), and `class_names` (empty: unlabelled). Its constructor arguments
 Nothing here imports torch, so that a missing folder is reported within a second.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +25,13 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class Rows(Protocol):
-    """Pictures of a table, read when asked for: `rows[3]` is one, `rows[array]` fewer rows."""
+    """Pictures of a table or an array, read when asked for: `rows[3]` is one, `rows[array]` fewer rows."""
 
     fingerprint: str  # another one when the pictures are others, the same in the next process
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, k: int | np.ndarray) -> "Path | Encoded | Rows": ...
+    def __getitem__(self, k: int | np.ndarray) -> "Path | Encoded | np.ndarray | Rows": ...
 
 
 class Stream(Protocol):
@@ -48,11 +50,13 @@ class Stream(Protocol):
 class Split:
     """Pictures of one split, in a fixed order: paths, rows, or uint8 arrays (H, W) or (H, W, C).
 
-    `labels` are int64 (N,), or None for a stream, which brings them along.
+    `labels` are int64 (N,), or None for a stream, which brings them along. Pictures of one of the `groups` (N,) are
+    held out together: what repeats is never both trained on and held out.
     """
 
     pictures: Sequence[Path] | np.ndarray | Rows | Stream
     labels: np.ndarray | None
+    groups: np.ndarray | None = None
 
     def take(self, part: np.ndarray) -> "Split":
         listed = isinstance(self.pictures, list)
@@ -67,12 +71,19 @@ def hold_out(splits: dict[str, Split], fraction: float) -> dict[str, Split]:
     train = splits["train"]
     if "val" in splits or train.labels is None:
         return splits
-    n = len(train.labels)
+    group_of = train.groups
+    if group_of is None:
+        n = len(train.labels)
+    else:
+        names, group_of = np.unique(group_of, return_inverse=True)
+        n = len(names)
     held_out = min(round(n * fraction), n - 1)
     if not held_out:
         return splits
     order = np.random.Generator(np.random.PCG64(n)).permutation(n)
     parts = {"val": np.sort(order[:held_out]), "train": np.sort(order[held_out:])}
+    if group_of is not None:
+        parts = {name: np.flatnonzero(np.isin(group_of, part)) for name, part in parts.items()}
     return {name: train.take(part) for name, part in parts.items()}
 
 
@@ -170,6 +181,38 @@ class ImageFolder:
         per_class = [pictures_below(folder / name) if (folder / name).is_dir() else [] for name in self.class_names]
         labels = np.repeat(np.arange(len(per_class), dtype=np.int64), [len(paths) for paths in per_class])
         return [path for paths in per_class for path in paths], labels
+
+
+def fingerprint(pictures: Sequence[Path] | np.ndarray | Rows | Stream) -> str:
+    """Another one when the pictures are others: of files their names, sizes and times, nothing is read."""
+    if not isinstance(pictures, list | np.ndarray):
+        return pictures.fingerprint
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(pictures, np.ndarray):
+        digest.update(np.ascontiguousarray(pictures))
+    else:
+        for path in pictures:
+            digest.update(file_state(path).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def file_state(path: Path) -> str:
+    stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link is told of by decoding
+    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Whatever reading a file raises becomes a message that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # gzip, zip, pickle, scipy and numpy have some ten kinds
+        if isinstance(error, OSError) and error.errno:  # not allowed, disk full
+            raise UserError(Exit.DATA, f"{error.filename or path}: {error.strerror}") from None
+        why = str(error) or type(error).__name__
+        raise UserError(Exit.DATA, f"{path} is damaged or half downloaded ({why}): remove it") from None
 
 
 def _is_junk(name: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream
-from diffusion_lit.data.sources import Rows, Split, Stream
+from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint
 from diffusion_lit.errors import Exit, UserError
 
 
@@ -80,6 +80,12 @@ def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | No
     return parts, ImageStore(store.images[n - held_out :], store.labels[n - held_out :]) if held_out else None
 
 
+def centre(store: ImageStore, size: int) -> ImageStore:
+    """The middle size x size of every picture; a view."""
+    edge = (store.images.shape[2] - size) // 2
+    return ImageStore(store.images[:, :, edge : edge + size, edge : edge + size], store.labels)
+
+
 def _shape(n: int, decoding: Decoding) -> tuple[int, int, int, int]:
     return n, decoding.channels, decoding.image_size, decoding.image_size
 
@@ -123,16 +129,8 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _key(pictures: Sequence[Path] | np.ndarray | Rows | Stream, decoding: Decoding) -> str:
     """Changes when a file, its size, its time or the way of decoding changes."""
-    digest = hashlib.blake2b(repr(astuple(decoding)).encode(), digest_size=8)
-    if isinstance(pictures, np.ndarray):
-        digest.update(pictures.tobytes())
-    elif not isinstance(pictures, list):
-        digest.update(pictures.fingerprint.encode())
-    else:
-        for path in pictures:
-            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link is told of by decoding
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    words = f"{astuple(decoding)} {fingerprint(pictures)}"
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
 
 def _progress(total: int | None, name: str) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,16 @@ def indices(seed: int, start: int, count: int, n: int) -> Tensor:
     return torch.cat(parts)
 
 
+def windows(images: np.ndarray, size: int, seed: int, position: int) -> np.ndarray:
+    """A random size x size window of each image (B, C, H, W), by its position in the stream."""
+    room = images.shape[2] - size
+    if not room:
+        return images
+    seeds = (counted(seed, "crop", position + k) for k in range(len(images)))
+    places = [np.random.Generator(np.random.PCG64(one)).integers(0, room + 1, 2) for one in seeds]
+    return np.stack([image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, places, strict=True)])
+
+
 class Batches:
     """Endless micro-batches of one rank: dicts of `image` uint8 (B, C, H, W), `y` and `index` int64 (B,), `position`.
 
@@ -32,6 +43,7 @@ class Batches:
         batch_size: B, the micro-batch of one rank.
         accumulate, rank, world: a global batch is accumulate x world micro-batches, rank r's in between the others'.
         step: the optimizer step to start from, asked for when iteration starts (a resumed run has set it by then).
+        image_size: of larger pictures a random window of this size is taken; None: they are taken as they are.
     """
 
     def __init__(
@@ -43,17 +55,20 @@ class Batches:
         accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
+        image_size: int | None = None,
     ):
         self.store, self.seed, self.batch_size, self.step = store, seed, batch_size, step
         self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.image_size = image_size or store.images.shape[2]
 
     def __iter__(self) -> Iterator[dict]:
         micro_batch = self.step() * self.accumulate
         while True:
             position = (micro_batch * self.world + self.rank) * self.batch_size
             index = indices(self.seed, position, self.batch_size, len(self.store))
+            images = windows(self.store.images[index.numpy()], self.image_size, self.seed, position)
             yield {
-                "image": torch.from_numpy(self.store.images[index.numpy()]),
+                "image": torch.from_numpy(images),
                 "y": torch.from_numpy(self.store.labels[index.numpy()]),
                 "index": index,
                 "position": position,

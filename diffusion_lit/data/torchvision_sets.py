@@ -6,15 +6,14 @@ torchvision is imported only to download, to unpack, for CIFAR-10's pickles and 
 import gzip
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources import ImageFolder, Split, pictures_below
+from diffusion_lit.data.sources import ImageFolder, Split, pictures_below, whole
 from diffusion_lit.errors import Exit, UserError
 
 CACHE = Path("~/.cache/diffusion_lit")
@@ -127,20 +126,6 @@ class TorchvisionSet:
             raise UserError(Exit.DATA, f"{missing} and cannot be downloaded: {why}") from None
         finally:
             socket.setdefaulttimeout(patience)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Whatever reading a file raises becomes a message that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # gzip, zip, pickle, scipy and numpy have some ten kinds
-        if isinstance(error, OSError) and error.errno:  # not allowed, disk full
-            raise UserError(Exit.DATA, f"{error.filename or path}: {error.strerror}") from None
-        why = str(error) or type(error).__name__
-        raise UserError(Exit.DATA, f"{path} is damaged or half downloaded ({why}): remove it") from None
 
 
 # ------------------------------------------------------------------------------------------ layouts

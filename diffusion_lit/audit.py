@@ -1,0 +1,96 @@
+"""`python -m diffusion_lit.audit data=...`: what a set of pictures is, before any hour of training."""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from diffusion_lit.config import with_data_facts
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
+from diffusion_lit.overrides import as_word
+
+log = logging.getLogger("diffusion_lit.audit")
+OWN = ("out", "near", "largest")  # keys that train does not know
+
+
+def main() -> None:
+    launch("audit", audit, prepare=lambda overrides, config_dir: overrides, check=check)
+
+
+def check(config: DictConfig) -> None:
+    if config.data.get("streaming"):
+        raise UserError(Exit.CONFIG, "data.streaming=true: pictures are looked at more than once, set it to false")
+    _, source = with_data_facts(config)
+    source.splits()
+
+
+def audit(config: DictConfig) -> None:
+    import numpy as np
+    from hydra.core.hydra_config import HydraConfig
+
+    from diffusion_lit.console import progress_bar
+    from diffusion_lit.data.decoding import decoding_of
+    from diffusion_lit.data.findings import find, lines, propose
+    from diffusion_lit.data.inspection import inspect_all, parts_of
+
+    words = list(HydraConfig.get().overrides.task)
+    config, source = with_data_facts(config)
+    out = folder(config["out"])
+    data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
+    labels = np.concatenate([split.labels for split in splits.values()])
+    parts = parts_of(splits, data["val_fraction"])
+    with progress_bar("reading") as bar:
+        facts = list(bar.track(inspect_all(splits, decoding), total=len(labels), description=""))
+    found = find(facts, labels, parts, data, config["near"])
+
+    multiple = 2 ** (len(config["model"]["block_out_channels"]) - 1)
+    given = {word.partition("=")[0] for word in words}
+    proposed = propose(found, data, given, multiple, config["largest"])
+    words = [word for word in words if word.partition("=")[0] not in OWN] + [
+        as_word(*item) for item in proposed.items()
+    ]
+    found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *words])}
+    found["training_would_fail"] = bool(found["broken"])
+
+    log.info("\n".join(lines(found, data, multiple)))
+    write(out, found, facts, splits, labels, decoding, data["class_names"])
+    if found["training_would_fail"]:
+        log.info("training would fail: repair or remove the broken pictures; then")
+    log.info(found["command"])
+    if found["training_would_fail"]:
+        sys.exit(int(Exit.DATA))
+
+
+def folder(out: str) -> Path:
+    path = Path(out).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(Exit.OUTPUT, f"out={path} cannot be made: {error.strerror}") from None
+    return path
+
+
+def write(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
+    """audit.json, and pictures as the network would get them."""
+    from diffusion_lit.data.sheets import contact_sheet, duplicate_sheet
+
+    (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n")
+    good = [k for k, fact in enumerate(facts) if fact.fault is None]
+    sheets = {
+        "pictures.png": contact_sheet(splits, good, labels, decoding, class_names),
+        "duplicates.png": duplicate_sheet(splits, facts, found, decoding),
+    }
+    for name, sheet in sheets.items():
+        (out / name).unlink(missing_ok=True)
+        if sheet:
+            sheet.save(out / name)
+    log.info("%-11s%s", "written", ", ".join(str(out / name) for name, sheet in sheets.items() if sheet))
+    log.info("%-11s%s", "", out / "audit.json")
+
+
+if __name__ == "__main__":
+    main()
