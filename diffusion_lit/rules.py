@@ -82,6 +82,11 @@ def classes_fault(value: object) -> str | None:
     return "must be a list of class names or numbers, [3,8]"
 
 
+def what_fault(value: object) -> str | None:
+    return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
+
+
+FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
@@ -120,6 +125,7 @@ RULES: dict[str, Check] = {
     "data.flip": PROBABILITY,
     "data.cache_dir": OPTIONAL_TEXT,
     "data.judge_images": WHOLE,
+    "data.render": Rule(choices=("none", "skin")),
     "model.block_out_channels": Each(COUNT, shortest=1),
     "model.attention_levels": Each(WHOLE),
     "model.layers_per_block": COUNT,
@@ -166,13 +172,18 @@ RULES: dict[str, Check] = {
     "logger.init_seconds": POSITIVE,
     "logger.finish_seconds": POSITIVE,
     # python -m diffusion_lit.sample
-    "run": TEXT,
+    "run": OPTIONAL_TEXT,
     "checkpoint": checkpoint_fault,
     "weights": Rule(choices=("ema", "net")),
     "num_images": COUNT,
     "classes": classes_fault,
+    "images_per_class": Rule(int, low=1, optional=True),
     "out": OPTIONAL_TEXT,
     "device": device_fault,
+    # python -m diffusion_lit.visualize, where keys of sample have not its meaning
+    "what": what_fault,
+    "columns": Rule(int, low=2),
+    "samplers": Each(TEXT, shortest=1),
 }
 
 

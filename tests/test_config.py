@@ -22,7 +22,7 @@ EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 # keys that our code takes out of a leaf before the class gets the rest
 OURS = {
     "data": {"image_size", "channels", "resample", "background", "num_classes", "val_fraction", "flip", "cache_dir",
-             "judge_images"},
+             "judge_images", "render"},
     "sampler": {"name", "serves", "steps", "batch_size", "clip_x0"},
     "optimizer": {"schedule", "warmup_steps", "warmup_fraction", "clip"},
 }  # fmt: skip
@@ -124,7 +124,7 @@ def test_choices_are_those_of_the_code():
 
 
 def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in ("train", "sample") for key in run_level(name)}
+    keys = {key for name in ("train", "sample", "visualize") for key in run_level(name)}
     for path in LEAVES:
         for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
             name = f"{path.parent.name}.{key}"

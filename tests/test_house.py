@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
-    "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "images",
+    "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "images", "skins",
     "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch", "training",
-    "train", "sample", "__main__",
+    "figures", "train", "sample", "visualize", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 
@@ -90,7 +90,9 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_the_commands_start_without_torch():
-    loaded = loaded_after("import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.__main__")
+    loaded = loaded_after(
+        "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.visualize, diffusion_lit.__main__"
+    )
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 
 

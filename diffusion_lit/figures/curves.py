@@ -1,0 +1,56 @@
+"""metrics.csv as curves."""
+
+from pathlib import Path
+
+from diffusion_lit.figures.style import BLUE, GREEN, GREY, ORANGE, plots, save
+from diffusion_lit.figures.subject import Subject
+from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.training.probe import BINS
+
+LOSSES = {"loss": ("training", GREY), "val_loss_raw": ("held out, raw", ORANGE), "val_loss": ("held out, EMA", BLUE)}
+
+
+def series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a column of metrics.csv, where it was measured."""
+    measured = [row for row in rows if row.get(column)]
+    return [int(row["step"]) for row in measured], [float(row[column]) for row in measured]
+
+
+def figure_of(rows: list[dict[str, str]], title: str):
+    """Losses; error of the noise estimate; error by noise level; learning rate. All over optimizer steps."""
+    from matplotlib import colormaps
+
+    figure, axes = plots(2, 2, title)
+    (losses, error), (levels, rate) = axes
+    for column, (name, colour) in LOSSES.items():
+        _curve(losses, rows, column, colour, name)
+    losses.set(title="loss", yscale="log")
+    _curve(error, rows, "val_error", BLUE, "EMA")
+    error.set(title="held-out error of the noise estimate")
+    for k, name in enumerate(BINS):
+        colour = colormaps["cividis"](k / (len(BINS) - 1))
+        _curve(levels, rows, f"val_ema_snr{name}", colour, name)
+    levels.set(title="held-out error by log snr, EMA", yscale="log")
+    _curve(rate, rows, "lr", GREEN, "learning rate")
+    rate.set(title="learning rate", ylim=(0, None))
+    for ax in (losses, error, levels, rate):
+        ax.set_xlabel("optimizer step")
+        if not ax.lines:
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GREY)
+            ax.set_yscale("linear")
+    if losses.lines:
+        losses.legend(frameon=False)
+    if levels.lines:
+        levels.legend(title="log snr", frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _curve(ax, rows: list[dict[str, str]], column: str, colour, name: str) -> None:
+    steps, values = series(rows, column)
+    if any(value == value for value in values):  # a bin that the schedule does not reach is NaN
+        ax.plot(steps, values, color=colour, label=name, marker="o" if len(steps) < 20 else "", markersize=3)
+
+
+def draw_curves(subject: Subject, out: Path) -> list[Path]:
+    """curves.png."""
+    return [save(figure_of(read_metrics(subject.run / "metrics.csv"), f"Training: {subject.name}"), out)]
