@@ -96,12 +96,16 @@ def test_the_commands_start_without_torch():
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 
 
-def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path):
-    words = [f"run={digits_run}", "num_images=1", "sampler.steps=1", f"out={tmp_path / 'out'}"]
-    code = f"sys.argv = ['sample', *{words}]\nfrom diffusion_lit.sample import main\nmain()"
+@pytest.mark.parametrize(
+    ("verb", "words"), [("sample", ["num_images=1", "sampler.steps=1"]), ("visualize", ["what=[panels,curves]"])]
+)
+def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path, verb, words):
+    words = [f"run={digits_run}", *words, f"out={tmp_path / 'out'}"]
+    code = f"sys.argv = ['{verb}', *{words}]\nfrom diffusion_lit.{verb} import main\nmain()"
     loaded = loaded_after(code)
     assert "torch" in loaded
-    assert not loaded & {"lightning", "pytorch_lightning", "sklearn", "wandb", "torchmetrics"}
+    assert not loaded & {"lightning", "pytorch_lightning", "wandb", "torchmetrics"}
+    assert verb != "sample" or "sklearn" not in loaded
 
 
 def test_the_wheel_carries_the_configuration_and_works_outside_the_checkout(tmp_path):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffusion_lit.figures.style import BLUE, GREEN, GREY, ORANGE, plots, save
+from diffusion_lit.figures.style import BLUE, GREEN, GREY, ORANGE, logarithmic, plots, save
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.metrics import read_metrics
 from diffusion_lit.training.probe import BINS
@@ -19,28 +19,31 @@ def series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[flo
 def figure_of(rows: list[dict[str, str]], title: str):
     """Losses; error of the noise estimate; error by noise level; learning rate. All over optimizer steps."""
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plots(2, 2, title)
     (losses, error), (levels, rate) = axes
     for column, (name, colour) in LOSSES.items():
         _curve(losses, rows, column, colour, name)
-    losses.set(title="loss", yscale="log")
+    losses.set_title("loss")
     _curve(error, rows, "val_error", BLUE, "EMA")
     error.set(title="held-out error of the noise estimate")
     for k, name in enumerate(BINS):
         colour = colormaps["cividis"](k / (len(BINS) - 1))
         _curve(levels, rows, f"val_ema_snr{name}", colour, name)
-    levels.set(title="held-out error by log snr, EMA", yscale="log")
+    levels.set_title("held-out error by log snr, EMA")
     _curve(rate, rows, "lr", GREEN, "learning rate")
     rate.set(title="learning rate", ylim=(0, None))
     for ax in (losses, error, levels, rate):
         ax.set_xlabel("optimizer step")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if not ax.lines:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GREY)
-            ax.set_yscale("linear")
     if losses.lines:
+        logarithmic(losses)
         losses.legend(frameon=False)
     if levels.lines:
+        logarithmic(levels)
         levels.legend(title="log snr", frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -47,6 +47,19 @@ def plots(rows: int, columns: int, title: str):
     return figure, axes
 
 
+def logarithmic(ax) -> None:
+    """A logarithmic vertical axis with plain numbers."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, value, place=None) -> str:
+            return f"{value:g}" if super().__call__(value, place) else ""  # which ones are told is as ever
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(Plain())
+    ax.yaxis.set_minor_formatter(Plain())
+
+
 def tiles(
     images: Tensor,
     row_names: Sequence[str] = (),
@@ -68,12 +81,14 @@ def tiles(
     rows, columns, _, height, width = images.shape
     zoom = max(1, -(-TILE // max(height, width)))
     cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
-    ends = torch.tensor([count for _, count in groups], dtype=torch.long).cumsum(0).tolist()
-    x = [k * cell_w + GROUP_GAP * sum(end <= k for end in ends) for k in range(columns)]
+    x, right = [], -GROUP_GAP
+    for head, count in groups or [("", columns)]:
+        start, right = right + GROUP_GAP, right + GROUP_GAP + max(count * cell_w, _width(head))
+        x += [start + k * cell_w for k in range(count)]
     left = MARGIN + max([_width(name) + 8 for name in row_names], default=0)
     heads, feet = _height([head for head, _ in groups]), _height(column_names)
     top = MARGIN + (_height([title]) + 4 if title else 0) + heads
-    total_w = left + max(x[-1] + cell_w, _width(title) - left + MARGIN) + MARGIN - GAP
+    total_w = left + max(right, _width(title, "bold") - left + MARGIN) + MARGIN - GAP
     total_h = top + rows * cell_h + feet + MARGIN
     figure = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI)
 
@@ -93,9 +108,9 @@ def tiles(
         write(name, left - 8, top + row * cell_h + cell_h / 2, ha="right", va="center")
     for column, name in enumerate(column_names):
         write(name, left + x[column] + width * zoom / 2, top + rows * cell_h + 2, ha="center", va="top")
+    ends = torch.tensor([count for _, count in groups], dtype=torch.long).cumsum(0).tolist()
     for (head, count), end in zip(groups, ends, strict=True):
-        middle = (x[end - count] + x[end - 1] + width * zoom) / 2
-        write(head, left + middle, top - 6, ha="center", va="bottom")
+        write(head, left + x[end - count], top - 6, va="bottom")
     if title:
         write(title, MARGIN, MARGIN, va="top", weight="bold")
     return figure
@@ -106,10 +121,14 @@ def _height(texts: Sequence[str]) -> int:
     return max([round(FONT * 1.45 * (text.count("\n") + 1)) + 6 for text in texts], default=0)
 
 
-def _width(text: str) -> int:
+def _width(text: str, weight: str = "normal") -> int:
     """px of the longest line."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    paths = [TextPath((0, 0), line, size=FONT, prop=FontProperties()) for line in text.splitlines() if line.strip()]
+    paths = [
+        TextPath((0, 0), line, size=FONT, prop=FontProperties(weight=weight))
+        for line in text.splitlines()
+        if line.strip()
+    ]
     return round(max([path.get_extents().width for path in paths], default=0) * 1.1)
