@@ -1,6 +1,7 @@
 """Figures show what they say: checked by formulas, by the file they were read from, by the pixels of samples."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from diffusion_lit import visualize
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
 from diffusion_lit.diffusion.process import Diffusion
@@ -250,16 +252,21 @@ def test_figures_of_a_recipe(tmp_path):
         ("run={run} samplers=[heun]", "heun: no such sampler; there are ddim, ddpm, dpmpp_2m", 2),
         ("run={run} colums=4", "colums: no such key (did you mean columns", 2),
         ("run=nowhere", "nowhere: no such folder", 4),
-        ("run={run} checkpoint=7", "step 7", 4),
+        ("run={run} checkpoint=7", "has no checkpoint '7'", 4),
         ("data=image_folder", "data.root needs a value", 2),
         ("--multirun seed=1,2", "leave --multirun out", 2),
     ],
 )
-def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, words, told, code):
+def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, monkeypatch, capsys, words, told, code):
     before = set(digits_run.rglob("*"))
-    printed = run("visualize", *words.format(run=digits_run).split(), cwd=tmp_path, code=code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["visualize", *words.format(run=digits_run).split()])
+    with pytest.raises(SystemExit) as ended:
+        visualize.main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == code
+    assert printed.startswith("error: ")
     assert told in printed
-    assert "Traceback" not in printed
     assert not list(tmp_path.iterdir())
     assert set(digits_run.rglob("*")) == before
 
