@@ -163,6 +163,10 @@ def test_a_run_on_skins_shows_them_and_keeps_the_files_raw(tmp_path):
     preview = Image.open(tmp_path / "run" / "samples" / "step-00000001.png")
     assert preview.size[1] > 8 * 64
     assert preview.size[0] > 2 * 8 * 76  # figures of both sides, for EMA and raw
+    config = tmp_path / "run" / "config.yaml"  # a run that is older than the key goes on
+    config.write_text(config.read_text().replace("  render: skin\n", ""))
+    run("train", "resume=run", "max_steps=2", cwd=tmp_path)
+    assert "render: skin" in config.read_text()
     run("sample", "run=run", "num_images=4", "out=out", "npy=true", "gif=true", cwd=tmp_path)
     raw = np.load(tmp_path / "out" / "images.npy")
     grid = np.array(Image.open(tmp_path / "out" / "grid.png"))

@@ -1,12 +1,14 @@
 """Figures show what they say: checked by formulas, by the file they were read from, by the pixels of samples."""
 
 import json
+import logging
 import sys
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import visualize
@@ -14,7 +16,8 @@ from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import SNR, MinSNR, Uniform
-from diffusion_lit.figures import curves, noising, schedule
+from diffusion_lit.errors import UserError
+from diffusion_lit.figures import album, curves, noising, schedule
 from diffusion_lit.figures.style import picture_of, save, tiles
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.images import to_float
@@ -269,6 +272,19 @@ def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, monkey
     assert told in printed
     assert not list(tmp_path.iterdir())
     assert set(digits_run.rglob("*")) == before
+
+
+def test_what_is_no_longer_there_is_left_out_unless_it_is_named(digits_run, tmp_path, caplog):
+    lost = Subject(folder.read_config(digits_run) | {"name": "moved"}, seed=0, run=tmp_path)
+    lost.config["data"] |= {"_target_": "diffusion_lit.data.sources.ImageFolder", "root": str(tmp_path / "gone")}
+    config = OmegaConf.create({"columns": 3, "images_per_class": 1, "what": None})
+    wanted, log = ["forward", "schedule", "curves"], logging.getLogger("test")
+    made = list(album.draw(lost, wanted, tmp_path, config, {}, log))
+    assert made == [tmp_path / "schedule.png"]
+    assert "forward: data.root=" in caplog.text
+    assert "has no metrics.csv" in caplog.text
+    with pytest.raises(UserError, match="no such folder"):
+        list(album.draw(lost, wanted, tmp_path, OmegaConf.merge(config, {"what": wanted}), {}, log))
 
 
 # ------------------------------------------------------------------------------------------ noise by column

@@ -43,7 +43,7 @@ def draw(
 ) -> Iterator[Path]:
     """Draw what is wanted into a folder and name the files.
 
-    Figures whose training pictures are no longer there are left out with a word, unless `config.what` names them.
+    Figures whose pictures or metrics are no longer there are left out with a word, unless `config.what` names them.
     """
     made = {name: make_sampler(settings, locate(settings["_target_"])) for name, settings in samplers.items()}
     count = config.images_per_class

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.figures.style import BLUE, GREEN, GREY, ORANGE, logarithmic, plots, save
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.metrics import read_metrics
@@ -56,4 +57,7 @@ def _curve(ax, rows: list[dict[str, str]], column: str, colour, name: str) -> No
 
 def draw_curves(subject: Subject, out: Path) -> list[Path]:
     """curves.png."""
-    return [save(figure_of(read_metrics(subject.run / "metrics.csv"), f"Training: {subject.name}"), out)]
+    metrics = subject.run / "metrics.csv"
+    if not metrics.exists():
+        raise UserError(Exit.DATA, f"{subject.run} has no metrics.csv")
+    return [save(figure_of(read_metrics(metrics), f"Training: {subject.name}"), out)]

@@ -1,8 +1,8 @@
 """What figures are drawn of: a run, or a recipe that was never trained."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.runs.trained import Trained
 from diffusion_lit.skins import shown
 
-CLASSES = 10  # rows of a figure at most; without classes the pictures in a row have nothing in common
+ROWS = 10  # of a figure, a class each (the first ones); without classes just rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Subject:
     @cached_property
     def rows(self) -> list[int]:
         """The label of each row; without classes rows are just rows."""
-        return list(range(min(len(self.class_names), CLASSES))) if self.class_names else [0] * CLASSES
+        return list(range(min(len(self.class_names), ROWS))) if self.class_names else [0] * ROWS
 
     @property
     def row_names(self) -> list[str]:
@@ -74,15 +74,9 @@ class Subject:
             members = np.array_split(np.arange(len(split.labels)), len(self.rows))
         everywhere = np.arange(len(split.labels))
         part = np.concatenate([np.resize(m if len(m) else everywhere, count) for m in members])
-        decoding = Decoding(**{key: data[key] for key in _keys(Decoding)})
+        decoding = Decoding(**{key: data[key] for key in signature(Decoding).parameters})
         images = torch.from_numpy(load(split.take(part), decoding, None, "train").images)
         return images.unflatten(0, (len(self.rows), count))
-
-
-def _keys(kind: type) -> Callable:
-    from inspect import signature
-
-    return signature(kind).parameters
 
 
 def _listed(split: Split) -> Split:
