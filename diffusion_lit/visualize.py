@@ -50,6 +50,8 @@ def _first(word: str) -> str:
 
 def check(config: DictConfig) -> None:
     """What can be known without torch."""
+    if config.images_per_class is None:
+        raise UserError(Exit.CONFIG, "images_per_class=null: needs a value")
     samplers = {name: sampler_yaml(name) for name in config.samplers}
     if config.run is None:
         missing = sorted(set(config.what or ()) & set(NEEDS_A_RUN))

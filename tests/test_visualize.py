@@ -256,6 +256,7 @@ def test_figures_of_a_recipe(tmp_path):
         ("run={run} colums=4", "colums: no such key (did you mean columns", 2),
         ("run=nowhere", "nowhere: no such folder", 4),
         ("run={run} checkpoint=7", "has no checkpoint '7'", 4),
+        ("images_per_class=null", "images_per_class=null: needs a value", 2),
         ("data=image_folder", "data.root needs a value", 2),
         ("--multirun seed=1,2", "leave --multirun out", 2),
     ],
