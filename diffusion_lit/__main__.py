@@ -9,11 +9,12 @@ VERBS = {
     "train": "train a model, or go on with a run (resume=...)",
     "sample": "make images with a trained run (run=...)",
     "audit": "look at the pictures of data=... before training on them",
+    "visualize": "draw figures of a run (run=...) or of a recipe",
 }
 USAGE = "\n".join(
     [
         "usage:",
-        *[f"  diffusion-lit {verb + ' ...':<12} {what}" for verb, what in VERBS.items()],
+        *[f"  diffusion-lit {verb + ' ...':<14} {what}" for verb, what in VERBS.items()],
         "add --help to a verb to see what it takes",
     ]
 )

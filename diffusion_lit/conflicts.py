@@ -119,7 +119,12 @@ def batch(v: dict) -> Iterator[str]:
         yield f"global_batch_size={size} must be a multiple of {' x '.join(f'{key}={v[key]}' for key in keys)}"
 
 
+def skins(v: dict) -> Iterator[str]:
+    if v["data.render"] == "skin" and (v["data.channels"], v["data.image_size"]) != (4, 64):
+        yield "data.render=skin shows skins of 64x64 px with alpha: set data.channels=4 data.image_size=64"
+
+
 CHECKS = (
     noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, labels, alpha, random_crop,
-    strategies, batch,
+    skins, strategies, batch,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 LABEL_SIZE = 12  # px, text beside rows and above columns
+SQUARE = 4  # px, of the checkerboard that shows through transparent pixels
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -63,6 +64,17 @@ def beside(pictures: Sequence[Image.Image], gap: int = 12) -> Image.Image:
         canvas.paste(picture, (x, 0))
         x += picture.width + gap
     return canvas
+
+
+def on_checkerboard(picture: Image.Image) -> Image.Image:
+    """An RGBA picture on light squares, so that what is transparent can be seen as that; the mode stays, others too."""
+    if picture.mode != "RGBA":
+        return picture
+    board = Image.new("RGBA", (-(-picture.width // SQUARE), -(-picture.height // SQUARE)), (255, 255, 255, 255))
+    board.putdata([(235,) * 3 + (255,) if (k // board.width + k % board.width) % 2 else (255,) * 4
+                   for k in range(board.width * board.height)])  # fmt: skip
+    board = board.resize((board.width * SQUARE, board.height * SQUARE), Image.Resampling.NEAREST)
+    return Image.alpha_composite(board.crop((0, 0, *picture.size)), picture)
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, hold_ms: int = 1500) -> None:

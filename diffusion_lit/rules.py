@@ -87,6 +87,11 @@ def classes_fault(value: object) -> str | None:
     return "must be a list of class names or numbers, [3,8]"
 
 
+def what_fault(value: object) -> str | None:
+    return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
+
+
+FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
@@ -136,6 +141,7 @@ RULES: dict[str, Check] = {
     "data.cache_dir": OPTIONAL_TEXT,
     "data.judge_images": WHOLE,
     "data.num_images": Rule(int, low=5),
+    "data.render": Rule(choices=("none", "skin")),
     "model.block_out_channels": Each(COUNT, shortest=1),
     "model.attention_levels": Each(WHOLE),
     "model.layers_per_block": COUNT,
@@ -182,16 +188,21 @@ RULES: dict[str, Check] = {
     "logger.init_seconds": POSITIVE,
     "logger.finish_seconds": POSITIVE,
     # python -m diffusion_lit.sample
-    "run": TEXT,
+    "run": OPTIONAL_TEXT,
     "checkpoint": checkpoint_fault,
     "weights": Rule(choices=("ema", "net")),
     "num_images": COUNT,
     "classes": classes_fault,
+    "images_per_class": Rule(int, low=1, optional=True),
     "out": OPTIONAL_TEXT,
     "device": device_fault,
     # python -m diffusion_lit.audit
     "near": Rule(low=0, high=255),
     "largest": COUNT,
+    # python -m diffusion_lit.visualize, where keys of sample have not its meaning
+    "what": what_fault,
+    "columns": Rule(int, low=2),
+    "samplers": Each(TEXT, shortest=1),
 }
 
 

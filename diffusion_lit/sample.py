@@ -15,7 +15,7 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints, folder
-from diffusion_lit.seeds import image_seeds
+from diffusion_lit.seeds import column_seeds, image_seeds
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -30,6 +30,8 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
     if isinstance(run, Sweep):
         word = next(word for word in overrides if word.startswith("run="))
         raise UserError(Exit.CONFIG, f"{word}: one run at a time, its sampler is taken from it")
+    if {"num_images", "images_per_class"} <= {word.partition("=")[0] for word in overrides}:
+        raise UserError(Exit.CONFIG, "num_images and images_per_class are two words for one thing: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])
@@ -42,10 +44,14 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
 
 
 def check(config: DictConfig) -> None:
+    if config.run is None:
+        raise UserError(Exit.CONFIG, "run=null: needs a run folder")
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     names, scale = run_config["data"]["class_names"], config.guidance_scale
     classes_of(config, names)
+    if config.images_per_class and not names:
+        raise UserError(Exit.CONFIG, f"images_per_class={config.images_per_class}: this run has no classes")
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     values |= {f"sampler.{key}": value for key, value in config.sampler.items()}
     if names and scale is not None:
@@ -88,9 +94,10 @@ def sample(config: DictConfig) -> None:
         guidance_scale=config.guidance_scale,
         warn=log.warning,
     )
-    names, n = model.class_names, config.num_images
-    labels = rows_of_classes(classes_of(config, names), n) if names else [0] * n
-    seeds = image_seeds(config.seed, n)
+    names, classes = model.class_names, classes_of(config, model.class_names)
+    n = config.images_per_class * len(classes) if config.images_per_class else config.num_images
+    labels = rows_of_classes(classes, n) if names else [0] * n
+    seeds = column_seeds(config.seed, labels) if config.same_noise and names else image_seeds(config.seed, n)
     out = new_folder(config.out, run)
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
@@ -110,6 +117,7 @@ def sample(config: DictConfig) -> None:
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
         "seed": config.seed,
+        "same_noise": config.same_noise,
         "guidance_scale": model.config["guidance_scale"] if names else None,
         "sampler": model.config["sampler"],
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
@@ -118,7 +126,8 @@ def sample(config: DictConfig) -> None:
             for k, (seed, label) in enumerate(zip(seeds, labels, strict=True))
         ],
     }
-    write(out, images, film.frames if config.gif else (), labels, names, manifest, config.npy)
+    render = model.config["data"].get("render", "none")  # older runs have no such key
+    write(out, images, film.frames if config.gif else (), labels, names, manifest, config.npy, render)
     log.info("%d images in %.1f s, %.1f img/s", len(images), seconds, len(images) / seconds)
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
@@ -140,17 +149,21 @@ def new_folder(out: str | None, run: Path) -> Path:
     return path
 
 
-def write(out: Path, images, frames, labels: list[int], names: list[str], manifest: dict, npy: bool) -> None:
-    """Numbered PNGs, the grid, and what was asked for besides; the manifest last."""
+def write(
+    out: Path, images, frames, labels: list[int], names: list[str], manifest: dict, npy: bool, render: str
+) -> None:
+    """Numbered PNGs as the network made them, the grid, and what was asked for besides; the manifest last."""
     import numpy as np
 
-    from diffusion_lit.images import save_gif, to_pil
+    from diffusion_lit.images import on_checkerboard, save_gif, to_pil
     from diffusion_lit.sampling.previews import class_grid
+    from diffusion_lit.skins import shown
 
     for entry, image in zip(manifest["images"], images, strict=True):
         to_pil(image).save(out / entry["file"])
-    class_grid(images, labels, names).save(out / "grid.png")
+    on_checkerboard(class_grid(shown(images, render), labels, names)).save(out / "grid.png")
     if len(frames):
+        frames = shown(frames, render)
         save_gif([class_grid(frame, labels, names) for frame in frames], out / "denoising.gif")
     if npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())

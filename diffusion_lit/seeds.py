@@ -1,6 +1,7 @@
 """Seeds: every random number here is a function of the run's seed and a position, never of the past."""
 
 import hashlib
+from collections.abc import Sequence
 
 
 def fold(seed: int, *words: object) -> int:
@@ -17,3 +18,13 @@ def counted(seed: int, purpose: str, number: int) -> int:
 def image_seeds(seed: int, num_images: int) -> list[int]:
     """Seeds of generated images 0, 1, ...; image k depends on its own seed and label, not on how many are made."""
     return [counted(seed, "image", k) for k in range(num_images)]
+
+
+def column_seeds(seed: int, labels: Sequence[int]) -> list[int]:
+    """Seeds of generated images by their place among those of their label: image j of every label has the same."""
+    places: dict[int, int] = {}
+    columns = []
+    for label in labels:
+        columns.append(places.get(label, 0))
+        places[label] = columns[-1] + 1
+    return [counted(seed, "image", column) for column in columns]

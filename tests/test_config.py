@@ -22,7 +22,7 @@ EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 # keys that our code takes out of a leaf before the class gets the rest
 OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
-             "random_crop", "flip", "cache_dir", "judge_images"},
+             "random_crop", "flip", "cache_dir", "judge_images", "render"},
     "sampler": {"name", "serves", "steps", "batch_size", "clip_x0"},
     "optimizer": {"schedule", "warmup_steps", "warmup_fraction", "clip"},
 }  # fmt: skip
@@ -133,7 +133,7 @@ def test_choices_are_those_of_the_code():
 
 
 def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in ("train", "sample", "audit") for key in run_level(name)}
+    keys = {key for name in ("train", "sample", "audit", "visualize") for key in run_level(name)}
     for path in LEAVES:
         for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
             name = f"{path.parent.name}.{key}"
@@ -165,7 +165,7 @@ def test_rules(rule, good, bad):
 
 def test_every_check_of_values_together_finds_its_keys():
     """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
-    (config,) = composed("train", ["model=unet_digits"])
+    (config,) = composed("train", ["data=image_folder", "data.root=pictures", "experiment=none"])
     values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
     values |= {key: config[key] for key in run_level("train")}
     for check in CHECKS:

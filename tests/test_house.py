@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
-    "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "debug", "images",
+    "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "debug", "images", "skins",
     "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch", "training",
-    "train", "sample", "audit", "__main__",
+    "figures", "train", "sample", "visualize", "audit", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 
@@ -91,17 +91,22 @@ def loaded_after(code: str) -> set[str]:
 
 def test_the_commands_start_without_torch():
     loaded = loaded_after(
-        "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.audit, diffusion_lit.__main__"
+        "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.audit, diffusion_lit.visualize, "
+        "diffusion_lit.__main__"
     )
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 
 
-def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path):
-    words = [f"run={digits_run}", "num_images=1", "sampler.steps=1", f"out={tmp_path / 'out'}"]
-    code = f"sys.argv = ['sample', *{words}]\nfrom diffusion_lit.sample import main\nmain()"
+@pytest.mark.parametrize(
+    ("verb", "words"), [("sample", ["num_images=1", "sampler.steps=1"]), ("visualize", ["what=[panels,curves]"])]
+)
+def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path, verb, words):
+    words = [f"run={digits_run}", *words, f"out={tmp_path / 'out'}"]
+    code = f"sys.argv = ['{verb}', *{words}]\nfrom diffusion_lit.{verb} import main\nmain()"
     loaded = loaded_after(code)
     assert "torch" in loaded
-    assert not loaded & {"lightning", "pytorch_lightning", "sklearn", "wandb", "torchmetrics"}
+    assert not loaded & {"lightning", "pytorch_lightning", "wandb", "torchmetrics"}
+    assert verb != "sample" or "sklearn" not in loaded
 
 
 def test_the_wheel_carries_the_configuration_and_works_outside_the_checkout(tmp_path):

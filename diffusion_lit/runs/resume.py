@@ -12,7 +12,7 @@ FREE = {
     "run_dir", "resume", "accept", "max_steps", "log_every", "val_every", "sample_every", "checkpoint_every",
     "keep_checkpoints", "guidance_scale", "logger", "sampler", "name", "strategy.name", "strategy.accelerator",
     "strategy.devices", "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.cache_dir",
-    "data.judge_images", "metric",
+    "data.judge_images", "data.render", "metric",
 }  # fmt: skip
 
 

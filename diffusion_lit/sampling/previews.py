@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.images import beside, grid, save_gif, to_uint8
+from diffusion_lit.images import beside, grid, on_checkerboard, save_gif, to_uint8
 
 ROWS, COLUMNS = 16, 8  # of a preview at most
 FRAMES = 40  # of its film at most
@@ -81,7 +81,7 @@ def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], pa
     unfinished, moving = path.with_suffix(".tmp"), path.with_suffix(".gif")
     save_gif(frames, unfinished)
     os.replace(unfinished, moving)
-    beside(grids).save(unfinished, format="PNG")
+    on_checkerboard(beside(grids)).save(unfinished, format="PNG")
     os.replace(unfinished, path)
     return moving
 

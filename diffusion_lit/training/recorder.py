@@ -28,6 +28,7 @@ from diffusion_lit.sampling.previews import (
 )
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
+from diffusion_lit.skins import shown
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training import ranks
 from diffusion_lit.training.loggers import Shielded
@@ -205,13 +206,15 @@ class Recorder(L.Callback):
         film.frames = sum(ranks.gather(film.frames))  # each rank has filmed some of the images
         if drawn is None or not self.writes:
             return
+        render = self.config["data"].get("render", "none")  # a resumed run may be older than the key
+        film.frames = shown(film.frames, render)
         pictures = [
-            class_grid(images, labels, names, f"{name}, step {self.step}")
+            class_grid(shown(images, render), labels, names, f"{name}, step {self.step}")
             for name, images in zip(networks, drawn, strict=True)
         ]
         self._grid.parent.mkdir(exist_ok=True)
         moving = save_preview(pictures, film_pictures(film, labels, names), self._grid)
-        words = [caption(self.config, shown, steps) for shown in (list(networks), ["EMA on its way from noise"])]
+        words = [caption(self.config, seen, steps) for seen in (list(networks), ["EMA on its way from noise"])]
         self.logger.picture(self.step, "samples/grid", self._grid, words[0])
         self.logger.picture(self.step, "samples/denoising", moving, words[1])
 

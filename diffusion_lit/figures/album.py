@@ -1,0 +1,77 @@
+"""All figures of a run or a recipe, one after the other."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from diffusion_lit.config import locate
+from diffusion_lit.console import progress_bar
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.figures import curves, noising, samples, schedule
+from diffusion_lit.figures.subject import Subject
+from diffusion_lit.runs.folder import read_config
+from diffusion_lit.runs.trained import Trained
+from diffusion_lit.sampling.samplers import make_sampler
+
+SAMPLED = ("panels", "denoising", "samplers")  # what needs weights
+
+
+def of_recipe(facts: dict, seed: int) -> Subject:
+    """A recipe with the classes of its data, see `diffusion_lit.config.with_data_facts`."""
+    return Subject(facts, seed)
+
+
+def of_run(config: DictConfig, warn: Callable[[str], None]) -> Subject:
+    """A run by the configuration of `conf/visualize.yaml`; its weights only where a figure needs them."""
+    run = Path(config.run).expanduser()
+    if config.what and not set(SAMPLED) & set(config.what):
+        return Subject(read_config(run), config.seed, run)
+    model = Trained(run, str(config.checkpoint), config.weights, config.device, warn=warn)
+    return Subject(model.config, config.seed, run, model)
+
+
+def draw(
+    subject: Subject,
+    wanted: Sequence[str],
+    out: Path,
+    config: DictConfig,
+    samplers: dict[str, dict],
+    log: logging.Logger,
+) -> Iterator[Path]:
+    """Draw what is wanted into a folder and name the files.
+
+    Figures whose pictures or metrics are no longer there are left out with a word, unless `config.what` names them.
+    """
+    made = {name: make_sampler(settings, locate(settings["_target_"])) for name, settings in samplers.items()}
+    count = config.images_per_class
+    with progress_bar("sampling") as bar:
+
+        def watched(name: str, *used) -> Callable[[], None]:
+            task = bar.add_task(name, total=sum(samples.work(subject, sampler, count) for sampler in used))
+            return lambda: bar.advance(task)
+
+        figures = {
+            "forward": partial(noising.draw_forward, subject, config.columns),
+            "panels": partial(noising.draw_panels, subject),
+            "schedule": partial(schedule.draw_schedule, subject),
+            "denoising": lambda out: samples.draw_denoising(
+                subject, config.columns, count, out, watched("denoising", subject.model.sampler)
+            ),
+            "samplers": lambda out: samples.draw_samplers(
+                subject, made, count, out, watched("samplers", *made.values())
+            ),
+            "curves": partial(curves.draw_curves, subject),
+        }
+        for name in dict.fromkeys(wanted):
+            try:
+                yield from figures[name](out / f"{name}.png")
+            except UserError as error:
+                if error.exit_code != Exit.DATA or config.what:
+                    raise
+                log.warning("left out   %s: %s", name, error)
+            if name == "schedule":
+                for fault in schedule.incoherent(subject.diffusion):
+                    log.warning("warning    %s", fault)

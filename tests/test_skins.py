@@ -1,0 +1,194 @@
+"""Skins seen from both sides, against a skin painted by hand, and where they are shown."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_lit.images import on_checkerboard, to_pil
+from diffusion_lit.skins import figure, figures, shown
+from tests.runs import TINY, run
+
+# (left, top, right, bottom) of the faces in the skin, as the game's texture has them, and the colour painted there
+FRONT = {
+    "head": (8, 8, 16, 16, "red"),
+    "body": (20, 20, 28, 32, "lime"),
+    "right arm": (44, 20, 48, 32, "blue"),
+    "left arm": (36, 52, 40, 64, "cyan"),
+    "right leg": (4, 20, 8, 32, "magenta"),
+    "left leg": (20, 52, 24, 64, "yellow"),
+}
+BACK = {
+    "head": (24, 8, 32, 16, "maroon"),
+    "body": (32, 20, 40, 32, "green"),
+    "right arm": (52, 20, 56, 32, "navy"),
+    "left arm": (44, 52, 48, 64, "teal"),
+    "right leg": (12, 20, 16, 32, "purple"),
+    "left leg": (28, 52, 32, 64, "olive"),
+}
+OUTER_FRONT = {
+    "head": (40, 8, 48, 16, "#101010"),
+    "body": (20, 36, 28, 48, "#202020"),
+    "right arm": (44, 36, 48, 48, "#303030"),
+    "left arm": (52, 52, 56, 64, "#404040"),
+    "right leg": (4, 36, 8, 48, "#505050"),
+    "left leg": (4, 52, 8, 64, "#606060"),
+}
+OUTER_BACK = {
+    "head": (56, 8, 64, 16, "#707070"),
+    "body": (32, 36, 40, 48, "#808080"),
+    "right arm": (52, 36, 56, 48, "#909090"),
+    "left arm": (60, 52, 64, 64, "#a0a0a0"),
+    "right leg": (12, 36, 16, 48, "#b0b0b0"),
+    "left leg": (12, 52, 16, 64, "#c0c0c0"),
+}
+# where they are in the figure; the right arm of somebody who looks at us is on our left
+SEEN = {
+    "head": (4, 0, 12, 8),
+    "body": (4, 8, 12, 20),
+    "right arm": (0, 8, 4, 20),
+    "left arm": (12, 8, 16, 20),
+    "right leg": (4, 20, 8, 32),
+    "left leg": (8, 20, 12, 32),
+}
+OTHER_SIDE = {"right": "left", "left": "right"}
+
+
+def painted(*faces: dict, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
+    picture = Image.new("RGBA", size, (0, 0, 0, 0))
+    for boxes in faces:
+        for left, top, right, bottom, colour in boxes.values():
+            picture.paste(colour, (left, top, right, bottom))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def expected(face: dict, back: bool = False) -> np.ndarray:
+    picture = Image.new("RGBA", (16, 32), (0, 0, 0, 0))
+    for part, (*_, colour) in face.items():
+        side, _, limb = part.partition(" ")
+        picture.paste(colour, SEEN[f"{OTHER_SIDE[side]} {limb}" if back and limb else part])
+    return np.array(picture)
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def test_each_part_stands_in_its_place_from_both_sides():
+    skin = painted(FRONT, BACK)
+    assert np.array_equal(pixels(figure(skin)), expected(FRONT))
+    assert np.array_equal(pixels(figure(skin, back=True)), expected(BACK, back=True))
+
+
+def test_the_outer_layer_covers_the_body_and_can_be_left_out():
+    skin = painted(FRONT, BACK, OUTER_FRONT, OUTER_BACK)
+    assert np.array_equal(pixels(figure(skin)), expected(OUTER_FRONT))
+    assert np.array_equal(pixels(figure(skin, back=True)), expected(OUTER_BACK, back=True))
+    assert np.array_equal(pixels(figure(skin, outer=False)), expected(FRONT))
+    assert np.array_equal(pixels(figure(skin, outer=False, back=True)), expected(BACK, back=True))
+
+
+def test_parts_are_not_mirrored():
+    skin = painted(FRONT, BACK)
+    skin[:, 8:16, 8] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)[:, None]  # its right cheek
+    skin[:, 8:16, 24] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)[:, None]  # its left ear, from behind
+    assert (figure(skin)[:, :8, 4] == 255).all()
+    assert (figure(skin, back=True)[:, :8, 4] == 255).all()
+
+
+def test_alpha_above_the_threshold_is_there_and_below_is_not():
+    skin = painted(FRONT, OUTER_FRONT)
+    skin[3, 8:16, 40:48] = 127  # the hat is hardly there...
+    skin[3, 36:48, 20:28] = 128  # ...the jacket is
+    skin[3, 8:16, 8:12] = 100  # and half of the face is not
+    seen = figure(skin)
+    assert (seen[3, :8, 4:8] == 0).all()
+    assert (seen[:3, :8, 4:8] == 0).all()  # no colour hides under it
+    assert seen[:, 0, 8].tolist() == [255, 0, 0, 255]
+    assert seen[:, 8, 4].tolist() == [32, 32, 32, 255]
+    assert figure(skin, threshold=0.2)[:, 0, 4].tolist() == [16, 16, 16, 255]
+
+
+def test_the_old_layout_mirrors_right_limbs():
+    old = painted({part: FRONT[part] for part in ("head", "body", "right arm", "right leg")}, size=(64, 32))
+    old[:, 20:32, 44] = 9  # the outer edge of the right arm
+    seen = figure(old)
+    new = expected({**FRONT, "left arm": (0, 0, 0, 0, "blue"), "left leg": (0, 0, 0, 0, "magenta")})
+    new[8:20, [0, 15]] = [0, 0, 0, 0]  # painted with an alpha of 9: not there, on both sides
+    assert np.array_equal(pixels(seen), new)
+
+
+def test_figures_hold_both_sides_enlarged_by_a_whole_factor():
+    skins = torch.stack([painted(FRONT, BACK), painted(FRONT, BACK, OUTER_FRONT)])
+    both = figures(skins)
+    assert both.shape == (2, 4, 64, 76)
+    small = both[:, :, ::2, ::2]
+    assert torch.equal(small.repeat_interleave(2, -1).repeat_interleave(2, -2), both)
+    assert torch.equal(small[..., 2:18], figure(skins))
+    assert torch.equal(small[..., 20:36], figure(skins, back=True))
+    assert (small[..., [0, 1, 18, 19, 36, 37]] == 0).all()
+
+
+def test_only_skins_are_shown_as_skins():
+    images = torch.randint(0, 256, (3, 4, 64, 64), dtype=torch.uint8)
+    assert shown(images, "none") is images
+    assert torch.equal(shown(images, "skin"), figures(images))
+    assert shown(images[None], "skin").shape == (1, 3, 4, 64, 76)
+    with pytest.raises(ValueError, match="RGBA of 64x64"):
+        shown(images[:, :3], "skin")
+
+
+def test_what_is_transparent_shows_a_checkerboard_and_what_is_not_itself():
+    image = painted(FRONT)
+    seen = np.array(on_checkerboard(to_pil(image)))
+    there = image[3].numpy() == 255
+    assert np.array_equal(seen[there], pixels(image)[there])
+    assert (seen[..., 3] == 255).all()
+    board = seen[~there][:, :3]
+    assert len(np.unique(board, axis=0)) == 2
+    assert board.min() >= 220  # light
+    grey = Image.new("L", (4, 4), 7)
+    assert on_checkerboard(grey) is grey
+
+
+SKINS = ["data=image_folder", "data.render=skin", "data.channels=4", "data.image_size=64", "data.flip=0"]
+
+
+def test_a_run_on_skins_shows_them_and_keeps_the_files_raw(tmp_path):
+    (tmp_path / "in").mkdir()
+    for k in range(4):
+        to_pil(painted(FRONT, BACK)).save(tmp_path / "in" / f"{k}.png")
+    words = [*TINY, *SKINS, "data.root=in", "max_steps=1", "checkpoint_every=1", "val_every=0", "run_dir=run"]
+    run("train", *words, "global_batch_size=2", "sampler.steps=1", "sampler.batch_size=4", cwd=tmp_path)
+    preview = Image.open(tmp_path / "run" / "samples" / "step-00000001.png")
+    assert preview.size[1] > 8 * 64
+    assert preview.size[0] > 2 * 8 * 76  # figures of both sides, for EMA and raw
+    config = tmp_path / "run" / "config.yaml"  # a run that is older than the key goes on
+    config.write_text(config.read_text().replace("  render: skin\n", ""))
+    run("train", "resume=run", "max_steps=2", cwd=tmp_path)
+    assert "render: skin" in config.read_text()
+    run("sample", "run=run", "num_images=4", "out=out", "npy=true", "gif=true", cwd=tmp_path)
+    raw = np.load(tmp_path / "out" / "images.npy")
+    grid = np.array(Image.open(tmp_path / "out" / "grid.png"))
+    for k, image in enumerate(raw):
+        assert np.array_equal(np.array(Image.open(tmp_path / "out" / f"{k:05d}.png")), image)
+        both = pixels(figures(torch.from_numpy(image).permute(2, 0, 1)))
+        top, left = 2 + k // 2 * 66, 2 + k % 2 * 78
+        cell, there = grid[top : top + 64, left : left + 76], both[..., 3] > 0
+        assert np.array_equal(cell[there], both[there])
+    told = run("train", *[word for word in words if word != "data.channels=4"], "run_dir=b", cwd=tmp_path, code=2)
+    assert "data.channels=4 data.image_size=64" in told
+
+
+def test_skins_of_a_real_set_have_faces_and_legs(shared_data, tmp_path):
+    import tarfile
+
+    with tarfile.open(shared_data / "luanti_skins64.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    files = sorted(tmp_path.rglob("*.png"))[:50]
+    skins = torch.stack([torch.from_numpy(np.array(Image.open(f).convert("RGBA"))).permute(2, 0, 1) for f in files])
+    seen = figure(skins)
+    assert (seen[:, 3] == 255).float().mean() > 0.6  # a whole body is 11 / 16 of it
+    assert (seen[:, 3, :8, :4] == 0).all()
+    face, back = seen[:, :3, :8, 4:12].float(), figure(skins, back=True)[:, :3, :8, 4:12].float()
+    assert (face - back).abs().mean() > 10  # eyes and a mouth on one side, hair on the other
