@@ -119,6 +119,8 @@ def lines(found: dict, data: dict, multiple: int) -> list[str]:
     n, parts, alpha, resized = sum(found["modes"].values()), found["pictures"], found["alpha"], found["resized"]
     size = data["image_size"]
     how = "cut to their centre" if data["fit"] == "crop" else "stretched"
+    not_square = f"; {resized['not_square']:,} {how}" if resized["not_square"] else ""
+    kinds = f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
     table = [
         ("pictures", f"{sum(parts.values()):,}: {parts['train']:,} to train on, {parts['val']:,} held out"),
         ("broken", _named([f"{b['picture']}: {b['why']}" for b in found["broken"]], "\n" + " " * 13)),
@@ -126,21 +128,13 @@ def lines(found: dict, data: dict, multiple: int) -> list[str]:
         ("sizes", _counts(found["sizes"]) + ("; pixel art" if found["pixel_art"] else "")),
         ("deep", _named(found["more_than_8_bits"], note="more than 8 bits, scaled to 8")),
         ("animated", _named(found["animated"], note="the first picture counts")),
-        (
-            "alpha",
-            f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent, "
-            f"{alpha['none']:,} have none"
-            if alpha["none"] < n
-            else "",
-        ),
+        ("alpha", f"{kinds}, {alpha['none']:,} have none" if alpha["none"] < n else ""),
         ("", _named(found["fully_transparent"], note="fully transparent")),
         ("", f"{found['hidden_colours']:,} have colours under alpha 0" if found["hidden_colours"] else ""),
         (
             "resized",
             f"to {size}x{size}, {data['resample']}: {resized['enlarged']:,} enlarged, {resized['shrunk']:,} shrunk, "
-            f"{resized['as_they_are']:,} as they are"
-            + f"; {resized['not_square']:,} {how}"
-            * bool(resized["not_square"]),
+            f"{resized['as_they_are']:,} as they are{not_square}",
         ),
         ("network", f"{size} is a multiple of {multiple}: fits"),
         *_class_lines(found["classes"]),
