@@ -1,5 +1,6 @@
 """Stopping and going on: a resumed run equals one that was never stopped, bit for bit."""
 
+import copy
 import random
 import signal
 import subprocess
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import read_config
+from diffusion_lit.runs.resume import check_continuation
 from tests.runs import TINY, last_step, run, signal_at_step, start, trace
 
 # everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
@@ -143,6 +148,18 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
         last_checkpoint(moved)["state_dict"]["net.unet.conv_in.weight"],
     )
     assert trace(whole) == trace(moved)
+
+
+def test_a_run_from_before_a_key_existed_goes_on(digits_run, tmp_path):
+    """What a newer version adds with a default is no other configuration; what the run does say still counts."""
+    config = read_config(digits_run)
+    old = copy.deepcopy(config)
+    del old["data"]["fit"], old["metric"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
+    check_continuation(tmp_path, config | {"accept": []})
+    config["model"]["dropout"] = 0.5
+    with pytest.raises(UserError, match="model.dropout: 0.0 in the run, 0.5 now"):
+        check_continuation(tmp_path, config | {"accept": []})
 
 
 @pytest.mark.slow

@@ -78,8 +78,8 @@ class Decoding:
 
 
 def decoding_of(data: dict) -> Decoding:
-    """As the `data` group says."""
-    return Decoding(**{field.name: data[field.name] for field in fields(Decoding)})
+    """As the `data` group says; that of an older run may lack newer keys."""
+    return Decoding(**{field.name: data[field.name] for field in fields(Decoding) if field.name in data})
 
 
 @contextmanager

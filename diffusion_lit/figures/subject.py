@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lit.build import make_diffusion
 from diffusion_lit.config import source_of
-from diffusion_lit.data.decoding import Decoding
+from diffusion_lit.data.decoding import decoding_of
 from diffusion_lit.data.sources import Split
 from diffusion_lit.data.store import load
 from diffusion_lit.diffusion.process import Diffusion
@@ -74,8 +73,7 @@ class Subject:
             members = np.array_split(np.arange(len(split.labels)), len(self.rows))
         everywhere = np.arange(len(split.labels))
         part = np.concatenate([np.resize(m if len(m) else everywhere, count) for m in members])
-        decoding = Decoding(**{key: data[key] for key in signature(Decoding).parameters})
-        images = torch.from_numpy(load(split.take(part), decoding, None, "train").images)
+        images = torch.from_numpy(load(split.take(part), decoding_of(data), None, "train").images)
         return images.unflatten(0, (len(self.rows), count))
 
 

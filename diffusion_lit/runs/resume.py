@@ -39,7 +39,8 @@ def check_continuation(run: Path, config: dict) -> None:
         checkpoints.choose(run, warn=lambda message: None)
     before, now = _flat(read_config(run)), _flat(config)
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
-    differing = sorted(key for key in (before | now).keys() - free if before.get(key) != now.get(key))
+    # keys that are newer than the run say nothing of it
+    differing = sorted(key for key in before.keys() - free if before[key] != now.get(key))
     if differing and "config" not in config["accept"]:
         lines = [f"{key}: {before.get(key)} in the run, {now.get(key)} now" for key in differing[:5]]
         more = f"\n  and {len(differing) - 5} more" if len(differing) > 5 else ""
