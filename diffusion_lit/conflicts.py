@@ -72,14 +72,63 @@ def attention(v: dict) -> Iterator[str]:
         yield f"model.attention_levels={levels}: there are levels 0 to {len(widths) - 1}"
         return
     used = [widths[level] for level in levels] + [widths[-1]] * v["model.middle_attention"]
-    if any(width % size for width in used):
+    if size and any(width % size for width in used):
         yield f"model.attention_head_dim={size} must divide the channels of levels with attention, {used}"
 
 
+def block_types(v: dict) -> Iterator[str]:
+    widths = v["model.block_out_channels"]
+    for key in ("model.down_block_types", "model.up_block_types"):
+        if len(v[key]) != len(widths):
+            yield f"{key} names {len(v[key])} blocks, model.block_out_channels={widths} has {len(widths)} levels"
+
+
+def heads(v: dict) -> Iterator[str]:
+    widths, size = v["model.block_out_channels"], v["model.attention_head_dim"]
+    types = v["model.down_block_types"] + v["model.up_block_types"]
+    used = [width for name, width in zip(types, widths + widths[::-1], strict=False) if name.startswith("Attn")]
+    used += [widths[-1]] * (v["model.add_attention"] and v["model.mid_block_type"] is not None)
+    if size and any(width < size for width in used):
+        yield f"model.attention_head_dim={size} is more than the channels of a level with attention, {min(used)}"
+
+
+def context_unet(v: dict) -> Iterator[str]:
+    size, features = v["data.image_size"], v["model.features"]
+    if size % 4:
+        yield f"data.image_size={size}: the network halves images twice, so the size must be a multiple of 4"
+    if features % 8:
+        yield f"model.features={features} must be a multiple of 8, the groups of the norms"
+
+
+def simple_unet(v: dict) -> Iterator[str]:
+    size, widths, attended = v["data.image_size"], v["model.widths"], v["model.attention_levels"]
+    if len(widths) < 2 or any(width % 8 for width in widths):
+        yield f"model.widths={widths} must be two multiples of 8 or more"
+        return
+    times = len(widths) - 2
+    if size % 2**times:
+        yield (
+            f"data.image_size={size}: the network halves images {times} time{'s' * (times > 1)} "
+            f"(model.widths has {len(widths)} values), so the size must be a multiple of {2**times}"
+        )
+    if any(level > times for level in attended):
+        yield f"model.attention_levels={attended}: there are levels 0 to {times}"
+
+
+def patches(v: dict) -> Iterator[str]:
+    size, patch, width, number = (v[k] for k in ("data.image_size", "model.patch_size", "model.width", "model.heads"))
+    if size % patch:
+        yield f"data.image_size={size} must be a multiple of model.patch_size={patch}"
+    if width % 4 or width % number:
+        yield f"model.width={width} must be a multiple of 4 and of model.heads={number}"
+
+
 def pictures(v: dict) -> Iterator[str]:
-    for key in ("image_size", "channels", "num_classes"):
-        if v[f"model.{key}"] != v[f"data.{key}"]:
-            yield f"model.{key}={shown(v[f'model.{key}'])} follows from the data: set data.{key} instead"
+    for of, keys in {"data": ("image_size", "channels", "num_classes"), "diffusion": ("num_train_timesteps",)}.items():
+        for key in keys:
+            here, there = f"model.{key}", f"{of}.{key}"
+            if here in v and there in v and v[here] != v[there]:
+                yield f"{here}={shown(v[here])} follows from {there}: set that instead"
 
 
 def labels(v: dict) -> Iterator[str]:
@@ -125,6 +174,6 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, halving, groups, attention, pictures, labels, alpha, random_crop,
-    skins, strategies, batch,
+    noise, handed_over, sampler_steps, guidance, halving, groups, attention, block_types, heads, context_unet,
+    simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
 )  # fmt: skip

@@ -28,7 +28,9 @@ def replicate(net: nn.Module, count: int) -> list[nn.Module]:
             for name, child in module._modules.items():
                 setattr(copy, name, copies[child]) if child is not None else None
             for name, parameter in module._parameters.items():
-                if parameter is not None:
+                if parameter is None:  # a convolution without bias
+                    copy._parameters[name] = None
+                else:
                     setattr(copy, name, parameter.view_as(parameter))  # gradients flow back to the master
         replicas.append(copies[net])
     assert not list(replicas[0].parameters())

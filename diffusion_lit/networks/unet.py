@@ -49,8 +49,40 @@ class UNet(nn.Module):
             dropout=dropout,
             num_class_embeds=num_classes + 1 if num_classes else None,
         )
-        # a copy made by DataParallel has buffers but no parameters, and UNet2DModel asks for the dtype of either
-        self.unet.register_buffer("dtype_of", torch.zeros(()), persistent=False)
+        _give_dtype(self.unet)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.unet(x_t, t, class_labels=y if self.num_classes else None, return_dict=False)[0]
+
+
+class UNet2D(nn.Module):
+    """The same contract with every argument of UNet2DModel under its own name; see its documentation.
+
+    Args:
+        class_embed_type: how a label becomes the vector that is added to the time embedding. "table": a row of its own,
+            num_classes + 1 of them. "timestep": the number of the class as if it were a timestep, then a network of its
+            own; there 3 is near 4, and the null label is the number num_classes.
+        arguments: of UNet2DModel.
+    """
+
+    def __init__(self, image_size: int, channels: int, num_classes: int, class_embed_type: str, **arguments):
+        super().__init__()
+        self.num_classes = num_classes
+        by_class = CLASS_EMBEDDINGS[class_embed_type](num_classes) if num_classes else {}
+        self.unet = UNet2DModel(
+            sample_size=image_size, in_channels=channels, out_channels=channels, **by_class, **arguments
+        )
+        _give_dtype(self.unet)
+
+    forward = UNet.forward
+
+
+CLASS_EMBEDDINGS = {
+    "table": lambda num_classes: {"num_class_embeds": num_classes + 1},
+    "timestep": lambda num_classes: {"class_embed_type": "timestep"},
+}
+
+
+def _give_dtype(unet: UNet2DModel) -> None:
+    """A copy made by DataParallel has buffers but no parameters, and UNet2DModel asks for the dtype of either."""
+    unet.register_buffer("dtype_of", torch.zeros(()), persistent=False)
