@@ -23,6 +23,11 @@ NARROW = {  # keys of networks, those that there are
     "model.norm_num_groups": lambda groups: 4,
     "model.attention_head_dim": lambda size: 8,
     "model.layers_per_block": lambda layers: 1,
+    "model.features": lambda features: 8,
+    "model.widths": lambda widths: [8] * len(widths),
+    "model.width": lambda width: 16,
+    "model.heads": lambda heads: 2,
+    "model.depth": lambda depth: 2,
 }
 
 
