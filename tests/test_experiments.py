@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.config import CONF, composed, source_of, with_data_facts
+from diffusion_lit.config import CONF, build, composed, source_of, with_data_facts
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained
@@ -18,13 +20,11 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") 
 
 @pytest.fixture(autouse=True)
 def _resolver():
-    from omegaconf import OmegaConf
-
     OmegaConf.register_new_resolver("hex", lambda digits: "0" * digits, replace=True)
 
 
-def configuration(*words: str):
-    return composed("train", expanded(list(words), None))[0]
+def configuration(*words: str, complete: bool = True):
+    return composed("train", expanded(list(words), None), complete=complete)[0]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -43,9 +43,29 @@ def test_every_experiment_trains_resumes_and_samples(tmp_path, experiment):
     assert model.generate([0, 0], [1, 2]).shape == (2, *model.shape)
 
 
+# what the projects that they come from had, asserted to the parameter
+COUNTS = {
+    "minecraft_skins": ([], 0, 120_252_164),
+    "pixel_icons": (["data.channels=3", "data.alpha=keep"], 0, 14_738_051),
+    "cifar10_snr_x0": ([], 10, 114_001_923),
+}
+
+
+@pytest.mark.parametrize("experiment", COUNTS)
+def test_networks_have_the_parameters_of_their_originals(experiment):
+    words, num_classes, count = COUNTS[experiment]
+    config = composed("train", [f"experiment={experiment}", f"data.num_classes={num_classes}", *words], complete=False)[
+        0
+    ]
+    with torch.device("meta"):
+        net = build(OmegaConf.to_container(config.model, resolve=True))
+    assert sum(p.numel() for p in net.parameters()) == count
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_debug_keeps_what_pictures_and_classes_there_are(experiment):
-    plain, small = configuration(f"experiment={experiment}"), configuration(f"experiment={experiment}", "debug=on")
+    plain = configuration(f"experiment={experiment}", complete=False)
+    small = configuration(f"experiment={experiment}", "debug=on")
     for key in ("image_size", "channels"):
         assert small.data[key] == plain.data[key]
     assert small.diffusion.prediction_type == plain.diffusion.prediction_type
