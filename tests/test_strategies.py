@@ -70,7 +70,7 @@ def single(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(tmp_path, single, accumulate):
     printed = run(
         "train", *SHORT, *DDP, f"strategy.accumulate={accumulate}", f"run_dir={tmp_path / 'two'}", cwd=tmp_path
