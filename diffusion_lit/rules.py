@@ -176,7 +176,9 @@ RULES: dict[str, Check] = {
     "model.heads": COUNT,
     "model.mlp_ratio": POSITIVE,
     "diffusion.num_train_timesteps": Rule(int, low=2),
-    "diffusion.beta_schedule": Rule(choices=("linear", "scaled_linear", "cosine")),
+    "diffusion.beta_schedule": Rule(
+        choices=("linear", "scaled_linear", "cosine", "cosine_clipped", "linear_one_based")
+    ),
     "diffusion.beta_start": Rule(above=0, below=1),
     "diffusion.beta_end": Rule(above=0, below=1),
     "diffusion.prediction_type": Rule(choices=("epsilon", "sample", "v_prediction")),
