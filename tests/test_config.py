@@ -25,7 +25,7 @@ OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
              "random_crop", "flip", "cache_dir", "judge_images", "render"},
     "sampler": {"name", "serves", "steps", "batch_size", "clip_x0"},
-    "optimizer": {"schedule", "warmup_steps", "warmup_fraction", "clip"},
+    "optimizer": {"schedule", "cycles", "power", "warmup_steps", "warmup_fraction", "clip"},
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.train import fit
 from diffusion_lit.training.setup import make_module
-from tests.runs import TINY, trace
+from tests.runs import TINY, run, trace
 
 SHORT = [*TINY, "max_steps=4", "checkpoint_every=4", "val_every=0", "sample_every=0", "keep_checkpoints=1"]
 
@@ -134,10 +134,17 @@ def test_the_gradient_is_clipped_before_the_step(tmp_path):
     assert steps["clip"] < 0.01 < steps["free"]
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_learning_rate_counts_optimizer_steps(tmp_path, accumulate):
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (4, 1), pytest.param(1, 2, marks=pytest.mark.slow), (4, 2)])
+def test_the_learning_rate_counts_optimizer_steps(tmp_path, accumulate, world):
     words = ["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "optimizer.lr=1.0e-3", "max_steps=6"]
-    rows = train(tmp_path, *words, f"strategy.accumulate={accumulate}")
+    words += [f"strategy.accumulate={accumulate}", "global_batch_size=16"]
+    if world == 1:
+        rows = train(tmp_path, *words)
+    else:
+        more = ["strategy=ddp", f"strategy.devices={world}", f"run_dir={tmp_path / 'run'}"]
+        run("train", *SHORT, *words, *more, cwd=tmp_path)
+        rows = trace(tmp_path / "run")
+    assert len(rows) == 6
     # the rate of the step itself: warm-up of two steps, then a cosine that would reach 0 with the seventh step
     expected = [0.5e-3, 1e-3, 1e-3, 1e-3 * (0.5 + 0.5 * 2**-0.5), 0.5e-3, 1e-3 * (0.5 - 0.5 * 2**-0.5)]
     np.testing.assert_allclose([float(row["lr"]) for row in rows], expected, atol=1e-9)
