@@ -53,7 +53,7 @@ def guidance(v: dict) -> Iterator[str]:
 
 def averaging(v: dict) -> Iterator[str]:
     every, steps = v["ema.update_every"], v["max_steps"]
-    if every > steps:
+    if every > steps and v["max_epochs"] is None:
         yield f"ema.update_every={every} is more than max_steps={steps}: the untrained network would be sampled"
 
 

@@ -104,6 +104,7 @@ RULES: dict[str, Check] = {
     "resume": OPTIONAL_TEXT,
     "accept": Each(Rule(choices=("config", "data"))),
     "max_steps": COUNT,
+    "max_epochs": Rule(above=0, optional=True),
     "global_batch_size": COUNT,
     "log_every": COUNT,
     "val_every": WHOLE,

@@ -144,6 +144,8 @@ CASES = [
     ("model.attention_levels=[2]", "model.attention_levels=[2]: there are levels 0 to 1"),
     ("global_batch_size=10 strategy.accumulate=3", "global_batch_size=10 must be a multiple of strategy.accumulate=3"),
     ("optimizer.schedule=staircase", "optimizer.schedule=staircase of optimizer.cycles=1 never falls: set the number"),
+    ("max_epochs=0", "max_epochs=0: must be more than 0"),
+    ("max_steps=5 max_epochs=2", "max_steps and max_epochs each say how long the run is: leave one of the two out"),
     ("ema.update_every=9 max_steps=5", "ema.update_every=9 is more than max_steps=5: the untrained network would be"),
     ("label_dropout=0 guidance_scale=2", "guidance needs the unconditional model"),
     ("model.num_classes=3", "model.num_classes=3 follows from data.num_classes: set that instead"),
