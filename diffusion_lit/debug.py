@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config import CONF
-from diffusion_lit.overrides import as_word
+from diffusion_lit.overrides import as_word, value_of
 
 SHORT = {
     "name": "debug",
@@ -13,6 +13,7 @@ SHORT = {
     "val_every": 1,
     "sample_every": 1,
     "checkpoint_every": 1,
+    "ema.update_every": 1,
     "strategy.accumulate": 1,
     "diffusion.num_train_timesteps": 20,
     "sampler.steps": 2,
@@ -43,6 +44,8 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
     found = {key: OmegaConf.select(config, key) for key in NARROW}
     words |= {key: NARROW[key](value) for key, value in found.items() if value is not None}
     words |= {"logger": "none"}
+    if value_of("max_epochs", overrides) is not None:
+        del words["max_steps"]
     of_any_data = {f"data.{key}" for key in OmegaConf.load(CONF / "data" / "synthetic.yaml")}
     own_data = "data" in named or any(key.startswith("data.") for key in named - of_any_data)
     if not own_data and not config.data._target_.endswith(".Digits"):

@@ -1,5 +1,7 @@
 """Noise tables against diffusers, against published numbers, and as a process that keeps the variance of an image."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -11,10 +13,10 @@ from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import Uniform
 
 THEIR_NAME = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-SCHEDULES = sorted(BETA_SCHEDULES)
+SCHEDULES = sorted(THEIR_NAME)
 every_table = pytest.mark.parametrize(
     "table",
-    [NoiseTable(beta_schedule=name, zero_terminal_snr=zero) for name in SCHEDULES for zero in (False, True)],
+    [NoiseTable(beta_schedule=name, zero_terminal_snr=zero) for name in BETA_SCHEDULES for zero in (False, True)],
     ids=lambda table: f"{table.beta_schedule}{'-zero' * table.zero_terminal_snr}",
 )
 
@@ -29,8 +31,36 @@ def diffusers_scheduler(table: NoiseTable) -> DDPMScheduler:
     )
 
 
-def test_every_schedule_has_a_diffusers_counterpart_here():
-    assert set(THEIR_NAME) == set(BETA_SCHEDULES)
+def test_every_schedule_is_checked_here():
+    assert set(THEIR_NAME) | {"cosine_clipped", "linear_one_based"} == set(BETA_SCHEDULES)
+
+
+def test_the_clipped_cosine_is_that_of_simple_diffusion():
+    table = NoiseTable(beta_schedule="cosine_clipped")
+    # squared cosines at the T + 1 ends of the timesteps, one minus their ratios, clipped
+    signal = [math.cos((k / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(1001)]
+    wanted = [min(max(1 - signal[k + 1] / signal[k], 1e-4), 0.02) for k in range(1000)]
+    torch.testing.assert_close(table.betas, torch.tensor(wanted, dtype=torch.float64), rtol=1e-10, atol=0)
+    # computed elsewhere from their code: how much is clipped, and what is left at the end
+    assert (table.betas == 0.02).sum() == 98
+    assert (table.betas[902:] == 0.02).all()
+    assert (table.betas == 1e-4).sum() == 13
+    assert f"{table.alpha_bar[-1]:.2g} {table.alpha[980]:.2g}" == "0.0032 0.068"
+    assert (NoiseTable(100, "cosine_clipped", 0.01, 0.3).betas.aminmax()) == (0.01, 0.3)
+
+
+@pytest.mark.parametrize(("num", "start", "end"), [(500, 1e-3, 0.02), (1500, 1e-3, 0.02), (2, 0.1, 0.2)])
+def test_the_one_based_schedule_is_that_of_the_sprites(num, start, end):
+    # their lines, with timesteps 1..T; their alpha_bar of timestep 0 is 1
+    b_t = (end - start) * torch.linspace(0, 1, num + 1, dtype=torch.float64) + start
+    ab_t = torch.cumsum((1 - b_t).log(), dim=0).exp()
+    ab_t[0] = 1
+    table = NoiseTable(num, "linear_one_based", start, end)
+    assert len(table.betas) == num
+    torch.testing.assert_close(table.alpha_bar, ab_t[1:], rtol=1e-10, atol=0)
+    torch.testing.assert_close(table.betas[1:], b_t[2:], rtol=1e-10, atol=0)
+    if num == 500:
+        assert f"{table.alpha_bar[-1]:.2g}" == "0.005"
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

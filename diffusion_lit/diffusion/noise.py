@@ -33,10 +33,30 @@ def cosine(num: int, start: float, end: float) -> Tensor:
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
 
 
+def cosine_clipped(num: int, start: float, end: float) -> Tensor:
+    """The betas of `cosine` held in [start, end]: simple-diffusion's schedule (F. Basara 2022).
+
+    With the range of the linear schedules noise is no longer cosine at the noisy end: some signal is left there.
+    """
+    return cosine(num, start, end).clamp(start, end)
+
+
+def linear_one_based(num: int, start: float, end: float) -> Tensor:
+    """Betas in equal steps over T + 1 points 0..T, of which timesteps 1..T are used (S. Zhou, A. Ng 2023).
+
+    Timestep 1 already holds the noise of point 0, alpha_bar_1 = (1 - beta_0)(1 - beta_1), and no noise at all is
+    timestep 0. Here timesteps count from 0: index k is their timestep k + 1.
+    """
+    betas = linear(num + 1, start, end)
+    return torch.cat([1 - (1 - betas[:1]) * (1 - betas[1:2]), betas[2:]])
+
+
 BETA_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
     "linear": linear,
     "scaled_linear": scaled_linear,
     "cosine": cosine,
+    "cosine_clipped": cosine_clipped,
+    "linear_one_based": linear_one_based,
 }
 
 
