@@ -24,14 +24,19 @@ from pathlib import Path
 
 
 class Process:
-    """A forked command, with the methods of subprocess.Popen that tests use; its two outputs are one."""
+    """A forked command, with the methods of subprocess.Popen that tests use; its two outputs are one.
 
-    def __init__(self, words: list[str], cwd: Path, env: dict[str, str]):
+    Args:
+        words: `diffusion_lit.<verb>` and its overrides.
+        prelude: Python code that the process runs first, to make a fault.
+    """
+
+    def __init__(self, words: list[str], cwd: Path, env: dict[str, str], prelude: str = ""):
         self.words, self.returncode, self.printed = words, None, b""
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(_server())
         self.output, write_end = os.pipe()
-        request = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
+        request = json.dumps({"words": words, "cwd": str(cwd), "env": env, "prelude": prelude}).encode()
         socket.send_fds(self.connection, [b"x"], [write_end])
         os.close(write_end)
         self.connection.sendall(request + b"\n")
@@ -97,9 +102,8 @@ def _server() -> str:
 def _serve(address: str) -> dict | None:
     """Fork for ever; in a fork, returns the request that it is for."""
     import diffusers  # noqa: F401 what every run imports, without diffusion_lit.train itself
-    import torch  # noqa: F401
-
     import sklearn.datasets  # noqa: F401
+    import torch  # noqa: F401
 
     import diffusion_lit.figures.style  # noqa: F401
     import diffusion_lit.runs.trained  # noqa: F401
@@ -159,4 +163,5 @@ if __name__ == "__main__":
     os.environ.update(asked["env"])
     sys.argv = ["", *asked["words"][1:]]
     sys.path[0] = asked["cwd"]
+    exec(asked["prelude"])
     os._exit(_exit_code(lambda: runpy.run_module(asked["words"][0], run_name="__main__", alter_sys=True)))
