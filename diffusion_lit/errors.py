@@ -1,6 +1,8 @@
 """One error type for everything a user can mend, and the exit code each kind ends with."""
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -15,6 +17,7 @@ class Exit(IntEnum):
     OUTPUT = 5  # the run folder cannot be written or is in use
     NON_FINITE = 6  # the loss is no longer a number
     INTERRUPTED = 75  # a full disk, say; the last checkpoint is good: mend it and resume
+    SIGHUP = 129
     SIGINT = 130
     SIGTERM = 143
 
@@ -29,7 +32,14 @@ class UserError(Exception):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn a UserError into its message and exit code; the outermost line of every command."""
+    """Turn a UserError or a signal into its message and exit code; the outermost line of every command.
+
+    A run that trains has handlers of its own, which save first; before it does, SIGUSR1 finds nothing to save.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {signal.SIGTERM: _stop, signal.SIGHUP: _stop, signal.SIGUSR1: signal.SIG_IGN}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     except UserError as error:
@@ -38,3 +48,11 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped; what was saved before is kept", file=sys.stderr)
         sys.exit(int(Exit.SIGINT))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: object) -> None:
+    print(f"{signal.Signals(number).name}: stopped; what was saved before is kept", file=sys.stderr)
+    sys.exit(128 + number)

@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -141,15 +140,12 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
                 Path(ended, str(number)).write_text(str(code))
             with suppress(OSError):  # told of at the end
                 sweeps.write_results(sweep.folder)
-            if code in (Exit.SIGINT, Exit.SIGTERM):
+            if code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
                 sys.exit(code)
             gc.collect()  # what the job held of the device is free for the next one
             return sweeps.worst(config.get("metric")) if code else value
 
-        # between jobs and under joblib; a run that trains has its own handler
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(Exit.SIGTERM)))
         code = outcome(lambda _: start(job)(), None)[1]
-        signal.signal(signal.SIGTERM, before)
         codes = [code, *[int(file.read_text()) for file in Path(ended).iterdir()]]
     summary_code = outcome(lambda _: sweeps.summarise(sweep.folder), None)[1]
     return max(codes) or summary_code

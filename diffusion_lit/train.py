@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def train(config: DictConfig) -> float:
         begun = config["resume"] or (run / "metrics.csv").exists()
         if job.mode == RunMode.MULTIRUN:
             sweeps.write_failure(run, overrides, error)
-        elif isinstance(error, UserError | KeyboardInterrupt) and not begun:
+        elif isinstance(error, UserError | KeyboardInterrupt | SystemExit) and not begun:
             shutil.rmtree(run)  # it was new, and training never began: leave nothing behind
         raise
     finally:
@@ -117,6 +118,9 @@ def train(config: DictConfig) -> float:
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     """Everything from here on needs torch; the other ranks join in."""
     start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
+    checkpoints.sweep_up(run)
+    if start:
+        checkpoints.set_aside(run, start)
     if config["resume"] and not start:
         log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
     if config["max_epochs"] is None and (done := finished(config, run, start)):
@@ -155,21 +159,23 @@ def follow() -> None:
 def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
     from diffusion_lit.build import make_sampler_of
+    from diffusion_lit.training import setup
+    from diffusion_lit.training.module import checkpoint_bytes
     from diffusion_lit.training.recorder import Recorder
-    from diffusion_lit.training.setup import farewell, finish, judge, load_data, make_module, make_trainer, summary
 
     first = ranks.rank() == 0
-    data = load_data(config, source, run)
+    data = setup.load_data(config, source, run)
     config = config | {"max_steps": length_in_steps(config, len(data.train))}
     if done := ranks.from_first(finished(config, run, start) if first else None):
         return done
-    module = make_module(config)
+    module = setup.make_module(config)
     logger = loggers.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)
-    trainer = make_trainer(config, run, module.net, recorder)
+    trainer = setup.make_trainer(config, run, module.net, recorder)
     if first:
         folder.write_start(run, config, overrides)
-        log.info(summary(config, data, module, run, start))
+        log.info(setup.summary(config, data, module, run, start))
+        checkpoints.require_room(run, 3 * checkpoint_bytes(module))
     with logger:
         try:
             trainer.fit(module, data, ckpt_path=start, weights_only=True)
@@ -179,16 +185,18 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
             short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
         module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
-        result = finish(config, module, recorder, trainer.global_step)
+        result = setup.finish(config, module, recorder, trainer.global_step)
         if first:
             folder.write_result(run, result)
         if result["status"] == "finished":
-            result |= judge(config, data, module)
+            result |= setup.judge(config, data, module)
         if first:
             folder.write_result(run, result)
         logger.summary(result)
         logger.finish(result["exit_code"])
-    log.info(farewell(result, run))
+    log.info(setup.farewell(result, run))
+    if first and recorder.ended_by == signal.SIGUSR1:
+        setup.queue_again()
     return result
 
 

@@ -3,10 +3,10 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from tests.forks import Process
 
 TINY = [
     "model.block_out_channels=[8,8]",
@@ -22,29 +22,25 @@ TINY = [
 CLOCKS = ("images_per_second", "seconds", "memory_gib")  # columns of metrics.csv that differ between equal runs
 
 
-def start(verb: str, *overrides: str, cwd: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"diffusion_lit.{verb}", *overrides],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
+def start(verb: str, *overrides: str, cwd: Path, prelude: str = "") -> Process:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return Process([f"diffusion_lit.{verb}", *overrides], cwd, env, prelude)
 
 
-def run(verb: str, *overrides: str, cwd: Path, code: int = 0) -> str:
+def run(verb: str, *overrides: str, cwd: Path, code: int = 0, prelude: str = "") -> str:
     """Standard output and error of a command that must end with `code`."""
-    process = start(verb, *overrides, cwd=cwd)
+    process = start(verb, *overrides, cwd=cwd, prelude=prelude)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, f"exit {process.returncode}:\n{output}"
     return output
 
 
-def signal_at_step(step: int, process: subprocess.Popen, folder: Path, number: int = signal.SIGKILL) -> int:
-    """Send a signal once metrics.csv shows `step`; returns the exit code, negative for a signal that killed it."""
+def signal_at_step(step: int, process: Process, folder: Path, number: int = signal.SIGKILL, delay: float = 0.0) -> int:
+    """Send a signal `delay` seconds after metrics.csv shows `step`; returns the exit code, negative for a signal that
+    killed it."""
     while process.poll() is None and last_step(folder) < step:
         time.sleep(0.002)
+    time.sleep(delay)
     process.send_signal(number)
     process.communicate(timeout=120)
     return process.returncode

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
@@ -20,27 +21,67 @@ def steps_of(run: Path) -> list[int]:
 
 
 def write(checkpoint: dict, path: Path) -> None:
-    """Beside its place, synced to disk, then moved in place: a kill or a full disk leaves the old file as it was."""
+    """Beside its place, synced to disk, read back, then moved in place: a kill or a full disk leaves the old file as it
+    was, and a file that has its name is whole.
+
+    Raises:
+        UserError: exit 75 if the disk is full, the folder read-only, or what was read back is not what was written.
+    """
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        why = fault(beside)
+        if why:
+            raise OSError(f"read back, {why}")
         os.replace(beside, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError about positions
-        free = shutil.disk_usage(path.parent).free / 2**20
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)  # its room is free again
         raise UserError(
             Exit.INTERRUPTED,
-            f"{path} cannot be written ({free:,.1f} MiB free on its disk): {str(error).splitlines()[0]}; "
-            "earlier checkpoints are whole: make room, then resume",
+            f"{path} cannot be written ({_free(path) / 2**20:,.1f} MiB free on its disk): "
+            f"{str(error).splitlines()[0]}; earlier checkpoints are whole: make room, then resume",
         ) from None
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def require_room(run: Path, size: int) -> None:
+    """Raises UserError (exit 5) if the disk of a run cannot hold `size` bytes, before an hour is spent on it."""
+    free = _free(run)
+    if free < size:
+        raise UserError(
+            Exit.OUTPUT,
+            f"{run}: its checkpoints need {size / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free on its disk: "
+            "make room, choose another run_dir, or a smaller keep_checkpoints",
+        )
+
+
+def sweep_up(run: Path) -> None:
+    """Remove what killed processes left half-written. Only for the process that holds the run's lock."""
+    for file in (run / "checkpoints").glob(".*.tmp"):
+        with suppress(OSError):
+            file.unlink()
+
+
+def set_aside(run: Path, used: Path) -> None:
+    """Rename to *.corrupt what `choose` passed over: newer checkpoints than the one that is `used`, all of them broken.
+
+    The run will write files of their names; nothing is lost.
+    """
+    for step in steps_of(run):
+        if path_of(run, step).name > used.name:
+            os.replace(path_of(run, step), path_of(run, step).with_suffix(".ckpt.corrupt"))
+
+
+def _free(path: Path) -> int:
+    """Bytes that may still be written where `path` is or would be."""
+    return shutil.disk_usage(next(folder for folder in [path, *path.absolute().parents] if folder.exists())).free
 
 
 def link(path: Path, name: str) -> None:

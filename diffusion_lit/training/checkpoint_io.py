@@ -4,14 +4,25 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
 
 
 class CheckpointFiles(CheckpointIO):
-    """Files are written whole or not at all, and read as plain data."""
+    """Files are written whole or not at all, and read as plain data.
+
+    `error` is why the last one could not be written, or None. It is not raised in the middle of a save, where the other
+    ranks wait.
+    """
+
+    error: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        checkpoints.write(checkpoint, path)
+        self.error = None
+        try:
+            checkpoints.write(checkpoint, path)
+        except UserError as error:
+            self.error = error
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
         return checkpoints.read(path, "cpu")

@@ -79,6 +79,13 @@ def distance(average: nn.Module, net: nn.Module) -> float:
     return (norms[0] / norms[1]).item()
 
 
+@torch.no_grad()
+def all_finite(net: nn.Module) -> bool:
+    """Whether every weight and floating buffer is a number; waits for the device."""
+    norms = torch._foreach_norm(_tensors(net)[0], float("inf"))
+    return bool(torch.stack(norms).isfinite().all())
+
+
 def _tensors(net: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Parameters and buffers: floating ones, and the others."""
     tensors = [*net.parameters(), *net.buffers()]

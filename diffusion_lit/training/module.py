@@ -103,6 +103,12 @@ class DiffusionModule(L.LightningModule):
         checkpoint["lr_schedulers"][0] |= {"base_lrs": [config["lr"]], "_last_lr": [rate]}
 
 
+def checkpoint_bytes(module: DiffusionModule) -> int:
+    """About the size of a checkpoint: weights, two moments of Adam and the average, in float32."""
+    copies = 3 + (module.ema is not module.net)
+    return 4 * copies * sum(p.numel() for p in module.net.parameters())
+
+
 def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
     """Mirror images (B, C, H, W) left to right, each with the given probability."""
     if not probability:

@@ -128,7 +128,7 @@ def together(strategy: dict) -> Iterator[None]:
 def following() -> Iterator[None]:
     """Any other rank: it joins those that rank 0 waits for, and ends quietly where it is rank 0 that failed."""
     if STARTED_BY_US in os.environ:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)  # rank 0 says when to stop
         threading.Thread(target=_end_with_rank_0, daemon=True).start()
     try:

@@ -6,6 +6,7 @@ checkpoint does, so a run that is killed and resumed leaves the same files as on
 
 import logging
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -47,7 +48,15 @@ COLUMNS = (
 )
 
 KEPT = ("seconds", "val_loss", "val_error", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
+FAILED_SAVES = 3  # in a row, then a run ends
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
+
+
+def ends_run(number: int) -> bool:
+    """Whether a signal ends the run when it has saved. SIGUSR1 does only where a job can be queued again: under SLURM,
+    which sends it some time before the job's end (--signal=USR1@120)."""
+    return number != 0 and (number != signal.SIGUSR1 or "SLURM_JOB_ID" in os.environ)
 
 
 class Recorder(L.Callback):
@@ -74,6 +83,7 @@ class Recorder(L.Callback):
         self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
         self.signal = 0  # that this rank has heard
         self.ended_by: int | None = None
+        self.failed_saves = 0  # in a row
         self.metrics: MetricsFile | None = None
         self.probe: Probe | None = None
         self.writes = ranks.rank() == 0
@@ -91,7 +101,7 @@ class Recorder(L.Callback):
     # ------------------------------------------------------------------------------------------------ hooks
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         self.step = trainer.global_step
         self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step) if self.writes else None
         self.logger.start(self.run, self.config, self.step)
@@ -112,8 +122,7 @@ class Recorder(L.Callback):
         self.bar.advance(self.task)
         end = self.step == trainer.max_steps
         due = {name for name in EVERY if end or self._is_due(name)}
-        stop = ranks.highest(self.signal)
-        if due or stop:
+        if due or ranks.highest(self.signal):
             self._milestone(trainer, module, due)
 
     def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
@@ -139,11 +148,14 @@ class Recorder(L.Callback):
             self.logger.scalars(self.step, row)
         if "sample_every" in due:
             self.preview(module)
-        stop = ranks.highest(self.signal)  # again: a preview is long
-        if "checkpoint_every" in due or stop:
-            self._save(trainer)
-        if stop:
-            self.ended_by, trainer.should_stop = stop, True
+        heard = ranks.highest(self.signal)  # again: a preview is long
+        ends = ends_run(heard)
+        if "checkpoint_every" in due or heard:
+            self._save(trainer, module, needed=ends or self.step == trainer.max_steps)
+        if ends:
+            self.ended_by, trainer.should_stop = heard, True
+        elif heard == self.signal:
+            self.signal = 0  # saved, as it asked
         self.started = time.perf_counter()
 
     def _is_due(self, name: str) -> bool:
@@ -197,7 +209,7 @@ class Recorder(L.Callback):
         film = Film(filmed_images(labels, names), steps, module.shape)
 
         def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
-            if self.signal:
+            if ends_run(self.signal):
                 raise Stopped
             if net is module.ema:
                 film(first, k, x)
@@ -227,8 +239,14 @@ class Recorder(L.Callback):
     def _grid(self) -> Path:
         return self.run / "samples" / f"step-{self.step:08d}.png"
 
-    def _save(self, trainer: L.Trainer) -> None:
-        """The new checkpoint first; only then the links move and older files go."""
+    def _save(self, trainer: L.Trainer, module: DiffusionModule, needed: bool) -> None:
+        """The new checkpoint first; only then the links move and older files go.
+
+        One that cannot be written is tried again at the next milestone, unless it is `needed` now: the disk may have
+        room by then, and the run goes on.
+        """
+        if not averaging.all_finite(module):
+            raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {self._last_checkpoint()}")
         older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
         steps = [*older, self.step]
         measured = {step: loss for step, loss in self.val_losses.items() if step in steps}
@@ -238,6 +256,13 @@ class Recorder(L.Callback):
         path = checkpoints.path_of(self.run, self.step)
         trainer.save_checkpoint(path)  # by rank 0; the others wait
         if not self.writes:
+            return
+        error = trainer.strategy.checkpoint_io.error
+        self.failed_saves = self.failed_saves + 1 if error else 0
+        if error and (needed or self.failed_saves == FAILED_SAVES):
+            raise error
+        if error:
+            log.warning("%s\ntraining goes on; the next checkpoint is tried at its time", error)
             return
         checkpoints.link(path, "last.ckpt")
         if best is not None:
@@ -264,7 +289,8 @@ class Recorder(L.Callback):
             raise UserError(Exit.SIGINT, f"stopped at once; {self._last_checkpoint()}")
         self.signal = number
         ranks.tell_others(number)
-        log.info("%s: finishing this step and saving", signal.Signals(number).name)
+        then = "" if ends_run(number) else ", then going on"
+        log.info("%s: finishing this step and saving%s", signal.Signals(number).name, then)
 
     def _close(self) -> None:
         self.bar.stop()

@@ -1,8 +1,10 @@
 """The parts of a training run, put together from its configuration: module, trainer, opening and closing words."""
 
 import logging
+import os
 import shlex
 import signal
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from diffusion_lit.sampling.previews import rows_of_classes
 from diffusion_lit.seeds import fold, image_seeds
 from diffusion_lit.training import ranks
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
-from diffusion_lit.training.module import DiffusionModule
+from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes
 from diffusion_lit.training.recorder import Recorder
 from diffusion_lit.training.shared import samples
 from diffusion_lit.training.strategies import trainer_arguments
@@ -96,7 +98,6 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     """What is about to be trained, on what, and what a checkpoint costs."""
     names, diffusion = config["data"]["class_names"], config["diffusion"]
     parameters = sum(p.numel() for p in module.net.parameters())
-    copies = 3 + (module.ema is not module.net)  # weights, two moments of Adam, the average
     n, batch = len(data.train), config["global_batch_size"]
     size = config["data"]["image_size"]
     classes = f"{len(names)} classes" if names else "no classes"
@@ -113,7 +114,7 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
         f"diffusion  {diffusion['num_train_timesteps']} timesteps, {diffusion['beta_schedule']} noise, "
         f"{diffusion['prediction_type']}, weighting {config['weighting']['_target_'].rpartition('.')[2]}",
         f"training   {config['max_steps']:,} steps of {batch} images = {config['max_steps'] * batch / n:,.1f} epochs",
-        f"on disk    {parameters * 4 * copies / 2**20:,.1f} MiB a checkpoint, "
+        f"on disk    {checkpoint_bytes(module) / 2**20:,.1f} MiB a checkpoint, "
         f"{config['keep_checkpoints']} and the best are kept",
     ]
     if n < batch:
@@ -139,7 +140,7 @@ def finish(config: dict, module: DiffusionModule, recorder: Recorder, step: int)
     speed = step * config["global_batch_size"] / recorder.seconds if recorder.seconds else None
     return {
         "status": "finished" if ended_by is None else "interrupted",
-        "exit_code": int({None: 0, signal.SIGINT: Exit.SIGINT, signal.SIGTERM: Exit.SIGTERM}[ended_by]),
+        "exit_code": exit_code_of(ended_by),
         "steps": step,
         "seconds": recorder.seconds,
         "images_per_second": speed,
@@ -149,6 +150,23 @@ def finish(config: dict, module: DiffusionModule, recorder: Recorder, step: int)
         "checkpoint": str(checkpoints.path_of(Path(), step)),
         "grid": str(grid) if (recorder.run / grid).exists() else None,
     }
+
+
+def exit_code_of(ended_by: int | None) -> int:
+    """0, or what a signal ends with; SIGUSR1 ends a run that is queued again."""
+    if ended_by is None:
+        return 0
+    return int(Exit.INTERRUPTED) if ended_by == signal.SIGUSR1 else 128 + ended_by
+
+
+def queue_again() -> None:
+    """Ask SLURM to start this job once more; its script goes on with resume=auto."""
+    job = os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        log.info("job %s is queued again", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("job %s could not be queued again: %s", job, getattr(error, "stderr", None) or error)
 
 
 def judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:

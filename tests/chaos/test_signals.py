@@ -1,0 +1,108 @@
+"""Signals at any moment: the run saves and ends with the right code, or goes on; resumed it equals a whole one."""
+
+import signal
+import time
+
+import pytest
+
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import read_result
+from tests.runs import TINY, last_step, run, start
+from tests.test_resume import assert_equal_runs
+
+SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=4", "val_every=4", "sample_every=6", "model.dropout=0.1"]
+CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGUSR1": 0}
+# what to slow down so that a signal falls into it; its first call leaves a mark
+SLOW = {
+    "validation": ("diffusion_lit.training.probe", "Probe.errors"),
+    "preview": ("diffusion_lit.training.shared", "generate"),
+    "save": ("diffusion_lit.runs.checkpoints", "fault"),  # a new file is read back before it has its name
+}
+MARK = """
+import functools, importlib, pathlib, time
+owner = importlib.import_module({module!r})
+*path, name = {name!r}.split(".")
+owner = functools.reduce(getattr, path, owner)
+original = getattr(owner, name)
+def slow(*args, **kwargs):
+    pathlib.Path({mark!r}).touch()
+    time.sleep(0.4)
+    return original(*args, **kwargs)
+setattr(owner, name, slow)
+"""
+QUICK = [
+    ("SIGTERM", "start"),
+    ("SIGHUP", "training"),
+    ("SIGUSR1", "training"),
+    ("SIGTERM", "save"),
+    ("SIGINT", "preview"),
+]
+CASES = [
+    pytest.param(name, phase, marks=[] if (name, phase) in QUICK else [pytest.mark.slow])
+    for phase in ("start", "training", *SLOW)
+    for name in CODES
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run("train", *SETTINGS, f"run_dir={folder / 'run'}", cwd=folder)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("name", "phase"), CASES)
+def test_a_signal(name, phase, whole, tmp_path):
+    folder, mark = tmp_path / "run", tmp_path / "mark"
+    prelude = MARK.format(module=SLOW[phase][0], name=SLOW[phase][1], mark=str(mark)) if phase in SLOW else ""
+    process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
+    moment = {"start": (folder / ".lock").exists, "training": lambda: last_step(folder) >= 2}.get(phase, mark.exists)
+    while process.poll() is None and not moment():
+        time.sleep(0.002)
+    process.send_signal(getattr(signal, name))
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == CODES[name], printed
+    assert "Traceback" not in printed
+    if phase == "start" and name != "SIGUSR1":
+        assert not folder.exists(), "training had not begun, so there is nothing to keep"
+        return
+    assert read_result(folder)["exit_code"] == CODES[name]
+    assert not list((folder / "checkpoints").glob(".*"))
+    if phase != "start":
+        assert f"{name}: finishing this step and saving" in printed
+    run("train", f"resume={folder}", cwd=tmp_path)
+    assert_equal_runs(whole, folder)
+
+
+def test_two_signals_at_once_tear_no_file(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)
+    while process.poll() is None and last_step(folder) < 3:
+        time.sleep(0.002)
+    process.terminate()
+    time.sleep(0.02)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert checkpoints.fault(checkpoints.choose(folder)) is None
+    run("train", f"resume={folder}", cwd=tmp_path)
+    assert_equal_runs(whole, folder)
+
+
+def test_slurm_queues_a_job_again_that_it_warns(whole, tmp_path, monkeypatch):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'asked'}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    folder = tmp_path / "run"
+    process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)
+    while process.poll() is None and last_step(folder) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGUSR1)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, printed
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    run("train", f"resume={folder}", cwd=tmp_path)
+    assert_equal_runs(whole, folder)
