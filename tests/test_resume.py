@@ -3,7 +3,6 @@
 import copy
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -182,27 +181,3 @@ def test_a_run_from_before_a_key_existed_goes_on(digits_run, tmp_path):
     config["model"]["dropout"] = 0.5
     with pytest.raises(UserError, match="model.dropout: 0.0 in the run, 0.5 now"):
         check_continuation(tmp_path, config | {"accept": []})
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
-    """Kills by the clock, not at steps: while starting, decoding, training, drawing a preview, saving."""
-    settings = [*SETTINGS, "max_steps=120", "checkpoint_every=3", "sampler.steps=10"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
-    dice = random.Random(0)
-    kills = 0
-    while kills < 20:
-        words = [f"resume={broken}"] if checkpoints.steps_of(broken) else [*settings, f"run_dir={broken}"]
-        process = start("train", *words, cwd=tmp_path)
-        try:
-            process.wait(timeout=dice.uniform(2.0, 7.0))
-            break  # it got to the end between two kills
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-    run("train", f"resume={broken}", cwd=tmp_path)
-    assert kills >= 5
-    assert_equal_runs(whole, broken)
-    assert not list(broken.rglob("*.tmp"))

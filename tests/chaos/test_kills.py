@@ -1,0 +1,70 @@
+"""SIGKILL at any moment, again and again: no checkpoint is lost, and the run ends as one that was never killed.
+
+pytest tests/chaos/test_kills.py                   20 kills
+pytest tests/chaos/test_kills.py -m slow           200 more, and 30 of runs with two processes
+"""
+
+import random
+import subprocess
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import read_result
+from tests.runs import run, start
+from tests.test_resume import SETTINGS, assert_equal_runs
+
+KILLED = [*SETTINGS, "max_steps=60", "checkpoint_every=3", "sample_every=20", "sampler.steps=4"]
+TWO = ["strategy=ddp", "strategy.devices=2", "strategy.accelerator=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("kills", "settings"),
+    [
+        (20, KILLED),
+        pytest.param(200, KILLED, marks=pytest.mark.slow),
+        pytest.param(30, [*KILLED, *TWO], marks=pytest.mark.slow),
+    ],
+    ids=["20", "200", "30 of two processes"],
+)
+def test_kills_at_any_moment_change_nothing(tmp_path, kills, settings):
+    """Killed while starting, decoding, training, validating, drawing a preview and saving; once through, from the
+    beginning, until there were enough."""
+    whole, dice, done = tmp_path / "whole", random.Random(kills), 0
+    started = time.monotonic()
+    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    seconds = time.monotonic() - started
+    for number in count():
+        broken = tmp_path / f"broken-{number}"
+        done += killed_until_it_ends(settings, broken, dice, seconds, kills - done)
+        assert_equal_runs(whole, broken)
+        if done >= kills:
+            break
+
+
+def killed_until_it_ends(settings: list[str], folder: Path, dice: random.Random, seconds: float, most: int) -> int:
+    """Start, kill and go on until the run ends by itself, or after `most` kills; returns the kills that there were."""
+    kills, newest = 0, 0
+    while read_result(folder).get("status") != "finished":
+        begun = (folder / "command.txt").exists()
+        if not begun and folder.exists():
+            subprocess.run(["rm", "-r", folder], check=True)  # killed before there was anything to go on from
+        words = [f"resume={folder}"] if begun else [*settings, f"run_dir={folder}"]
+        process = start("train", *words, cwd=folder.parent)
+        try:
+            process.wait(timeout=dice.uniform(0, 0.9 * seconds) if kills < most else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        printed = process.communicate(timeout=120)[0]
+        assert process.returncode in (0, -9), printed
+        steps = checkpoints.steps_of(folder)
+        whole = [step for step in steps if checkpoints.fault(checkpoints.path_of(folder, step)) is None]
+        assert whole == steps, "a checkpoint that has its name is whole"
+        assert max(steps, default=0) >= newest, "a checkpoint was lost"
+        assert len(steps) >= min(2, newest // 3), "the last two are kept"
+        newest = max(steps, default=0)
+    return kills
