@@ -12,7 +12,7 @@ from diffusion_lit.debug import with_debug
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
-from diffusion_lit.runs import checkpoints, folder, resume, sweeps
+from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
 from diffusion_lit.training import loggers, ranks
 
 log = logging.getLogger("diffusion_lit.train")
@@ -66,12 +66,19 @@ def with_default_experiment(overrides: list[str]) -> list[str]:
 def check(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
     loggers.check(config.logger)
-    facts, source = with_data_facts(config)
+    facts, source = with_facts(config)
     source.splits()
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
     else:
         folder.require_free(Path(facts["run_dir"]))
+        warm_start.check(facts)
+
+
+def with_facts(config: DictConfig) -> tuple[dict, object]:
+    """The resolved configuration with what data and a pretrained network say themselves, and the source."""
+    facts, source = with_data_facts(config)
+    return warm_start.with_architecture(facts), source
 
 
 def train(config: DictConfig) -> float:
@@ -85,7 +92,7 @@ def train(config: DictConfig) -> float:
     if not config.resume:
         folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
     try:
-        config, source = with_data_facts(config)
+        config, source = with_facts(config)
         config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
     except BaseException as error:
@@ -129,18 +136,21 @@ def follow() -> None:
 def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
     from diffusion_lit.build import make_sampler_of
+    from diffusion_lit.training import setup
     from diffusion_lit.training.recorder import Recorder
-    from diffusion_lit.training.setup import farewell, finish, judge, load_data, make_module, make_trainer, summary
 
     first = ranks.rank() == 0
-    data = load_data(config, source, run)
-    module = make_module(config)
+    module = setup.make_module(config)
+    begun_from = None if start else setup.begin(module, config)
+    data = setup.load_data(config, source, run)
     logger = loggers.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)
-    trainer = make_trainer(config, run, module.net, recorder)
+    trainer = setup.make_trainer(config, run, module.net, recorder)
     if first:
         folder.write_start(run, config, overrides)
-        log.info(summary(config, data, module, run, start))
+        log.info(setup.summary(config, data, module, run, start))
+        if begun_from:
+            log.info(begun_from)
     with logger:
         try:
             trainer.fit(module, data, ckpt_path=start, weights_only=True)
@@ -150,16 +160,16 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
             short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(Exit.CHECKPOINT, f"{start} is of another network than model describes:\n{short}") from None
         module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
-        result = finish(config, module, recorder, trainer.global_step)
+        result = setup.finish(config, module, recorder, trainer.global_step)
         if first:
             folder.write_result(run, result)
         if result["status"] == "finished":
-            result |= judge(config, data, module)
+            result |= setup.judge(config, data, module)
         if first:
             folder.write_result(run, result)
         logger.summary(result)
         logger.finish(result["exit_code"])
-    log.info(farewell(result, run))
+    log.info(setup.farewell(result, run))
     return result
 
 
