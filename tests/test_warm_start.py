@@ -117,11 +117,18 @@ KINDS = {
     "pth": ("a.pth", saved()),
     "pt, as a part": ("a.pt", saved(prefix="unet.")),
     "of DataParallel": ("a.bin", saved(prefix="module.")),
-    "of a wrapped part": ("a.pth", saved(lambda state: {"model_state": state, "epoch": 3}, "module.unet.")),
+    "of a wrapped part": ("a.pth", saved(lambda state: {"model_state": state, "config": "lr: 3"}, "module.unet.")),
     "state_dict": ("a.pth", saved(lambda state: {"state_dict": state}, "model.net.")),
     "model": ("a.ckpt", saved(lambda state: {"model": {"state_dict": state}, "optimizer": {"state": {}}})),
     "ema": ("a.pth", saved(lambda state: {"ema": state, "model": {k: 0 * v for k, v in state.items()}})),
     "ema inside": ("a.pth", saved(lambda state: state | {f"net.{k[4:]}": 0 * v for k, v in state.items()}, "ema.")),
+    "ema in safetensors": (
+        "a.safetensors",
+        lambda net, path: save_file(
+            {f"{of}.{k}": v * (of == "ema") for k, v in net.state_dict().items() for of in ("ema", "net")},
+            path,
+        ),
+    ),
     "before zip": (
         "a.pth",
         lambda net, path: torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False),

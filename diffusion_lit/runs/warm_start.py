@@ -140,6 +140,8 @@ def adapted(state: dict, shapes: dict[str, tuple]) -> dict:
         state: of the file, diffusers' names.
         shapes: of the network, by the same names.
     """
+    import torch
+
     state = dict(state)
     for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
         if name in state and state[name].ndim == len(shapes[name]):
@@ -151,9 +153,9 @@ def adapted(state: dict, shapes: dict[str, tuple]) -> dict:
         return {name: tensor for name, tensor in state.items() if not name.startswith("class_embedding.")}
     table, shape = "class_embedding.weight", shapes.get("class_embedding.weight")
     if shape and not any(name.startswith("class_embedding.") for name in state):
-        state[table] = state["conv_in.weight"].new_zeros(shape)
+        state[table] = torch.zeros(shape)
     elif shape and table in state and len(state[table]) == shape[0] - 1:
-        state[table] = _with_mean_row(state[table])
+        state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
     return state
 
 
@@ -166,12 +168,6 @@ def _mixed(weight, here: int, there: int, share: float, axis: int):
     matrix[:colours, :before] = torch.eye(colours) if colours == before else share
     matrix[colours:, before:] = 1
     return torch.tensordot(matrix, weight.float(), dims=([1], [axis])).movedim(0, axis)
-
-
-def _with_mean_row(table):
-    import torch
-
-    return torch.cat([table, table.mean(0, keepdim=True)])
 
 
 def _notes(net, config: dict, made_with: dict) -> list[str]:

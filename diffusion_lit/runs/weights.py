@@ -119,19 +119,21 @@ def read(file: Path) -> tuple[dict, dict]:
     Raises:
         UserError: exit 4 for a file that is damaged, needs code to be read or holds no tensors by name.
     """
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file), _made_by_diffusers(file)
-        except Exception as error:  # SafetensorError, or of the disk
-            raise UserError(Exit.CHECKPOINT, f"{file} is damaged: {error}") from None
-    held = _unpickled(file)
+    held = _safetensors(file) if file.suffix == ".safetensors" else _unpickled(file)
     tensors = _tensors(held)
     if not tensors:
         raise UserError(Exit.CHECKPOINT, f"{file} holds no weights by name: save a state_dict()")
     averaged = {name: value for name, value in tensors.items() if name.startswith("ema.")}  # of a run
     return averaged or tensors, _made_by_us(held) or _made_by_diffusers(file)
+
+
+def _safetensors(file: Path) -> dict:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except Exception as error:  # SafetensorError, or of the disk
+        raise UserError(Exit.CHECKPOINT, f"{file} is damaged: {error}") from None
 
 
 def _tensors(held: object) -> dict:
@@ -168,11 +170,11 @@ def _made_by_us(held: object) -> dict:
         return {}
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_container(OmegaConf.create(text))
-    parts = {
-        "model": config["model"] | config["model"].get("architecture", {}),
-        "diffusion": config["diffusion"],
-    }
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(text))
+        parts = {"model": config["model"] | config["model"].get("architecture", {}), "diffusion": config["diffusion"]}
+    except Exception:  # the text of another project is anything
+        return {}
     return {f"{group}.{key}": value for group, part in parts.items() for key, value in part.items()}
 
 
