@@ -12,6 +12,7 @@ from diffusion_lit.config import with_data_facts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word
+from diffusion_lit.runs.warm_start import with_architecture
 
 log = logging.getLogger("diffusion_lit.audit")
 OWN = ("out", "near", "largest")  # keys that train does not know
@@ -47,7 +48,8 @@ def audit(config: DictConfig) -> None:
         facts = list(bar.track(inspect_all(splits, decoding), total=len(labels), description=""))
     found = find(facts, labels, parts, data, config["near"])
 
-    multiple = 2 ** (len(config["model"]["block_out_channels"]) - 1)
+    model = with_architecture(config)["model"]
+    multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
     given = {word.partition("=")[0] for word in words}
     proposed = propose(found, data, given, multiple, config["largest"])
     words = [word for word in words if word.partition("=")[0] not in OWN] + [

@@ -18,10 +18,12 @@ SHORT = {
     "diffusion.num_train_timesteps": 20,
     "sampler.steps": 2,
     "sampler.batch_size": 16,
+    "init_from": None,
 }
 NARROW = {  # keys of networks, those that there are
     "model.block_out_channels": lambda widths: [8] * len(widths),
     "model.norm_num_groups": lambda groups: 4,
+    "model.attn_norm_num_groups": lambda groups: 4,
     "model.attention_head_dim": lambda size: 8,
     "model.layers_per_block": lambda layers: 1,
     "model.features": lambda features: 8,
@@ -29,6 +31,7 @@ NARROW = {  # keys of networks, those that there are
     "model.width": lambda width: 16,
     "model.heads": lambda heads: 2,
     "model.depth": lambda depth: 2,
+    "model.take": lambda take: "narrow",
 }
 
 
@@ -54,3 +57,9 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         }
         words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
     return [*[as_word(key, value) for key, value in words.items() if key not in named], *overrides]
+
+
+def narrowed(architecture: dict) -> dict:
+    """The arguments of a network, those that make it wide small."""
+    small = {key.removeprefix("model."): change for key, change in NARROW.items()}
+    return {k: small[k](value) if k in small and value is not None else value for k, value in architecture.items()}

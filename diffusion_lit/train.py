@@ -14,7 +14,7 @@ from diffusion_lit.debug import with_debug
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
-from diffusion_lit.runs import checkpoints, folder, resume, sweeps
+from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
 from diffusion_lit.training import loggers, ranks
 
 log = logging.getLogger("diffusion_lit.train")
@@ -79,12 +79,19 @@ def with_default_experiment(overrides: list[str]) -> list[str]:
 def check(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
     loggers.check(config.logger)
-    facts, source = with_data_facts(config)
+    facts, source = with_facts(config)
     source.splits()
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
     else:
         folder.require_free(Path(facts["run_dir"]))
+        warm_start.check(facts)
+
+
+def with_facts(config: DictConfig) -> tuple[dict, object]:
+    """The resolved configuration with what data and a pretrained network say themselves, and the source."""
+    facts, source = with_data_facts(config)
+    return warm_start.with_architecture(facts), source
 
 
 def train(config: DictConfig) -> float:
@@ -98,7 +105,7 @@ def train(config: DictConfig) -> float:
     if not config.resume:
         folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
     try:
-        config, source = with_data_facts(config)
+        config, source = with_facts(config)
         config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
     except BaseException as error:
@@ -169,6 +176,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     if done := ranks.from_first(finished(config, run, start) if first else None):
         return done
     module = setup.make_module(config)
+    begun_from = None if start else setup.begin(module, config)
     logger = loggers.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)
     trainer = setup.make_trainer(config, run, module.net, recorder)
@@ -176,6 +184,8 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         folder.write_start(run, config, overrides)
         log.info(setup.summary(config, data, module, run, start))
         checkpoints.require_room(run, 3 * checkpoint_bytes(module))
+        if begun_from:
+            log.info(begun_from)
     with logger:
         try:
             trainer.fit(module, data, ckpt_path=start, weights_only=True)

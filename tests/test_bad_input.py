@@ -115,7 +115,7 @@ CASES = [
     ("optimizer.betas=[0.9,1]", "optimizer.betas=[0.9, 1]: each must be less than 1"),
     ("data.background=[0,0,256]", "data.background=[0, 0, 256]: each must be at most 255"),
     ("accept=config", "accept=config: must be a list"),
-    ("accept=[all]", 'accept=["all"]: each must be one of config, data'),
+    ("accept=[all]", 'accept=["all"]: each must be one of config, data, weights'),
     # ranges and choices
     ("optimizer.lr=-1", "optimizer.lr=-1: must be more than 0"),
     ("optimizer.lr=nan", "optimizer.lr=NaN: must be a finite number"),

@@ -42,7 +42,8 @@ def run_level(name: str) -> list[str]:
 
 def test_the_keys_of_a_run():
     assert run_level("train") == [
-        "name", "seed", "run_dir", "resume", "accept", "max_steps", "max_epochs", "global_batch_size", "log_every",
+        "name", "seed", "run_dir", "resume", "init_from", "accept", "max_steps", "max_epochs", "global_batch_size",
+        "log_every",
         "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "label_dropout", "guidance_scale",
         "metric",
     ]  # fmt: skip
@@ -63,6 +64,7 @@ def test_every_choice_composes_and_passes(path):
         "data=table": ["data.path=pictures.csv"],
         "data=arrays": ["data.images=pictures.npy"],
         "data=concat": ["data.sources=[a,b.csv]"],
+        "model=pretrained": ["model.path=there", "data.root=pictures"],
     }
     words += needed.get(name_of(path), ["data.root=pictures"])
     (config,) = composed("train", words)
@@ -181,7 +183,8 @@ def test_every_check_of_values_together_finds_its_keys():
     """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
     left = set(CHECKS)
     for path in sorted((CONF / "model").glob("*.yaml")):
-        (config,) = composed("train", ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)])
+        words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
+        (config,) = composed("train", words + ["model.path=there"] * (path.stem == "pretrained"))
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")}
         for check in CHECKS:

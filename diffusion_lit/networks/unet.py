@@ -6,6 +6,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from diffusion_lit.errors import Exit, UserError
+
 
 class UNet(nn.Module):
     """`forward(x_t (B, C, H, W), t (B,), y (B,) int64) -> (B, C, H, W)`; y = num_classes is the null label.
@@ -81,6 +83,24 @@ CLASS_EMBEDDINGS = {
     "table": lambda num_classes: {"num_class_embeds": num_classes + 1},
     "timestep": lambda num_classes: {"class_embed_type": "timestep"},
 }
+
+
+class PretrainedUNet(UNet2D):
+    """UNet2D as it was found somewhere; with weights in it where training starts (`diffusion_lit.runs.warm_start`).
+
+    Args:
+        path: where it was found; not read again.
+        take: what of it; the weights are not put in here.
+        architecture: the other arguments of UNet2D.
+    Raises:
+        UserError: exit 2 for arguments that the installed diffusers does not take.
+    """
+
+    def __init__(self, path: str, take: str, image_size: int, channels: int, num_classes: int, architecture: dict):
+        try:
+            super().__init__(image_size, channels, num_classes, **architecture)
+        except (TypeError, ValueError) as error:
+            raise UserError(Exit.CONFIG, f"model.path={path}: diffusers cannot make its network: {error}") from None
 
 
 def _give_dtype(unet: UNet2DModel) -> None:

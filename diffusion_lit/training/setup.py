@@ -19,7 +19,7 @@ from diffusion_lit.build import make_decay, make_diffusion, make_network, make_s
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import as_word
-from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.folder import shown
 from diffusion_lit.sampling.previews import rows_of_classes
 from diffusion_lit.seeds import fold, image_seeds
@@ -66,6 +66,15 @@ def make_module(config: dict) -> DiffusionModule:
     torch.manual_seed(fold(config["seed"], "weights"))
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     return DiffusionModule(make_network(config), make_diffusion(config), make_decay(config), config, text)
+
+
+def begin(module: DiffusionModule, config: dict) -> str | None:
+    """The weights that a new run starts from, in the network and in its average; see `warm_start.fill`."""
+    with ranks.first_here_goes_first():  # it may download them
+        told = warm_start.fill(module.net, config, log.warning)
+    if told and module.ema is not module.net:
+        module.ema.load_state_dict(module.net.state_dict())
+    return told
 
 
 def make_trainer(config: dict, run: Path, net: nn.Module, *callbacks: Callback) -> L.Trainer:
