@@ -51,6 +51,11 @@ def guidance(v: dict) -> Iterator[str]:
         )
 
 
+def conditions(v: dict) -> Iterator[str]:
+    if v["classes"] is not None and v["context"] is not None:
+        yield f"classes={shown(v['classes'])} and context={shown(v['context'])}: leave one out; {{a: 1}} is the class a"
+
+
 def halving(v: dict) -> Iterator[str]:
     size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
     if size % 2**times:
@@ -174,6 +179,6 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, halving, groups, attention, block_types, heads, context_unet,
-    simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
+    noise, handed_over, sampler_steps, guidance, conditions, halving, groups, attention, block_types, heads,
+    context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
 )  # fmt: skip
