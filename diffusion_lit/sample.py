@@ -110,10 +110,11 @@ def sample(config: DictConfig) -> None:
     out = new_folder(config.out, run)
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
+    calls = steps * -(-n // model.sampler.batch_size)
     film = Film(range(n) if config.gif else [], steps, model.shape)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
-        task = bar.add_task("", total=steps * -(-n // model.sampler.batch_size))
+        task = bar.add_task("", total=calls)
 
         def on_step(first: int, k: int, x) -> None:
             bar.advance(task)
@@ -137,7 +138,8 @@ def sample(config: DictConfig) -> None:
     }
     render = model.config["data"].get("render", "none")  # older runs have no such key
     write(out, images, film.frames, labels, names, manifest, config, render)
-    log.info("%d images in %.1f s, %.1f img/s", len(images), seconds, len(images) / seconds)
+    rates = len(images) / seconds, calls / seconds
+    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
 

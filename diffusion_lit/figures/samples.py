@@ -64,12 +64,13 @@ def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, adva
 def draw_samplers(
     subject: Subject, samplers: Mapping[str, Sampler], per_row: int, out: Path, advance: Advance
 ) -> list[Path]:
-    """samplers.png: originals beside what each sampler makes of the same seeds and labels, with steps and seconds."""
+    """samplers.png: originals beside what each sampler makes of the same seeds and labels, with steps and time."""
     blocks, groups = [subject.originals(per_row)], [("originals", per_row)]
     for name, sampler in samplers.items():
         started = time.perf_counter()
         blocks.append(sampled(subject, sampler, per_row, lambda first, k, x: advance()))
         seconds = time.perf_counter() - started
-        groups.append((f"{name}, {steps_of(subject, sampler)} steps, {seconds:.1f} s", per_row))
+        each = seconds / len(subject.rows) / per_row
+        groups.append((f"{name}, {steps_of(subject, sampler)} steps\n{each:.3g} s per image", per_row))
     images = subject.shown(torch.cat(blocks, dim=1))
     return [save(tiles(images, subject.row_names, (), f"Samplers: {subject.name}", groups), out)]
