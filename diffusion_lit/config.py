@@ -28,7 +28,7 @@ from yaml import YAMLError
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import combinations, did_you_mean
-from diffusion_lit.rules import OUR_CLASSES, value_fault
+from diffusion_lit.rules import MAPPINGS, OUR_CLASSES, value_fault
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
@@ -198,7 +198,8 @@ def _flat(node: DictConfig, faults: dict[str, str], prefix: str = "") -> dict[st
         name = f"{prefix}{key}"
         try:
             value = MISSING if OmegaConf.is_missing(node, key) else node[key]
-            value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
+            if OmegaConf.is_list(value) or (name in MAPPINGS and OmegaConf.is_dict(value)):
+                value = OmegaConf.to_container(value, resolve=True)
         except InterpolationToMissingValueError:
             continue  # the key that is missing is told of
         except OmegaConfBaseException as error:

@@ -62,6 +62,11 @@ def stairs(v: dict) -> Iterator[str]:
         yield "optimizer.schedule=staircase of optimizer.cycles=1 never falls: set the number of stairs"
 
 
+def conditions(v: dict) -> Iterator[str]:
+    if v["classes"] is not None and v["context"] is not None:
+        yield f"classes={shown(v['classes'])} and context={shown(v['context'])}: leave one out; {{a: 1}} is the class a"
+
+
 def halving(v: dict) -> Iterator[str]:
     size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
     if size % 2**times:
@@ -185,6 +190,7 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, averaging, stairs, halving, groups, attention, block_types,
-    heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
+    noise, handed_over, sampler_steps, guidance, averaging, stairs, conditions, halving, groups, attention,
+    block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies,
+    batch,
 )  # fmt: skip

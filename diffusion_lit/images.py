@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -77,11 +78,18 @@ def on_checkerboard(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(board.crop((0, 0, *picture.size)), picture)
 
 
-def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, hold_ms: int = 1500) -> None:
-    """An endless GIF; the last frame is held so that the result can be looked at."""
-    palettes = [_with_palette(frame) for frame in frames]
+def save_gif(frames: Sequence[Image.Image], path: Path | IO[bytes], frame_ms: int = 100, hold_ms: int = 1500) -> None:
+    """An endless GIF; the last frame is held so that the result can be looked at. Smaller ones are put on white."""
+    size = max(frame.width for frame in frames), max(frame.height for frame in frames)
+    palettes = [_with_palette(_filled(frame, size)) for frame in frames]
     durations = [frame_ms] * (len(palettes) - 1) + [hold_ms]
     palettes[0].save(path, format="GIF", save_all=True, append_images=palettes[1:], duration=durations, loop=0)
+
+
+def _filled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    canvas = Image.new(picture.mode, size, "white")
+    canvas.paste(picture, (0, 0))
+    return canvas
 
 
 def _with_palette(picture: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from diffusion_lit.rules import shown
+from diffusion_lit.rules import MAPPINGS, shown
 
 Line = tuple[Override, ...]
 
@@ -66,7 +66,7 @@ def _word_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
     key, value = override.key_or_group, override.value()
     if override.is_delete():
         return f"{override.input_line}: nothing can be removed, only set"
-    if isinstance(value, dict) and key not in groups:
+    if isinstance(value, dict) and key not in (*groups, *MAPPINGS):
         return f"{override.input_line}: must be one value or a list"
     if key not in groups or value in groups[key]:
         return None

@@ -87,6 +87,16 @@ def classes_fault(value: object) -> str | None:
     return "must be a list of class names or numbers, [3,8]"
 
 
+def context_fault(value: object) -> str | None:
+    if value is None:
+        return None
+    blends = value if isinstance(value, list) else [value]
+    if not blends or not all(isinstance(blend, dict) and blend for blend in blends):
+        return "must be shares of classes, {a: 0.5, b: 0.5}, or a list of such"
+    shares = [share for blend in blends for share in blend.items()]
+    return next((f"the share of {word} {fault}" for word, share in shares if (fault := Rule()(share))), None)
+
+
 def what_fault(value: object) -> str | None:
     return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
 
@@ -98,6 +108,7 @@ COUNT = Rule(int, low=1)
 WHOLE = Rule(int, low=0)
 POSITIVE = Rule(above=0)
 PROBABILITY = Rule(low=0, high=1)
+MAPPINGS = ("context",)  # keys whose value has names of its own
 RULES: dict[str, Check] = {
     "name": TEXT,
     "seed": Rule(int, low=0, high=2**63 - 1),
@@ -230,6 +241,7 @@ RULES: dict[str, Check] = {
     "weights": Rule(choices=("ema", "net")),
     "num_images": COUNT,
     "classes": classes_fault,
+    "context": context_fault,
     "images_per_class": Rule(int, low=1, optional=True),
     "out": OPTIONAL_TEXT,
     "device": device_fault,

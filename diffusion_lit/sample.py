@@ -10,11 +10,14 @@ from pathlib import Path
 from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lit.config import locate
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
+from diffusion_lit.rules import shown
 from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
 from diffusion_lit.seeds import column_seeds, image_seeds
 
 log = logging.getLogger("diffusion_lit.sample")
@@ -49,9 +52,15 @@ def check(config: DictConfig) -> None:
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     names, scale = run_config["data"]["class_names"], config.guidance_scale
-    classes_of(config, names)
-    if config.images_per_class and not names:
-        raise UserError(Exit.CONFIG, f"images_per_class={config.images_per_class}: this run has no classes")
+    labels_of(config, names)
+    if config.context is not None:
+        network = locate(run_config["model"]["_target_"])
+        if not getattr(network, "takes_blends", False):
+            told = f"context: {network.__name__}, the network of this run, takes one class at a time"
+            raise UserError(Exit.CONFIG, f"{told}; model=context_unet takes blends of them")
+    for key in ("images_per_class", "per_class"):
+        if config[key] and not names:
+            raise UserError(Exit.CONFIG, f"{key}={shown(config[key])}: this run has no classes")
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     values |= {f"sampler.{key}": value for key, value in config.sampler.items()}
     if names and scale is not None:
@@ -63,20 +72,20 @@ def check(config: DictConfig) -> None:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be sampled so:", *faults]))
 
 
-def classes_of(config: DictConfig, names: list[str]) -> list[int]:
-    """The labels asked for, by number or by name; all of them where nothing is asked."""
-    if config.classes is None:
+def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
+    """The classes asked for, by number or by name, or the blends of them; all classes where nothing is asked."""
+    key = "classes" if config.context is None else "context"
+    if config[key] is None:
         return list(range(len(names)))
-    asked = OmegaConf.to_container(config.classes) if OmegaConf.is_list(config.classes) else [config.classes]
+    asked = OmegaConf.to_container(config[key]) if OmegaConf.is_config(config[key]) else config[key]
+    told = f"{key}={shown(asked)}"
     if not names:
-        raise UserError(Exit.CONFIG, f"classes={asked}: this run has no classes")
-    # a folder called 10 is class 10, wherever it stands in the order; other numbers count from 0
-    numbers = {k: k for k in range(len(names))} | {word: names.index(str(word)) for word in asked if str(word) in names}
-    for word in asked:
-        if word not in numbers:
-            listed = ", ".join(f"{k} {name}" if str(k) != name else name for k, name in enumerate(names))
-            raise UserError(Exit.CONFIG, f"classes={asked}: {word} is no class of this run; there are {listed}")
-    return [numbers[word] for word in asked]
+        raise UserError(Exit.CONFIG, f"{told}: this run has no classes")
+    read = {"classes": number_of, "context": blend_of}[key]
+    try:
+        return [read(one, names) for one in (asked if isinstance(asked, list) else [asked])]
+    except ValueError as error:
+        raise UserError(Exit.CONFIG, f"{told}: {error}") from None
 
 
 def sample(config: DictConfig) -> None:
@@ -94,17 +103,18 @@ def sample(config: DictConfig) -> None:
         guidance_scale=config.guidance_scale,
         warn=log.warning,
     )
-    names, classes = model.class_names, classes_of(config, model.class_names)
-    n = config.images_per_class * len(classes) if config.images_per_class else config.num_images
-    labels = rows_of_classes(classes, n) if names else [0] * n
+    names, rows = model.class_names, labels_of(config, model.class_names)
+    n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
+    labels = rows_of_classes(rows, n) if names else [0] * n
     seeds = column_seeds(config.seed, labels) if config.same_noise and names else image_seeds(config.seed, n)
     out = new_folder(config.out, run)
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
+    calls = steps * -(-n // model.sampler.batch_size)
     film = Film(range(n) if config.gif else [], steps, model.shape)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
-        task = bar.add_task("", total=steps * -(-n // model.sampler.batch_size))
+        task = bar.add_task("", total=calls)
 
         def on_step(first: int, k: int, x) -> None:
             bar.advance(task)
@@ -122,15 +132,24 @@ def sample(config: DictConfig) -> None:
         "sampler": model.config["sampler"],
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
         "images": [
-            {"file": f"{k:05d}.png", "seed": seed, "label": label if names else None, "class": names and names[label]}
+            {"file": f"{k:05d}.png", "seed": seed, **described(label, names)}
             for k, (seed, label) in enumerate(zip(seeds, labels, strict=True))
         ],
     }
     render = model.config["data"].get("render", "none")  # older runs have no such key
-    write(out, images, film.frames if config.gif else (), labels, names, manifest, config.npy, render)
-    log.info("%d images in %.1f s, %.1f img/s", len(images), seconds, len(images) / seconds)
+    write(out, images, film.frames, labels, names, manifest, config, render)
+    rates = len(images) / seconds, calls / seconds
+    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
+
+
+def described(label: Label, names: list[str]) -> dict:
+    """What an image is of, for the manifest; a blend in the words that ask for it."""
+    if not names:
+        return {"label": None, "class": None}
+    context = {"context": shares_of(label, names)} if isinstance(label, tuple) else {"label": label}
+    return context | {"class": name_of(label, names)}
 
 
 def new_folder(out: str | None, run: Path) -> Path:
@@ -150,22 +169,28 @@ def new_folder(out: str | None, run: Path) -> Path:
 
 
 def write(
-    out: Path, images, frames, labels: list[int], names: list[str], manifest: dict, npy: bool, render: str
+    out: Path, images, frames, labels: list[Label], names: list[str], manifest: dict, config: DictConfig, render: str
 ) -> None:
-    """Numbered PNGs as the network made them, the grid, and what was asked for besides; the manifest last."""
+    """Numbered PNGs as the network made them, the grid, and what `config` asks for besides; the manifest last."""
     import numpy as np
 
     from diffusion_lit.images import on_checkerboard, save_gif, to_pil
-    from diffusion_lit.sampling.previews import class_grid
-    from diffusion_lit.skins import shown
+    from diffusion_lit.sampling.previews import CLASS_MS, class_grid, class_pages
+    from diffusion_lit.skins import shown as as_shown
 
     for entry, image in zip(manifest["images"], images, strict=True):
         to_pil(image).save(out / entry["file"])
-    on_checkerboard(class_grid(shown(images, render), labels, names)).save(out / "grid.png")
-    if len(frames):
-        frames = shown(frames, render)
+    seen = as_shown(images, render)
+    on_checkerboard(class_grid(seen, labels, names)).save(out / "grid.png")
+    if config.per_class:
+        pages = class_pages(seen, labels, names)
+        for k, (name, page) in enumerate(pages):
+            on_checkerboard(page).save(out / f"grid_{k:03d}_{name.replace('/', '_')[:50]}.png")
+        save_gif([page for _, page in pages], out / "classes.gif", frame_ms=CLASS_MS, hold_ms=CLASS_MS)
+    if config.gif:
+        frames = as_shown(frames, render)
         save_gif([class_grid(frame, labels, names) for frame in frames], out / "denoising.gif")
-    if npy:
+    if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
     folder.replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
 """Seeds: every random number here is a function of the run's seed and a position, never of the past."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 
 def fold(seed: int, *words: object) -> int:
@@ -20,9 +20,9 @@ def image_seeds(seed: int, num_images: int) -> list[int]:
     return [counted(seed, "image", k) for k in range(num_images)]
 
 
-def column_seeds(seed: int, labels: Sequence[int]) -> list[int]:
+def column_seeds(seed: int, labels: Sequence[Hashable]) -> list[int]:
     """Seeds of generated images by their place among those of their label: image j of every label has the same."""
-    places: dict[int, int] = {}
+    places: dict[Hashable, int] = {}
     columns = []
     for label in labels:
         columns.append(places.get(label, 0))

@@ -42,10 +42,12 @@ def shown(images: Tensor, render: str) -> Tensor:
     return RENDERS[render](images)
 
 
-def figures(skins: Tensor) -> Tensor:
-    """Front and back beside each other: uint8 (..., 4, 64, 64) to (..., 4, 64, 76), enlarged by a whole factor."""
+def figures(skins: Tensor, outer: bool = True, threshold: float = 0.5) -> Tensor:
+    """Front and back beside each other: uint8 (..., 4, 64, 64) to (..., 4, 64, 76), enlarged by a whole factor; see
+    `figure`."""
     gap = skins.new_zeros(*skins.shape[:-2], HEIGHT, GAP)
-    both = torch.cat([gap, figure(skins), gap, figure(skins, back=True), gap], dim=-1)
+    front, behind = (figure(skins, back, outer, threshold) for back in (False, True))
+    both = torch.cat([gap, front, gap, behind, gap], dim=-1)
     return both.repeat_interleave(ZOOM, dim=-2).repeat_interleave(ZOOM, dim=-1)
 
 

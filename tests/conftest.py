@@ -34,6 +34,17 @@ def digits_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sprites_run(tmp_path_factory) -> Path:
+    """A run of a ContextUnet on made-up sprites, `colour 0` to `colour 4`, trained for a few seconds."""
+    folder = tmp_path_factory.mktemp("sprites")
+    words = ["data=synthetic", "data.image_size=16", "data.num_classes=5", "model=context_unet", "model.features=16"]
+    words += ["diffusion=ddpm", "diffusion.num_train_timesteps=50", "diffusion.beta_start=0.001", "sampler=ddpm"]
+    words += ["diffusion.beta_end=0.2", "weighting=uniform", "global_batch_size=16", "max_steps=60", "log_every=10"]
+    run("train", *words, "val_every=30", "sampler.batch_size=16", "sample_every=0", "run_dir=run", cwd=folder)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data sets beside a developer's checkout; elsewhere the tests that need them are skipped."""
     path = Path(__file__).parents[2] / "shared" / "data"

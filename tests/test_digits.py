@@ -15,7 +15,7 @@ from diffusion_lit.data.sources import Digits
 from diffusion_lit.evaluation.judge import PixelJudge
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.runs.metrics import read_metrics
-from diffusion_lit.sample import classes_of
+from diffusion_lit.sample import labels_of
 from diffusion_lit.training.probe import BINS, Probe
 from diffusion_lit.training.setup import make_module
 from tests.runs import run
@@ -124,7 +124,8 @@ def test_sample_uses_the_sampler_of_the_run_and_changes_one_key_of_it(digits_run
 def test_folder_names_that_are_numbers_are_meant_as_names():
     names = ["1", "10", "2"]
     for asked, labels in (("[1]", [0]), ("[10]", [1]), ("[2,1]", [2, 0]), ("[0]", [0])):
-        assert classes_of(OmegaConf.create({"classes": yaml.safe_load(asked)}), names) == labels
+        config = OmegaConf.create({"classes": yaml.safe_load(asked), "context": None})
+        assert labels_of(config, names) == labels
 
 
 def test_guidance_needs_a_network_that_was_trained_for_it(digits_run, tmp_path):

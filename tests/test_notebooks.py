@@ -1,25 +1,39 @@
-"""The notebooks run from top to bottom on the digits' run folder, and show pictures."""
+"""The notebooks run from top to bottom on the folders of runs, and show pictures."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.runs import TINY, run
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+RUNS = {"01_digits": "digits_run", "02_classes": "digits_run", "03_sprites": "sprites_run", "04_skins": "skins_run"}
+PICTURES = {"01_digits": 5, "02_classes": 4, "03_sprites": 5, "04_skins": 4}
+
+
+@pytest.fixture(scope="module")
+def skins_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("skins")
+    words = ["data=synthetic", "data.labels=none", "data.image_size=64", "data.channels=4", "data.render=skin"]
+    words += [*TINY, "data.num_images=40", "max_steps=2", "sample_every=0", "val_every=0", "sampler.batch_size=8"]
+    run("train", *words, "run_dir=run", cwd=folder)
+    return folder / "run"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_shows_its_pictures(path, digits_run, monkeypatch):
-    monkeypatch.setenv("DIFFUSION_LIT_RUN", str(digits_run))
+def test_a_notebook_runs_and_shows_its_pictures(path, request, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_LIT_RUN", str(request.getfixturevalue(RUNS[path.stem])))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures inline
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "committed with outputs"
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 5
-    if os.environ.get("KEEP_NOTEBOOK"):  # to look at it
-        nbformat.write(notebook, os.environ["KEEP_NOTEBOOK"])
+    pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    assert len(pictures) >= PICTURES[path.stem]
+    assert ("image/gif" in pictures) == (path.stem == "02_classes")
+    if os.environ.get("KEEP_NOTEBOOK"):  # a folder, to look at them
+        nbformat.write(notebook, Path(os.environ["KEEP_NOTEBOOK"]) / path.name)

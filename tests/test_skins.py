@@ -127,6 +127,9 @@ def test_figures_hold_both_sides_enlarged_by_a_whole_factor():
     assert torch.equal(small[..., 2:18], figure(skins))
     assert torch.equal(small[..., 20:36], figure(skins, back=True))
     assert (small[..., [0, 1, 18, 19, 36, 37]] == 0).all()
+    bare = figures(skins, outer=False, threshold=0.2)[:, :, ::2, ::2]
+    assert torch.equal(bare[..., 20:36], figure(skins, back=True, outer=False, threshold=0.2))
+    assert not torch.equal(bare[1], small[1])
 
 
 def test_only_skins_are_shown_as_skins():

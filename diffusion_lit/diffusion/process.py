@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (B,C,H,W), time (B,), y (B,)) -> out (B,C,H,W)
+# y: labels (B,) int64, or blends of K classes (B, K) float32 for a network that has `takes_blends`
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (B,C,H,W), time (B,), y) -> out (B,C,H,W)
 Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr (T,), gain (T,)) -> weight on the network's error (T,)
 
 LOSSES = {"mse": torch.square, "l1": torch.abs}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.build import guided
@@ -13,11 +12,9 @@ from diffusion_lit.figures.style import picture_of, save, tiles
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.images import save_gif, to_uint8
 from diffusion_lit.sampling.generate import OnStep, generate
-from diffusion_lit.sampling.previews import Film
+from diffusion_lit.sampling.previews import CLASS_MS, Film
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
-
-CLASS_MS = 1000  # a class GIF shows each class so long
 
 Advance = Callable[[], None]  # told of every step of a chunk of images
 
@@ -60,28 +57,20 @@ def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, adva
     if subject.class_names:
         made.append(out.with_name("classes.gif"))
         pages = [picture_of(tiles(row[None], title=name)) for row, name in zip(images, subject.row_names, strict=True)]
-        save_gif(_of_one_size(pages), made[-1], frame_ms=CLASS_MS, hold_ms=CLASS_MS)
+        save_gif(pages, made[-1], frame_ms=CLASS_MS, hold_ms=CLASS_MS)
     return made
-
-
-def _of_one_size(pictures: list[Image.Image]) -> list[Image.Image]:
-    """On white; a long class name makes a page wider than the others."""
-    size = max(p.width for p in pictures), max(p.height for p in pictures)
-    canvases = [Image.new("RGB", size, "white") for _ in pictures]
-    for canvas, picture in zip(canvases, pictures, strict=True):
-        canvas.paste(picture, (0, 0))
-    return canvases
 
 
 def draw_samplers(
     subject: Subject, samplers: Mapping[str, Sampler], per_row: int, out: Path, advance: Advance
 ) -> list[Path]:
-    """samplers.png: originals beside what each sampler makes of the same seeds and labels, with steps and seconds."""
+    """samplers.png: originals beside what each sampler makes of the same seeds and labels, with steps and time."""
     blocks, groups = [subject.originals(per_row)], [("originals", per_row)]
     for name, sampler in samplers.items():
         started = time.perf_counter()
         blocks.append(sampled(subject, sampler, per_row, lambda first, k, x: advance()))
         seconds = time.perf_counter() - started
-        groups.append((f"{name}, {steps_of(subject, sampler)} steps, {seconds:.1f} s", per_row))
+        each = seconds / len(subject.rows) / per_row
+        groups.append((f"{name}, {steps_of(subject, sampler)} steps\n{each:.3g} s per image", per_row))
     images = subject.shown(torch.cat(blocks, dim=1))
     return [save(tiles(images, subject.row_names, (), f"Samplers: {subject.name}", groups), out)]

@@ -8,12 +8,12 @@ NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchN
 
 
 class ContextUnet(nn.Module):
-    """`forward(x_t (B, C, H, W), t (B,), y (B,) int64) -> (B, C, H, W)`; y = num_classes is the null label.
+    """`forward(x_t (B, C, H, W), t (B,), y) -> (B, C, H, W)`; y (B,) int64, num_classes is the null label, or blends of
+    classes (B, num_classes) float32, where the zero vector is.
 
     Two halvings, one vector for the whole image in between, no attention. At two levels of the decoder the channels are
-    scaled by the class and shifted by the time; the encoder knows neither. A label is one-hot, the null label the zero
-    vector; y may also be a float context (B, num_classes), such as half of one class and half of another. With
-    num_classes 0 nothing is scaled.
+    scaled by the class and shifted by the time; the encoder knows neither. A label is a one-hot vector; half of one
+    class and half of another is a vector as well. With num_classes 0 nothing is scaled.
 
     372,867, 1,480,963, 5,902,851 and 23,569,411 parameters for 32, 64, 128 and 256 features, 3 channels, 5 classes
     and images of 16x16, with either norm. Larger images cost (4 features^2) (image_size / 4)^2 in place of 16 of these.
@@ -25,6 +25,8 @@ class ContextUnet(nn.Module):
             Work, 2023), where images of all noise levels share statistics and small batches have poor ones.
         num_train_timesteps: T; the time is told as the number (t + 1) / T.
     """
+
+    takes_blends = True  # of classes, in `sample`
 
     def __init__(
         self, image_size: int, channels: int, num_classes: int, features: int, norm: str, num_train_timesteps: int
@@ -71,7 +73,7 @@ class ContextUnet(nn.Module):
         return self.out(torch.cat([up, x], 1))
 
     def context(self, y: Tensor) -> Tensor:
-        """Labels (B,) to one-hot float32 (B, num_classes), the null label to zeros; a float context as it is."""
+        """Labels (B,) to one-hot float32 (B, num_classes), the null label to zeros; blends as they are."""
         return y if y.is_floating_point() else F.one_hot(y, self.num_classes + 1)[:, :-1].float()
 
 

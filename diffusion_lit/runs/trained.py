@@ -12,6 +12,7 @@ from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config, require_run
 from diffusion_lit.sampling.generate import OnStep, generate
+from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
 
 
@@ -55,10 +56,20 @@ class Trained:
         self.sampler: Sampler = make_sampler_of(self.config)
 
     def generate(
-        self, labels: Sequence[int], seeds: Sequence[int], on_step: OnStep = lambda first, k, x: None
+        self, labels: Sequence[Label], seeds: Sequence[int], on_step: OnStep = lambda first, k, x: None
     ) -> Tensor:
         """Images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`; labels count for nothing in a run
-        without classes."""
+        without classes. In place of classes a network with `takes_blends` takes blends of them, see `blend_of`.
+
+        Raises:
+            ValueError: for blends that the network does not take.
+        """
+        y, num_classes = torch.as_tensor(labels), len(self.class_names)
+        if y.is_floating_point() or y.ndim > 1:
+            if not getattr(self.net, "takes_blends", False):
+                raise ValueError(f"{type(self.net).__name__} takes one class at a time, not blends of them")
+            if not y.is_floating_point() or y.shape[1:] != (num_classes,):
+                raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
         net = guided(self.net, self.config)
         return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
 
 OnStep = Callable[[int, int, Tensor], None]  # (first image of the chunk, step done, x (B, C, H, W) after it)
@@ -17,7 +18,7 @@ def generate(
     net: Network,
     diffusion: Diffusion,
     sampler: Sampler,
-    labels: Sequence[int],
+    labels: Sequence[Label],
     seeds: Sequence[int],
     shape: tuple[int, int, int],
     on_step: OnStep = lambda first, k, x: None,

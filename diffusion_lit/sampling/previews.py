@@ -9,9 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.images import beside, grid, on_checkerboard, save_gif, to_uint8
+from diffusion_lit.sampling.labels import Label, name_of
 
 ROWS, COLUMNS = 16, 8  # of a preview at most
 FRAMES = 40  # of its film at most
+CLASS_MS = 1000  # that a GIF of the classes shows each
 
 
 def preview_labels(num_classes: int) -> list[int]:
@@ -19,7 +21,7 @@ def preview_labels(num_classes: int) -> list[int]:
     return rows_of_classes(range(min(num_classes, ROWS)), COLUMNS * min(num_classes, ROWS)) if num_classes else [0] * 64
 
 
-def rows_of_classes(classes: Sequence[int], num_images: int) -> list[int]:
+def rows_of_classes(classes: Sequence[Label], num_images: int) -> list[Label]:
     """Labels for one row per class: equal runs in the order of `classes`, the first ones longer if need be.
 
     >>> rows_of_classes([3, 8], 5)
@@ -29,8 +31,8 @@ def rows_of_classes(classes: Sequence[int], num_images: int) -> list[int]:
     return [label for k, label in enumerate(classes) for _ in range(share + (k < extra))]
 
 
-def class_grid(images: Tensor, labels: Sequence[int], class_names: Sequence[str], title: str = "") -> Image.Image:
-    """uint8 (N, C, H, W) as one picture: a row for each class, in order, or a square of unlabelled images."""
+def class_grid(images: Tensor, labels: Sequence[Label], class_names: Sequence[str], title: str = "") -> Image.Image:
+    """uint8 (N, C, H, W) as one picture: a row for each class or blend, in order, or a square of unlabelled images."""
     if not class_names:
         return grid(images, columns=max(1, round(len(images) ** 0.5)), title=title)
     classes = list(dict.fromkeys(labels))
@@ -38,7 +40,16 @@ def class_grid(images: Tensor, labels: Sequence[int], class_names: Sequence[str]
     columns = max(map(len, rows))
     blank = torch.full((1, *images.shape[1:]), 255, dtype=torch.uint8)
     filled = [torch.cat([row, blank.expand(columns - len(row), -1, -1, -1)]) for row in rows]
-    return grid(torch.cat(filled), columns, [class_names[label] for label in classes], title)
+    return grid(torch.cat(filled), columns, [name_of(label, class_names) for label in classes], title)
+
+
+def class_pages(images: Tensor, labels: Sequence[Label], class_names: Sequence[str]) -> list[tuple[str, Image.Image]]:
+    """The images of each class or blend, in order, as a square with its name above, and that name."""
+    pages = []
+    for label in dict.fromkeys(labels):
+        of_label, name = images[torch.tensor([other == label for other in labels])], name_of(label, class_names)
+        pages.append((name, class_grid(of_label, (), (), title=name)))
+    return pages
 
 
 def filmed_images(labels: Sequence[int], class_names: Sequence[str]) -> list[int]:
