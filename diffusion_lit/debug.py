@@ -39,7 +39,7 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         config: what they come to; values may be missing.
     """
     named = {word.partition("=")[0].lstrip("+") for word in overrides}
-    words = {key: value for key, value in SHORT.items() if OmegaConf.select(config, key) is not None}
+    words = {key: value for key, value in SHORT.items() if _has(config, key)}
     found = {key: OmegaConf.select(config, key) for key in NARROW}
     words |= {key: NARROW[key](value) for key, value in found.items() if value is not None}
     words |= {"logger": "none"}
@@ -51,3 +51,9 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         }
         words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
     return [*[as_word(key, value) for key, value in words.items() if key not in named], *overrides]
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Whether there is such a key, be it null: `sampler.steps=null` stands for all timesteps."""
+    group, _, last = key.rpartition(".")
+    return last in (OmegaConf.select(config, group) if group else config)

@@ -1,5 +1,7 @@
 """Every experiment runs: `debug=on` takes each along its whole path in seconds, in this process."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained
 from diffusion_lit.train import expanded, fit
+from diffusion_lit.training import probe
 from tests.runs import run, trace
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if file.stem != "none")
@@ -27,12 +30,17 @@ def configuration(*words: str, complete: bool = True):
     return composed("train", expanded(list(words), None), complete=complete)[0]
 
 
+small = cache(lambda experiment: configuration(f"experiment={experiment}", "debug=on"))
+plain = cache(lambda experiment: configuration(f"experiment={experiment}", complete=False))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_resumes_and_samples(tmp_path, experiment):
-    words = [f"experiment={experiment}", "debug=on", "data.judge_images=0"]
-    for more in (["max_steps=1"], ["max_steps=2", f"resume={tmp_path}"]):
-        config, source = with_data_facts(configuration(*words, *more))
-        fit(config, source, tmp_path, [*words, *more])
+def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
+    monkeypatch.setattr(probe, "PER_BIN", 1)  # the path is the same
+    settings, source = with_data_facts(small(experiment))
+    settings["data"]["judge_images"] = 0
+    for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):
+        fit(settings | more, source, tmp_path, [f"experiment={experiment}"])
     rows = trace(tmp_path)
     assert [row["step"] for row in rows] == ["1", "2"]
     assert all(np.isfinite(float(row["loss"])) for row in rows)
@@ -43,20 +51,27 @@ def test_every_experiment_trains_resumes_and_samples(tmp_path, experiment):
     assert model.generate([0, 0], [1, 2]).shape == (2, *model.shape)
 
 
-# what the projects that they come from had, asserted to the parameter
+# classes that the data have, and parameters; where they come from another project, down to its last one
 COUNTS = {
-    "minecraft_skins": ([], 0, 120_252_164),
-    "pixel_icons": (["data.channels=3", "data.alpha=keep"], 0, 14_738_051),
-    "cifar10_snr_x0": ([], 10, 114_001_923),
+    "celeba": (0, 35_746_307),
+    "cifar10_cond": (10, 35_751_939),
+    "cifar10_snr_x0": (10, 114_001_923),
+    "cifar10_snr_x0_faithful": (10, 114_001_923),
+    "digits": (10, 268_769),
+    "fer2013_cond": (7, 71_760_897),
+    "minecraft_skins": (0, 120_252_164),
+    "minecraft_skins_faithful": (0, 120_252_164),
+    "mnist_cond": (10, 1_624_577),
+    "pixel_icons": (0, 14_739_204),  # alpha is a channel more
+    "pixel_icons_faithful": (0, 14_738_051),
 }
 
 
-@pytest.mark.parametrize("experiment", COUNTS)
-def test_networks_have_the_parameters_of_their_originals(experiment):
-    words, num_classes, count = COUNTS[experiment]
-    config = composed("train", [f"experiment={experiment}", f"data.num_classes={num_classes}", *words], complete=False)[
-        0
-    ]
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_has_the_parameters_that_it_should(experiment):
+    num_classes, count = COUNTS[experiment]
+    config = copy.deepcopy(plain(experiment))
+    config.data.num_classes = num_classes
     with torch.device("meta"):
         net = build(OmegaConf.to_container(config.model, resolve=True))
     assert sum(p.numel() for p in net.parameters()) == count
@@ -64,13 +79,12 @@ def test_networks_have_the_parameters_of_their_originals(experiment):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_debug_keeps_what_pictures_and_classes_there_are(experiment):
-    plain = configuration(f"experiment={experiment}", complete=False)
-    small = configuration(f"experiment={experiment}", "debug=on")
     for key in ("image_size", "channels"):
-        assert small.data[key] == plain.data[key]
-    assert small.diffusion.prediction_type == plain.diffusion.prediction_type
-    assert small.model._target_ == plain.model._target_
-    assert (small.max_steps, small.logger._target_.rpartition(".")[2]) == (2, "Files")
+        assert small(experiment).data[key] == plain(experiment).data[key]
+    assert small(experiment).diffusion.prediction_type == plain(experiment).diffusion.prediction_type
+    assert small(experiment).model._target_ == plain(experiment).model._target_
+    assert (small(experiment).max_steps, small(experiment).logger._target_.rpartition(".")[2]) == (2, "Files")
+    assert small(experiment).sampler.steps == 2
 
 
 def test_words_of_the_command_line_win_over_debug():
