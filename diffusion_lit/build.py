@@ -1,5 +1,7 @@
 """From a run's configuration (plain data) to its objects; training and sampling build the same ones."""
 
+import inspect
+
 from torch import nn
 
 from diffusion_lit.config import build, locate
@@ -30,6 +32,9 @@ def guided(net: nn.Module, config: dict):
 
 
 def make_decay(config: dict):
-    """The EMA's decay, or None for `ema=none`."""
-    decay = build(config["ema"])
+    """The EMA's decay, or None for `ema=none`. One that follows the length of the run is told it as `max_steps`."""
+    ema = config["ema"]
+    if "max_steps" in inspect.signature(locate(ema["_target_"])).parameters:
+        ema = ema | {"max_steps": config["max_steps"]}
+    decay = build(ema)
     return decay if callable(decay) else None

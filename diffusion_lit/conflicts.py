@@ -51,6 +51,12 @@ def guidance(v: dict) -> Iterator[str]:
         )
 
 
+def averaging(v: dict) -> Iterator[str]:
+    every, steps = v["ema.update_every"], v["max_steps"]
+    if every > steps:
+        yield f"ema.update_every={every} is more than max_steps={steps}: the untrained network would be sampled"
+
+
 def halving(v: dict) -> Iterator[str]:
     size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
     if size % 2**times:
@@ -174,6 +180,6 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, halving, groups, attention, block_types, heads, context_unet,
-    simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
+    noise, handed_over, sampler_steps, guidance, averaging, halving, groups, attention, block_types, heads,
+    context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
 )  # fmt: skip

@@ -13,6 +13,7 @@ SHORT = {
     "val_every": 1,
     "sample_every": 1,
     "checkpoint_every": 1,
+    "ema.update_every": 1,
     "strategy.accumulate": 1,
     "diffusion.num_train_timesteps": 20,
     "sampler.steps": 2,

@@ -188,6 +188,8 @@ RULES: dict[str, Check] = {
     "ema.inv_gamma": POSITIVE,
     "ema.power": POSITIVE,
     "ema.max_decay": PROBABILITY,
+    "ema.decay": PROBABILITY,
+    "ema.update_every": COUNT,
     "sampler.steps": Rule(int, low=1, optional=True),
     "sampler.batch_size": COUNT,
     "sampler.eta": PROBABILITY,

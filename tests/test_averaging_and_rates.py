@@ -24,7 +24,7 @@ from diffusion_lit.data.stream import Batches
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import MinSNR
-from diffusion_lit.training.ema import PowerDecay, update
+from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, update
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer
 
@@ -62,7 +62,10 @@ def in_closed_form(start: np.ndarray, values: list[np.ndarray], decays: list[flo
     return math.prod(decays) * start + sum(w * value for w, value in zip(weights, values, strict=True))
 
 
-@pytest.mark.parametrize("decay", [PowerDecay(power=0.75), PowerDecay(2.0, 2 / 3, 0.5), PowerDecay(power=1.0)], ids=str)
+DECAYS = [PowerDecay(power=0.75), PowerDecay(2.0, 2 / 3, 0.5), PowerDecay(power=1.0), ConstantDecay(0.9)]
+
+
+@pytest.mark.parametrize("decay", [*DECAYS, RisingDecay(40, decay=0.5)], ids=str)
 def test_the_average_is_the_weighted_sum_of_all_that_it_saw(decay):
     net, generator = Tiny(), torch.Generator().manual_seed(0)
     average = copy.deepcopy(net)
@@ -106,6 +109,29 @@ def test_power_decay_reaches_its_promised_values_and_no_more():
     assert decays[0] == 0  # the first average is the network itself, not its random beginning
     assert decays == sorted(decays)
     assert decays[-1] == 0.9999
+
+
+def test_a_rising_decay_goes_from_its_base_to_1_over_the_run():
+    decay = make_decay({"ema": EMAS["rising"], "max_steps": 400})
+    # BYOL's momentum at k of K steps, and where half a cosine must be without computing one
+    wanted = [1 - (1 - 0.996) * (math.cos(math.pi * k / 400) + 1) / 2 for k in range(400)]
+    assert [decay(n) for n in range(400)] == pytest.approx(wanted, abs=1e-15)
+    assert [decay(n) for n in (0, 100, 200, 300, 400, 500)] == pytest.approx(
+        [0.996, 1 - 0.002 * (1 + 0.5**0.5), 0.998, 1 - 0.002 * (1 - 0.5**0.5), 1, 1], abs=1e-15
+    )
+    seldom = make_decay({"ema": EMAS["rising"] | {"update_every": 10}, "max_steps": 400})
+    assert [seldom(n) for n in range(40)] == pytest.approx(wanted[::10], abs=1e-15)  # of 40 updates
+
+
+def test_a_constant_decay_leaves_as_much_of_the_untrained_network_as_it_says():
+    decay = make_decay({"ema": EMAS["constant"]})
+    assert {decay(n) for n in (0, 1, 10**6)} == {0.995}
+    assert math.prod(decay(n) for n in range(1000)) == pytest.approx(0.007, abs=4e-4)
+
+
+def test_runs_from_before_the_key_average_at_every_step():
+    old = {key: value for key, value in EMAS["power"].items() if key != "update_every"}
+    assert make_decay({"ema": old}) == make_decay({"ema": EMAS["power"]}) == PowerDecay()
 
 
 def test_no_average_has_no_decay():
@@ -210,7 +236,7 @@ class Watch(L.Callback):
             assert trainer.accumulate_grad_batches > 1
 
 
-def train(ema: str, accumulate: int, schedule: str = "cosine") -> tuple[DiffusionModule, Watch, nn.Module]:
+def train(ema: dict, accumulate: int, schedule: str = "cosine") -> tuple[DiffusionModule, Watch, nn.Module]:
     torch.manual_seed(0)
     config = {
         "seed": 0,
@@ -224,7 +250,7 @@ def train(ema: str, accumulate: int, schedule: str = "cosine") -> tuple[Diffusio
     net = Tiny()
     start = copy.deepcopy(net)
     diffusion = Diffusion(NoiseTable(), "v_prediction", MinSNR())
-    module, watch = DiffusionModule(net, diffusion, make_decay({"ema": EMAS[ema]}), config, ""), Watch()
+    module, watch = DiffusionModule(net, diffusion, make_decay(config | {"ema": ema}), config, ""), Watch()
     store = ImageStore(IMAGES, np.zeros(len(IMAGES), np.int64))
     trainer = L.Trainer(
         max_steps=STEPS,
@@ -250,16 +276,16 @@ class _Stream(torch.utils.data.IterableDataset):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_training_averages_once_per_optimizer_step_from_the_first_on(accumulate):
-    module, watch, start = train("power", accumulate)
+@pytest.mark.parametrize(("every", "accumulate"), [(1, 1), (1, 2), (2, 1), (4, 2)])
+def test_training_averages_at_the_optimizer_steps_that_it_should(every, accumulate):
+    module, watch, start = train(EMAS["power"] | {"update_every": every}, accumulate)
     assert len(watch.networks) == STEPS
-    # diffusers' own decays for these steps: what its EMAModel would have made of the same networks
+    # diffusers' own decays for these updates: what its EMAModel would have made of the same networks
     theirs = EMAModel(start.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1, power=3 / 4)
-    decays = [theirs.get_decay(step) for step in range(1, STEPS + 1)]
+    decays = [theirs.get_decay(update) for update in range(1, STEPS // every + 1)]
     state = {name: value.double().numpy() for name, value in start.state_dict().items()}
     for name, value in module.ema.state_dict().items():
-        seen = [network[name] for network in watch.networks]
+        seen = [network[name] for network in watch.networks][every - 1 :: every]
         wanted = in_closed_form(state[name], seen, decays) if value.is_floating_point() else seen[-1]
         np.testing.assert_allclose(value.numpy(), wanted, rtol=1e-5, atol=1e-6, err_msg=name)
     assert not any(value.requires_grad for value in module.ema.parameters())
@@ -269,7 +295,7 @@ def test_training_averages_once_per_optimizer_step_from_the_first_on(accumulate)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_without_an_average_has_one_network_only(accumulate):
-    module, watch, _ = train("none", accumulate)
+    module, watch, _ = train(EMAS["none"], accumulate)
     assert module.ema is module.net
     for name, value in module.net.state_dict().items():
         np.testing.assert_array_equal(value.double().numpy(), watch.networks[-1][name])
@@ -280,7 +306,7 @@ def test_training_without_an_average_has_one_network_only(accumulate):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_training_runs_each_step_at_the_rate_of_the_curve(schedule, accumulate):
     # with accumulation too: diffusers' training script counts micro-batches, and its rate hardly falls
-    _, watch, _ = train("none", accumulate, schedule)
+    _, watch, _ = train(EMAS["none"], accumulate, schedule)
     theirs = curve_of_diffusers(schedule, 2, STEPS)
     assert watch.rates == pytest.approx([0.05 * rate for rate in [*theirs[1:3], *theirs[2:STEPS]]])
 

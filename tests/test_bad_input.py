@@ -143,6 +143,7 @@ CASES = [
     ("model.middle_attention=true model.attention_head_dim=64", "model.attention_head_dim=64 must divide"),
     ("model.attention_levels=[2]", "model.attention_levels=[2]: there are levels 0 to 1"),
     ("global_batch_size=10 strategy.accumulate=3", "global_batch_size=10 must be a multiple of strategy.accumulate=3"),
+    ("ema.update_every=9 max_steps=5", "ema.update_every=9 is more than max_steps=5: the untrained network would be"),
     ("label_dropout=0 guidance_scale=2", "guidance needs the unconditional model"),
     ("model.num_classes=3", "model.num_classes=3 follows from data.num_classes: set that instead"),
     ("model=dit model.num_classes=3", "model.num_classes=3 follows from data.num_classes"),

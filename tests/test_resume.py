@@ -51,9 +51,9 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumulate):
-    settings = [*SETTINGS, f"strategy.accumulate={accumulate}"]
+@pytest.mark.parametrize(("accumulate", "words"), [(1, []), (3, ["ema=rising", "ema.decay=0.5", "ema.update_every=3"])])
+def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumulate, words):
+    settings = [*SETTINGS, *words, f"strategy.accumulate={accumulate}"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
     dice = random.Random(accumulate)

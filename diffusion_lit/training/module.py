@@ -22,7 +22,8 @@ class DiffusionModule(L.LightningModule):
     Args:
         net: the network, see `diffusion_lit.networks`.
         diffusion: noise table, prediction type and weighting.
-        decay: decay of the average for the update after n earlier ones, n = 0, 1, ...; None for no average.
+        decay: decay of the average for the update after n earlier ones, n = 0, 1, ..., with `update_every`, the
+            optimizer steps from one update to the next; None for no average.
         config: the run's configuration, plain data; travels in every checkpoint as text.
     """
 
@@ -80,7 +81,9 @@ class DiffusionModule(L.LightningModule):
         self.learning_rate = optimizer.param_groups[0]["lr"]
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's average
-            averaging.update(self.ema, self.net, self.decay(self.global_step))
+            updates, since = divmod(self.global_step + 1, self.decay.update_every)
+            if since == 0:
+                averaging.update(self.ema, self.net, self.decay(updates - 1))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["config"] = self.config_text
