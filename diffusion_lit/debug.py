@@ -25,6 +25,7 @@ NARROW = {  # keys of networks, those that there are
     "model.attention_head_dim": lambda size: 8,
     "model.layers_per_block": lambda layers: 1,
     "model.features": lambda features: 8,
+    "model.attention_levels": lambda levels: list(levels)[-1:],
     "model.widths": lambda widths: [8] * len(widths),
     "model.width": lambda width: 16,
     "model.heads": lambda heads: 2,
@@ -50,6 +51,8 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         kept = {
             key: config.data[key] for key in ("image_size", "channels", "num_classes", "labels") if key in config.data
         }
+        if config.data.get("label_column") == "none":
+            kept["labels"] = "none"
         words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
     return [*[as_word(key, value) for key, value in words.items() if key not in named], *overrides]
 

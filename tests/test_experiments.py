@@ -14,8 +14,9 @@ from diffusion_lit.config import CONF, build, composed, source_of, with_data_fac
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained
+from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.train import expanded, fit
-from diffusion_lit.training import probe
+from diffusion_lit.training import probe, recorder
 from tests.runs import run, trace
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if file.stem != "none")
@@ -36,7 +37,8 @@ plain = cache(lambda experiment: configuration(f"experiment={experiment}", compl
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
-    monkeypatch.setattr(probe, "PER_BIN", 1)  # the path is the same
+    monkeypatch.setattr(probe, "PER_BIN", 1)  # fewer of both along the same path
+    monkeypatch.setattr(recorder, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
     settings, source = with_data_facts(small(experiment))
     settings["data"]["judge_images"] = 0
     for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):
@@ -61,9 +63,19 @@ COUNTS = {
     "fer2013_cond": (7, 71_760_897),
     "minecraft_skins": (0, 120_252_164),
     "minecraft_skins_faithful": (0, 120_252_164),
+    "flowers": (0, 2_346_835),
+    "flowers_base": (0, 33_995_395),
+    "flowers_base_faithful": (0, 33_995_395),
+    "flowers_faithful": (0, 2_346_835),
     "mnist_cond": (10, 1_624_577),
     "pixel_icons": (0, 14_739_204),  # alpha is a channel more
     "pixel_icons_faithful": (0, 14_738_051),
+    "pokemon": (0, 33_995_395),
+    "pokemon_faithful": (0, 33_995_395),
+    "sprites_context": (5, 5_902_851),
+    "sprites_context_faithful": (5, 5_902_851),
+    "sprites_context_t1500": (5, 5_902_851),
+    "sprites_context_t3000": (5, 23_569_411),
 }
 
 
