@@ -53,8 +53,13 @@ def guidance(v: dict) -> Iterator[str]:
 
 def averaging(v: dict) -> Iterator[str]:
     every, steps = v["ema.update_every"], v["max_steps"]
-    if every > steps:
+    if every > steps and v["max_epochs"] is None:
         yield f"ema.update_every={every} is more than max_steps={steps}: the untrained network would be sampled"
+
+
+def stairs(v: dict) -> Iterator[str]:
+    if v["optimizer.schedule"] == "staircase" and v["optimizer.cycles"] == 1:
+        yield "optimizer.schedule=staircase of optimizer.cycles=1 never falls: set the number of stairs"
 
 
 def halving(v: dict) -> Iterator[str]:
@@ -180,6 +185,6 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, averaging, halving, groups, attention, block_types, heads,
-    context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
+    noise, handed_over, sampler_steps, guidance, averaging, stairs, halving, groups, attention, block_types,
+    heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies, batch,
 )  # fmt: skip

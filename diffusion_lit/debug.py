@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config import CONF
-from diffusion_lit.overrides import as_word
+from diffusion_lit.overrides import as_word, value_of
 
 SHORT = {
     "name": "debug",
@@ -45,6 +45,8 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
     found = {key: OmegaConf.select(config, key) for key in NARROW}
     words |= {key: NARROW[key](value) for key, value in found.items() if value is not None}
     words |= {"logger": "none"}
+    if value_of("max_epochs", overrides) is not None:
+        del words["max_steps"]
     of_any_data = {f"data.{key}" for key in OmegaConf.load(CONF / "data" / "synthetic.yaml")}
     own_data = "data" in named or any(key.startswith("data.") for key in named - of_any_data)
     if not own_data and not config.data._target_.endswith(".Digits"):

@@ -1,6 +1,7 @@
 """`python -m diffusion_lit.train`: from a command line to a trained model in a run folder."""
 
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -37,13 +38,13 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
         raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
     if asked != "auto":
-        return resume.continued_overrides(folder.require_run(asked), rest)
+        return with_one_length(resume.continued_overrides(folder.require_run(asked), rest))
     name = composed("train", expanded(rest, config_dir), config_dir, complete=False)[0].name
     run = folder.newest_run(Path("outputs", name))
     if run is None:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expanded(rest, config_dir)
-    return resume.continued_overrides(run, rest)
+    return with_one_length(resume.continued_overrides(run, rest))
 
 
 def expanded(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -52,7 +53,18 @@ def expanded(overrides: list[str], config_dir: str | None) -> list[str]:
     rest = with_default_experiment([word for word in overrides if not word.startswith("debug=")])
     if debug not in (None, "on", "off"):
         raise UserError(Exit.CONFIG, f"debug={debug}: must be on or off")
-    return with_debug(rest, composed("train", rest, config_dir, complete=False)[0]) if debug == "on" else rest
+    if debug == "on":
+        rest = with_debug(rest, composed("train", rest, config_dir, complete=False)[0])
+    return with_one_length(rest)
+
+
+def with_one_length(overrides: list[str]) -> list[str]:
+    """`max_steps` among the words wins over `max_epochs` of an experiment; both among them contradict each other."""
+    keys = {word.partition("=")[0] for word in overrides}
+    if "max_steps" in keys and value_of("max_epochs", overrides) is not None:
+        raise UserError(Exit.CONFIG, "max_steps and max_epochs each say how long the run is: leave one of the two out")
+    wins = {"max_steps", "experiment"} <= keys and "max_epochs" not in keys
+    return [*overrides, "max_epochs=null"] if wins else overrides
 
 
 def with_default_experiment(overrides: list[str]) -> list[str]:
@@ -107,9 +119,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
     if config["resume"] and not start:
         log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
-    done = folder.read_result(run)
-    if start and done.get("status") == "finished" and done["steps"] >= config["max_steps"]:
-        log.info("%s is already at step %d of %d; raise max_steps to go on", run, done["steps"], config["max_steps"])
+    if config["max_epochs"] is None and (done := finished(config, run, start)):
         return done
     try:
         with ranks.together(config["strategy"]):
@@ -117,6 +127,22 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
             return fit_on_all(config, source, run, start, overrides)
     finally:
         shutil.rmtree(run / "cache", ignore_errors=True)  # what processes shared; see `load_data`
+
+
+def finished(config: dict, run: Path, start: Path | None) -> dict:
+    """result.json of a run that is as long as it should be already, or nothing."""
+    done = folder.read_result(run)
+    if not start or done.get("status") != "finished" or done["steps"] < config["max_steps"]:
+        return {}
+    length = "max_steps" if config["max_epochs"] is None else "max_epochs"
+    log.info("%s is already at step %d of %d; raise %s to go on", run, done["steps"], config["max_steps"], length)
+    return done
+
+
+def length_in_steps(config: dict, images: int) -> int:
+    """Optimizer steps of the run: `max_steps`, or as many as `max_epochs` passes over the images take."""
+    epochs = config["max_epochs"]
+    return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
 
 
 def follow() -> None:
@@ -134,6 +160,9 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
 
     first = ranks.rank() == 0
     data = load_data(config, source, run)
+    config = config | {"max_steps": length_in_steps(config, len(data.train))}
+    if done := ranks.from_first(finished(config, run, start) if first else None):
+        return done
     module = make_module(config)
     logger = loggers.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)

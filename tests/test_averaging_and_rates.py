@@ -12,7 +12,9 @@ import yaml
 from diffusers.optimization import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
+    get_cosine_with_hard_restarts_schedule_with_warmup,
     get_linear_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
 )
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -140,17 +142,21 @@ def test_no_average_has_no_decay():
 
 # ----------------------------------------------------------------------------------------------- the learning rate
 
+CYCLES, POWER = 3, 1.5
 THEIRS = {
     "constant": lambda optimizer, warmup, steps: get_constant_schedule_with_warmup(optimizer, warmup),
     "linear": get_linear_schedule_with_warmup,
     "cosine": get_cosine_schedule_with_warmup,
+    "cosine_restarts": lambda *words: get_cosine_with_hard_restarts_schedule_with_warmup(*words, num_cycles=CYCLES),
+    "polynomial": lambda *words: get_polynomial_decay_schedule_with_warmup(*words, lr_end=0, power=POWER),
 }
 every_schedule = pytest.mark.parametrize("schedule", THEIRS)
 
 
-def curve(schedule: str, warmup: int | None, steps: int, count: int | None = None, fraction=None) -> list[float]:
+def curve(schedule: str, warmup: int, steps: int, count: int = 0, fraction=None, cycles=CYCLES) -> list[float]:
     """Factors of the steps 0, 1, ..., `count` (one past the last by default)."""
     config = {"schedule": schedule, "warmup_steps": warmup, "warmup_fraction": fraction}
+    config |= {"cycles": cycles, "power": POWER}
     factor = learning_rate_factor(config, steps)
     return [factor(n) for n in range((count or steps) + 1)]
 
@@ -183,11 +189,25 @@ def test_warm_up_climbs_in_equal_steps_to_the_peak_and_never_again(schedule, war
     assert rates[0] == pytest.approx(1 / warmup)
     assert np.diff(rates[:warmup]) == pytest.approx(1 / warmup)
     assert rates[warmup - 1] == rates[warmup] == max(rates) == 1
-    assert (np.diff(rates[warmup:]) <= 0).all()
+    assert (np.diff(rates[warmup:]) > 0).sum() == (CYCLES - 1 if schedule == "cosine_restarts" else 0)
+
+
+def test_a_staircase_falls_in_equal_stairs():
+    # the sprites' rate of epoch e of E is 1 - e / E; with 100 stairs in 700 steps floats would lengthen some
+    for epochs, steps, warmup in ((100, 700, 0), (4, 20, 5), (3, 10, 0)):
+        ours = curve("staircase", warmup, warmup + steps, cycles=epochs)
+        wanted = [1 - (n * epochs // steps) / epochs for n in range(steps)] + [0.0]
+        assert ours[warmup:] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_restarts_begin_at_the_full_rate():
+    rates = curve("cosine_restarts", 0, 70, cycles=10)
+    assert rates[0:70:7] == [1.0] * 10
+    assert rates[7:14] == pytest.approx(curve("cosine", 0, 7)[:7])
 
 
 def test_decaying_rates_end_at_zero_and_are_half_of_it_in_the_middle():
-    for schedule in ("linear", "cosine"):
+    for schedule in ("linear", "cosine", "cosine_restarts"):
         rates = curve(schedule, 20, 120)
         assert rates[70] == pytest.approx(0.5)
         assert rates[120] == pytest.approx(0, abs=1e-12)  # of the step after the last, as with diffusers

@@ -25,7 +25,7 @@ OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
              "random_crop", "flip", "cache_dir", "judge_images", "render"},
     "sampler": {"name", "serves", "steps", "batch_size", "clip_x0"},
-    "optimizer": {"schedule", "warmup_steps", "warmup_fraction", "clip"},
+    "optimizer": {"schedule", "cycles", "power", "warmup_steps", "warmup_fraction", "clip"},
 }  # fmt: skip
 
 
@@ -42,8 +42,9 @@ def run_level(name: str) -> list[str]:
 
 def test_the_keys_of_a_run():
     assert run_level("train") == [
-        "name", "seed", "run_dir", "resume", "accept", "max_steps", "global_batch_size", "log_every", "val_every",
-        "sample_every", "checkpoint_every", "keep_checkpoints", "label_dropout", "guidance_scale", "metric",
+        "name", "seed", "run_dir", "resume", "accept", "max_steps", "max_epochs", "global_batch_size", "log_every",
+        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "label_dropout", "guidance_scale",
+        "metric",
     ]  # fmt: skip
 
 

@@ -107,6 +107,23 @@ def test_words_of_the_command_line_win_over_debug():
     assert list(config.model.block_out_channels) == [64, 64, 64, 64]
 
 
+def test_steps_on_the_command_line_win_over_the_epochs_of_an_experiment(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmax_epochs: 50\n")
+
+    def lengths(*words: str) -> tuple:
+        words = expanded(["experiment=mine", "data=synthetic", *words], str(tmp_path))
+        config = composed("train", words, str(tmp_path))[0]
+        return config.max_steps, config.max_epochs
+
+    assert lengths() == (20000, 50)
+    assert lengths("max_steps=5") == (5, None)
+    assert lengths("max_epochs=2") == (20000, 2)
+    assert lengths("debug=on") == (2, None)
+    assert lengths("debug=on", "max_epochs=0.1")[1] == 0.1
+    assert lengths("max_steps=5", "max_epochs=null") == (5, None)
+
+
 def test_another_choice_leaves_out_what_the_experiment_says_of_its_own(tmp_path):
     """`model.dropout` of cifar10_cond goes for any UNet; what only its own choice has is not asked of another."""
     own = tmp_path / "conf" / "experiment"

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import read_config
+from diffusion_lit.runs.folder import add_command, read_config
 from diffusion_lit.runs.resume import check_continuation
+from diffusion_lit.train import prepare
 from tests.runs import TINY, last_step, run, signal_at_step, start, trace
 
 # everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
@@ -148,6 +149,27 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
         last_checkpoint(moved)["state_dict"]["net.unet.conv_in.weight"],
     )
     assert trace(whole) == trace(moved)
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "then"),
+    [
+        (["max_steps=4"], ["max_epochs=2"], ["max_epochs=2"]),
+        (["max_epochs=2"], ["max_steps=4"], ["max_steps=4"]),
+        (["max_epochs=2"], ["max_epochs=3"], ["max_epochs=3"]),
+        (["max_epochs=2"], ["seed=1"], ["max_epochs=2"]),
+        # an experiment may count in epochs
+        (["experiment=x"], ["max_steps=4"], ["max_steps=4", "max_epochs=null"]),
+        (["experiment=x", "max_steps=4", "max_epochs=null"], ["seed=1"], ["max_steps=4", "max_epochs=null"]),
+        (["experiment=x", "max_steps=4", "max_epochs=null"], ["max_epochs=2"], ["max_epochs=2"]),
+        (["experiment=x", "max_steps=4"], ["max_epochs=null"], ["max_steps=4", "max_epochs=null"]),
+    ],
+)
+def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
+    (tmp_path / "config.yaml").touch()
+    add_command(tmp_path, stored)
+    words = prepare([f"resume={tmp_path}", *new], None)
+    assert [word for word in words if word.startswith("max_")] == then
 
 
 def test_a_run_from_before_a_key_existed_goes_on(digits_run, tmp_path):

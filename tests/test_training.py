@@ -12,9 +12,11 @@ from diffusion_lit.config import CONF, composed, with_data_facts
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.folder import read_config
 from diffusion_lit.train import fit
 from diffusion_lit.training.setup import make_module
-from tests.runs import TINY, trace
+from tests.runs import TINY, run, trace
+from tests.test_resume import assert_equal_runs
 
 SHORT = [*TINY, "max_steps=4", "checkpoint_every=4", "val_every=0", "sample_every=0", "keep_checkpoints=1"]
 
@@ -134,13 +136,40 @@ def test_the_gradient_is_clipped_before_the_step(tmp_path):
     assert steps["clip"] < 0.01 < steps["free"]
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_learning_rate_counts_optimizer_steps(tmp_path, accumulate):
-    words = ["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "optimizer.lr=1.0e-3", "max_steps=6"]
-    rows = train(tmp_path, *words, f"strategy.accumulate={accumulate}")
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (4, 1), pytest.param(1, 2, marks=pytest.mark.slow), (4, 2)])
+def test_the_learning_rate_counts_optimizer_steps(tmp_path, accumulate, world):
+    words = ["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "optimizer.lr=1.0e-3"]
+    words += [f"strategy.accumulate={accumulate}", "global_batch_size=16"]
+    if world == 1:
+        rows = train(tmp_path, *words, "max_steps=6")
+    else:
+        words += [word for word in SHORT if not word.startswith(("max_steps", "global_batch_size"))]
+        more = ["max_epochs=0.065", "strategy=ddp", f"strategy.devices={world}", f"run_dir={tmp_path / 'run'}"]
+        run("train", *words, *more, cwd=tmp_path)
+        rows = trace(tmp_path / "run")
+    assert len(rows) == 6
     # the rate of the step itself: warm-up of two steps, then a cosine that would reach 0 with the seventh step
     expected = [0.5e-3, 1e-3, 1e-3, 1e-3 * (0.5 + 0.5 * 2**-0.5), 0.5e-3, 1e-3 * (0.5 - 0.5 * 2**-0.5)]
     np.testing.assert_allclose([float(row["lr"]) for row in rows], expected, atol=1e-9)
+
+
+def test_epochs_are_steps_once_the_pictures_are_counted(tmp_path, caplog):
+    """1.4 passes over 256 pictures in batches of 64 are 5.6 steps: six, for the rate, the average and all else."""
+    words = ["experiment=none", "data=synthetic", "global_batch_size=64", "ema=rising", "ema.decay=0.5"]
+    words += ["optimizer.warmup_fraction=0.5", "checkpoint_every=3", "val_every=2", "sample_every=3"]
+    steps, epochs = tmp_path / "steps", tmp_path / "epochs"
+    train(steps, *words, "max_steps=6")
+    train(epochs, *words, "max_epochs=1.4")
+    assert_equal_runs(steps, epochs)
+    config = read_config(epochs)
+    assert (config["max_steps"], config["max_epochs"]) == (6, 1.4)
+    rows = trace(epochs)
+    with caplog.at_level("INFO"):
+        assert train(epochs, *words, "max_epochs=1.4", f"resume={epochs}") == rows
+    assert "already at step 6 of 6; raise max_epochs to go on" in caplog.text
+    longer = train(epochs, *words, "max_epochs=2", f"resume={epochs}")
+    assert longer[:6] == rows
+    assert [row["step"] for row in longer[6:]] == ["7", "8"]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(tmp_path):

@@ -3,27 +3,30 @@
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.overrides import as_word
+from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import Lock, read_config, read_overrides
 
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
-    "run_dir", "resume", "accept", "max_steps", "log_every", "val_every", "sample_every", "checkpoint_every",
-    "keep_checkpoints", "guidance_scale", "logger", "sampler", "name", "strategy.name", "strategy.accelerator",
-    "strategy.devices", "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.cache_dir",
-    "data.judge_images", "data.render", "metric",
+    "run_dir", "resume", "accept", "max_steps", "max_epochs", "log_every", "val_every", "sample_every",
+    "checkpoint_every", "keep_checkpoints", "guidance_scale", "logger", "sampler", "name", "strategy.name",
+    "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate", "strategy.compile",
+    "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric",
 }  # fmt: skip
 
 
 def continued_overrides(run: Path, overrides: list[str]) -> list[str]:
     """The run's stored overrides, the new ones over them, and the run folder itself to go on in.
 
-    A new choice in a group drops what was said of the old choice (`sampler=dpmpp_2m` drops `sampler.eta=0.5`).
+    A new choice in a group drops what was said of the old choice (`sampler=dpmpp_2m` drops `sampler.eta=0.5`), a new
+    length in steps the one in epochs and the other way round.
     """
     new = {_key(word): word for word in overrides if _key(word) != "resume"}
     old = {_key(word): word for word in read_overrides(run) if _key(word) not in ("resume", "run_dir", "accept")}
     changed = {key for key in new if new[key] != old.get(key)}
+    changed |= {"max_epochs"} if "max_steps" in new else set()
+    changed |= {"max_steps"} if value_of("max_epochs", overrides) is not None else set()
     kept = [word for key, word in old.items() if key not in new and key.split(".")[0] not in changed]
     return [*kept, *new.values(), as_word("resume", run), as_word("run_dir", run)]
 

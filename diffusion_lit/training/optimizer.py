@@ -2,17 +2,27 @@
 
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 
 import torch
 from torch import nn
 
-# schedule -> factor on the learning rate, for the fraction of the way from the end of warm-up to the last step
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+# schedule -> factor on the learning rate, for the fraction of the way from the end of warm-up to the last step and the
+# `optimizer` group; a true fraction, for at the edge of a stair or of a restart rounding would cost a whole step
+SCHEDULES: dict[str, Callable[[Fraction, dict], float]] = {
+    "constant": lambda progress, config: 1.0,
+    "linear": lambda progress, config: float(1 - progress),
+    "cosine": lambda progress, config: half_cosine(progress),
+    "cosine_restarts": lambda progress, config: half_cosine(config["cycles"] * progress % 1) if progress < 1 else 0.0,
+    "polynomial": lambda progress, config: float(1 - progress) ** config["power"],
+    "staircase": lambda progress, config: 1 - math.floor(config["cycles"] * progress) / config["cycles"],
 }
 CLASSES = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
+
+
+def half_cosine(progress: Fraction) -> float:
+    """From 1 to 0 (Loshchilov & Hutter 2017, equation 5)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: dict, fused: bool) -> torch.optim.Optimizer:
@@ -42,6 +52,6 @@ def learning_rate_factor(config: dict, max_steps: int) -> Callable[[int], float]
     def factor(n: int) -> float:
         if n < warmup:
             return (n + 1) / warmup
-        return schedule(min(1.0, (n - warmup) / max(1, max_steps - warmup)))
+        return schedule(min(Fraction(1), Fraction(n - warmup, max(1, max_steps - warmup))), config)
 
     return factor
