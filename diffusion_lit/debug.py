@@ -27,6 +27,7 @@ NARROW = {  # keys of networks, those that there are
     "model.attention_head_dim": lambda size: 8,
     "model.layers_per_block": lambda layers: 1,
     "model.features": lambda features: 8,
+    "model.attention_levels": lambda levels: list(levels)[-1:],
     "model.widths": lambda widths: [8] * len(widths),
     "model.width": lambda width: 16,
     "model.heads": lambda heads: 2,
@@ -43,7 +44,7 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         config: what they come to; values may be missing.
     """
     named = {word.partition("=")[0].lstrip("+") for word in overrides}
-    words = {key: value for key, value in SHORT.items() if OmegaConf.select(config, key) is not None}
+    words = {key: value for key, value in SHORT.items() if _has(config, key)}
     found = {key: OmegaConf.select(config, key) for key in NARROW}
     words |= {key: NARROW[key](value) for key, value in found.items() if value is not None}
     words |= {"logger": "none"}
@@ -55,6 +56,8 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         kept = {
             key: config.data[key] for key in ("image_size", "channels", "num_classes", "labels") if key in config.data
         }
+        if config.data.get("label_column") == "none":
+            kept["labels"] = "none"
         words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
     return [*[as_word(key, value) for key, value in words.items() if key not in named], *overrides]
 
@@ -63,3 +66,9 @@ def narrowed(architecture: dict) -> dict:
     """The arguments of a network, those that make it wide small."""
     small = {key.removeprefix("model."): change for key, change in NARROW.items()}
     return {k: small[k](value) if k in small and value is not None else value for k, value in architecture.items()}
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Whether there is such a key, be it null: `sampler.steps=null` stands for all timesteps."""
+    group, _, last = key.rpartition(".")
+    return last in (OmegaConf.select(config, group) if group else config)

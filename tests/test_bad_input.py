@@ -76,7 +76,7 @@ def picture(path: Path, size: int = 16) -> Path:
 
 CASES = [
     # unknown names
-    ("experiment=cifar10", "experiment=cifar10: no such experiment (did you mean cifar10_cond or cifar10_snr_x0?)"),
+    ("experiment=cifar10", "experiment=cifar10: no such experiment (did you mean cifar10_cond or cifar10_snr_x0"),
     ("experiment=null", "experiment=null: no such experiment (did you mean none?)"),
     ("model=unet_smal", "model=unet_smal: no such model (did you mean unet_small"),
     ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?); there are ddim, ddpm, dpmpp_2m"),

@@ -1,5 +1,7 @@
 """Every experiment runs: `debug=on` takes each along its whole path in seconds, in this process."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from diffusion_lit.config import CONF, build, composed, source_of, with_data_fac
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained
+from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.train import expanded, fit
+from diffusion_lit.training import probe, recorder
 from tests.runs import run, trace
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if file.stem != "none")
@@ -27,12 +31,18 @@ def configuration(*words: str, complete: bool = True):
     return composed("train", expanded(list(words), None), complete=complete)[0]
 
 
+small = cache(lambda experiment: configuration(f"experiment={experiment}", "debug=on"))
+plain = cache(lambda experiment: configuration(f"experiment={experiment}", complete=False))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_resumes_and_samples(tmp_path, experiment):
-    words = [f"experiment={experiment}", "debug=on", "data.judge_images=0"]
-    for more in (["max_steps=1"], ["max_steps=2", f"resume={tmp_path}"]):
-        config, source = with_data_facts(configuration(*words, *more))
-        fit(config, source, tmp_path, [*words, *more])
+def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
+    monkeypatch.setattr(probe, "PER_BIN", 1)  # fewer of both along the same path
+    monkeypatch.setattr(recorder, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
+    settings, source = with_data_facts(small(experiment))
+    settings["data"]["judge_images"] = 0
+    for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):
+        fit(settings | more, source, tmp_path, [f"experiment={experiment}"])
     rows = trace(tmp_path)
     assert [row["step"] for row in rows] == ["1", "2"]
     assert all(np.isfinite(float(row["loss"])) for row in rows)
@@ -43,34 +53,126 @@ def test_every_experiment_trains_resumes_and_samples(tmp_path, experiment):
     assert model.generate([0, 0], [1, 2]).shape == (2, *model.shape)
 
 
-# what the projects that they come from had, asserted to the parameter
+# classes that the data have, and parameters; where they come from another project, down to its last one
 COUNTS = {
-    "minecraft_skins": ([], 0, 120_252_164),
-    "pixel_icons": (["data.channels=3", "data.alpha=keep"], 0, 14_738_051),
-    "cifar10_snr_x0": ([], 10, 114_001_923),
+    "celeba": (0, 35_746_307),
+    "cifar10_cond": (10, 35_751_939),
+    "cifar10_snr_x0": (10, 114_001_923),
+    "cifar10_snr_x0_faithful": (10, 114_001_923),
+    "digits": (10, 268_769),
+    "fer2013_cond": (7, 71_760_897),
+    "minecraft_skins": (0, 120_252_164),
+    "minecraft_skins_faithful": (0, 120_252_164),
+    "flowers": (0, 2_346_835),
+    "flowers_base": (0, 33_995_395),
+    "flowers_base_faithful": (0, 33_995_395),
+    "flowers_faithful": (0, 2_346_835),
+    "mnist_cond": (10, 1_624_577),
+    "pixel_icons": (0, 14_739_204),  # alpha is a channel more
+    "pixel_icons_faithful": (0, 14_738_051),
+    "pokemon": (0, 33_995_395),
+    "pokemon_faithful": (0, 33_995_395),
+    "sprites_context": (5, 5_902_851),
+    "sprites_context_faithful": (5, 5_902_851),
+    "sprites_context_t1500": (5, 5_902_851),
+    "sprites_context_t3000": (5, 23_569_411),
 }
 
 
-@pytest.mark.parametrize("experiment", COUNTS)
-def test_networks_have_the_parameters_of_their_originals(experiment):
-    words, num_classes, count = COUNTS[experiment]
-    config = composed("train", [f"experiment={experiment}", f"data.num_classes={num_classes}", *words], complete=False)[
-        0
-    ]
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_has_the_parameters_that_it_should(experiment):
+    num_classes, count = COUNTS[experiment]
+    config = copy.deepcopy(plain(experiment))
+    config.data.num_classes = num_classes
     with torch.device("meta"):
         net = build(OmegaConf.to_container(config.model, resolve=True))
     assert sum(p.numel() for p in net.parameters()) == count
 
 
+# what the other projects trained with, whatever becomes of the recipes that theirs inherit from
+DDPM = {"sampler.name": "ddpm", "sampler.steps": None, "sampler.clip_x0": True, "sampler.variance_type": "fixed_small"}
+DDIM = {"sampler.name": "ddim", "sampler.eta": 1.0, "sampler.timestep_spacing": "leading", "sampler.clip_x0": True}
+COSINE = {"diffusion.num_train_timesteps": 1000, "diffusion.beta_schedule": "cosine", "diffusion.loss": "mse"}
+CLIPPED = {
+    "diffusion.num_train_timesteps": 1000, "diffusion.beta_schedule": "cosine_clipped", "diffusion.beta_start": 1e-4,
+    "diffusion.beta_end": 0.02, "diffusion.prediction_type": "epsilon", "diffusion.loss": "l1",
+    "weighting._target_": "diffusion_lit.diffusion.weighting.Uniform",
+}  # fmt: skip
+UNIFORM = {"weighting._target_": "diffusion_lit.diffusion.weighting.Uniform", "diffusion.prediction_type": "epsilon"}
+ADAM = {"optimizer._target_": "torch.optim.Adam", "optimizer.betas": [0.9, 0.999], "optimizer.weight_decay": 0.0}
+ADAMW = {"optimizer._target_": "torch.optim.AdamW", "optimizer.eps": 1e-8, "optimizer.schedule": "cosine"}
+NO_EXTRAS = {
+    "ema._target_": "diffusion_lit.training.ema.NoAverage", "optimizer.clip": None, "data.val_fraction": 0.0
+}  # fmt: skip
+FLOWERS = {
+    "data.image_size": 64, "data.channels": 3, "data.resample": "bilinear", "data.fit": "crop", "data.flip": 0.5
+}  # fmt: skip
+README_COMMAND = {
+    "optimizer.lr": 1e-4, "optimizer.betas": [0.95, 0.999], "optimizer.weight_decay": 1e-5,
+    "optimizer.warmup_steps": 300, "global_batch_size": 16, "max_epochs": 121, "sampler.steps": 50,
+}  # fmt: skip
+SPRITES = NO_EXTRAS | ADAM | UNIFORM | DDPM | {
+    "seed": 42, "data.image_size": 16, "data.flip": 0.0, "model.norm": "batch", "label_dropout": 0.1,
+    "diffusion.beta_schedule": "linear_one_based", "diffusion.beta_start": 1e-3, "diffusion.beta_end": 0.02,
+    "sampler.variance_type": "fixed_large", "sampler.clip_x0": False, "optimizer.schedule": "staircase",
+    "optimizer.cycles": 100, "optimizer.warmup_steps": 0, "global_batch_size": 100, "max_epochs": 100,
+}  # fmt: skip
+ORIGINALS = {
+    "minecraft_skins_faithful": NO_EXTRAS | ADAM | UNIFORM | COSINE | DDPM | {
+        "seed": 23, "data.image_size": 64, "data.channels": 4, "data.alpha": "keep", "data.flip": 0.0,
+        "optimizer.lr": 2e-4, "optimizer.schedule": "cosine", "optimizer.warmup_fraction": 0.001,
+        "strategy.precision": "16-mixed", "global_batch_size": 480, "max_epochs": 100,
+    },
+    "pixel_icons_faithful": NO_EXTRAS | ADAM | UNIFORM | DDPM | {
+        "data.image_size": 32, "data.channels": 3, "data.resample": "bilinear", "data.fit": "stretch", "data.flip": 0.5,
+        "diffusion.num_train_timesteps": 1000, "diffusion.beta_schedule": "linear", "diffusion.beta_start": 1e-4,
+        "diffusion.beta_end": 0.02, "diffusion.loss": "mse", "optimizer.lr": 1e-4, "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0, "global_batch_size": 16, "max_epochs": 500,
+    },
+    "cifar10_snr_x0_faithful": ADAMW | COSINE | DDPM | {
+        "data.image_size": 32, "data.flip": 0.0, "data.random_crop": 0, "model.class_embed_type": "timestep",
+        "diffusion.prediction_type": "sample", "weighting._target_": "diffusion_lit.diffusion.weighting.SNR",
+        "ema.inv_gamma": 1.0, "ema.power": 0.75, "ema.max_decay": 0.9999, "optimizer.lr": 1e-4,
+        "optimizer.betas": [0.95, 0.999], "optimizer.weight_decay": 1e-6, "optimizer.warmup_steps": 1000,
+        "optimizer.clip": 1.0, "strategy.accumulate": 4, "global_batch_size": 512, "max_steps": 196_000,
+        "label_dropout": 0.0, "checkpoint_every": 2000,
+    },
+    "sprites_context_faithful": SPRITES | {
+        "model.features": 128, "diffusion.num_train_timesteps": 500, "optimizer.lr": 3e-3,
+    },
+    "sprites_context_t1500": SPRITES | {
+        "model.features": 128, "diffusion.num_train_timesteps": 1500, "optimizer.lr": 3e-3,
+    },
+    "sprites_context_t3000": SPRITES | {
+        "model.features": 256, "diffusion.num_train_timesteps": 3000, "optimizer.lr": 3e-4,
+    },
+    "flowers_faithful": NO_EXTRAS | ADAMW | CLIPPED | DDIM | FLOWERS | {
+        "sampler.steps": 50, "optimizer.lr": 1e-3, "optimizer.betas": [0.95, 0.999], "optimizer.weight_decay": 0.05,
+        "optimizer.warmup_steps": 500, "global_batch_size": 64, "max_steps": 40_000, "max_epochs": None,
+    },
+    "flowers_base_faithful": NO_EXTRAS | ADAMW | CLIPPED | DDIM | FLOWERS | README_COMMAND | {
+        "seed": 42, "data.fit": "stretch", "data.flip": 0.0, "sampler.steps": 250, "optimizer.betas": [0.9, 0.99],
+        "optimizer.weight_decay": 0.0, "optimizer.warmup_steps": 100,
+        "ema._target_": "diffusion_lit.training.ema.RisingDecay", "ema.decay": 0.996, "sample_every": 1000,
+    },
+    "pokemon_faithful": NO_EXTRAS | ADAMW | CLIPPED | DDIM | FLOWERS | README_COMMAND,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.endswith(("_faithful", "00"))])
+def test_what_is_called_faithful_is(experiment):
+    config = plain(experiment)
+    assert {key: OmegaConf.select(config, key) for key in ORIGINALS[experiment]} == ORIGINALS[experiment]
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_debug_keeps_what_pictures_and_classes_there_are(experiment):
-    plain = configuration(f"experiment={experiment}", complete=False)
-    small = configuration(f"experiment={experiment}", "debug=on")
     for key in ("image_size", "channels"):
-        assert small.data[key] == plain.data[key]
-    assert small.diffusion.prediction_type == plain.diffusion.prediction_type
-    assert small.model._target_ == plain.model._target_
-    assert (small.max_steps, small.logger._target_.rpartition(".")[2]) == (2, "Files")
+        assert small(experiment).data[key] == plain(experiment).data[key]
+    assert small(experiment).diffusion.prediction_type == plain(experiment).diffusion.prediction_type
+    assert small(experiment).model._target_ == plain(experiment).model._target_
+    assert (small(experiment).max_steps, small(experiment).logger._target_.rpartition(".")[2]) == (2, "Files")
+    assert small(experiment).sampler.steps == 2
 
 
 def test_words_of_the_command_line_win_over_debug():

@@ -25,6 +25,8 @@ from diffusion_lit.seeds import image_seeds
 
 YAMLS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(Path(CONF).glob("sampler/*.yaml"))}
 LINEAR, COSINE = NoiseTable(beta_schedule="linear"), NoiseTable()
+SPRITES = NoiseTable(500, "linear_one_based", 1e-3, 0.02)
+CLIPPED = NoiseTable(beta_schedule="cosine_clipped")
 TABLES = [LINEAR, COSINE] + [NoiseTable(beta_schedule=name, zero_terminal_snr=True) for name in ("linear", "cosine")]
 PAIRS = [
     (table, prediction)
@@ -208,6 +210,26 @@ def test_timesteps_fall_from_pure_noise_and_are_as_many_as_asked_for(name, steps
     assert timesteps == sorted(set(timesteps), reverse=True)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [1, 7, 30, 61, 300, 600, 999, 1000])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("ddim", {}), ("ddim", {"eta": 1.0}), ("ddpm", {}), ("ddpm", {"variance_type": "fixed_large"})],
+)
+def test_any_number_of_steps_ends_where_there_is_no_noise(name, changes, steps, spacing):
+    # the network knows the only image there is, so that whatever else is in the last state is noise that was left
+    image = torch.linspace(-0.9, 0.9, 16).view(1, 4, 4)
+    sampler = sampler_of(name, steps=steps, timestep_spacing=spacing, batch_size=2, **changes)
+    timesteps = sampler.build(CLIPPED).timesteps.tolist()
+    assert len(timesteps) == steps
+    assert timesteps[-1] >= 0
+    assert timesteps[0] <= 999
+    assert timesteps == sorted(set(timesteps), reverse=True)
+    process = Diffusion(CLIPPED, "sample", Uniform())
+    images = generate(lambda x_t, t, y: image.expand_as(x_t), process, sampler, [0, 0], [0, 1], (1, 4, 4))
+    assert torch.equal(images, image.expand(2, 1, 4, 4))
+
+
 @pytest.mark.parametrize(("steps", "fewer"), [(300, 250), (600, 500), (900, 500)])
 def test_steps_that_do_not_divide_the_timesteps_are_as_good_as_those_that_do(steps, fewer):
     error = functools.partial(error_of_flow, LINEAR, "epsilon", "ddim")
@@ -337,7 +359,7 @@ LOOPS = {  # name: our yaml, its changes; their class, its arguments, those of i
     "ddpm": ("ddpm", {"steps": 1000}, DDPMScheduler, {}, {}),
     "ddpm large": (
         "ddpm",
-        {"steps": 40, "variance_type": "fixed_large"},
+        {"steps": 1000, "variance_type": "fixed_large"},
         DDPMScheduler,
         {"variance_type": "fixed_large"},
         {},
@@ -370,6 +392,90 @@ def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, table, prediction):
     ours = generate(net, Diffusion(table, prediction, Uniform()), sampler, labels, seeds, shape)
     assert len(wanted.unique()) > 200  # images, not the limits of clipping everywhere
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------- as the source projects sampled
+
+IMAGE, SEEDS, LABELS = (3, 6, 6), [5, 6, 7, 8], torch.tensor([0, 1, 2, 3])
+
+
+def states_of(name: str, table: NoiseTable, **changes: object) -> list[torch.Tensor]:
+    """x after each step, from noise of the seeds 5 to 8."""
+    states, net = [], Noisy(table, "epsilon")
+    sampler = sampler_of(name, batch_size=4, **changes)
+    generate(
+        net,
+        Diffusion(table, "epsilon", Uniform()),
+        sampler,
+        LABELS.tolist(),
+        SEEDS,
+        IMAGE,
+        on_step=lambda first, k, x: states.append(x),
+    )
+    return states
+
+
+class Theirs:
+    """The same noise and network for loops written as in the source projects, in float64."""
+
+    def __init__(self, table: NoiseTable):
+        self.net, self.generators = Noisy(table, "epsilon"), [torch.Generator().manual_seed(seed) for seed in SEEDS]
+
+    def noise(self) -> torch.Tensor:
+        return torch.stack([torch.randn(IMAGE, generator=generator) for generator in self.generators]).double()
+
+    def eps(self, x: torch.Tensor, t: int) -> torch.Tensor:
+        return self.net(x.float(), torch.full((4,), t), LABELS).double()
+
+
+def sprites_schedule() -> tuple[torch.Tensor, torch.Tensor]:
+    b_t = torch.linspace(1e-3, 0.02, 501, dtype=torch.float64)
+    ab_t = torch.cumsum((1 - b_t).log(), 0).exp()
+    ab_t[0] = 1
+    return b_t, ab_t
+
+
+def test_fixed_large_without_clipping_is_the_ddpm_of_the_sprites():
+    states = states_of("ddpm", SPRITES, steps=None, variance_type="fixed_large", clip_x0=False)
+    (b_t, ab_t), theirs = sprites_schedule(), Theirs(SPRITES)
+    x = theirs.noise()
+    for t in range(500, 1, -1):
+        mean = (x - theirs.eps(x, t - 1) * (b_t[t] / (1 - ab_t[t]).sqrt())) / (1 - b_t[t]).sqrt()
+        x = mean + b_t[t].sqrt() * theirs.noise()
+        torch.testing.assert_close(states[500 - t].double(), x, rtol=0, atol=2e-4)
+    # Their last step takes beta_1 for the noise that is left, which is that of beta_0 and beta_1 together: a part of it
+    # stays in the image. Ours ends on the estimate of the clean image.
+    x0 = (x - (1 - ab_t[1]).sqrt() * theirs.eps(x, 0)) / ab_t[1].sqrt()
+    torch.testing.assert_close(states[499].double(), x0, rtol=0, atol=2e-4)
+
+
+def test_trailing_ddim_is_the_ddim_of_the_sprites():
+    states = states_of("ddim", SPRITES, steps=25, clip_x0=False)
+    (_, ab_t), theirs = sprites_schedule(), Theirs(SPRITES)
+    x = theirs.noise()
+    for k, t in enumerate(range(500, 0, -20)):
+        eps, ab, ab_prev = theirs.eps(x, t - 1), ab_t[t], ab_t[t - 20]
+        x = ab_prev.sqrt() / ab.sqrt() * (x - (1 - ab).sqrt() * eps) + (1 - ab_prev).sqrt() * eps
+        torch.testing.assert_close(states[k].double(), x, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(50, 1.0), (250, 1.0), (50, 0.5)])
+def test_leading_ddim_with_clipping_is_that_of_simple_diffusion(steps, eta):
+    states = states_of("ddim", CLIPPED, steps=steps, eta=eta, timestep_spacing="leading", clip_x0=True)
+    theirs, stride, alpha_bar, clipped = Theirs(CLIPPED), 1000 // steps, CLIPPED.alpha_bar, 0.0
+    x = theirs.noise()
+    for k, t in enumerate(range(1000 - stride, -1, -stride)):
+        ab, ab_prev = alpha_bar[t], alpha_bar[t - stride] if t >= stride else torch.tensor(1.0, dtype=torch.float64)
+        x0 = (x - (1 - ab).sqrt() * theirs.eps(x, t)) / ab.sqrt()
+        clipped = max(clipped, (x0.abs() > 1).double().mean().item())
+        x0 = x0.clamp(-1, 1)
+        eps = (x - ab.sqrt() * x0) / (1 - ab).sqrt()
+        std = eta * ((1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)).sqrt()
+        x = ab_prev.sqrt() * x0 + (1 - ab_prev - std**2).sqrt() * eps
+        x = x + std * theirs.noise() if t else x
+        torch.testing.assert_close(states[k].double(), x, rtol=0, atol=2e-4)
+    assert len(states) == steps
+    assert clipped > 0.01  # or the clipping would not be tested
 
 
 # ---------------------------------------------------------------------------------------------- generated images

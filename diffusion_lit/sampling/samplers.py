@@ -53,7 +53,13 @@ class Sampler:
         return scheduler
 
     def step(self, scheduler, k: int, x0_hat: Tensor, x_t: Tensor, table: NoiseTable, generators: list) -> Tensor:
-        """x at the next timestep, from the estimate of x0 at the k-th, handed over in the form the scheduler takes."""
+        """x at the next timestep, from the estimate of x0 at the k-th, handed over in the form the scheduler takes.
+
+        The last step has no noise left to keep or to add: it ends on the estimate itself. (diffusers' DDPM adds the
+        noise of fixed_large to the image unless the last timestep is 0, which "trailing" spacing seldom reaches.)
+        """
+        if k == len(scheduler.timesteps) - 1:
+            return x0_hat
         t = int(scheduler.timesteps[k])
         if not hasattr(scheduler, "sigmas"):
             _name_next_timestep(scheduler, k)
