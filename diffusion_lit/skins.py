@@ -37,6 +37,11 @@ PARTS = {
 }
 
 
+# The faces of an unfolded limb, each 4 px wide: left, top and height, and the left of the one that it mirrors on the
+# other limb: top, bottom, outside and inside (which change places), front, back.
+LIMB_FACES = {(4, 0, 4): 4, (8, 0, 4): 8, (0, 4, 12): 8, (8, 4, 12): 0, (4, 4, 12): 4, (12, 4, 12): 12}
+
+
 def shown(images: Tensor, render: str) -> Tensor:
     """Pictures uint8 (..., C, H, W) as grids show them; `render` is a key of the data, `none` or `skin`."""
     return RENDERS[render](images)
@@ -83,10 +88,12 @@ def figure(skins: Tensor, back: bool = False, outer: bool = True, threshold: flo
 def from_old_layout(skins: Tensor) -> Tensor:
     """Skins (..., 4, 32, 64) as (..., 4, 64, 64): left limbs mirror right ones, only the head has an outer layer."""
     new = torch.cat([skins, torch.zeros_like(skins)], dim=-2)
-    for right, left in (("right arm", "left arm"), ("right leg", "left leg")):
-        for side in ("front", "back"):
-            (u, v), part = getattr(PARTS[left], side), PARTS[right]
-            new[..., v : v + part.height, u : u + part.width] = _cut(skins, getattr(part, side), part).flip(-1)
+    for right, left in (((40, 16), (32, 48)), ((0, 16), (16, 48))):  # corners of an arm and of a leg, unfolded
+        for (x, y, height), source in LIMB_FACES.items():
+            u, v = right[0] + source, right[1] + y
+            face = skins[..., v : v + height, u : u + 4]
+            u, v = left[0] + x, left[1] + y
+            new[..., v : v + height, u : u + 4] = face.flip(-1)
     return new
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from diffusion_lit.data.decoding import decoding_of
 from diffusion_lit.images import on_checkerboard, to_pil
 from diffusion_lit.skins import figure, figures, shown
 from tests.runs import TINY, run
@@ -195,3 +196,25 @@ def test_skins_of_a_real_set_have_faces_and_legs(shared_data, tmp_path):
     assert (seen[:, 3, :8, :4] == 0).all()
     face, back = seen[:, :3, :8, 4:12].float(), figure(skins, back=True)[:, :3, :8, 4:12].float()
     assert (face - back).abs().mean() > 10  # eyes and a mouth on one side, hair on the other
+
+
+# where the faces of left limbs come from, mirrored: (left, top, right, bottom) to the same of the right limbs
+LEFT_FROM_RIGHT = {
+    (20, 48, 24, 52): (4, 16, 8, 20), (24, 48, 28, 52): (8, 16, 12, 20), (16, 52, 20, 64): (8, 20, 12, 32),
+    (20, 52, 24, 64): (4, 20, 8, 32), (24, 52, 28, 64): (0, 20, 4, 32), (28, 52, 32, 64): (12, 20, 16, 32),
+    (36, 48, 40, 52): (44, 16, 48, 20), (40, 48, 44, 52): (48, 16, 52, 20), (32, 52, 36, 64): (48, 20, 52, 32),
+    (36, 52, 40, 64): (44, 20, 48, 32), (40, 52, 44, 64): (40, 20, 44, 32), (44, 52, 48, 64): (52, 20, 56, 32),
+}  # fmt: skip
+
+
+def test_skins_of_the_old_layout_are_trained_on_as_whole_ones(tmp_path):
+    old = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 4), np.uint8))
+    old.save(tmp_path / "old.png")
+    wanted = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    wanted.paste(old, (0, 0))
+    for left, right in LEFT_FROM_RIGHT.items():
+        wanted.paste(ImageOps.mirror(old.crop(right)), left[:2])
+    data = {"image_size": 64, "channels": 4, "resample": "nearest", "render": "skin"}
+    assert np.array_equal(decoding_of(data)(tmp_path / "old.png").transpose(1, 2, 0), np.array(wanted))
+    cropped = decoding_of(data | {"render": "none"})(tmp_path / "old.png")  # any other picture of 64x32
+    assert np.array_equal(cropped.transpose(1, 2, 0), np.array(old.resize((128, 64), Image.NEAREST))[:, 32:96])

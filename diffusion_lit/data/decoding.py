@@ -43,6 +43,7 @@ class Decoding:
     A picture of another size is, with `fit` crop, scaled so that its shorter side fits, and its centre is cut out; with
     stretch both sides are made to fit. With 1 or 3 channels a transparent picture is laid on `background` (RGB, 0-255).
     With 4 channels `alpha` says what becomes of the colours under fully transparent pixels: keep, or zero (black).
+    With `render` skin a skin of the old layout, 64x32, becomes one of 64x64, whose left limbs mirror the right ones.
     """
 
     image_size: int
@@ -51,6 +52,7 @@ class Decoding:
     background: Sequence[int] = (255, 255, 255)
     fit: str = "crop"
     alpha: str = "keep"
+    render: str = "none"
 
     def __call__(self, picture: Path | Encoded | np.ndarray) -> np.ndarray:
         """One picture to uint8 (C, image_size, image_size). Raises UserError naming the picture if it is broken."""
@@ -61,6 +63,8 @@ class Decoding:
         """A picture that is loaded and upright to uint8 (C, image_size, image_size)."""
         image = self._with_channels(image)
         size = (self.image_size, self.image_size)
+        if self.render == "skin" and image.size == (64, 32):
+            image = _unfolded(image)
         if image.size != size:
             image = FITS[self.fit](image, size, RESAMPLE[self.resample])
         array = np.asarray(image)
@@ -75,6 +79,16 @@ class Decoding:
             canvas.alpha_composite(image.convert("RGBA"))
             image = canvas
         return image.convert(MODES[self.channels])
+
+
+def _unfolded(image: Image.Image) -> Image.Image:
+    """An RGBA skin of 64x32 as one of 64x64."""
+    import torch
+
+    from diffusion_lit.skins import from_old_layout
+
+    skin = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return Image.fromarray(from_old_layout(skin).permute(1, 2, 0).numpy())
 
 
 def decoding_of(data: dict) -> Decoding:
