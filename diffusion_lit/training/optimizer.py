@@ -11,10 +11,10 @@ from torch import nn
 # `optimizer` group; a true fraction, for at the edge of a stair or of a restart rounding would cost a whole step
 SCHEDULES: dict[str, Callable[[Fraction, dict], float]] = {
     "constant": lambda progress, config: 1.0,
-    "linear": lambda progress, config: float(1 - progress),
+    "linear": lambda progress, config: 1.0 - progress,
     "cosine": lambda progress, config: half_cosine(progress),
     "cosine_restarts": lambda progress, config: half_cosine(config["cycles"] * progress % 1) if progress < 1 else 0.0,
-    "polynomial": lambda progress, config: float(1 - progress) ** config["power"],
+    "polynomial": lambda progress, config: (1.0 - progress) ** config["power"],
     "staircase": lambda progress, config: 1 - math.floor(config["cycles"] * progress) / config["cycles"],
 }
 CLASSES = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
