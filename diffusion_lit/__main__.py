@@ -10,6 +10,7 @@ VERBS = {
     "sample": "make images with a trained run (run=...)",
     "audit": "look at the pictures of data=... before training on them",
     "visualize": "draw figures of a run (run=...) or of a recipe",
+    "replay": "find out why a run (run=...) ended with exit code 6",
 }
 USAGE = "\n".join(
     [

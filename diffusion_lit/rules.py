@@ -123,6 +123,7 @@ RULES: dict[str, Check] = {
     "sample_every": WHOLE,
     "checkpoint_every": COUNT,
     "keep_checkpoints": COUNT,
+    "max_skipped_steps": WHOLE,
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
     "metric": TEXT,

@@ -44,7 +44,8 @@ def test_the_keys_of_a_run():
     assert run_level("train") == [
         "name", "seed", "run_dir", "resume", "init_from", "accept", "max_steps", "max_epochs", "global_batch_size",
         "log_every",
-        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "label_dropout", "guidance_scale",
+        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps", "label_dropout",
+        "guidance_scale",
         "metric",
     ]  # fmt: skip
 
@@ -141,7 +142,7 @@ def test_choices_are_those_of_the_code():
 
 
 def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in ("train", "sample", "audit", "visualize") for key in run_level(name)}
+    keys = {key for name in ("train", "sample", "audit", "visualize", "replay") for key in run_level(name)}
     for path in LEAVES:
         for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
             name = f"{path.parent.name}.{key}"

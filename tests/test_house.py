@@ -17,7 +17,7 @@ PACKAGE = ROOT / "diffusion_lit"
 ORDER = [
     "errors", "seeds", "rules", "conflicts", "overrides", "console", "config", "debug", "images", "skins",
     "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch", "training",
-    "figures", "train", "sample", "visualize", "audit", "__main__",
+    "figures", "train", "sample", "visualize", "audit", "replay", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 
@@ -92,7 +92,7 @@ def loaded_after(code: str) -> set[str]:
 def test_the_commands_start_without_torch():
     loaded = loaded_after(
         "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.audit, diffusion_lit.visualize, "
-        "diffusion_lit.__main__"
+        "diffusion_lit.replay, diffusion_lit.__main__"
     )
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 

@@ -43,6 +43,12 @@ class ImageDataModule(L.LightningDataModule):
         if self.val:
             self.val = centre(self.val, self.config["image_size"])
 
+    def global_batch(self, step: int) -> dict:
+        """All images of the optimizer step after `step` finished ones, of every rank and micro-batch."""
+        size = self.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        batches = Batches(self.train, self.seed, size, step=lambda: step, image_size=self.config["image_size"])
+        return next(iter(batches))
+
     def train_dataloader(self) -> Batches:
         trainer = self.trainer
         return Batches(

@@ -36,3 +36,17 @@ def draw(seed: int, start: int, count: int, shape: tuple[int, int, int], device:
         eps.append(torch.randn(BLOCK, *shape, generator=generator, device=device)[low:high])
     timestep, flip, drop = torch.cat(uniform, dim=1)
     return Draws(torch.cat(eps), timestep, flip, drop)
+
+
+def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
+    """Mirror images (B, C, H, W) left to right, each with the given probability."""
+    if not probability:
+        return x0
+    return torch.where((draws.flip < probability)[:, None, None, None], x0.flip(-1), x0)
+
+
+def drop_labels(y: Tensor, draws: Draws, probability: float, null_label: int) -> Tensor:
+    """Replace labels (B,) by the null label, so that the network also learns the unconditional model."""
+    if not probability or not null_label:
+        return y
+    return torch.where(draws.drop < probability, null_label, y)

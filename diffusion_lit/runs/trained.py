@@ -50,7 +50,7 @@ class Trained:
         self.class_names: list[str] = data["class_names"]
         self.shape = (data["channels"], data["image_size"], data["image_size"])
         self.checkpoint = checkpoints.choose(run, checkpoint, warn)
-        self.device = _device(device)
+        self.device = device_of(device)
         self.net = checkpoints.load_network(self.checkpoint, weights, make_network(self.config)).to(self.device)
         self.diffusion = make_diffusion(self.config).to(self.device)
         self.sampler: Sampler = make_sampler_of(self.config)
@@ -74,7 +74,8 @@ class Trained:
         return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that a `device` key names. Raises UserError (exit 2) if it is not here."""
     here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name == "auto":
         return here

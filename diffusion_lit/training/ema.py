@@ -1,7 +1,7 @@
 """Exponential moving average of a network, under its own name and never swapped with it.
 
 A decay is a function of the number of earlier updates, of which there is one at every `update_every`-th optimizer step:
-the steps that are done say all of it, and nothing of it is saved.
+the steps that are done say all of it, and nothing of it is saved. A step that is skipped counts as one that is done.
 """
 
 import math
@@ -62,10 +62,17 @@ class NoAverage:
 
 
 @torch.no_grad()
-def update(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied)."""
+def update(average: nn.Module, net: nn.Module, decay: float, skipped: torch.Tensor | None = None) -> None:
+    """average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied).
+
+    Where `skipped`, a bool on the device that nothing waits for, is true, the average is left as it is.
+    """
     averages, currents = _tensors(average), _tensors(net)
-    torch._foreach_lerp_(averages[0], [b.to(a.dtype) for a, b in zip(averages[0], currents[0], strict=True)], 1 - decay)
+    nets = [b.to(a.dtype) for a, b in zip(averages[0], currents[0], strict=True)]
+    if skipped is None:
+        skipped = torch.zeros((), dtype=torch.bool, device=nets[0].device)
+    share = torch.where(skipped, 0.0, 1 - decay)  # of the network; a tensor costs no more than a number, on a CPU
+    torch._foreach_lerp_(averages[0], nets, [share] * len(nets))
     for a, b in zip(averages[1], currents[1], strict=True):
         a.copy_(b)
 

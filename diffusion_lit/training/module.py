@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.draws import Draws, draw
+from diffusion_lit.diffusion.draws import draw, drop_labels, flip
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.images import to_float
 from diffusion_lit.seeds import counted
@@ -18,6 +18,10 @@ class DiffusionModule(L.LightningModule):
     """Trains `net`; `ema`, its average, is what validation, previews, sampling and export use.
 
     The two are never swapped. With `decay` None (`ema=none`) they are one and the same object.
+
+    A step whose gradient is not finite is skipped, without waiting for the device: weights, moments and step count of
+    the optimizer, the average and running statistics of norms stay as they were. Learning rate, decay and data are
+    functions of the step, which is the position in the stream of images, and go on.
 
     Args:
         net: the network, see `diffusion_lit.networks`.
@@ -37,7 +41,9 @@ class DiffusionModule(L.LightningModule):
         self.shape = (data["channels"], data["image_size"], data["image_size"])
         self.null_label = data["num_classes"]
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
+        self.skipped = torch.zeros((), dtype=torch.bool)  # whether the last step was; on the device
         self.learning_rate = 0.0  # of the last step
+        self.statistics, self.kept = [], []  # running ones of norms, and what they were after the last good step
         self.replicate(None)
 
     def replicate(self, replicas: nn.Module | None) -> None:
@@ -76,14 +82,25 @@ class DiffusionModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, *_, **__) -> None:
         clip = self.config["optimizer"]["clip"]
         self.grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), clip if clip is not None else float("inf"))
+        self.skipped = ~self.grad_norm.isfinite()  # of the sum over all ranks, so they agree
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = self.skipped.float()  # its kernel then changes nothing; else a scaler skips the step
+
+    def on_train_start(self) -> None:
+        norms = [module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self.kept = [buffer.clone() for buffer in self.statistics]
 
     def optimizer_step(self, epoch, batch_idx, optimizer, closure) -> None:
         self.learning_rate = optimizer.param_groups[0]["lr"]
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        for buffer, kept in zip(self.statistics, self.kept, strict=True):
+            kept.copy_(torch.where(self.skipped, kept, buffer))
+            buffer.copy_(kept)
         if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's average
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
-                averaging.update(self.ema, self.net, self.decay(updates - 1))
+                averaging.update(self.ema, self.net, self.decay(updates - 1), self.skipped)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["config"] = self.config_text
@@ -107,17 +124,3 @@ def checkpoint_bytes(module: DiffusionModule) -> int:
     """About the size of a checkpoint: weights, two moments of Adam and the average, in float32."""
     copies = 3 + (module.ema is not module.net)
     return 4 * copies * sum(p.numel() for p in module.net.parameters())
-
-
-def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
-    """Mirror images (B, C, H, W) left to right, each with the given probability."""
-    if not probability:
-        return x0
-    return torch.where((draws.flip < probability)[:, None, None, None], x0.flip(-1), x0)
-
-
-def drop_labels(y: Tensor, draws: Draws, probability: float, null_label: int) -> Tensor:
-    """Replace labels (B,) by the null label, so that the network also learns the unconditional model."""
-    if not probability or not null_label:
-        return y
-    return torch.where(draws.drop < probability, null_label, y)

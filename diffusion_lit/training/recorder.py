@@ -31,17 +31,18 @@ from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
 from diffusion_lit.skins import shown
 from diffusion_lit.training import ema as averaging
-from diffusion_lit.training import ranks
+from diffusion_lit.training import flight, ranks
 from diffusion_lit.training.loggers import Shielded
 from diffusion_lit.training.memory import peak_memory_gib
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import BINS, Probe
 from diffusion_lit.training.shared import Stopped, held_out, samples
+from diffusion_lit.training.window import Totals, Window
 
 log = logging.getLogger(__name__)
 
 COLUMNS = (
-    ["loss", "lr", "grad_norm", "ema_decay", "ema_distance", "images_per_second", "seconds", "memory_gib"]
+    ["loss", "lr", "grad_norm", "skipped", "ema_decay", "ema_distance", "images_per_second", "seconds", "memory_gib"]
     + ["val_loss", "val_loss_raw", "val_error"]
     + [f"val_ema_snr{name}" for name in BINS]
     + [f"val_raw_snr{name}" for name in BINS]
@@ -76,7 +77,7 @@ class Recorder(L.Callback):
         self.run, self.sampler, self.config, self.logger = run, sampler, config, logger
         self.step, self.seconds = 0, 0.0
         self.logged_step, self.logged_seconds = 0, 0.0  # of the last row
-        self.loss_sum: float | torch.Tensor = 0.0  # over the steps since the last row
+        self.carried: list | None = None  # state of the `window`, the steps since the last row, in a checkpoint
         self.handlers: dict = {}  # of signals, as they were before
         self.val_loss: float | None = None
         self.val_error: float | None = None
@@ -90,13 +91,12 @@ class Recorder(L.Callback):
         self.bar = progress_bar(shown=self.writes)
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in KEPT} | {"loss_sums": ranks.gather(float(self.loss_sum))}
+        return {name: getattr(self, name) for name in KEPT} | {"window": self.window.state()}
 
     def load_state_dict(self, state: dict) -> None:
+        self.carried = state.get("window")  # a run may be older than it, and then begins a row anew
         for name in KEPT:
             setattr(self, name, state[name])
-        sums = state["loss_sums"]  # of each rank; the mean where there are others now
-        self.loss_sum = sums[ranks.rank()] if len(sums) == ranks.world_size() else sum(sums) / len(sums)
 
     # ------------------------------------------------------------------------------------------------ hooks
 
@@ -107,7 +107,7 @@ class Recorder(L.Callback):
         self.logger.start(self.run, self.config, self.step)
         val = trainer.datamodule.val
         self.probe = Probe(val, module.diffusion) if val is not None else None
-        self.loss_sum = torch.tensor(self.loss_sum, device=module.device)
+        self.window = Window(self.config["strategy"], module.device, self.carried)
         if self.step and self._is_due("sample_every"):
             self.draw_missing(module)
         self.bar.start()
@@ -115,9 +115,10 @@ class Recorder(L.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, outputs, batch, batch_idx: int) -> None:
-        self.loss_sum += outputs["loss"]  # already divided by the micro-batches of a step
+        self.window.add(outputs["loss"])  # already divided by the micro-batches of a step
         if trainer.global_step == self.step:
             return
+        self.window.end_step(module.skipped)
         self.step = trainer.global_step
         self.bar.advance(self.task)
         end = self.step == trainer.max_steps
@@ -134,13 +135,12 @@ class Recorder(L.Callback):
     # ------------------------------------------------------------------------------------------------ milestones
 
     def _milestone(self, trainer: L.Trainer, module: DiffusionModule, due: set[str]) -> None:
-        loss, grad_norm = self._read_loss(), module.grad_norm.item()  # waits for the device, hence before the clock
+        totals = self.window.totals()  # waits for the device, hence before the clock
         self.seconds += time.perf_counter() - self.started
-        scaled = self.config["strategy"]["precision"] == "16-mixed"  # its scaler skips steps until gradients are finite
-        if not math.isfinite(loss) or not (scaled or math.isfinite(grad_norm)):
-            raise self._not_finite(loss, grad_norm)
+        if totals.in_a_row > self.config["max_skipped_steps"]:
+            raise self._not_finite(trainer, module, totals)
         if due:
-            row = self._training_row(trainer, module, loss, grad_norm)
+            row = self._training_row(trainer, module, totals)
             if self.probe and due & {"val_every", "checkpoint_every"}:
                 row |= self._validate(module)
             if self.metrics:
@@ -149,9 +149,9 @@ class Recorder(L.Callback):
         if "sample_every" in due:
             self.preview(module)
         heard = ranks.highest(self.signal)  # again: a preview is long
-        ends = ends_run(heard)
-        if "checkpoint_every" in due or heard:
-            self._save(trainer, module, needed=ends or self.step == trainer.max_steps)
+        ends, end = ends_run(heard), self.step == trainer.max_steps
+        if heard or ("checkpoint_every" in due and (end or not totals.in_a_row)):  # else a good one would go for it
+            self._save(trainer, module, needed=ends or end)
         if ends:
             self.ended_by, trainer.should_stop = heard, True
         elif heard == self.signal:
@@ -161,23 +161,21 @@ class Recorder(L.Callback):
     def _is_due(self, name: str) -> bool:
         return bool(self.config[name]) and self.step % self.config[name] == 0
 
-    def _read_loss(self) -> float:
-        """Mean loss of the steps since the last row, over all ranks."""
-        sums = ranks.gather(self.loss_sum.item())
-        return sum(sums) / len(sums) / max(1, self.step - self.logged_step)
-
-    def _training_row(self, trainer: L.Trainer, module: DiffusionModule, loss: float, grad_norm: float) -> dict:
-        steps = self.step - self.logged_step
+    def _training_row(self, trainer: L.Trainer, module: DiffusionModule, totals: Totals) -> dict:
+        loss, steps = totals.loss, self.step - self.logged_step
+        if totals.skipped and self.writes and not self.window.scaled:
+            log.warning("steps skipped, their gradient was not finite: %d of the last %d", totals.skipped, steps)
         speed = steps * self.config["global_batch_size"] / max(1e-9, self.seconds - self.logged_seconds)
         self.logged_step, self.logged_seconds = self.step, self.seconds
-        self.loss_sum.zero_()
+        self.window.begin()
         self.bar.update(self.task, description=f"loss {loss:.4f}  {speed:,.0f} img/s")
         in_bar = {"in_bar": self.bar.console.is_terminal}
         log.info("step %d/%d  loss %.4f  %s img/s", self.step, trainer.max_steps, loss, f"{speed:,.0f}", extra=in_bar)
         return {
             "loss": loss,
             "lr": module.learning_rate,
-            "grad_norm": grad_norm,
+            "grad_norm": module.grad_norm.item(),
+            "skipped": totals.skipped,
             "ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
             "ema_distance": averaging.distance(module.ema, module.net),
             "images_per_second": speed,
@@ -246,7 +244,8 @@ class Recorder(L.Callback):
         room by then, and the run goes on.
         """
         if not averaging.all_finite(module):
-            raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {self._last_checkpoint()}")
+            told = self._last_checkpoint() + flight.record(self.run, self.step, trainer, module)
+            raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {told}")
         older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
         steps = [*older, self.step]
         measured = {step: loss for step, loss in self.val_losses.items() if step in steps}
@@ -272,12 +271,13 @@ class Recorder(L.Callback):
 
     # ------------------------------------------------------------------------------------------------ ends
 
-    def _not_finite(self, loss: float, grad_norm: float) -> UserError:
+    def _not_finite(self, trainer: L.Trainer, module: DiffusionModule, totals: Totals) -> UserError:
+        told = flight.record(self.run, self.step, trainer, module)
         return UserError(
             Exit.NON_FINITE,
-            f"by step {self.step} the loss is {loss} and the norm of the gradient {grad_norm}; "
-            f"{self._last_checkpoint()}. "
-            "Try a lower optimizer.lr, a longer optimizer.warmup_steps or strategy.precision=32-true",
+            f"by step {self.step} the loss is {totals.loss} and the norm of the gradient {module.grad_norm.item()}, "
+            f"{totals.in_a_row} steps in a row; {self._last_checkpoint()}. "
+            f"Try a lower optimizer.lr, a longer optimizer.warmup_steps or strategy.precision=32-true{told}",
         )
 
     def _last_checkpoint(self) -> str:
