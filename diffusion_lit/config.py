@@ -28,6 +28,7 @@ from diffusion_lit.classes import locate, own_fault, trust
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import combinations, did_you_mean
+from diffusion_lit.redaction import WHERE_TO_PUT_IT, looks_secret
 from diffusion_lit.rules import MAPPINGS, value_fault
 
 _HERE = Path(__file__).parent
@@ -224,6 +225,8 @@ def _fault(key: str, value: object, choices: Choices) -> str | None:
         return f"{experiment}: {_unknown(key, choices)}"
     if value == MISSING:
         return f"{key} needs a value: add {key}=..."
+    if looks_secret(str(value)):
+        return f"{key}: looks like a secret: {WHERE_TO_PUT_IT}"
     fault = value_fault(key, value, choices.defaults[key])
     return fault or (own_fault(value) if key.endswith("._target_") else None)
 
