@@ -247,7 +247,7 @@ def test_a_secret_in_a_file_of_ones_own_is_refused_and_not_repeated(tmp_path):
     "word",
     [
         f"init_from=/home/me/.cache/huggingface/hub/models--a--b/snapshots/{WANDB_KEY}/unet", "name=digits",
-        "data.root=/data/hf_datasets", "run=outputs/digits/2026-01-01_10-00-00-ab12", "logger.entity=null", "seed=12345678901234567",
+        "data.root=/data/hf_datasets", "run=outputs/digits/2026-01-01_10-00-00-ab12", "seed=12345678901234567",
     ],
 )  # fmt: skip
 def test_what_is_no_secret_is_not_refused(word):

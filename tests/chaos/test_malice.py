@@ -161,13 +161,13 @@ def data_set_archive(mark: Path, here: Path, good: Path) -> Case:
 
 def fetched(mark: Path, here: Path, good: Path) -> Case:
     """A table whose picture is to be fetched by a protocol that reads templates from a file."""
-    gen = [
-        {"key": "{{ cycler.__init__.__globals__.os.system('touch %s') }}" % mark, "url": "a", "dimensions": {"i": [1]}}
-    ]
+    key = f"{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}"
+    gen = [{"key": key, "url": "a", "dimensions": {"i": [1]}}]
     (here / "evil.json").write_text(json.dumps({"version": 1, "refs": {"a.png": "x"}, "gen": gen}))
-    paths = [{"bytes": None, "path": f"reference://a.png::file://{here}/evil.json"}] * 4
+    picture = {"bytes": None, "path": f"reference://a.png::file://{here}/evil.json"}
+    column = pa.array([picture] * 4, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     metadata = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
-    pq.write_table(pa.table({"image": paths}).replace_schema_metadata(metadata), here / "a.parquet")
+    pq.write_table(pa.table({"image": column}).replace_schema_metadata(metadata), here / "a.parquet")
     return 3, "is not fetched from", of_data("data=huggingface", f"data.path={here / 'a.parquet'}", "data.image_size=8")
 
 
