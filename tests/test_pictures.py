@@ -289,14 +289,14 @@ def test_fuzzed_pictures_are_named_or_decoded(files):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for k in range(files):
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 assert decoding(Encoded(f"fuzzed {k}", damaged(wholes[k % len(wholes)], dice))).shape == (3, 8, 8)
             except UserError as error:
                 refused += 1
                 unnamed += [str(error)] if not str(error).startswith(f"fuzzed {k}: ") else []
-            longest = max(longest, time.perf_counter() - started)
-    print(f"{files} fuzzed files, {refused} refused, the longest took {longest:.3f} s")
+            longest = max(longest, time.process_time() - started)
+    print(f"{files} fuzzed files, {refused} refused, the longest took {longest:.3f} s of the processor")
     assert unnamed == []
     assert 0.2 < refused / files < 0.99
     assert longest < 60  # it did not hang
