@@ -4,7 +4,7 @@ import inspect
 
 from torch import nn
 
-from diffusion_lit.config import build, locate
+from diffusion_lit.classes import build, locate
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.sampling.guidance import classifier_free
@@ -22,7 +22,7 @@ def make_diffusion(config: dict) -> Diffusion:
 
 
 def make_sampler_of(config: dict) -> Sampler:
-    return make_sampler(config["sampler"], locate(config["sampler"]["_target_"]))
+    return make_sampler(config["sampler"], locate(config["sampler"].get("_target_")))
 
 
 def guided(net: nn.Module, config: dict):

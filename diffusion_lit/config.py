@@ -10,9 +10,8 @@ import re
 import secrets
 import string
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from textwrap import fill
 from typing import NamedTuple
@@ -23,12 +22,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
+from diffusion_lit.classes import locate, own_fault, trust
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import combinations, did_you_mean
-from diffusion_lit.rules import MAPPINGS, OUR_CLASSES, value_fault
+from diffusion_lit.redaction import WHERE_TO_PUT_IT, looks_secret
+from diffusion_lit.rules import MAPPINGS, value_fault
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
@@ -127,7 +128,8 @@ def _searched(folders: Sequence[Path]) -> list[str]:
 
 
 def _own_folder(config_dir: str) -> Path:
-    """The folder of `--config-dir`. A file in it that one of ours hides would never be read."""
+    """The folder of `--config-dir`; classes that its files name are trusted. A file in it that one of ours hides would
+    never be read."""
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
         raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: no such folder")
@@ -135,6 +137,9 @@ def _own_folder(config_dir: str) -> Path:
     hidden = [str(name) for name in names if (CONF / name).exists()]
     if hidden:
         raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
+    for file in folder.glob("**/*.yaml"):
+        with suppress(OSError, UnicodeDecodeError, YAMLError):  # told of where it is chosen
+            trust(safe_load(file.read_text()))
     return folder
 
 
@@ -218,7 +223,12 @@ def _fault(key: str, value: object, choices: Choices) -> str | None:
         return f"{experiment}: {key} is chosen under `defaults:` with `- override /{key}: {value}`"
     if key not in choices.defaults:
         return f"{experiment}: {_unknown(key, choices)}"
-    return f"{key} needs a value: add {key}=..." if value == MISSING else value_fault(key, value, choices.defaults[key])
+    if value == MISSING:
+        return f"{key} needs a value: add {key}=..."
+    if looks_secret(str(value)):
+        return f"{key}: looks like a secret: {WHERE_TO_PUT_IT}"
+    fault = value_fault(key, value, choices.defaults[key])
+    return fault or (own_fault(value) if key.endswith("._target_") else None)
 
 
 def _unknown(key: str, choices: Choices) -> str:
@@ -243,28 +253,12 @@ def _sampler_faults(chosen: dict, config: DictConfig, folders: list[Path]) -> li
     return [f"sampler={name} serves {served} processes and this one is {PROCESS}: use {right}"]
 
 
-# ---------------------------------------------------------------------------------------------------- building
-
-
-def build(leaf: dict) -> object:
-    """The object a leaf names by `_target_`, given the leaf's other keys. Only classes of this project are called."""
-    return locate(leaf["_target_"])(**{key: value for key, value in leaf.items() if key != "_target_"})
-
-
-def locate(target: str) -> type:
-    """The class of a dotted name. Raises UserError (exit 2) for a name outside the project or that does not exist."""
-    if not target.startswith(OUR_CLASSES):
-        raise UserError(Exit.CONFIG, f"{target} is no class of this project and is not called")
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError):
-        raise UserError(Exit.CONFIG, f"{target}: there is no such class") from None
+# -------------------------------------------------------------------------------------------------------- data
 
 
 def source_of(data: dict) -> object:
     """The source of a `data` group; it takes the keys that its constructor names."""
-    source = locate(data["_target_"])
+    source = locate(data.get("_target_"))
     return source(**{key: data[key] for key in inspect.signature(source).parameters if key in data})
 
 

@@ -22,6 +22,7 @@ from diffusion_lit import console
 from diffusion_lit.config import CONF, composed, help_text, hydra_settings
 from diffusion_lit.errors import Exit, UserError, reported
 from diffusion_lit.overrides import as_word
+from diffusion_lit.redaction import refuse_secrets
 from diffusion_lit.runs import sweeps
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check) -> None
         return
     overrides, sweep = unknown_flags + args.overrides, None
     with reported():
+        refuse_secrets(sys.argv[1:])
         if not (args.hydra_help or args.info or args.shell_completion):
             overrides = prepare(overrides, args.config_dir)
             multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config import locate
+from diffusion_lit.classes import locate
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
@@ -38,11 +38,11 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
     if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])
-    name = settings.pop("name")
+    name = settings.pop("name", None)
     if value_of("sampler", overrides) not in (None, name):
         return overrides
     rest = [word for word in overrides if not word.startswith("sampler=")]
-    del settings["_target_"]
+    settings.pop("_target_", None)
     return [f"sampler={name}", *[as_word(f"sampler.{key}", value) for key, value in settings.items()], *rest]
 
 
@@ -54,7 +54,7 @@ def check(config: DictConfig) -> None:
     names, scale = run_config["data"]["class_names"], config.guidance_scale
     labels_of(config, names)
     if config.context is not None:
-        network = locate(run_config["model"]["_target_"])
+        network = locate(run_config["model"].get("_target_"))
         if not getattr(network, "takes_blends", False):
             told = f"context: {network.__name__}, the network of this run, takes one class at a time"
             raise UserError(Exit.CONFIG, f"{told}; model=context_unet takes blends of them")

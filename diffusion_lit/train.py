@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from diffusion_lit.classes import trust
 from diffusion_lit.config import composed, source_of, with_data_facts
 from diffusion_lit.debug import with_debug
 from diffusion_lit.errors import Exit, UserError
@@ -160,6 +161,7 @@ def follow() -> None:
     """What every rank but the first does: all that it has to know comes from there."""
     with ranks.following():
         config, run, start = ranks.from_first(None)
+        trust(config)  # rank 0 would not have come here otherwise
         fit_on_all(config, source_of(config["data"]), run, start)
 
 

@@ -319,10 +319,14 @@ def test_a_file_that_would_hide_behind_ours(typed, tmp_path):
     assert "rename model/unet.yaml, conf/ has that name" in typed("train", "--config-dir", folder)
 
 
-def test_a_class_of_another_project(typed, tmp_path):
-    folder = own(tmp_path, "ema/mine", "_target_: os.system\n")
-    told = "ema._target_=os.system: is no class of this project"
-    assert told in typed("train", "--config-dir", folder, "ema=mine")
+@pytest.mark.parametrize(
+    ("name", "told"), [("os.system", "is no class that a configuration can name"), ("nowhere.Net", "No module named")]
+)
+def test_a_class_of_ones_own_that_is_none(typed, tmp_path, name, told):
+    folder = own(tmp_path, "ema/mine", f"_target_: {name}\n")
+    printed = typed("train", "--config-dir", folder, "ema=mine")
+    assert f"_target_: {name}" in printed
+    assert told in printed
 
 
 # ------------------------------------------------------------------------------------------ data

@@ -13,7 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffusion_lit.config import CONF, composed, help_text, locate, with_data_facts
+from diffusion_lit.classes import locate
+from diffusion_lit.config import CONF, composed, help_text, with_data_facts
 from diffusion_lit.conflicts import CHECKS
 from diffusion_lit.rules import RULES, Each, Rule
 

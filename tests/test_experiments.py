@@ -10,7 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.config import CONF, build, composed, source_of, with_data_facts
+from diffusion_lit.classes import build
+from diffusion_lit.config import CONF, composed, source_of, with_data_facts
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained

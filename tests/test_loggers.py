@@ -24,13 +24,13 @@ from PIL import Image
 from diffusion_lit import train
 from diffusion_lit.config import CONF, composed, with_data_facts
 from diffusion_lit.errors import UserError
+from diffusion_lit.redaction import command_line_without_secrets, without_secrets
 from diffusion_lit.runs import folder
 from diffusion_lit.runs.metrics import read_metrics
 from diffusion_lit.sampling.previews import FRAMES, Film
 from diffusion_lit.training import ema, loggers
 from diffusion_lit.training.loggers import Files, Shielded, panels
 from diffusion_lit.training.recorder import COLUMNS
-from diffusion_lit.training.redaction import command_line_without_secrets, without_secrets
 from diffusion_lit.training.weights_biases import refusal
 from tests.runs import TINY, last_step, run, signal_at_step, start
 from tests.wandb_files import offline_runs
@@ -121,10 +121,10 @@ def wandb_server(stuck: threading.Event | None = None):
 
 @pytest.fixture(scope="module")
 def wandb_run(tmp_path_factory) -> Path:
-    """A run with a key that no server knows, with secrets on its command line."""
+    """A run with a key that no server knows, with secrets in its environment, one of which is in a path."""
     here = tmp_path_factory.mktemp("wandb")
-    words = ["logger=wandb", "run_dir=run", f"data.cache_dir={here / TOKEN}", f"+hydra.job.env_set.MY_TOKEN={HIDDEN}"]
-    with environment(WANDB_API_KEY=KEY, WANDB_BASE_URL="http://127.0.0.1:9"):
+    words = ["logger=wandb", "run_dir=run", f"data.cache_dir={here / HIDDEN}"]
+    with environment(WANDB_API_KEY=KEY, MY_TOKEN=HIDDEN, HF_TOKEN=TOKEN, WANDB_BASE_URL="http://127.0.0.1:9"):
         printed = run("train", *SHORT, *words, cwd=here)
     (here / "run" / "printed.txt").write_text(printed)
     return here / "run"
@@ -238,8 +238,8 @@ def test_wandb_has_no_secret(wandb_run):
     for path in files:
         data = path.read_bytes()
         assert KEY.encode() not in data, path
+        assert TOKEN.encode() not in data, path
         if "wandb" in path.relative_to(wandb_run).parts:
-            assert TOKEN.encode() not in data, path
             assert HIDDEN.encode() not in data, path
 
 

@@ -9,7 +9,8 @@ from diffusers import UNet2DModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lit.config import CONF, build, composed
+from diffusion_lit.classes import build
+from diffusion_lit.config import CONF, composed
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import ATTENTIONS, NORMS, Attention, SimpleUNet

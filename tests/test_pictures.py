@@ -1,6 +1,9 @@
 """From files to uint8: every kind of picture, every kind of broken one, and what a folder of them means."""
 
+import io
 import os
+import random
+import time
 import warnings
 from pathlib import Path
 
@@ -8,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diffusion_lit.data.decoding import Decoding, decode_all
+from diffusion_lit.data.concat import Concat
+from diffusion_lit.data.decoding import Decoding, Encoded, decode_all
+from diffusion_lit.data.huggingface import HuggingFace
 from diffusion_lit.data.sources import Digits, ImageFolder, Split, hold_out
 from diffusion_lit.data.store import ImageStore, load
+from diffusion_lit.data.torchvision_sets import TorchvisionSet
 from diffusion_lit.errors import Exit, UserError
 
 RNG = np.random.default_rng(0)
@@ -251,24 +257,49 @@ def test_broken_pictures_are_named(tmp_path):
             Decoding(8, 3)(path)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tif"])
-def test_random_damage_is_named_or_decoded(tmp_path, suffix):
-    rng = np.random.default_rng(2)
-    whole = np.frombuffer(saved(Image.fromarray(RGB), tmp_path / f"a.{suffix}").read_bytes(), np.uint8)
-    path, messages = tmp_path / f"damaged.{suffix}", []
+DAMAGES = (
+    lambda data, at, n, dice: data.__setitem__(at, dice.randrange(256)),
+    lambda data, at, n, dice: data.__setitem__(at, data[at] ^ 1 << dice.randrange(8)),
+    lambda data, at, n, dice: data.__setitem__(slice(at, at + 4), dice.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff"))),
+    lambda data, at, n, dice: data.__setitem__(slice(at, at + n), b""),
+    lambda data, at, n, dice: data.__setitem__(slice(at, at), data[at : at + n] * 3),
+    lambda data, at, n, dice: data.__setitem__(slice(max(1, at), None), b""),
+)
+
+
+def damaged(whole: bytes, dice: random.Random) -> bytes:
+    """Some bytes of a file set, flipped, overwritten, left out, repeated or cut off."""
+    data = bytearray(whole)
+    for _ in range(dice.randrange(1, 6)):
+        if data:
+            dice.choice(DAMAGES)(data, dice.randrange(len(data)), dice.randrange(1, 9), dice)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("files", [2000, pytest.param(10000, marks=pytest.mark.slow)])
+def test_fuzzed_pictures_are_named_or_decoded(files):
+    """No crash, no message without the name, and no header that one would wait for."""
+    dice, wholes = random.Random(files), []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        for image in (Image.fromarray(RGB), Image.fromarray(GREY), Image.fromarray(RGB).quantize(7)):
+            file = io.BytesIO()
+            (image.convert("RGB") if kind in ("JPEG", "WEBP") else image).save(file, kind)
+            wholes.append(file.getvalue())
+    decoding, refused, longest, unnamed = Decoding(8, 3), 0, 0.0, []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(200):
-            damaged = whole[: rng.integers(1, len(whole) + 1)].copy()
-            where = rng.integers(0, len(damaged), 3)
-            damaged[where] = rng.integers(0, 256, 3, dtype=np.uint8)
-            path.write_bytes(damaged.tobytes())
+        for k in range(files):
+            started = time.process_time()
             try:
-                decoded(path)
+                assert decoding(Encoded(f"fuzzed {k}", damaged(wholes[k % len(wholes)], dice))).shape == (3, 8, 8)
             except UserError as error:
-                messages.append(str(error))
-    assert [message for message in messages if str(path) not in message] == []
-    assert messages or suffix == "bmp"
+                refused += 1
+                unnamed += [str(error)] if not str(error).startswith(f"fuzzed {k}: ") else []
+            longest = max(longest, time.process_time() - started)
+    print(f"{files} fuzzed files, {refused} refused, the longest took {longest:.3f} s of the processor")
+    assert unnamed == []
+    assert 0.2 < refused / files < 0.99
+    assert longest < 60  # it did not hang
 
 
 def test_ten_broken_pictures_are_named_and_the_others_counted(tmp_path):
@@ -364,6 +395,36 @@ def test_junk_is_no_class_and_no_picture(tmp_path):
     source = ImageFolder(str(root))
     assert source.class_names == ["a", "b"]
     assert listed(source.splits()["train"], root) == [("a/1.png", 0), ("b/1.png", 1)]
+
+
+def test_junk_is_nothing_for_other_sources_either(tmp_path, monkeypatch):
+    """Pictures of a folder in `concat`, of class folders of a known set, and of a folder that `datasets` lists."""
+    root = pictures(tmp_path / "set", "train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png")
+    for place in ("", "train", "train/a", "test"):
+        pictures(root / place, "__MACOSX/1.png", ".ipynb_checkpoints/1-checkpoint.png", ".hidden.png")
+        for name in ("._1.png", "Thumbs.db", ".DS_Store"):
+            (root / place / name).write_bytes(b"junk")
+    (root / "train" / "a" / "loop").symlink_to("..")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for source in (
+        ImageFolder(str(root)), TorchvisionSet("cifar10", str(root)), Concat([str(root)]), HuggingFace(str(root)),
+    ):  # fmt: skip
+        assert source.class_names == ["a", "b"], type(source)
+        splits = source.splits()
+        assert [list(splits[part].labels) for part in ("train", "val")] == [[0, 1], [0, 1]], type(source)
+        for split in splits.values():
+            images = np.empty((2, 1, 8, 8), np.uint8)
+            decode_all([split.pictures[k] for k in range(2)], Decoding(8, 1), images, range(2))
+            np.testing.assert_array_equal(images, np.broadcast_to(GREY, images.shape))
+
+
+def test_a_picture_that_goes_between_listing_and_decoding_is_named(tmp_path):
+    root = pictures(tmp_path, "a/1.png", "b/1.png", "b/2.png")
+    (split,) = ImageFolder(str(root)).splits().values()
+    (root / "b" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 pictures cannot be read.*\n  .*b/1\.png: ") as caught:
+        load(split, Decoding(8, 1), None, "train")
+    assert caught.value.exit_code == Exit.DATA
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path):

@@ -11,7 +11,8 @@ import yaml
 from diffusers import DDPMScheduler
 from torch import nn
 
-from diffusion_lit.config import CONF, build, locate
+from diffusion_lit.classes import build, locate
+from diffusion_lit.config import CONF
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.noise import BETA_SCHEDULES, NoiseTable
 from diffusion_lit.diffusion.prediction import PREDICTION_TYPES

@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
 from diffusion_lit.build import guided
-from diffusion_lit.config import CONF, locate
+from diffusion_lit.classes import locate
+from diffusion_lit.config import CONF
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import Uniform

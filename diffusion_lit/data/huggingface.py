@@ -7,6 +7,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -21,6 +22,8 @@ from diffusion_lit.data.tables import class_values, image_column, label_column, 
 from diffusion_lit.errors import Exit, UserError
 
 HELD_OUT = ("validation", "val", "valid", "test")  # the first that is there
+# what a table may have fetched, in archives too; some of fsspec's other protocols do what a file says
+REMOTE = r"(hf|https?|s3|gs|zip|tar|gzip)://|/"
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,11 @@ def picture(value: dict | bytes | None, name: str) -> Path | Encoded:
         return Encoded(name, data)
     if not path:
         raise UserError(Exit.DATA, f"{name}: there is no picture")
-    return Encoded(name, partial(_fetched, path)) if "://" in path else Path(path)
+    if "://" not in path:
+        return Path(path)
+    if not all(re.match(REMOTE, link) for link in path.split("::")):
+        raise UserError(Exit.DATA, f"{name}: a picture is not fetched from {path[:200]}")
+    return Encoded(name, partial(_fetched, path))
 
 
 def _fetched(url: str) -> bytes:

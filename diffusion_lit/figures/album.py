@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lit.config import locate
+from diffusion_lit.classes import locate
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.figures import curves, noising, samples, schedule

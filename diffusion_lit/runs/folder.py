@@ -8,11 +8,14 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -68,12 +71,21 @@ def read_config(run: Path) -> dict:
 
 
 def read_overrides(run: Path) -> list[str]:
-    """The command-line overrides of the run's last start, from command.txt. Raises UserError (exit 4) without it."""
+    """The command-line overrides of the run's last start, from command.txt.
+
+    Raises:
+        UserError: exit 4 without it, or if it sets Hydra itself, which can call anything and is never written there.
+    """
     try:
         lines = (run / "command.txt").read_text().splitlines()
-        return shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
-    except (OSError, ValueError, IndexError) as error:
+        words = shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
+        parsed = OverridesParser.create().parse_overrides(words)
+    except (OSError, ValueError, IndexError, HydraException) as error:
         raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'} is damaged: {error}") from None
+    for word in parsed:
+        if any(re.match(r"hydra\b", place or "") for place in (word.key_or_group, word.package)):
+            raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'}: {word.input_line}: no run sets that; remove it")
+    return words
 
 
 def write_start(run: Path, config: dict, overrides: list[str]) -> None:

@@ -8,10 +8,10 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffusion_lit.config import build, locate
+from diffusion_lit.classes import build, locate
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.redaction import one_line, without_secrets
 from diffusion_lit.runs.folder import shown
-from diffusion_lit.training.redaction import one_line, without_secrets
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,12 @@
-"""Keeping secrets out of what leaves the run folder: configurations, command lines, messages."""
+"""Secrets: refused where they would be written down, and kept out of what leaves the run folder."""
 
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
+
+from diffusion_lit.errors import Exit, UserError
 
 REMOVED = "<removed>"
 SECRET_NAME = re.compile(
@@ -15,6 +18,27 @@ SECRET_TEXT = re.compile(
     r"|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+"  # a JWT
     r"|://[^/\s@]+@"  # user:password@ in an address
 )
+
+A_COMMIT = re.compile(r"[/@][0-9a-f]{40}\b")  # as in the folders of the hub's cache; W&B keys stand alone
+WHERE_TO_PUT_IT = (
+    "it would be written to files; remove it, and use `wandb login` or WANDB_API_KEY, `hf auth login` or HF_TOKEN"
+)
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a word or a value has the form of a key or a token, or says so by its name."""
+    key, sign, value = text.partition("=")
+    named = sign and value not in ("", "null", "true", "false") and SECRET_NAME.search(key)
+    return bool(named or SECRET_TEXT.search(A_COMMIT.sub("", text)))
+
+
+def refuse_secrets(words: Iterable[str]) -> None:
+    """Raises UserError (exit 2) for a word of a command line that looks like a secret, without repeating it."""
+    for k, word in enumerate(words, start=1):
+        if looks_secret(word):
+            key, sign, _ = word.partition("=")
+            what = key if sign and not SECRET_TEXT.search(key) else f"word {k} of the command line"
+            raise UserError(Exit.CONFIG, f"{what}: looks like a secret: {WHERE_TO_PUT_IT}")
 
 
 def without_secrets(tree, key: str = ""):
