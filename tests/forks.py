@@ -1,7 +1,8 @@
 """Real processes that start in a moment: one server imports what takes seconds, and every command is a fork of it.
 
 A fork runs `python -m diffusion_lit.<verb>` as an interpreter of its own would: its own process id, working directory,
-environment, signals and exit code. The server itself never computes anything, so that no thread is lost in a fork.
+environment, signals and exit code; but what a library reads of the environment when it is imported (HF_HUB_OFFLINE) was
+read by the server. The server itself never computes anything, so that no thread is lost in a fork.
 """
 
 import atexit

@@ -264,7 +264,7 @@ def test_a_resumed_run_is_the_same_run_there(wandb_run, tmp_path):
 
 
 def test_two_jobs_of_a_sweep_are_two_runs_of_a_group(tmp_path):
-    words = [*SHORT, "logger=wandb", "name=two", "optimizer.clip=null", "optimizer.lr=1e30,1e-3"]
+    words = [*SHORT, "logger=wandb", "name=two", "optimizer.clip=null", "max_skipped_steps=0", "optimizer.lr=1e30,1e-3"]
     run("train", "--multirun", *words, cwd=tmp_path, code=6)
     (sweep,) = (tmp_path / "outputs" / "two").iterdir()
     (bad,), (good,) = offline_runs(sweep / "0"), offline_runs(sweep / "1")

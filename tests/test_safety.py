@@ -255,7 +255,7 @@ def test_what_is_no_secret_is_not_refused(word):
 
 
 def test_keys_of_the_environment_are_in_no_file_and_in_no_line(tmp_path, monkeypatch):
-    """A run with W&B, its previews, a resume and samples: nothing that they write holds one of four keys."""
+    """A run with W&B, its previews and samples: nothing that they write holds one of four keys."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for name, value in {**SECRETS, "WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": "/nowhere"}.items():
         monkeypatch.setenv(name, value)

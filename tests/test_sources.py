@@ -2,9 +2,11 @@
 
 import http.server
 import io
+import os
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -19,7 +21,6 @@ from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.data.sources import hold_out
 from diffusion_lit.data.tables import short
 from diffusion_lit.errors import Exit, UserError
-from tests.runs import run
 from tests.test_training import train
 
 SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
@@ -369,12 +370,10 @@ def test_a_full_disk_is_not_taken_for_a_broken_stream(long, tmp_path, monkeypatc
 
 
 def test_pictures_that_a_table_only_points_to_are_fetched(tmp_path):
-    import fsspec
-
-    for k, data in enumerate(shades(3)):
-        with fsspec.open(f"memory://pictures/{k}.png", "wb") as file:
-            file.write(data)
-    pointers = [{"bytes": None, "path": f"memory://pictures/{k}.png"} for k in (2, 0, 1)]
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for k, data in enumerate(shades(3)):
+            archive.writestr(f"{k}.png", data)
+    pointers = [{"bytes": None, "path": f"zip://{k}.png::{tmp_path / 'pictures.zip'}"} for k in (2, 0, 1)]
     path = table_at(tmp_path / "set", {"image": pointers})
     for streaming in ("true", "false"):
         words = [*GREY, f"data.streaming={streaming}", "data.val_fraction=0", "data.image_column=image"]
@@ -592,11 +591,13 @@ def test_a_set_that_asks_for_access(fault, monkeypatch):
     assert "download it elsewhere and give data.path=<folder>" in told
 
 
-def test_offline_the_command_ends_with_a_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+def test_offline_the_command_ends_with_a_line(tmp_path):
+    command = [sys.executable, "-m", "diffusion_lit.train", "data=huggingface", "data.path=someone/things"]
     for offline, why in (("0", "hub cannot be reached"), ("1", "Couldn't reach 'someone/things' on the Hub")):
-        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-        printed = run("train", "data=huggingface", "data.path=someone/things", cwd=tmp_path, code=3)
+        env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}  # nobody listens there
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 3
+        printed = done.stdout + done.stderr
         assert printed.startswith("error: data.path=someone/things: ")
         assert why in printed
         assert len(printed.splitlines()) == 1
