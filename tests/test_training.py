@@ -10,6 +10,9 @@ from PIL import Image
 
 from diffusion_lit.config import CONF, composed, with_data_facts
 from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.data.stream import indices
+from diffusion_lit.diffusion.draws import draw
+from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import read_config
@@ -105,8 +108,43 @@ def test_bf16_mixed_stays_close_to_fp32_and_keeps_weights_in_fp32(tmp_path, defa
     found = losses(tmp_path, "strategy.precision=bf16-mixed")
     assert found != default  # autocast was on
     np.testing.assert_allclose(found, default, rtol=0.02)
+    assert all(float(row["grad_norm"]) > 0 for row in trace(tmp_path))
     state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
     assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_two_steps_are_those_of_a_plain_loop(tmp_path):
+    """Written out with torch alone: the gradient is that of the mean loss, once, and clipped before AdamW's step."""
+    words = [*SHORT, "max_steps=2", "checkpoint_every=2", "optimizer.clip=0.5", "data.flip=0", "label_dropout=0"]
+    rows = train(tmp_path, *words[len(SHORT) :])
+    config, source = with_data_facts(composed("train", words)[0])
+    module, data = make_module(config), ImageDataModule(source, config["data"], config["seed"], 12)
+    data.setup()
+    net, settings = module.net, config["optimizer"]
+    optimizer = torch.optim.AdamW(net.parameters(), betas=settings["betas"], weight_decay=settings["weight_decay"])
+    for step in range(2):
+        index = indices(config["seed"], 12 * step, 12, len(data.train)).numpy()
+        x0 = torch.from_numpy(data.train.images[index]).float() / 127.5 - 1
+        draws = draw(config["seed"], 12 * step, 12, module.shape, torch.device("cpu"))
+        t = (draws.timestep * 1000).long()
+        alpha, sigma = (table[t].float()[:, None, None, None] for table in (NoiseTable().alpha, NoiseTable().sigma))
+        v = alpha * draws.eps - sigma * x0
+        out = net(alpha * x0 + sigma * draws.eps, t, torch.from_numpy(data.train.labels[index]))
+        snr = NoiseTable().snr[t]
+        weight = snr.clamp(max=5.0) / (snr + 1)  # min-SNR on v (Hang et al. 2023)
+        loss = (weight * (out - v).square().flatten(1).mean(1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rows[step]["lr"])
+        optimizer.step()
+        assert float(rows[step]["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+        assert float(rows[step]["grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
+        assert norm > 0
+    saved = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(saved[f"net.{name}"], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("word", ["strategy.channels_last=true", "strategy.compile=true"])
