@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from diffusion_lit.diffusion.draws import Draws, drop_labels, flip
 from diffusion_lit.diffusion.process import Diffusion
-from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_float
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import replace_text
@@ -46,10 +45,7 @@ def write(run: Path, record: dict) -> None:
 
 def read(run: Path) -> dict:
     """The record of a run. Raises UserError (exit 4) if it has none, or a broken one; nothing in it is executed."""
-    path = run / NAME
-    if not path.exists():
-        raise UserError(Exit.CHECKPOINT, f"{run} has no {NAME}: a run leaves it when it ends with exit code 6")
-    return checkpoints.read(path)
+    return checkpoints.read(run / NAME)
 
 
 def write_summary(run: Path, record: dict, found: "Forward") -> None:

@@ -243,7 +243,7 @@ class Recorder(L.Callback):
         One that cannot be written is tried again at the next milestone, unless it is `needed` now: the disk may have
         room by then, and the run goes on.
         """
-        if not averaging.all_finite(module):
+        if not (averaging.all_finite(module.net) and averaging.all_finite(module.ema)):
             told = self._last_checkpoint() + flight.record(self.run, self.step, trainer, module)
             raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {told}")
         older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
@@ -285,11 +285,11 @@ class Recorder(L.Callback):
         return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _on_signal(self, number: int, frame) -> None:
-        if self.signal and number == signal.SIGINT:
+        if ends_run(self.signal) and number == signal.SIGINT:
             raise UserError(Exit.SIGINT, f"stopped at once; {self._last_checkpoint()}")
-        self.signal = number
+        self.signal = number if ends_run(number) else self.signal or number  # one that only saves takes no end back
         ranks.tell_others(number)
-        then = "" if ends_run(number) else ", then going on"
+        then = "" if ends_run(self.signal) else ", then going on"
         log.info("%s: finishing this step and saving%s", signal.Signals(number).name, then)
 
     def _close(self) -> None:

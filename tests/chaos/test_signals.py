@@ -74,14 +74,15 @@ def test_a_signal(name, phase, whole, tmp_path):
     assert_equal_runs(whole, folder)
 
 
-def test_two_signals_at_once_tear_no_file(whole, tmp_path):
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
+def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(whole, tmp_path, second):
     folder = tmp_path / "run"
     process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)
     while process.poll() is None and last_step(folder) < 3:
         time.sleep(0.002)
     process.terminate()
-    time.sleep(0.02)
-    process.terminate()
+    time.sleep(0.002)
+    process.send_signal(getattr(signal, second))
     process.communicate(timeout=120)
     assert process.returncode == 143
     assert checkpoints.fault(checkpoints.choose(folder)) is None
