@@ -5,6 +5,8 @@ Most cases call the command in this process with Hydra's start replaced, so that
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
 import random
 import shutil
@@ -204,11 +206,64 @@ CASES = [
 ]  # fmt: skip
 
 
+NO_TORCH = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+sys.modules["torch"] = None  # an import of it would raise
+from diffusion_lit.__main__ import main
+for line in json.loads(sys.stdin.read()):
+    sys.argv, told, printed, code = ["diffusion-lit", "train", *line.split()], io.StringIO(), io.StringIO(), 0
+    with redirect_stderr(told), redirect_stdout(printed):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            code = repr(error)
+    print(json.dumps([line, code, told.getvalue(), printed.getvalue()]))
+"""
+
+
+def pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Every case of one key and value with the next one of another key, and with the eighth one after it."""
+    plain = [case for case in CASES if case[0].count("=") == 1 and not set(case[0]) & set(" ,~+-")]
+    values = [case for case in plain if not (CONF / key_of(case)).is_dir()]  # what a wrong choice holds is not judged
+    neighbours = [*itertools.pairwise(values), *zip(values, values[8:], strict=False)]
+    return [(a, b) for a, b in neighbours if key_of(a) != key_of(b)]
+
+
+def key_of(case: tuple[str, str]) -> str:
+    return case[0].partition("=")[0].split(".")[0].replace("max_epochs", "max_steps")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+    """Exit code, message and other text for every case and pair, from a process that cannot import torch."""
+    here = tmp_path_factory.mktemp("here")
+    lines = [line for line, _ in CASES] + [f"{a[0]} {b[0]}" for a, b in pairs()]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH], cwd=here, input=json.dumps(lines), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(here) == []
+    return {line: answer for line, *answer in map(json.loads, done.stdout.splitlines())}
+
+
 @pytest.mark.parametrize(("line", "told"), CASES, ids=[line for line, _ in CASES])
-def test_train_refuses(typed, line, told):
-    printed = typed("train", *line.split())
-    assert told in printed
-    assert len(printed.splitlines()) <= 12
+def test_train_refuses(answers, line, told):
+    code, said, printed = answers[line]
+    assert (code, printed) == (2, ""), said
+    assert said.startswith("error: ")
+    assert told in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 12
+
+
+@pytest.mark.parametrize(("one", "other"), pairs(), ids=[f"{a[0]} {b[0]}" for a, b in pairs()])
+def test_train_tells_two_faults_at_once(answers, one, other):
+    code, said, _ = answers[f"{one[0]} {other[0]}"]
+    assert code == 2, said
+    assert [told for _, told in (one, other) if told not in said] == [], said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lit.config import composed, with_data_facts
+from diffusion_lit.config import CONF, composed, with_data_facts
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.networks.unet import UNet
 from diffusion_lit.runs import checkpoints
@@ -211,6 +211,50 @@ def test_the_loss_that_is_no_number_ends_all_ranks_and_is_told_once(tmp_path):
     assert output.count("the loss is") == 1
     assert "Traceback" not in output
     assert gone(process.pid)
+
+
+BROKEN = """
+import os
+from diffusion_lit.networks.unet import UNet
+class Broken(UNet):
+    def forward(self, x_t, t, y):
+        calls = self.calls = getattr(self, "calls", 0) + self.training
+        if calls == 6 and os.environ["RANK"] == os.environ["BROKEN"]:
+            raise {error}
+        return super().forward(x_t, t, y)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "code", "told"),
+    [
+        pytest.param(
+            0, "ValueError('an error of rank 0')", 1, "ValueError: an error of rank 0", marks=pytest.mark.slow
+        ),
+        (1, "ValueError('an error of rank 1')", 1, "ValueError: an error of rank 1"),
+        (1, "__import__('torch').OutOfMemoryError('CUDA out of memory')", 75, "strategy.accumulate=2 is the same"),
+    ],
+)
+def test_an_exception_on_one_rank_ends_all_of_them(tmp_path, whole_ddp, monkeypatch, rank, error, code, told):
+    """A network of one's own that fails in the sixth step of one rank; resumed the run equals one that did not."""
+    conf, folder = tmp_path / "conf", tmp_path / "run"
+    (conf / "model").mkdir(parents=True)
+    (tmp_path / "broken.py").write_text(BROKEN.format(error=error))
+    text = (CONF / "model" / "unet_digits.yaml").read_text()
+    (conf / "model" / "broken.yaml").write_text(text.replace("diffusion_lit.networks.unet.UNet", "broken.Broken"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    streams = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": tmp_path}
+    command = [sys.executable, "-m", "diffusion_lit.train", "--config-dir", str(conf)]
+    monkeypatch.setenv("BROKEN", str(rank))
+    process = subprocess.Popen([*command, *SETTINGS, *DDP, "model=broken", f"run_dir={folder}"], **streams)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert output.count(told) == 1, output
+    assert gone(process.pid)
+    monkeypatch.setenv("BROKEN", "none")
+    done = subprocess.run([*command, f"resume={folder}"], timeout=120, **streams)
+    assert done.returncode == 0, done.stdout
+    assert_equal_runs(whole_ddp, folder)
 
 
 def test_pictures_that_cannot_be_read_end_all_ranks(tmp_path):

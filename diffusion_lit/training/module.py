@@ -118,8 +118,11 @@ class DiffusionModule(L.LightningModule):
         # as many micro-batches as today's `accumulate` would have taken, or it would begin in the middle of a step;
         # the last one is not yet completed, for checkpoints are written while it ends
         batches = checkpoint["global_step"] * self.config["strategy"]["accumulate"]
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        progress |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
+        # (one that was saved in the middle of a step, out of memory, has other numbers)
+        for progress in ("current", "total"):
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][progress] |= {
+                "ready": batches, "started": batches, "processed": batches, "completed": batches - 1
+            }  # fmt: skip
         config = self.config["optimizer"]
         settings = optimizer_settings(config)
         rate = config["lr"] * learning_rate_factor(config, self.config["max_steps"])(checkpoint["global_step"])

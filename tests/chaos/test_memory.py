@@ -1,0 +1,121 @@
+"""Memory that runs out: fewer images at a time in a preview; in training the last whole step is saved."""
+
+import re
+
+import pytest
+import torch
+
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.training.memory import advice, is_out_of_memory
+from tests.chaos.test_disks import AT_STEP
+from tests.runs import TINY, run
+from tests.test_resume import assert_equal_runs, assert_equal_training
+
+SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=6", "val_every=6", "sample_every=6", "strategy.accumulate=3"]
+
+# `where` runs out of memory while `fails` is true, as CUDA says it
+FAILS = """
+import torch
+import {module} as module
+owner = module{owner}
+real = getattr(owner, {name!r})
+calls = 0
+def failing(*args, **kwargs):
+    global calls
+    calls += 1
+    if {fails}:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return real(*args, **kwargs)
+setattr(owner, {name!r}, failing)
+"""
+
+
+def failing(module: str, name: str, fails: str, owner: str = "") -> str:
+    return FAILS.format(module=module, owner=owner, name=name, fails=fails)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run("train", *SETTINGS, f"run_dir={folder}", cwd=folder.parent)
+    return folder
+
+
+def test_a_preview_is_made_of_fewer_images_at_a_time(whole, tmp_path):
+    prelude = failing("diffusion_lit.sampling.generate", "_denoise", "len(args[3]) > 16")
+    folder = tmp_path / "run"
+    printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
+    assert "out of memory while sampling; now 32 images at a time (sampler.batch_size)" in printed
+    assert "now 16 images at a time" in printed
+    assert "now 8 images" not in printed
+    assert_equal_training(whole, folder)
+    grids = [sorted(path.name for path in (one / "samples").iterdir()) for one in (whole, folder)]
+    assert grids[0] == grids[1]
+
+
+def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(whole, tmp_path):
+    prelude = failing("diffusion_lit.sampling.generate", "_denoise", "True")
+    folder = tmp_path / "run"
+    printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
+    told = "the run goes on: RuntimeError: OutOfMemoryError: CUDA out of memory"
+    assert printed.count(told) == 3  # at steps 6 and 12, and once more at the end, where one is missing
+    assert "Traceback" not in printed
+    assert_equal_training(whole, folder)
+
+
+@pytest.mark.parametrize(
+    ("where", "saved"),
+    [
+        (("diffusion_lit.diffusion.process", "loss", "calls == 24", ".Diffusion"), 7),
+        (("diffusion_lit.training.probe", "errors", "True", ".Probe"), 6),
+        (("diffusion_lit.training.ema", "update", "calls == 8"), 6),
+        (("diffusion_lit.diffusion.process", "loss", "True", ".Diffusion"), None),
+    ],
+    ids=["third micro-batch of step 8", "measurement after step 6", "in the update of step 8", "first step"],
+)
+def test_training_ends_with_what_it_had_and_the_word_to_use(whole, tmp_path, where, saved):
+    prelude, folder = failing(*where), tmp_path / "run"
+    printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
+    assert "Traceback" not in printed
+    assert "strategy.accumulate=6 is the same training with 2 images at a time instead of 4" in printed
+    assert checkpoints.steps_of(folder)[-1:] == ([saved] if saved else [])
+    assert (f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet") in printed
+    run("train", f"resume={folder}", cwd=tmp_path)
+    if "probe" not in where[0]:  # the row of that step is lost
+        assert_equal_runs(whole, folder)
+
+
+def test_a_real_allocation_that_fails_is_known_as_one():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50)
+    assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes"))
+
+
+def test_the_limit_of_a_process_is_met_in_words(tmp_path):
+    """A real one: the address space ends a little above what the process has at step 4."""
+    happens = "if self.step == 4: limit()"
+    prelude = """
+import resource
+def limit():
+    size = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20), resource.RLIM_INFINITY))
+""" + AT_STEP.format(happens=happens)
+    words = [*TINY, "max_steps=12", "global_batch_size=1024", "sample_every=4", "sampler.batch_size=256"]
+    words += ["model.block_out_channels=[64,64]", "val_every=0"]
+    folder = tmp_path / "run"
+    printed = run("train", *words, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
+    assert "out of memory" in printed
+    assert "Traceback" not in printed
+    step = int(re.search(r"the last good checkpoint is step (\d+)", printed)[1])
+    assert checkpoints.steps_of(folder)[-1] == step >= 4
+
+
+def test_the_advice_divides_the_batch():
+    config = {"global_batch_size": 12, "strategy": {"accumulate": 1}}
+    assert advice(config, 1).startswith("strategy.accumulate=2 ")
+    assert "with 6 images at a time instead of 12" in advice(config, 1)
+    assert advice(config, 4).startswith("strategy.accumulate=3 ")
+    assert advice(config | {"global_batch_size": 7}, 1).startswith("strategy.accumulate=7 ")
+    assert advice(config, 12) == "1 images at a time are the fewest; a smaller network or image needs less"
