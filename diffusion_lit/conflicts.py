@@ -51,6 +51,15 @@ def guidance(v: dict) -> Iterator[str]:
         )
 
 
+def guidance_details(v: dict) -> Iterator[str]:
+    interval, rescale, scale = v.get("guidance_interval"), v.get("guidance_rescale"), v["guidance_scale"]
+    if interval and interval[0] > interval[1]:
+        yield f"guidance_interval={interval}: the cleaner end comes first, {interval[::-1]}"
+    for key, value in {"guidance_interval": interval, "guidance_rescale": rescale}.items():
+        if value and scale == 1:
+            yield f"{key}={shown(value)} does nothing at guidance_scale=1, which is no guidance: set another scale too"
+
+
 def averaging(v: dict) -> Iterator[str]:
     every, steps = v["ema.update_every"], v["max_steps"]
     if every > steps and v["max_epochs"] is None:
@@ -190,7 +199,7 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, averaging, stairs, conditions, halving, groups, attention,
-    block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies,
-    batch,
+    noise, handed_over, sampler_steps, guidance, guidance_details, averaging, stairs, conditions, halving, groups,
+    attention, block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins,
+    strategies, batch,
 )  # fmt: skip

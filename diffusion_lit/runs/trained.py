@@ -25,7 +25,8 @@ class Trained:
         weights: "ema", or "net" for the raw weights.
         device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
         sampler: a `sampler` group to use instead of the run's.
-        guidance_scale: instead of the run's.
+        guidance_scale, guidance_interval, guidance_rescale: instead of the run's.
+        guide: a worse network of the same pictures, noise and prediction type, to be led away from.
         warn: is told of broken checkpoints that were passed over.
     Raises:
         UserError: exit 4 for a folder that is no run, or without a checkpoint that can be used.
@@ -39,13 +40,17 @@ class Trained:
         device: str = "auto",
         sampler: dict | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_rescale: float | None = None,
+        guide: "Trained | None" = None,
         warn: Callable[[str], None] = print,
     ):
         run = require_run(run)
         self.config = read_config(run)
         self.config["sampler"] = sampler or self.config["sampler"]
-        if guidance_scale is not None:
-            self.config["guidance_scale"] = guidance_scale
+        asked = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        asked |= {"guidance_interval": guidance_interval and list(guidance_interval)}
+        self.config |= {key: value for key, value in asked.items() if value is not None}
         data = self.config["data"]
         self.class_names: list[str] = data["class_names"]
         self.shape = (data["channels"], data["image_size"], data["image_size"])
@@ -53,6 +58,7 @@ class Trained:
         self.device = device_of(device)
         self.net = checkpoints.load_network(self.checkpoint, weights, make_network(self.config)).to(self.device)
         self.diffusion = make_diffusion(self.config).to(self.device)
+        self.guide = guide
         self.sampler: Sampler = make_sampler_of(self.config)
 
     def generate(
@@ -70,7 +76,7 @@ class Trained:
                 raise ValueError(f"{type(self.net).__name__} takes one class at a time, not blends of them")
             if not y.is_floating_point() or y.shape[1:] != (num_classes,):
                 raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
-        net = guided(self.net, self.config)
+        net = guided(self.net, self.config, self.guide and self.guide.net)
         return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
 
 
