@@ -94,6 +94,7 @@ def sample(config: DictConfig) -> None:
         run,
         checkpoint=str(config.checkpoint),
         weights=config.weights,
+        ema_length=config.ema_length,
         device=config.device,
         sampler=OmegaConf.to_container(config.sampler),
         guidance_scale=config.guidance_scale,
@@ -125,6 +126,7 @@ def sample(config: DictConfig) -> None:
     manifest = {
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
+        "ema_length": config.ema_length,
         "seed": config.seed,
         "same_noise": config.same_noise,
         **{key: model.config.get(key) if names or guide else None for key in asked.GUIDANCE},

@@ -37,7 +37,19 @@ def faults(config: DictConfig, run_config: dict) -> list[str]:
         told += guide_faults(config, run_config, scale)
     elif config.guide_checkpoint != "last":
         told.append(f"guide_checkpoint={config.guide_checkpoint}: of no run, add guide=<run>")
+    if config.ema_length is not None:
+        told += length_faults(config, run_config)
     return conflicts(values) + told
+
+
+def length_faults(config: DictConfig, run_config: dict) -> Iterator[str]:
+    if not run_config.get("ema_snapshot_every"):  # older runs have no such key
+        yield (
+            f"ema_length={config.ema_length}: the run kept nothing to make it from; averages of any length need "
+            "training with ema_snapshot_every=<steps>"
+        )
+    if config.weights != "ema":
+        yield f"ema_length={config.ema_length} is an average, weights={config.weights} is none: leave one of them out"
 
 
 def guide_faults(config: DictConfig, run_config: dict, scale: float) -> Iterator[str]:
@@ -50,7 +62,7 @@ def guide_faults(config: DictConfig, run_config: dict, scale: float) -> Iterator
     told, its_config = f"guide={config.guide}", folder.read_config(guide)
     if scale == 1:
         yield f"{told} does nothing at guidance_scale=1: set guidance_scale=2, say"
-    if used == using and config.weights == "ema":
+    if used == using and config.weights == "ema" and config.ema_length is None:
         yield f"{told} is the network itself: take an earlier guide_checkpoint or a run of a smaller network"
     for group, keys in (("data", ("image_size", "channels")), ("diffusion", run_config["diffusion"].keys())):
         for key in keys:

@@ -64,7 +64,7 @@ def require_room(run: Path, size: int) -> None:
 
 def sweep_up(run: Path) -> None:
     """Remove what killed processes left half-written. Only for the process that holds the run's lock."""
-    for file in (run / "checkpoints").glob(".*.tmp"):
+    for file in [*run.glob("checkpoints/.*.tmp"), *run.glob("snapshots/.*.tmp")]:
         with suppress(OSError):
             file.unlink()
 

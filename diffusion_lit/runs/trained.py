@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
-from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs import checkpoints, ema_lengths
 from diffusion_lit.runs.folder import read_config, require_run
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
@@ -23,11 +23,12 @@ class Trained:
         run: the run folder.
         checkpoint: "last", "best" or a step.
         weights: "ema", or "net" for the raw weights.
+        ema_length: in place of `weights` the average of that length, a share of the training; see `ema_lengths`.
         device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
         sampler: a `sampler` group to use instead of the run's.
         guidance_scale, guidance_interval, guidance_rescale: instead of the run's.
         guide: a worse network of the same pictures, noise and prediction type, to be led away from.
-        warn: is told of broken checkpoints that were passed over.
+        warn: is told of broken checkpoints that were passed over, and of an average that is not quite of its length.
     Raises:
         UserError: exit 4 for a folder that is no run, or without a checkpoint that can be used.
     """
@@ -43,6 +44,7 @@ class Trained:
         guidance_interval: Sequence[float] | None = None,
         guidance_rescale: float | None = None,
         guide: "Trained | None" = None,
+        ema_length: float | None = None,
         warn: Callable[[str], None] = print,
     ):
         run = require_run(run)
@@ -56,7 +58,12 @@ class Trained:
         self.shape = (data["channels"], data["image_size"], data["image_size"])
         self.checkpoint = checkpoints.choose(run, checkpoint, warn)
         self.device = device_of(device)
-        self.net = checkpoints.load_network(self.checkpoint, weights, make_network(self.config)).to(self.device)
+        net = make_network(self.config)
+        if ema_length is None:
+            checkpoints.load_network(self.checkpoint, weights, net)
+        else:
+            net.load_state_dict(ema_lengths.weights_of(run, self.checkpoint, ema_length, warn))
+        self.net = net.to(self.device).eval()
         self.diffusion = make_diffusion(self.config).to(self.device)
         self.guide = guide
         self.sampler: Sampler = make_sampler_of(self.config)
