@@ -96,7 +96,7 @@ def test_twenty_snapshots_in_half_precision_make_it_within_a_hundredth(length, l
     assert distance(shares @ stored, wanted) < 1e-2
     assert distance(have[0.1][last - 1], wanted) > 2e-2 or length == 0.1  # the nearest tracked one is no such answer
     assert shares.sum() == pytest.approx(1, abs=1e-9)
-    assert misfit < ema_lengths.MISFIT or length == 0.25
+    assert misfit < 0.07
 
 
 def test_the_misfit_is_the_distance_of_the_profiles():
@@ -125,7 +125,8 @@ def test_a_tracked_length_is_taken_as_it_is():
 # ------------------------------------------------------------------------------------------------------- real runs
 
 DENSE = [*SETTINGS, "max_steps=12", "ema_snapshot_every=1", "checkpoint_every=1", "keep_checkpoints=12"]
-DENSE += ["sample_every=0", "val_every=0"]
+DENSE += ["sample_every=0", "val_every=0", "optimizer.lr=0.03", "optimizer.warmup_steps=0"]
+DENSE += ["optimizer.schedule=constant"]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +142,7 @@ def weights_over_time(folder, steps: int) -> tuple[list[str], np.ndarray]:
     """Names, and the trained weights (T, N) after every step."""
     states = [checkpoints.read(checkpoints.path_of(folder, step))["state_dict"] for step in range(1, steps + 1)]
     names = [name.removeprefix("net.") for name in states[0] if name.startswith("net.")]
-    return names, np.array(
-        [np.concatenate([s[f"net.{name}"].double().numpy().ravel() for name in names]) for s in states]
-    )
+    return names, np.array([flat([f"net.{name}" for name in names], state) for state in states])
 
 
 def flat(names: list[str], state: dict) -> np.ndarray:
@@ -159,7 +158,7 @@ def test_a_run_makes_the_averages_of_its_own_weights(dense, steps):
         own = flat(names, {name: held[f"averages.{k}.{name}"] for name in names})
         assert distance(own, tracked(weights, length)[-1]) < 1e-6
     told = []
-    for length in (0.04, 0.07, 0.15, 0.28):
+    for length in (0.07, 0.15, 0.28):
         made = ema_lengths.weights_of(dense, checkpoint, length, told.append)
         wanted = tracked(weights, length)[-1]
         error = distance(flat(names, made), wanted)
