@@ -52,12 +52,12 @@ def guidance(v: dict) -> Iterator[str]:
 
 
 def guidance_details(v: dict) -> Iterator[str]:
-    interval, rescale, scale = v.get("guidance_interval"), v.get("guidance_rescale"), v["guidance_scale"]
-    if interval and interval[0] > interval[1]:
-        yield f"guidance_interval={interval}: the cleaner end comes first, {interval[::-1]}"
-    for key, value in {"guidance_interval": interval, "guidance_rescale": rescale}.items():
-        if value and scale == 1:
-            yield f"{key}={shown(value)} does nothing at guidance_scale=1, which is no guidance: set another scale too"
+    low, high = v.get("guidance_interval") or (0, 1)
+    if low > high:
+        yield f"guidance_interval=[{low}, {high}]: the cleaner end comes first, [{high}, {low}]"
+    for key in ("guidance_interval", "guidance_rescale", "guide"):
+        if v.get(key) and v["guidance_scale"] == 1:
+            yield f"{key}={shown(v[key])} does nothing at guidance_scale=1, which is no guidance: set another scale too"
 
 
 def averaging(v: dict) -> Iterator[str]:

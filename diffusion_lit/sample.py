@@ -83,31 +83,15 @@ def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
 
 def sample(config: DictConfig) -> None:
     from diffusion_lit.console import progress_bar
-    from diffusion_lit.runs.trained import Trained
+    from diffusion_lit.runs.trained import as_asked
     from diffusion_lit.sampling.previews import Film, rows_of_classes
 
-    run = Path(config.run).expanduser()
-    guide = None
-    if config.guide is not None:
-        guide = Trained(config.guide, str(config.guide_checkpoint), device=config.device, warn=log.warning)
-    model = Trained(
-        run,
-        checkpoint=str(config.checkpoint),
-        weights=config.weights,
-        ema_length=config.ema_length,
-        device=config.device,
-        sampler=OmegaConf.to_container(config.sampler),
-        guidance_scale=config.guidance_scale,
-        guidance_interval=config.guidance_interval,
-        guidance_rescale=config.guidance_rescale,
-        guide=guide,
-        warn=log.warning,
-    )
+    model = as_asked(config, log.warning)
     names, rows = model.class_names, labels_of(config, model.class_names)
     n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
     labels = rows_of_classes(rows, n) if names else [0] * n
     seeds = column_seeds(config.seed, labels) if config.same_noise and names else image_seeds(config.seed, n)
-    out = new_folder(config.out, run)
+    out = new_folder(config.out, Path(config.run).expanduser())
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
     calls = steps * -(-n // model.sampler.batch_size)
@@ -129,8 +113,8 @@ def sample(config: DictConfig) -> None:
         "ema_length": config.ema_length,
         "seed": config.seed,
         "same_noise": config.same_noise,
-        **{key: model.config.get(key) if names or guide else None for key in asked.GUIDANCE},
-        "guide": str(guide.checkpoint) if guide else None,
+        **{key: model.config.get(key) if names or model.guide else None for key in asked.GUIDANCE},
+        "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
         "images": [

@@ -20,58 +20,44 @@ def faults(config: DictConfig, run_config: dict) -> list[str]:
     Raises:
         UserError: exit 4 if `guide` is no run or has no such checkpoint.
     """
+    config, told = OmegaConf.to_container(config), []
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
-    values |= {f"sampler.{key}": value for key, value in config.sampler.items()}
+    values |= {f"sampler.{key}": value for key, value in config["sampler"].items()}
     asked = {key: config[key] for key in GUIDANCE if config[key] is not None}
-    asked |= {"guidance_interval": list(asked["guidance_interval"])} if "guidance_interval" in asked else {}
-    scale = asked.get("guidance_scale", run_config["guidance_scale"])
-    told = []
-    if config.guide is not None or run_config["data"]["class_names"]:
-        values |= asked | {"guidance_scale": scale}
-        if config.guide is None and "guidance_scale" in asked:
-            values["label_dropout"] = run_config["label_dropout"]
-    elif scale != 1:
+    guidance = {"guidance_scale": run_config["guidance_scale"], "guide": config["guide"]} | asked
+    if config["guide"]:
+        values |= guidance
+        told += guide_faults(config, run_config)
+    elif run_config["data"]["class_names"]:
+        values |= guidance | {"label_dropout": run_config["label_dropout"]}
+    elif guidance["guidance_scale"] != 1:
         why = "the run has no classes to guide by; guide=<run> guides by a worse network"
-        told = [f"{key}={shown(value)}: {why}" for key, value in asked.items()]
-    if config.guide is not None:
-        told += guide_faults(config, run_config, scale)
-    elif config.guide_checkpoint != "last":
-        told.append(f"guide_checkpoint={config.guide_checkpoint}: of no run, add guide=<run>")
-    if config.ema_length is not None:
-        told += length_faults(config, run_config)
+        told += [f"{key}={shown(value)}: {why}" for key, value in asked.items()]
+    if config["guide_checkpoint"] != "last" and not config["guide"]:
+        told.append(f"guide_checkpoint={config['guide_checkpoint']}: of no run, add guide=<run>")
+    if config["ema_length"] and not run_config.get("ema_snapshot_every"):  # older runs have no such key
+        why = "the run kept nothing to make it from; it takes training with ema_snapshot_every=<steps>"
+        told.append(f"ema_length={config['ema_length']}: {why}")
+    if config["ema_length"] and config["weights"] != "ema":
+        told.append(f"ema_length={config['ema_length']} is an average, weights={config['weights']} none: leave one out")
     return conflicts(values) + told
 
 
-def length_faults(config: DictConfig, run_config: dict) -> Iterator[str]:
-    if not run_config.get("ema_snapshot_every"):  # older runs have no such key
-        yield (
-            f"ema_length={config.ema_length}: the run kept nothing to make it from; averages of any length need "
-            "training with ema_snapshot_every=<steps>"
-        )
-    if config.weights != "ema":
-        yield f"ema_length={config.ema_length} is an average, weights={config.weights} is none: leave one of them out"
-
-
-def guide_faults(config: DictConfig, run_config: dict, scale: float) -> Iterator[str]:
+def guide_faults(config: dict, run_config: dict) -> Iterator[str]:
     """A guide answers the same question as the network, worse: same pictures, classes, noise and prediction."""
-    run, guide = Path(config.run).expanduser(), folder.require_run(config.guide)
-    used, using = (
-        checkpoints.choose(path, str(which), warn=lambda message: None).resolve()
-        for path, which in ((guide, config.guide_checkpoint), (run, config.checkpoint))
-    )
-    told, its_config = f"guide={config.guide}", folder.read_config(guide)
-    if scale == 1:
-        yield f"{told} does nothing at guidance_scale=1: set guidance_scale=2, say"
-    if used == using and config.weights == "ema" and config.ema_length is None:
+    told, guide = f"guide={config['guide']}", folder.require_run(config["guide"])
+    places = (guide, config["guide_checkpoint"]), (Path(config["run"]).expanduser(), config["checkpoint"])
+    used, using = (checkpoints.choose(run, str(which), lambda message: None).resolve() for run, which in places)
+    its_config = folder.read_config(guide)
+    if used == using and config["weights"] == "ema" and not config["ema_length"]:
         yield f"{told} is the network itself: take an earlier guide_checkpoint or a run of a smaller network"
-    for group, keys in (("data", ("image_size", "channels")), ("diffusion", run_config["diffusion"].keys())):
+    for group, keys in {"data": ["image_size", "channels"], "diffusion": run_config["diffusion"]}.items():
         for key in keys:
             own, its = run_config[group][key], its_config[group].get(key, run_config[group][key])
             if own != its and key not in OF_TRAINING:
                 yield f"{told} has {group}.{key}={shown(its)}, the run {shown(own)}: both must have the same"
     if its_config["data"]["class_names"] not in ([], run_config["data"]["class_names"]):
         yield f"{told} has other classes than the run"
-    if OmegaConf.select(config, "context") is not None:
-        network = locate(its_config["model"].get("_target_"))
-        if not getattr(network, "takes_blends", False):
-            yield f"{told}: {network.__name__}, its network, takes no context"
+    network = locate(its_config["model"].get("_target_"))
+    if config.get("context") and not getattr(network, "takes_blends", False):
+        yield f"{told}: {network.__name__}, its network, takes no context"

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from diffusion_lit.errors import Exit, UserError
@@ -92,29 +93,27 @@ def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str],
         UserError: exit 4 if the run tracked no averages for it.
     """
     held = checkpoints.read(checkpoint)
-    own = [_of_network(held["state_dict"], f"averages.{k}.") for k in range(len(LENGTHS))]
+    own = [checkpoints.state_of(held, f"averages.{k}") for k in range(len(LENGTHS))]
     if not own[0]:
         raise UserError(Exit.CHECKPOINT, f"{checkpoint} has no averages to make others from; see ema_snapshot_every")
-    faults = {step: checkpoints.fault(path_of(run, step)) for step in steps_of(run) if step < held["global_step"]}
-    for step, why in faults.items():
+    last, steps = held["global_step"], []
+    for step in steps_of(run):
+        why = checkpoints.fault(path_of(run, step)) if step < last else None
         if why:
             warn(f"{path_of(run, step)} is passed over: {why}")
-    steps = [*[step for step, why in faults.items() if not why], held["global_step"]]
-    shares, misfit = mix([(tracked, step) for step in steps for tracked in LENGTHS], length, steps[-1])
+        elif step < last:
+            steps.append(step)
+    shares, misfit = mix([(each, step) for step in [*steps, last] for each in LENGTHS], length, last)
     if misfit > MISFIT or np.abs(shares).sum() > CANCELLATION:
         warn(
-            f"ema_length={length} is made of {len(steps)} snapshots of lengths {' and '.join(map(str, LENGTHS))}: its "
-            f"profile is met within {misfit:.1%}, rounding of snapshots counts {np.abs(shares).sum():.0f} times"
+            f"ema_length={length} is made of {len(steps) + 1} snapshots of lengths {' and '.join(map(str, LENGTHS))}: "
+            f"its profile is met within {misfit:.1%}, rounding of snapshots counts {np.abs(shares).sum():.0f} times"
         )
-    mixed = {name: value.double() * 0 if value.is_floating_point() else value for name, value in own[0].items()}
-    for step, pair in zip(steps, shares.reshape(-1, len(LENGTHS)), strict=True):
-        states = own if step == steps[-1] else checkpoints.read(path_of(run, step))["averages"]
+    averages = {name: value for name, value in own[0].items() if value.is_floating_point()}
+    mixed = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in averages.items()}
+    for step, pair in zip([*steps, last], shares.reshape(-1, len(LENGTHS)), strict=True):
+        states = own if step == last else checkpoints.read(path_of(run, step))["averages"]
         for share, state in zip(pair, states, strict=True):
             for name, value in mixed.items():
-                if value.is_floating_point():
-                    value.add_(state[name].double(), alpha=share)
-    return {name: value.to(own[0][name].dtype) for name, value in mixed.items()}
-
-
-def _of_network(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+                value.add_(state[name].double(), alpha=share)
+    return own[0] | {name: value.to(averages[name].dtype) for name, value in mixed.items()}

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints, ema_lengths
+from diffusion_lit.runs.asked import GUIDANCE
 from diffusion_lit.runs.folder import read_config, require_run
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
@@ -50,9 +52,8 @@ class Trained:
         run = require_run(run)
         self.config = read_config(run)
         self.config["sampler"] = sampler or self.config["sampler"]
-        asked = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
-        asked |= {"guidance_interval": guidance_interval and list(guidance_interval)}
-        self.config |= {key: value for key, value in asked.items() if value is not None}
+        asked = guidance_scale, guidance_interval, guidance_rescale
+        self.config |= {key: value for key, value in zip(GUIDANCE, asked, strict=True) if value is not None}
         data = self.config["data"]
         self.class_names: list[str] = data["class_names"]
         self.shape = (data["channels"], data["image_size"], data["image_size"])
@@ -85,6 +86,17 @@ class Trained:
                 raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
         net = guided(self.net, self.config, self.guide and self.guide.net)
         return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
+
+
+def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:
+    """The run that a command names, with what the keys of `conf/sample.yaml` ask of it."""
+    config = OmegaConf.to_container(config)
+    guide, device = config["guide"], config["device"]
+    if guide is not None:
+        guide = Trained(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
+    keys = ("weights", "ema_length", "device", "sampler", *GUIDANCE)
+    asked = {key: config[key] for key in keys}
+    return Trained(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **asked)
 
 
 def device_of(name: str) -> torch.device:

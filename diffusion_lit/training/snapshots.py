@@ -28,10 +28,9 @@ class Snapshots(L.Callback):
             ema_lengths.forget_after(self.run, self.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, *_) -> None:
-        if not self.every or trainer.global_step == self.step:
-            return  # not asked for, or a micro-batch that ends no step
-        self.step = trainer.global_step
-        if self.step % self.every == 0 and ranks.rank() == 0:
+        before, self.step = self.step, trainer.global_step
+        ends_step = self.step > before  # not every micro-batch does
+        if self.every and ends_step and self.step % self.every == 0 and ranks.rank() == 0:
             try:
                 ema_lengths.write(self.run, self.step, module.averages)
             except UserError as error:  # a full disk may have room again; lengths are made from those that there are
