@@ -6,8 +6,8 @@ from torch import nn
 
 from diffusion_lit.classes import build, locate
 from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
-from diffusion_lit.sampling.guidance import classifier_free
+from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.sampling.guidance import Within, autoguided, classifier_free
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 
 
@@ -25,10 +25,16 @@ def make_sampler_of(config: dict) -> Sampler:
     return make_sampler(config["sampler"], locate(config["sampler"].get("_target_")))
 
 
-def guided(net: nn.Module, config: dict):
-    """The network with the run's guidance; without classes there is nothing to guide by."""
-    num_classes = config["data"]["num_classes"]
-    return classifier_free(net, num_classes, config["guidance_scale"]) if num_classes else net
+def guided(net: Network, config: dict, guide: Network | None = None) -> Network | Within:
+    """The network with the run's guidance, away from `guide` or, without one, from the network without the label; if
+    there are no classes either there is nothing to guide by."""
+    num_classes, scale = config["data"]["num_classes"], config["guidance_scale"]
+    rescale, interval = config.get("guidance_rescale") or 0.0, config.get("guidance_interval")  # older runs have none
+    if guide is not None:
+        model = autoguided(net, guide, scale, rescale)
+    else:
+        model = classifier_free(net, num_classes, scale, rescale) if num_classes else net
+    return model if interval is None or model is net else Within(model, net, tuple(interval))
 
 
 def make_decay(config: dict):

@@ -51,6 +51,15 @@ def guidance(v: dict) -> Iterator[str]:
         )
 
 
+def guidance_details(v: dict) -> Iterator[str]:
+    low, high = v.get("guidance_interval") or (0, 1)
+    if low > high:
+        yield f"guidance_interval=[{low}, {high}]: the cleaner end comes first, [{high}, {low}]"
+    for key in ("guidance_interval", "guidance_rescale", "guide"):
+        if v.get(key) and v["guidance_scale"] == 1:
+            yield f"{key}={shown(v[key])} does nothing at guidance_scale=1, which is no guidance: set another scale too"
+
+
 def averaging(v: dict) -> Iterator[str]:
     every, steps = v["ema.update_every"], v["max_steps"]
     if every > steps and v["max_epochs"] is None:
@@ -190,7 +199,7 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, averaging, stairs, conditions, halving, groups, attention,
-    block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins, strategies,
-    batch,
+    noise, handed_over, sampler_steps, guidance, guidance_details, averaging, stairs, conditions, halving, groups,
+    attention, block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins,
+    strategies, batch,
 )  # fmt: skip

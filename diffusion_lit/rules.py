@@ -49,8 +49,11 @@ class Each:
     rule: Check = lambda value: None
     length: int | None = None
     shortest: int = 0
+    optional: bool = False
 
     def __call__(self, value: object) -> str | None:
+        if value is None and self.optional:
+            return None
         if not isinstance(value, list):
             return "must be a list [a,b]"
         if self.length is not None and len(value) != self.length:
@@ -96,10 +99,6 @@ def context_fault(value: object) -> str | None:
     return next((f"the share of {word} {fault}" for word, share in shares if (fault := Rule()(share))), None)
 
 
-def what_fault(value: object) -> str | None:
-    return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
-
-
 FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
@@ -122,9 +121,12 @@ RULES: dict[str, Check] = {
     "sample_every": WHOLE,
     "checkpoint_every": COUNT,
     "keep_checkpoints": COUNT,
+    "ema_snapshot_every": WHOLE,
     "max_skipped_steps": WHOLE,
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
+    "guidance_interval": Each(PROBABILITY, length=2, optional=True),
+    "guidance_rescale": Rule(low=0, high=1, optional=True),
     "metric": TEXT,
     "data.root": OPTIONAL_TEXT,
     "data.path": TEXT,
@@ -239,6 +241,9 @@ RULES: dict[str, Check] = {
     "run": OPTIONAL_TEXT,
     "checkpoint": checkpoint_fault,
     "weights": Rule(choices=("ema", "net")),
+    "ema_length": Rule(above=0, high=0.28, optional=True),
+    "guide": OPTIONAL_TEXT,
+    "guide_checkpoint": checkpoint_fault,
     "num_images": COUNT,
     "classes": classes_fault,
     "context": context_fault,
@@ -249,7 +254,7 @@ RULES: dict[str, Check] = {
     "near": Rule(low=0, high=255),
     "largest": COUNT,
     # python -m diffusion_lit.visualize, where keys of sample have not its meaning
-    "what": what_fault,
+    "what": Each(Rule(choices=FIGURES), shortest=1, optional=True),
     "columns": Rule(int, low=2),
     "samplers": Each(TEXT, shortest=1),
 }

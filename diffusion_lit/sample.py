@@ -11,12 +11,11 @@ from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.classes import locate
-from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import shown
-from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.runs import asked, checkpoints, folder
 from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
 from diffusion_lit.seeds import column_seeds, image_seeds
 
@@ -51,7 +50,7 @@ def check(config: DictConfig) -> None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
-    names, scale = run_config["data"]["class_names"], config.guidance_scale
+    names = run_config["data"]["class_names"]
     labels_of(config, names)
     if config.context is not None:
         network = locate(run_config["model"].get("_target_"))
@@ -61,13 +60,7 @@ def check(config: DictConfig) -> None:
     for key in ("images_per_class", "per_class"):
         if config[key] and not names:
             raise UserError(Exit.CONFIG, f"{key}={shown(config[key])}: this run has no classes")
-    values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
-    values |= {f"sampler.{key}": value for key, value in config.sampler.items()}
-    if names and scale is not None:
-        values |= {"label_dropout": run_config["label_dropout"], "guidance_scale": scale}
-    faults = conflicts(values)
-    if not names and scale not in (None, 1):
-        faults.append(f"guidance_scale={scale}: the run has no classes to guide by")
+    faults = asked.faults(config, run_config)
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be sampled so:", *faults]))
 
@@ -77,37 +70,28 @@ def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
     key = "classes" if config.context is None else "context"
     if config[key] is None:
         return list(range(len(names)))
-    asked = OmegaConf.to_container(config[key]) if OmegaConf.is_config(config[key]) else config[key]
-    told = f"{key}={shown(asked)}"
+    wanted = OmegaConf.to_container(config[key]) if OmegaConf.is_config(config[key]) else config[key]
+    told = f"{key}={shown(wanted)}"
     if not names:
         raise UserError(Exit.CONFIG, f"{told}: this run has no classes")
     read = {"classes": number_of, "context": blend_of}[key]
     try:
-        return [read(one, names) for one in (asked if isinstance(asked, list) else [asked])]
+        return [read(one, names) for one in (wanted if isinstance(wanted, list) else [wanted])]
     except ValueError as error:
         raise UserError(Exit.CONFIG, f"{told}: {error}") from None
 
 
 def sample(config: DictConfig) -> None:
     from diffusion_lit.console import progress_bar
-    from diffusion_lit.runs.trained import Trained
+    from diffusion_lit.runs.trained import as_asked
     from diffusion_lit.sampling.previews import Film, rows_of_classes
 
-    run = Path(config.run).expanduser()
-    model = Trained(
-        run,
-        checkpoint=str(config.checkpoint),
-        weights=config.weights,
-        device=config.device,
-        sampler=OmegaConf.to_container(config.sampler),
-        guidance_scale=config.guidance_scale,
-        warn=log.warning,
-    )
+    model = as_asked(config, log.warning)
     names, rows = model.class_names, labels_of(config, model.class_names)
     n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
     labels = rows_of_classes(rows, n) if names else [0] * n
     seeds = column_seeds(config.seed, labels) if config.same_noise and names else image_seeds(config.seed, n)
-    out = new_folder(config.out, run)
+    out = new_folder(config.out, Path(config.run).expanduser())
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
     calls = steps * -(-n // model.sampler.batch_size)
@@ -126,9 +110,11 @@ def sample(config: DictConfig) -> None:
     manifest = {
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
+        "ema_length": config.ema_length,
         "seed": config.seed,
         "same_noise": config.same_noise,
-        "guidance_scale": model.config["guidance_scale"] if names else None,
+        **{key: model.config.get(key) if names or model.guide else None for key in asked.GUIDANCE},
+        "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
         "images": [

@@ -170,9 +170,10 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     from diffusion_lit.build import make_sampler_of
     from diffusion_lit.training import setup
     from diffusion_lit.training.memory import advice, is_out_of_memory
-    from diffusion_lit.training.module import checkpoint_bytes
+    from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
     from diffusion_lit.training.recorder import Recorder
     from diffusion_lit.training.shared import not_fatal
+    from diffusion_lit.training.snapshots import Snapshots
 
     first = ranks.rank() == 0
     data = setup.load_data(config, source, run)
@@ -183,11 +184,12 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     begun_from = None if start else setup.begin(module, config)
     logger = loggers.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)
-    trainer = setup.make_trainer(config, run, module.net, recorder)
+    snapshots = Snapshots(run, config["ema_snapshot_every"])
+    trainer = setup.make_trainer(config, run, module.net, snapshots, recorder)
     if first:
         folder.write_start(run, config, overrides)
         log.info(setup.summary(config, data, module, run, start))
-        checkpoints.require_room(run, 3 * checkpoint_bytes(module))
+        checkpoints.require_room(run, 3 * checkpoint_bytes(module) + snapshot_bytes(module))
         if begun_from:
             log.info(begun_from)
     with logger:

@@ -45,8 +45,9 @@ def test_the_keys_of_a_run():
     assert run_level("train") == [
         "name", "seed", "run_dir", "resume", "init_from", "accept", "max_steps", "max_epochs", "global_batch_size",
         "log_every",
-        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps", "label_dropout",
-        "guidance_scale",
+        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "ema_snapshot_every",
+        "max_skipped_steps", "label_dropout",
+        "guidance_scale", "guidance_interval", "guidance_rescale",
         "metric",
     ]  # fmt: skip
 

@@ -46,7 +46,7 @@ module.averaging.update = lambda *args: None if now in {positions} else update(*
 STEPS = [12 * step for step in (5, 6, 9)]  # of batches that begin there
 WORDS = [*SETTINGS, "max_steps=16", "log_every=4", "val_every=0", "sample_every=0", "model=context_unet"]
 WORDS = [word for word in WORDS if not word.startswith("model.")] + ["model.features=8", "model.norm=batch"]
-WORDS += ["experiment=none", "data=digits"]
+WORDS += ["experiment=none", "data=digits", "ema_snapshot_every=4"]
 
 
 def test_skipped_steps_leave_no_trace_and_a_resumed_run_skips_them_too(tmp_path):

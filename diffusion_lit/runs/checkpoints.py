@@ -65,7 +65,7 @@ def require_room(run: Path, size: int) -> None:
 
 def sweep_up(run: Path) -> None:
     """Remove what killed processes left half-written. Only for the process that holds the run's lock."""
-    for file in (run / "checkpoints").glob(".*.tmp"):
+    for file in [*run.glob("checkpoints/.*.tmp"), *run.glob("snapshots/.*.tmp")]:
         with suppress(OSError):
             file.unlink()
 
@@ -153,6 +153,11 @@ def read(path: Path, device: str = "cpu") -> dict:
 
 def load_network(path: Path, which: str, net):
     """Put the weights of "ema" or "net" from a checkpoint into a network, in evaluation mode."""
-    state = read(path)["state_dict"]
-    net.load_state_dict({key.removeprefix(f"{which}."): v for key, v in state.items() if key.startswith(f"{which}.")})
+    net.load_state_dict(state_of(read(path), which))
     return net.eval()
+
+
+def state_of(checkpoint: dict, which: str) -> dict:
+    """The state of one network in it: "ema", "net", "averages.0", ...; empty if it is not there."""
+    state = checkpoint["state_dict"]
+    return {key.removeprefix(f"{which}."): value for key, value in state.items() if key.startswith(f"{which}.")}

@@ -10,7 +10,8 @@ from diffusion_lit.runs.folder import Lock, read_config, read_overrides, require
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
     "run_dir", "resume", "accept", "max_steps", "max_epochs", "log_every", "val_every", "sample_every",
-    "checkpoint_every", "keep_checkpoints", "max_skipped_steps", "guidance_scale", "logger", "sampler", "name",
+    "checkpoint_every", "keep_checkpoints", "max_skipped_steps", "guidance_scale", "guidance_interval",
+    "guidance_rescale", "logger", "sampler", "name",
     "strategy.name", "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate",
     "strategy.compile", "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric",
 }  # fmt: skip
@@ -42,7 +43,10 @@ def check_continuation(run: Path, config: dict) -> None:
     Lock(run).release()
     if checkpoints.steps_of(run):
         checkpoints.choose(run, warn=lambda message: None)
-    before, now = {"init_from": None} | _flat(read_config(run)), _flat(config)  # a word that would do nothing
+    before, now = (
+        {"init_from": None, "ema_snapshot_every": 0} | _flat(read_config(run)),
+        _flat(config),
+    )  # a word that would do nothing
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
     # keys that are newer than the run say nothing of it
     differing = sorted(key for key in before.keys() - free if before[key] != now.get(key))

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
-from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs import checkpoints, ema_lengths
+from diffusion_lit.runs.asked import GUIDANCE
 from diffusion_lit.runs.folder import read_config, require_run
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
@@ -23,10 +25,12 @@ class Trained:
         run: the run folder.
         checkpoint: "last", "best" or a step.
         weights: "ema", or "net" for the raw weights.
+        ema_length: in place of `weights` the average of that length, a share of the training; see `ema_lengths`.
         device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
         sampler: a `sampler` group to use instead of the run's.
-        guidance_scale: instead of the run's.
-        warn: is told of broken checkpoints that were passed over.
+        guidance_scale, guidance_interval, guidance_rescale: instead of the run's.
+        guide: a worse network of the same pictures, noise and prediction type, to be led away from.
+        warn: is told of broken checkpoints that were passed over, and of an average that is not quite of its length.
     Raises:
         UserError: exit 4 for a folder that is no run, or without a checkpoint that can be used.
     """
@@ -39,20 +43,30 @@ class Trained:
         device: str = "auto",
         sampler: dict | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_rescale: float | None = None,
+        guide: "Trained | None" = None,
+        ema_length: float | None = None,
         warn: Callable[[str], None] = print,
     ):
         run = require_run(run)
         self.config = read_config(run)
         self.config["sampler"] = sampler or self.config["sampler"]
-        if guidance_scale is not None:
-            self.config["guidance_scale"] = guidance_scale
+        asked = guidance_scale, guidance_interval, guidance_rescale
+        self.config |= {key: value for key, value in zip(GUIDANCE, asked, strict=True) if value is not None}
         data = self.config["data"]
         self.class_names: list[str] = data["class_names"]
         self.shape = (data["channels"], data["image_size"], data["image_size"])
         self.checkpoint = checkpoints.choose(run, checkpoint, warn)
         self.device = device_of(device)
-        self.net = checkpoints.load_network(self.checkpoint, weights, make_network(self.config)).to(self.device)
+        net = make_network(self.config)
+        if ema_length is None:
+            checkpoints.load_network(self.checkpoint, weights, net)
+        else:
+            net.load_state_dict(ema_lengths.weights_of(run, self.checkpoint, ema_length, warn))
+        self.net = net.to(self.device).eval()
         self.diffusion = make_diffusion(self.config).to(self.device)
+        self.guide = guide
         self.sampler: Sampler = make_sampler_of(self.config)
 
     def generate(
@@ -70,8 +84,19 @@ class Trained:
                 raise ValueError(f"{type(self.net).__name__} takes one class at a time, not blends of them")
             if not y.is_floating_point() or y.shape[1:] != (num_classes,):
                 raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
-        net = guided(self.net, self.config)
+        net = guided(self.net, self.config, self.guide and self.guide.net)
         return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
+
+
+def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:
+    """The run that a command names, with what the keys of `conf/sample.yaml` ask of it."""
+    config = OmegaConf.to_container(config)
+    guide, device = config["guide"], config["device"]
+    if guide is not None:
+        guide = Trained(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
+    keys = ("weights", "ema_length", "device", "sampler", *GUIDANCE)
+    asked = {key: config[key] for key in keys}
+    return Trained(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **asked)
 
 
 def device_of(name: str) -> torch.device:

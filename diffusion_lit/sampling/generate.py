@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.sampling.guidance import Within, at
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
 
@@ -15,7 +16,7 @@ OnStep = Callable[[int, int, Tensor], None]  # (first image of the chunk, step d
 
 @torch.no_grad()
 def generate(
-    net: Network,
+    net: Network | Within,
     diffusion: Diffusion,
     sampler: Sampler,
     labels: Sequence[Label],
@@ -47,7 +48,7 @@ def _denoise(net, diffusion, sampler, y, generators, shape, on_step) -> Tensor:
     x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
     for k, t in enumerate(scheduler.timesteps.tolist()):
         time = torch.full((len(y),), t, device=device)
-        x0_hat = diffusion.estimate_x0(diffusion.output(net, x, time, y), x, time)
+        x0_hat = diffusion.estimate_x0(diffusion.output(at(net, diffusion, time), x, time, y), x, time)
         if sampler.clip_x0:
             x0_hat = x0_hat.clamp(-1, 1)
         x = sampler.step(scheduler, k, x0_hat, x, diffusion.table, generators)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from diffusion_lit.diffusion.draws import draw, drop_labels, flip
 from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_float
+from diffusion_lit.runs import ema_lengths
 from diffusion_lit.seeds import counted
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer, optimizer_settings
@@ -17,7 +19,8 @@ from diffusion_lit.training.optimizer import learning_rate_factor, make_optimize
 class DiffusionModule(L.LightningModule):
     """Trains `net`; `ema`, its average, is what validation, previews, sampling and export use.
 
-    The two are never swapped. With `decay` None (`ema=none`) they are one and the same object.
+    The two are never swapped. With `decay` None (`ema=none`) they are one and the same object. With
+    `ema_snapshot_every` there are two more `averages`, of power profiles, for averages of any length after training.
 
     A step whose gradient is not finite is skipped, without waiting for the device: weights, moments and step count of
     the optimizer, the average and running statistics of norms stay as they were. Learning rate, decay and data are
@@ -35,6 +38,8 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         self.net = net
         self.ema = net if decay is None else copy.deepcopy(net).requires_grad_(False).eval()
+        tracked = ema_lengths.LENGTHS if config.get("ema_snapshot_every") else ()
+        self.averages = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in tracked).eval()
         self.diffusion, self.decay = diffusion, decay
         self.config, self.config_text = config, config_text
         data = config["data"]
@@ -62,6 +67,7 @@ class DiffusionModule(L.LightningModule):
         super().train(mode)
         if self.ema is not self.net:
             self.ema.eval()
+        self.averages.eval()
         return self
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
@@ -103,6 +109,8 @@ class DiffusionModule(L.LightningModule):
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
                 averaging.update(self.ema, self.net, self.decay(updates - 1), self.skipped)
+        for average, length in zip(self.averages, ema_lengths.LENGTHS, strict=False):
+            averaging.update(average, self.net, ema_lengths.decay(length, self.global_step + 1), self.skipped)
         self.in_update = False
 
     def forget_step(self) -> None:
@@ -114,7 +122,14 @@ class DiffusionModule(L.LightningModule):
         checkpoint["config"] = self.config_text
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """The steps done come from the checkpoint; how the next ones are made is said by today's configuration."""
+        """The steps done come from the checkpoint; how the next ones are made is said by today's configuration.
+
+        Raises:
+            UserError: exit 4 for averages that were not tracked from the first step on, or would not be any longer.
+        """
+        if bool(self.averages) != any(name.startswith("averages.") for name in checkpoint["state_dict"]):
+            asked = f"ema_snapshot_every={self.config.get('ema_snapshot_every')}"
+            raise UserError(Exit.CHECKPOINT, f"{asked}: a run tracks the two averages from its first step on, or never")
         # as many micro-batches as today's `accumulate` would have taken, or it would begin in the middle of a step;
         # the last one is not yet completed, for checkpoints are written while it ends
         batches = checkpoint["global_step"] * self.config["strategy"]["accumulate"]
@@ -132,6 +147,13 @@ class DiffusionModule(L.LightningModule):
 
 
 def checkpoint_bytes(module: DiffusionModule) -> int:
-    """About the size of a checkpoint: weights, two moments of Adam and the average, in float32."""
-    copies = 3 + (module.ema is not module.net)
+    """About the size of a checkpoint: weights, two moments of Adam and the averages, in float32."""
+    copies = 3 + (module.ema is not module.net) + len(module.averages)
     return 4 * copies * sum(p.numel() for p in module.net.parameters())
+
+
+def snapshot_bytes(module: DiffusionModule) -> int:
+    """About the size of all snapshots of a run: two averages each, in half precision."""
+    every = module.config.get("ema_snapshot_every")
+    count = module.config["max_steps"] // every if every else 0
+    return 2 * count * len(module.averages) * sum(p.numel() for p in module.net.parameters())

@@ -25,7 +25,7 @@ from diffusion_lit.sampling.previews import rows_of_classes
 from diffusion_lit.seeds import fold, image_seeds
 from diffusion_lit.training import ranks
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
-from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes
+from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.recorder import Recorder
 from diffusion_lit.training.shared import samples
 from diffusion_lit.training.strategies import trainer_arguments
@@ -126,6 +126,8 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
         f"on disk    {checkpoint_bytes(module) / 2**20:,.1f} MiB a checkpoint, "
         f"{config['keep_checkpoints']} and the best are kept",
     ]
+    if module.averages:
+        lines.append(f"           and {snapshot_bytes(module) / 2**20:,.1f} MiB of snapshots for ema_length")
     if n < batch:
         lines.append(f"note       fewer pictures ({n}) than a batch ({batch}): a batch holds some of them twice")
     weight = module.diffusion.weight
