@@ -96,11 +96,24 @@ def context_fault(value: object) -> str | None:
     return next((f"the share of {word} {fault}" for word, share in shares if (fault := Rule()(share))), None)
 
 
+def seeds_fault(value: object) -> str | None:
+    is_pair = value is None or (not Each(RULES["seed"], length=2)(value) and value[0] != value[1])
+    return None if is_pair else "must be two different seeds [3,8]"
+
+
 def what_fault(value: object) -> str | None:
     return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
 
 
-FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
+FIGURES = (
+    "forward",
+    "panels",
+    "schedule",
+    "losses",
+    "denoising",
+    "samplers",
+    "curves",
+)  # in the order in which they are drawn
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
@@ -243,6 +256,11 @@ RULES: dict[str, Check] = {
     "classes": classes_fault,
     "context": context_fault,
     "images_per_class": Rule(int, low=1, optional=True),
+    "seeds": seeds_fault,
+    "init": OPTIONAL_TEXT,
+    "strength": Rule(above=0, high=1, optional=True),
+    "mask": OPTIONAL_TEXT,
+    "resample": COUNT,
     "out": OPTIONAL_TEXT,
     "device": device_fault,
     # python -m diffusion_lit.audit
