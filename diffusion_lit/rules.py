@@ -105,15 +105,7 @@ def what_fault(value: object) -> str | None:
     return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
 
 
-FIGURES = (
-    "forward",
-    "panels",
-    "schedule",
-    "losses",
-    "denoising",
-    "samplers",
-    "curves",
-)  # in the order in which they are drawn
+FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in the order of drawing
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
