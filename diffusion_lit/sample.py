@@ -74,8 +74,9 @@ def check(config: DictConfig) -> None:
     faults = conflicts(values)
     if not names and scale not in (None, 1):
         faults.append(f"guidance_scale={scale}: the run has no classes to guide by")
-    if config.init is not None and not config.sampler.starts_anywhere:
-        able = [file.stem for file in sorted(CONF.glob("sampler/*.yaml")) if OmegaConf.load(file).starts_anywhere]
+    if config.init is not None and not config.sampler.get("starts_anywhere"):
+        there = {file.stem: OmegaConf.load(file) for file in sorted(CONF.glob("sampler/*.yaml"))}
+        able = [name for name, settings in there.items() if settings.get("starts_anywhere")]
         faults.append(f"init: sampler={config.sampler.name} cannot start in the middle; {', '.join(able)} can")
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be sampled so:", *faults]))
@@ -129,8 +130,7 @@ def sample(config: DictConfig) -> None:
     originals = originals_of(config, model.config)
     asked = wanted(config, stops, len(names), len(originals.files) if originals else 1)
     labels, seeds = [image.label for image in asked], [image.seed for image in asked]
-    of = [image.row[0] for image in asked]
-    edit = edit_of(originals, of, config.strength, config.resample) if originals else None
+    edit = edit_of(originals, [image.row[0] for image in asked], config) if originals else None
     out = new_folder(config.out, run)
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
@@ -157,11 +157,7 @@ def sample(config: DictConfig) -> None:
         "sampler": model.config["sampler"],
         "edit": edited(originals, edit) if edit else None,
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
-        "images": [
-            {"file": f"{k:05d}.png", "seed": seed_of(image.seed), **described(image.label, names)}
-            | ({"init": str(originals.files[of[k]])} if edit else {})
-            for k, image in enumerate(asked)
-        ],
+        "images": [{"file": f"{k:05d}.png", **described(image, names, originals)} for k, image in enumerate(asked)],
     }
     render = model.config["data"].get("render", "none")  # older runs have no such key
     drawn = partial(picture_of, asked=asked, class_names=names, originals=originals, render=render)
@@ -172,16 +168,16 @@ def sample(config: DictConfig) -> None:
     log.info("images     %s", folder.shown(out))
 
 
-def described(label: Label, names: list[str]) -> dict:
-    """What an image is of, for the manifest; a blend in the words that ask for it."""
+def described(image, names: list[str], originals) -> dict:
+    """What an image came from and what it is of, for the manifest; a blend in the words that ask for it."""
+    told = {"seed": image.seed if isinstance(image.seed, int) else image.seed._asdict()}
+    if originals:
+        told["init"] = str(originals.files[image.row[0]])
     if not names:
-        return {"label": None, "class": None}
-    context = {"context": shares_of(label, names)} if isinstance(label, tuple) else {"label": label}
-    return context | {"class": name_of(label, names)}
-
-
-def seed_of(seed) -> int | dict:
-    return seed if isinstance(seed, int) else seed._asdict()
+        return told | {"label": None, "class": None}
+    blend = isinstance(image.label, tuple)
+    told |= {"context": shares_of(image.label, names)} if blend else {"label": image.label}
+    return told | {"class": name_of(image.label, names)}
 
 
 def edited(originals, edit) -> dict:

@@ -1,19 +1,30 @@
 """Edits and paths between images: closed forms of Gaussians, what is kept, what the ends are."""
 
+import hashlib
+import json
+import sys
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from diffusion_lit import sample
+from diffusion_lit.data import originals
+from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import Uniform
-from diffusion_lit.images import to_float, to_uint8
+from diffusion_lit.images import to_float, to_pil, to_uint8
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import SimpleUNet
 from diffusion_lit.networks.unet import UNet
+from diffusion_lit.runs.trained import Trained
 from diffusion_lit.sampling.editing import Edit, first_noise, slerp, taken_back
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import classifier_free
-from diffusion_lit.seeds import Between
+from diffusion_lit.seeds import Between, image_seeds
+from tests.runs import run
 from tests.test_images import noise
 from tests.test_samplers import YAMLS, sampler_of
 
@@ -215,3 +226,114 @@ def test_a_blend_of_one_class_is_the_class_and_zeros_are_the_null_label(name):
     guided = classifier_free(net, 3, 2.0)
     assert torch.equal(guided(x_t, t, blends), guided(x_t, t, y))
     assert not torch.equal(out, net(x_t, t, y.flip(0)))
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def pixels(out) -> torch.Tensor:
+    return torch.from_numpy(np.load(out / "images.npy")).permute(0, 3, 1, 2)
+
+
+def save(path, image: torch.Tensor) -> None:
+    to_pil(image).save(path)
+
+
+def test_the_command_edits_pictures_row_by_row(digits_run, tmp_path):
+    pictures = noise(2, 1, 8, 8)
+    (tmp_path / "mine").mkdir()
+    for k, name in enumerate(("b.png", "a.png")):
+        save(tmp_path / "mine" / name, pictures[1 - k])
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[:, :, 4:] = 255
+    save(tmp_path / "mask.png", mask)
+    words = [f"run={digits_run}", "init=mine", "mask=mask.png", "resample=2", "strength=0.8", "classes=[3,8]"]
+    words += ["images_per_class=2", "sampler.steps=5", "npy=true", "gif=true", "out=out"]
+    run("sample", *words, cwd=tmp_path)
+    made = pixels(tmp_path / "out")
+    assert len(made) == 8  # of a.png two of either class, then of b.png
+    assert torch.equal(made[..., :4], pictures[[0] * 4 + [1] * 4][..., :4])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [image["class"] for image in manifest["images"]] == ["3", "3", "8", "8"] * 2
+    assert [image["init"] for image in manifest["images"]] == ["mine/a.png"] * 4 + ["mine/b.png"] * 4
+    assert (manifest["edit"]["strength"], manifest["edit"]["resample"]) == (0.8, 2)
+    digest = hashlib.blake2b((tmp_path / "mask.png").read_bytes(), digest_size=8).hexdigest()
+    assert manifest["edit"]["mask"] == {"file": "mask.png", "blake2b": digest}
+
+    model = Trained(digits_run, device="cpu", sampler=manifest["sampler"])
+    seeds = [image["seed"] for image in manifest["images"]]
+    edit = Edit(to_float(pictures[[0] * 4 + [1] * 4]), 0.8, mask[0] > 0, 2)
+    assert torch.equal(model.generate([3, 3, 8, 8] * 2, seeds, edit=edit), made)
+
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        left = grid.width - 2 - 4 * 42  # original, what is kept, two images; 8 px are 40, and a gap of 2
+        tiles = [np.asarray(grid)[44:84, left + x + 2 : left + x + 42] for x in (0, 42, 84)]  # of the second row
+    kept = pictures[0].masked_fill(mask > 0, 128)
+    for tile, image in zip(tiles, (pictures[0], kept, made[2]), strict=True):
+        assert np.array_equal(tile, image[0].repeat_interleave(5, 0).repeat_interleave(5, 1))
+    with Image.open(tmp_path / "out" / "denoising.gif") as gif:
+        assert gif.n_frames == 4  # four of five steps, each once
+
+    # what was made can be made of again, without its grid
+    words = [f"run={digits_run}", "init=out", "classes=3", "num_images=8", "sampler.steps=5", "npy=true", "out=again"]
+    run("sample", *words, cwd=tmp_path)
+    again = json.loads((tmp_path / "again" / "manifest.json").read_text())
+    assert [image["init"] for image in again["images"]] == [f"out/{k:05d}.png" for k in range(8)]
+    assert again["edit"]["strength"] == 0.6
+
+
+def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path):
+    words = [f"run={digits_run}", "sampler.steps=3", "npy=true"]
+    run("sample", *words, "seeds=[3,8]", "classes=[3,8]", "images_per_class=4", "out=seeds", cwd=tmp_path)
+    run("sample", *words, "interpolate=true", "classes=[3,8]", "num_images=5", "seed=3", "out=classes", cwd=tmp_path)
+    seeds, classes = pixels(tmp_path / "seeds"), pixels(tmp_path / "classes")
+    manifest = json.loads((tmp_path / "seeds" / "manifest.json").read_text())
+    model = Trained(digits_run, device="cpu", sampler=manifest["sampler"])
+    (first,), (second,) = image_seeds(3, 1), image_seeds(8, 1)
+    ends = model.generate([3, 3, 8, 8], [first, second, first, second])
+    assert torch.equal(seeds[[0, 3, 4, 7]], ends)
+    assert torch.equal(classes[[0, 4]], ends[[0, 2]])
+    assert len({image.numpy().tobytes() for image in torch.cat([seeds, classes])}) == 4 + 4 + 5 - 2
+    assert manifest["images"][1]["seed"] == {"first": first, "second": second, "share": 1 / 3}
+    manifest = json.loads((tmp_path / "classes" / "manifest.json").read_text())
+    assert manifest["images"][1]["context"] == {"3": 0.75, "8": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "code"),
+    [
+        (["mask=mask.png", "strength=0.5"], ["mask=mask.png without init", "strength=0.5 without init"], 2),
+        (["init=small.png", "resample=3"], ["resample=3 without mask"], 2),
+        (["init=small.png", "strength=0"], ["strength=0: must be more than 0"], 2),
+        (["seeds=[3,3]"], ["seeds=[3, 3]: must be two different seeds [3,8]"], 2),
+        (["seeds=[3,8]", "seed=1"], ["seed and seeds are two words for one thing"], 2),
+        (["init=there.png", "mask=small.png"], ["there.png: cannot be read", "mask=small.png has 4x4 px"], 3),
+        (["init=none"], ["init=none: no pictures are in this folder"], 3),
+        (["init=small.png", "sampler.starts_anywhere=false"], ["sampler=ddim cannot start in the middle; ddim, "], 2),
+    ],
+)
+def test_mistakes(digits_run, tmp_path, monkeypatch, capsys, words, told, code):
+    monkeypatch.chdir(tmp_path)
+    save("small.png", noise(1, 1, 4, 4)[0])
+    (tmp_path / "none").mkdir()
+    monkeypatch.setattr(sys, "argv", ["sample", f"run={digits_run}", *words, "out=out"])
+    with pytest.raises(SystemExit) as ended:
+        sample.main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == code
+    for words in told:
+        assert words in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_read_as_the_training_pictures_are(tmp_path):
+    """Whatever decodes those, and a mask pixel by pixel: what is transparent is painted."""
+    decoding = Decoding(8, 3, background=(0, 255, 0))
+    rgba = noise(2, 4, 16, 12)
+    save(tmp_path / "a.png", rgba[0])
+    mask = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    mask[3, :, 2:] = 255  # black where it is opaque
+    save(tmp_path / "mask.png", mask)
+    made = originals.read(str(tmp_path / "a.png"), str(tmp_path / "mask.png"), decoding)
+    assert np.array_equal(made.images[0], decoding(tmp_path / "a.png"))
+    assert np.array_equal(made.mask, np.arange(8)[None].repeat(8, 0) < 2)

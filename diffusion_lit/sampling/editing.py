@@ -74,12 +74,14 @@ class Edit:
         return torch.where(self.mask, x, known)
 
 
-def edit_of(originals: Originals, of: Sequence[int], strength: float | None, resample: int) -> Edit:
-    """Image k of original `of[k]`. Without a strength: enough to change a picture and to know it again, or under a
-    mask everything."""
+def edit_of(originals: Originals, of: Sequence[int], config) -> Edit:
+    """Image k of original `of[k]`, by the configuration of `sample`.
+
+    Strength null is enough to change a picture and to know it again, or under a mask everything.
+    """
     x0 = to_float(torch.from_numpy(originals.images[list(of)]))
     mask = None if originals.mask is None else torch.from_numpy(originals.mask)
-    return Edit(x0, strength or (0.6 if mask is None else 1.0), mask, resample)
+    return Edit(x0, config.strength or (0.6 if mask is None else 1.0), mask, config.resample)
 
 
 def taken_back(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: Sequence[Generator]) -> Tensor:
