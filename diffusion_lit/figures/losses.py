@@ -53,17 +53,15 @@ def told(diffusion: Diffusion, name: str) -> Iterator[str]:
     )
     for precision, dtype in PRECISIONS.items():
         held, made = (
-            ", ".join(
-                f"{word} {error.max():.1e}" for word, error in zip(("alpha", "sigma", "x_t"), errors, strict=True)
-            )
-            for errors in (rounding(diffusion.table, dtype, way) for way in (False, True))
+            "alpha {:.1e}, sigma {:.1e}, x_t {:.1e}".format(*[error.max() for error in rounding(table, dtype, way)])
+            for way in (False, True)
         )
-        yield f"rounding   {precision:<8} {held}; sigma from alpha^2: {made}"
+        yield f"rounding   {precision:<8} {held}; made of alpha^2: {made}"
 
 
 def figure_of(recipes: Mapping[str, Diffusion], title: str):
     """Weight on the network's own error and on that of x0, each of mean 1, over log snr; a line for each recipe. Below
-    the errors of sigma and of x_t in each precision, of the first recipe, tables held and (dashed) made of alpha^2."""
+    the errors of sigma and of x_t in each precision, of the first recipe, tables held and (dotted) made of alpha^2."""
     from matplotlib import colormaps
 
     figure, axes = plots(2, 2, title)
