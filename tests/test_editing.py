@@ -200,7 +200,7 @@ def test_the_ends_of_a_path_are_the_images_of_its_seeds(name, changes):
     assert torch.equal(way[0], ends[0])
     assert torch.equal(way[3], ends[3])
     assert not torch.equal(way[1], ends[0])
-    assert way[1].std() == pytest.approx(ends[1].std(), rel=0.05)
+    assert way[1].std().item() == pytest.approx(ends[1].std().item(), rel=0.08)
 
 
 # ------------------------------------------------------------------------------------------ between classes
