@@ -76,6 +76,12 @@ def conditions(v: dict) -> Iterator[str]:
         yield f"classes={shown(v['classes'])} and context={shown(v['context'])}: leave one out; {{a: 1}} is the class a"
 
 
+def editing(v: dict) -> Iterator[str]:
+    for key, needs in {"mask": "init", "strength": "init", "resample": "mask"}.items():
+        if v[key] not in (None, 1) and v[needs] is None:
+            yield f"{key}={v[key]} without {needs}=<picture>: there is nothing to edit"
+
+
 def halving(v: dict) -> Iterator[str]:
     size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
     if size % 2**times:
@@ -199,7 +205,7 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, guidance_details, averaging, stairs, conditions, halving, groups,
-    attention, block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop, skins,
-    strategies, batch,
+    noise, handed_over, sampler_steps, guidance, guidance_details, averaging, stairs, conditions, editing, halving,
+    groups, attention, block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop,
+    skins, strategies, batch,
 )  # fmt: skip

@@ -1,66 +1,8 @@
-"""What a configuration may hold: types, ranges and choices of single values."""
+"""The range of every key."""
 
-import json
-import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
-Check = Callable[[object], str | None]  # value -> why it cannot be, None if it can
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Type, range and choices of one value."""
-
-    kind: type = float
-    low: float | None = None  # allowed itself, as is `high`; `above` and `below` are not
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple = ()
-    optional: bool = False
-
-    def __call__(self, value: object) -> str | None:
-        if value is None and self.optional:
-            return None
-        if self.choices:
-            listed = ", ".join(map(str, self.choices))
-            fault = f"must be {'one of ' * (len(self.choices) > 1)}{listed}"
-            return None if value in self.choices and not isinstance(value, bool) else fault
-        fault = type_fault(value, self.kind)
-        if fault or self.kind not in (int, float):
-            return fault
-        if self.low is not None and value < self.low:
-            return f"must be at least {self.low:g}"
-        if self.above is not None and value <= self.above:
-            return f"must be more than {self.above:g}"
-        if self.high is not None and value > self.high:
-            return f"must be at most {self.high:g}"
-        if self.below is not None and value >= self.below:
-            return f"must be less than {self.below:g}"
-        return None
-
-
-@dataclass(frozen=True)
-class Each:
-    """A list of values that each follow a rule."""
-
-    rule: Check = lambda value: None
-    length: int | None = None
-    shortest: int = 0
-    optional: bool = False
-
-    def __call__(self, value: object) -> str | None:
-        if value is None and self.optional:
-            return None
-        if not isinstance(value, list):
-            return "must be a list [a,b]"
-        if self.length is not None and len(value) != self.length:
-            return f"must be a list of {self.length}"
-        if len(value) < self.shortest:
-            return "must not be empty"
-        return next((f"each {fault}" for item in value if (fault := self.rule(item))), None)
+from diffusion_lit.values import Check, Each, Rule, shown
 
 
 def checkpoint_fault(value: object) -> str | None:
@@ -99,7 +41,12 @@ def context_fault(value: object) -> str | None:
     return next((f"the share of {word} {fault}" for word, share in shares if (fault := Rule()(share))), None)
 
 
-FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
+def seeds_fault(value: object) -> str | None:
+    is_pair = value is None or (not Each(RULES["seed"], length=2)(value) and value[0] != value[1])
+    return None if is_pair else "must be two different seeds [3,8]"
+
+
+FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in the order of drawing
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
 COUNT = Rule(int, low=1)
@@ -248,6 +195,11 @@ RULES: dict[str, Check] = {
     "classes": classes_fault,
     "context": context_fault,
     "images_per_class": Rule(int, low=1, optional=True),
+    "seeds": seeds_fault,
+    "init": OPTIONAL_TEXT,
+    "strength": Rule(above=0, high=1, optional=True),
+    "mask": OPTIONAL_TEXT,
+    "resample": COUNT,
     "out": OPTIONAL_TEXT,
     "device": device_fault,
     # python -m diffusion_lit.audit
@@ -258,20 +210,6 @@ RULES: dict[str, Check] = {
     "columns": Rule(int, low=2),
     "samplers": Each(TEXT, shortest=1),
 }
-
-
-def type_fault(value: object, kind: type) -> str | None:
-    """Why `value` is not of the kind; a whole number passes for a float, nothing else passes for anything else."""
-    if value is None:
-        return "needs a value"
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-        return f"must be {KINDS.get(kind, kind.__name__)}"
-    if kind is float and not math.isfinite(value):
-        return "must be a finite number"
-    return "must not be empty" if value == "" else None
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number as text: '\"5\"')"}
 
 
 def value_fault(key: str, value: object, default: object) -> str | None:
@@ -287,8 +225,3 @@ def _rule_like(default: object) -> Check:
     if isinstance(default, list):
         return Each(_rule_like(default[0])) if default else Each()
     return Rule(type(default)) if default is not None else lambda value: None
-
-
-def shown(value: object) -> str:
-    """A value as it is written on a command line."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)

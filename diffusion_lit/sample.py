@@ -4,6 +4,8 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,13 +13,13 @@ from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.classes import locate
+from diffusion_lit.config import CONF
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import shown
 from diffusion_lit.runs import asked, checkpoints, folder
 from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
-from diffusion_lit.seeds import column_seeds, image_seeds
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -32,8 +34,9 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
     if isinstance(run, Sweep):
         word = next(word for word in overrides if word.startswith("run="))
         raise UserError(Exit.CONFIG, f"{word}: one run at a time, its sampler is taken from it")
-    if {"num_images", "images_per_class"} <= {word.partition("=")[0] for word in overrides}:
-        raise UserError(Exit.CONFIG, "num_images and images_per_class are two words for one thing: leave one out")
+    for pair in (("num_images", "images_per_class"), ("seed", "seeds")):
+        if set(pair) <= {word.partition("=")[0] for word in overrides}:
+            raise UserError(Exit.CONFIG, f"{' and '.join(pair)} are two words for one thing: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
     settings = dict(folder.read_config(folder.require_run(run))["sampler"])
@@ -51,18 +54,36 @@ def check(config: DictConfig) -> None:
     run_config = folder.read_config(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     names = run_config["data"]["class_names"]
-    labels_of(config, names)
-    if config.context is not None:
+    stops = labels_of(config, names)
+    if config.context is not None or config.interpolate:
         network = locate(run_config["model"].get("_target_"))
         if not getattr(network, "takes_blends", False):
-            told = f"context: {network.__name__}, the network of this run, takes one class at a time"
-            raise UserError(Exit.CONFIG, f"{told}; model=context_unet takes blends of them")
-    for key in ("images_per_class", "per_class"):
+            told = f"{network.__name__}, the network of this run, takes one class at a time"
+            key = "interpolate" if config.interpolate else "context"
+            raise UserError(Exit.CONFIG, f"{key}: {told}; model=unet, dit, simple_unet or context_unet take blends")
+    for key in ("images_per_class", "per_class", "interpolate"):
         if config[key] and not names:
             raise UserError(Exit.CONFIG, f"{key}={shown(config[key])}: this run has no classes")
+    if config.interpolate and len(stops) < 2:
+        raise UserError(Exit.CONFIG, "interpolate=true: needs two classes or blends to go between")
     faults = asked.faults(config, run_config)
+    if config.init is not None and not config.sampler.get("starts_anywhere"):
+        there = {file.stem: OmegaConf.load(file) for file in sorted(CONF.glob("sampler/*.yaml"))}
+        able = [name for name, settings in there.items() if settings.get("starts_anywhere")]
+        faults.append(f"init: sampler={config.sampler.name} cannot start in the middle; {', '.join(able)} can")
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be sampled so:", *faults]))
+    originals_of(config, run_config)
+
+
+def originals_of(config: DictConfig, run_config: dict):
+    """The pictures to edit, as the run's training pictures were read, or None."""
+    if config.init is None:
+        return None
+    from diffusion_lit.data.decoding import decoding_of
+    from diffusion_lit.data.originals import read
+
+    return read(config.init, config.mask, decoding_of(run_config["data"]))
 
 
 def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
@@ -84,27 +105,31 @@ def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
 def sample(config: DictConfig) -> None:
     from diffusion_lit.console import progress_bar
     from diffusion_lit.runs.trained import as_asked
-    from diffusion_lit.sampling.previews import Film, rows_of_classes
+    from diffusion_lit.sampling.editing import edit_of
+    from diffusion_lit.sampling.previews import Film
+    from diffusion_lit.sampling.request import picture_of, wanted
 
     model = as_asked(config, log.warning)
-    names, rows = model.class_names, labels_of(config, model.class_names)
-    n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
-    labels = rows_of_classes(rows, n) if names else [0] * n
-    seeds = column_seeds(config.seed, labels) if config.same_noise and names else image_seeds(config.seed, n)
+    names, stops = model.class_names, labels_of(config, model.class_names)
+    originals = originals_of(config, model.config)
+    requests = wanted(config, stops, len(names), len(originals.files) if originals else 1)
+    labels, seeds = [image.label for image in requests], [image.seed for image in requests]
+    edit = edit_of(originals, [image.row[0] for image in requests], config) if originals else None
     out = new_folder(config.out, Path(config.run).expanduser())
 
     steps = len(model.sampler.build(model.diffusion.table).timesteps)
-    calls = steps * -(-n // model.sampler.batch_size)
-    film = Film(range(n) if config.gif else [], steps, model.shape)
+    plan = edit.plan(steps) if edit else range(steps)
+    calls = len(plan) * -(-len(requests) // model.sampler.batch_size)
+    film = Film(range(len(requests)) if config.gif else [], steps - plan[0], model.shape)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=calls)
 
         def on_step(first: int, k: int, x) -> None:
             bar.advance(task)
-            film(first, k, x)
+            film(first, k - plan[0], x)
 
-        images = model.generate(labels, seeds, on_step)
+        images = model.generate(labels, seeds, on_step, edit)
     seconds = time.perf_counter() - started
 
     manifest = {
@@ -116,26 +141,37 @@ def sample(config: DictConfig) -> None:
         **{key: model.config.get(key) if names or model.guide else None for key in asked.GUIDANCE},
         "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
+        "edit": edited(originals, edit) if edit else None,
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
-        "images": [
-            {"file": f"{k:05d}.png", "seed": seed, **described(label, names)}
-            for k, (seed, label) in enumerate(zip(seeds, labels, strict=True))
-        ],
+        "images": [{"file": f"{k:05d}.png", **described(image, names, originals)} for k, image in enumerate(requests)],
     }
     render = model.config["data"].get("render", "none")  # older runs have no such key
-    write(out, images, film.frames, labels, names, manifest, config, render)
+    drawn = partial(picture_of, asked=requests, class_names=names, originals=originals, render=render)
+    write(out, images, film.frames, drawn, labels, names, manifest, config, render)
     rates = len(images) / seconds, calls / seconds
     log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
 
 
-def described(label: Label, names: list[str]) -> dict:
-    """What an image is of, for the manifest; a blend in the words that ask for it."""
+def described(image, names: list[str], originals) -> dict:
+    """What an image came from and what it is of, for the manifest; a blend in the words that ask for it."""
+    told = {"seed": image.seed if isinstance(image.seed, int) else image.seed._asdict()}
+    if originals:
+        told["init"] = str(originals.files[image.row[0]])
     if not names:
-        return {"label": None, "class": None}
-    context = {"context": shares_of(label, names)} if isinstance(label, tuple) else {"label": label}
-    return context | {"class": name_of(label, names)}
+        return told | {"label": None, "class": None}
+    blend = isinstance(image.label, tuple)
+    told |= {"context": shares_of(image.label, names)} if blend else {"label": image.label}
+    return told | {"class": name_of(image.label, names)}
+
+
+def edited(originals, edit) -> dict:
+    """What was made of what, for the manifest."""
+    from diffusion_lit.data.originals import fingerprint
+
+    mask = {"mask": fingerprint(originals.mask_file), "resample": edit.resample} if originals.mask_file else {}
+    return {"strength": edit.strength, **mask, "init": [fingerprint(file) for file in originals.files]}
 
 
 def new_folder(out: str | None, run: Path) -> Path:
@@ -155,27 +191,26 @@ def new_folder(out: str | None, run: Path) -> Path:
 
 
 def write(
-    out: Path, images, frames, labels: list[Label], names: list[str], manifest: dict, config: DictConfig, render: str
-) -> None:
-    """Numbered PNGs as the network made them, the grid, and what `config` asks for besides; the manifest last."""
+    out: Path, images, frames, drawn: Callable, labels: list[Label], names: list[str], manifest: dict,
+    config: DictConfig, render: str,
+) -> None:  # fmt: skip
+    """Numbered PNGs as the network made them, the grid as `drawn`, what `config` asks for; the manifest last."""
     import numpy as np
 
     from diffusion_lit.images import on_checkerboard, save_gif, to_pil
-    from diffusion_lit.sampling.previews import CLASS_MS, class_grid, class_pages
+    from diffusion_lit.sampling.previews import CLASS_MS, class_pages
     from diffusion_lit.skins import shown as as_shown
 
     for entry, image in zip(manifest["images"], images, strict=True):
         to_pil(image).save(out / entry["file"])
-    seen = as_shown(images, render)
-    on_checkerboard(class_grid(seen, labels, names)).save(out / "grid.png")
+    on_checkerboard(drawn(images)).save(out / "grid.png")
     if config.per_class:
-        pages = class_pages(seen, labels, names)
+        pages = class_pages(as_shown(images, render), labels, names)
         for k, (name, page) in enumerate(pages):
             on_checkerboard(page).save(out / f"grid_{k:03d}_{name.replace('/', '_')[:50]}.png")
         save_gif([page for _, page in pages], out / "classes.gif", frame_ms=CLASS_MS, hold_ms=CLASS_MS)
     if config.gif:
-        frames = as_shown(frames, render)
-        save_gif([class_grid(frame, labels, names) for frame in frames], out / "denoising.gif")
+        save_gif([drawn(frame) for frame in frames], out / "denoising.gif")
     if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
     folder.replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")

@@ -2,6 +2,18 @@
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+
+class Between(NamedTuple):
+    """A place on the way from the noise of one seed, at share 0, to that of another, at share 1."""
+
+    first: int
+    second: int
+    share: float
+
+
+Seed = int | Between  # of an image
 
 
 def fold(seed: int, *words: object) -> int:

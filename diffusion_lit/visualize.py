@@ -33,7 +33,9 @@ def prepare(recipe: list[DictConfig], overrides: list[str], config_dir: str | No
     own = [word for word in overrides if _first(word) in keys]
     others = [word for word in overrides if word not in own]
     if value_of("run", overrides) is None:
-        recipe += composed("train", expanded(others, config_dir), config_dir, multirun=False)
+        recipe += composed("train", expanded(others, config_dir), config_dir)
+        if len(recipe) > 1 and value_of("what", own) != ["losses"]:
+            raise UserError(Exit.CONFIG, "several values are several recipes, which only 'what=[losses]' compares")
         return own
     of_recipe = {*train, *[group for entry in train.defaults if entry != "_self_" for group in entry]}
     fixed = [word for word in others if _first(word) in of_recipe]
@@ -82,9 +84,10 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     if config.run is None:
         facts, _ = with_data_facts(recipe[0])
         subject = album.of_recipe(facts, config.seed)
+        others = album.compared(recipe) if len(recipe) > 1 else {}
         out = Path(config.out or Path("outputs", str(facts["name"]), "figures"))
     else:
-        subject = album.of_run(config, log.warning)
+        subject, others = album.of_run(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
     wanted = config.what or [name for name in FIGURES if config.run is not None or name not in NEEDS_A_RUN]
     try:
@@ -93,7 +96,7 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
     samplers = {name: sampler_yaml(name) for name in config.samplers}
-    for path in album.draw(subject, wanted, out, config, samplers, log):
+    for path in album.draw(subject, wanted, out, config, samplers, log, others):
         log.info("figure     %s", folder.shown(path))
     left_out = [name for name in FIGURES if name not in wanted]
     if left_out and config.run is None and not config.what:

@@ -86,6 +86,7 @@ def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_pat
 
 def test_what_trained_does_not_take(digits_run, sprites_run):
     digits, sprites = Trained(digits_run, device="cpu"), Trained(sprites_run, device="cpu")
+    digits.net.takes_blends = False
     for labels in ([0.5], [(0.5,) * 10], [(1,) + (0,) * 9]):
         with pytest.raises(ValueError, match="UNet takes one class at a time"):
             digits.generate(labels, [0])
@@ -99,6 +100,16 @@ def unlabelled_run(sprites_run, tmp_path):
     copy = shutil.copytree(sprites_run, tmp_path / "unlabelled", symlinks=True)
     config = folder.read_config(copy)
     config["data"] |= {"class_names": [], "num_classes": 0}
+    OmegaConf.save(config, copy / "config.yaml")
+    return copy
+
+
+@pytest.fixture
+def unet2d_run(digits_run, tmp_path):
+    """By its configuration."""
+    copy = shutil.copytree(digits_run, tmp_path / "unet2d", symlinks=True)
+    config = folder.read_config(copy)
+    config["model"]["_target_"] = "diffusion_lit.networks.unet.UNet2D"
     OmegaConf.save(config, copy / "config.yaml")
     return copy
 
@@ -121,13 +132,16 @@ def unlabelled_run(sprites_run, tmp_path):
         ("sprites", ["context=hero"], "must be shares of classes"),
         ("sprites", ["context={0: 1}", "classes=[1]"], 'classes=[1] and context={"0": 1}: leave one out'),
         ("sprites", ["seed={0: 1}"], "seed={0: 1}: must be one value or a list"),
-        ("digits", ["context={3: 0.5, 8: 0.5}"], "UNet, the network of this run, takes one class at a time"),
+        ("unet2d", ["context={3: 0.5, 8: 0.5}"], "context: UNet2D, the network of this run, takes one class at a time"),
+        ("unet2d", ["interpolate=true"], "interpolate: UNet2D, the network of this run, takes one class at a time"),
+        ("digits", ["interpolate=true", "classes=3"], "interpolate=true: needs two classes or blends to go between"),
+        ("unlabelled", ["interpolate=true"], "interpolate=true: this run has no classes"),
         ("unlabelled", ["context={0: 1}"], 'context={"0": 1}: this run has no classes'),
         ("unlabelled", ["per_class=true"], "per_class=true: this run has no classes"),
     ],
 )
-def test_mistakes(digits_run, sprites_run, unlabelled_run, tmp_path, monkeypatch, capsys, of, words, told):
-    runs = {"sprites": sprites_run, "digits": digits_run, "unlabelled": unlabelled_run}
+def test_mistakes(digits_run, sprites_run, unlabelled_run, unet2d_run, tmp_path, monkeypatch, capsys, of, words, told):
+    runs = {"sprites": sprites_run, "digits": digits_run, "unlabelled": unlabelled_run, "unet2d": unet2d_run}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sample", f"run={runs[of]}", *words, "out=out"])
     with pytest.raises(SystemExit) as ended:

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
              "random_crop", "flip", "cache_dir", "judge_images", "render"},
-    "sampler": {"name", "serves", "steps", "batch_size", "clip_x0"},
+    "sampler": {"name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"},
     "optimizer": {"schedule", "cycles", "power", "warmup_steps", "warmup_fraction", "clip"},
 }  # fmt: skip
 
@@ -181,7 +181,8 @@ def test_every_check_of_values_together_finds_its_keys():
         words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
         (config,) = composed("train", words + ["model.path=there"] * (path.stem == "pretrained"))
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
-        values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}  # of `sample`
+        values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
+        values |= {"init": None, "strength": None, "mask": None, "resample": 1}  # of `sample`
         for check in CHECKS:
             with suppress(KeyError):
                 assert list(check(values)) == []

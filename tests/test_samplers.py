@@ -298,7 +298,7 @@ def test_every_key_of_a_sampler_goes_where_it_belongs(name):
     sampler = make_sampler(config, scheduler)
     constructor = set(inspect.signature(scheduler.__init__).parameters)
     step = set(inspect.signature(scheduler.step).parameters)
-    own = {"_target_", "name", "serves", "steps", "batch_size", "clip_x0"}
+    own = {"_target_", "name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"}
     assert set(sampler.arguments) <= constructor
     assert set(sampler.step_arguments) <= step
     assert own | set(sampler.arguments) | set(sampler.step_arguments) == set(config)

@@ -17,7 +17,7 @@ from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import SNR, MinSNR, Uniform
 from diffusion_lit.errors import UserError
-from diffusion_lit.figures import album, curves, noising, schedule
+from diffusion_lit.figures import album, curves, losses, noising, schedule
 from diffusion_lit.figures.style import picture_of, save, tiles
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.images import to_float
@@ -29,7 +29,7 @@ from tests.runs import run
 from tests.test_images import enlarged, found, noise
 
 FIGURES = {"forward.png", "panels.png", "schedule.png", "denoising.png", "denoising.gif", "classes.gif"}
-FIGURES |= {"samplers.png", "curves.png"}
+FIGURES |= {"samplers.png", "curves.png", "losses.png"}
 
 
 def process(prediction: str = "v_prediction", weighting=None, **table) -> Diffusion:
@@ -115,6 +115,81 @@ def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffus
     assert len(faults) == len(told), faults
     for fault, words in zip(faults, told, strict=True):
         assert words in fault
+
+
+@pytest.mark.parametrize(
+    ("prediction", "of_x0"),
+    [
+        ("epsilon", lambda snr: snr),  # |eps - eps_hat|^2 = snr |x0 - x0_hat|^2
+        ("sample", lambda snr: 1),
+        ("v_prediction", lambda snr: snr + 1),
+    ],
+)
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, of_x0, loss):
+    table = NoiseTable(beta_schedule="linear")
+    own, clean = losses.weights(Diffusion(table, prediction, Uniform(), loss))
+    assert torch.equal(own, torch.ones(1000, dtype=torch.float64))
+    worth = of_x0(table.snr) * torch.ones(1000, dtype=torch.float64)
+    torch.testing.assert_close(clean, worth if loss == "mse" else worth.sqrt(), rtol=1e-5, atol=0)
+
+
+def test_the_numbers_of_the_loss_are_those_of_the_formulas():
+    """Weights 0 to 999, and a schedule of equal betas."""
+    counted = process(weighting=lambda snr, gain: torch.arange(1000.0).double())
+    assert losses.shares_of_the_ends(counted) == pytest.approx((9945 / 499500, 45 / 499500))
+    even = process(beta_schedule="linear", beta_start=0.02, beta_end=0.02, num_train_timesteps=100)
+    line = next(losses.told(even, "even"))
+    assert f"terminal snr {0.98**100 / (1 - 0.98**100):.3g} (timestep 99)" in line
+    assert "0.1 is in the 10 noisiest timesteps, 0.1 in the 10 cleanest (evenly: 0.1)" in line
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 24), (torch.bfloat16, 8), (torch.float16, 11)])
+def test_rounding_is_half_a_unit_of_a_held_table_and_all_of_a_little_noise_made_of_alpha(dtype, bits):
+    table = NoiseTable(beta_schedule="linear")
+    for error in losses.rounding(table, dtype, from_alpha_bar=False):
+        assert 2 ** -(bits + 1) < error.max() <= 2**-bits
+    made = losses.rounding(table, dtype, from_alpha_bar=True)
+    variance = 1 - table.alpha_bar
+    lost = variance < 2 ** -(bits + 1)  # numbers below 1 are so far apart that alpha^2 becomes 1
+    assert (made[1][lost] == 1).all()
+    assert lost.any() == (bits < 24)
+    # elsewhere alpha^2 is off by half that distance, sigma^2 by as much, and sigma relatively by half of it
+    bound = 2 ** -(bits + 1) / variance / 2
+    assert (made[1] < 2 * bound + 2**-bits)[~lost].all()
+    assert made[1][~lost][:20].max() > 10 * 2**-bits
+    together = ((made[0] * table.alpha) ** 2 + (made[1] * table.sigma) ** 2).sqrt()
+    torch.testing.assert_close(made[2], together)
+
+
+def test_rounding_of_no_signal_is_none():
+    table = NoiseTable(zero_terminal_snr=True)
+    assert losses.rounding(table, torch.bfloat16, False)[0][-1] == 0
+
+
+def test_losses_are_drawn_of_each_recipe():
+    recipes = {"v": process(), "zero": process("v_prediction", SNR(), zero_terminal_snr=True)}
+    figure = losses.figure_of(recipes, "title")
+    own, clean, sigma, x_t = figure.axes
+    assert [line.get_label() for line in own.lines] == ["v", "zero"]
+    assert np.array_equal(clean.lines[0].get_xdata(), recipes["v"].table.snr.log())
+    weight = 1 + recipes["v"].table.snr
+    assert np.allclose(clean.lines[0].get_ydata(), weight / weight.mean(), rtol=1e-4)
+    for ax, which in ((sigma, 1), (x_t, 2)):
+        drawn = np.nan_to_num(ax.lines[2].get_ydata())
+        assert np.array_equal(drawn, losses.rounding(recipes["v"].table, torch.bfloat16, False)[which])
+    assert_not_cut(figure)
+
+
+def test_several_recipes_are_compared_by_what_tells_them_apart(tmp_path):
+    words = ["weighting=snr,min_snr", "diffusion.prediction_type=v_prediction,sample", "what=[losses]", "out=x"]
+    printed = run("visualize", *words, cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["losses.png"]
+    for weighting in ("SNR", "MinSNR gamma=5.0"):
+        for prediction in ("v_prediction", "sample"):
+            assert f"loss       {weighting} prediction_type={prediction}: terminal snr" in printed
+    assert "warning    SNR prediction_type=sample: timesteps of log snr below -4" in printed
+    assert printed.count("rounding   bfloat16") == 1
 
 
 def test_the_schedule_is_drawn_from_the_table():
@@ -238,7 +313,7 @@ def test_figures_of_a_recipe(tmp_path):
     assert "left out   panels, denoising, samplers, curves: they need a trained run" in printed
     assert "next to nothing is trained" in printed
     out = tmp_path / "outputs" / "digits" / "figures"
-    assert {path.name for path in out.iterdir()} == {"forward.png", "schedule.png"}
+    assert {path.name for path in out.iterdir()} == {"forward.png", "schedule.png", "losses.png"}
     assert "schedule.png" in run("visualize", "what=[schedule]", "diffusion=ddpm", "out=x", cwd=tmp_path)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["schedule.png"]
 
@@ -258,6 +333,7 @@ def test_figures_of_a_recipe(tmp_path):
         ("run={run} checkpoint=7", "has no checkpoint '7'", 4),
         ("images_per_class=null", "images_per_class=null: needs a value", 2),
         ("data=image_folder", "data.root needs a value", 2),
+        ("weighting=snr,p2", "several values are several recipes, which only 'what=[losses]' compares", 2),
         ("--multirun seed=1,2", "leave --multirun out", 2),
     ],
 )

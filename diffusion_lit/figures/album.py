@@ -1,16 +1,19 @@
 """All figures of a run or a recipe, one after the other."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lit.build import make_diffusion
 from diffusion_lit.classes import locate
 from diffusion_lit.console import progress_bar
+from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.figures import curves, noising, samples, schedule
+from diffusion_lit.figures import curves, losses, noising, samples, schedule
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained
@@ -33,6 +36,18 @@ def of_run(config: DictConfig, warn: Callable[[str], None]) -> Subject:
     return Subject(model.config, config.seed, run, model)
 
 
+def compared(recipes: Sequence[DictConfig]) -> dict[str, Diffusion]:
+    """Recipes by what tells them apart in `diffusion` and `weighting`: "P2 gamma=1.0 k=1.0", "X0"."""
+    settings = [OmegaConf.to_container(recipe, resolve=True) for recipe in recipes]
+    keys = [{(group, *item) for group in ("weighting", "diffusion") for item in one[group].items()} for one in settings]
+    named = {}
+    for one, own in zip(settings, keys, strict=True):
+        apart = sorted(own - set.intersection(*keys), key=lambda item: item[1])
+        words = [str(value).rpartition(".")[2] if key == "_target_" else f"{key}={value}" for _, key, value in apart]
+        named[" ".join(words)] = make_diffusion(one)
+    return named
+
+
 def draw(
     subject: Subject,
     wanted: Sequence[str],
@@ -40,13 +55,16 @@ def draw(
     config: DictConfig,
     samplers: dict[str, dict],
     log: logging.Logger,
+    others: Mapping[str, Diffusion] = MappingProxyType({}),
 ) -> Iterator[Path]:
     """Draw what is wanted into a folder and name the files.
 
+    `others`: recipes that `losses` sets beside the subject's.
     Figures whose pictures or metrics are no longer there are left out with a word, unless `config.what` names them.
     """
     made = {name: make_sampler(settings, locate(settings["_target_"])) for name, settings in samplers.items()}
     count = config.images_per_class
+    compared = others or {subject.name: subject.diffusion}
     with progress_bar("sampling") as bar:
 
         def watched(name: str, *used) -> Callable[[], None]:
@@ -57,6 +75,7 @@ def draw(
             "forward": partial(noising.draw_forward, subject, config.columns),
             "panels": partial(noising.draw_panels, subject),
             "schedule": partial(schedule.draw_schedule, subject),
+            "losses": partial(losses.draw_losses, compared, f"Loss: {subject.name}"),
             "denoising": lambda out: samples.draw_denoising(
                 subject, config.columns, count, out, watched("denoising", subject.model.sampler)
             ),
@@ -72,6 +91,12 @@ def draw(
                 if error.exit_code != Exit.DATA or config.what:
                     raise
                 log.warning("left out   %s: %s", name, error)
+            if name == "losses":
+                lines = [line for label, diffusion in compared.items() for line in losses.told(diffusion, label)]
+                log.info("\n".join(dict.fromkeys(lines)))
+                for label, diffusion in compared.items() if "schedule" not in wanted else ():
+                    for fault in schedule.incoherent(diffusion):
+                        log.warning("warning    %s: %s", label, fault)
             if name == "schedule":
                 for fault in schedule.incoherent(subject.diffusion):
                     log.warning("warning    %s", fault)

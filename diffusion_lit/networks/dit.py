@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
+from diffusion_lit.networks.class_table import ClassTable
+
 
 class DiT(nn.Module):
     """`forward(x_t (B, C, H, W), t (B,), y (B,) int64) -> (B, C, H, W)`; y = num_classes is the null label.
@@ -18,6 +20,8 @@ class DiT(nn.Module):
         depth: number of blocks.
         mlp_ratio: width of a block's hidden layer over `width`.
     """
+
+    takes_blends = True  # of rows of the table
 
     def __init__(
         self,
@@ -37,7 +41,7 @@ class DiT(nn.Module):
         self.register_buffer("positions", positions, persistent=False)  # (patches, width)
         self.time = nn.Sequential(Timesteps(256, True, 0), TimestepEmbedding(256, width))
         if num_classes:
-            self.class_embedding = nn.Embedding(num_classes + 1, width)
+            self.class_embedding = ClassTable(num_classes + 1, width)
             nn.init.normal_(self.class_embedding.weight, std=0.02)
         self.blocks = nn.ModuleList([Block(width, heads, round(mlp_ratio * width)) for _ in range(depth)])
         self.modulation = zeroed(nn.Linear(width, 2 * width))

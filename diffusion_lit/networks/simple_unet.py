@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from diffusion_lit.networks.class_table import ClassTable
+
 HEADS, HEAD_CHANNELS = 4, 32
 
 
@@ -27,6 +29,8 @@ class SimpleUNet(nn.Module):
             compares directions only (Henry et al. 2020); `bottleneck_attention`: that in between, at the coarsest.
         attention_norm: before an attention (and after a linear one), over channels: "layer" or "rms".
     """
+
+    takes_blends = True  # of rows of the table
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class SimpleUNet(nn.Module):
 
         self.time = nn.Sequential(Timesteps(first, False, 1), TimestepEmbedding(first, time))
         if num_classes:
-            self.class_embedding = nn.Embedding(num_classes + 1, time)
+            self.class_embedding = ClassTable(num_classes + 1, time)
         self.conv_in = nn.Conv2d(channels, first, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width, wider) in levels:

@@ -7,6 +7,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.networks.class_table import ClassTable
 
 
 class UNet(nn.Module):
@@ -20,6 +21,8 @@ class UNet(nn.Module):
         attention_levels: which levels, by index, have self-attention; `middle_attention`: the coarsest, in between.
         attention_head_dim: channels of one attention head.
     """
+
+    takes_blends = True  # of rows of the table
 
     def __init__(
         self,
@@ -52,6 +55,9 @@ class UNet(nn.Module):
             num_class_embeds=num_classes + 1 if num_classes else None,
         )
         _give_dtype(self.unet)
+        if num_classes:  # the same rows, which can be mixed
+            rows = self.unet.class_embedding.weight.detach()
+            self.unet.class_embedding = ClassTable.from_pretrained(rows, freeze=False)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.unet(x_t, t, class_labels=y if self.num_classes else None, return_dict=False)[0]

@@ -59,5 +59,5 @@ def guide_faults(config: dict, run_config: dict) -> Iterator[str]:
     if its_config["data"]["class_names"] not in ([], run_config["data"]["class_names"]):
         yield f"{told} has other classes than the run"
     network = locate(its_config["model"].get("_target_"))
-    if config.get("context") and not getattr(network, "takes_blends", False):
-        yield f"{told}: {network.__name__}, its network, takes no context"
+    if (config.get("context") or config.get("interpolate")) and not getattr(network, "takes_blends", False):
+        yield f"{told}: {network.__name__}, its network, takes no blends"

@@ -13,9 +13,11 @@ from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints, ema_lengths
 from diffusion_lit.runs.asked import GUIDANCE
 from diffusion_lit.runs.folder import read_config, require_run
+from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.seeds import Seed
 
 
 class Trained:
@@ -70,10 +72,15 @@ class Trained:
         self.sampler: Sampler = make_sampler_of(self.config)
 
     def generate(
-        self, labels: Sequence[Label], seeds: Sequence[int], on_step: OnStep = lambda first, k, x: None
+        self,
+        labels: Sequence[Label],
+        seeds: Sequence[Seed],
+        on_step: OnStep = lambda first, k, x: None,
+        edit: Edit | None = None,
     ) -> Tensor:
-        """Images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`; labels count for nothing in a run
-        without classes. In place of classes a network with `takes_blends` takes blends of them, see `blend_of`.
+        """Images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]` and, in an edit, its picture;
+        labels count for nothing in a run without classes. In place of classes a network with `takes_blends` takes
+        blends of them, see `blend_of`.
 
         Raises:
             ValueError: for blends that the network does not take.
@@ -85,7 +92,7 @@ class Trained:
             if not y.is_floating_point() or y.shape[1:] != (num_classes,):
                 raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
         net = guided(self.net, self.config, self.guide and self.guide.net)
-        return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step))
+        return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step, edit))
 
 
 def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.sampling.editing import Edit, first_noise, taken_back
 from diffusion_lit.sampling.guidance import Within, at
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.seeds import Seed
 
 OnStep = Callable[[int, int, Tensor], None]  # (first image of the chunk, step done, x (B, C, H, W) after it)
 
@@ -20,11 +22,13 @@ def generate(
     diffusion: Diffusion,
     sampler: Sampler,
     labels: Sequence[Label],
-    seeds: Sequence[int],
+    seeds: Sequence[Seed],
     shape: tuple[int, int, int],
     on_step: OnStep = lambda first, k, x: None,
+    edit: Edit | None = None,
 ) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] on the CPU, image k from `seeds[k]` and `labels[k]` alone.
+    """Images float32 (N, C, H, W) in [-1, 1] on the CPU, image k from `seeds[k]`, `labels[k]` and, in an
+    edit, its picture alone.
 
     They are made `sampler.batch_size` at a time, the last chunk filled up, because the last bits of a convolution
     depend on the batch it runs in. Noise comes from one CPU generator an image, on every device.
@@ -32,25 +36,34 @@ def generate(
     device = diffusion.alpha.device
     images = []
     for start in range(0, len(seeds), sampler.batch_size):
-        chunk = slice(start, start + sampler.batch_size)
-        wanted = len(seeds[chunk])
-        fill = sampler.batch_size - wanted
-        y = torch.tensor([*labels[chunk]] + [labels[start]] * fill, device=device)
-        generators = [torch.Generator().manual_seed(seed) for seed in [*seeds[chunk]] + [seeds[start]] * fill]
-        x = _denoise(net, diffusion, sampler, y, generators, shape, partial(on_step, start))
+        wanted = min(sampler.batch_size, len(seeds) - start)
+        members = [*range(start, start + wanted)] + [start] * (sampler.batch_size - wanted)
+        y = torch.tensor([labels[k] for k in members], device=device)
+        noise, generators = zip(*[first_noise(seeds[k], shape) for k in members], strict=True)
+        x = torch.stack(noise).to(device)
+        chunk = edit and edit.of(members, device)
+        x = _denoise(net, diffusion, sampler, y, x, list(generators), chunk, partial(on_step, start))
         images.append(x[:wanted].clamp(-1, 1).cpu())
     return torch.cat(images)
 
 
-def _denoise(net, diffusion, sampler, y, generators, shape, on_step) -> Tensor:
-    device = diffusion.alpha.device
-    scheduler = sampler.build(diffusion.table)
-    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-    for k, t in enumerate(scheduler.timesteps.tolist()):
-        time = torch.full((len(y),), t, device=device)
-        x0_hat = diffusion.estimate_x0(diffusion.output(at(net, diffusion, time), x, time, y), x, time)
+def _denoise(net, diffusion, sampler, y, x, generators, edit, on_step) -> Tensor:
+    scheduler, following = sampler.build(diffusion.table), 0
+    times = [torch.full((len(y),), t, device=x.device) for t in scheduler.timesteps.tolist()] + [None]
+    for k in edit.plan(len(times) - 1) if edit else range(len(times) - 1):
+        if k > following:  # an edit begins in the middle
+            x = diffusion.add_noise(edit.x0, times[k], x)
+        if k < following:  # or does a step again
+            x = taken_back(x, diffusion, times[following], times[k], generators)
+        if k != following:
+            scheduler = sampler.build(diffusion.table, begin=k)
+        out = diffusion.output(at(net, diffusion, times[k]), x, times[k], y)
+        x0_hat = diffusion.estimate_x0(out, x, times[k])
         if sampler.clip_x0:
             x0_hat = x0_hat.clamp(-1, 1)
         x = sampler.step(scheduler, k, x0_hat, x, diffusion.table, generators)
+        following = k + 1
+        if edit:
+            x = edit.kept(x, diffusion, times[following], generators)
         on_step(k, x)
     return x

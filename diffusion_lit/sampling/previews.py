@@ -1,7 +1,7 @@
 """A grid of samples and a film of how they came about: which images they hold, and how they look."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,12 +35,16 @@ def class_grid(images: Tensor, labels: Sequence[Label], class_names: Sequence[st
     """uint8 (N, C, H, W) as one picture: a row for each class or blend, in order, or a square of unlabelled images."""
     if not class_names:
         return grid(images, columns=max(1, round(len(images) ** 0.5)), title=title)
-    classes = list(dict.fromkeys(labels))
-    rows = [images[torch.tensor([label == row for label in labels])] for row in classes]
-    columns = max(map(len, rows))
+    return grid_of_rows(images, labels, [name_of(label, class_names) for label in dict.fromkeys(labels)], title)
+
+
+def grid_of_rows(images: Tensor, rows: Sequence[Hashable], names: Sequence[str], title: str = "") -> Image.Image:
+    """uint8 (N, C, H, W) as one picture: images of equal `rows` in a row, in order, with its name in front."""
+    parts = [images[torch.tensor([other == row for other in rows])] for row in dict.fromkeys(rows)]
+    columns = max(map(len, parts))
     blank = torch.full((1, *images.shape[1:]), 255, dtype=torch.uint8)
-    filled = [torch.cat([row, blank.expand(columns - len(row), -1, -1, -1)]) for row in rows]
-    return grid(torch.cat(filled), columns, [name_of(label, class_names) for label in classes], title)
+    filled = [torch.cat([part, blank.expand(columns - len(part), -1, -1, -1)]) for part in parts]
+    return grid(torch.cat(filled), columns, names, title)
 
 
 def class_pages(images: Tensor, labels: Sequence[Label], class_names: Sequence[str]) -> list[tuple[str, Image.Image]]:

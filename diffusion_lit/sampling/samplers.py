@@ -30,8 +30,8 @@ class Sampler:
     batch_size: int
     clip_x0: bool = True
 
-    def build(self, table: NoiseTable):
-        """The scheduler on our betas, its timesteps set.
+    def build(self, table: NoiseTable, begin: int = 0):
+        """The scheduler on our betas, its timesteps set, to be asked for step `begin` first.
 
         Raises:
             AssertionError: if the scheduler's noise levels are not the table's (a scheduler that ignores its betas).
@@ -49,7 +49,7 @@ class Sampler:
             if hasattr(scheduler, "sigmas"):
                 scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # else looked up by timestep, which Karras sigmas have twice
+            scheduler.set_begin_index(begin)  # else looked up by timestep, which Karras sigmas have twice
         return scheduler
 
     def step(self, scheduler, k: int, x0_hat: Tensor, x_t: Tensor, table: NoiseTable, generators: list) -> Tensor:
@@ -69,7 +69,7 @@ class Sampler:
 
 def make_sampler(config: dict, scheduler: type) -> Sampler:
     """From a yaml of `conf/sampler`: our own keys, arguments of `step`, and everything else for the constructor."""
-    ours = {"_target_", "name", "serves", "steps", "batch_size", "clip_x0"}
+    ours = {"_target_", "name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"}
     of_step = set(inspect.signature(scheduler.step).parameters)
     rest = {key: value for key, value in config.items() if key not in ours}
     return Sampler(

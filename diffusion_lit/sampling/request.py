@@ -1,0 +1,86 @@
+"""Which images a command asks for: the row each stands in, what it is of, what it starts from."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_lit.data.originals import Originals
+from diffusion_lit.sampling.labels import Label, name_of
+from diffusion_lit.sampling.previews import class_grid, grid_of_rows, rows_of_classes
+from diffusion_lit.seeds import Between, Seed, column_seeds, image_seeds
+from diffusion_lit.skins import shown
+
+
+class Wanted(NamedTuple):
+    """An image: its row is the picture it is made of, by number, and its class, None on a way between classes."""
+
+    row: tuple[int, Label | None]
+    label: Label
+    seed: Seed
+
+
+def wanted(config, stops: Sequence[Label], num_classes: int, pictures: int = 1) -> list[Wanted]:
+    """By the configuration of `conf/sample.yaml`; a row for each picture and each of `stops`, the classes or blends.
+
+    With `seeds` every row goes from image 0 of the first seed to image 0 of the second; with `interpolate` from stop
+    to stop, and its noise is that of image 0.
+    """
+    rows = list(product(range(pictures), [None] if config.interpolate else stops or [0]))
+    n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
+    places = rows_of_classes(rows, n)
+    size, done, images = Counter(places), Counter(), []
+    own = column_seeds(config.seed, places) if config.same_noise else image_seeds(config.seed, n)
+    for row, seed in zip(places, own, strict=True):
+        share = done[row] / max(1, size[row] - 1)
+        done[row] += 1
+        if config.seeds:
+            seed = Between(*[image_seeds(number, 1)[0] for number in config.seeds], share)
+        elif config.interpolate:
+            (seed,) = image_seeds(config.seed, 1)
+        label = between(stops, share, num_classes) if config.interpolate else row[1]
+        images.append(Wanted(row, label, seed))
+    return images
+
+
+def between(stops: Sequence[Label], share: float, num_classes: int) -> Label:
+    """The blend at a share of the way through all stops, each as far from the next.
+
+    >>> between([0, 2], 0.25, 3), between([0, 2, 1], 1.0, 3)
+    ((0.75, 0.0, 0.25), (0.0, 1.0, 0.0))
+    """
+    classes = torch.eye(num_classes).tolist()
+    blends = [stop if isinstance(stop, tuple) else classes[stop] for stop in stops]
+    place = share * (len(stops) - 1)
+    k = min(int(place), len(stops) - 2)
+    return tuple((1 - (place - k)) * a + (place - k) * b for a, b in zip(blends[k], blends[k + 1], strict=True))
+
+
+def picture_of(
+    images: Tensor, asked: Sequence[Wanted], class_names: Sequence[str], originals: Originals | None, render: str
+) -> Image.Image:
+    """uint8 (N, C, H, W) row by row, in an edit behind the original and what is kept of it; or a square of them where
+    there is but one row that says nothing. `render`: see `diffusion_lit.skins.shown`."""
+    in_rows = [image.row for image in asked]
+    rows, images = list(dict.fromkeys(in_rows)), shown(images, render)
+    if not (class_names or originals or isinstance(asked[0].seed, Between)):
+        return class_grid(images, (), ())
+    names = []
+    for row in rows:
+        of_row = [image.label for image in asked if image.row == row]
+        ends = dict.fromkeys([of_row[0], of_row[-1]])
+        names.append(" to ".join(name_of(end, class_names) for end in ends) if class_names else "")
+        if originals and len(originals.files) > 1:
+            names[-1] = f"{originals.files[row[0]].stem}  {names[-1]}"
+    if originals:
+        pictures = torch.from_numpy(originals.images)
+        tiles = [pictures]
+        if originals.mask is not None:
+            tiles.append(pictures.masked_fill(torch.from_numpy(originals.mask), 128))
+        images = torch.cat([*[shown(tile[row[0]][None], render) for row in rows for tile in tiles], images])
+        in_rows = [row for row in rows for _ in tiles] + in_rows
+    return grid_of_rows(images, in_rows, names)
