@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.classes import locate
+from diffusion_lit.config import serving_faults
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
@@ -65,7 +66,7 @@ def check(config: DictConfig) -> None:
     values |= {f"sampler.{key}": value for key, value in config.sampler.items()}
     if names and scale is not None:
         values |= {"label_dropout": run_config["label_dropout"], "guidance_scale": scale}
-    faults = conflicts(values)
+    faults = conflicts(values) + serving_faults(config.sampler, run_config["diffusion"], config.sampler.name)
     if not names and scale not in (None, 1):
         faults.append(f"guidance_scale={scale}: the run has no classes to guide by")
     if faults:
@@ -109,9 +110,9 @@ def sample(config: DictConfig) -> None:
     seeds = column_seeds(config.seed, labels) if config.same_noise and names else image_seeds(config.seed, n)
     out = new_folder(config.out, run)
 
-    steps = len(model.sampler.build(model.diffusion.table).timesteps)
-    calls = steps * -(-n // model.sampler.batch_size)
-    film = Film(range(n) if config.gif else [], steps, model.shape)
+    evaluations = len(model.sampler.build(model.diffusion.table).timesteps)
+    calls = evaluations * -(-n // model.sampler.batch_size)
+    film = Film(range(n) if config.gif else [], evaluations, model.shape)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=calls)
@@ -139,7 +140,12 @@ def sample(config: DictConfig) -> None:
     render = model.config["data"].get("render", "none")  # older runs have no such key
     write(out, images, film.frames, labels, names, manifest, config, render)
     rates = len(images) / seconds, calls / seconds
-    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
+    log.info(
+        "%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)",
+        len(images),
+        seconds,
+        *rates,
+    )
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
 

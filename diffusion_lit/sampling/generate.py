@@ -8,9 +8,10 @@ from torch import Tensor
 
 from diffusion_lit.diffusion.process import Diffusion, Network
 from diffusion_lit.sampling.labels import Label
-from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.sampling.samplers import Sampler, size, times_of
 
-OnStep = Callable[[int, int, Tensor], None]  # (first image of the chunk, step done, x (B, C, H, W) after it)
+# (first image of the chunk, evaluation of the network done, x (B, C, H, W) after it, of unit variance)
+OnStep = Callable[[int, int, Tensor], None]
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def generate(
     They are made `sampler.batch_size` at a time, the last chunk filled up, because the last bits of a convolution
     depend on the batch it runs in. Noise comes from one CPU generator an image, on every device.
     """
-    device = diffusion.alpha.device
+    device = diffusion.tables.device
     images = []
     for start in range(0, len(seeds), sampler.batch_size):
         chunk = slice(start, start + sampler.batch_size)
@@ -42,14 +43,16 @@ def generate(
 
 
 def _denoise(net, diffusion, sampler, y, generators, shape, on_step) -> Tensor:
-    device = diffusion.alpha.device
-    scheduler = sampler.build(diffusion.table)
-    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-    for k, t in enumerate(scheduler.timesteps.tolist()):
-        time = torch.full((len(y),), t, device=device)
+    device, table = diffusion.tables.device, diffusion.table
+    scheduler = sampler.build(table)
+    times = times_of(scheduler, table)
+    sizes = [*[size(table, t) for t in times], 1.0]
+    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device) * sizes[0]
+    for k, t in enumerate(times.to(device)):
+        time = t.expand(len(y))
         x0_hat = diffusion.estimate_x0(diffusion.output(net, x, time, y), x, time)
         if sampler.clip_x0:
             x0_hat = x0_hat.clamp(-1, 1)
-        x = sampler.step(scheduler, k, x0_hat, x, diffusion.table, generators)
-        on_step(k, x)
+        x = sampler.step(scheduler, k, x0_hat, x, table, generators)
+        on_step(k, x / sizes[k + 1])
     return x
