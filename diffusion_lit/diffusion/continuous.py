@@ -73,7 +73,7 @@ class EDM(Process):
 
 def _precise(t: Tensor) -> Tensor:
     """float64, where the device has it."""
-    return t if t.device.type == "mps" else t.double()
+    return t if t.is_mps else t.double()
 
 
 PROCESSES = {kind.process: kind for kind in (NoiseTable, Flow, EDM)}
