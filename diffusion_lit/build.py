@@ -5,7 +5,7 @@ import inspect
 from torch import nn
 
 from diffusion_lit.classes import build, locate
-from diffusion_lit.diffusion.noise import NoiseTable
+from diffusion_lit.diffusion.continuous import PROCESSES
 from diffusion_lit.diffusion.process import Diffusion, Network
 from diffusion_lit.sampling.guidance import Within, autoguided, classifier_free
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
@@ -18,7 +18,8 @@ def make_network(config: dict) -> nn.Module:
 def make_diffusion(config: dict) -> Diffusion:
     settings = dict(config["diffusion"])
     prediction_type, loss = settings.pop("prediction_type"), settings.pop("loss")
-    return Diffusion(NoiseTable(**settings), prediction_type, build(config["weighting"]), loss)
+    process = PROCESSES[settings.pop("process", "discrete")](**settings)
+    return Diffusion(process, prediction_type, build(config["weighting"]), loss)
 
 
 def make_sampler_of(config: dict) -> Sampler:

@@ -33,7 +33,6 @@ from diffusion_lit.rules import MAPPINGS, value_fault
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
-PROCESS = "discrete"  # the only one there is; a sampler says in `serves` which it is for
 MISSING = "???"
 
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
@@ -92,7 +91,9 @@ def composed(
                 choices = choose(tuple(word.input_line for word in words))
                 config, wrong = _filled(choices, [word for word in line if word not in words], broken, complete)
                 configs.append(config)
-                faults += wrong + _sampler_faults(choices.chosen, config, folders)
+                faults += wrong
+                if "diffusion" in config:
+                    faults += serving_faults(config.sampler, config.diffusion, choices.chosen["sampler"], folders)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
             if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
@@ -236,21 +237,22 @@ def _unknown(key: str, choices: Choices) -> str:
     group, _, last = key.rpartition(".")
     if group not in choices.chosen:
         return f"{key}: no such key{did_you_mean(key, list(choices.defaults)) or '; --help lists them'}"
-    own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith("._target_")]
+    fixed = ("._target_", ".process")
+    own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith(fixed)]
     alike = own + [name for name in choices.defaults if name.split(".")[-1] == last]
     listed = ", ".join(name.removeprefix(f"{group}.") for name in own) or "no keys"
     return f"{key}: no such key{did_you_mean(key, alike)}; {group}={choices.chosen[group]} has {listed}"
 
 
-def _sampler_faults(chosen: dict, config: DictConfig, folders: list[Path]) -> list[str]:
-    """A sampler for another process, and the names of those for this one."""
-    serves = OmegaConf.select(config, "sampler.serves")
-    if not OmegaConf.is_list(serves) or PROCESS in serves:
+def serving_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+    """A sampler for another process (it says in `serves` for which it is), and the names of those for this one."""
+    serves, process = sampler.get("serves"), diffusion.get("process", "discrete")  # which older runs do not name
+    if not isinstance(serves, Sequence) or isinstance(serves, str) or process in serves:
         return []
     files = sorted(file for folder in folders for file in folder.glob("sampler/*.yaml"))
-    right = ", ".join(file.stem for file in files if PROCESS in OmegaConf.load(file).get("serves", ()))
-    name, served = chosen["sampler"], ", ".join(map(str, serves))
-    return [f"sampler={name} serves {served} processes and this one is {PROCESS}: use {right}"]
+    right = ", ".join(file.stem for file in files if process in OmegaConf.load(file).get("serves", ()))
+    served = ", ".join(map(str, serves))
+    return [f"sampler={name} serves {served} processes and this one is {process}: use {right}"]
 
 
 # -------------------------------------------------------------------------------------------------------- data

@@ -22,25 +22,51 @@ def conflicts(values: dict[str, object]) -> list[str]:
 
 
 def noise(v: dict) -> Iterator[str]:
-    if v["diffusion.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
+    if v["diffusion.prediction_type"] == "epsilon" and _ends_in_pure_noise(v):
         yield (
-            "diffusion.prediction_type=epsilon with diffusion.zero_terminal_snr=true: the last timestep is pure noise "
-            "and says nothing of x0; predict v_prediction or sample"
+            f"diffusion.prediction_type=epsilon with {_ends_in_pure_noise(v)}: the last timestep is pure noise "
+            "and says nothing of x0; predict v_prediction, velocity or sample"
         )
+
+
+def betas(v: dict) -> Iterator[str]:
     start, end = v["diffusion.beta_start"], v["diffusion.beta_end"]
     if start > end:
         yield f"diffusion.beta_start={start} is more than diffusion.beta_end={end}"
 
 
+def _ends_in_pure_noise(v: dict) -> str:
+    """The word that makes it so."""
+    if v.get("diffusion.process") == "flow":
+        return "diffusion=flow"
+    return "diffusion.zero_terminal_snr=true" if v.get("diffusion.zero_terminal_snr") else ""
+
+
+def sigmas(v: dict) -> Iterator[str]:
+    low, high = v["diffusion.sigma_min"], v["diffusion.sigma_max"]
+    if low >= high:
+        yield f"diffusion.sigma_min={low} must be less than diffusion.sigma_max={high}"
+
+
 def handed_over(v: dict) -> Iterator[str]:
-    if v["sampler.prediction_type"] == "epsilon" and v["diffusion.zero_terminal_snr"]:
-        yield "sampler.prediction_type=epsilon cannot be said at diffusion.zero_terminal_snr=true: leave it at sample"
+    form = v["sampler.prediction_type"]
+    if form == "epsilon" and _ends_in_pure_noise(v):
+        yield f"sampler.prediction_type=epsilon cannot be said at {_ends_in_pure_noise(v)}: leave it at sample"
+    if form == "sample" and v["sampler._target_"] == "diffusers.EulerAncestralDiscreteScheduler":
+        yield "sampler.prediction_type=sample is not taken by this scheduler: leave it at v_prediction"
 
 
 def sampler_steps(v: dict) -> Iterator[str]:
-    steps, timesteps = v["sampler.steps"], v["diffusion.num_train_timesteps"]
+    steps, discrete = v["sampler.steps"], v.get("diffusion.process", "discrete") == "discrete"
+    timesteps = v["diffusion.num_train_timesteps"] if discrete else 1000
     if steps is not None and steps > timesteps:
-        yield f"sampler.steps={steps} is more than diffusion.num_train_timesteps={timesteps}"
+        told = f"diffusion.num_train_timesteps={timesteps}" if discrete else f"{timesteps}, the levels there are"
+        yield f"sampler.steps={steps} is more than {told}"
+
+
+def learned_times(v: dict) -> Iterator[str]:
+    if v["model.time_embedding_type"] == "learned" and v["diffusion.process"] != "discrete":
+        yield "model.time_embedding_type=learned has a row for each timestep, and here time is a number: use positional"
 
 
 def guidance(v: dict) -> Iterator[str]:
@@ -205,7 +231,8 @@ def skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    noise, handed_over, sampler_steps, guidance, guidance_details, averaging, stairs, conditions, editing, halving,
+    noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
+    conditions, editing, halving,
     groups, attention, block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop,
     skins, strategies, batch,
 )  # fmt: skip

@@ -145,7 +145,12 @@ RULES: dict[str, Check] = {
     ),
     "diffusion.beta_start": Rule(above=0, below=1),
     "diffusion.beta_end": Rule(above=0, below=1),
-    "diffusion.prediction_type": Rule(choices=("epsilon", "sample", "v_prediction")),
+    "diffusion.prediction_type": Rule(choices=("epsilon", "sample", "v_prediction", "velocity", "edm")),
+    "diffusion.timestep_sampling": Rule(choices=("uniform", "stratified", "logit_normal", "stratified_logit_normal")),
+    "diffusion.sampling_std": POSITIVE,
+    "diffusion.sigma_min": POSITIVE,
+    "diffusion.sigma_max": POSITIVE,
+    "diffusion.sigma_data": POSITIVE,
     "diffusion.loss": Rule(choices=("mse", "l1")),
     "weighting.gamma": POSITIVE,
     "weighting.k": POSITIVE,
@@ -161,6 +166,8 @@ RULES: dict[str, Check] = {
     "sampler.prediction_type": Rule(choices=("epsilon", "sample", "v_prediction")),
     "sampler.variance_type": Rule(choices=("fixed_small", "fixed_large")),
     "sampler.solver_order": Rule(choices=(1, 2, 3)),
+    "sampler.algorithm_type": Rule(choices=("dpmsolver++", "sde-dpmsolver++")),
+    "sampler.shift": POSITIVE,
     "optimizer._target_": Rule(choices=("torch.optim.Adam", "torch.optim.AdamW")),
     "optimizer.lr": POSITIVE,
     "optimizer.betas": Each(Rule(low=0, below=1), length=2),
@@ -214,7 +221,7 @@ RULES: dict[str, Check] = {
 
 def value_fault(key: str, value: object, default: object) -> str | None:
     """Why a key cannot have this value, by its rule or else by the type of its default; None if it can."""
-    if key.endswith("._target_") and value != default:
+    if key.endswith(("._target_", ".process")) and value != default:
         return f"{key}={shown(value)}: belongs to the choice of {key.partition('.')[0]}, choose another"
     fault = (RULES.get(key) or _rule_like(default))(value)
     return f"{key}={shown(value)}: {fault}" if fault else None

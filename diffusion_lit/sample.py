@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.classes import locate
-from diffusion_lit.config import CONF
+from diffusion_lit.config import CONF, serving_faults
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
@@ -67,6 +67,7 @@ def check(config: DictConfig) -> None:
     if config.interpolate and len(stops) < 2:
         raise UserError(Exit.CONFIG, "interpolate=true: needs two classes or blends to go between")
     faults = asked.faults(config, run_config)
+    faults += serving_faults(config.sampler, run_config["diffusion"], config.sampler.name)
     if config.init is not None and not config.sampler.get("starts_anywhere"):
         there = {file.stem: OmegaConf.load(file) for file in sorted(CONF.glob("sampler/*.yaml"))}
         able = [name for name, settings in there.items() if settings.get("starts_anywhere")]
@@ -117,10 +118,10 @@ def sample(config: DictConfig) -> None:
     edit = edit_of(originals, [image.row[0] for image in requests], config) if originals else None
     out = new_folder(config.out, Path(config.run).expanduser())
 
-    steps = len(model.sampler.build(model.diffusion.table).timesteps)
-    plan = edit.plan(steps) if edit else range(steps)
+    evaluations = len(model.sampler.build(model.diffusion.table).timesteps)
+    plan = edit.plan(evaluations) if edit else range(evaluations)
     calls = len(plan) * -(-len(requests) // model.sampler.batch_size)
-    film = Film(range(len(requests)) if config.gif else [], steps - plan[0], model.shape)
+    film = Film(range(len(requests)) if config.gif else [], evaluations - plan[0], model.shape)
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=calls)

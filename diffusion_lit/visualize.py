@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config import CONF, composed, with_data_facts
+from diffusion_lit.config import CONF, composed, serving_faults, with_data_facts
 from diffusion_lit.conflicts import conflicts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
@@ -66,6 +66,7 @@ def check(config: DictConfig) -> None:
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     for name, sampler in samplers.items():
         faults = conflicts(values | {f"sampler.{key}": value for key, value in sampler.items()})
+        faults += serving_faults(sampler, run_config["diffusion"], name)
         if faults and (not config.what or "samplers" in config.what):
             raise UserError(Exit.CONFIG, f"samplers: {name}: {faults[0]}; leave it out of samplers=[...]")
 

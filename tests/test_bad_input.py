@@ -81,7 +81,7 @@ CASES = [
     ("experiment=cifar10", "experiment=cifar10: no such experiment (did you mean cifar10_cond or cifar10_snr_x0"),
     ("experiment=null", "experiment=null: no such experiment (did you mean none?)"),
     ("model=unet_smal", "model=unet_smal: no such model (did you mean unet_small"),
-    ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?); there are ddim, ddpm, dpmpp_2m"),
+    ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?); there are ddim, ddpm, deis"),
     ("optimizer=sgd", "optimizer=sgd: no such optimizer; there are adamw, adam"),
     ("ema=null", "ema=null: no such ema (did you mean none?)"),
     ("data={a:1}", 'data={"a": 1}: no such data'),
@@ -138,7 +138,7 @@ CASES = [
     ("data.image_size=9", "data.image_size=9: the network halves images 1 time"),
     ("model=unet_small data.image_size=10", "must be a multiple of 4"),
     ("sampler.steps=1001", "sampler.steps=1001 is more than diffusion.num_train_timesteps=1000"),
-    ("diffusion=ddpm diffusion.zero_terminal_snr=true", "predict v_prediction or sample"),
+    ("diffusion=ddpm diffusion.zero_terminal_snr=true", "predict v_prediction, velocity or sample"),
     ("diffusion.beta_start=0.5", "diffusion.beta_start=0.5 is more than diffusion.beta_end=0.02"),
     ("model.norm_num_groups=7", "model.block_out_channels=[32, 32] must be multiples of model.norm_num_groups=7"),
     ("model.attention_levels=[1] model.attention_head_dim=24", "model.attention_head_dim=24 must divide the channels"),
@@ -165,7 +165,20 @@ CASES = [
     ("model=simple_unet model.widths=[8,16]", "model.attention_levels=[0, 1, 2]: there are levels 0 to 0"),
     ("model=dit data.image_size=9", "data.image_size=9 must be a multiple of model.patch_size=2"),
     ("model=dit model.heads=5", "model.width=192 must be a multiple of 4 and of model.heads=5"),
-    ("sampler.serves=[flow]", "sampler=ddim serves flow processes and this one is discrete: use ddim, ddpm, dpmpp_2m"),
+    ("sampler.serves=[flow]", "sampler=ddim serves flow processes and this one is discrete: use ddim, ddpm"),
+    ("diffusion=edm sampler=flow_euler", "flow_euler serves flow processes and this one is edm: use ddim, ddpm"),
+    ("diffusion=flow diffusion.prediction_type=epsilon", "with diffusion=flow: the last timestep is pure noise"),
+    ("diffusion=flow sampler.prediction_type=epsilon", "cannot be said at diffusion=flow: leave it at sample"),
+    ("diffusion=flow diffusion.beta_start=1", "diffusion.beta_start: no such key; diffusion=flow has prediction_type"),
+    ("diffusion=flow diffusion.process=edm", "diffusion.process=edm: belongs to the choice of diffusion"),
+    ("diffusion=edm diffusion.sigma_min=90", "diffusion.sigma_min=90 must be less than diffusion.sigma_max=80.0"),
+    ("diffusion=edm sampler.steps=1001", "sampler.steps=1001 is more than 1000, the levels there are"),
+    ("diffusion.timestep_sampling=normal", "must be one of uniform, stratified, logit_normal, stratified_logit_normal"),
+    ("sampler=euler_a sampler.prediction_type=sample", "is not taken by this scheduler: leave it at v_prediction"),
+    (
+        "diffusion=flow model=unet2d model.time_embedding_type=learned",
+        "learned has a row for each timestep, and here time is a number: use positional",
+    ),
     # grammar, flags, interpolations
     ("lr=[", "lr=[: cannot be read"),
     ("max_steps", "max_steps: is not of the form key=value"),
@@ -363,10 +376,10 @@ def test_a_users_experiment_with_a_mistake(typed, tmp_path, text, told):
 
 
 def test_a_sampler_for_another_process(typed, tmp_path):
-    text = (CONF / "sampler" / "ddim.yaml").read_text().replace("[discrete]", "[flow]")
-    folder = own(tmp_path, "sampler/euler", text)
-    told = "sampler=euler serves flow processes and this one is discrete: use ddim, ddpm, dpmpp_2m"
-    assert told in typed("train", "--config-dir", folder, "sampler=euler")
+    text = (CONF / "sampler" / "ddim.yaml").read_text().replace("[discrete, flow, edm]", "[flow]")
+    folder = own(tmp_path, "sampler/mine", text)
+    told = "sampler=mine serves flow processes and this one is discrete: use ddim, ddpm, deis"
+    assert told in typed("train", "--config-dir", folder, "sampler=mine")
 
 
 def test_a_file_that_would_hide_behind_ours(typed, tmp_path):

@@ -59,6 +59,8 @@ def test_the_groups():
 @pytest.mark.parametrize("path", LEAVES + EXPERIMENTS, ids=name_of)
 def test_every_choice_composes_and_passes(path):
     words = [name_of(path)] + (["experiment=none"] if path in LEAVES else [])
+    process = OmegaConf.load(path).get("serves", ["discrete"])[0]
+    words += [f"diffusion={process}"] if process != "discrete" else []
     (config,) = composed("train", words, complete=False)
     missing = OmegaConf.missing_keys(config)
     words += [f"{key}=[a,b.csv]" if key == "data.sources" else f"{key}=pictures" for key in missing]
@@ -84,12 +86,13 @@ def test_every_key_of_a_leaf_is_an_argument_of_its_class_or_ours(path):
 
 
 def test_every_key_of_the_diffusion_is_an_argument():
-    from diffusion_lit.diffusion.noise import NoiseTable
+    from diffusion_lit.diffusion.continuous import PROCESSES
     from diffusion_lit.diffusion.process import Diffusion
 
-    taken = set(inspect.signature(NoiseTable).parameters) | set(inspect.signature(Diffusion).parameters)
     for path in (CONF / "diffusion").glob("*.yaml"):
-        assert set(OmegaConf.load(path)) <= taken
+        leaf = OmegaConf.load(path)
+        process = set(inspect.signature(PROCESSES[leaf.pop("process", "discrete")]).parameters)
+        assert set(leaf) - set(inspect.signature(Diffusion).parameters) == process, path
 
 
 @pytest.mark.parametrize("group", GROUPS[:-1])
@@ -97,7 +100,7 @@ def test_leaves_of_a_group_that_share_a_class_share_their_keys(group):
     keys = {}
     for path in sorted((CONF / group).glob("*.yaml")):
         leaf = OmegaConf.load(path)
-        assert keys.setdefault(leaf.get("_target_"), set(leaf)) == set(leaf), path
+        assert keys.setdefault(leaf.get("_target_", leaf.get("process")), set(leaf)) == set(leaf), path
 
 
 @pytest.mark.parametrize("path", [*CONF.glob("*.yaml"), *LEAVES, *EXPERIMENTS], ids=name_of)
@@ -119,13 +122,14 @@ def test_choices_are_those_of_the_code():
     from diffusion_lit.diffusion.noise import BETA_SCHEDULES
     from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
     from diffusion_lit.diffusion.process import LOSSES
+    from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
     from diffusion_lit.networks import context_unet, simple_unet, unet
     from diffusion_lit.training.optimizer import CLASSES, SCHEDULES
 
     tables = {
         "diffusion.beta_schedule": BETA_SCHEDULES,
         "diffusion.prediction_type": PREDICTION_TYPES,
-        "sampler.prediction_type": PREDICTION_TYPES,
+        "diffusion.timestep_sampling": TIMESTEP_SAMPLING,
         "diffusion.loss": LOSSES,
         "data.resample": RESAMPLE,
         "data.fit": FITS,

@@ -85,7 +85,7 @@ def test_targets_are_those_of_diffusers(schedule):
     x0, eps = pictures(1000)
     t = torch.arange(1000)
     wanted = {"epsilon": eps, "sample": x0, "v_prediction": theirs.get_velocity(x0, eps, t)}
-    for prediction in PREDICTION_TYPES:
+    for prediction in wanted:
         ours = Diffusion(NoiseTable(beta_schedule=schedule), prediction, Uniform()).target(x0, t, eps)
         torch.testing.assert_close(ours, wanted[prediction], rtol=0, atol=2e-5)
 
@@ -293,7 +293,16 @@ class Knows:
         alpha, sigma = (level[t].view(-1, 1, 1, 1) for level in (self.table.alpha, self.table.sigma))
         x0 = to_float(torch.full_like(x_t, GREY, dtype=torch.uint8)).double()
         eps = (x_t - alpha * x0) / sigma
-        right = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[self.prediction]
+        variance = sigma**2 + (alpha * 0.5) ** 2  # of x_t for EDM's images, of standard deviation 0.5
+        if self.prediction == "edm":
+            eps = (x_t * variance.sqrt() - alpha * x0) / sigma  # its input is scaled
+        right = {
+            "epsilon": eps,
+            "sample": x0,
+            "v_prediction": alpha * eps - sigma * x0,
+            "velocity": eps - x0,
+            "edm": (sigma * x0 - alpha * 0.25 * eps) / (0.5 * variance.sqrt()),  # Karras et al., eq. 8
+        }[self.prediction]
         return right + self.error(t.double()).view(-1, 1, 1, 1)
 
 
@@ -414,11 +423,14 @@ def test_the_held_out_error_is_that_of_the_noise_estimate(table, prediction, dis
     noise = probe.losses(net)[2]
     alpha, sigma = (level[probe.t].view(-1, 1, 1, 1) for level in (table.alpha, table.sigma))
     x_t = alpha * to_float(probe.image).double() + sigma * probe.eps.double()
-    out = net(x_t, probe.t, probe.y)
+    scale = (sigma**2 + alpha**2 / 4).sqrt() if prediction == "edm" else 1.0
+    out = net(x_t / scale, probe.t, probe.y)
     x0_hat = {
         "epsilon": lambda: (x_t - sigma * out) / alpha,
         "sample": lambda: out,
         "v_prediction": lambda: alpha * x_t - sigma * out,
+        "velocity": lambda: (x_t - sigma * out) / (alpha + sigma),
+        "edm": lambda: alpha / 4 * x_t / scale**2 + sigma / 2 * out / scale,
     }[prediction]()
     error = LOSSES[distance]((x_t - alpha * x0_hat) / sigma - probe.eps).flatten(1).mean(1)
     in_bins = [error[probe.bin == k].mean() for k in range(len(BINS)) if (probe.bin == k).any()]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_lit.diffusion.timesteps import BELOW_1
 from diffusion_lit.seeds import counted
 
 BLOCK = 32  # positions; larger wastes work at the ends of a slice, smaller reseeds more often
@@ -25,8 +26,14 @@ class Draws:
     drop: Tensor
 
 
-def draw(seed: int, start: int, count: int, shape: tuple[int, int, int], device: torch.device) -> Draws:
-    """Numbers for positions start .. start + count - 1 of images of shape (C, H, W)."""
+def draw(
+    seed: int, start: int, count: int, shape: tuple[int, int, int], device: torch.device, strata: int = 1
+) -> Draws:
+    """Numbers for positions start .. start + count - 1 of images of shape (C, H, W).
+
+    With `strata`, the size of the global batch, that for the timestep lies in the share of [0, 1) which belongs to the
+    position's place in the batch: each batch then has one in every share (after Kingma et al. 2021, appendix I.1).
+    """
     generator = torch.Generator(device=device)
     eps, uniform = [], []
     for block in range(start // BLOCK, -(-(start + count) // BLOCK)):
@@ -35,6 +42,8 @@ def draw(seed: int, start: int, count: int, shape: tuple[int, int, int], device:
         uniform.append(torch.rand(3, BLOCK, generator=generator, device=device)[:, low:high])
         eps.append(torch.randn(BLOCK, *shape, generator=generator, device=device)[low:high])
     timestep, flip, drop = torch.cat(uniform, dim=1)
+    place = torch.arange(start, start + count, device=device) % strata
+    timestep = ((place + timestep) / strata).clamp(max=BELOW_1)
     return Draws(torch.cat(eps), timestep, flip, drop)
 
 

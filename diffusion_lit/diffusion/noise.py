@@ -1,7 +1,7 @@
-"""Noise tables: how much signal and how much noise an image holds at each timestep.
+"""Noise levels: how much signal and how much noise an image holds at each time.
 
-Words and signs of this package: x_t = alpha_t x0 + sigma_t eps with alpha^2 + sigma^2 = 1 (variance preserving),
-t = 0 is nearly clean, t = T - 1 nearly pure noise, snr = alpha^2 / sigma^2.
+Words and signs of this package: x_t = alpha_t x0 + sigma_t eps, small t is nearly clean, large t nearly pure noise,
+snr = alpha^2 / sigma^2. A process says what alpha and sigma are; the discrete one is here, others in `continuous`.
 """
 
 import math
@@ -11,6 +11,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
 
 
 def linear(num: int, start: float, end: float) -> Tensor:
@@ -68,13 +70,79 @@ def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
     return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
-@dataclass(frozen=True)
-class NoiseTable:
-    """The discrete variance-preserving process; the one place where noise levels come from.
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """How images become noise, and how often training looks where; the one place where noise levels come from.
 
-    Fields are the keys of `conf/diffusion`. `betas`, `alpha`, `sigma` and `snr` are float64 of shape (T,), computed
-    once (samplers look them up at every step): do not change them in place.
+    A process is continuous unless it says otherwise. `times` (T,) are the levels that samplers step on and measurements
+    look at, from nearly clean to noisiest; `alpha`, `sigma`, `snr` and the others are float64 of shape (T,) at these,
+    computed once: do not change them in place.
+
+    Args:
+        timestep_sampling: a name of `diffusion_lit.diffusion.timesteps`, with `sampling_mean` and `sampling_std`, of
+            the logit, for those that have them.
     """
+
+    timestep_sampling: str = "uniform"
+    sampling_mean: float = 0.0
+    sampling_std: float = 1.0
+
+    num_train_timesteps = 1000  # T
+    sigma_data = 0.5  # standard deviation of the images that prediction_type=edm reckons with
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at times of any shape, float64."""
+        raise NotImplementedError
+
+    def draw(self, u: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) of shape (B,) to times (B,), as often as `timestep_sampling` says."""
+        raise NotImplementedError
+
+    def rows(self, t: Tensor, tables: Tensor, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What `evaluate` makes of alpha and sigma at times (B,), shape (K, B); `tables` (K, T) is that of `times`."""
+        return evaluate(*self.alpha_sigma(t))
+
+    def share(self, u: Tensor) -> Tensor:
+        return TIMESTEP_SAMPLING[self.timestep_sampling].shape(u, self.sampling_mean, self.sampling_std)
+
+    def strata(self, batch: int) -> int:
+        """Equal parts of [0, 1) that a global batch of so many images has a number in each of."""
+        return batch if TIMESTEP_SAMPLING[self.timestep_sampling].stratified else 1
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        return self.alpha_sigma(self.times)[0]
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        return self.alpha_sigma(self.times)[1]
+
+    @cached_property
+    def snr(self) -> Tensor:
+        return (self.alpha / self.sigma) ** 2
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """alpha^2 of x_t scaled to unit variance."""
+        return self.alpha**2 / (self.alpha**2 + self.sigma**2)
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """Of the variance-preserving process with these levels, which is how diffusers' schedulers are told them."""
+        return 1 - torch.cat([self.alpha_bar[:1], self.alpha_bar[1:] / self.alpha_bar[:-1]])
+
+    @cached_property
+    def density(self) -> Tensor:
+        """How often training draws each of the T levels, or a time between it and the one before; of mean 1."""
+        levels, each = len(self.times), 64
+        u = (torch.arange(levels * each, dtype=torch.float64) + 0.5) / (levels * each)
+        level = torch.bucketize(self.draw(u), self.times).clamp(max=levels - 1)
+        return torch.bincount(level, minlength=levels).double() / each
+
+
+@dataclass(frozen=True)
+class NoiseTable(Process):
+    """The discrete variance-preserving process, alpha^2 + sigma^2 = 1; fields are the keys of `conf/diffusion`."""
 
     num_train_timesteps: int = 1000
     beta_schedule: str = "cosine"
@@ -83,6 +151,14 @@ class NoiseTable:
     zero_terminal_snr: bool = False
 
     process = "discrete"  # what a sampler's `serves` must name
+
+    @property
+    def title(self) -> str:
+        return f"{self.num_train_timesteps} timesteps, {self.beta_schedule} noise"
+
+    @cached_property
+    def times(self) -> Tensor:
+        return torch.arange(self.num_train_timesteps)
 
     @cached_property
     def betas(self) -> Tensor:
@@ -106,9 +182,15 @@ class NoiseTable:
     def snr(self) -> Tensor:
         return self.alpha_bar / (1 - self.alpha_bar)
 
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.alpha[t], self.sigma[t]
+
+    def rows(self, t: Tensor, tables: Tensor, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return tables[:, t]
+
     def draw(self, u: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1) of shape (B,) to timesteps int64 (B,), each equally likely."""
-        return (u * self.num_train_timesteps).long()
+        """Uniform numbers in [0, 1) of shape (B,) to timesteps int64 (B,), by default each equally likely."""
+        return (self.share(u) * self.num_train_timesteps).long()
 
     def time_input(self, t: Tensor) -> Tensor:
         """What the network is told about timestep t: the timestep itself."""

@@ -1,11 +1,12 @@
 """The process: mixing images with noise, the loss, and the estimate of the clean image."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.noise import NoiseTable
+from diffusion_lit.diffusion.noise import Process
 from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
 
 # y: labels (B,) int64, or blends of K classes (B, K) float32 for a network that has `takes_blends`
@@ -15,56 +16,78 @@ Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr (T,), gain (T,)) -> weigh
 LOSSES = {"mse": torch.square, "l1": torch.abs}
 
 
-class Diffusion(nn.Module):
-    """A noise table, a prediction type and a weighting, as float32 tables of shape (T,) computed in float64.
+class Row(NamedTuple):
+    """What is reckoned with at a noise level, float32, each of one shape."""
 
-    The tables are buffers, so they follow the module to its device, and are never saved: the config makes them.
+    alpha: Tensor
+    sigma: Tensor
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    target_x0: Tensor  # what out must be for x0_hat = x0, as a mix of x0...
+    target_eps: Tensor  # ...and eps: no cancellation, exact for eps and sample
+    weight: Tensor
+
+
+class Diffusion(nn.Module):
+    """A process, a prediction type and a weighting: everything that follows from alpha and sigma, computed in float64.
+
+    At the T levels of the process it is a buffer, so it follows the module to its device, and is never saved: the
+    config makes it. A discrete process looks it up there, a continuous one computes it at the times it is asked for.
 
     Raises:
         ValueError: epsilon prediction at zero terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution (any
             prediction type whose c_out is infinite there).
     """
 
-    def __init__(self, table: NoiseTable, prediction_type: str, weighting: Weighting, loss: str = "mse"):
+    def __init__(self, table: Process, prediction_type: str, weighting: Weighting, loss: str = "mse"):
         super().__init__()
-        alpha, sigma = table.alpha, table.sigma
-        c_in, c_skip, c_out = PREDICTION_TYPES[prediction_type](alpha, sigma)
-        if not c_out.isfinite().all():
-            raise ValueError(f"{prediction_type} is ill-posed at zero terminal SNR: predict sample or v_prediction")
-        distance = LOSSES[loss]
-        weight = weighting(table.snr, distance(c_out))
-        tables = {
-            "alpha": alpha,
-            "sigma": sigma,
-            "c_in": c_in,
-            "c_skip": c_skip,
-            "c_out": c_out,
-            # what out must be for x0_hat = x0, as a mix of x0 and eps: no cancellation, exact for eps and sample
-            "target_x0": (1 - c_skip * alpha) / c_out,
-            "target_eps": -c_skip * sigma / c_out,
-            "weight": weight,
-        }
-        for name, values in tables.items():
-            self.register_buffer(name, values.float(), persistent=False)
         self.table = table
         self.prediction_type = prediction_type
-        self.distance = distance
+        self.weighting = weighting
+        self.distance = LOSSES[loss]
+        self.register_buffer("tables", self._evaluate(table.alpha, table.sigma), persistent=False)
+        if not Row(*self.tables).c_out.isfinite().all():
+            raise ValueError(f"{prediction_type} is ill-posed at zero terminal SNR: predict sample or v_prediction")
+
+    def _evaluate(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The values of a `Row`, float32 (8, N), for alpha and sigma float64 (N,)."""
+        c_in, c_skip, c_out = PREDICTION_TYPES[self.prediction_type](alpha, sigma, self.table.sigma_data)
+        weight = self.weighting((alpha / sigma) ** 2, self.distance(c_out))
+        targets = (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
+        return torch.stack([alpha, sigma, c_in, c_skip, c_out, *targets, weight]).float()
+
+    def row(self, t: Tensor) -> Row:
+        """At times t (B,), each (B,)."""
+        return Row(*self.table.rows(t, self.tables, self._evaluate))
+
+    @property
+    def alpha(self) -> Tensor:
+        return Row(*self.tables).alpha
+
+    @property
+    def weight(self) -> Tensor:
+        """On the network's own error, at the T levels of the process (T,)."""
+        return Row(*self.tables).weight
 
     def add_noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t eps for x0, eps (B, C, H, W) and t (B,)."""
-        return _per_image(self.alpha[t]) * x0 + _per_image(self.sigma[t]) * eps
+        """x_t = alpha_t x0 + sigma_t eps for x0, eps (B, C, H, W) and times t (B,)."""
+        row = self.row(t)
+        return _per_image(row.alpha) * x0 + _per_image(row.sigma) * eps
 
     def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What the network should answer, (B, C, H, W)."""
-        return _per_image(self.target_x0[t]) * x0 + _per_image(self.target_eps[t]) * eps
+        row = self.row(t)
+        return _per_image(row.target_x0) * x0 + _per_image(row.target_eps) * eps
 
     def output(self, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The network's answer in float32, (B, C, H, W). Autocast, where it is on, touches nothing but the network."""
-        return net(_per_image(self.c_in[t]) * x_t, self.table.time_input(t), y).float()
+        return net(_per_image(self.row(t).c_in) * x_t, self.table.time_input(t), y).float()
 
     def estimate_x0(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat = c_skip x_t + c_out out, (B, C, H, W)."""
-        return _per_image(self.c_skip[t]) * x_t + _per_image(self.c_out[t]) * out
+        row = self.row(t)
+        return _per_image(row.c_skip) * x_t + _per_image(row.c_out) * out
 
     def error(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Mean squared (or absolute) error of the network's own answer, unweighted, (B,)."""
@@ -73,7 +96,7 @@ class Diffusion(nn.Module):
 
     def loss(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Weighted loss of each image, (B,)."""
-        return self.weight[t] * self.error(net, x0, t, eps, y)
+        return self.row(t).weight * self.error(net, x0, t, eps, y)
 
 
 def _per_image(values: Tensor) -> Tensor:

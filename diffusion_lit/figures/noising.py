@@ -10,9 +10,10 @@ from diffusion_lit.diffusion.process import Diffusion, Network
 from diffusion_lit.figures.style import save, tiles
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.images import to_float, to_uint8
+from diffusion_lit.sampling.samplers import size
 from diffusion_lit.seeds import fold
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the panels, as shares of all timesteps
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the panels, as shares of all levels
 
 
 def noise_like(x0: Tensor, seed: int) -> Tensor:
@@ -21,26 +22,30 @@ def noise_like(x0: Tensor, seed: int) -> Tensor:
     return torch.randn(x0.shape, generator=generator)
 
 
-def forward_strip(diffusion: Diffusion, x0: Tensor, timesteps: Tensor, seed: int) -> Tensor:
-    """x_t of pictures x0 (R, C, H, W) at timesteps (K,), each picture with one noise: (R, K, C, H, W)."""
+def forward_strip(diffusion: Diffusion, x0: Tensor, times: Tensor, seed: int) -> Tensor:
+    """x_t of pictures x0 (R, C, H, W) at times (K,), each picture with one noise: (R, K, C, H, W).
+
+    Where noise is added to the whole picture, x_t is scaled to the variance of noise.
+    """
     eps = noise_like(x0, seed)
-    columns = [diffusion.add_noise(x0, t.expand(len(x0)), eps) for t in timesteps]
+    columns = [diffusion.add_noise(x0, t.expand(len(x0)), eps) / max(1, size(diffusion.table, t)) for t in times]
     return torch.stack(columns, dim=1)
 
 
 def draw_forward(subject: Subject, columns: int, out: Path) -> list[Path]:
     """forward.png: a picture of each class, and what is left of it at each t."""
     diffusion = subject.diffusion
-    t = torch.linspace(0, diffusion.table.num_train_timesteps - 1, columns).round().long().unique()
+    levels = torch.linspace(0, diffusion.table.num_train_timesteps - 1, columns).round().long().unique()
     x0 = subject.originals(1)
-    noisy = to_uint8(forward_strip(diffusion, to_float(x0[:, 0]), t, subject.seed))
-    names = ["clean", *[f"t = {k}\n{log_snr(diffusion, k)}" for k in t.tolist()]]
+    noisy = to_uint8(forward_strip(diffusion, to_float(x0[:, 0]), diffusion.table.times[levels], subject.seed))
+    names = ["clean", *[level_name(diffusion, k) for k in levels]]
     title = f"Noising: {subject.name}"
     return [save(tiles(subject.shown(torch.cat([x0, noisy], dim=1)), subject.row_names, names, title), out)]
 
 
-def log_snr(diffusion: Diffusion, t: int) -> str:
-    return f"log snr {round(diffusion.table.snr[t].log().item(), 1) + 0.0:g}"  # never -0.0
+def level_name(diffusion: Diffusion, k: int) -> str:
+    log_snr = round(diffusion.table.snr[k].log().item(), 1) + 0.0  # never -0.0
+    return f"t = {diffusion.table.times[k].item():.4g}\nlog snr {log_snr:g}"
 
 
 class Panels(NamedTuple):
@@ -55,16 +60,16 @@ class Panels(NamedTuple):
 
 @torch.no_grad()
 def panels(net: Network, diffusion: Diffusion, x0: Tensor, t: Tensor, y: Tensor, seed: int) -> Panels:
-    """What a network makes of pictures x0 (B, C, H, W) at timesteps t (B,), whatever it predicts.
+    """What a network makes of pictures x0 (B, C, H, W) at times t (B,), whatever it predicts.
 
     eps_hat = (x_t - alpha x0_hat) / sigma, so x0_hat = (x_t - sigma eps_hat) / alpha.
     """
     eps = noise_like(x0[:1], seed).expand_as(x0)  # one noise for all, so that only t differs
-    device = diffusion.alpha.device
+    device = diffusion.tables.device
     x0, eps, t, y = (value.to(device) for value in (x0, eps, t, y))
     x_t = diffusion.add_noise(x0, t, eps)
     x0_hat = diffusion.estimate_x0(diffusion.output(net, x_t, t, y), x_t, t)
-    alpha, sigma = (values[t][:, None, None, None] for values in (diffusion.alpha, diffusion.sigma))
+    alpha, sigma = (values[:, None, None, None] for values in diffusion.row(t)[:2])
     eps_hat = (x_t - alpha * x0_hat) / sigma
     return Panels(*[value.cpu() for value in (x0, eps, x_t, eps_hat, x0_hat)])
 
@@ -72,14 +77,12 @@ def panels(net: Network, diffusion: Diffusion, x0: Tensor, t: Tensor, y: Tensor,
 def draw_panels(subject: Subject, out: Path) -> list[Path]:
     """panels.png: clean, noise, noisy, predicted noise and predicted picture, a row for each of a few t."""
     model, diffusion = subject.model, subject.model.diffusion  # on the model's device
-    t = torch.tensor([round(share * (diffusion.table.num_train_timesteps - 1)) for share in LEVELS])
-    x0 = to_float(subject.originals(1)[:1, 0]).expand(len(t), -1, -1, -1)
-    y = torch.full_like(t, subject.rows[0])
-    made = panels(model.net, diffusion, x0, t, y, subject.seed)
+    levels = [round(share * (diffusion.table.num_train_timesteps - 1)) for share in LEVELS]
+    x0 = to_float(subject.originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
+    y = torch.full((len(levels),), subject.rows[0])
+    made = panels(model.net, diffusion, x0, diffusion.table.times[levels], y, subject.seed)
     images = subject.shown(to_uint8(torch.stack(made, dim=1)))
     off = (made.eps_hat - made.eps).square().flatten(1).mean(1).sqrt()
-    names = [
-        f"t = {k}\n{log_snr(diffusion, k)}\nnoise off by {rmse:.2f}" for k, rmse in zip(t.tolist(), off, strict=True)
-    ]
+    names = [f"{level_name(diffusion, k)}\nnoise off by {rmse:.2f}" for k, rmse in zip(levels, off, strict=True)]
     columns = ["clean", "noise", "noisy at t", "predicted\nnoise", "predicted\nclean"]
     return [save(tiles(images, names, columns, f"What the network sees: {subject.name}"), out)]

@@ -12,11 +12,11 @@ from diffusion_lit.figures.style import picture_of, save, tiles
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.images import save_gif, to_uint8
 from diffusion_lit.sampling.generate import OnStep, generate
-from diffusion_lit.sampling.previews import CLASS_MS, Film
+from diffusion_lit.sampling.previews import CLASS_MS, Film, steps_told
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import image_seeds
 
-Advance = Callable[[], None]  # told of every step of a chunk of images
+Advance = Callable[[], None]  # told of every evaluation for a chunk of images
 
 
 def sampled(subject: Subject, sampler: Sampler, per_row: int, on_step: OnStep) -> Tensor:
@@ -28,19 +28,19 @@ def sampled(subject: Subject, sampler: Sampler, per_row: int, on_step: OnStep) -
     return to_uint8(images).unflatten(0, (len(subject.rows), per_row))
 
 
-def steps_of(subject: Subject, sampler: Sampler) -> int:
+def evaluations_of(subject: Subject, sampler: Sampler) -> int:
     return len(sampler.build(subject.model.diffusion.table).timesteps)
 
 
 def work(subject: Subject, sampler: Sampler, per_row: int) -> int:
-    """Steps times chunks, what a progress bar counts."""
-    return steps_of(subject, sampler) * -(-len(subject.rows) * per_row // sampler.batch_size)
+    """Evaluations times chunks, what a progress bar counts."""
+    return evaluations_of(subject, sampler) * -(-len(subject.rows) * per_row // sampler.batch_size)
 
 
 def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, advance: Advance) -> list[Path]:
     """denoising.png, the first image of each row on its way; denoising.gif, all; classes.gif, class by class."""
-    sampler, steps = subject.model.sampler, steps_of(subject, subject.model.sampler)
-    film = Film(range(len(subject.rows) * per_row), steps, subject.model.shape)
+    sampler, evaluations = subject.model.sampler, evaluations_of(subject, subject.model.sampler)
+    film = Film(range(len(subject.rows) * per_row), evaluations, subject.model.shape)
 
     def on_step(first: int, k: int, x: Tensor) -> None:
         advance()
@@ -50,7 +50,8 @@ def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, adva
     frames = subject.shown(film.frames.unflatten(1, (len(subject.rows), per_row)))  # (F, rows, per_row, C, H, W)
     chosen = torch.linspace(0, len(film.steps) - 1, columns).round().long().unique().tolist()
     names = [f"step {film.steps[k] + 1}" for k in chosen]
-    title = f"Denoising: {subject.name}, {subject.config['sampler']['name']}, {steps} steps"
+    steps = steps_told(sampler.steps, evaluations)
+    title = f"Denoising: {subject.name}, {subject.config['sampler']['name']}, {steps}"
     strip = tiles(frames[chosen, :, 0].transpose(0, 1), subject.row_names, names, title)
     made = [save(strip, out), out.with_suffix(".gif")]
     save_gif([picture_of(tiles(frame, subject.row_names)) for frame in frames], made[-1])
@@ -71,6 +72,7 @@ def draw_samplers(
         blocks.append(sampled(subject, sampler, per_row, lambda first, k, x: advance()))
         seconds = time.perf_counter() - started
         each = seconds / len(subject.rows) / per_row
-        groups.append((f"{name}, {steps_of(subject, sampler)} steps\n{each:.3g} s per image", per_row))
+        steps = steps_told(sampler.steps, evaluations_of(subject, sampler))
+        groups.append((f"{name}, {steps}\n{each:.3g} s per image", per_row))
     images = subject.shown(torch.cat(blocks, dim=1))
     return [save(tiles(images, subject.row_names, (), f"Samplers: {subject.name}", groups), out)]

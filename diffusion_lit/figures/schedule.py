@@ -18,26 +18,27 @@ MANY = 0.05  # ...for so large a share of the timesteps
 
 
 def log_snr(diffusion: Diffusion) -> Tensor:
-    """Of each timestep, float64 (T,); -inf at zero terminal SNR."""
+    """Of each level, float64 (T,); -inf at zero terminal SNR."""
     return diffusion.table.snr.log()
 
 
 def shares(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
-    """Of all timesteps, and of the loss's weight on the network's own error, how much lies in each of the ten bins of
-    log snr; float64 (10,) each, both of sum 1."""
+    """Of all timesteps that training draws, and of the loss's weight on the network's own error, how much lies in each
+    of the ten bins of log snr; float64 (10,) each, both of sum 1."""
     bin_of = torch.bucketize(log_snr(diffusion), torch.tensor(EDGES, dtype=torch.float64))
-    weight = diffusion.weight.double().cpu()
-    count = torch.bincount(bin_of, minlength=len(BINS)).double()
-    weight = torch.bincount(bin_of, weights=weight, minlength=len(BINS))
+    density, weight = diffusion.table.density, diffusion.weight.double().cpu()
+    count = torch.bincount(bin_of, weights=density, minlength=len(BINS))
+    weight = torch.bincount(bin_of, weights=weight * density, minlength=len(BINS))
     return count / count.sum(), weight / weight.sum()
 
 
 def incoherent(diffusion: Diffusion) -> Iterator[str]:
     """What settings that fit by themselves do together, in words; nothing for a sound recipe."""
-    levels, weight = log_snr(diffusion), diffusion.weight.double().cpu()
+    levels, density, weight = log_snr(diffusion), diffusion.table.density, diffusion.weight.double().cpu()
     last = len(levels) - 1
     timesteps, share = shares(diffusion)
-    noisy, noisy_share = (levels < NOISY).double().mean(), weight[levels < NOISY].sum() / weight.sum()
+    noisy, drawn = density[levels < NOISY].sum() / density.sum(), weight * density
+    noisy_share = drawn[levels < NOISY].sum() / drawn.sum()
     if weight[last] == 0:
         yield (
             f"the weighting is 0 at the noisiest timestep ({last}), where sampling starts: that step is never trained; "

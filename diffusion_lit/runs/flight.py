@@ -152,7 +152,7 @@ def backward(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -
 
 def chunks(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(x0, t, eps, y) of every micro-batch, as the training step makes them; sets the seed of its dropout."""
-    data, device = config["data"], diffusion.alpha.device
+    data, device = config["data"], diffusion.tables.device
     for start in range(0, len(record["index"]), record["micro_batch"]):
         part = slice(start, start + record["micro_batch"])
         draws = Draws(**{name: values[part].to(device) for name, values in record["draws"].items()})

@@ -10,10 +10,11 @@ from diffusion_lit.diffusion.process import Diffusion, Network
 from diffusion_lit.sampling.editing import Edit, first_noise, taken_back
 from diffusion_lit.sampling.guidance import Within, at
 from diffusion_lit.sampling.labels import Label
-from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.sampling.samplers import Sampler, size, times_of
 from diffusion_lit.seeds import Seed
 
-OnStep = Callable[[int, int, Tensor], None]  # (first image of the chunk, step done, x (B, C, H, W) after it)
+# (first image of the chunk, evaluation of the network done, x (B, C, H, W) after it, of unit variance)
+OnStep = Callable[[int, int, Tensor], None]
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def generate(
     They are made `sampler.batch_size` at a time, the last chunk filled up, because the last bits of a convolution
     depend on the batch it runs in. Noise comes from one CPU generator an image, on every device.
     """
-    device = diffusion.alpha.device
+    device = diffusion.tables.device
     images = []
     for start in range(0, len(seeds), sampler.batch_size):
         wanted = min(sampler.batch_size, len(seeds) - start)
@@ -48,22 +49,28 @@ def generate(
 
 
 def _denoise(net, diffusion, sampler, y, x, generators, edit, on_step) -> Tensor:
-    scheduler, following = sampler.build(diffusion.table), 0
-    times = [torch.full((len(y),), t, device=x.device) for t in scheduler.timesteps.tolist()] + [None]
-    for k in edit.plan(len(times) - 1) if edit else range(len(times) - 1):
+    table, following = diffusion.table, 0
+    scheduler = sampler.build(table)
+    levels = times_of(scheduler, table)
+    sizes = [*[size(table, t) for t in levels], 1.0]
+    times = [*[t.expand(len(y)) for t in levels.to(x.device)], None]
+    plan = edit.plan(len(levels)) if edit else range(len(levels))
+    if plan[0] == 0:
+        x = x * sizes[0]
+    for k in plan:
         if k > following:  # an edit begins in the middle
             x = diffusion.add_noise(edit.x0, times[k], x)
         if k < following:  # or does a step again
             x = taken_back(x, diffusion, times[following], times[k], generators)
         if k != following:
-            scheduler = sampler.build(diffusion.table, begin=k)
+            scheduler = sampler.build(table, begin=k)
         out = diffusion.output(at(net, diffusion, times[k]), x, times[k], y)
         x0_hat = diffusion.estimate_x0(out, x, times[k])
         if sampler.clip_x0:
             x0_hat = x0_hat.clamp(-1, 1)
-        x = sampler.step(scheduler, k, x0_hat, x, diffusion.table, generators)
+        x = sampler.step(scheduler, k, x0_hat, x, table, generators)
         following = k + 1
         if edit:
             x = edit.kept(x, diffusion, times[following], generators)
-        on_step(k, x)
+        on_step(k, x / sizes[following])
     return x

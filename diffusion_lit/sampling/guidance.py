@@ -75,6 +75,6 @@ def at(net: Network | Within, diffusion: Diffusion, t: Tensor) -> Network:
     """The network to use at timestep t (B,), of which all are the same."""
     if not isinstance(net, Within):
         return net
-    alpha, sigma = diffusion.alpha[t[0]].item(), diffusion.sigma[t[0]].item()
-    low, high = net.interval
-    return net.guided if low < sigma / (sigma + alpha) <= high else net.plain
+    row, (low, high) = diffusion.row(t[:1]), net.interval
+    share = (row.sigma / (row.sigma + row.alpha)).item()
+    return net.guided if low < share <= high else net.plain

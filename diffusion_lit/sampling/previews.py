@@ -104,7 +104,7 @@ def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], pa
     return moving
 
 
-def caption(config: dict, networks: Sequence[str], steps: int) -> str:
+def caption(config: dict, networks: Sequence[str], evaluations: int) -> str:
     """What a preview shows: rows, networks from left to right, seed, sampler, guidance scale.
 
     "rows: cat, dog; EMA | raw; seed 0; ddim, 25 steps; guidance scale 1"
@@ -112,5 +112,15 @@ def caption(config: dict, networks: Sequence[str], steps: int) -> str:
     names = config["data"]["class_names"]
     rows = [f"rows: {', '.join(names[:ROWS])}"] if names else []
     guidance = [f"guidance scale {config['guidance_scale']:g}"] if names else []
-    sampler = f"{config['sampler']['name']}, {steps} step{'s' * (steps != 1)}"
+    sampler = f"{config['sampler']['name']}, {steps_told(config['sampler']['steps'], evaluations)}"
     return "; ".join([*rows, " | ".join(networks), f"seed {config['seed']}", sampler, *guidance])
+
+
+def steps_told(steps: int | None, evaluations: int) -> str:
+    """
+    >>> steps_told(25, 25), steps_told(None, 1000), steps_told(18, 35)
+    ('25 steps', '1000 steps', '18 steps, 35 NFE')
+    """
+    steps = steps or evaluations
+    nfe = f", {evaluations} NFE" * (steps != evaluations)
+    return f"{steps} step{'s' * (steps != 1)}{nfe}"

@@ -26,7 +26,8 @@ def record(run: Path, step: int, trainer: L.Trainer, module: DiffusionModule) ->
         try:
             data = trainer.datamodule
             batch = data.global_batch(step - 1)
-            draws = draw(module.config["seed"], batch["position"], len(batch["index"]), module.shape, module.device)
+            of_batch = batch["position"], len(batch["index"]), module.shape, module.device, module.strata
+            draws = draw(module.config["seed"], *of_batch)
             taken = flight.taken(step, module.config_text, module.net, batch, draws, data.micro_batch_size)
             flight.write(run, taken)
             told = f". To see where it began: python -m diffusion_lit.replay {shlex.quote(as_word('run', shown(run)))}"

@@ -45,6 +45,7 @@ class DiffusionModule(L.LightningModule):
         data = config["data"]
         self.shape = (data["channels"], data["image_size"], data["image_size"])
         self.null_label = data["num_classes"]
+        self.strata = diffusion.table.strata(config["global_batch_size"])
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = torch.zeros((), dtype=torch.bool)  # whether the last step was; on the device
         self.learning_rate = 0.0  # of the last step
@@ -72,7 +73,7 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         start, count = batch["position"], len(batch["index"])
-        draws = draw(self.config["seed"], start, count, self.shape, self.device)
+        draws = draw(self.config["seed"], start, count, self.shape, self.device, self.strata)
         torch.manual_seed(counted(self.config["seed"], "network", start))  # for dropout inside the network
         x0 = flip(to_float(batch["image"]), draws, self.config["data"]["flip"])
         y = drop_labels(batch["y"], draws, self.config["label_dropout"], self.null_label)

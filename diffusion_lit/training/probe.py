@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.diffusion.process import Diffusion, Network, Row
 from diffusion_lit.images import to_float
 from diffusion_lit.seeds import fold
 
@@ -21,11 +21,12 @@ PER_BIN = 32  # probes in a bin
 
 
 class Probe:
-    """Fixed held-out probes, `PER_BIN` for every bin of log snr that the noise table reaches.
+    """Fixed held-out probes, `PER_BIN` for every bin of log snr that the process reaches.
 
-    `losses` gives the weighted loss expected over uniformly drawn timesteps, the unweighted error in each bin (NaN
-    where the table has no timestep), and the mean over the bins of the error of the noise estimate
-    eps_hat = (x_t - alpha x0_hat) / sigma. It measures the probes in `parts`, which several ranks can share out.
+    `losses` gives the weighted loss expected over times as training draws them (in a bin: over its levels evenly), the
+    unweighted error in each bin (NaN where the process has no level), and the mean over the bins of the error of the
+    noise estimate eps_hat = (x_t - alpha x0_hat) / sigma. It measures the probes in `parts`, which several ranks can
+    share out.
 
     The last one does not depend on weighting, prediction type or how many timesteps a schedule spends where. With
     loss=mse, a uniform mean over log snr of |eps - eps_hat|^2 is the diffusion part of the variational bound up to a
@@ -42,9 +43,10 @@ class Probe:
             members = (bin_of == k).nonzero()[:, 0]
             if len(members):
                 t.append(members[((torch.arange(PER_BIN) + 0.5) / PER_BIN * len(members)).long()])
-        self.t = torch.cat(t)
-        self.bin = bin_of[self.t]
-        self.share = torch.bincount(bin_of, minlength=len(BINS)).float() / len(bin_of)
+        level = torch.cat(t)
+        self.t, self.bin = diffusion.table.times[level], bin_of[level]
+        share = torch.bincount(bin_of, weights=diffusion.table.density, minlength=len(BINS))
+        self.share = share.float() / len(bin_of)
         order = torch.randperm(len(store), generator=generator).repeat(-(-len(self.t) // len(store)))
         index = order[torch.arange(len(self.t))]
         self.image = torch.from_numpy(store.images[index.numpy()])
@@ -53,13 +55,14 @@ class Probe:
         self.diffusion = diffusion
         self.parts = [slice(start, start + batch_size) for start in range(0, len(self.t), batch_size)]
         # eps_hat - eps = -alpha / sigma (x0_hat - x0), and an error of the output is c_out times it on x0
-        snr = diffusion.table.snr[self.t]
-        self.gain = diffusion.distance(diffusion.c_out.cpu()[self.t] * snr.sqrt())
+        row = Row(*diffusion.tables.cpu()[:, level])
+        self.gain = diffusion.distance(row.c_out * diffusion.table.snr[level].sqrt())
+        self.weight = row.weight
 
     @torch.no_grad()
     def errors(self, net: Network, part: slice) -> Tensor:
         """Unweighted error of each probe of a part, float32 on the CPU."""
-        device = self.diffusion.alpha.device
+        device = self.diffusion.tables.device
         x0, t, eps, y = (v[part].to(device) for v in (self.image, self.t, self.eps, self.y))
         return self.diffusion.error(net, to_float(x0), t, eps, y).cpu()
 
@@ -70,9 +73,9 @@ class Probe:
     def summed_up(self, errors: list[Tensor]) -> tuple[float, list[float], float]:
         """`losses` from the errors of all parts."""
         error = torch.cat(errors)
-        weighted = self._by_bin(error * self.diffusion.weight.cpu()[self.t])
+        weighted = self._by_bin(error * self.weight)
         loss = torch.where(self.share > 0, weighted, 0.0).mul(self.share).sum()  # bins without timesteps are NaN
-        noise_error = self._by_bin(error * self.gain)[self.share > 0].mean()
+        noise_error = self._by_bin(error * self.gain)[self.bin.unique()].mean()
         return loss.item(), self._by_bin(error).tolist(), noise_error.item()
 
     def _by_bin(self, values: Tensor) -> Tensor:
