@@ -23,6 +23,7 @@ from diffusion_lit.runs.trained import Trained
 from diffusion_lit.sampling.editing import Edit, first_noise, slerp, taken_back
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import classifier_free
+from diffusion_lit.sampling.samplers import times_of
 from diffusion_lit.seeds import Between, image_seeds
 from tests.runs import run
 from tests.test_images import noise
@@ -52,8 +53,8 @@ def made(name: str, edit: Edit | None, seeds=(0, 1, 2, 3), net=exact, **changes)
 
 def started_at(name: str, strength: float, **changes) -> tuple[float, float]:
     """alpha and sigma where an edit begins."""
-    timesteps = sampler_of(name, **{"steps": 50, **changes}).build(TABLE).timesteps
-    t = timesteps[Edit(torch.zeros(1, 1, 1, 1), strength).plan(len(timesteps))[0]]
+    times = times_of(sampler_of(name, **{"steps": 50, **changes}).build(TABLE), TABLE)
+    t = times[Edit(torch.zeros(1, 1, 1, 1), strength).plan(len(times))[0]]
     return TABLE.alpha[t].item(), TABLE.sigma[t].item()
 
 

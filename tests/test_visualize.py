@@ -327,7 +327,7 @@ def test_figures_of_a_recipe(tmp_path):
         ("difusion=ddpm", "difusion: no such key (did you mean", 2),
         ("run={run} difusion=ddpm", "difusion: no such key", 2),
         ("run={run} diffusion=ddpm seed=3", "error: diffusion=ddpm: the run has its own recipe", 2),
-        ("run={run} samplers=[heun]", "heun: no such sampler; there are ddim, ddpm, dpmpp_2m", 2),
+        ("run={run} samplers=[heun]", "heun: sampler=heun serves edm processes and this one is discrete", 2),
         ("run={run} colums=4", "colums: no such key (did you mean columns", 2),
         ("run=nowhere", "nowhere: no such folder", 4),
         ("run={run} checkpoint=7", "has no checkpoint '7'", 4),

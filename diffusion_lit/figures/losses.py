@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.noise import Process
+from diffusion_lit.diffusion.process import Diffusion, Row
 from diffusion_lit.figures.schedule import log_snr
 from diffusion_lit.figures.style import plots, save
 
@@ -16,19 +16,26 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def weights(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
-    """The weight of each timestep on the network's own error, and what that is on the error of x0; float64 (T,)."""
-    own = diffusion.weight.double().cpu()
-    return own, own / diffusion.distance(diffusion.c_out.double().cpu())
+    """The weight of each level on the network's own error, times how often training draws the level, and what that is
+    on the error of x0; float64 (T,)."""
+    own = diffusion.weight.double().cpu() * diffusion.table.density
+    return own, own / diffusion.distance(Row(*diffusion.tables.double().cpu()).c_out)
 
 
 def shares_of_the_ends(diffusion: Diffusion) -> tuple[float, float]:
     """Of the weight on the network's own error what lies in the noisiest and in the cleanest `ENDS` timesteps."""
-    share = diffusion.weight.double().cpu()
-    share = share / share.sum()
+    own, _ = weights(diffusion)
+    share = own / own.sum()
     return share[-ENDS:].sum().item(), share[:ENDS].sum().item()
 
 
-def rounding(table: NoiseTable, precision: torch.dtype, from_alpha_bar: bool) -> tuple[Tensor, Tensor, Tensor]:
+def ways_of(table: Process) -> tuple[bool, ...]:
+    """`from_alpha_bar` of `rounding`, as far as it has a meaning: sigma is made of alpha where variance is kept."""
+    kept = torch.allclose(table.alpha**2 + table.sigma**2, torch.ones_like(table.alpha))
+    return (False, True) if kept else (False,)
+
+
+def rounding(table: Process, precision: torch.dtype, from_alpha_bar: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Relative errors of alpha, of sigma, and of x_t for x0 and eps of unit variance (root mean square), (T,) each.
 
     They are those of tables held in a precision; or, `from_alpha_bar`, of alpha^2 held in it and sigma made of that,
@@ -52,11 +59,11 @@ def told(diffusion: Diffusion, name: str) -> Iterator[str]:
         f"is in the {ENDS} noisiest timesteps, {clean:.2g} in the {ENDS} cleanest (evenly: {even:.2g})"
     )
     for precision, dtype in PRECISIONS.items():
-        held, made = (
+        errors = [
             "alpha {:.1e}, sigma {:.1e}, x_t {:.1e}".format(*[error.max() for error in rounding(table, dtype, way)])
-            for way in (False, True)
-        )
-        yield f"rounding   {precision:<8} {held}; made of alpha^2: {made}"
+            for way in ways_of(table)
+        ]
+        yield f"rounding   {precision:<8} {'; made of alpha^2: '.join(errors)}"
 
 
 def figure_of(recipes: Mapping[str, Diffusion], title: str):
@@ -78,7 +85,7 @@ def figure_of(recipes: Mapping[str, Diffusion], title: str):
     levels = table.snr.log()
     for ax, which, word in zip(below, (1, 2), ("sigma", "x_t"), strict=True):
         for k, (precision, dtype) in enumerate(PRECISIONS.items()):
-            for way, line in ((False, "-"), (True, ":")):
+            for way, line in zip(ways_of(table), "-:", strict=False):
                 error = rounding(table, dtype, way)[which]
                 ax.plot(levels, error.where(error > 0, torch.nan), line, color=colormaps["tab10"](k), lw=1,
                         label=None if way else precision)  # fmt: skip
