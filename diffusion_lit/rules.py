@@ -100,6 +100,7 @@ def what_fault(value: object) -> str | None:
     return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
 
 
+METRICS = ("fd", "kid", "precision_recall", "class_accuracy", "memorisation", "colours")
 FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
@@ -245,6 +246,12 @@ RULES: dict[str, Check] = {
     "images_per_class": Rule(int, low=1, optional=True),
     "out": OPTIONAL_TEXT,
     "device": device_fault,
+    # python -m diffusion_lit.evaluate
+    "metrics": Each(Rule(choices=METRICS), shortest=1),
+    "features": Rule(choices=("classifier", "pixels", "inception"), optional=True),
+    "reference": Rule(choices=("train", "val")),
+    "reference_images": Rule(int, low=20, optional=True),
+    "cache_dir": TEXT,
     # python -m diffusion_lit.audit
     "near": Rule(low=0, high=255),
     "largest": COUNT,

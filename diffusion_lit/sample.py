@@ -37,7 +37,7 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
         raise UserError(Exit.CONFIG, "num_images and images_per_class are two words for one thing: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
-    settings = dict(folder.read_config(folder.require_run(run))["sampler"])
+    settings = dict(folder.read_sampling(folder.require_run(run))["sampler"])
     name = settings.pop("name", None)
     if value_of("sampler", overrides) not in (None, name):
         return overrides
@@ -49,7 +49,7 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
 def check(config: DictConfig) -> None:
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
-    run_config = folder.read_config(folder.require_run(config.run))
+    run_config = folder.read_sampling(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     names, scale = run_config["data"]["class_names"], config.guidance_scale
     labels_of(config, names)
@@ -152,12 +152,10 @@ def described(label: Label, names: list[str]) -> dict:
     return context | {"class": name_of(label, names)}
 
 
-def new_folder(out: str | None, run: Path) -> Path:
+def new_folder(out: str | None, run: Path, kind: str = "generated") -> Path:
     """The folder to fill: the one asked for, which must be empty, or a new one inside the run."""
     path = (
-        Path(out).expanduser()
-        if out
-        else run / "generated" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+        Path(out).expanduser() if out else run / kind / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
     )
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")

@@ -114,10 +114,13 @@ def test_every_file_says_what_it_is(path):
 
 
 def test_choices_are_those_of_the_code():
+    from diffusion_lit import rules
     from diffusion_lit.data.decoding import FITS, MODES, RESAMPLE
     from diffusion_lit.diffusion.noise import BETA_SCHEDULES
     from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
     from diffusion_lit.diffusion.process import LOSSES
+    from diffusion_lit.evaluation.features import EXTRACTORS
+    from diffusion_lit.evaluation.metrics import METRICS
     from diffusion_lit.networks import context_unet, simple_unet, unet
     from diffusion_lit.training.optimizer import CLASSES, SCHEDULES
 
@@ -137,13 +140,15 @@ def test_choices_are_those_of_the_code():
         "model.attention_norm": simple_unet.NORMS,
         "optimizer.schedule": SCHEDULES,
         "optimizer._target_": CLASSES,
+        "features": EXTRACTORS,
     }
+    assert tuple(METRICS) == rules.METRICS
     for key, table in tables.items():
         assert sorted(RULES[key].choices) == sorted(table), key
 
 
 def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in ("train", "sample", "audit", "visualize", "replay") for key in run_level(name)}
+    keys = {key for name in ("train", "sample", "evaluate", "audit", "visualize", "replay") for key in run_level(name)}
     for path in LEAVES:
         for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
             name = f"{path.parent.name}.{key}"

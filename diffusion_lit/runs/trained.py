@@ -10,7 +10,7 @@ from diffusion_lit.build import guided, make_diffusion, make_network, make_sampl
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import read_config, require_run
+from diffusion_lit.runs.folder import read_sampling, require_run
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
@@ -24,7 +24,7 @@ class Trained:
         checkpoint: "last", "best" or a step.
         weights: "ema", or "net" for the raw weights.
         device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
-        sampler: a `sampler` group to use instead of the run's.
+        sampler: a `sampler` group to use instead of the run's, or of its sampling.yaml.
         guidance_scale: instead of the run's.
         warn: is told of broken checkpoints that were passed over.
     Raises:
@@ -42,7 +42,7 @@ class Trained:
         warn: Callable[[str], None] = print,
     ):
         run = require_run(run)
-        self.config = read_config(run)
+        self.config = read_sampling(run)
         self.config["sampler"] = sampler or self.config["sampler"]
         if guidance_scale is not None:
             self.config["guidance_scale"] = guidance_scale

@@ -1,0 +1,136 @@
+"""`python -m diffusion_lit.evaluate run=<folder>`: how good the images of a trained run are, and by which settings."""
+
+import logging
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lit import sample
+from diffusion_lit.config import source_of
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
+from diffusion_lit.runs import folder, sweeps
+
+log = logging.getLogger("diffusion_lit.evaluate")
+OF_SAMPLE = {"classes": None, "context": None, "images_per_class": None, "per_class": False}  # keys it has besides
+
+
+def main() -> None:
+    launch("evaluate", evaluate, prepare=sample.with_the_runs_sampler, check=check, summarise=summarise)
+
+
+def check(config: DictConfig) -> None:
+    """What can be known without torch."""
+    sample.check(OmegaConf.merge(OF_SAMPLE, config))
+    data = folder.read_config(Path(config.run).expanduser())["data"]
+    if config.features == "inception" and not find_spec("torch_fidelity"):
+        raise UserError(Exit.CONFIG, 'features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
+    if config.features == "classifier" and not data["class_names"]:
+        raise UserError(
+            Exit.CONFIG,
+            "features=classifier: this run has no classes to tell apart; features=pixels (principal components) needs "
+            "none, features=inception a download",
+        )
+    splits = source_of(data).splits()
+    if config.reference == "val" and "val" not in splits and not data["val_fraction"]:
+        raise UserError(Exit.CONFIG, "reference=val: this run holds nothing out")
+
+
+def evaluate(config: DictConfig) -> float:
+    """One evaluation. Returns its value of `metric`, for a sweep."""
+    from diffusion_lit.data.store import load_splits
+    from diffusion_lit.evaluation.features import pictures_of
+    from diffusion_lit.evaluation.metrics import METRICS, Reference, labels_like, per_class
+    from diffusion_lit.runs.trained import Trained
+
+    run, out = Path(config.run).expanduser(), out_folder(config)
+    model = Trained(
+        run,
+        checkpoint=str(config.checkpoint),
+        weights=config.weights,
+        device=config.device,
+        sampler=OmegaConf.to_container(config.sampler),
+        guidance_scale=config.guidance_scale,
+        warn=log.warning,
+    )
+    data, names = model.config["data"], model.class_names
+    pictures = pictures_of(*load_splits(source_of(data), data), data, Path(config.cache_dir).expanduser(), model.device)
+    features = config.features or ("classifier" if names else "pixels")
+    reference = Reference.of(pictures, features, names, config.reference_images)
+    labels = labels_like(reference.training.labels, config.num_images)
+    images, nfe, seconds = generated(model, labels, config.seed)
+    evidence = reference.evidence(images, labels, config.reference)
+    wanted = [name for name in config.metrics if names or name != "class_accuracy"]
+    result = {"status": "finished", "exit_code": 0, "nfe": nfe, "seconds": seconds, "num_images": len(images)}
+    for name in wanted:
+        result |= METRICS[name](evidence)
+    if names:
+        result["per_class"] = per_class(evidence)
+    result["settings"] = {
+        "features": {"name": features, "digest": reference.extractor.digest, **reference.extractor.facts},
+        "reference": {"split": config.reference, "images": len(evidence.real), "data": pictures.train.fingerprint},
+        "checkpoint": model.checkpoint.name,
+        "weights": config.weights,
+        "seed": config.seed,
+        "guidance_scale": model.config["guidance_scale"] if names else None,
+        "sampler": model.config["sampler"],
+        "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
+    }
+    write(out, result, evidence, wanted, config)
+    return sweeps.objective(result, config.metric)
+
+
+def generated(model, labels: list[int], seed: int):
+    """The images, network evaluations for each of them (guidance counts as the second that it is), and seconds."""
+    from diffusion_lit.console import progress_bar
+    from diffusion_lit.seeds import image_seeds
+
+    evaluations, size = [], model.sampler.batch_size
+    hook = model.net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0])))
+    started = time.perf_counter()
+    with progress_bar("sampling") as bar:
+        task = bar.add_task("", total=len(labels))
+
+        def on_step(first: int, k: int, x) -> None:
+            bar.update(task, completed=first)
+
+        images = model.generate(labels, image_seeds(seed, len(labels)), on_step)
+    hook.remove()
+    return images, sum(evaluations) / (-(-len(labels) // size) * size), time.perf_counter() - started
+
+
+def out_folder(config: DictConfig) -> Path:
+    """A new folder; of a sweep the job's."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        out = Path(job.runtime.output_dir)
+        folder.add_command(out, list(job.overrides.task), "evaluate")
+        return out
+    return sample.new_folder(config.out, Path(config.run).expanduser(), "evaluations")
+
+
+def write(out: Path, result: dict, evidence, wanted: list[str], config: DictConfig) -> None:
+    """The panel, the words, result.json last; and what is kept outside of the folder."""
+    from diffusion_lit.evaluation.report import lines, panel
+    from diffusion_lit.images import on_checkerboard
+
+    if "memorisation" in wanted:
+        on_checkerboard(panel(evidence)).save(out / "neighbours.png")
+        log.info("neighbours %s", folder.shown(out / "neighbours.png"))
+    folder.write_result(out, result)
+    log.info("\n".join(lines(result)))
+    log.info("written    %s", folder.shown(out / "result.json"))
+
+
+def summarise(sweep: Path, config: DictConfig) -> None:
+    sweeps.summarise(sweep)
+
+
+if __name__ == "__main__":
+    main()

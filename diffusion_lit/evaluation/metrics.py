@@ -1,0 +1,185 @@
+"""The metrics by name: each turns what was generated, and what is real, into numbers for result.json."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lit.data.store import ImageStore
+from diffusion_lit.evaluation.colours import colour_statistics
+from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
+from diffusion_lit.evaluation.features import EXTRACTORS, Extractor, Pictures, classes, small
+from diffusion_lit.evaluation.intervals import Estimate, of_share, shuffled
+from diffusion_lit.evaluation.manifold import precision_recall
+from diffusion_lit.evaluation.memorisation import Neighbours, nearest
+
+PIXELS = 32  # px, to which larger pictures are shrunk before pixels are compared
+
+
+@dataclass(frozen=True)
+class Images:
+    """images uint8 (N, C, H, W), features (N, D), labels (N,)."""
+
+    images: Tensor
+    features: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Images":
+        return Images(self.images[index], self.features[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What metrics look at.
+
+    Args:
+        real: the reference split.
+        other: as many real images of the other split as were generated, if there are so many: what a perfect model
+            would score. None: no such floor is measured.
+        training, held_out: the real splits by what was trained on (None: nothing is held out).
+        judge: the classifier, if there are classes.
+    """
+
+    generated: Images
+    real: Images
+    other: Images | None
+    training: Images
+    held_out: Images | None
+    judge: Extractor | None
+    class_names: list[str]
+
+    @cached_property
+    def neighbours(self) -> dict[str, Neighbours]:
+        """Those of the generated images in the training split."""
+        return neighbours_of(self.generated, self.training)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images of a run with their features, at most `limit` of each split, against which generated ones are
+    measured."""
+
+    extractor: Extractor
+    judge: Extractor | None
+    training: Images
+    held_out: Images | None
+    class_names: list[str]
+
+    @classmethod
+    def of(cls, pictures: Pictures, features: str, class_names: list[str], limit: int | None = None) -> "Reference":
+        extractor = EXTRACTORS[features](pictures)
+        judge = extractor if features == "classifier" else EXTRACTORS["classifier"](pictures) if class_names else None
+
+        def images(store: ImageStore) -> Images:
+            tensors = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
+            return some(Images(tensors[0], extractor.of(store, pictures), tensors[1]), limit or len(store))
+
+        held_out = images(pictures.val) if pictures.val else None
+        return cls(extractor, judge, images(pictures.train), held_out, class_names)
+
+    def evidence(self, images: Tensor, labels: Sequence[int], split: str = "train", floor: bool = True) -> Evidence:
+        """Of generated images uint8 (N, C, H, W), against a split; with the floor if something is held out."""
+        real, other = {"train": (self.training, self.held_out), "val": (self.held_out, self.training)}[split]
+        other = some(other, len(images)) if floor and other else None
+        generated = Images(images, self.extractor(images), torch.as_tensor(labels))
+        held_out = self.held_out if floor else None
+        return Evidence(generated, real, other, self.training, held_out, self.judge, self.class_names)
+
+
+def fd(e: Evidence) -> dict[str, float]:
+    estimate, unbiased = frechet_distance(e.generated.features, e.real.features)
+    found = named("fd", estimate) | {"fd_unbiased": unbiased}
+    if e.other:
+        estimate, unbiased = frechet_distance(e.other.features, e.real.features)
+        found |= {"fd_floor": estimate.value, "fd_floor_unbiased": unbiased, "fd_floor_images": len(e.other)}
+    return found
+
+
+def kid(e: Evidence) -> dict[str, float]:
+    found = named("kid", kernel_distance(e.generated.features, e.real.features))
+    return found | (named("kid_floor", kernel_distance(e.other.features, e.real.features)) if e.other else {})
+
+
+def manifold(e: Evidence) -> dict[str, float]:
+    found = precision_recall(e.generated.features, e.real.features)
+    return {key: value for name, estimate in found.items() for key, value in named(name, estimate).items()}
+
+
+def class_accuracy(e: Evidence) -> dict[str, float]:
+    """The share of images judged to be the class they were asked to be, and of held-out real ones."""
+    return named("class_accuracy", of_share(_right(e))) | e.judge.facts
+
+
+def _right(e: Evidence) -> Tensor:
+    return classes(e.judge, e.judge(e.generated.images)) == e.generated.labels
+
+
+def memorisation(e: Evidence) -> dict[str, float]:
+    """The share of images that are copies of a training image, by pixels and by features, and of held-out real ones."""
+    found = {"copied": e.neighbours}
+    if e.held_out:
+        found["copied_held_out"] = neighbours_of(e.held_out, e.training)
+    return {
+        key: value
+        for name, ways in found.items()
+        for how, neighbours in ways.items()
+        for key, value in named(f"{name}_{how}", of_share(neighbours.copied)).items()
+    }
+
+
+def neighbours_of(images: Images, training: Images) -> dict[str, Neighbours]:
+    return {
+        "pixels": nearest(small(images.images, PIXELS), small(training.images, PIXELS)),
+        "features": nearest(images.features, training.features),
+    }
+
+
+def colours(e: Evidence) -> dict[str, object]:
+    table = colour_statistics(e.generated.images, e.real.images)
+    return {"colour_distance": sum(row["distance"] for row in table.values()) / len(table), "colours": table}
+
+
+METRICS: dict[str, Callable[[Evidence], dict]] = {
+    "fd": fd, "kid": kid, "precision_recall": manifold, "class_accuracy": class_accuracy,
+    "memorisation": memorisation, "colours": colours,
+}  # fmt: skip
+
+
+def per_class(e: Evidence) -> list[dict[str, object]]:
+    """For each class how many images were asked for, the share judged right, and KID, which has no bias at small N,
+    against the real images of the class (None below 20 of either)."""
+    right, rows = _right(e), []
+    for label, name in enumerate(e.class_names):
+        asked, real = (torch.nonzero(z.labels == label)[:, 0] for z in (e.generated, e.real))
+        row = {"class": name, "images": len(asked), "real_images": len(real)}
+        if len(asked):
+            row |= named("class_accuracy", of_share(right[asked]))
+        if min(len(asked), len(real)) >= 20:
+            row |= named("kid", kernel_distance(e.generated.features[asked], e.real.features[real]))
+        rows.append(row)
+    return rows
+
+
+def named(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def labels_like(labels: Tensor, n: int) -> list[int]:
+    """Labels of images 0, 1, ... in the proportions of `labels`; that of image k depends on k alone.
+
+    The k-th is found at the fractional part of k times the golden ratio in the sorted labels, which are so gone
+    through evenly (Weyl 1916).
+    """
+    ordered = labels.sort().values
+    return [int(ordered[int(k * 0.6180339887498949 % 1 * len(ordered))]) for k in range(n)]
+
+
+def some(images: Images, n: int) -> Images:
+    """n of them at most, at random, always the same."""
+    return images.take(shuffled(len(images))[:n])
