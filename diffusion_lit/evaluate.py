@@ -124,12 +124,61 @@ def write(out: Path, result: dict, evidence, wanted: list[str], config: DictConf
         on_checkerboard(panel(evidence)).save(out / "neighbours.png")
         log.info("neighbours %s", folder.shown(out / "neighbours.png"))
     folder.write_result(out, result)
-    log.info("\n".join(lines(result)))
+    alone = not (out / "command.txt").exists()  # else the job of a sweep; the best of all is found when it ends
+    log.info("\n".join(lines(result, result.get("per_class", []) if alone else [])))
     log.info("written    %s", folder.shown(out / "result.json"))
+    if not alone:
+        return
+    run = Path(config.run).expanduser()
+    to_logger(run, result)
+    if config.set_default:
+        keep_as_default(run, result["settings"], f"set by {out.name}")
+
+
+def keep_as_default(run: Path, settings: dict, why: str) -> None:
+    """sampling.yaml of the run, which `sample` and all that loads the run take from now on."""
+    best = {key: settings[key] for key in ("sampler", "guidance_scale") if settings[key] is not None}
+    folder.replace_text(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
+    sweeps.show(f"default    {folder.shown(run / 'sampling.yaml')}: {why}")
+
+
+def to_logger(run: Path, result: dict) -> None:
+    """The numbers into the run's summary in W&B, if it is there: a continuation with its id. Of a run that is offline it
+    is a second folder, and `wandb sync` brings them together."""
+    from diffusion_lit.training.loggers import make_logger
+
+    config = folder.read_config(run)
+    if not (run / "wandb" / "run_id").exists():
+        return
+    try:
+        lock = folder.Lock(run)
+    except (UserError, OSError) as error:
+        log.warning("W&B        is not told: %s", error)
+        return
+    logger = make_logger(config["logger"])
+    logger.start(run, config, 0)
+    logger.summary({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
+    logger.finish(0)
+    lock.release()
 
 
 def summarise(sweep: Path, config: DictConfig) -> None:
-    sweeps.summarise(sweep)
+    """After a sweep: results.csv, the table, pareto.png, and with `set_default` the best settings into the run."""
+    from diffusion_lit.figures import pareto
+
+    jobs = sweeps.write_results(sweep)
+    keys, metric = sweeps.swept(jobs), config.metric
+    others = [name for name in ("fd", "kid", "precision", "recall", "class_accuracy") if name != metric]
+    others = [name for name in others if any(job.number(name) is not None for job in jobs)]
+    sweeps.show(pareto.table(jobs, keys, metric, others), *sweeps.failures(jobs, keys))
+    if not any(job.number(metric) is not None for job in jobs):
+        return
+    sweeps.show(f"picture    {folder.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
+    sweeps.show(f"rows       {folder.shown(sweep / 'results.csv')}")
+    if config.set_default:
+        best = sweeps.groups_of(jobs, [key for key in keys if key != "seed"], metric)[0]
+        why = f"best {metric} ({best.mean:.4g}) of {sweep.name}"
+        keep_as_default(Path(config.run).expanduser(), folder.read_result(best.jobs[0].folder)["settings"], why)
 
 
 if __name__ == "__main__":

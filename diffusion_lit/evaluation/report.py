@@ -7,6 +7,7 @@ from diffusion_lit.evaluation.metrics import Evidence
 from diffusion_lit.images import grid
 
 ROWS, SHOWN = 12, 3  # images of the panel, and the neighbours of each
+CLASSES = 20  # that are printed
 
 
 def panel(e: Evidence) -> Image.Image:
@@ -21,8 +22,8 @@ def panel(e: Evidence) -> Image.Image:
     return grid(columns.flatten(0, 1), columns.shape[1], names, title)
 
 
-def lines(result: dict) -> list[str]:
-    """What `evaluate` prints: of what, by what, and then the numbers that there are."""
+def lines(result: dict, per_class: list[dict]) -> list[str]:
+    """What `evaluate` prints: of what, by what, and then the numbers that there are, also of the first classes."""
     settings = result["settings"]
     features, reference, sampler = settings["features"], settings["reference"], settings["sampler"]
     guidance = "" if settings["guidance_scale"] is None else f", guidance scale {settings['guidance_scale']:g}"
@@ -49,15 +50,15 @@ def lines(result: dict) -> list[str]:
             told.append(f"copied     {_interval(result, f'copied_{how}', '.1%')} by {how}{beside}")
     if "colours" in result:
         told.append(f"colours    histograms {result['colour_distance']:.1f} of 255 levels apart")
-    rows = result.get("per_class", [])
-    for row in rows[:20]:
+    for row in per_class[:CLASSES]:
         values = [
             f"{key} {_interval(row, key, form)}"
             for key, form in (("class_accuracy", ".1%"), ("kid", ".4g"))
             if key in row
         ]
         told.append(f"  {row['class'][:20]:<20} {row['images']:>6,} images  {'  '.join(values)}")
-    return told + ([f"  and {len(rows) - 20} more classes in result.json"] if len(rows) > 20 else [])
+    more = len(per_class) - CLASSES
+    return told + ([f"  and {more} more classes in result.json"] if more > 0 else [])
 
 
 def _interval(values: dict, key: str, form: str = ".4g") -> str:
