@@ -1,6 +1,7 @@
 """What the terminal shows: log lines and progress bars that do not run into each other."""
 
 import logging
+import sys
 from contextlib import suppress
 
 
@@ -17,6 +18,28 @@ class ConsoleHandler(logging.Handler):
             return
         with suppress(BrokenPipeError, SystemExit):  # `train | head`: rich wants to exit when nobody reads on
             rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+class LogFile(logging.FileHandler):
+    """train.log. That it cannot be written, on a full disk, is told once and ends nothing."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.told:
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+        self.told = True
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+def thread_ended(error) -> None:
+    """As `threading.excepthook`: what ends a thread of a library (TensorBoard, a full disk) is a line of the log."""
+    log = logging.getLogger(__name__)
+    log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
+    log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"in_bar": True})
 
 
 def hush() -> None:

@@ -1,5 +1,6 @@
 """One error type for everything a user can mend, and the exit code each kind ends with."""
 
+import errno
 import signal
 import sys
 import threading
@@ -22,6 +23,9 @@ class Exit(IntEnum):
     SIGTERM = 143
 
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # of the operating system
+
+
 class UserError(Exception):
     """What is wrong, where (file, key, value) and what to do, for a person; ends the command with `exit_code`."""
 
@@ -32,7 +36,8 @@ class UserError(Exception):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn a UserError or a signal into its message and exit code; the outermost line of every command.
+    """Turn a UserError, a full or read-only disk, or a signal into its message and exit code; the outermost line of
+    every command.
 
     A run that trains has handlers of its own, which save first; before it does, SIGUSR1 finds nothing to save.
     """
@@ -45,6 +50,13 @@ def reported() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        told = f"error: {where}{error.strerror}; what was saved before is whole: make room or get the right to write"
+        print(f"{told}, then go on", file=sys.stderr)
+        sys.exit(int(Exit.INTERRUPTED))
     except KeyboardInterrupt:
         print("stopped; what was saved before is kept", file=sys.stderr)
         sys.exit(int(Exit.SIGINT))

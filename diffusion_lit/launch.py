@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,6 +60,7 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summari
                 overrides = [*overrides, as_word("hydra.sweep.dir", sweep.folder)]
             for config in configs if not args.cfg else []:
                 check(config)
+    threading.excepthook = console.thread_ended
     sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
     start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
 

@@ -113,8 +113,8 @@ def train(config: DictConfig) -> float:
         begun = config["resume"] or (run / "metrics.csv").exists()
         if job.mode == RunMode.MULTIRUN:
             sweeps.write_failure(run, overrides, error)
-        elif isinstance(error, UserError | KeyboardInterrupt | SystemExit) and not begun:
-            shutil.rmtree(run)  # it was new, and training never began: leave nothing behind
+        elif isinstance(error, UserError | OSError | KeyboardInterrupt | SystemExit) and not begun:
+            shutil.rmtree(run, ignore_errors=True)  # it was new, and training never began: leave nothing behind
         raise
     finally:
         lock.release()
@@ -169,8 +169,10 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
     from diffusion_lit.build import make_sampler_of
     from diffusion_lit.training import setup
+    from diffusion_lit.training.memory import advice, is_out_of_memory
     from diffusion_lit.training.module import checkpoint_bytes
     from diffusion_lit.training.recorder import Recorder
+    from diffusion_lit.training.shared import not_fatal
 
     first = ranks.rank() == 0
     data = setup.load_data(config, source, run)
@@ -191,7 +193,10 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     with logger:
         try:
             trainer.fit(module, data, ckpt_path=start, weights_only=True)
-        except RuntimeError as error:
+        except Exception as error:
+            if is_out_of_memory(error):
+                told = f"out of memory after step {recorder.step}; {recorder.last_checkpoint()}, resume it"
+                raise UserError(Exit.INTERRUPTED, f"{told}: {advice(config, ranks.world_size())}") from None
             if "loading state_dict" not in str(error):
                 raise
             short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
@@ -201,7 +206,8 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         if first:
             folder.write_result(run, result)
         if result["status"] == "finished":
-            result |= setup.judge(config, data, module)
+            with not_fatal("judging the samples"):
+                result |= setup.judge(config, data, module)
         if first:
             folder.write_result(run, result)
         logger.summary(result)

@@ -34,8 +34,8 @@ def flat(tree: object, prefix: str = "") -> dict[str, object]:
     return {prefix: tree}
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
-    """Weights, EMA, optimizer, schedule and loss trace, and every sample grid: not one bit differs."""
+def assert_equal_training(one: Path, other: Path) -> None:
+    """Weights, EMA, optimizer, schedule and loss trace: not one bit differs."""
     a, b = last_checkpoint(one), last_checkpoint(other)
     assert a["global_step"] == b["global_step"]
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
@@ -45,6 +45,11 @@ def assert_equal_runs(one: Path, other: Path) -> None:
             same = torch.equal(value, right[key]) if torch.is_tensor(value) else value == right[key]
             assert same, f"{part}{key} differs"
     assert trace(one) == trace(other)
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """And every sample grid."""
+    assert_equal_training(one, other)
     grids = sorted(path.name for path in (one / "samples").iterdir())
     assert grids == sorted(path.name for path in (other / "samples").iterdir())
     for name in grids:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
             if streamed:
                 _save(labels, _write_stream(split.pictures, decoding, building, name))
             else:
-                images = np.lib.format.open_memmap(building, "w+", np.uint8, _shape(len(split.pictures), decoding))
+                images = _mapped(building, _shape(len(split.pictures), decoding))
                 decode_all(split.pictures, decoding, images, _progress(len(images), name))
                 images.flush()
             os.replace(building, path)  # after the labels: where it is, both are
@@ -104,6 +105,18 @@ def centre(store: ImageStore, size: int) -> ImageStore:
 
 def _shape(n: int, decoding: Decoding) -> tuple[int, int, int, int]:
     return n, decoding.channels, decoding.image_size, decoding.image_size
+
+
+def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
+    """A new .npy file; its room on the disk is taken now, for a map that runs out of it ends the process."""
+    try:
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        size = math.prod(shape) / 2**20
+        raise UserError(Exit.OUTPUT, f"{path.parent} cannot hold {size:,.0f} MiB: {error.strerror}") from None
+    return images
 
 
 def _decoded(split: Split, decoding: Decoding, name: str) -> ImageStore:

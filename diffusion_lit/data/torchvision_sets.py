@@ -6,6 +6,7 @@ torchvision is imported only to download, to unpack, for CIFAR-10's pickles and 
 import gzip
 import shutil
 import socket
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +16,8 @@ import numpy as np
 
 from diffusion_lit.data.sources import ImageFolder, Split, pictures_below, whole
 from diffusion_lit.errors import Exit, UserError
+
+tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # torchvision names none when it unpacks
 
 CACHE = Path("~/.cache/diffusion_lit")
 Read = Callable[[], dict[str, Split]]

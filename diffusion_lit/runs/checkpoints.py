@@ -44,10 +44,11 @@ def write(checkpoint: dict, path: Path) -> None:
     except (OSError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError about positions
         with suppress(OSError):
             beside.unlink(missing_ok=True)  # its room is free again
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             Exit.INTERRUPTED,
-            f"{path} cannot be written ({_free(path) / 2**20:,.1f} MiB free on its disk): "
-            f"{str(error).splitlines()[0]}; earlier checkpoints are whole: make room, then resume",
+            f"{path} cannot be written ({_free(path) / 2**20:,.1f} MiB free on its disk): {why}; "
+            "earlier checkpoints are whole: make room, then resume",
         ) from None
 
 

@@ -11,6 +11,8 @@ import platform
 import re
 import shlex
 import socket
+import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -56,6 +58,21 @@ def require_free(run: Path) -> None:
     parent = next(path for path in [run, *run.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: {parent} is no folder that can be written to")
+
+
+def require_writable(run: Path) -> None:
+    """Raises UserError (exit 5) for a run folder that nothing can be written to; tried, because rights say little of a
+    disk that is mounted read-only or at its limit."""
+    for folder in (run, run / "checkpoints"):
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            if folder.is_dir():
+                probe.write_bytes(b"x")
+                probe.unlink()
+        except OSError as error:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+            raise UserError(Exit.OUTPUT, f"{folder} cannot be written to: {error.strerror}") from None
 
 
 def read_config(run: Path) -> dict:
@@ -164,7 +181,8 @@ class Lock:
             self.file.close()
             raise UserError(Exit.OUTPUT, f"{run} is in use by {holder}; wait for it, or stop it first") from None
         self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        since = time.strftime("%Y-%m-%d %H:%M")
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         self.file.flush()
 
     def release(self) -> None:

@@ -1,6 +1,7 @@
 """metrics.csv: one row per logged step, the header fixed at the start, numbers in full precision."""
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +22,28 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(kept)
         os.replace(beside, path)
-        self.file = open(path, "a", newline="")  # noqa: SIM115 open for the whole run
-        self.writer = csv.DictWriter(self.file, self.columns)
+        self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.waiting = b""  # rows, or the rest of one, that the disk had no room for
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self.writer.writerow({"step": step} | {name: repr(float(value)) for name, value in values.items()})
-        self.file.flush()
+    def add(self, step: int, values: dict[str, float]) -> bool:
+        """Whether the row is on the disk; if not, it is tried again with the next one."""
+        row = io.StringIO(newline="")
+        numbers = {name: repr(float(value)) for name, value in values.items()}
+        csv.DictWriter(row, self.columns).writerow({"step": step} | numbers)
+        self.waiting += row.getvalue().encode()
+        return self._write()
 
     def close(self) -> None:
-        self.file.close()
+        self._write()
+        os.close(self.file)
+
+    def _write(self) -> bool:
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.file, self.waiting) :]
+        except OSError:
+            return False
+        return True
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import Lock, read_config, read_overrides
+from diffusion_lit.runs.folder import Lock, read_config, read_overrides, require_writable
 
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
@@ -35,8 +35,10 @@ def check_continuation(run: Path, config: dict) -> None:
     """Refuse to go on with another configuration than the run's, or in a folder that another process works in.
 
     Raises:
-        UserError: exit 4 with the keys that differ, or if every checkpoint is broken; exit 5 if the run is in use.
+        UserError: exit 4 with the keys that differ, or if every checkpoint is broken; exit 5 if the run is in use or
+            cannot be written to.
     """
+    require_writable(run)
     Lock(run).release()
     if checkpoints.steps_of(run):
         checkpoints.choose(run, warn=lambda message: None)

@@ -90,10 +90,13 @@ def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], pa
     Each is moved in place when it is whole, the PNG last: where there is one, the preview is complete.
     """
     unfinished, moving = path.with_suffix(".tmp"), path.with_suffix(".gif")
-    save_gif(frames, unfinished)
-    os.replace(unfinished, moving)
-    on_checkerboard(beside(grids)).save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    try:
+        save_gif(frames, unfinished)
+        os.replace(unfinished, moving)
+        on_checkerboard(beside(grids)).save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # of a full disk, where it takes room
     return moving
 
 

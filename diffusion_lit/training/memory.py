@@ -1,4 +1,4 @@
-"""How much memory a run takes."""
+"""How much memory a run takes, and what to do when there is no more."""
 
 import resource
 import sys
@@ -12,3 +12,19 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of this machine; the CPU's allocator has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def advice(config: dict, world_size: int) -> str:
+    """Overrides that make the same training fit, or what else there is to do."""
+    batch, now = config["global_batch_size"], config["strategy"]["accumulate"] * world_size
+    at_a_time = batch // now
+    more = next((k for k in range(2 * now, batch + 1, now) if batch % k == 0), None)
+    if more is None:
+        return f"{at_a_time} images at a time are the fewest; a smaller network or image needs less"
+    override = f"strategy.accumulate={more // world_size}"
+    return f"{override} is the same training with {batch // more} images at a time instead of {at_a_time}"

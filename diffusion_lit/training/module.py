@@ -44,6 +44,7 @@ class DiffusionModule(L.LightningModule):
         self.skipped = torch.zeros((), dtype=torch.bool)  # whether the last step was; on the device
         self.learning_rate = 0.0  # of the last step
         self.statistics, self.kept = [], []  # running ones of norms, and what they were after the last good step
+        self.in_update = False  # whether weights, optimizer and average are not all of the same step now
         self.replicate(None)
 
     def replicate(self, replicas: nn.Module | None) -> None:
@@ -80,6 +81,7 @@ class DiffusionModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, *_, **__) -> None:
+        self.in_update = True
         clip = self.config["optimizer"]["clip"]
         self.grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), clip if clip is not None else float("inf"))
         self.skipped = ~self.grad_norm.isfinite()  # of the sum over all ranks, so they agree
@@ -101,6 +103,12 @@ class DiffusionModule(L.LightningModule):
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
                 averaging.update(self.ema, self.net, self.decay(updates - 1), self.skipped)
+        self.in_update = False
+
+    def forget_step(self) -> None:
+        """As after the last whole step, of a step that ended before its update."""
+        for buffer, kept in zip(self.statistics, self.kept, strict=True):
+            buffer.copy_(kept)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["config"] = self.config_text

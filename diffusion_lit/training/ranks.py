@@ -220,7 +220,7 @@ def _lost() -> UserError | None:
     for number, process in enumerate(_others, start=1):
         code = process.poll()
         if code:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            how = f"exit code {code}" if code > 0 else f"signal {-code}{' (for lack of memory?)' * (code == -9)}"
             return UserError(
                 Exit.INTERRUPTED if code < 0 else code,
                 f"rank {number} of {len(_others) + 1} ended with {how}; earlier checkpoints are whole: resume",

@@ -12,31 +12,20 @@ import time
 from pathlib import Path
 
 import lightning as L
-import torch
 
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
-from diffusion_lit.sampling.previews import (
-    Film,
-    caption,
-    class_grid,
-    film_pictures,
-    filmed_images,
-    preview_labels,
-    save_preview,
-)
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.seeds import image_seeds
-from diffusion_lit.skins import shown
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training import flight, ranks
 from diffusion_lit.training.loggers import Shielded
-from diffusion_lit.training.memory import peak_memory_gib
+from diffusion_lit.training.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.training.module import DiffusionModule
+from diffusion_lit.training.preview import draw_preview, grid_of
 from diffusion_lit.training.probe import BINS, Probe
-from diffusion_lit.training.shared import Stopped, held_out, samples
+from diffusion_lit.training.shared import held_out, not_fatal
 from diffusion_lit.training.window import Totals, Window
 
 log = logging.getLogger(__name__)
@@ -130,6 +119,11 @@ class Recorder(L.Callback):
         self._close()
 
     def on_exception(self, trainer: L.Trainer, module: DiffusionModule, exception: BaseException) -> None:
+        alone = ranks.world_size() == 1  # others would wait for their part of a save
+        saved = self.step in checkpoints.steps_of(self.run)
+        if is_out_of_memory(exception) and alone and self.step and not (saved or module.in_update):
+            module.forget_step()
+            self._save(trainer, module, needed=True)
         self._close()
 
     # ------------------------------------------------------------------------------------------------ milestones
@@ -143,8 +137,8 @@ class Recorder(L.Callback):
             row = self._training_row(trainer, module, totals)
             if self.probe and due & {"val_every", "checkpoint_every"}:
                 row |= self._validate(module)
-            if self.metrics:
-                self.metrics.add(self.step, row)
+            if self.metrics and not self.metrics.add(self.step, row):
+                log.warning("metrics.csv cannot be written; its rows are kept until it can")
             self.logger.scalars(self.step, row)
         if "sample_every" in due:
             self.preview(module)
@@ -195,47 +189,14 @@ class Recorder(L.Callback):
         return row
 
     def preview(self, module: DiffusionModule) -> None:
-        """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's.
-
-        samples/step-*.gif: the first of each row on its way from noise, the average's.
-        """
-        names = self.config["data"]["class_names"]
-        labels = preview_labels(len(names))
-        seeds = image_seeds(self.config["seed"], len(labels))
-        networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
-        steps = len(self.sampler.build(module.diffusion.table).timesteps)
-        film = Film(filmed_images(labels, names), steps, module.shape)
-
-        def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
-            if ends_run(self.signal):
-                raise Stopped
-            if net is module.ema:
-                film(first, k, x)
-
-        drawn = samples(list(networks.values()), module, self.sampler, labels, seeds, on_step)
-        film.frames = sum(ranks.gather(film.frames))  # each rank has filmed some of the images
-        if drawn is None or not self.writes:
-            return
-        render = self.config["data"].get("render", "none")  # a resumed run may be older than the key
-        film.frames = shown(film.frames, render)
-        pictures = [
-            class_grid(shown(images, render), labels, names, f"{name}, step {self.step}")
-            for name, images in zip(networks, drawn, strict=True)
-        ]
-        self._grid.parent.mkdir(exist_ok=True)
-        moving = save_preview(pictures, film_pictures(film, labels, names), self._grid)
-        words = [caption(self.config, seen, steps) for seen in (list(networks), ["EMA on its way from noise"])]
-        self.logger.picture(self.step, "samples/grid", self._grid, words[0])
-        self.logger.picture(self.step, "samples/denoising", moving, words[1])
+        """What goes wrong with a picture ends no run."""
+        with not_fatal(f"the preview of step {self.step}"):
+            draw_preview(self.run, self.step, module, self.sampler, self.logger, lambda: ends_run(self.signal))
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""
-        if not ranks.from_first(self._grid.exists()):
+        if not ranks.from_first(grid_of(self.run, self.step).exists()):
             self.preview(module)
-
-    @property
-    def _grid(self) -> Path:
-        return self.run / "samples" / f"step-{self.step:08d}.png"
 
     def _save(self, trainer: L.Trainer, module: DiffusionModule, needed: bool) -> None:
         """The new checkpoint first; only then the links move and older files go.
@@ -244,7 +205,7 @@ class Recorder(L.Callback):
         room by then, and the run goes on.
         """
         if not (averaging.all_finite(module.net) and averaging.all_finite(module.ema)):
-            told = self._last_checkpoint() + flight.record(self.run, self.step, trainer, module)
+            told = self.last_checkpoint() + flight.record(self.run, self.step, trainer, module)
             raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {told}")
         older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
         steps = [*older, self.step]
@@ -263,11 +224,14 @@ class Recorder(L.Callback):
         if error:
             log.warning("%s\ntraining goes on; the next checkpoint is tried at its time", error)
             return
-        checkpoints.link(path, "last.ckpt")
-        if best is not None:
-            checkpoints.link(checkpoints.path_of(self.run, best), "best.ckpt")
-        for step in set(older) - keep:
-            checkpoints.path_of(self.run, step).unlink(missing_ok=True)
+        try:
+            checkpoints.link(path, "last.ckpt")
+            if best is not None:
+                checkpoints.link(checkpoints.path_of(self.run, best), "best.ckpt")
+            for step in set(older) - keep:
+                checkpoints.path_of(self.run, step).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s is whole, but links beside it could not be moved: %s", path, error.strerror)
 
     # ------------------------------------------------------------------------------------------------ ends
 
@@ -276,17 +240,18 @@ class Recorder(L.Callback):
         return UserError(
             Exit.NON_FINITE,
             f"by step {self.step} the loss is {totals.loss} and the norm of the gradient {module.grad_norm.item()}, "
-            f"{totals.in_a_row} steps in a row; {self._last_checkpoint()}. "
+            f"{totals.in_a_row} steps in a row; {self.last_checkpoint()}. "
             f"Try a lower optimizer.lr, a longer optimizer.warmup_steps or strategy.precision=32-true{told}",
         )
 
-    def _last_checkpoint(self) -> str:
+    def last_checkpoint(self) -> str:
+        """In words."""
         steps = checkpoints.steps_of(self.run)
         return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _on_signal(self, number: int, frame) -> None:
         if ends_run(self.signal) and number == signal.SIGINT:
-            raise UserError(Exit.SIGINT, f"stopped at once; {self._last_checkpoint()}")
+            raise UserError(Exit.SIGINT, f"stopped at once; {self.last_checkpoint()}")
         self.signal = number if ends_run(number) else self.signal or number  # one that only saves takes no end back
         ranks.tell_others(number)
         then = "" if ends_run(self.signal) else ", then going on"

@@ -1,22 +1,42 @@
 """Work that the ranks of a run do together, each a part, with the same result as one alone."""
 
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_lit.build import guided
+from diffusion_lit.errors import UserError
 from diffusion_lit.images import to_uint8
+from diffusion_lit.redaction import one_line
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.training.memory import is_out_of_memory
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import Probe
 from diffusion_lit.training.ranks import shared
 
+log = logging.getLogger(__name__)
+
 
 class Stopped(Exception):
     """Raised by `on_step` to ask for the end in the middle of the work."""
+
+
+@contextmanager
+def not_fatal(what: str) -> Iterator[None]:
+    """What goes wrong inside, on all ranks alike, is told, and the run goes on."""
+    try:
+        yield
+    except UserError:  # the second Ctrl-C
+        raise
+    except Exception as error:
+        log.warning("%s failed, the run goes on: %s", what, one_line(error))
+        log.info(traceback.format_exc(), extra={"in_bar": True})  # for the log file
 
 
 @contextmanager
@@ -42,7 +62,11 @@ def samples(
 ) -> list[Tensor] | None:
     """Images uint8 (N, C, H, W) of each network, with the run's guidance; None if any rank was `Stopped`.
 
-    `on_step` is called as that of `generate`, with the network before its other arguments.
+    `on_step` is called as that of `generate`, with the network before its other arguments. Where memory is too small
+    for `sampler.batch_size` images at a time, fewer are made.
+
+    Raises:
+        RuntimeError: on every rank, what went wrong on one.
     """
     parts = [slice(start, start + sampler.batch_size) for start in range(0, len(seeds), sampler.batch_size)]
     tasks = [(net, part) for net in nets for part in parts]
@@ -54,16 +78,41 @@ def samples(
             on_step(net, part.start + first, step, x)
 
         model = guided(net, module.config)
+
+        def make(batch_size: int) -> Tensor:
+            fewer = replace(sampler, batch_size=batch_size)
+            return to_uint8(generate(model, module.diffusion, fewer, labels[part], seeds[part], module.shape, watch))
+
         try:
-            return to_uint8(generate(model, module.diffusion, sampler, labels[part], seeds[part], module.shape, watch))
+            return _in_memory(make, sampler.batch_size)
         except Stopped:
             return None
+        except UserError:
+            raise
+        except Exception as error:  # the others wait for this rank's part
+            return one_line(error)
 
     with evaluated(*nets):
         done = shared(work, len(tasks))
+    if failures := [what for what in done if isinstance(what, str)]:
+        raise RuntimeError(failures[0])
     if any(images is None for images in done):
         return None
     return [torch.cat(done[k * len(parts) : (k + 1) * len(parts)]) for k in range(len(nets))]
+
+
+def _in_memory(make: Callable[[int], Tensor], batch_size: int) -> Tensor:
+    """make(batch_size), or of half as many until they fit."""
+    while True:
+        try:
+            return make(batch_size)
+        except Exception as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+        batch_size = -(-batch_size // 2)  # out of the handler, which holds on to the tensors of the attempt
+        log.warning("out of memory while sampling; now %d images at a time (sampler.batch_size)", batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def held_out(nets: Sequence[nn.Module], probe: Probe) -> list[tuple[float, list[float]]]:

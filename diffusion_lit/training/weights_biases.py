@@ -1,10 +1,12 @@
 """Weights & Biases: online where it can be, offline where it cannot, without a question and within seconds."""
 
+import errno
 import logging
 import os
 import queue
 import secrets
 import shlex
+import shutil
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,8 +106,11 @@ class WandB:
             )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        if self.run:
-            self.run.log({"step": step} | values)
+        if not self.run:
+            return
+        self.run.log({"step": step} | values)
+        if shutil.disk_usage(self.run.dir).free < 4096:  # its service says nothing of what it cannot write
+            raise OSError(errno.ENOSPC, "no room for the records of W&B", self.run.dir)
 
     def picture(self, step: int, key: str, path: Path, caption: str) -> None:
         import wandb

@@ -31,16 +31,19 @@ class Window:
         own = _own(state) if state else [0.0] * 4
         own[1] *= self.accumulate
         self.loss, self.finite, self.skipped, self.in_a_row = torch.tensor(own, device=device).unbind()
-        self.broken = torch.zeros((), dtype=torch.bool, device=device)  # whether a loss of the step under way is
+        self.step_loss, self.step_finite = torch.zeros(2, device=device).unbind()  # of the step under way
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)  # whether a loss of it is
 
     def add(self, loss: Tensor) -> None:
         """The loss of a micro-batch, divided by their number in a step."""
         finite = loss.isfinite()
-        self.loss = self.loss + torch.where(finite, loss, 0.0)
-        self.finite = self.finite + finite
+        self.step_loss = self.step_loss + torch.where(finite, loss, 0.0)
+        self.step_finite = self.step_finite + finite
         self.broken = self.broken | ~finite
 
     def end_step(self, skipped: Tensor) -> None:
+        self.loss, self.finite = self.loss + self.step_loss, self.finite + self.step_finite
+        self.step_loss, self.step_finite = torch.zeros_like(self.loss), torch.zeros_like(self.finite)
         self.skipped = self.skipped + skipped
         broken = self.broken if self.scaled else self.broken | skipped
         self.in_a_row = torch.where(broken, self.in_a_row + 1, 0)
