@@ -34,6 +34,8 @@ def check(config: DictConfig) -> None:
             "features=classifier: this run has no classes to tell apart; features=pixels (principal components) needs "
             "none, features=inception a download",
         )
+    if config.num_images < 20:
+        raise UserError(Exit.CONFIG, f"num_images={config.num_images}: no distance can be measured, take 20 or more")
     splits = source_of(data).splits()
     if config.reference == "val" and "val" not in splits and not data["val_fraction"]:
         raise UserError(Exit.CONFIG, "reference=val: this run holds nothing out")
@@ -57,7 +59,7 @@ def evaluate(config: DictConfig) -> float:
         warn=log.warning,
     )
     data, names = model.config["data"], model.class_names
-    pictures = pictures_of(*load_splits(source_of(data), data), data, Path(config.cache_dir).expanduser(), model.device)
+    pictures = pictures_of(*load_splits(source_of(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
     reference = Reference.of(pictures, features, names, config.reference_images)
     labels = labels_like(reference.training.labels, config.num_images)
@@ -143,8 +145,8 @@ def keep_as_default(run: Path, settings: dict, why: str) -> None:
 
 
 def to_logger(run: Path, result: dict) -> None:
-    """The numbers into the run's summary in W&B, if it is there: a continuation with its id. Of a run that is offline it
-    is a second folder, and `wandb sync` brings them together."""
+    """The numbers into the run's summary in W&B, if it is there, as a continuation with its id: of a run that is
+    offline a second folder, and `wandb sync` brings them together."""
     from diffusion_lit.training.loggers import make_logger
 
     config = folder.read_config(run)

@@ -100,7 +100,9 @@ def what_fault(value: object) -> str | None:
     return None if value is None else Each(Rule(choices=FIGURES), shortest=1)(value)
 
 
-METRICS = ("fd", "kid", "precision_recall", "class_accuracy", "memorisation", "colours")
+METRICS = {name: [name] for name in ("fd", "kid", "class_accuracy")}  # and their columns in metrics.csv
+METRICS |= {"precision_recall": ["precision", "recall", "density", "coverage"], "colours": ["colour_distance"]}
+METRICS |= {"memorisation": ["copied_pixels", "copied_features"]}
 FIGURES = ("forward", "panels", "schedule", "denoising", "samplers", "curves")  # in the order in which they are drawn
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
@@ -124,6 +126,10 @@ RULES: dict[str, Check] = {
     "checkpoint_every": COUNT,
     "keep_checkpoints": COUNT,
     "max_skipped_steps": WHOLE,
+    "metrics_every": WHOLE,
+    "metrics_images": Rule(int, low=20),
+    "metrics_steps": COUNT,
+    "best_by": Rule(choices=("val_loss", "val_error", *[name for names in METRICS.values() for name in names])),
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
     "metric": TEXT,
@@ -246,12 +252,10 @@ RULES: dict[str, Check] = {
     "images_per_class": Rule(int, low=1, optional=True),
     "out": OPTIONAL_TEXT,
     "device": device_fault,
-    # python -m diffusion_lit.evaluate
-    "metrics": Each(Rule(choices=METRICS), shortest=1),
+    "metrics": Each(Rule(choices=tuple(METRICS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
     "features": Rule(choices=("classifier", "pixels", "inception"), optional=True),
     "reference": Rule(choices=("train", "val")),
     "reference_images": Rule(int, low=20, optional=True),
-    "cache_dir": TEXT,
     # python -m diffusion_lit.audit
     "near": Rule(low=0, high=255),
     "largest": COUNT,

@@ -4,6 +4,7 @@ folder, under the fingerprints of all that it was made of."""
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +30,13 @@ class Pictures:
     num_classes: int
     flip: bool
     resample: str
-    cache: Path
     device: torch.device
 
 
-def pictures_of(train: ImageStore, val: ImageStore | None, data: dict, cache: Path, device: torch.device) -> Pictures:
+def pictures_of(train: ImageStore, val: ImageStore | None, data: dict, device: torch.device) -> Pictures:
     """Of the splits of a `data` group; where training cuts windows out of larger pictures, their centres."""
     train = centre(train, data["image_size"])
-    return Pictures(train, val, data["num_classes"], data["flip"] > 0, data["resample"], cache, device)
+    return Pictures(train, val, data["num_classes"], data["flip"] > 0, data["resample"], device)
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class Extractor:
     def of(self, store: ImageStore, pictures: Pictures) -> Tensor:
         """Features of a whole split, from the cache if it has them."""
         made_of = {"data": store.fingerprint, "resample": pictures.resample, "extractor": self.digest}
-        return kept(pictures.cache, f"features-{self.name}", made_of, lambda: {"features": self(store.images)})[
-            "features"
-        ]
+        return kept(f"features-{self.name}", made_of, lambda: {"features": self(store.images)})["features"]
 
 
 # ------------------------------------------------------------------------------------------- the extractors
@@ -84,7 +82,7 @@ def classifier(pictures: Pictures) -> Extractor:
         return trained_classifier(train, pictures.num_classes, pictures.flip, pictures.device).state_dict()
 
     net = Classifier(train.images.shape[1], pictures.num_classes)
-    net.load_state_dict(kept(pictures.cache, "classifier", made_of, trained))
+    net.load_state_dict(kept("classifier", made_of, trained))
     net.to(pictures.device).eval()
     found = Extractor("classifier", net, _digest(net.state_dict()), pictures.device)
     if pictures.val:
@@ -161,8 +159,9 @@ def rgb(images: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ the cache
 
 
-def kept(folder: Path, kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from a file of the folder, made and written if it is not there.
+def kept(kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from a file of the cache ($DIFFUSION_LIT_CACHE, else ~/.cache/diffusion_lit), made and written if it is
+    not there. A cache that cannot be written is done without.
 
     Raises:
         UserError: exit 3 for a file that is damaged or was made of something else than its name says.
@@ -171,6 +170,7 @@ def kept(folder: Path, kind: str, made_of: dict[str, str], make: Callable[[], di
     from safetensors.torch import save_file
 
     words = " ".join(f"{key}={value}" for key, value in sorted(made_of.items()))
+    folder = Path(os.environ.get("DIFFUSION_LIT_CACHE", "~/.cache/diffusion_lit")).expanduser()
     path = folder / f"{kind}-{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}.safetensors"
     if path.exists():
         try:
@@ -186,12 +186,10 @@ def kept(folder: Path, kind: str, made_of: dict[str, str], make: Callable[[], di
         return tensors
     tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
     building = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with suppress(OSError, SafetensorError):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, building, made_of)
         os.replace(building, path)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"cache_dir: {path} cannot be written: {error.strerror}") from None
     return tensors
 
 

@@ -24,7 +24,7 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, Estimate]:
     radius_x, radius_y = radii(x, PRECISION_K), radii(y, PRECISION_K)
     wide = radii(y, DENSITY_K)
     precise = torch.zeros(n, dtype=torch.bool)
-    inside, recalled, covered = torch.zeros(n), [], []
+    inside, recalled, covered = torch.zeros(n, dtype=torch.double), [], []
     for start in range(0, n, ROWS):
         rows = slice(start, start + ROWS)
         distance = torch.cdist(y[rows], x)

@@ -112,12 +112,16 @@ def manifold(e: Evidence) -> dict[str, float]:
 
 
 def class_accuracy(e: Evidence) -> dict[str, float]:
+    return accuracy(e.judge, e.generated.images, e.generated.labels)
+
+
+def accuracy(judge: Extractor, images: Tensor, labels: Sequence[int]) -> dict[str, float]:
     """The share of images judged to be the class they were asked to be, and of held-out real ones."""
-    return named("class_accuracy", of_share(_right(e))) | e.judge.facts
+    return named("class_accuracy", of_share(_right(judge, images, labels))) | judge.facts
 
 
-def _right(e: Evidence) -> Tensor:
-    return classes(e.judge, e.judge(e.generated.images)) == e.generated.labels
+def _right(judge: Extractor, images: Tensor, labels: Sequence[int]) -> Tensor:
+    return classes(judge, judge(images)) == torch.as_tensor(labels)
 
 
 def memorisation(e: Evidence) -> dict[str, float]:
@@ -154,7 +158,7 @@ METRICS: dict[str, Callable[[Evidence], dict]] = {
 def per_class(e: Evidence) -> list[dict[str, object]]:
     """For each class how many images were asked for, the share judged right, and KID, which has no bias at small N,
     against the real images of the class (None below 20 of either)."""
-    right, rows = _right(e), []
+    right, rows = _right(e.judge, e.generated.images, e.generated.labels), []
     for label, name in enumerate(e.class_names):
         asked, real = (torch.nonzero(z.labels == label)[:, 0] for z in (e.generated, e.real))
         row = {"class": name, "images": len(asked), "real_images": len(real)}
