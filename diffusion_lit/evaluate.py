@@ -12,6 +12,7 @@ from diffusion_lit import sample
 from diffusion_lit.config import source_of
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
+from diffusion_lit.rules import METRICS as COLUMNS
 from diffusion_lit.runs import folder, sweeps
 
 log = logging.getLogger("diffusion_lit.evaluate")
@@ -25,27 +26,25 @@ def main() -> None:
 def check(config: DictConfig) -> None:
     """What can be known without torch."""
     sample.check(OmegaConf.merge(OF_SAMPLE, config))
-    data = folder.read_config(Path(config.run).expanduser())["data"]
+    data, faults = folder.read_config(Path(config.run).expanduser())["data"], []
     if config.features == "inception" and not find_spec("torch_fidelity"):
-        raise UserError(Exit.CONFIG, 'features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
+        faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
-        raise UserError(
-            Exit.CONFIG,
-            "features=classifier: this run has no classes to tell apart; features=pixels (principal components) needs "
-            "none, features=inception a download",
-        )
+        faults.append("features=classifier: this run has no classes; take features=pixels, or inception (a download)")
     if config.num_images < 20:
-        raise UserError(Exit.CONFIG, f"num_images={config.num_images}: no distance can be measured, take 20 or more")
+        faults.append(f"num_images={config.num_images}: no distance can be measured, take 20 or more")
     splits = source_of(data).splits()
     if config.reference == "val" and "val" not in splits and not data["val_fraction"]:
-        raise UserError(Exit.CONFIG, "reference=val: this run holds nothing out")
+        faults.append("reference=val: this run holds nothing out")
+    if faults:
+        raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be measured so:", *faults]))
 
 
 def evaluate(config: DictConfig) -> float:
     """One evaluation. Returns its value of `metric`, for a sweep."""
     from diffusion_lit.data.store import load_splits
     from diffusion_lit.evaluation.features import pictures_of
-    from diffusion_lit.evaluation.metrics import METRICS, Reference, labels_like, per_class
+    from diffusion_lit.evaluation.metrics import METRICS, Evidence, labels_like, per_class, reference_of
     from diffusion_lit.runs.trained import Trained
 
     run, out = Path(config.run).expanduser(), out_folder(config)
@@ -61,10 +60,10 @@ def evaluate(config: DictConfig) -> float:
     data, names = model.config["data"], model.class_names
     pictures = pictures_of(*load_splits(source_of(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
-    reference = Reference.of(pictures, features, names, config.reference_images)
+    reference = reference_of(pictures, features, names, config.reference_images)
     labels = labels_like(reference.training.labels, config.num_images)
     images, nfe, seconds = generated(model, labels, config.seed)
-    evidence = reference.evidence(images, labels, config.reference)
+    evidence = Evidence(reference, images, labels, config.reference)
     wanted = [name for name in config.metrics if names or name != "class_accuracy"]
     result = {"status": "finished", "exit_code": 0, "nfe": nfe, "seconds": seconds, "num_images": len(images)}
     for name in wanted:
@@ -169,12 +168,13 @@ def summarise(sweep: Path, config: DictConfig) -> None:
     from diffusion_lit.figures import pareto
 
     jobs = sweeps.write_results(sweep)
-    keys, metric = sweeps.swept(jobs), config.metric
-    others = [name for name in ("fd", "kid", "precision", "recall", "class_accuracy") if name != metric]
-    others = [name for name in others if any(job.number(name) is not None for job in jobs)]
-    sweeps.show(pareto.table(jobs, keys, metric, others), *sweeps.failures(jobs, keys))
-    if not any(job.number(metric) is not None for job in jobs):
+    keys, columns = sweeps.swept(jobs), [column for name in config.metrics for column in COLUMNS[name]]
+    measured = [name for name in dict.fromkeys([config.metric, *columns]) if name in sweeps.metrics(jobs)]
+    sweeps.show(*sweeps.failures(jobs, keys))
+    if not measured:
         return
+    metric, *others = measured
+    sweeps.show(pareto.table(jobs, keys, metric, others))
     sweeps.show(f"picture    {folder.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
     sweeps.show(f"rows       {folder.shown(sweep / 'results.csv')}")
     if config.set_default:

@@ -34,8 +34,8 @@ Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-d
 Summarise = Callable[[Path, DictConfig], None]  # (folder of a sweep, configuration of its first job)
 
 
-def of_runs(folder: Path, config: DictConfig) -> None:
-    sweeps.summarise(folder)
+def of_runs(sweep: Path, config: DictConfig) -> None:
+    sweeps.summarise(sweep)
 
 
 def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summarise: Summarise = of_runs) -> None:

@@ -117,14 +117,12 @@ def inception(pictures: Pictures) -> Extractor:
     Grey is repeated, transparent pictures are laid on white; torchmetrics resizes to 299 px.
 
     Raises:
-        UserError: exit 2 without torch-fidelity, exit 3 if its weights can neither be found nor downloaded.
+        UserError: exit 3 if its weights can neither be found nor downloaded.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
         net = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-    except ModuleNotFoundError:
-        raise UserError(Exit.CONFIG, NEEDS_FIDELITY) from None
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise UserError(
@@ -136,7 +134,6 @@ def inception(pictures: Pictures) -> Extractor:
     return Extractor("inception", lambda images: net(rgb(images)), _digest(net.state_dict()), pictures.device)
 
 
-NEEDS_FIDELITY = 'features=inception needs a package that is not here: pip install "diffusion_lit[inception]"'
 EXTRACTORS: dict[str, Callable[[Pictures], Extractor]] = {
     "classifier": classifier, "pixels": pixels, "inception": inception,
 }  # fmt: skip

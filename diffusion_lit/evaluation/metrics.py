@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation.colours import colour_statistics
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
-from diffusion_lit.evaluation.features import EXTRACTORS, Extractor, Pictures, classes, small
+from diffusion_lit.evaluation.features import EXTRACTORS, Extractor, Pictures, classes, classifier, small
 from diffusion_lit.evaluation.intervals import Estimate, of_share, shuffled
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorisation import Neighbours, nearest
@@ -30,66 +30,56 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> "Images":
+    def some(self, n: int | None) -> "Images":
+        """n of them at most, at random, always the same."""
+        index = shuffled(len(self))[:n]
         return Images(self.images[index], self.features[index], self.labels[index])
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What metrics look at.
+class Reference:
+    """What a run is measured by: an extractor, a classifier if there are classes, real images with their features."""
 
-    Args:
-        real: the reference split.
-        other: as many real images of the other split as were generated, if there are so many: what a perfect model
-            would score. None: no such floor is measured.
-        training, held_out: the real splits by what was trained on (None: nothing is held out).
-        judge: the classifier, if there are classes.
+    extractor: Extractor
+    judge: Extractor | None
+    training: Images
+    held_out: Images | None  # None: nothing is
+    class_names: list[str]
+
+
+def reference_of(pictures: Pictures, features: str, class_names: list[str], limit: int | None = None) -> Reference:
+    """With at most `limit` images of each split."""
+    extractor = EXTRACTORS[features](pictures)
+    judge = extractor if features == "classifier" else classifier(pictures) if class_names else None
+
+    def images(store: ImageStore) -> Images:
+        found, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
+        return Images(found, extractor.of(store, pictures), labels).some(limit)
+
+    held_out = images(pictures.val) if pictures.val else None
+    return Reference(extractor, judge, images(pictures.train), held_out, class_names)
+
+
+class Evidence:
+    """What metrics look at: generated images uint8 (N, C, H, W) and the labels asked for, against a split of the
+    reference.
+
+    With `floor` as many `other` images, of the other split, are measured besides: what a perfect model would score.
     """
 
-    generated: Images
-    real: Images
-    other: Images | None
-    training: Images
-    held_out: Images | None
-    judge: Extractor | None
-    class_names: list[str]
+    def __init__(self, reference: Reference, images: Tensor, labels: Sequence[int], split="train", floor=True):
+        self.reference, self.training = reference, reference.training
+        self.held_out = reference.held_out if floor else None
+        self.generated = Images(images, reference.extractor(images), torch.as_tensor(labels))
+        self.real, other = (
+            (reference.held_out, self.training) if split == "val" else (self.training, reference.held_out)
+        )
+        self.other = other.some(len(images)) if floor and other else None
 
     @cached_property
     def neighbours(self) -> dict[str, Neighbours]:
         """Those of the generated images in the training split."""
         return neighbours_of(self.generated, self.training)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The real images of a run with their features, at most `limit` of each split, against which generated ones are
-    measured."""
-
-    extractor: Extractor
-    judge: Extractor | None
-    training: Images
-    held_out: Images | None
-    class_names: list[str]
-
-    @classmethod
-    def of(cls, pictures: Pictures, features: str, class_names: list[str], limit: int | None = None) -> "Reference":
-        extractor = EXTRACTORS[features](pictures)
-        judge = extractor if features == "classifier" else EXTRACTORS["classifier"](pictures) if class_names else None
-
-        def images(store: ImageStore) -> Images:
-            tensors = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
-            return some(Images(tensors[0], extractor.of(store, pictures), tensors[1]), limit or len(store))
-
-        held_out = images(pictures.val) if pictures.val else None
-        return cls(extractor, judge, images(pictures.train), held_out, class_names)
-
-    def evidence(self, images: Tensor, labels: Sequence[int], split: str = "train", floor: bool = True) -> Evidence:
-        """Of generated images uint8 (N, C, H, W), against a split; with the floor if something is held out."""
-        real, other = {"train": (self.training, self.held_out), "val": (self.held_out, self.training)}[split]
-        other = some(other, len(images)) if floor and other else None
-        generated = Images(images, self.extractor(images), torch.as_tensor(labels))
-        held_out = self.held_out if floor else None
-        return Evidence(generated, real, other, self.training, held_out, self.judge, self.class_names)
 
 
 def fd(e: Evidence) -> dict[str, float]:
@@ -112,7 +102,7 @@ def manifold(e: Evidence) -> dict[str, float]:
 
 
 def class_accuracy(e: Evidence) -> dict[str, float]:
-    return accuracy(e.judge, e.generated.images, e.generated.labels)
+    return accuracy(e.reference.judge, e.generated.images, e.generated.labels)
 
 
 def accuracy(judge: Extractor, images: Tensor, labels: Sequence[int]) -> dict[str, float]:
@@ -158,8 +148,8 @@ METRICS: dict[str, Callable[[Evidence], dict]] = {
 def per_class(e: Evidence) -> list[dict[str, object]]:
     """For each class how many images were asked for, the share judged right, and KID, which has no bias at small N,
     against the real images of the class (None below 20 of either)."""
-    right, rows = _right(e.judge, e.generated.images, e.generated.labels), []
-    for label, name in enumerate(e.class_names):
+    right, rows = _right(e.reference.judge, e.generated.images, e.generated.labels), []
+    for label, name in enumerate(e.reference.class_names):
         asked, real = (torch.nonzero(z.labels == label)[:, 0] for z in (e.generated, e.real))
         row = {"class": name, "images": len(asked), "real_images": len(real)}
         if len(asked):
@@ -182,8 +172,3 @@ def labels_like(labels: Tensor, n: int) -> list[int]:
     """
     ordered = labels.sort().values
     return [int(ordered[int(k * 0.6180339887498949 % 1 * len(ordered))]) for k in range(n)]
-
-
-def some(images: Images, n: int) -> Images:
-    """n of them at most, at random, always the same."""
-    return images.take(shuffled(len(images))[:n])

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.evaluation.features import classifier, pictures_of
-from diffusion_lit.evaluation.metrics import METRICS, Reference, accuracy, labels_like
+from diffusion_lit.evaluation.metrics import METRICS, Evidence, accuracy, labels_like, reference_of
 from diffusion_lit.rules import METRICS as COLUMNS
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import fold, image_seeds
@@ -38,7 +38,7 @@ class Quality:
         names, steps = config["data"]["class_names"], module.diffusion.table.num_train_timesteps
         pictures = pictures_of(data.train, data.val, config["data"], module.device)
         with ranks.first_here_goes_first():
-            self.reference = Reference.of(pictures, "classifier" if names else "pixels", names)
+            self.reference = reference_of(pictures, "classifier" if names else "pixels", names)
         self.sampler = replace(sampler, steps=min(sampler.steps or steps, config["metrics_steps"]))
         self.labels = labels_like(self.reference.training.labels, config["metrics_images"])
         self.seeds = image_seeds(fold(config["seed"], "metrics"), len(self.labels))
@@ -46,7 +46,7 @@ class Quality:
 
     def measure(self, module: DiffusionModule) -> dict[str, float]:
         (images,) = samples([module.ema], module, self.sampler, self.labels, self.seeds)
-        evidence = self.reference.evidence(images, self.labels, floor=False)
+        evidence = Evidence(self.reference, images, self.labels, floor=False)
         found = {key: value for name in self.metrics for key, value in METRICS[name](evidence).items()}
         return {column: found[column] for column in self.columns}
 
