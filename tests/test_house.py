@@ -98,7 +98,12 @@ def test_the_commands_start_without_torch():
 
 
 @pytest.mark.parametrize(
-    ("verb", "words"), [("sample", ["num_images=1", "sampler.steps=1"]), ("visualize", ["what=[panels,curves]"])]
+    ("verb", "words"),
+    [
+        ("sample", ["num_images=1", "sampler.steps=1"]),
+        ("evaluate", ["num_images=20", "sampler.steps=1"]),
+        ("visualize", ["what=[panels,curves]"]),
+    ],
 )
 def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path, verb, words):
     words = [f"run={digits_run}", *words, f"out={tmp_path / 'out'}"]
