@@ -82,6 +82,8 @@ def check(config: DictConfig) -> None:
     loggers.check(config.logger)
     facts, source = with_facts(config)
     source.splits()
+    if facts["best_by"] == "class_accuracy" and not facts["data"]["class_names"]:
+        raise UserError(Exit.CONFIG, "best_by=class_accuracy: these pictures have no classes")
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
     else:

@@ -152,7 +152,7 @@ def test_without_its_weights_inception_says_what_to_do(monkeypatch, digits):
         raise URLError("no route")
 
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", refuse)
-    with pytest.raises(UserError, match="put pt_inception-2015-12-05-6726825d.pth") as caught:
+    with pytest.raises(UserError, match="weights-inception-2015-12-05-6726825d.pth") as caught:
         features.inception(digits)
     assert caught.value.exit_code == 3
 
@@ -260,6 +260,8 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     images = noise(120, 8, 8, 4)
     np.save(tmp_path / "a.npy", images)
     data = ["data=arrays", "data.images=a.npy", "data.image_size=8", "data.channels=4", "experiment=none"]
+    told = run("train", *data, "best_by=class_accuracy", "metrics_every=1", "run_dir=none", cwd=tmp_path, code=2)
+    assert "these pictures have no classes" in told
     run("train", *QUICK, *data, "model=unet_digits", "run_dir=run", "data.val_fraction=0", cwd=tmp_path)
     assert "features=pixels" in run("evaluate", "run=run", "features=classifier", cwd=tmp_path, code=2)
     assert "holds nothing out" in run("evaluate", "run=run", "reference=val", cwd=tmp_path, code=2)

@@ -127,8 +127,9 @@ def inception(pictures: Pictures) -> Extractor:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise UserError(
             Exit.DATA,
-            f"features=inception: its weights cannot be downloaded ({error}); put pt_inception-2015-12-05-6726825d.pth "
-            f"of github.com/toshas/torch-fidelity into {folder}, or take features=classifier or pixels",
+            f"features=inception: its weights cannot be downloaded ({error}); put its file "
+            f"weights-inception-2015-12-05-6726825d.pth (github.com/toshas/torch-fidelity) into {folder}, or take "
+            "features=classifier or pixels",
         ) from None
     net.to(pictures.device).requires_grad_(False)
     return Extractor("inception", lambda images: net(rgb(images)), _digest(net.state_dict()), pictures.device)
