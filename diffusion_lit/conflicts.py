@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from diffusion_lit.rules import shown
+from diffusion_lit.rules import METRICS, shown
 
 
 def conflicts(values: dict[str, object]) -> list[str]:
@@ -202,9 +202,13 @@ def alpha(v: dict) -> Iterator[str]:
         )
 
 
-def random_crop(v: dict) -> Iterator[str]:
-    if v["data.random_crop"] and v["data.judge_images"]:
-        yield f"data.random_crop={v['data.random_crop']}: the judge knows whole pictures, set data.judge_images=0"
+def best(v: dict) -> Iterator[str]:
+    name, metrics, every, saved = (v[k] for k in ("best_by", "metrics", "metrics_every", "checkpoint_every"))
+    owner = next((metric for metric, columns in METRICS.items() if name in columns), None)
+    if owner and not (every and owner in metrics):
+        yield f"best_by={name} is not measured: add metrics_every={saved} 'metrics=[{owner}]'"
+    elif owner and every % saved and saved % every:
+        yield f"best_by={name}: one of metrics_every={every} and checkpoint_every={saved} must divide the other"
 
 
 def strategies(v: dict) -> Iterator[str]:
@@ -232,7 +236,6 @@ def skins(v: dict) -> Iterator[str]:
 
 CHECKS = (
     noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
-    conditions, editing, halving,
-    groups, attention, block_types, heads, context_unet, simple_unet, patches, pictures, labels, alpha, random_crop,
-    skins, strategies, batch,
+    conditions, editing, halving, groups, attention, block_types, heads, context_unet, simple_unet, patches, pictures,
+    labels, alpha, best, skins, strategies, batch,
 )  # fmt: skip

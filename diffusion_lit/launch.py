@@ -31,10 +31,16 @@ log = logging.getLogger(__name__)
 Task = Callable[[DictConfig], float | None]  # what it returns is what a sweeper optimises
 Check = Callable[[DictConfig], None]
 Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
+Summarise = Callable[[Path, DictConfig], None]  # (folder of a sweep, configuration of its first job)
 
 
-def launch(config_name: str, task: Task, prepare: Prepare, check: Check) -> None:
-    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`.
+def of_runs(sweep: Path, config: DictConfig) -> None:
+    sweeps.summarise(sweep)
+
+
+def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summarise: Summarise = of_runs) -> None:
+    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`;
+    after a sweep `summarise`.
 
     A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
     """
@@ -63,7 +69,7 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check) -> None
         return task(composed(config_name, list(HydraConfig.get().overrides.task), args.config_dir)[0])
 
     if sweep:
-        sys.exit(run_sweep(start, checked, sweep))
+        sys.exit(run_sweep(start, checked, sweep, lambda _: summarise(sweep.folder, configs[0])))
 
     def job(config: DictConfig) -> None:
         with reported():
@@ -123,7 +129,7 @@ def check_direction(metric: str | None, direction: object) -> None:
         raise UserError(Exit.CONFIG, f"metric={metric} is better when {better}: add hydra.sweeper.direction={wanted}")
 
 
-def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep) -> int:
+def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarise: Task) -> int:
     """Run every job, whatever becomes of the others; the largest of their exit codes. Ctrl-C and SIGTERM end it all.
 
     Jobs may run in other processes (hydra/launcher=joblib), so what they end with is kept on disk.
@@ -151,7 +157,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
 
         code = outcome(lambda _: start(job)(), None)[1]
         codes = [code, *[int(file.read_text()) for file in Path(ended).iterdir()]]
-    summary_code = outcome(lambda _: sweeps.summarise(sweep.folder), None)[1]
+    summary_code = outcome(summarise, None)[1]
     return max(codes) or summary_code
 
 

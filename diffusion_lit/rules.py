@@ -46,6 +46,9 @@ def seeds_fault(value: object) -> str | None:
     return None if is_pair else "must be two different seeds [3,8]"
 
 
+METRICS = {name: [name] for name in ("fd", "kid", "class_accuracy")}  # and their columns in metrics.csv
+METRICS |= {"precision_recall": ["precision", "recall", "density", "coverage"], "colours": ["colour_distance"]}
+METRICS |= {"memorisation": ["copied_pixels", "copied_features"]}
 FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in the order of drawing
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
@@ -70,6 +73,10 @@ RULES: dict[str, Check] = {
     "keep_checkpoints": COUNT,
     "ema_snapshot_every": WHOLE,
     "max_skipped_steps": WHOLE,
+    "metrics_every": WHOLE,
+    "metrics_images": Rule(int, low=20),
+    "metrics_steps": COUNT,
+    "best_by": Rule(choices=("val_loss", "val_error", *[name for names in METRICS.values() for name in names])),
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
     "guidance_interval": Each(PROBABILITY, length=2, optional=True),
@@ -209,6 +216,10 @@ RULES: dict[str, Check] = {
     "resample": COUNT,
     "out": OPTIONAL_TEXT,
     "device": device_fault,
+    "metrics": Each(Rule(choices=tuple(METRICS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
+    "features": Rule(choices=("classifier", "pixels", "inception"), optional=True),
+    "reference": Rule(choices=("train", "val")),
+    "reference_images": Rule(int, low=20, optional=True),
     # python -m diffusion_lit.audit
     "near": Rule(low=0, high=255),
     "largest": COUNT,

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from hydra.core.override_parser.types import Sweep
@@ -39,7 +38,7 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
             raise UserError(Exit.CONFIG, f"{' and '.join(pair)} are two words for one thing: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
-    settings = dict(folder.read_config(folder.require_run(run))["sampler"])
+    settings = dict(folder.read_sampling(folder.require_run(run))["sampler"])
     name = settings.pop("name", None)
     if value_of("sampler", overrides) not in (None, name):
         return overrides
@@ -51,7 +50,7 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
 def check(config: DictConfig) -> None:
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
-    run_config = folder.read_config(folder.require_run(config.run))
+    run_config = folder.read_sampling(folder.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     names = run_config["data"]["class_names"]
     stops = labels_of(config, names)
@@ -105,7 +104,7 @@ def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
 
 def sample(config: DictConfig) -> None:
     from diffusion_lit.console import progress_bar
-    from diffusion_lit.runs.trained import as_asked
+    from diffusion_lit.runs.trained import as_asked, settings_of
     from diffusion_lit.sampling.editing import edit_of
     from diffusion_lit.sampling.previews import Film
     from diffusion_lit.sampling.request import picture_of, wanted
@@ -133,17 +132,9 @@ def sample(config: DictConfig) -> None:
         images = model.generate(labels, seeds, on_step, edit)
     seconds = time.perf_counter() - started
 
-    manifest = {
-        "checkpoint": model.checkpoint.name,
-        "weights": config.weights,
-        "ema_length": config.ema_length,
-        "seed": config.seed,
+    manifest = settings_of(model, config) | {
         "same_noise": config.same_noise,
-        **{key: model.config.get(key) if names or model.guide else None for key in asked.GUIDANCE},
-        "guide": str(model.guide.checkpoint) if model.guide else None,
-        "sampler": model.config["sampler"],
         "edit": edited(originals, edit) if edit else None,
-        "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
         "images": [{"file": f"{k:05d}.png", **described(image, names, originals)} for k, image in enumerate(requests)],
     }
     render = model.config["data"].get("render", "none")  # older runs have no such key
@@ -175,12 +166,10 @@ def edited(originals, edit) -> dict:
     return {"strength": edit.strength, **mask, "init": [fingerprint(file) for file in originals.files]}
 
 
-def new_folder(out: str | None, run: Path) -> Path:
+def new_folder(out: str | None, run: Path, kind: str = "generated") -> Path:
     """The folder to fill: the one asked for, which must be empty, or a new one inside the run."""
     path = (
-        Path(out).expanduser()
-        if out
-        else run / "generated" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+        Path(out).expanduser() if out else run / kind / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
     )
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")

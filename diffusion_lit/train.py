@@ -82,6 +82,8 @@ def check(config: DictConfig) -> None:
     loggers.check(config.logger)
     facts, source = with_facts(config)
     source.splits()
+    if facts["best_by"] == "class_accuracy" and not facts["data"]["class_names"]:
+        raise UserError(Exit.CONFIG, "best_by=class_accuracy: these pictures have no classes")
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
     else:
@@ -168,7 +170,7 @@ def follow() -> None:
 def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
     from diffusion_lit.build import make_sampler_of
-    from diffusion_lit.training import setup
+    from diffusion_lit.training import quality, setup
     from diffusion_lit.training.memory import advice, is_out_of_memory
     from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
     from diffusion_lit.training.recorder import Recorder
@@ -209,7 +211,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
             folder.write_result(run, result)
         if result["status"] == "finished":
             with not_fatal("judging the samples"):
-                result |= setup.judge(config, data, module)
+                result |= quality.judge(config, data, module, recorder.sampler)
         if first:
             folder.write_result(run, result)
         logger.summary(result)

@@ -1,9 +1,11 @@
 """Shared by all tests: one thread a process, and one real run on the digits that many tests look at."""
 
 import os
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: tests run real processes beside each other
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["DIFFUSION_LIT_CACHE"] = os.path.join(tempfile.gettempdir(), "diffusion_lit_tests")  # kept, as for a user
 os.environ["WANDB_MODE"] = "offline"  # no test shows anything to anybody's account
 
 import shutil  # noqa: E402

@@ -45,8 +45,8 @@ def test_the_keys_of_a_run():
     assert run_level("train") == [
         "name", "seed", "run_dir", "resume", "init_from", "accept", "max_steps", "max_epochs", "global_batch_size",
         "log_every",
-        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "ema_snapshot_every",
-        "max_skipped_steps", "label_dropout",
+        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "best_by", "ema_snapshot_every",
+        "max_skipped_steps", "metrics_every", "metrics", "metrics_images", "metrics_steps", "label_dropout",
         "guidance_scale", "guidance_interval", "guidance_rescale",
         "metric",
     ]  # fmt: skip
@@ -118,11 +118,14 @@ def test_every_file_says_what_it_is(path):
 
 
 def test_choices_are_those_of_the_code():
+    from diffusion_lit import rules
     from diffusion_lit.data.decoding import FITS, MODES, RESAMPLE
     from diffusion_lit.diffusion.noise import BETA_SCHEDULES
     from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
     from diffusion_lit.diffusion.process import LOSSES
     from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
+    from diffusion_lit.evaluation.features import EXTRACTORS
+    from diffusion_lit.evaluation.metrics import METRICS
     from diffusion_lit.networks import context_unet, simple_unet, unet
     from diffusion_lit.training.optimizer import CLASSES, SCHEDULES
 
@@ -142,13 +145,15 @@ def test_choices_are_those_of_the_code():
         "model.attention_norm": simple_unet.NORMS,
         "optimizer.schedule": SCHEDULES,
         "optimizer._target_": CLASSES,
+        "features": EXTRACTORS,
     }
+    assert METRICS.keys() == rules.METRICS.keys()
     for key, table in tables.items():
         assert sorted(RULES[key].choices) == sorted(table), key
 
 
 def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in ("train", "sample", "audit", "visualize", "replay") for key in run_level(name)}
+    keys = {key for name in ("train", "sample", "evaluate", "audit", "visualize", "replay") for key in run_level(name)}
     for path in LEAVES:
         for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
             name = f"{path.parent.name}.{key}"
@@ -256,7 +261,7 @@ def test_help_holds_every_group_key_and_comment():
         assert re.search(rf"^  {key}: ", text, re.M), key
     assert "optimizer steps, as everywhere below" in text
     assert "sampler     ddim" in help_text("sample", [])
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 64
     assert max(map(len, text.splitlines())) <= 110
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.data.sources import Digits
-from diffusion_lit.evaluation.judge import PixelJudge
+from diffusion_lit.evaluation.features import classifier, pictures_of
+from diffusion_lit.evaluation.metrics import accuracy
 from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.runs.metrics import read_metrics
 from diffusion_lit.sample import labels_of
@@ -165,8 +166,9 @@ def test_every_sampler_makes_digits(digits_run, tmp_path, sampler):
     """The judge of the run, on the samples of another sampler than the run's."""
     words = [f"sampler={sampler}", "sampler.steps=50", "num_images=100", "npy=true"]
     run("sample", f"run={digits_run}", *words, f"out={tmp_path / 'out'}", cwd=tmp_path)
-    data = ImageDataModule(Digits(), folder.read_config(digits_run)["data"], 0, 1)
+    config = folder.read_config(digits_run)
+    data = ImageDataModule(Digits(), config["data"], 0, 1)
     data.setup()
     images = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
-    verdict = PixelJudge(data.train, data.val).judge(images, [k // 10 for k in range(100)])
-    assert verdict.generated >= 0.85
+    judge = classifier(pictures_of(data.train, data.val, config["data"], torch.device("cpu")))
+    assert accuracy(judge, images, [k // 10 for k in range(100)])["class_accuracy"] >= 0.85

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "diffusion_lit"
 ORDER = [
     "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console", "classes", "config",
     "debug", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch",
-    "training", "figures", "train", "sample", "visualize", "audit", "replay", "__main__",
+    "training", "figures", "train", "sample", "evaluate", "visualize", "audit", "replay", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 
@@ -91,14 +91,19 @@ def loaded_after(code: str) -> set[str]:
 
 def test_the_commands_start_without_torch():
     loaded = loaded_after(
-        "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.audit, diffusion_lit.visualize, "
-        "diffusion_lit.replay, diffusion_lit.__main__"
+        "import diffusion_lit.train, diffusion_lit.sample, diffusion_lit.evaluate, diffusion_lit.audit, "
+        "diffusion_lit.visualize, diffusion_lit.replay, diffusion_lit.__main__"
     )
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 
 
 @pytest.mark.parametrize(
-    ("verb", "words"), [("sample", ["num_images=1", "sampler.steps=1"]), ("visualize", ["what=[panels,curves]"])]
+    ("verb", "words"),
+    [
+        ("sample", ["num_images=1", "sampler.steps=1"]),
+        ("evaluate", ["num_images=20", "sampler.steps=1"]),
+        ("visualize", ["what=[panels,curves]"]),
+    ],
 )
 def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path, verb, words):
     words = [f"run={digits_run}", *words, f"out={tmp_path / 'out'}"]

@@ -1,12 +1,8 @@
 """The LightningDataModule: source -> uint8 store -> endless stream of batches."""
 
-from dataclasses import replace
-
 import lightning as L
 
-from diffusion_lit.data.decoding import decoding_of
-from diffusion_lit.data.sources import hold_out
-from diffusion_lit.data.store import ImageStore, centre, cut, load
+from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.errors import Exit, UserError
 
@@ -30,18 +26,8 @@ class ImageDataModule(L.LightningDataModule):
         self.val: ImageStore | None = None  # None: nothing is held out
 
     def setup(self, stage: str | None = None) -> None:
-        if self.train is not None:
-            return
-        decoding = decoding_of(self.config)
-        decoding = replace(decoding, image_size=decoding.image_size + self.config["random_crop"])
-        splits = hold_out(self.source.splits(), self.config["val_fraction"])
-        self.train = load(splits["train"], decoding, self.config["cache_dir"], "train")
-        if "val" in splits:
-            self.val = load(splits["val"], decoding, self.config["cache_dir"], "val")
-        elif splits["train"].labels is None:
-            self.train, self.val = cut(self.train, self.config["val_fraction"])
-        if self.val:
-            self.val = centre(self.val, self.config["image_size"])
+        if self.train is None:
+            self.train, self.val = load_splits(self.source, self.config)
 
     def global_batch(self, step: int) -> dict:
         """All images of the optimizer step after `step` finished ones, of every rank and micro-batch."""

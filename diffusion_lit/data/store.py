@@ -6,15 +6,15 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream
-from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint
+from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
+from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint, hold_out
 from diffusion_lit.errors import Exit, UserError
 
 
@@ -71,6 +71,22 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
         return ImageStore(np.load(path, mmap_mode="r"), np.load(labels) if streamed else split.labels)
     except (ValueError, FileNotFoundError):
         raise UserError(Exit.DATA, f"{path} is damaged: remove it, and the pictures are decoded again") from None
+
+
+def load_splits(source, config: dict) -> tuple[ImageStore, ImageStore | None]:
+    """The training pictures of a `data` group and those held out (None: none).
+
+    With `random_crop` the training pictures are that much larger, held-out ones are cut already.
+    """
+    decoding = decoding_of(config)
+    decoding = replace(decoding, image_size=decoding.image_size + config["random_crop"])
+    splits = hold_out(source.splits(), config["val_fraction"])
+    train, val = load(splits["train"], decoding, config["cache_dir"], "train"), None
+    if "val" in splits:
+        val = load(splits["val"], decoding, config["cache_dir"], "val")
+    elif splits["train"].labels is None:
+        train, val = cut(train, config["val_fraction"])
+    return train, centre(val, config["image_size"]) if val else None
 
 
 def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:

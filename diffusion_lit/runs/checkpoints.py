@@ -112,7 +112,7 @@ def fault(path: Path) -> str | None:
 
 
 def choose(run: Path, which: str = "last", warn=print) -> Path:
-    """The checkpoint to use: "last" (newest whole one by step), "best" (lowest held-out loss) or a step number.
+    """The checkpoint to use: "last" (newest whole one by step), "best" (by `best_by`) or a step number.
 
     Raises:
         UserError: exit 4 if there is none, naming every broken file; `warn` is told of broken ones passed over.

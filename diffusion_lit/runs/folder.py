@@ -87,6 +87,20 @@ def read_config(run: Path) -> dict:
     return config
 
 
+def read_sampling(run: Path) -> dict:
+    """config.yaml with the settings that `evaluate set_default=true` found best, sampling.yaml, in place of its own.
+
+    Raises:
+        UserError: exit 4 if one of the two is damaged.
+    """
+    config, path = read_config(run), run / "sampling.yaml"
+    try:
+        best = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        return config | dict(best.items())
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, AttributeError) as error:
+        raise UserError(Exit.CHECKPOINT, f"{path} is damaged, remove it: {error}") from None
+
+
 def read_overrides(run: Path) -> list[str]:
     """The command-line overrides of the run's last start, from command.txt.
 
@@ -113,10 +127,10 @@ def write_start(run: Path, config: dict, overrides: list[str]) -> None:
     add_command(run, overrides)
 
 
-def add_command(run: Path, overrides: list[str]) -> None:
+def add_command(run: Path, overrides: list[str], verb: str = "train") -> None:
     """Each start of a run adds a line to command.txt."""
     with open(run / "command.txt", "a") as file:
-        file.write(shlex.join(["python", "-m", "diffusion_lit.train", *overrides]) + "\n")
+        file.write(shlex.join(["python", "-m", f"diffusion_lit.{verb}", *overrides]) + "\n")
 
 
 def write_result(run: Path, result: dict) -> None:

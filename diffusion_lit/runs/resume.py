@@ -10,8 +10,8 @@ from diffusion_lit.runs.folder import Lock, read_config, read_overrides, require
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
     "run_dir", "resume", "accept", "max_steps", "max_epochs", "log_every", "val_every", "sample_every",
-    "checkpoint_every", "keep_checkpoints", "max_skipped_steps", "guidance_scale", "guidance_interval",
-    "guidance_rescale", "logger", "sampler", "name",
+    "checkpoint_every", "metrics_every", "metrics", "keep_checkpoints", "max_skipped_steps", "guidance_scale",
+    "guidance_interval", "guidance_rescale", "logger", "sampler", "name",
     "strategy.name", "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate",
     "strategy.compile", "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric",
 }  # fmt: skip

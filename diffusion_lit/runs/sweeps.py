@@ -17,7 +17,9 @@ from pathlib import Path
 from diffusion_lit.errors import Exit, UserError, reported
 from diffusion_lit.runs import folder
 
-HIGHER_IS_BETTER = {"class_accuracy", "class_accuracy_real", "images_per_second"}  # of result.json; else lower is
+HIGHER_IS_BETTER = {  # of result.json; else lower is
+    "class_accuracy", "class_accuracy_real", "images_per_second", "precision", "recall", "density", "coverage",
+}  # fmt: skip
 NOT_SWEPT = {"resume", "run_dir", "accept"}  # a job that was resumed is still the same job
 FAILURES_TOLD = 8
 

@@ -1,6 +1,7 @@
 """A trained run, ready to make images: what the commands and the notebooks start from."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
 from diffusion_lit.runs import checkpoints, ema_lengths
 from diffusion_lit.runs.asked import GUIDANCE
-from diffusion_lit.runs.folder import read_config, require_run
+from diffusion_lit.runs.folder import read_sampling, require_run
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
@@ -29,7 +30,7 @@ class Trained:
         weights: "ema", or "net" for the raw weights.
         ema_length: in place of `weights` the average of that length, a share of the training; see `ema_lengths`.
         device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
-        sampler: a `sampler` group to use instead of the run's.
+        sampler: a `sampler` group to use instead of the run's, or of its sampling.yaml.
         guidance_scale, guidance_interval, guidance_rescale: instead of the run's.
         guide: a worse network of the same pictures, noise and prediction type, to be led away from.
         warn: is told of broken checkpoints that were passed over, and of an average that is not quite of its length.
@@ -52,7 +53,7 @@ class Trained:
         warn: Callable[[str], None] = print,
     ):
         run = require_run(run)
-        self.config = read_config(run)
+        self.config = read_sampling(run)
         self.config["sampler"] = sampler or self.config["sampler"]
         asked = guidance_scale, guidance_interval, guidance_rescale
         self.config |= {key: value for key, value in zip(GUIDANCE, asked, strict=True) if value is not None}
@@ -104,6 +105,21 @@ def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:
     keys = ("weights", "ema_length", "device", "sampler", *GUIDANCE)
     asked = {key: config[key] for key in keys}
     return Trained(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **asked)
+
+
+def settings_of(model: Trained, config: DictConfig) -> dict:
+    """What images are made with, for a manifest or a result; of the same configuration as `as_asked`."""
+    guided_by = model.class_names or model.guide
+    return {
+        "checkpoint": model.checkpoint.name,
+        "weights": config.weights,
+        "ema_length": config.ema_length,
+        "seed": config.seed,
+        **{key: model.config.get(key) if guided_by else None for key in GUIDANCE},
+        "guide": str(model.guide.checkpoint) if model.guide else None,
+        "sampler": model.config["sampler"],
+        "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
+    }
 
 
 def device_of(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from pathlib import Path
 from diffusion_lit.classes import build, locate
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.redaction import one_line, without_secrets
+from diffusion_lit.rules import METRICS
 from diffusion_lit.runs.folder import shown
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ PANELS = {
     r"val_(ema|raw)_snr>(.+)": r"val_\1_by_log_snr/above_\2",
     r"val_(ema|raw)_snr(.+)\.\.(.+)": r"val_\1_by_log_snr/\2_to_\3",
     r"val_(.+)": r"val/\1",
+    rf"({'|'.join(name for names in METRICS.values() for name in names)})": r"metrics/\1",
     r"(images_per_second|seconds|memory_gib)": r"speed/\1",
     r"(.+)": r"train/\1",
 }

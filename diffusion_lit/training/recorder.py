@@ -17,6 +17,7 @@ from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
+from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training import flight, ranks
@@ -25,6 +26,7 @@ from diffusion_lit.training.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.preview import draw_preview, grid_of
 from diffusion_lit.training.probe import BINS, Probe
+from diffusion_lit.training.quality import Quality, columns_of
 from diffusion_lit.training.shared import held_out, not_fatal
 from diffusion_lit.training.window import Totals, Window
 
@@ -37,10 +39,10 @@ COLUMNS = (
     + [f"val_raw_snr{name}" for name in BINS]
 )
 
-KEPT = ("seconds", "val_loss", "val_error", "val_losses", "logged_step", "logged_seconds")  # over a stop and a resume
+KEPT = ("seconds", "val_loss", "val_error", "scores", "logged_step", "logged_seconds")  # over a stop and a resume
 FAILED_SAVES = 3  # in a row, then a run ends
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every")
+EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every", "metrics_every")
 
 
 def ends_run(number: int) -> bool:
@@ -70,12 +72,13 @@ class Recorder(L.Callback):
         self.handlers: dict = {}  # of signals, as they were before
         self.val_loss: float | None = None
         self.val_error: float | None = None
-        self.val_losses: dict[int, float] = {}  # by step, of the checkpoints that are kept
+        self.scores: dict[int, float] = {}  # `best_by`, by step, of the checkpoints that are kept
         self.signal = 0  # that this rank has heard
         self.ended_by: int | None = None
         self.failed_saves = 0  # in a row
         self.metrics: MetricsFile | None = None
         self.probe: Probe | None = None
+        self.quality: Quality | None = None
         self.writes = ranks.rank() == 0
         self.bar = progress_bar(shown=self.writes)
 
@@ -84,6 +87,7 @@ class Recorder(L.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.carried = state.get("window")  # a run may be older than it, and then begins a row anew
+        state = {"scores": state.get("val_losses")} | state  # its older name
         for name in KEPT:
             setattr(self, name, state[name])
 
@@ -92,10 +96,13 @@ class Recorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         self.step = trainer.global_step
-        self.metrics = MetricsFile(self.run / "metrics.csv", COLUMNS, self.step) if self.writes else None
+        columns = COLUMNS + columns_of(self.config)
+        self.metrics = MetricsFile(self.run / "metrics.csv", columns, self.step) if self.writes else None
         self.logger.start(self.run, self.config, self.step)
         val = trainer.datamodule.val
         self.probe = Probe(val, module.diffusion) if val is not None else None
+        if self.config["metrics_every"]:
+            self.quality = Quality(self.config, trainer.datamodule, module, self.sampler)
         self.window = Window(self.config["strategy"], module.device, self.carried)
         if self.step and self._is_due("sample_every"):
             self.draw_missing(module)
@@ -111,7 +118,7 @@ class Recorder(L.Callback):
         self.step = trainer.global_step
         self.bar.advance(self.task)
         end = self.step == trainer.max_steps
-        due = {name for name in EVERY if end or self._is_due(name)}
+        due = {name for name in EVERY if self._is_due(name) or (end and (name != "metrics_every" or self.quality))}
         if due or ranks.highest(self.signal):
             self._milestone(trainer, module, due)
 
@@ -137,6 +144,11 @@ class Recorder(L.Callback):
             row = self._training_row(trainer, module, totals)
             if self.probe and due & {"val_every", "checkpoint_every"}:
                 row |= self._validate(module)
+            if "metrics_every" in due:
+                with not_fatal(f"measuring samples of step {self.step}"):
+                    row |= self.quality.measure(module)
+            if math.isfinite(score := row.get(self.config["best_by"], math.nan)):
+                self.scores[self.step] = score
             if self.metrics and not self.metrics.add(self.step, row):
                 log.warning("metrics.csv cannot be written; its rows are kept until it can")
             self.logger.scalars(self.step, row)
@@ -184,8 +196,6 @@ class Recorder(L.Callback):
             row[loss_name], row["val_error"] = loss, error  # the average's is the last and stays
             row |= dict(zip([f"val_{kind}_snr{name}" for name in BINS], bins, strict=True))
         self.val_loss, self.val_error = row["val_loss"], row["val_error"]
-        if math.isfinite(self.val_loss):
-            self.val_losses[self.step] = self.val_loss
         return row
 
     def preview(self, module: DiffusionModule) -> None:
@@ -209,10 +219,11 @@ class Recorder(L.Callback):
             raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {told}")
         older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
         steps = [*older, self.step]
-        measured = {step: loss for step, loss in self.val_losses.items() if step in steps}
-        best = min(measured, key=measured.get, default=None)
+        measured = {step: score for step, score in self.scores.items() if step in steps}
+        first = max if self.config["best_by"] in HIGHER_IS_BETTER else min
+        best = first(measured, key=measured.get, default=None)
         keep = {*steps[-self.config["keep_checkpoints"] :], best}
-        self.val_losses = {step: loss for step, loss in measured.items() if step in keep}
+        self.scores = {step: score for step, score in measured.items() if step in keep}
         path = checkpoints.path_of(self.run, self.step)
         trainer.save_checkpoint(path)  # by rank 0; the others wait
         if not self.writes:

@@ -15,19 +15,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lit.build import make_decay, make_diffusion, make_network, make_sampler_of
+from diffusion_lit.build import make_decay, make_diffusion, make_network
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.folder import shown
-from diffusion_lit.sampling.previews import rows_of_classes
-from diffusion_lit.seeds import fold, image_seeds
+from diffusion_lit.seeds import fold
 from diffusion_lit.training import ranks
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
 from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.recorder import Recorder
-from diffusion_lit.training.shared import samples
 from diffusion_lit.training.strategies import trainer_arguments
 
 log = logging.getLogger(__name__)
@@ -180,20 +178,6 @@ def queue_again() -> None:
         log.warning("job %s could not be queued again: %s", job, getattr(error, "stderr", None) or error)
 
 
-def judge(config: dict, data: ImageDataModule, module: DiffusionModule) -> dict:
-    """How many samples are the class they were asked to be, for data that has a judge."""
-    num_images, num_classes = config["data"]["judge_images"], config["data"]["num_classes"]
-    if not (num_images and num_classes and data.val):
-        return {}
-    from diffusion_lit.evaluation.judge import PixelJudge
-
-    labels = rows_of_classes(range(num_classes), num_images)
-    seeds = image_seeds(fold(config["seed"], "judge"), num_images)
-    (images,) = samples([module.ema], module, make_sampler_of(config), labels, seeds)
-    verdict = PixelJudge(data.train, data.val).judge(images, labels)
-    return {"class_accuracy": verdict.generated, "class_accuracy_real": verdict.real, "judged_images": num_images}
-
-
 def farewell(result: dict, run: Path) -> str:
     """The last lines of a run: where everything is and how to go on."""
     if result["status"] != "finished":
@@ -203,9 +187,10 @@ def farewell(result: dict, run: Path) -> str:
     if result["grid"]:
         lines.append(f"samples    {shown(run / result['grid'])}")
     if result["class_accuracy"] is not None:
+        real = f" (real held-out ones: {result['class_accuracy_real']:.1%})" if "class_accuracy_real" in result else ""
         lines.append(
             f"judged     {result['class_accuracy']:.1%} of {result['judged_images']} generated images are the class "
-            f"they were asked to be (real held-out ones: {result['class_accuracy_real']:.1%})"
+            f"they were asked to be{real}"
         )
     lines.append(f"more       python -m diffusion_lit.sample {shlex.quote(as_word('run', shown(run)))}")
     return "\n".join(lines)

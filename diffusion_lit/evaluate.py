@@ -1,0 +1,175 @@
+"""`python -m diffusion_lit.evaluate run=<folder>`: how good the images of a trained run are, and by which settings."""
+
+import logging
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lit import sample
+from diffusion_lit.config import source_of
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
+from diffusion_lit.rules import METRICS as COLUMNS
+from diffusion_lit.runs import folder, sweeps
+from diffusion_lit.runs.asked import GUIDANCE
+
+log = logging.getLogger("diffusion_lit.evaluate")
+OF_SAMPLE = dict.fromkeys(("classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask"))
+
+
+def main() -> None:
+    launch("evaluate", evaluate, prepare=sample.with_the_runs_sampler, check=check, summarise=summarise)
+
+
+def check(config: DictConfig) -> None:
+    """What can be known without torch."""
+    sample.check(OmegaConf.merge(OF_SAMPLE, config))  # keys that sample has besides
+    data, faults = folder.read_config(Path(config.run).expanduser())["data"], []
+    if config.features == "inception" and not find_spec("torch_fidelity"):
+        faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
+    if config.features == "classifier" and not data["class_names"]:
+        faults.append("features=classifier: this run has no classes; take features=pixels, or inception (a download)")
+    if config.num_images < 20:
+        faults.append(f"num_images={config.num_images}: no distance can be measured, take 20 or more")
+    splits = source_of(data).splits()
+    if config.reference == "val" and "val" not in splits and not data["val_fraction"]:
+        faults.append("reference=val: this run holds nothing out")
+    if faults:
+        raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be measured so:", *faults]))
+
+
+def evaluate(config: DictConfig) -> float:
+    """One evaluation. Returns its value of `metric`, for a sweep."""
+    from diffusion_lit.data.store import load_splits
+    from diffusion_lit.evaluation.features import pictures_of
+    from diffusion_lit.evaluation.metrics import METRICS, Evidence, labels_like, per_class, reference_of
+    from diffusion_lit.runs.trained import as_asked, settings_of
+
+    out, model = out_folder(config), as_asked(config, log.warning)
+    data, names = model.config["data"], model.class_names
+    pictures = pictures_of(*load_splits(source_of(data), data), data, model.device)
+    features = config.features or ("classifier" if names else "pixels")
+    reference = reference_of(pictures, features, names, config.reference_images)
+    labels = labels_like(reference.training.labels, config.num_images)
+    images, nfe, seconds = generated(model, labels, config.seed)
+    evidence = Evidence(reference, images, labels, config.reference)
+    wanted = [name for name in config.metrics if names or name != "class_accuracy"]
+    result = {"status": "finished", "exit_code": 0, "nfe": nfe, "seconds": seconds, "num_images": len(images)}
+    for name in wanted:
+        result |= METRICS[name](evidence)
+    if names:
+        result["per_class"] = per_class(evidence)
+    result["settings"] = {
+        "features": {"name": features, "digest": reference.extractor.digest, **reference.extractor.facts},
+        "reference": {"split": config.reference, "images": len(evidence.real), "data": pictures.train.fingerprint},
+        **settings_of(model, config),
+    }
+    write(out, result, evidence, wanted, config)
+    return sweeps.objective(result, config.metric)
+
+
+def generated(model, labels: list[int], seed: int):
+    """The images, network evaluations for each of them (guidance counts as the second that it is), and seconds."""
+    from diffusion_lit.console import progress_bar
+    from diffusion_lit.seeds import image_seeds
+
+    evaluations, size = [], model.sampler.batch_size
+    nets = [model.net, *([model.guide.net] if model.guide else [])]
+    count = [net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0]))) for net in nets]
+    started = time.perf_counter()
+    with progress_bar("sampling") as bar:
+        task = bar.add_task("", total=len(labels))
+
+        def on_step(first: int, k: int, x) -> None:
+            bar.update(task, completed=first)
+
+        images = model.generate(labels, image_seeds(seed, len(labels)), on_step)
+    for hook in count:
+        hook.remove()
+    return images, sum(evaluations) / (-(-len(labels) // size) * size), time.perf_counter() - started
+
+
+def out_folder(config: DictConfig) -> Path:
+    """A new folder; of a sweep the job's."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        out = Path(job.runtime.output_dir)
+        folder.add_command(out, list(job.overrides.task), "evaluate")
+        return out
+    return sample.new_folder(config.out, Path(config.run).expanduser(), "evaluations")
+
+
+def write(out: Path, result: dict, evidence, wanted: list[str], config: DictConfig) -> None:
+    """The panel, the words, result.json last; and what is kept outside of the folder."""
+    from diffusion_lit.evaluation.report import lines, panel
+    from diffusion_lit.images import on_checkerboard
+
+    if "memorisation" in wanted:
+        on_checkerboard(panel(evidence)).save(out / "neighbours.png")
+        log.info("neighbours %s", folder.shown(out / "neighbours.png"))
+    folder.write_result(out, result)
+    alone = not (out / "command.txt").exists()  # else the job of a sweep; the best of all is found when it ends
+    log.info("\n".join(lines(result, result.get("per_class", []) if alone else [])))
+    log.info("written    %s", folder.shown(out / "result.json"))
+    if not alone:
+        return
+    run = Path(config.run).expanduser()
+    to_logger(run, result)
+    if config.set_default:
+        keep_as_default(run, result["settings"], f"set by {out.name}")
+
+
+def keep_as_default(run: Path, settings: dict, why: str) -> None:
+    """sampling.yaml of the run, which `sample` and all that loads the run take from now on."""
+    best = {key: settings[key] for key in ("sampler", *GUIDANCE) if settings[key] is not None}
+    folder.replace_text(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
+    sweeps.show(f"default    {folder.shown(run / 'sampling.yaml')}: {why}")
+
+
+def to_logger(run: Path, result: dict) -> None:
+    """The numbers into the run's summary in W&B, if it is there, as a continuation with its id: of a run that is
+    offline a second folder, and `wandb sync` brings them together."""
+    from diffusion_lit.training.loggers import make_logger
+
+    config = folder.read_config(run)
+    if not (run / "wandb" / "run_id").exists():
+        return
+    try:
+        lock = folder.Lock(run)
+    except (UserError, OSError) as error:
+        log.warning("W&B        is not told: %s", error)
+        return
+    logger = make_logger(config["logger"])
+    logger.start(run, config, 0)
+    logger.summary({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
+    logger.finish(0)
+    lock.release()
+
+
+def summarise(sweep: Path, config: DictConfig) -> None:
+    """After a sweep: results.csv, the table, pareto.png, and with `set_default` the best settings into the run."""
+    from diffusion_lit.figures import pareto
+
+    jobs = sweeps.write_results(sweep)
+    keys, columns = sweeps.swept(jobs), [column for name in config.metrics for column in COLUMNS[name]]
+    measured = [name for name in dict.fromkeys([config.metric, *columns]) if name in sweeps.metrics(jobs)]
+    sweeps.show(*sweeps.failures(jobs, keys))
+    if not measured:
+        return
+    metric, *others = measured
+    sweeps.show(pareto.table(jobs, keys, metric, others))
+    sweeps.show(f"picture    {folder.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
+    sweeps.show(f"rows       {folder.shown(sweep / 'results.csv')}")
+    if config.set_default:
+        best = sweeps.groups_of(jobs, [key for key in keys if key != "seed"], metric)[0]
+        why = f"best {metric} ({best.mean:.4g}) of {sweep.name}"
+        keep_as_default(Path(config.run).expanduser(), folder.read_result(best.jobs[0].folder)["settings"], why)
+
+
+if __name__ == "__main__":
+    main()

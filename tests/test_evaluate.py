@@ -1,0 +1,316 @@
+"""`python -m diffusion_lit.evaluate`: features and their cache, the command, settings compared, metrics in training."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from diffusion_lit.config import source_of
+from diffusion_lit.conflicts import conflicts
+from diffusion_lit.data.store import ImageStore, load_splits
+from diffusion_lit.errors import UserError
+from diffusion_lit.evaluation import classifier as classifiers
+from diffusion_lit.evaluation import features
+from diffusion_lit.evaluation.metrics import METRICS, Evidence, Reference, labels_like, per_class, reference_of
+from diffusion_lit.figures.pareto import front
+from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.runs.sweeps import Job
+from tests.runs import TINY, run, trace
+from tests.wandb_files import offline_runs
+
+CPU = torch.device("cpu")
+QUICK = [*TINY, "max_steps=4", "val_every=0", "sample_every=0", "checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory) -> Path:
+    """A run on the digits that has hardly begun, logged to W&B."""
+    path = tmp_path_factory.mktemp("tiny")
+    run("train", *QUICK, "logger=wandb", "run_dir=run", cwd=path)
+    return path / "run"
+
+
+@pytest.fixture(scope="module")
+def digits(tiny_run) -> features.Pictures:
+    data = folder.read_config(tiny_run)["data"]
+    return features.pictures_of(*load_splits(source_of(data), data), data, CPU)
+
+
+@pytest.fixture(scope="module")
+def reference(digits) -> Reference:
+    return reference_of(digits, "classifier", [str(digit) for digit in range(10)])
+
+
+def pictures(images: np.ndarray, labels: np.ndarray) -> features.Pictures:
+    return features.Pictures(ImageStore(images, labels), None, int(labels.max()) + 1, False, "bicubic", CPU)
+
+
+def noise(n: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------ features
+
+
+def test_the_classifier_knows_held_out_digits(reference):
+    assert reference.judge.facts["class_accuracy_real"] >= 0.95
+
+
+def test_the_classifier_is_the_same_each_time_and_draws_from_no_other_generator(digits, monkeypatch):
+    monkeypatch.setattr(classifiers, "STEPS", 5)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = classifiers.trained_classifier(digits.train, 10, True, CPU).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    second = classifiers.trained_classifier(digits.train, 10, True, CPU).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_cannot_be_seen_does_not_count():
+    a, b = (torch.from_numpy(noise(2, 4, 8, 8, seed=seed)) for seed in (0, 1))
+    a[:, 3, :4], b[:, 3, :4] = 0, 0
+    b[:, :, 4:] = a[:, :, 4:]
+    for seen in (classifiers.premultiplied, lambda x: features.small(x, 4), features.rgb):
+        assert torch.equal(seen(a), seen(b))
+    white = features.rgb(torch.zeros(1, 4, 2, 2, dtype=torch.uint8))
+    assert (white == 255).all()
+
+
+def test_pixel_features_are_principal_components():
+    from sklearn.decomposition import PCA
+
+    images = noise(300, 3, 8, 8)
+    found = features.pixels(pictures(images, np.zeros(300, np.int64)))
+    theirs = PCA(64, svd_solver="full").fit(images.reshape(300, -1) / 255)
+    expected = theirs.transform(images.reshape(300, -1) / 255)
+    np.testing.assert_allclose(found(images).abs(), np.abs(expected), atol=1e-4)  # the signs are anyone's
+    assert found.facts["variance_kept"] == pytest.approx(theirs.explained_variance_ratio_.sum(), rel=1e-5)
+
+
+def test_labels_are_in_proportion_and_do_not_depend_on_how_many_there_are():
+    labels = torch.tensor([2] * 50 + [0] * 30 + [1] * 20)
+    many = labels_like(labels, 1000)
+    assert labels_like(labels, 137) == many[:137]
+    assert [many.count(label) / 1000 for label in range(3)] == pytest.approx([0.3, 0.2, 0.5], abs=0.003)
+
+
+# ------------------------------------------------------------------------------------------ the cache
+
+
+def test_what_is_cached_is_not_made_again_and_is_another_for_other_pictures(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
+    made = []
+    monkeypatch.setattr(classifiers, "STEPS", 2)
+    train = classifiers.trained_classifier
+    monkeypatch.setattr(features, "trained_classifier", lambda *words: made.append(1) or train(*words))
+    labels = np.arange(80) % 2
+    first = features.classifier(pictures(noise(80, 1, 8, 8), labels))
+    again = features.classifier(pictures(noise(80, 1, 8, 8), labels))
+    assert (len(made), first.digest == again.digest) == (1, True)
+    features.classifier(pictures(noise(80, 1, 8, 8), 1 - labels))
+    assert len(made) == 2
+
+
+def test_features_of_another_filter_or_extractor_are_not_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
+    store = ImageStore(noise(20, 1, 8, 8), np.zeros(20, np.int64))
+    base = pictures(store.images, store.labels)
+    for number, digest, resample in [(1, "a", "bicubic"), (1, "a", "bicubic"), (2, "b", "bicubic"), (3, "b", "area")]:
+        extractor = features.Extractor("pixels", lambda x: x.flatten(1).float(), digest, CPU)
+        known = features.Pictures(base.train, None, 1, False, resample, CPU)
+        assert torch.equal(extractor.of(store, known), torch.from_numpy(store.images).flatten(1).float())
+        assert len(list(tmp_path.iterdir())) == number
+
+
+def test_a_stale_or_damaged_cache_is_refused_and_one_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
+    kept = {"x": torch.arange(3.0)}
+    features.kept("features", {"data": "old"}, lambda: kept)
+    (old,) = tmp_path.iterdir()
+    features.kept("features", {"data": "new"}, lambda: kept)
+    (new,) = set(tmp_path.iterdir()) - {old}
+    shutil.copy(old, new)
+    with pytest.raises(UserError, match=r"stale: it was made of data old, not of data=new; remove it"):
+        features.kept("features", {"data": "new"}, lambda: kept)
+    new.write_bytes(b"broken")
+    with pytest.raises(UserError, match="is damaged"):
+        features.kept("features", {"data": "new"}, lambda: kept)
+    monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(new / "no_folder"))
+    assert torch.equal(features.kept("features", {"data": "new"}, lambda: kept)["x"], kept["x"])
+
+
+def test_without_its_weights_inception_says_what_to_do(monkeypatch, digits):
+    def refuse(*words):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", refuse)
+    with pytest.raises(UserError, match="weights-inception-2015-12-05-6726825d.pth") as caught:
+        features.inception(digits)
+    assert caught.value.exit_code == 3
+
+
+# ------------------------------------------------------------------------------------------ metrics of a run
+
+
+def test_real_images_score_what_real_images_score(reference, digits):
+    held_out = reference.held_out
+    e = Evidence(reference, held_out.images, held_out.labels.tolist())
+    accuracy = METRICS["class_accuracy"](e)
+    assert accuracy["class_accuracy"] == accuracy["class_accuracy_real"] == reference.judge.facts["class_accuracy_real"]
+    distance = METRICS["fd"](e)
+    assert distance["fd"] == pytest.approx(distance["fd_floor"], rel=1e-6)
+    assert distance["fd_floor_images"] == len(held_out)
+    against_itself = Evidence(reference, held_out.images, held_out.labels.tolist(), split="val", floor=False)
+    assert METRICS["fd"](against_itself)["fd"] == pytest.approx(0, abs=1e-5)
+    assert METRICS["colours"](against_itself)["colour_distance"] == 0
+    rows = per_class(e)
+    assert sum(row["images"] for row in rows) == len(held_out)
+    right = sum(row["class_accuracy"] * row["images"] for row in rows) / len(held_out)
+    assert right == pytest.approx(accuracy["class_accuracy"])
+
+
+def test_a_generator_that_replays_k_of_n_training_images_is_told_k_of_n(reference):
+    fresh = torch.from_numpy(noise(70, 1, 8, 8))
+    images = torch.cat([reference.training.images[100:130], fresh])
+    found = METRICS["memorisation"](Evidence(reference, images, [0] * 100))
+    assert found["copied_pixels"] == 0.3
+    assert found["copied_features"] >= 0.3
+    assert found["copied_pixels_low"] < 0.3 < found["copied_pixels_high"]
+    assert found["copied_held_out_pixels"] < 0.1
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def test_every_number_says_what_it_is_of(tiny_run, tmp_path):
+    words = [f"run={tiny_run}", "num_images=40", "seed=3", "guidance_scale=2", "weights=net", "reference_images=200"]
+    printed = run("evaluate", *words, f"out={tmp_path / 'out'}", cwd=tmp_path)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    settings = result["settings"]
+    assert (result["num_images"], result["nfe"], settings["seed"], settings["weights"]) == (40, 4, 3, "net")
+    assert settings["reference"]["split"] == "train"
+    assert settings["reference"]["images"] == 200
+    assert settings["features"]["name"] == "classifier"
+    assert settings["sampler"] == folder.read_config(tiny_run)["sampler"]
+    assert (settings["guidance_scale"], settings["checkpoint"]) == (2, "step-00000004.ckpt")
+    for name in ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy", "copied_pixels"):
+        assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
+    assert [row["class"] for row in result["per_class"]] == [str(digit) for digit in range(10)]
+    assert (tmp_path / "out" / "neighbours.png").exists()
+    for word in ("40 images of step-00000004.ckpt, net, seed 3; ddim, NFE 4, guidance scale 2", "train, 200 images"):
+        assert word in printed
+    assert "FD " in printed
+    assert "FID" not in printed
+    last = offline_runs(tiny_run)[-1]
+    assert last.run.run_id == (tiny_run / "wandb" / "run_id").read_text()
+    assert last.summary["evaluation/fd"] == result["fd"]
+
+
+def test_settings_are_compared_and_the_best_becomes_the_default(tiny_run, tmp_path):
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run", symlinks=True))
+    words = [f"run={copy}", "num_images=40", "metrics=[fd,class_accuracy]", "metric=class_accuracy", "set_default=true"]
+    printed = run("evaluate", "--multirun", *words, "sampler.steps=1,3", "guidance_scale=1,3", cwd=tmp_path)
+    (sweep,) = (copy / "evaluations").iterdir()
+    assert {"results.csv", "pareto.png", "0", "1", "2", "3"} <= {path.name for path in sweep.iterdir()}
+    with open(sweep / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(float(row["nfe"]) for row in rows) == [1, 2, 3, 6]
+    best = max(rows, key=lambda row: float(row["class_accuracy"]))
+    default = yaml.safe_load((copy / "sampling.yaml").read_text())
+    assert default["guidance_scale"] == float(best["guidance_scale"])
+    assert default["sampler"]["steps"] == int(best["sampler.steps"])
+    assert "on the front" in printed
+    run("sample", f"run={copy}", "num_images=10", f"out={tmp_path / 'out'}", cwd=tmp_path)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["sampler"] == default["sampler"]
+    assert manifest["guidance_scale"] == default["guidance_scale"]
+    (copy / "sampling.yaml").write_text("- a list")
+    assert "sampling.yaml is damaged" in run("sample", f"run={copy}", cwd=tmp_path, code=4)
+
+
+def test_the_front_is_what_nothing_cheaper_beats():
+    points = [(10, 3.0), (5, 3.5), (5, 4.0), (20, 3.2), (50, 1.0), (2, 9.0), (60, 1.0)]
+    jobs = [Job(Path(), {}, {"status": "finished", "nfe": nfe, "fd": fd}) for nfe, fd in points]
+    found = [(job.result["nfe"], job.result["fd"]) for job in front([*jobs, Job(Path(), {}, {})], "fd")]
+    assert found == [(2, 9.0), (5, 3.5), (10, 3.0), (50, 1.0)]
+    for nfe, fd in points:
+        beaten = any(n <= nfe and f <= fd and (n, f) != (nfe, fd) for n, f in points)
+        assert ((nfe, fd) in found) != beaten
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["features=inception"], "diffusion_lit[inception]"),
+    (["num_images=19"], "take 20 or more"),
+    (["metrics=[fid]", "features=clip"], "metrics=[\"fid\"]: each must be one of fd,"),
+    (["guidance_scale=2", "sampler.steps=5000"], "sampler.steps=5000"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_told_at_once(tiny_run, tmp_path, words, told):
+    assert told in run("evaluate", f"run={tiny_run}", *words, cwd=tmp_path, code=2)
+
+
+def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
+    images = noise(120, 8, 8, 4)
+    np.save(tmp_path / "a.npy", images)
+    data = ["data=arrays", "data.images=a.npy", "data.image_size=8", "data.channels=4", "experiment=none"]
+    told = run("train", *data, "best_by=class_accuracy", "metrics_every=1", "run_dir=none", cwd=tmp_path, code=2)
+    assert "these pictures have no classes" in told
+    run("train", *QUICK, *data, "model=unet_digits", "run_dir=run", "data.val_fraction=0", cwd=tmp_path)
+    assert "features=pixels" in run("evaluate", "run=run", "features=classifier", cwd=tmp_path, code=2)
+    assert "holds nothing out" in run("evaluate", "run=run", "reference=val", cwd=tmp_path, code=2)
+    run("evaluate", "run=run", "num_images=24", "out=out", cwd=tmp_path)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["settings"]["features"]["name"] == "pixels"
+    assert list(result["colours"]) == ["red", "green", "blue", "alpha"]
+    assert result["copied_pixels"] == 0
+    assert not {"class_accuracy", "per_class", "fd_floor", "copied_held_out_pixels"} & set(result)
+
+
+# ------------------------------------------------------------------------------------------ in training
+
+MEASURED = [
+    *QUICK,
+    "metrics_every=2",
+    "metrics_images=40",
+    "metrics=[fd,precision_recall,class_accuracy]",
+    "metrics_steps=1",
+]
+
+
+def test_metrics_of_training_decide_the_best_checkpoint_and_survive_a_stop(tmp_path):
+    words = [*MEASURED, "best_by=recall", "max_steps=6", "optimizer.lr=0.02"]
+    run("train", *words, "run_dir=whole", cwd=tmp_path)
+    run("train", *words, "max_steps=3", "run_dir=halved", cwd=tmp_path)
+    run("train", "resume=halved", "max_steps=6", cwd=tmp_path)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    rows = read_metrics(whole / "metrics.csv")
+    measured = {int(row["step"]): float(row["recall"]) for row in rows if row["recall"]}
+    assert list(measured) == [2, 4, 6]
+    assert all(row["fd"] and row["class_accuracy"] for row in rows if row["recall"])
+    best = max(measured, key=measured.get)
+    assert (whole / "checkpoints" / "best.ckpt").readlink().name == f"step-{best:08d}.ckpt"
+    steps = {row["step"]: row for row in trace(whole)}
+    for row in trace(halved):
+        if row["step"] in ("2", "4", "6"):
+            assert row == steps[row["step"]]
+    assert checkpoints.choose(halved, "best").resolve().name == f"step-{best:08d}.ckpt"
+
+
+def test_without_metrics_every_there_are_no_columns(tiny_run):
+    assert "fd" not in read_metrics(tiny_run / "metrics.csv")[0]
+
+
+def test_what_decides_the_best_must_be_measured_when_checkpoints_are_written():
+    values = {"best_by": "fd", "metrics": ["fd"], "metrics_every": 100, "checkpoint_every": 300}
+    assert conflicts(values) == []
+    assert "is not measured" in conflicts(values | {"metrics_every": 0})[0]
+    assert "is not measured" in conflicts(values | {"metrics": ["kid"]})[0]
+    assert "must divide" in conflicts(values | {"metrics_every": 200})[0]
+    assert conflicts(values | {"best_by": "val_error", "metrics_every": 0}) == []
