@@ -170,8 +170,8 @@ def follow() -> None:
 def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
     from diffusion_lit.build import make_sampler_of
+    from diffusion_lit.memory import advice, is_out_of_memory
     from diffusion_lit.training import quality, setup
-    from diffusion_lit.training.memory import advice, is_out_of_memory
     from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
     from diffusion_lit.training.recorder import Recorder
     from diffusion_lit.training.shared import not_fatal

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
     "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console", "classes", "config",
-    "debug", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs", "launch",
-    "training", "figures", "train", "sample", "evaluate", "visualize", "audit", "replay", "__main__",
+    "debug", "memory", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs",
+    "launch", "training", "figures", "train", "sample", "evaluate", "visualize", "audit", "replay", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 

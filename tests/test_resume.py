@@ -2,6 +2,7 @@
 
 import copy
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from diffusion_lit.runs.folder import add_command, read_config
 from diffusion_lit.runs.resume import check_continuation
 from diffusion_lit.train import prepare
 from tests.runs import TINY, last_step, run, signal_at_step, start, trace
+
+OLD_RUNS = Path(__file__).parent / "old_runs"
 
 # everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
 SETTINGS = [*TINY, "max_steps=24", "checkpoint_every=4", "val_every=6", "sample_every=10", "model.dropout=0.1"]
@@ -186,3 +189,17 @@ def test_a_run_from_before_a_key_existed_goes_on(digits_run, tmp_path):
     config["model"]["dropout"] = 0.5
     with pytest.raises(UserError, match="model.dropout: 0.0 in the run, 0.5 now"):
         check_continuation(tmp_path, config | {"accept": []})
+
+
+@pytest.mark.parametrize("old", sorted(OLD_RUNS.glob("*/")), ids=lambda path: path.name)
+def test_a_run_of_an_older_version_goes_on_as_it_would_have_then(old, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(old, folder, symlinks=True)
+    (folder / "continued.csv").rename(tmp_path / "metrics.csv")
+    run("train", f"resume={folder}", "max_steps=12", cwd=tmp_path)
+    then, now = trace(tmp_path), trace(folder)
+    assert [row["step"] for row in now] == [row["step"] for row in then] == ["3", "6", "9", "12"]
+    for before, after in zip(then, now, strict=True):
+        for column in ("loss", "lr", "grad_norm", "ema_distance", "val_loss", "val_loss_raw", "val_error"):
+            assert float(after[column]) == pytest.approx(float(before[column]), rel=1e-4), column
+    assert "grid" in run("sample", f"run={folder}", "num_images=2", "checkpoint=12", cwd=tmp_path)

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_lit.build import guided, make_diffusion, make_network, make_sampler_of
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_uint8
+from diffusion_lit.memory import is_out_of_memory
 from diffusion_lit.runs import checkpoints, ema_lengths
 from diffusion_lit.runs.asked import GUIDANCE
 from diffusion_lit.runs.folder import read_sampling, require_run
@@ -85,6 +86,7 @@ class Trained:
 
         Raises:
             ValueError: for blends that the network does not take.
+            UserError: exit 75 if memory is too small for `sampler.batch_size` images at a time.
         """
         y, num_classes = torch.as_tensor(labels), len(self.class_names)
         if y.is_floating_point() or y.ndim > 1:
@@ -93,7 +95,14 @@ class Trained:
             if not y.is_floating_point() or y.shape[1:] != (num_classes,):
                 raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
         net = guided(self.net, self.config, self.guide and self.guide.net)
-        return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step, edit))
+        try:
+            return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step, edit))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        size = self.sampler.batch_size
+        told = f"out of memory with {size} images at a time: add sampler.batch_size={max(1, size // 2)}"
+        raise UserError(Exit.INTERRUPTED, told)
 
 
 def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:

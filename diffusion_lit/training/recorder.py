@@ -15,6 +15,7 @@ import lightning as L
 
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
@@ -22,7 +23,6 @@ from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training import flight, ranks
 from diffusion_lit.training.loggers import Shielded
-from diffusion_lit.training.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.preview import draw_preview, grid_of
 from diffusion_lit.training.probe import BINS, Probe

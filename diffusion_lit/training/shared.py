@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from diffusion_lit.build import guided
 from diffusion_lit.errors import UserError
 from diffusion_lit.images import to_uint8
+from diffusion_lit.memory import is_out_of_memory
 from diffusion_lit.redaction import one_line
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.training.memory import is_out_of_memory
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import Probe
 from diffusion_lit.training.ranks import shared

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from diffusion_lit.memory import advice, is_out_of_memory
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.training.memory import advice, is_out_of_memory
 from tests.chaos.test_disks import AT_STEP
 from tests.runs import TINY, run
 from tests.test_resume import assert_equal_runs, assert_equal_training
@@ -119,3 +119,10 @@ def test_the_advice_divides_the_batch():
     assert advice(config, 4).startswith("strategy.accumulate=3 ")
     assert advice(config | {"global_batch_size": 7}, 1).startswith("strategy.accumulate=7 ")
     assert advice(config, 12) == "1 images at a time are the fewest; a smaller network or image needs less"
+
+
+def test_sample_says_how_many_images_at_a_time_may_fit(whole, tmp_path):
+    prelude, out = failing("diffusion_lit.sampling.generate", "_denoise", "True"), tmp_path / "x"
+    printed = run("sample", f"run={whole}", "num_images=4", f"out={out}", cwd=tmp_path, code=75, prelude=prelude)
+    assert "error: out of memory with 64 images at a time: add sampler.batch_size=32" in printed
+    assert "Traceback" not in printed
