@@ -36,22 +36,27 @@ def table(jobs: list[Job], keys: list[str], metric: str, metrics: list[str]):
 
 
 def draw(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Path:
-    """The metric over NFE: a point for each evaluation with its interval, and the front as a line."""
+    """The metric over NFE: a point for each evaluation with its interval; the front as a line, and by name."""
     figure, ((ax,),) = plots(1, 1, f"{metric} ({'higher' if metric in HIGHER_IS_BETTER else 'lower'} is better)")
     figure.set_size_inches(8, 5)
     on_front = front(jobs, metric)
-    for job in jobs:
-        value = job.number(metric)
-        if value is None:
-            continue
+    measured = [job for job in jobs if job.number(metric) is not None]
+    costs = sorted({job.result["nfe"] for job in measured})
+    seen = dict.fromkeys(costs, 0)
+    for job in measured:
+        value, cost = job.number(metric), job.result["nfe"]
+        place, seen[cost] = cost * 1.015 ** seen[cost], seen[cost] + 1  # side by side where the cost is the same
         ends = [job.result.get(f"{metric}_{end}", value) for end in ("low", "high")]
         colour = ORANGE if job in on_front else BLUE
         reach = [[abs(value - ends[0])], [abs(ends[1] - value)]]
-        ax.errorbar(job.result["nfe"], value, yerr=reach, fmt="o", color=colour, capsize=3, elinewidth=0.8)
-        label = "  ".join(short(job.words.get(key, "")) for key in keys)
-        ax.annotate(label, (job.result["nfe"], value), (5, 4), textcoords="offset points", fontsize=8)
+        ax.errorbar(place, value, yerr=reach, fmt="o", ms=4, color=colour, capsize=2, elinewidth=0.6)
+        if job in on_front:
+            label = "  ".join(short(job.words.get(key, "")) for key in keys)
+            ax.annotate(label, (place, value), (6, -12), textcoords="offset points", fontsize=8, color=colour)
     ax.plot([j.result["nfe"] for j in on_front], [j.number(metric) for j in on_front], color=GREY, zorder=0)
-    ax.set_xlabel(f"network evaluations of an image (NFE); labels: {', '.join(keys)}" if keys else "NFE")
+    ax.set_xlabel(f"network evaluations of an image (NFE); named: {', '.join(keys)} of the best" if keys else "NFE")
     ax.set_ylabel(f"{metric} and its 95 % interval")
     ax.set_xscale("log")
+    ax.set_xticks(costs, [f"{cost:g}" for cost in costs])
+    ax.minorticks_off()
     return save(figure, path)
