@@ -23,8 +23,8 @@ def main() -> None:
 
     finish, draw, seen = setup.finish, training_module.draw, []
 
-    def noted_draw(seed, start, count, shape, device):
-        draws = draw(seed, start, count, shape, device)
+    def noted_draw(seed, start, count, *rest):
+        draws = draw(seed, start, count, *rest)
         seen.append([start, count, digest([draws.eps]), draws.timestep.tolist()])
         return draws
 

@@ -261,6 +261,7 @@ def train(ema: dict, accumulate: int, schedule: str = "cosine") -> tuple[Diffusi
     config = {
         "seed": 0,
         "max_steps": STEPS,
+        "global_batch_size": 8,
         "label_dropout": 0.0,
         "data": {"channels": 1, "image_size": 4, "num_classes": 0, "flip": 0.0},
         "strategy": {"channels_last": False, "compile": False, "precision": "32-true"},

@@ -17,7 +17,7 @@ from diffusion_lit.runs.folder import read_config
 from diffusion_lit.runs.trained import Trained
 from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.train import expanded, fit
-from diffusion_lit.training import probe, recorder
+from diffusion_lit.training import preview, probe
 from tests.runs import run, trace
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if file.stem != "none")
@@ -39,7 +39,7 @@ plain = cache(lambda experiment: configuration(f"experiment={experiment}", compl
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
     monkeypatch.setattr(probe, "PER_BIN", 1)  # fewer of both along the same path
-    monkeypatch.setattr(recorder, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
+    monkeypatch.setattr(preview, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
     settings, source = with_data_facts(small(experiment))
     settings["data"]["judge_images"] = 0
     for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_lit.build import make_sampler_of
 from diffusion_lit.config import CONF, composed, with_data_facts
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.networks.unet import UNet
@@ -349,7 +350,7 @@ def train_with_replicas(monkeypatch, folder: Path, *words: str) -> CPUReplicas:
     folder.mkdir()
     data = setup.load_data(config, source, folder)
     module = setup.make_module(config)
-    recorder = Recorder(folder, setup.make_sampler_of(config), config, make_logger(config["logger"]))
+    recorder = Recorder(folder, make_sampler_of(config), config, make_logger(config["logger"]))
     setup.make_trainer(config, folder, module.net, recorder).fit(module, data)
     return made[0]
 
