@@ -42,8 +42,9 @@ def draw(
         uniform.append(torch.rand(3, BLOCK, generator=generator, device=device)[:, low:high])
         eps.append(torch.randn(BLOCK, *shape, generator=generator, device=device)[low:high])
     timestep, flip, drop = torch.cat(uniform, dim=1)
-    place = torch.arange(start, start + count, device=device) % strata
-    timestep = ((place + timestep) / strata).clamp(max=BELOW_1)
+    if strata > 1:
+        place = torch.arange(start, start + count, device=device) % strata
+        timestep = ((place + timestep) / strata).clamp(max=BELOW_1)
     return Draws(torch.cat(eps), timestep, flip, drop)
 
 

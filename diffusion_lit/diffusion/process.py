@@ -28,6 +28,12 @@ class Row(NamedTuple):
     target_eps: Tensor  # ...and eps: no cancellation, exact for eps and sample
     weight: Tensor
 
+    def noised(self, x0: Tensor, eps: Tensor) -> Tensor:
+        return _per_image(self.alpha) * x0 + _per_image(self.sigma) * eps
+
+    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
+        return _per_image(self.target_x0) * x0 + _per_image(self.target_eps) * eps
+
 
 class Diffusion(nn.Module):
     """A process, a prediction type and a weighting: everything that follows from alpha and sigma, computed in float64.
@@ -72,17 +78,15 @@ class Diffusion(nn.Module):
 
     def add_noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha_t x0 + sigma_t eps for x0, eps (B, C, H, W) and times t (B,)."""
-        row = self.row(t)
-        return _per_image(row.alpha) * x0 + _per_image(row.sigma) * eps
+        return self.row(t).noised(x0, eps)
 
     def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What the network should answer, (B, C, H, W)."""
-        row = self.row(t)
-        return _per_image(row.target_x0) * x0 + _per_image(row.target_eps) * eps
+        return self.row(t).target(x0, eps)
 
     def output(self, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The network's answer in float32, (B, C, H, W). Autocast, where it is on, touches nothing but the network."""
-        return net(_per_image(self.row(t).c_in) * x_t, self.table.time_input(t), y).float()
+        return self._answer(self.row(t), net, x_t, t, y)
 
     def estimate_x0(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat = c_skip x_t + c_out out, (B, C, H, W)."""
@@ -91,12 +95,19 @@ class Diffusion(nn.Module):
 
     def error(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Mean squared (or absolute) error of the network's own answer, unweighted, (B,)."""
-        out = self.output(net, self.add_noise(x0, t, eps), t, y)
-        return self.distance(out - self.target(x0, t, eps)).flatten(1).mean(1)
+        return self._error(self.row(t), net, x0, t, eps, y)
 
     def loss(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Weighted loss of each image, (B,)."""
-        return self.row(t).weight * self.error(net, x0, t, eps, y)
+        row = self.row(t)  # once a step: a continuous process computes it
+        return row.weight * self._error(row, net, x0, t, eps, y)
+
+    def _error(self, row: Row, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        out = self._answer(row, net, row.noised(x0, eps), t, y)
+        return self.distance(out - row.target(x0, eps)).flatten(1).mean(1)
+
+    def _answer(self, row: Row, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return net(_per_image(row.c_in) * x_t, self.table.time_input(t), y).float()
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ def read_sampling(run: Path) -> dict:
     config, path = read_config(run), run / "sampling.yaml"
     try:
         best = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-        return config | dict(best.items())
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, AttributeError) as error:
+        return {**config, **best}
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, TypeError) as error:
         raise UserError(Exit.CHECKPOINT, f"{path} is damaged, remove it: {error}") from None
 
 

@@ -43,10 +43,8 @@ def check_continuation(run: Path, config: dict) -> None:
     Lock(run).release()
     if checkpoints.steps_of(run):
         checkpoints.choose(run, warn=lambda message: None)
-    before, now = (
-        {"init_from": None, "ema_snapshot_every": 0} | _flat(read_config(run)),
-        _flat(config),
-    )  # a word that would do nothing
+    # two words that would do nothing in a run that has not had them from its start
+    before, now = {"init_from": None, "ema_snapshot_every": 0} | _flat(read_config(run)), _flat(config)
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
     # keys that are newer than the run say nothing of it
     differing = sorted(key for key in before.keys() - free if before[key] != now.get(key))

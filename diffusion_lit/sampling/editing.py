@@ -86,10 +86,10 @@ def edit_of(originals: Originals, of: Sequence[int], config) -> Edit:
 
 def taken_back(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: Sequence[Generator]) -> Tensor:
     """x of the level of s (B,) with so much more noise that it is of the noisier level t: q(x_t | x_s)."""
-    one, none = torch.ones_like(x), torch.zeros_like(x)
-    ratio = diffusion.add_noise(one, t, none) / diffusion.add_noise(one, s, none)  # alpha_t / alpha_s
-    sigma_t, sigma_s = diffusion.add_noise(none, t, one), diffusion.add_noise(none, s, one)
-    return ratio * x + (sigma_t**2 - (ratio * sigma_s) ** 2).clamp(min=0).sqrt() * new_noise(x, generators)
+    before, after = diffusion.row(s), diffusion.row(t)
+    ratio = after.alpha / before.alpha
+    added = (after.sigma**2 - (ratio * before.sigma) ** 2).clamp(min=0).sqrt()
+    return ratio[:, None, None, None] * x + added[:, None, None, None] * new_noise(x, generators)
 
 
 def new_noise(x: Tensor, generators: Sequence[Generator]) -> Tensor:

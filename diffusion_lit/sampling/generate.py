@@ -64,7 +64,7 @@ def _denoise(net, diffusion, sampler, y, x, generators, edit, on_step) -> Tensor
             x = taken_back(x, diffusion, times[following], times[k], generators)
         if k != following:
             scheduler = sampler.build(table, begin=k)
-        out = diffusion.output(at(net, diffusion, times[k]), x, times[k], y)
+        out = diffusion.output(at(net, table, levels[k]), x, times[k], y)
         x0_hat = diffusion.estimate_x0(out, x, times[k])
         if sampler.clip_x0:
             x0_hat = x0_hat.clamp(-1, 1)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.diffusion.noise import Process
+from diffusion_lit.diffusion.process import Network
 
 
 def classifier_free(net: Network, null_label: int, scale: float, rescale: float = 0.0) -> Network:
@@ -71,10 +72,9 @@ class Within:
     interval: tuple[float, float]
 
 
-def at(net: Network | Within, diffusion: Diffusion, t: Tensor) -> Network:
-    """The network to use at timestep t (B,), of which all are the same."""
+def at(net: Network | Within, table: Process, t: Tensor) -> Network:
+    """The network to use at time t, one number on the CPU: no step waits for the device."""
     if not isinstance(net, Within):
         return net
-    row, (low, high) = diffusion.row(t[:1]), net.interval
-    share = (row.sigma / (row.sigma + row.alpha)).item()
-    return net.guided if low < share <= high else net.plain
+    (alpha, sigma), (low, high) = map(float, table.alpha_sigma(t)), net.interval
+    return net.guided if low < sigma / (sigma + alpha) <= high else net.plain
