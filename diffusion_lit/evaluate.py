@@ -1,6 +1,7 @@
 """`python -m diffusion_lit.evaluate run=<folder>`: how good the images of a trained run are, and by which settings."""
 
 import logging
+import secrets
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffusion_lit import sample
 from diffusion_lit.config import source_of
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
+from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import METRICS as COLUMNS
 from diffusion_lit.runs import folder, sweeps
 from diffusion_lit.runs.asked import GUIDANCE
@@ -20,7 +22,28 @@ OF_SAMPLE = dict.fromkeys(("classes", "context", "images_per_class", "per_class"
 
 
 def main() -> None:
-    launch("evaluate", evaluate, prepare=sample.with_the_runs_sampler, check=check, summarise=summarise)
+    launch("evaluate", evaluate, prepare=of_every_run, check=check, summarise=summarise)
+
+
+def of_every_run(overrides: list[str], config_dir: str | None) -> list[str]:
+    """The words with the run's sampler; `run=<sweep>` becomes a sweep over its finished runs."""
+    run = value_of("run", overrides)
+    sweep = Path(run).expanduser() if isinstance(run, str) else None
+    if not sweep or folder.is_run(sweep) or not (jobs := sweeps.jobs_of(sweep)):
+        return sample.with_the_runs_sampler(overrides, config_dir)
+    runs = [as_word("run", job.folder) for job in jobs if job.status == "finished"]
+    if not runs:
+        raise UserError(Exit.CHECKPOINT, f"run={run}: no run of this sweep has finished")
+    if value_of("set_default", overrides):
+        raise UserError(Exit.CONFIG, "set_default: one run at a time")
+    rest = [word for word in overrides if not word.startswith("run=")]
+    samplers = {tuple(sample.with_the_runs_sampler([*rest, word], config_dir)[:-1]): word for word in runs}
+    if len(samplers) > 1:
+        told = " and ".join(list(samplers.values())[:2])
+        raise UserError(Exit.CONFIG, f"{told} have other samplers: name one for all, such as sampler=ddim")
+    out = sweep / "evaluations" / f"sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+    every = "run=" + ",".join(word.partition("=")[2] for word in runs)
+    return ["hydra.mode=MULTIRUN", as_word("hydra.sweep.dir", out), *next(iter(samplers)), every]
 
 
 def check(config: DictConfig) -> None:
@@ -56,7 +79,9 @@ def evaluate(config: DictConfig) -> float:
     images, nfe, seconds = generated(model, labels, config.seed)
     evidence = Evidence(reference, images, labels, config.reference)
     wanted = [name for name in config.metrics if names or name != "class_accuracy"]
-    result = {"status": "finished", "exit_code": 0, "nfe": nfe, "seconds": seconds, "num_images": len(images)}
+    run = Path(config.run).expanduser()
+    result = {"status": "finished", "exit_code": 0, "run": str(folder.shown(run)), "trained": sweeps.words_of(run)}
+    result |= {"nfe": nfe, "seconds": seconds, "num_images": len(images)}
     for name in wanted:
         result |= METRICS[name](evidence)
     if names:
@@ -152,17 +177,21 @@ def to_logger(run: Path, result: dict) -> None:
 
 
 def summarise(sweep: Path, config: DictConfig) -> None:
-    """After a sweep: results.csv, the table, pareto.png, and with `set_default` the best settings into the run."""
+    """After a sweep: results.csv, the table, of one run pareto.png and with `set_default` its best settings into it;
+    of several runs means over seeds and their picture."""
     from diffusion_lit.figures import pareto
 
     jobs = sweeps.write_results(sweep)
     keys, columns = sweeps.swept(jobs), [column for name in config.metrics for column in COLUMNS[name]]
     measured = [name for name in dict.fromkeys([config.metric, *columns]) if name in sweeps.metrics(jobs)]
-    sweeps.show(*sweeps.failures(jobs, keys))
     if not measured:
+        sweeps.show(*sweeps.failures(jobs, keys))
         return
     metric, *others = measured
-    sweeps.show(pareto.table(jobs, keys, metric, others))
+    if len({job.result.get("run") for job in jobs} - {None}) > 1:
+        sweeps.summarise(sweep, metric, others)
+        return
+    sweeps.show(*sweeps.failures(jobs, keys), pareto.table(jobs, keys, metric, others))
     sweeps.show(f"picture    {folder.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
     sweeps.show(f"rows       {folder.shown(sweep / 'results.csv')}")
     if config.set_default:

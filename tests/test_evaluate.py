@@ -236,6 +236,37 @@ def test_settings_are_compared_and_the_best_becomes_the_default(tiny_run, tmp_pa
     assert "sampling.yaml is damaged" in run("sample", f"run={copy}", cwd=tmp_path, code=4)
 
 
+def test_every_run_of_a_sweep_is_measured_and_its_words_are_told(tmp_path):
+    sweep = tmp_path / "a sweep"
+    words = [*QUICK, "seed=0,1", "weighting=x0,snr", f"hydra.sweep.dir='{sweep}'"]
+    run("train", "--multirun", *words, cwd=tmp_path)
+    asked = [f"run='{sweep}'", "num_images=40", "metrics=[fd,class_accuracy]", "weights=ema,net"]
+    assert "set_default: one run at a time" in run("evaluate", *asked, "set_default=true", cwd=tmp_path, code=2)
+    printed = run("evaluate", *asked, cwd=tmp_path)
+    (out,) = (sweep / "evaluations").iterdir()
+    assert (out / "results.png").exists()
+    with open(out / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(Path(row["run"]).name, row["weighting"], row["seed"], row["weights"]) for row in rows}
+    of_runs = {(str(k), w, s) for k, (s, w) in enumerate([("0", "x0"), ("0", "snr"), ("1", "x0"), ("1", "snr")])}
+    assert found == {(*one, weights) for one in of_runs for weights in ("ema", "net")}
+    for weighting in ("x0", "snr"):  # the mean over seeds of each is a line of the table
+        of_net = [float(r["fd"]) for r in rows if (r["weighting"], r["weights"]) == (weighting, "net")]
+        assert len(of_net) == 2
+        (line,) = [line.split() for line in printed.splitlines() if line.split()[:2] == [weighting, "net"]]
+        assert float(line[3]) == pytest.approx(sum(of_net) / 2, rel=1e-3)
+
+
+def test_runs_of_different_samplers_are_not_measured_by_that_of_one(tmp_path):
+    words = [*QUICK, "max_steps=2", "sampler=ddim,unipc", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    run("train", "--multirun", *words, cwd=tmp_path)
+    printed = run("evaluate", f"run={tmp_path / 'sweep'}", "num_images=20", cwd=tmp_path, code=2)
+    assert "other samplers: name one for all" in printed
+    (tmp_path / "sweep" / "0" / "result.json").unlink()
+    (tmp_path / "sweep" / "1" / "result.json").unlink()
+    assert "no run of this sweep has finished" in run("evaluate", f"run={tmp_path / 'sweep'}", cwd=tmp_path, code=4)
+
+
 def test_the_front_is_what_nothing_cheaper_beats():
     points = [(10, 3.0), (5, 3.5), (5, 4.0), (20, 3.2), (50, 1.0), (2, 9.0), (60, 1.0)]
     jobs = [Job(Path(), {}, {"status": "finished", "nfe": nfe, "fd": fd}) for nfe, fd in points]

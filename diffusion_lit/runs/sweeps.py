@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from diffusion_lit.runs import folder
 HIGHER_IS_BETTER = {  # of result.json; else lower is
     "class_accuracy", "class_accuracy_real", "images_per_second", "precision", "recall", "density", "coverage",
 }  # fmt: skip
-NOT_SWEPT = {"resume", "run_dir", "accept"}  # a job that was resumed is still the same job
+NOT_SWEPT = {"resume", "run_dir", "accept", "run"}  # a job that was resumed is still the same job
 FAILURES_TOLD = 8
 
 
@@ -29,7 +30,7 @@ class Job:
     """One run of a sweep."""
 
     folder: Path
-    words: dict[str, str]  # key to value, as on its command line
+    words: dict[str, str]  # key to value, as on its command line; of an evaluation also those of its run
     result: dict[str, object]  # single values of result.json
 
     @property
@@ -65,11 +66,18 @@ def jobs_of(sweep: Path) -> list[Job]:
 
 
 def _job(path: Path) -> Job:
-    words = {}
-    with suppress(UserError):  # stopped before it wrote one
-        words = dict(word.partition("=")[::2] for word in folder.read_overrides(path))
-    result = {key: value for key, value in folder.read_result(path).items() if not isinstance(value, list | dict)}
-    return Job(path, {key: value for key, value in words.items() if key not in NOT_SWEPT}, result)
+    words = words_of(path)
+    result = folder.read_result(path)
+    words = result.get("trained", {}) | words
+    numbers = {key: value for key, value in result.items() if not isinstance(value, list | dict)}
+    return Job(path, {key: value for key, value in words.items() if key not in NOT_SWEPT}, numbers)
+
+
+def words_of(path: Path) -> dict[str, str]:
+    """Key to value of the command line that a folder holds; nothing of one that was stopped before it wrote one."""
+    with suppress(UserError):
+        return dict(word.partition("=")[::2] for word in folder.read_overrides(path))
+    return {}
 
 
 def swept(jobs: list[Job]) -> list[str]:
@@ -178,9 +186,11 @@ def _locked(path: Path):
 # ------------------------------------------------------------------------------------------------------ summary
 
 
-def summarise(sweep: Path, metric: str | None = None) -> None:
+def summarise(sweep: Path, metric: str | None = None, others: Sequence[str] = ()) -> None:
     """Write results.csv, print the table and draw results.png; nothing for a folder without jobs.
 
+    Args:
+        others: what the table has besides the metric.
     Raises:
         UserError: exit 5 if the folder cannot be written to.
     """
@@ -193,7 +203,7 @@ def summarise(sweep: Path, metric: str | None = None) -> None:
         groups = groups_of(jobs, keys, metric)
         better = "higher" if metric in HIGHER_IS_BETTER else "lower"
         told = f"mean of {metric} over n seeds and its 95 % interval; {better} is better"
-        show(table(groups, keys, metric), told, *failures(jobs, swept(jobs)))
+        show(table(groups, keys, [metric, *others]), told, *failures(jobs, swept(jobs)))
         if any(group.numbers for group in groups):
             from diffusion_lit.runs.sweep_picture import draw
 
@@ -225,22 +235,27 @@ def failures(jobs: list[Job], keys: list[str]) -> list[str]:
     return lines + ([f"and {len(bad) - FAILURES_TOLD} more did not finish"] if len(bad) > FAILURES_TOLD else [])
 
 
-def table(groups: list[Group], keys: list[str], metric: str):
-    """A rich table, one line for each combination of swept values over seeds."""
+def table(groups: list[Group], keys: list[str], metrics: Sequence[str]):
+    """A rich table, one line for each combination of swept values over seeds; `groups` are of the first metric."""
     from rich.table import Table
 
     numbers = Table(box=None, pad_edge=False)
     for key in keys:
         numbers.add_column(key)
-    for name in ("n", metric, "± 95 %", "not finished"):
+    for name in ("n", *[cell for metric in metrics for cell in (metric, "± 95 %")], "not finished"):
         numbers.add_column(name, justify="right")
     numbers.add_column("")
     for k, group in enumerate(groups):
         bad = sum(job.status != "finished" for job in group.jobs)
-        cells = ["" if value is None else f"{value:.5g}" for value in (group.mean, group.half)]
+        means = [(group.mean, group.half), *[_mean_of(group.jobs, metric) for metric in metrics[1:]]]
+        cells = ["" if value is None else f"{value:.5g}" for pair in means for value in pair]
         best = "<- best" if k == 0 and group.numbers and len(groups) > 1 else ""
         numbers.add_row(*map(short, group.values), str(len(group.numbers)), *cells, str(bad or ""), best)
     return numbers
+
+
+def _mean_of(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
+    return mean_and_half([number for job in jobs if (number := job.number(metric)) is not None])
 
 
 def short(value: str) -> str:
