@@ -11,7 +11,7 @@ import secrets
 import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import lru_cache
 from pathlib import Path
 from textwrap import fill
 from typing import NamedTuple
@@ -84,11 +84,12 @@ def composed(
     with _composing():
         lines, faults, broken = combinations(overrides, groups, multirun)
         broken |= set(groups) if "experiment" in broken else set()
-        choose = cache(partial(_choose, config_name, tuple(groups), tuple(folders[1:])))
         try:
             for line in lines:
                 words = [word for word in line if word.key_or_group in groups or word.is_hydra_override()]
-                choices = choose(tuple(word.input_line for word in words))
+                choices = _choose(
+                    config_name, tuple(groups), tuple(folders[1:]), tuple(word.input_line for word in words)
+                )
                 config, wrong = _filled(choices, [word for word in line if word not in words], broken, complete)
                 configs.append(config)
                 faults += wrong
@@ -154,6 +155,7 @@ def _groups(config_name: str, folders: list[Path]) -> dict[str, list[str]]:
     return groups
 
 
+@lru_cache(maxsize=64)  # half a second of reading yaml; what was checked is also what a job gets
 def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...], words: tuple[str, ...]) -> Choices:
     searched = _searched(folders)
     config = compose(config_name, [*searched, *words], return_hydra_config=True)

@@ -232,7 +232,9 @@ class Broken(UNet):
         pytest.param(
             0, "ValueError('an error of rank 0')", 1, "ValueError: an error of rank 0", marks=pytest.mark.slow
         ),
-        (1, "ValueError('an error of rank 1')", 1, "ValueError: an error of rank 1"),
+        pytest.param(
+            1, "ValueError('an error of rank 1')", 1, "ValueError: an error of rank 1", marks=pytest.mark.slow
+        ),
         (1, "__import__('torch').OutOfMemoryError('CUDA out of memory')", 75, "strategy.accumulate=2 is the same"),
     ],
 )

@@ -24,7 +24,7 @@ TWO = ["strategy=ddp", "strategy.devices=2", "strategy.accelerator=cpu"]
 @pytest.mark.parametrize(
     ("kills", "settings"),
     [
-        (20, KILLED),
+        (20, [*KILLED, "max_steps=40"]),
         pytest.param(200, KILLED, marks=pytest.mark.slow),
         pytest.param(30, [*KILLED, *TWO], marks=pytest.mark.slow),
     ],
