@@ -59,7 +59,13 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("accumulate", "words"), [(1, []), (3, ["ema=rising", "ema.decay=0.5", "ema.update_every=3"])])
+@pytest.mark.parametrize(
+    ("accumulate", "words"),
+    [
+        pytest.param(1, [], marks=pytest.mark.slow),  # as tests/chaos/test_kills.py
+        (3, ["ema=rising", "ema.decay=0.5", "ema.update_every=3"]),
+    ],
+)
 def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumulate, words):
     settings = [*SETTINGS, *words, f"strategy.accumulate={accumulate}"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

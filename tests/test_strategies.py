@@ -130,7 +130,7 @@ def test_samples_and_held_out_losses_do_not_depend_on_the_number_of_processes(tm
     assert one["class_accuracy"] == two["class_accuracy"]
 
 
-@pytest.mark.parametrize("victim", ["rank 0", "rank 1"])
+@pytest.mark.parametrize("victim", [pytest.param("rank 0", marks=pytest.mark.slow), "rank 1"])
 def test_a_run_of_two_processes_killed_and_resumed_equals_one_that_was_not(tmp_path, whole_ddp, victim):
     broken = tmp_path / "broken"
     process = start("train", *SETTINGS, *DDP, f"run_dir={broken}", cwd=tmp_path)
