@@ -14,6 +14,7 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import METRICS as COLUMNS
+from diffusion_lit.rules import shown
 from diffusion_lit.runs import folder, sweeps
 from diffusion_lit.runs.asked import GUIDANCE
 
@@ -49,18 +50,35 @@ def of_every_run(overrides: list[str], config_dir: str | None) -> list[str]:
 def check(config: DictConfig) -> None:
     """What can be known without torch."""
     sample.check(OmegaConf.merge(OF_SAMPLE, config))  # keys that sample has besides
-    data, faults = folder.read_config(Path(config.run).expanduser())["data"], []
+    data, faults = pictures_to_read(config, folder.read_config(Path(config.run).expanduser())["data"]), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
         faults.append("features=classifier: this run has no classes; take features=pixels, or inception (a download)")
     if config.num_images < 20:
         faults.append(f"num_images={config.num_images}: no distance can be measured, take 20 or more")
-    splits = source_of(data).splits()
-    if config.reference == "val" and "val" not in splits and not data["val_fraction"]:
-        faults.append("reference=val: this run holds nothing out")
+    if "_target_" not in data:
+        why = "a published model does not say where its training pictures are"
+        faults.append(f"{why}: add pictures=<a folder, .npy, .npz, .csv, .tsv or .parquet>")
+    else:
+        source = source_of(data)
+        if list(source.class_names) != data["class_names"]:
+            faults.append(
+                f"pictures={config.pictures}: its classes are {shown(list(source.class_names))}, not the model's"
+            )
+        if config.reference == "val" and "val" not in source.splits() and not data["val_fraction"]:
+            faults.append("reference=val: this run holds nothing out")
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be measured so:", *faults]))
+
+
+def pictures_to_read(config: DictConfig, data: dict) -> dict:
+    """The `data` group of the run, or of `pictures` with the run's way to decode them."""
+    if config.pictures is None:
+        return data
+    words = {"sources": [config.pictures], "labels": "auto" if data["class_names"] else "none"}
+    plain = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}
+    return plain | data | {"_target_": "diffusion_lit.data.concat.Concat"} | words
 
 
 def evaluate(config: DictConfig) -> float:
@@ -71,7 +89,7 @@ def evaluate(config: DictConfig) -> float:
     from diffusion_lit.runs.trained import as_asked, settings_of
 
     out, model = out_folder(config), as_asked(config, log.warning)
-    data, names = model.config["data"], model.class_names
+    data, names = pictures_to_read(config, model.config["data"]), model.class_names
     pictures = pictures_of(*load_splits(source_of(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
     reference = reference_of(pictures, features, names, config.reference_images)

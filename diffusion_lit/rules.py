@@ -217,6 +217,7 @@ RULES: dict[str, Check] = {
     "out": OPTIONAL_TEXT,
     "device": device_fault,
     "metrics": Each(Rule(choices=tuple(METRICS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
+    "pictures": OPTIONAL_TEXT,
     "features": Rule(choices=("classifier", "pixels", "inception"), optional=True),
     "reference": Rule(choices=("train", "val")),
     "reference_images": Rule(int, low=20, optional=True),

@@ -17,7 +17,7 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import shown
-from diffusion_lit.runs import asked, checkpoints, folder
+from diffusion_lit.runs import asked, checkpoints, folder, published
 from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
 
 log = logging.getLogger("diffusion_lit.sample")
@@ -38,7 +38,10 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
             raise UserError(Exit.CONFIG, f"{' and '.join(pair)} are two words for one thing: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
-    settings = dict(folder.read_sampling(folder.require_run(run))["sampler"])
+    found = published.located(run)
+    if str(found) != str(Path(run).expanduser()):  # of the hub, and now on this machine
+        overrides = [as_word("run", found) if word.startswith("run=") else word for word in overrides]
+    settings = dict(folder.read_sampling(folder.require_run(found))["sampler"])
     name = settings.pop("name", None)
     if value_of("sampler", overrides) not in (None, name):
         return overrides
@@ -167,10 +170,11 @@ def edited(originals, edit) -> dict:
 
 
 def new_folder(out: str | None, run: Path, kind: str = "generated") -> Path:
-    """The folder to fill: the one asked for, which must be empty, or a new one inside the run."""
-    path = (
-        Path(out).expanduser() if out else run / kind / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
-    )
+    """The folder to fill: the one asked for, which must be empty, or a new one inside the run; of a published model,
+    which is to stay as it is, in outputs/."""
+    home = run if (run / "checkpoints").is_dir() else Path("outputs")
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+    path = Path(out).expanduser() if out else home / kind / stamp
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
     try:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
 
+UNET = "unet/diffusion_pytorch_model.safetensors"  # in a published folder; of a network that diffusers knows
+NETWORK = "network.safetensors"  # of any other
+
 
 def path_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}.ckpt"
@@ -112,11 +115,17 @@ def fault(path: Path) -> str | None:
 
 
 def choose(run: Path, which: str = "last", warn=print) -> Path:
-    """The checkpoint to use: "last" (newest whole one by step), "best" (by `best_by`) or a step number.
+    """The checkpoint to use: "last" (newest whole one by step), "best" (by `best_by`) or a step number; of a published
+    folder its only weights.
 
     Raises:
         UserError: exit 4 if there is none, naming every broken file; `warn` is told of broken ones passed over.
     """
+    published = next((run / name for name in (UNET, NETWORK) if (run / name).is_file()), None)
+    if published:
+        if which == "last":
+            return published
+        raise UserError(Exit.CHECKPOINT, f"checkpoint={which}: {run} is a published model, with one set of weights")
     if which == "last":
         faults = []
         for step in reversed(steps_of(run)):
@@ -152,9 +161,31 @@ def read(path: Path, device: str = "cpu") -> dict:
 
 
 def load_network(path: Path, which: str, net):
-    """Put the weights of "ema" or "net" from a checkpoint into a network, in evaluation mode."""
-    net.load_state_dict(state_of(read(path), which))
+    """Put the weights of "ema" or "net" from a checkpoint into a network, in evaluation mode; of a published folder
+    those that there are.
+
+    Raises:
+        UserError: exit 4 if the file is damaged or of another network.
+    """
+    if path.suffix == ".safetensors":
+        _load_published(path, net)
+    else:
+        net.load_state_dict(state_of(read(path), which))
     return net.eval()
+
+
+def _load_published(path: Path, net) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    table = "class_embedding.weight"
+    try:
+        inner, state = net if path.name == NETWORK else net.unet, load_file(path)
+        if table in state and len(state[table]) == len(inner.state_dict()[table]) - 1:  # others have no null label
+            state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
+        inner.load_state_dict(state)
+    except Exception as error:  # SafetensorError, of the disk, or other names and shapes
+        raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def state_of(checkpoint: dict, which: str) -> dict:

@@ -31,12 +31,17 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
+def is_of_diffusers(folder: Path) -> bool:
+    """The folder of a pipeline that somebody else made (ours have config.yaml too)."""
+    return (folder / "model_index.json").is_file() and not is_run(folder)
+
+
 def require_run(folder: str | Path) -> Path:
     """The folder of a run. Raises UserError (exit 4) for a folder that is none."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(Exit.CHECKPOINT, f"{folder}: no such folder")
-    if not is_run(path):
+    if not is_run(path) and not is_of_diffusers(path):
         raise UserError(Exit.CHECKPOINT, f"{folder} is no run folder: it has no config.yaml")
     return path
 
@@ -76,7 +81,11 @@ def require_writable(run: Path) -> None:
 
 
 def read_config(run: Path) -> dict:
-    """config.yaml. Raises UserError (exit 4) if it is damaged."""
+    """config.yaml; of a pipeline of diffusers what is known of it. Raises UserError (exit 4) if it is damaged."""
+    if is_of_diffusers(run):
+        from diffusion_lit.runs.published import config_of
+
+        return config_of(run)
     try:
         config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
@@ -46,7 +46,7 @@ def unet_config(path: str, key: str) -> dict:
         UserError: exit 4 if there is none or it is damaged; exit 2 if it is of another class.
     """
     folder = _unet_folder(_here(path, key, weights=False), f"{key}={path}")
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
         raise UserError(Exit.CONFIG, f"{key}={path}: is a {kind or 'model of an unknown class'}, not a UNet2DModel")
@@ -57,13 +57,23 @@ def _here(path: str, key: str, weights: bool) -> Path:
     here = Path(path).expanduser()
     if here.exists():
         return here
-    if path[0] in "./~" or not re.fullmatch(HUB_ID, path) or path.endswith(FILES):
+    if not is_hub_id(path):
         raise UserError(Exit.CHECKPOINT, f"{key}={path}: no such file or folder")
-    return _downloaded(path, key, weights)
+    wanted = [f"{folder}{name}" for folder in ("", "unet/") for name in (*SETTINGS, *(IN_A_FOLDER if weights else ()))]
+    return downloaded(path, key, wanted)
 
 
-def _downloaded(path: str, key: str, weights: bool) -> Path:
-    """The folder of a model of the hub, with no more in it than is needed. Asked once, before anything is tried."""
+def is_hub_id(path: str) -> bool:
+    return path[:1] not in ("", ".", "/", "~") and bool(re.fullmatch(HUB_ID, path)) and not path.endswith(FILES)
+
+
+def downloaded(path: str, key: str, wanted: Sequence[str]) -> Path:
+    """The folder of a model of the hub, with no more in it than is `wanted` of it and there. Of weights in two formats
+    the first. Asked once, before anything is tried.
+
+    Raises:
+        UserError: exit 4 if there is no such model or the hub cannot be reached.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -75,13 +85,9 @@ def _downloaded(path: str, key: str, weights: bool) -> Path:
             there = {file.rfilename for file in HfApi().model_info(path, timeout=10).siblings}
         except OfflineModeIsEnabled:
             there = set()  # what was downloaded before may do
-        wanted = [f"{folder}{name}" for folder in ("", "unet/") for name in SETTINGS]
-        for name in IN_A_FOLDER if weights else ():
-            found = {name, f"unet/{name}"} & there
-            wanted += found
-            if found:
-                break
-        return Path(snapshot_download(path, allow_patterns=wanted))
+        if any(name.endswith(".safetensors") and name in there for name in wanted):
+            wanted = [name for name in wanted if not name.endswith(".bin")]
+        return Path(snapshot_download(path, allow_patterns=list(wanted)))
     except RepositoryNotFoundError:
         why = "no such model on the hub (for a private one log in with `hf auth login`)"
     except LocalEntryNotFoundError:
@@ -99,7 +105,7 @@ def _unet_folder(here: Path, said: str) -> Path:
     raise UserError(Exit.CHECKPOINT, f"{said}: neither a run folder nor one of diffusers, it has no config.json")
 
 
-def _json(file: Path) -> dict:
+def read_json(file: Path) -> dict:
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -182,10 +188,10 @@ def _made_by_diffusers(file: Path) -> dict:
     """Of weights in a folder of diffusers: config.json beside them, the scheduler of their pipeline."""
     made = {}
     if (file.parent / "config.json").is_file():
-        made |= {f"model.{key}": value for key, value in _json(file.parent / "config.json").items()}
+        made |= {f"model.{key}": value for key, value in read_json(file.parent / "config.json").items()}
     for beside in (file.parent / SETTINGS[1], file.parent.parent / SETTINGS[2]):
         if file.name in IN_A_FOLDER and beside.is_file():
-            scheduler = _json(beside)
+            scheduler = read_json(beside)
             named = {"squaredcos_cap_v2": "cosine"}
             made |= {
                 f"diffusion.{key}": named.get(scheduler[key], scheduler[key])

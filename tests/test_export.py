@@ -1,0 +1,231 @@
+"""`python -m diffusion_lit.export` and those who read its folders: the same pixels, and no place of this machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+
+from diffusion_lit import export
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.pipeline import Pipeline
+from diffusion_lit.runs.folder import read_config
+from diffusion_lit.seeds import image_seeds
+from tests.runs import TINY, run
+
+QUICK = [*TINY, "max_steps=4", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """A run on the digits that has hardly begun, measured, and its export beside it."""
+    home = tmp_path_factory.mktemp("digits")
+    run("train", *QUICK, "run_dir=run", cwd=home)
+    run("evaluate", "run=run", "num_images=40", "metrics=[fd,class_accuracy]", cwd=home)
+    run("export", "run=run", "out=out", "license=mit", cwd=home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "p.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8))
+    return path
+
+
+def pixels(folder: Path) -> np.ndarray:
+    """The images that `sample` wrote."""
+    return np.stack([np.array(Image.open(file)) for file in sorted(folder.glob("0*.png"))])
+
+
+def sampled(model: Path, out: Path, *words: str) -> np.ndarray:
+    run("sample", f"run={model}", "num_images=10", "seed=3", f"out={out}", *words, cwd=out.parent)
+    return pixels(out)
+
+
+# ------------------------------------------------------------------------------------------ the same pixels
+
+
+def test_checkpoint_folder_and_pipeline_make_the_same_bytes(digits, tmp_path):
+    from_run = sampled(digits / "run", tmp_path / "a")
+    assert np.array_equal(from_run, sampled(digits / "out", tmp_path / "b"))
+    pipeline = Pipeline.from_pretrained(digits / "out")
+    assert pipeline.class_names == [str(digit) for digit in range(10)]
+    images = pipeline(num_images=10, seed=3)
+    assert np.array_equal(from_run, np.stack([np.array(image) for image in images]))
+    as_arrays = pipeline(num_images=10, seed=3, output_type="np")
+    assert as_arrays.shape == (10, 8, 8, 1)
+    assert np.array_equal(from_run, (as_arrays[..., 0] * 255).round().astype(np.uint8))
+    as_tensor = pipeline(num_images=10, seed=3, output_type="pt")
+    assert torch.equal(as_tensor, torch.from_numpy(as_arrays).permute(0, 3, 1, 2))
+    one = pipeline(classes=["3"], num_images=2, seed=3, output_type="np")
+    assert not np.array_equal(one[0], one[1])
+    for asked, told in ({"classes": [12]}, "no class of this run"), ({"output_type": "jpg"}, "must be one of pil, np"):
+        with pytest.raises(ValueError, match=told):
+            pipeline(**asked)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["diffusion=flow", "weighting=uniform", "guidance_scale=2"],
+        ["diffusion=edm", "weighting=uniform"],
+        ["model=dit", "model.width=16", "model.depth=1", "model.heads=2"],
+        ["sampler=unipc", "sampler.steps=4", "guidance_scale=1.5", "guidance_interval=[0.2,0.8]"],
+    ],
+    ids=["flow", "edm", "dit", "guided"],
+)
+def test_every_process_and_network_is_exported(tmp_path, words):
+    tiny = QUICK if not any(word.startswith("model=") for word in words) else [w for w in QUICK if "model." not in w]
+    run("train", *tiny, *words, "run_dir=run", cwd=tmp_path)
+    run("export", "run=run", "out=out", cwd=tmp_path)
+    assert np.array_equal(sampled(tmp_path / "run", tmp_path / "a"), sampled(tmp_path / "out", tmp_path / "b"))
+    ours = [word for word in words if word in ("diffusion=flow", "diffusion=edm", "model=dit")]
+    assert (tmp_path / "out" / "model_index.json").exists() != bool(ours)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["diffusion.prediction_type=epsilon", "diffusion=ddpm"],
+        ["diffusion.prediction_type=v_prediction"],
+        ["diffusion.prediction_type=sample", "diffusion=sprites"],
+        ["diffusion.prediction_type=v_prediction", "diffusion.zero_terminal_snr=true", "sampler.clip_x0=false"],
+    ],
+    ids=["epsilon", "v", "sample", "zero terminal snr"],
+)
+def test_diffusers_own_pipeline_makes_the_same_images(tmp_path, pictures, words):
+    words = [*words, "diffusion.num_train_timesteps=40", "sampler=ddpm", "sampler.steps=40"]
+    run("train", *QUICK, "data=arrays", f"data.images={pictures}", "data.image_size=8", "experiment=none",
+        "model=unet_digits", *words, "run_dir=run", cwd=tmp_path)  # fmt: skip
+    run("export", "run=run", "out=out", cwd=tmp_path)
+    ours = sampled(tmp_path / "run", tmp_path / "a")
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in image_seeds(3, 10)]
+    theirs = pipeline(batch_size=10, generator=generators, num_inference_steps=40, output_type="np").images
+    assert np.abs(theirs - ours / 255).max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler])
+def test_a_pipeline_of_diffusers_is_sampled_here(tmp_path, scheduler):
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    clipped = scheduler is DDPMScheduler  # its DDIM clips x0 and keeps the eps that belongs to another
+    noise = scheduler(num_train_timesteps=40, beta_schedule="squaredcos_cap_v2", clip_sample=clipped)
+    DDPMPipeline(network, noise).save_pretrained(tmp_path / "theirs")
+    steps = 40 if scheduler is DDPMScheduler else 8
+    words = [] if scheduler is DDPMScheduler else ["sampler.steps=8", "sampler.timestep_spacing=leading"]
+    ours = sampled(tmp_path / "theirs", tmp_path / "a", *words)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "theirs")
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in image_seeds(3, 10)]
+    theirs = pipeline(batch_size=10, generator=generators, num_inference_steps=steps, output_type="np").images
+    assert np.abs(theirs - ours / 255).max() <= 1 / 255 + 1e-6
+    assert not (tmp_path / "theirs" / "generated").exists()
+
+
+def test_classes_of_a_foreign_network_have_no_null_label(tmp_path):
+    network = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, num_class_embeds=3,
+    )  # fmt: skip
+    DDPMPipeline(network, DDPMScheduler(num_train_timesteps=10)).save_pretrained(tmp_path / "theirs")
+    assert sampled(tmp_path / "theirs", tmp_path / "a", "classes=[2]").shape == (10, 8, 8)
+    words = ["run=theirs", "guidance_scale=2", "out=x"]
+    assert "label_dropout" in run("sample", *words, cwd=tmp_path, code=2)
+
+
+# ------------------------------------------------------------------------------------------ the folder
+
+
+def test_the_folder_says_what_it_is_and_nothing_of_this_machine(digits):
+    out = digits / "out"
+    assert {"README.md", "config.yaml", "grid.png", "model_index.json", "unet", "scheduler"} == {
+        path.name for path in out.iterdir()
+    }
+    for file in (path for path in out.rglob("*") if path.suffix in (".json", ".md", ".yaml")):
+        assert str(digits) not in file.read_text(), file
+    card = (out / "README.md").read_text()
+    result = next(json.loads(file.read_text()) for file in digits.glob("run/evaluations/*/result.json"))
+    for told in ('license: "mit"', f"{result['fd']:.4g}", f"{result['fd_low']:.4g} to", "40 images, seed 0", "MinSNR"):
+        assert told in card, told
+    config = read_config(out)
+    assert config["exported"]["step"] == 4
+    assert f"`{config['exported']['data']}`" in card
+    assert "_target_" not in config["data"]
+
+
+def test_what_was_not_measured_is_not_told(digits, tmp_path):
+    run("export", f"run={digits / 'run'}", f"out={tmp_path / 'out'}", "sampler.steps=3", cwd=tmp_path)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Nothing, with these weights and this sampler." in card
+    assert "license:" not in card
+    assert read_config(tmp_path / "out")["sampler"]["steps"] == 3
+
+
+def test_training_starts_from_a_folder(digits, tmp_path):
+    printed = run("train", *QUICK, f"init_from={digits / 'out'}", "run_dir=run", cwd=tmp_path)
+    assert "weights    " in printed
+    assert "tensors from" in printed
+
+
+def test_a_folder_is_measured_against_pictures_that_are_named(tmp_path, pictures):
+    run("train", *QUICK, "data=arrays", f"data.images={pictures}", "data.image_size=8", "experiment=none",
+        "model=unet_digits", "run_dir=run", cwd=tmp_path)  # fmt: skip
+    run("export", "run=run", "out=out", cwd=tmp_path)
+    words = ["num_images=40", "metrics=[fd]"]
+    assert "add pictures=<a folder" in run("evaluate", "run=out", *words, cwd=tmp_path, code=2)
+    run("evaluate", "run=out", *words, f"pictures={pictures}", "out=a", cwd=tmp_path)
+    run("evaluate", "run=run", *words, "out=b", cwd=tmp_path)
+    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
+    assert one["fd"] == other["fd"]
+    assert one["settings"]["reference"] == other["settings"]["reference"]
+
+
+def test_faults_of_a_folder_are_told(digits, tmp_path):
+    copy = Path(shutil.copytree(digits / "out", tmp_path / "copy"))
+    assert "published model" in run("sample", f"run={copy}", "checkpoint=4", cwd=tmp_path, code=4)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"{weights} cannot be used" in run("sample", f"run={copy}", cwd=tmp_path, code=4)
+    told = run("export", f"run={digits / 'run'}", f"out={copy}", cwd=tmp_path, code=5)
+    assert "is not empty: choose a new folder" in told
+    told = run("export", f"run={digits / 'run'}", "out=x", "push=me", cwd=tmp_path, code=2)
+    assert "push=me: is no name of a model on the hub" in told
+    np.savez(tmp_path / "p.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.arange(30) % 3)
+    words = [f"run={digits / 'out'}", f"pictures={tmp_path / 'p.npz'}"]
+    assert "its classes are" in run("evaluate", *words, cwd=tmp_path, code=2)
+    assert "needs a value: add out=" in run("export", f"run={digits / 'run'}", cwd=tmp_path, code=2)
+
+
+def test_a_folder_is_pushed(tmp_path, monkeypatch):
+    """Without a network: what the hub's client is asked for, and what is told when it cannot."""
+    asked = []
+
+    class Api:
+        def create_repo(self, name, private, exist_ok):
+            asked.append((name, private, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path):
+            asked.append((repo_id, folder_path))
+            return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    export.upload(tmp_path, "me/digits", private=True)
+    assert asked == [("me/digits", True, True), ("me/digits", tmp_path)]
+
+    def refuse(self, *args, **settings):
+        raise OSError("401 Client Error\nmore")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(UserError, match="401 Client Error; .* is whole") as raised:
+        export.upload(tmp_path, "me/digits", private=False)
+    assert raised.value.exit_code == Exit.INTERRUPTED
