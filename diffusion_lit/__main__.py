@@ -10,6 +10,7 @@ VERBS = {
     "sample": "make images with a trained run (run=...)",
     "evaluate": "measure a trained run (run=...), or choose its sampler and guidance with --multirun",
     "export": "write a trained run (run=...) as a folder that diffusers and others can load",
+    "report": "write one HTML page of a run (run=...) or of a sweep (sweep=...)",
     "audit": "look at the pictures of data=... before training on them",
     "visualize": "draw figures of a run (run=...) or of a recipe",
     "replay": "find out why a run (run=...) ended with exit code 6",

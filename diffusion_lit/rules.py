@@ -224,6 +224,11 @@ RULES: dict[str, Check] = {
     # python -m diffusion_lit.audit
     "near": Rule(low=0, high=255),
     "largest": COUNT,
+    # python -m diffusion_lit.report
+    "runs": Each(TEXT, shortest=1, optional=True),
+    "sweep": OPTIONAL_TEXT,
+    "by": OPTIONAL_TEXT,
+    "grids": COUNT,
     # python -m diffusion_lit.visualize, where keys of sample have not its meaning
     "what": Each(Rule(choices=FIGURES), shortest=1, optional=True),
     "columns": Rule(int, low=2),

@@ -1,0 +1,61 @@
+"""`python -m diffusion_lit.report run=<folder>`: one HTML page of a run or of several, which needs nothing else."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.launch import launch
+from diffusion_lit.runs import folder, sweeps
+
+log = logging.getLogger("diffusion_lit.report")
+
+
+def main() -> None:
+    launch("report", report, prepare=lambda overrides, config_dir: overrides, check=lambda config: runs_of(config))
+
+
+def runs_of(config: DictConfig) -> list[Path]:
+    """The run folders of a page, those of a sweep best first.
+
+    Raises:
+        UserError: exit 2 unless one thing is asked for, exit 4 if there are none.
+    """
+    if sum(config[key] is not None for key in ("run", "runs", "sweep")) != 1:
+        raise UserError(Exit.CONFIG, "add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
+    if config.sweep is None:
+        return [folder.require_run(run) for run in config.runs or [config.run]]
+    sweep = Path(config.sweep).expanduser()
+    jobs = sweeps.jobs_of(sweep)
+    runs = [job for job in jobs if folder.is_run(job.folder)]
+    if not runs:
+        raise UserError(Exit.CHECKPOINT, f"sweep={config.sweep}: there are no runs in it")
+    metric = config.by or sweeps.metric_of(jobs)
+    if config.by and config.by not in sweeps.metrics(jobs):
+        there = ", ".join(sweeps.metrics(jobs)) or "none yet"
+        raise UserError(Exit.CONFIG, f"by={metric}: no run of this sweep has it; there are {there}")
+    sign = -1 if metric in sweeps.HIGHER_IS_BETTER else 1
+    worst = float("inf")
+    order = {job.folder: worst if job.number(metric) is None else sign * job.number(metric) for job in runs}
+    return sorted(order, key=order.get)
+
+
+def report(config: DictConfig) -> None:
+    from diffusion_lit.figures.page import page
+
+    runs = runs_of(config)
+    sweep = Path(config.sweep).expanduser() if config.sweep else None
+    home = sweep or (runs[0] if len(runs) == 1 else Path())
+    out = Path(config.out).expanduser() if config.out else home / "report.html"
+    text = page(runs, sweep, config.grids)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.replace_text(out, text)
+    except OSError as error:
+        raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {error.strerror}") from None
+    log.info("report     %s (%.1f MiB)", folder.shown(out), out.stat().st_size / 2**20)
+
+
+if __name__ == "__main__":
+    main()
