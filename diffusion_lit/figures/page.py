@@ -47,9 +47,14 @@ def page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
         parts += [_differences(runs), _compared(runs[:COMPARED_RUNS])]
     with progress_bar("runs", shown=len(runs) > 1) as bar:
         for run in bar.track(runs):
-            parts.append(_of_run(run, grids))
+            folded = len(runs) > 1 and run != runs[0]
+            parts.append(_folded(run, grids) if folded else _of_run(run, grids))
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html lang=en>{head}\n{chr(10).join(parts)}\n<script>{SCRIPT}</script></html>\n"
+
+
+def _folded(run: Path, grids: int) -> str:
+    return f"<details><summary>{escape(str(folder.shown(run)))}</summary>{_of_run(run, grids)}</details>"
 
 
 def _of_run(run: Path, grids: int) -> str:
@@ -107,7 +112,11 @@ def _curves(run: Path) -> str:
         figure, axes = plots(-(-len(more) // 3), 3, "")
         for ax, (name, (steps, values)) in zip(axes.flatten(), more.items(), strict=False):
             ax.plot(steps, values, marker="o" if len(steps) < 20 else "", markersize=3)
-            ax.set(title=name.replace("_", " "), xlabel="optimizer step", ylim=(min(0, *values), None))
+            ax.set(
+                title=name.replace("_", " "),
+                xlabel="optimizer step",
+                ylim=(min(0, *values), 1.1 * max(0, *values) or None),
+            )
         for ax in axes.flatten()[len(more) :]:
             ax.remove()
         parts.append(_picture(figure, "metrics, gradient and times"))
@@ -191,7 +200,8 @@ def _compared(runs: Sequence[Path]) -> str:
     for ax in axes.flatten()[len(there) :]:
         ax.remove()
     axes[0, 0].legend(frameon=False, fontsize="small")
-    return _picture(figure, "curves of the runs")
+    told = "loss and val_loss compare runs of one weighting and prediction type, val_error compares them all."
+    return f"{_picture(figure, 'curves of the runs')}<p class=grey>{told}</p>"
 
 
 # ------------------------------------------------------------------------------------------ pieces
