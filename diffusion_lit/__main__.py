@@ -9,6 +9,7 @@ VERBS = {
     "train": "train a model, or go on with a run (resume=...)",
     "sample": "make images with a trained run (run=...)",
     "evaluate": "measure a trained run (run=...), or choose its sampler and guidance with --multirun",
+    "app": "try a trained run (run=...) in the browser",
     "export": "write a trained run (run=...) as a folder that diffusers and others can load",
     "report": "write one HTML page of a run (run=...) or of a sweep (sweep=...)",
     "audit": "look at the pictures of data=... before training on them",

@@ -224,6 +224,8 @@ RULES: dict[str, Check] = {
     # python -m diffusion_lit.audit
     "near": Rule(low=0, high=255),
     "largest": COUNT,
+    # python -m diffusion_lit.app
+    "port": Rule(int, low=0, high=65535),
     # python -m diffusion_lit.report
     "runs": Each(TEXT, shortest=1, optional=True),
     "sweep": OPTIONAL_TEXT,

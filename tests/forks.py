@@ -68,6 +68,15 @@ class Process:
         self.wait(max(0, until - time.monotonic()))
         return self.printed.decode(errors="replace"), None
 
+    def so_far(self) -> str:
+        """What it has printed until now, without waiting."""
+        while self.output is not None and select.select([self.output], [], [], 0)[0]:
+            chunk = os.read(self.output, 1 << 16)
+            if not chunk:
+                break
+            self.printed += chunk
+        return self.printed.decode(errors="replace")
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)

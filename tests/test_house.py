@@ -17,8 +17,8 @@ PACKAGE = ROOT / "diffusion_lit"
 ORDER = [
     "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console", "classes", "config",
     "debug", "memory", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs",
-    "pipeline", "launch", "training", "figures", "train", "sample", "evaluate", "card", "export", "visualize", "report",
-    "audit", "replay", "__main__",
+    "pipeline", "studio", "launch", "training", "figures", "train", "sample", "evaluate", "card", "export", "app",
+    "visualize", "report", "audit", "replay", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 

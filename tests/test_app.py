@@ -1,0 +1,242 @@
+"""`python -m diffusion_lit.app`: what it makes, what it refuses, and the page in a real browser."""
+
+import json
+import re
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_lit.runs.trained import Trained
+from diffusion_lit.seeds import image_seeds
+from diffusion_lit.studio import ALL, Asked, Studio
+from tests.runs import TINY, run, start
+
+QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.steps=4"]
+GOOD = Asked("3", 5, 7, "ddim", 4, 1.0)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("tiny")
+    run("train", *QUICK, "run_dir=run", cwd=home)
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_run) -> Studio:
+    training = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Studio(Trained(tiny_run), training)
+
+
+# ------------------------------------------------------------------------------------------ what it makes
+
+
+def test_images_are_those_of_the_model_and_the_film_ends_on_them(studio, tiny_run):
+    told = []
+    made = studio.make(GOOD, lambda done, steps: told.append((done, steps)))
+    assert told == [(k + 1, 4) for k in range(4)]
+    sampler = studio.model.config["sampler"] | {"steps": 4, "batch_size": 5}
+    model = Trained(tiny_run, sampler=sampler)
+    assert torch.equal(made.images, model.generate([3] * 5, image_seeds(7, 5)))
+    assert len(made.frames) == 4
+    assert np.array_equal(tile(made.frames[-1], 0, 0, 4), made.images[0, 0].numpy())
+    assert np.array_equal(tile(made.frames[-1], 1, 0, 4), made.images[4, 0].numpy())
+    assert studio.model.config["guidance_scale"] == 1.0  # nothing of a request stays
+
+
+def test_settings_of_a_request_count(studio):
+    whole = studio.make(GOOD).images
+    for change in ({"label": "4"}, {"seed": 8}, {"steps": 3}, {"sampler": "euler_a"}, {"guidance_scale": 4.0}):
+        assert not torch.equal(whole, studio.make(Asked(**GOOD.__dict__ | change)).images), change
+    assert torch.equal(whole, studio.make(GOOD).images)
+    assert len(studio.make(Asked(ALL, 16, 0, "ddim", 1, 1.0)).images) == 16
+
+
+def test_neighbours_are_the_nearest(studio):
+    images = studio.training[[5, 9]]
+    picture = studio.neighbours(images)
+    middle = picture.width // 2
+    left, right = picture.crop((0, 0, middle - 6, picture.height)), picture.crop((middle + 6, 0, *picture.size))
+    for half, image in ((left, images[0, 0]), (right, images[1, 0])):
+        assert np.array_equal(tile(half, 0, 0, 5), image.numpy())
+        assert np.array_equal(tile(half, 0, 1, 5), image.numpy())  # a training image is nearest to itself
+        assert not np.array_equal(tile(half, 0, 2, 5), image.numpy())
+
+
+def tile(picture: Image.Image, row: int, column: int, columns: int) -> np.ndarray:
+    """An image of 8 px in a grid that shows it five times as large with gaps of 2, all of it enlarged again."""
+    zoom = picture.width / (columns * 42 + 2)
+    down, across = ([int((2 + 42 * place + 5 * k + 2.5) * zoom) for k in range(8)] for place in (row, column))
+    return np.array(picture.convert("L"))[np.ix_(down, across)]
+
+
+@pytest.mark.parametrize("change", [
+    {"label": "eleven"}, {"label": None}, {"label": "../../etc/passwd"}, {"count": 0}, {"count": 17}, {"count": True},
+    {"count": 2.5}, {"count": None}, {"count": 10**9}, {"seed": -1}, {"seed": 2**32}, {"seed": "1"}, {"steps": 0},
+    {"steps": 251}, {"steps": float("nan")}, {"sampler": "heun"}, {"sampler": "../ddim"}, {"sampler": ["ddim"]},
+    {"guidance_scale": -1.0}, {"guidance_scale": 21.0}, {"guidance_scale": float("nan")}, {"guidance_scale": "2"},
+])  # fmt: skip
+def test_what_cannot_be_made_is_a_message(studio, change):
+    with pytest.raises((ValueError, TypeError)):
+        studio.make(Asked(**GOOD.__dict__ | change))
+
+
+# ------------------------------------------------------------------------------------------ the server
+
+
+@pytest.fixture(scope="module")
+def address(tiny_run, tmp_path_factory):
+    pytest.importorskip("gradio")
+    process = start("app", f"run={tiny_run}", "port=0", cwd=tmp_path_factory.mktemp("cwd"))
+    printed, began = "", time.monotonic()
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+", printed)) and time.monotonic() - began < 120:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+        printed = process.so_far()
+    yield found[0]
+    process.terminate()
+    printed = process.communicate(timeout=30)[0]
+    assert process.returncode == 143, printed
+    assert "Traceback" not in printed
+
+
+def test_it_listens_to_this_machine_alone(address):
+    port = f"{int(address.rpartition(':')[2]):04X}"
+    rows = [line.split() for file in ("/proc/net/tcp", "/proc/net/tcp6") if Path(file).exists()
+            for line in Path(file).read_text().splitlines()[1:]]  # fmt: skip
+    listening = {row[1].partition(":")[0] for row in rows if row[1].endswith(f":{port}") and row[3] == "0A"}
+    assert listening == {"0100007F"}  # 127.0.0.1
+
+
+def test_no_file_of_the_machine_can_be_read(address, tiny_run):
+    secrets = [(tiny_run / "config.yaml").read_bytes(), Path("/etc/hostname").read_bytes()]
+    routes = ("/gradio_api/file=", "/file=", "/file/", "/gradio_api/stream/", "/static/")
+    for place in (str(tiny_run / "config.yaml"), "/etc/hostname", "../../etc/hostname", "config.yaml"):
+        once = urllib.parse.quote(place, safe="")
+        ways = [place, once, place.replace("/", "%2f"), place.replace("/", "%5c"), f"/../..{place}", f"{place}%00.png"]
+        for path in [route + way for route in routes for way in (*ways, urllib.parse.quote(once))]:
+            try:
+                with urllib.request.urlopen(address + path, timeout=10) as answer:
+                    found = answer.read()
+            except urllib.error.HTTPError as error:
+                found = error.read()
+            assert not any(secret in found for secret in secrets), path
+
+
+def called(address: str, *values: object) -> str:
+    """The events of a call of the page's function, as a program would send it."""
+    request = urllib.request.Request(
+        f"{address}/gradio_api/call/generate",
+        json.dumps({"data": values}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        event = json.loads(answer.read())["event_id"]
+    with urllib.request.urlopen(f"{address}/gradio_api/call/generate/{event}", timeout=60) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize("values", [
+    ("3", 1e9, 0, "ddim", 4, 1), ("3", 2, -5, "ddim", 4, 1), ("eleven", 2, 0, "ddim", 4, 1),
+    ("3", 2, 0, "../../ddim", 4, 1), ("3", 2, 0, "ddim", 100000, 1), ("3", 2, "x", "ddim", 4, 1), (None,) * 6,
+])  # fmt: skip
+def test_bad_values_of_a_program_are_refused_and_the_page_goes_on(address, values):
+    events = called(address, *values)
+    assert "event: error" in events
+    assert "event: complete" not in events
+    assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1)
+
+
+# ------------------------------------------------------------------------------------------ the browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs a Chromium")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def opened(browser, address):
+    page = browser.new_context(accept_downloads=True).new_page()
+    page.goto(address)
+    page.wait_for_selector("button:has-text('Generate')")
+    return page
+
+
+def generated(page, before: str = "") -> str:
+    """Press the button; the address of the picture that comes."""
+    page.click("button:has-text('Generate')")
+    page.wait_for_function(
+        "before => { const i = document.querySelector('img[src*=\"/file=\"]'); return i && i.src != before }",
+        arg=before, timeout=60_000,
+    )  # fmt: skip
+    return page.get_attribute('img[src*="/file="]', "src")
+
+
+def downloaded(page, name: str, path: Path) -> Image.Image:
+    with page.expect_download() as waiting:
+        page.click(f"button:has-text('{name}')")
+    waiting.value.save_as(path)
+    return Image.open(path)
+
+
+def test_two_visitors_generate_change_the_class_and_download(browser, address, studio, tmp_path):
+    one, other = opened(browser, address), opened(browser, address)
+    for page, label in ((one, "3"), (other, "8")):
+        page.get_by_label("class").first.click()
+        page.get_by_role("option", name=label, exact=True).click()
+    one.click("button:has-text('Generate')")
+    other.click("button:has-text('Generate')")
+    for page in (one, other):
+        page.wait_for_selector('img[src*="/file="]', timeout=60_000)
+    for page, label in ((one, "3"), (other, "8")):  # each has his own
+        made = studio.make(Asked(label, 16, 0, "ddim", 4, 1.0))
+        picture = downloaded(page, "PNG", tmp_path / f"{label}.png")
+        assert np.array_equal(np.array(picture), np.array(made.frames[-1]))
+        film = downloaded(page, "GIF", tmp_path / f"{label}.gif")
+        assert film.n_frames == 4
+    before = one.get_attribute('img[src*="/file="]', "src")
+    one.get_by_label("seed").fill("5")
+    assert generated(one, before) != before
+    assert not one.query_selector("text=Error")
+
+
+def test_a_value_that_is_none_is_told_and_the_page_goes_on(browser, address):
+    page = opened(browser, address)
+    page.get_by_label("seed").fill("-3")
+    page.click("button:has-text('Generate')")
+    page.wait_for_selector("text=seed", timeout=20_000)
+    page.get_by_label("seed").fill("3")
+    assert generated(page)
+
+
+def test_the_slider_shows_the_way_from_noise(browser, address):
+    page = opened(browser, address)
+    first = generated(page)
+    slider = page.get_by_label("from noise to image").first
+    slider.fill("0")
+    slider.press("Enter")
+    page.wait_for_function(
+        "before => document.querySelector('img[src*=\"/file=\"]').src != before", arg=first, timeout=20_000
+    )
+
+
+def test_without_gradio_it_says_what_to_install(tiny_run, tmp_path):
+    prelude = (
+        "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name: name != 'gradio' and find(name)"
+    )
+    assert 'pip install "diffusion_lit[app]"' in run("app", f"run={tiny_run}", cwd=tmp_path, code=2, prelude=prelude)
