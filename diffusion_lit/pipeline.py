@@ -21,15 +21,16 @@ OUTPUTS = ("pil", "np", "pt")
 class Pipeline:
     """Makes the images that `python -m diffusion_lit.sample` makes, to the byte.
 
-    >>> pipeline = Pipeline.from_pretrained("outputs/digits/<run>")                       # doctest: +SKIP
-    >>> pipeline(classes=["3", "8"], num_images=16, seed=0)[0].save("three.png")          # doctest: +SKIP
+    Examples:
+        >>> pipeline = Pipeline.from_pretrained("outputs/digits/<run>")  # doctest: +SKIP
+        >>> pipeline(classes=["3", "8"], num_images=16, seed=0)[0].save("three.png")  # doctest: +SKIP
     """
 
     def __init__(self, model: Trained):
         self.model = model
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "auto", **settings) -> "Pipeline":
+    def from_pretrained(cls, path: str | Path, device: str = "auto", **settings: object) -> "Pipeline":
         """
         Args:
             settings: those of `diffusion_lit.runs.trained.Trained`, such as `checkpoint`, `weights`, `guidance_scale`.

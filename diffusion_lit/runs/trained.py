@@ -32,7 +32,9 @@ class Trained:
         ema_length: in place of `weights` the average of that length, a share of the training; see `ema_lengths`.
         device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
         sampler: a `sampler` group to use instead of the run's, or of its sampling.yaml.
-        guidance_scale, guidance_interval, guidance_rescale: instead of the run's.
+        guidance_scale: instead of the run's, as are
+        guidance_interval: of the share of noise, and
+        guidance_rescale: up to 1.
         guide: a worse network of the same pictures, noise and prediction type, to be led away from.
         warn: is told of broken checkpoints that were passed over, and of an average that is not quite of its length.
     Raises:
