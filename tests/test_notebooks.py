@@ -10,8 +10,11 @@ from tests.runs import TINY, run
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-RUNS = {"01_digits": "digits_run", "02_classes": "digits_run", "03_sprites": "sprites_run", "04_skins": "skins_run"}
-PICTURES = {"01_digits": 5, "02_classes": 4, "03_sprites": 5, "04_skins": 4}
+RUNS = {
+    "01_digits": "digits_run", "02_process": "digits_run", "03_classes": "digits_run", "04_sprites": "sprites_run",
+    "05_ablation": "sweep", "06_skins": "skins_run",
+}  # fmt: skip
+PICTURES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,14 @@ def skins_run(tmp_path_factory) -> Path:
     words += [*TINY, "data.num_images=40", "max_steps=2", "sample_every=0", "val_every=0", "sampler.batch_size=8"]
     run("train", *words, "run_dir=run", cwd=folder)
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation") / "sweep"
+    words = [*TINY, "max_steps=4", "val_every=2", "sample_every=0", "checkpoint_every=4", f"hydra.sweep.dir={folder}"]
+    run("train", "--multirun", *words, "seed=0,1", "weighting=x0,snr", "metric=val_error", cwd=folder.parent)
+    return folder
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -34,6 +45,6 @@ def test_a_notebook_runs_and_shows_its_pictures(path, request, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
     assert len(pictures) >= PICTURES[path.stem]
-    assert ("image/gif" in pictures) == (path.stem == "02_classes")
+    assert ("image/gif" in pictures) == (path.stem == "03_classes")
     if os.environ.get("KEEP_NOTEBOOK"):  # a folder, to look at them
         nbformat.write(notebook, Path(os.environ["KEEP_NOTEBOOK"]) / path.name)
