@@ -47,6 +47,16 @@ def export(config: DictConfig) -> None:
 
     model = as_asked(OmegaConf.merge(NO_GUIDE, config), log.warning)
     out = sample.new_folder(config.out, Path(config.run).expanduser())
+    with folder.whole(out) as building:
+        write(building, model, config)
+    log.info("exported   %s", folder.shown(out))
+    log.info("more       python -m diffusion_lit.sample run=%s", folder.shown(out))
+    if config.push:
+        upload(out, config.push, config.private)
+
+
+def write(out: Path, model, config: DictConfig) -> None:
+    """Network, scheduler, config.yaml, grid and card."""
     write_network(out, model)
     settings = published_config(model.config)
     held = checkpoints.read(model.checkpoint) if model.checkpoint.suffix == ".ckpt" else {}
@@ -61,11 +71,9 @@ def export(config: DictConfig) -> None:
     folder.replace_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
     draw(out / "grid.png", model, config.seed)
     measured = measured_so(Path(config.run).expanduser(), model, config)
-    folder.replace_text(out / "README.md", card(settings, measured, config.license, config.push or out.name))
-    log.info("exported   %s", folder.shown(out))
-    log.info("more       python -m diffusion_lit.sample run=%s", folder.shown(out))
-    if config.push:
-        upload(out, config.push, config.private)
+    folder.replace_text(
+        out / "README.md", card(settings, measured, config.license, config.push or Path(config.out).name)
+    )
 
 
 def write_network(out: Path, model) -> None:

@@ -36,7 +36,11 @@ small = cache(lambda experiment: configuration(f"experiment={experiment}", "debu
 plain = cache(lambda experiment: configuration(f"experiment={experiment}", complete=False))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+FAITHFUL = [name for name in EXPERIMENTS if name.endswith("_faithful")]  # differ from theirs in values, not in parts
+QUICK = [pytest.param(name, marks=pytest.mark.slow if name in FAITHFUL else []) for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("experiment", QUICK)
 def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
     monkeypatch.setattr(probe, "PER_BIN", 1)  # fewer of both along the same path
     monkeypatch.setattr(preview, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])

@@ -190,6 +190,16 @@ def test_a_folder_is_measured_against_pictures_that_are_named(tmp_path, pictures
     assert one["settings"]["reference"] == other["settings"]["reference"]
 
 
+def test_what_is_not_whole_is_not_there(digits, tmp_path):
+    prelude = (
+        "import diffusion_lit.export as e\ndef fail(*args): raise OSError(28, 'No space left on device')\ne.draw = fail"
+    )
+    printed = run("export", f"run={digits / 'run'}", "out=out", cwd=tmp_path, code=75, prelude=prelude)
+    assert "No space left on device" in printed
+    assert list(tmp_path.iterdir()) == []
+    run("export", f"run={digits / 'run'}", "out=out", cwd=tmp_path)
+
+
 def test_faults_of_a_folder_are_told(digits, tmp_path):
     copy = Path(shutil.copytree(digits / "out", tmp_path / "copy"))
     assert "published model" in run("sample", f"run={copy}", "checkpoint=4", cwd=tmp_path, code=4)

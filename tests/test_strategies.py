@@ -181,6 +181,7 @@ def test_a_signal_saves_on_all_ranks_and_the_run_goes_on_bit_for_bit(tmp_path, w
     assert trace(whole_ddp) == trace(broken)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, single):
     folder = tmp_path / "run"
     run("train", *SHORT, "max_steps=4", "optimizer.schedule=constant", f"run_dir={folder}", cwd=tmp_path)
@@ -190,6 +191,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, single):
     assert_same_training(whole, folder)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_jobs_of_two_processes_leaves_one_folder_each_and_no_process(tmp_path, single):
     process = start("train", "--multirun", *SHORT, *DDP, *WANDB, "seed=0,1", cwd=tmp_path)
     output, _ = process.communicate(timeout=120)
@@ -226,15 +228,12 @@ class Broken(UNet):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "error", "code", "told"),
     [
-        pytest.param(
-            0, "ValueError('an error of rank 0')", 1, "ValueError: an error of rank 0", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            1, "ValueError('an error of rank 1')", 1, "ValueError: an error of rank 1", marks=pytest.mark.slow
-        ),
+        (0, "ValueError('an error of rank 0')", 1, "ValueError: an error of rank 0"),
+        (1, "ValueError('an error of rank 1')", 1, "ValueError: an error of rank 1"),
         (1, "__import__('torch').OutOfMemoryError('CUDA out of memory')", 75, "strategy.accumulate=2 is the same"),
     ],
 )

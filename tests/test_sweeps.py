@@ -445,7 +445,7 @@ def test_a_sweep_into_the_folder_of_another(tmp_path):
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=0"]
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("direction", [pytest.param("minimize", marks=pytest.mark.slow), "maximize"])
 def test_optuna_goes_on_over_a_failed_trial_and_keeps_its_study(tmp_path, direction):
     import optuna
     import yaml

@@ -10,9 +10,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -164,6 +166,22 @@ def replace_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(text)
     os.replace(beside, path)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder beside an empty one, to fill; it takes its place when it is whole, and is gone if it never is."""
+    building = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        os.replace(building, folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _versions() -> str:

@@ -93,6 +93,7 @@ def test_a_real_allocation_that_fails_is_known_as_one():
     assert not is_out_of_memory(RuntimeError("shapes"))
 
 
+@pytest.mark.slow
 def test_the_limit_of_a_process_is_met_in_words(tmp_path):
     """A real one: the address space ends a little above what the process has at step 4."""
     happens = "if self.step == 4: limit()"
