@@ -192,8 +192,9 @@ def test_a_folder_is_measured_against_pictures_that_are_named(tmp_path, pictures
 
 def test_what_is_not_whole_is_not_there(digits, tmp_path):
     prelude = (
-        "import diffusion_lit.export as e\ndef fail(*args): raise OSError(28, 'No space left on device')\ne.draw = fail"
+        "import diffusion_lit.sampling.previews as p\ndef fail(*a): raise OSError(28, 'No space left on device')\n"
     )
+    prelude += "p.class_grid = fail"
     printed = run("export", f"run={digits / 'run'}", "out=out", cwd=tmp_path, code=75, prelude=prelude)
     assert "No space left on device" in printed
     assert list(tmp_path.iterdir()) == []
