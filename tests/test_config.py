@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from diffusion_lit.__main__ import VERBS
 from diffusion_lit.classes import locate
 from diffusion_lit.config import CONF, composed, help_text, with_data_facts
 from diffusion_lit.conflicts import CHECKS
@@ -263,6 +264,13 @@ def test_help_holds_every_group_key_and_comment():
     assert "sampler     ddim" in help_text("sample", [])
     assert len(text.splitlines()) < 64
     assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_shows_three_examples_at_least(verb):
+    lines = help_text(verb, []).splitlines()
+    assert sum(line.strip().startswith(f"python -m diffusion_lit.{verb} ") for line in lines) >= 2
+    assert sum(f"python -m diffusion_lit.{verb}" in line for line in lines) >= 3
 
 
 def test_help_of_a_group_is_its_files():
