@@ -43,7 +43,7 @@ def grid(images: Tensor, columns: int, row_names: Sequence[str] = (), title: str
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     white = (255,) * channels if channels > 1 else 255
     ink = (0, 0, 0, 255)[:channels] if channels > 1 else 0
-    canvas = Image.new(mode, (max(left + columns * cell_w, title_width) + gap, top + rows * cell_h + gap), white)
+    canvas = Image.new(mode, (left + max(columns * cell_w, title_width) + gap, top + rows * cell_h + gap), white)
     draw = ImageDraw.Draw(canvas)
     if title:
         draw.text((left + gap, 4), title, fill=ink, font=font)

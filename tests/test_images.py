@@ -112,10 +112,11 @@ def test_titles_and_names_stand_beside_the_images_and_not_on_them(channels):
         assert (pixels(named)[:top, :, 3] == 255).all()
 
 
-def test_a_title_wider_than_the_grid_is_not_cut():
+@pytest.mark.parametrize("names", [(), ("a name in front",)])
+def test_a_title_wider_than_the_grid_is_not_cut(names):
     title = "raw, step 123456 of a run with a very long name"
-    picture = pixels(grid(noise(1, 1), columns=1, title=title))
-    wide = pixels(grid(noise(20, 1), columns=20, title=title))
+    picture = pixels(grid(noise(1, 1), columns=1, row_names=names, title=title))
+    wide = pixels(grid(noise(20, 1), columns=20, row_names=names, title=title))
     band = 12
     assert (picture[:band] < 128).sum() == (wide[:band] < 128).sum()
 
