@@ -25,6 +25,8 @@ class Exit(IntEnum):
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # of the operating system
 
+HEARD: list[int] = []  # signals that were to end the command; a run that trains all the same ends at its first step
+
 
 class UserError(Exception):
     """What is wrong, where (file, key, value) and what to do, for a person; ends the command with `exit_code`."""
@@ -44,6 +46,8 @@ def reported() -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {signal.SIGTERM: _stop, signal.SIGHUP: _stop, signal.SIGUSR1: signal.SIG_IGN}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handlers[signal.SIGINT] = _stop
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -66,5 +70,9 @@ def reported() -> Iterator[None]:
 
 
 def _stop(number: int, frame: object) -> None:
+    """Raise what ends the command. Libraries that catch everything can lose it, so it is written down too."""
+    HEARD.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     print(f"{signal.Signals(number).name}: stopped; what was saved before is kept", file=sys.stderr)
     sys.exit(128 + number)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit import console
 from diffusion_lit.config import CONF, composed, help_text, hydra_settings
-from diffusion_lit.errors import Exit, UserError, reported
+from diffusion_lit.errors import HEARD, Exit, UserError, reported
 from diffusion_lit.overrides import as_word
 from diffusion_lit.redaction import refuse_secrets
 from diffusion_lit.runs import sweeps
@@ -44,6 +44,7 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summari
 
     A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
     """
+    HEARD.clear()
     args, unknown_flags = get_args_parser().parse_known_intermixed_args()
     if args.help:
         print(help_text(config_name, args.overrides))

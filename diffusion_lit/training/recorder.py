@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 
 from diffusion_lit.console import progress_bar
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.errors import HEARD, Exit, UserError
 from diffusion_lit.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
@@ -95,6 +95,8 @@ class Recorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        for number in HEARD[:1]:
+            self._on_signal(number, None)
         self.step = trainer.global_step
         columns = COLUMNS + columns_of(self.config)
         self.metrics = MetricsFile(self.run / "metrics.csv", columns, self.step) if self.writes else None

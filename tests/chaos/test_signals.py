@@ -74,6 +74,30 @@ def test_a_signal(name, phase, whole, tmp_path):
     assert_equal_runs(whole, folder)
 
 
+LOST = """
+import os, signal, diffusion_lit.training.setup as setup
+load = setup.load_data
+def swallowed(*args):
+    try:  # as in libraries that catch whatever is raised; C code does it without a word
+        os.kill(os.getpid(), signal.{name})
+    except BaseException:
+        pass
+    return load(*args)
+setup.load_data = swallowed
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_a_library_swallows_before_training_still_ends_the_run(whole, tmp_path, name):
+    folder = tmp_path / "run"
+    prelude = LOST.format(name=name)
+    printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=CODES[name], prelude=prelude)
+    assert f"{name}: finishing this step and saving" in printed
+    assert last_step(folder) == 1
+    run("train", f"resume={folder}", cwd=tmp_path)
+    assert_equal_runs(whole, folder)
+
+
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
 def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(whole, tmp_path, second):
     folder = tmp_path / "run"
