@@ -154,7 +154,7 @@ def test_choices_are_those_of_the_code():
 
 
 def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in ("train", "sample", "evaluate", "audit", "visualize", "replay") for key in run_level(name)}
+    keys = {key for name in VERBS for key in run_level(name)}
     for path in LEAVES:
         for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
             name = f"{path.parent.name}.{key}"
