@@ -2,7 +2,6 @@
 
 import json
 
-BY_DIFFUSERS = ("epsilon", "sample", "v_prediction")  # predictions that its schedulers know
 ROWS = {
     "fd": "Fréchet distance", "kid": "kernel distance", "precision": "precision", "recall": "recall",
     "class_accuracy": "class accuracy", "copied_pixels": "copies of training images, by pixels",
@@ -10,7 +9,7 @@ ROWS = {
 }  # fmt: skip
 
 
-def card(config: dict, measured: dict, license: str | None, name: str) -> str:
+def card(config: dict, measured: dict, license: str | None, name: str, by_diffusers: bool) -> str:
     """Markdown, with the keys in front that the Hugging Face hub reads.
 
     Args:
@@ -18,6 +17,7 @@ def card(config: dict, measured: dict, license: str | None, name: str) -> str:
         measured: a result of `evaluate` for these weights and settings; empty: none.
         license: of the weights; None: the card says that it is not known.
         name: of the folder, or of the model on the hub.
+        by_diffusers: whether diffusers alone can load it.
     """
     data, network, sampler, exported = config["data"], config["model"], config["sampler"], config["exported"]
     size = data["image_size"]
@@ -30,7 +30,7 @@ def card(config: dict, measured: dict, license: str | None, name: str) -> str:
     lines = ["---", *[f"{key}: {json.dumps(value)}" for key, value in head.items()], "---", "", f"# {name}", ""]
     steps = "" if exported["step"] is None else f", {exported['step']:,} steps of {config['global_batch_size']}"
     lines += [f"A {kind}diffusion model of {size}x{size} {channels} images{steps}.", "", "![Samples](grid.png)", ""]
-    lines += ["## Use", "", *_use(config, name), "", "## Recipe", "", "| | |", "|---|---|"]
+    lines += ["## Use", "", *_use(config, name, by_diffusers), "", "## Recipe", "", "| | |", "|---|---|"]
     weights = f"average of length {exported['ema_length']}" if exported["ema_length"] else exported["weights"]
     recipe = {
         "pictures": f"fingerprint `{exported['data']}`",
@@ -50,7 +50,7 @@ def card(config: dict, measured: dict, license: str | None, name: str) -> str:
     return "\n".join([*lines, "", "## Measured", "", *_measured(measured), ""])
 
 
-def _use(config: dict, name: str) -> list[str]:
+def _use(config: dict, name: str, by_diffusers: bool) -> list[str]:
     """How to make images of it, by diffusion_lit and, as far as that is so simple, by diffusers alone."""
     names = config["data"]["class_names"]
     asked = f"classes=[{names[0]!r}], " if names else ""
@@ -64,15 +64,11 @@ def _use(config: dict, name: str) -> list[str]:
         "",
         f"or `python -m diffusion_lit.sample run={name}`: the same pixels.",
     ]
-    if _known_to_diffusers(config["diffusion"]):
+    if by_diffusers:
         network = f'`UNet2DModel.from_pretrained("{name}", subfolder="unet")`, a network that takes `class_labels`'
         loaded = network if names else f'`DDPMPipeline.from_pretrained("{name}")`'
         lines += ["", f"By diffusers alone: {loaded}."]
     return lines
-
-
-def _known_to_diffusers(diffusion: dict) -> bool:
-    return diffusion.get("process", "discrete") == "discrete" and diffusion["prediction_type"] in BY_DIFFUSERS
 
 
 def _measured(result: dict) -> list[str]:

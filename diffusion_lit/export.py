@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit import sample
-from diffusion_lit.card import BY_DIFFUSERS, card
+from diffusion_lit.card import card
 from diffusion_lit.config import serving_faults
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
@@ -23,7 +23,7 @@ KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUID
 OF_DATA = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
 )  # fmt: skip
-NAMED = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}  # by diffusers
+NAMED = {ours: theirs for theirs, ours in weights.SCHEDULES.items()}  # by diffusers
 
 
 def main() -> None:
@@ -71,9 +71,8 @@ def write(out: Path, model, config: DictConfig) -> None:
     folder.replace_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
     draw(out / "grid.png", model, config.seed)
     measured = measured_so(Path(config.run).expanduser(), model, config)
-    folder.replace_text(
-        out / "README.md", card(settings, measured, config.license, config.push or Path(config.out).name)
-    )
+    name, by_diffusers = config.push or Path(config.out).name, (out / "model_index.json").exists()
+    folder.replace_text(out / "README.md", card(settings, measured, config.license, name, by_diffusers))
 
 
 def write_network(out: Path, model) -> None:
@@ -100,7 +99,7 @@ def scheduler_of(model):
     from diffusers import DDPMScheduler
 
     settings, table = model.config["diffusion"], model.diffusion.table
-    if settings.get("process", "discrete") != "discrete" or settings["prediction_type"] not in BY_DIFFUSERS:
+    if settings.get("process", "discrete") != "discrete" or settings["prediction_type"] not in weights.PREDICTION_TYPES:
         return None
     schedule = NAMED.get(settings["beta_schedule"])
     if schedule and not settings["zero_terminal_snr"]:

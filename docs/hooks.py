@@ -1,4 +1,4 @@
-"""What mkdocs writes itself: the pages of keys and of recipes, from the yaml files that the commands read."""
+"""What mkdocs writes itself: keys and recipes from the yaml files that the commands read, promises from the README."""
 
 from pathlib import Path
 
@@ -9,8 +9,15 @@ COMMANDS = ("train", "sample", "evaluate", "export", "app", "visualize", "report
 
 
 def on_page_markdown(markdown: str, page, **kwargs) -> str:
+    if page.file.src_uri == "promises.md":
+        return markdown.replace("<!-- the section of the README -->", promises())
     made = {"reference.md": reference, "recipes.md": recipes}.get(page.file.src_uri)
     return markdown + made() if made else markdown
+
+
+def promises() -> str:
+    readme = (CONF.parent / "README.md").read_text()
+    return readme.partition("## What it promises\n")[2].partition("\n## ")[0]
 
 
 def reference() -> str:

@@ -36,6 +36,10 @@ def test_every_recipe_is_on_its_page(site):
         assert f">{file.stem}<" in page or file.stem == "none", file
 
 
+def test_what_the_readme_promises_is_on_its_page(site):
+    assert "A checkpoint is whole or absent, and plain data" in (site / "promises.html").read_text()
+
+
 def test_nothing_is_loaded_from_elsewhere(site):
     for file in site.rglob("*.html"):
         for word in ('src="http', "fonts.googleapis", 'rel="stylesheet" href="http'):

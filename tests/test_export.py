@@ -86,6 +86,7 @@ def test_every_process_and_network_is_exported(tmp_path, words):
     assert np.array_equal(sampled(tmp_path / "run", tmp_path / "a"), sampled(tmp_path / "out", tmp_path / "b"))
     ours = [word for word in words if word in ("diffusion=flow", "diffusion=edm", "model=dit")]
     assert (tmp_path / "out" / "model_index.json").exists() != bool(ours)
+    assert ("By diffusers alone" in (tmp_path / "out" / "README.md").read_text()) != bool(ours)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from diffusion_lit.config import CONF
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.runs import checkpoints, weights
 from diffusion_lit.runs.warm_start import with_architecture
+from diffusion_lit.runs.weights import PREDICTION_TYPES, SCHEDULES
 
 FILES = ("config.yaml", "model_index.json", "unet/config.json", checkpoints.UNET, checkpoints.NETWORK)
 FILES += ("scheduler/scheduler_config.json",)
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # that diffusers names as we do
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
 def located(run: str) -> Path:

@@ -12,6 +12,8 @@ from diffusion_lit.runs.folder import is_run
 FILES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 IN_A_FOLDER = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # of diffusers, the first counts
 SETTINGS = ("config.json", "scheduler_config.json", "scheduler/scheduler_config.json")
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # theirs to ours
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # that diffusers names as we do
 HUB_ID = r"[\w.-]+/[\w.-]+"
 WRAPPERS = (  # what a file of weights and more calls them; an average before the raw ones
     "ema_model_state", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model_state", "model",
@@ -192,9 +194,8 @@ def _made_by_diffusers(file: Path) -> dict:
     for beside in (file.parent / SETTINGS[1], file.parent.parent / SETTINGS[2]):
         if file.name in IN_A_FOLDER and beside.is_file():
             scheduler = read_json(beside)
-            named = {"squaredcos_cap_v2": "cosine"}
             made |= {
-                f"diffusion.{key}": named.get(scheduler[key], scheduler[key])
+                f"diffusion.{key}": SCHEDULES.get(scheduler[key], scheduler[key])
                 for key in ("prediction_type", "beta_schedule", "num_train_timesteps")
                 if key in scheduler
             }
