@@ -127,7 +127,9 @@ def page_of(studio, model, home: Path):
                     gr.Markdown("Made, and behind each the training images with the nearest pixels:")
                     near = gr.Image(**shows)
         asked = [label, count, seed, name, number, scale]
-        button.click(made, asked, [picture, slider, frames, near, png, gif], concurrency_limit=1, api_name="generate")
+        shown = [picture, slider, frames, near, png, gif]
+        # preprocess=False: the studio looks at what was asked, and says it without a traceback in the terminal
+        button.click(made, asked, shown, concurrency_limit=1, api_name="generate", preprocess=False)
         slider.input(at, [frames, slider], picture, show_progress="hidden", api_name=False, trigger_mode="always_last")
     return page.queue(max_size=QUEUE, default_concurrency_limit=1)
 

@@ -17,6 +17,12 @@ from filelock import FileLock  # noqa: E402
 from tests.runs import run  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def nothing_trusted_yet(monkeypatch):
+    """A process of its own would trust only the classes that its own command names."""
+    monkeypatch.setattr("diffusion_lit.classes._own", set())
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """The run folder of the bare command, `python -m diffusion_lit.train`, with what it printed in printed.txt.

@@ -171,6 +171,7 @@ if __name__ == "__main__":
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests started by a script's `&` have it ignored
     sys.argv = ["", *asked["words"][1:]]
     sys.path[0] = asked["cwd"]
     exec(asked["prelude"])
