@@ -133,6 +133,37 @@ def test_a_pipeline_of_diffusers_is_sampled_here(tmp_path, scheduler):
     assert not (tmp_path / "theirs" / "generated").exists()
 
 
+@pytest.mark.parametrize("classes", [{"class_embed_type": "timestep", "num_class_embeds": 10}, {}], ids=str)
+def test_what_the_source_projects_publish_is_sampled_here(tmp_path, classes):
+    """A UNet and a scheduler beside each other, the pipeline's class nowhere to be had: classes by the sinusoidal
+    projection (with SNR weights, predicting the clean image), or RGBA without classes; against a plain loop."""
+    torch.manual_seed(0)
+    channels = 3 if classes else 4
+    network = UNet2DModel(
+        sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 8), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, **classes,
+    ).eval()  # fmt: skip
+    noise = DDPMScheduler(
+        num_train_timesteps=40, beta_schedule="squaredcos_cap_v2", prediction_type="sample" if classes else "epsilon"
+    )
+    network.save_pretrained(tmp_path / "theirs" / "unet")
+    noise.save_pretrained(tmp_path / "theirs" / "scheduler")
+    index = {"_class_name": "ConditionalDDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"]}
+    index |= {"unet": ["diffusers", "UNet2DModel"], "_diffusers_version": "0.30.0"}
+    (tmp_path / "theirs" / "model_index.json").write_text(json.dumps(index))
+    ours = sampled(tmp_path / "theirs", tmp_path / "a", *(["classes=[3,8]"] if classes else []))
+
+    generators = [torch.Generator().manual_seed(seed) for seed in image_seeds(3, 10)]
+    x = torch.stack([torch.randn(channels, 8, 8, generator=generator) for generator in generators])
+    labels = {"class_labels": torch.tensor([3] * 5 + [8] * 5)} if classes else {}
+    noise.set_timesteps(40)
+    with torch.no_grad():
+        for t in noise.timesteps:
+            x = noise.step(network(x, t, **labels).sample, t, x, generator=generators).prev_sample
+    theirs = ((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert np.abs(theirs - ours / 255).max() <= 1 / 255 + 1e-6
+
+
 def test_classes_of_a_foreign_network_have_no_null_label(tmp_path):
     network = UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
