@@ -54,7 +54,7 @@ def check(config: DictConfig) -> None:
     """What can be known without torch."""
     if config.images_per_class is None:
         raise UserError(Exit.CONFIG, "images_per_class=null: needs a value")
-    samplers = {name: sampler_yaml(name) for name in config.samplers}
+    samplers = samplers_of(config)
     if config.run is None:
         missing = sorted(set(config.what or ()) & set(NEEDS_A_RUN))
         if missing:
@@ -69,6 +69,12 @@ def check(config: DictConfig) -> None:
         faults += serving_faults(sampler, run_config["diffusion"], name)
         if faults and (not config.what or "samplers" in config.what):
             raise UserError(Exit.CONFIG, f"samplers: {name}: {faults[0]}; leave it out of samplers=[...]")
+
+
+def samplers_of(config: DictConfig) -> dict[str, dict]:
+    """Those to compare; the run's own as the run has it."""
+    own = folder.read_sampling(folder.require_run(config.run))["sampler"] if config.run else {}
+    return {name: own if name == own.get("name") else sampler_yaml(name) for name in config.samplers}
 
 
 def sampler_yaml(name: str) -> dict:
@@ -96,7 +102,7 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
-    samplers = {name: sampler_yaml(name) for name in config.samplers}
+    samplers = samplers_of(config)
     for path in album.draw(subject, wanted, out, config, samplers, log, others):
         log.info("figure     %s", folder.shown(path))
     left_out = [name for name in FIGURES if name not in wanted]

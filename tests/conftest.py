@@ -16,6 +16,17 @@ from filelock import FileLock  # noqa: E402
 
 from tests.runs import run  # noqa: E402
 
+# With `pytest -n` a file goes to one process as a whole: those that take minutes begin, so that none ends alone.
+LONGEST = ("strategies", "digits", "notebooks", "kills", "samplers", "training", "sweeps", "export", "resume")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True)
 def nothing_trusted_yet(monkeypatch):

@@ -205,7 +205,8 @@ def test_every_number_says_what_it_is_of(tiny_run, tmp_path):
         assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
     assert [row["class"] for row in result["per_class"]] == [str(digit) for digit in range(10)]
     assert (tmp_path / "out" / "neighbours.png").exists()
-    for word in ("40 images of step-00000004.ckpt, net, seed 3; ddim, NFE 4, guidance scale 2", "train, 200 images"):
+    told = "40 images of step-00000004.ckpt, net, seed 3; dpmpp_sde, NFE 4, guidance scale 2"
+    for word in (told, "train, 200 images"):
         assert word in printed
     assert "FD " in printed
     assert "FID" not in printed

@@ -214,7 +214,7 @@ def test_wandb_has_the_pictures_with_captions(wandb_run):
         for step, (data, _) in pictures.items():
             assert data == (wandb_run / "samples" / f"step-{step:08d}.{kind}").read_bytes()
     _, caption = logged.pictures("samples/grid")[6]
-    assert caption == "rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; EMA | raw; seed 0; ddim, 2 steps; guidance scale 1"
+    assert caption == "rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; EMA | raw; seed 0; dpmpp_sde, 2 steps; guidance scale 1"
 
 
 def test_wandb_has_configuration_result_name_and_exit_code(wandb_run):

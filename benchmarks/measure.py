@@ -1,0 +1,61 @@
+"""What all tables share: medians with intervals, configurations from words, the machine."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from math import comb
+from pathlib import Path
+
+from diffusion_lit.config import composed, with_data_facts
+from diffusion_lit.train import expanded
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, and the order statistics between which it lies with 95 % probability, whatever the distribution."""
+    ordered, n = sorted(values), len(values)
+    outside, k = 0.0, 0  # P(at most k of n values below the median)
+    while k < n // 2 and 2 * (outside := outside + comb(n, k) / 2**n) <= 0.05:
+        k += 1
+    return statistics.median(ordered), ordered[max(0, k - 1)], ordered[n - max(1, k)]
+
+
+def shown(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
+    middle, low, high = interval(values)
+    return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def in_turns(pairs: int, *runs: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each, one after the other and then again, so that what slows the machine slows all of them."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(pairs):
+        for run, taken in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+    return seconds
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def config_of(*words: str) -> tuple[dict, object]:
+    """The resolved configuration of a `train` command line, and its source of pictures."""
+    return with_data_facts(composed("train", expanded(list(words), None))[0])
+
+
+def anonymous_memory(pid: int | str = "self") -> float:
+    """MiB that a process holds itself, without files that are mapped."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) / 1024
+
+
+def machine() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].partition(": ")[2] if names else platform.processor()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "diffusers"))
+    return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; {time.strftime('%Y-%m-%d')}"

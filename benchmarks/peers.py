@@ -1,0 +1,110 @@
+"""`python -m benchmarks.peers <train_unconditional.py of diffusers>`: images a second beside that script's, in turns,
+with the same UNet, batch, optimizer, average and folder of pictures. Needs `pip install accelerate`.
+
+Each is a process of its own. From its 5th optimizer step to its last everything counts: decoding, augmentation, forward
+and backward, optimizer, average, logging; the time until the 5th step, where pictures are decoded here, stands beside.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.measure import config_of, interval, machine, shown, table
+from diffusion_lit.build import make_network
+
+ROUNDS, FIRST = 7, 5
+CLOCK = """
+import os, runpy, sys, time
+from torch.optim.optimizer import register_optimizer_step_post_hook
+first, last, kind, name, *sys.argv = sys.argv[1:]
+sys.argv.insert(0, name)
+times = [time.perf_counter()]
+def tell(*_):
+    times.append(time.perf_counter())
+    if len(times) == int(last) + 1:
+        print("seconds", times[int(first)] - times[0], times[-1] - times[int(first)], flush=True)
+        os._exit(0)
+register_optimizer_step_post_hook(tell)
+run, more = (runpy.run_module, {"alter_sys": True}) if kind == "module" else (runpy.run_path, {})
+run(name, run_name="__main__", **more)
+"""
+BF16 = ("strategy.precision=bf16-mixed", "strategy.channels_last=true")
+LARGER = ("model.block_out_channels=[64,128,128]", "model.layers_per_block=1")
+CASES = {  # name: (size of the files, size they are trained at, our words, flags of the script, last step)
+    "1.1 M, 32x32, float32": (32, 32, ("model.layers_per_block=1",), (), 20),
+    "4.4 M, 32x32, bf16": (32, 32, LARGER + BF16, ("--mixed_precision", "bf16"), 12),
+    "4.4 M, 32x32, bf16 beside its float32": (32, 32, LARGER + BF16, (), 12),
+    "photos of 500 px at 64x64, small network": (
+        500, 64, ("model.block_out_channels=[8,16,16]", "model.norm_num_groups=4", "model.attention_levels=[]",
+        "model.middle_attention=false", "model.layers_per_block=1"), (), 20,
+    ),
+}  # fmt: skip
+
+
+def pictures(folder: Path, size: int, count: int = 2_000) -> Path:
+    random = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for k in range(count if not any(folder.iterdir()) else 0):
+        small = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{k}.{'png' if size < 64 else 'jpg'}")
+    return folder
+
+
+def seconds(last: int, *command: str) -> tuple[float, float]:
+    """Until the first step that counts, and from there to the last."""
+    words = [sys.executable, "-c", CLOCK, str(FIRST), str(last), *command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "seconds" not in done.stdout:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    before, counted = map(float, done.stdout.rpartition("seconds ")[2].split())
+    return before, counted
+
+
+def rates(script: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
+    """Seconds before, and images a second, of ours and of the script, round by round."""
+    folder = pictures(home / f"pictures{size}", size, 2_000 if size < 64 else 640)
+    words = ["data=image_folder", f"data.root={folder}", "data.labels=none", f"data.image_size={at}", "data.channels=3"]
+    words += ["data.flip=0.5", "model=unet_small", *ours, "diffusion=ddpm", "weighting=uniform", "optimizer.lr=0.0001"]
+    words += ["val_every=0", "sample_every=0", "checkpoint_every=100000", "global_batch_size=64", "max_steps=100"]
+    config, _ = config_of(*words)
+    network = make_network(config).unet
+    (home / "network").mkdir(exist_ok=True)
+    (home / "network" / "config.json").write_text(json.dumps(dict(network.config) | {"_class_name": "UNet2DModel"}))
+    theirs = ["--train_data_dir", folder, "--model_config_name_or_path", home / "network", "--resolution", at]
+    theirs += ["--train_batch_size", 64, "--use_ema", "--random_flip", "--center_crop", "--num_epochs", 10, *flags]
+    theirs += ["--adam_beta2", 0.999, "--save_images_epochs", 1000, "--checkpointing_steps", 100000]
+    found: list[list[tuple[float, float]]] = [[], []]
+    for k in range(ROUNDS):
+        for rate, command in zip(found, (
+            ("module", "diffusion_lit.train", *words, f"run_dir={home / f'run{size}-{len(ours)}-{len(flags)}-{k}'}"),
+            ("file", script, *map(str, theirs), "--output_dir", str(home / f"theirs{k}")),
+        ), strict=True):  # fmt: skip
+            before, counted = seconds(last, *command)
+            rate.append((before, 64 * (last - FIRST) / counted))
+    return found
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
+        sys.exit(__doc__)
+    print(machine(), "\n", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as home:
+        for name, case in CASES.items():
+            ours, theirs = rates(sys.argv[1], Path(home), *case)
+            ratio = [one / other for (_, one), (_, other) in zip(ours, theirs, strict=True)]
+            before, rate = (interval(part)[0] for part in zip(*ours, strict=True))
+            waited, other = (interval(part)[0] for part in zip(*theirs, strict=True))
+            rows.append([name, f"{rate:,.1f}", f"{other:,.1f}", shown(ratio, "", 2), f"{before:.0f} s, {waited:.0f} s"])
+            print(f"| {' | '.join(rows[-1])} |", flush=True)
+    print()
+    table(["", "img/s here", "img/s of the script", "ratio", "before: here, the script"], rows)
+
+
+if __name__ == "__main__":
+    main()
