@@ -79,7 +79,7 @@ class Turns(Callback):
 
 
 def pairs_of(words: tuple[str, ...], steps: int, pairs: int) -> Turns:
-    config, source = config_of(*words, f"max_steps={steps * (pairs + 1)}", "data.judge_images=0")
+    config, source = config_of(*words, f"max_steps={steps * (pairs + 1) + 1}", "data.judge_images=0")
     turns, make_trainer = Turns(Bare(config, source), steps), setup.make_trainer
     setup.make_trainer = lambda *parts: make_trainer(*parts, turns)
     try:

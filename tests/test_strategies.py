@@ -206,6 +206,7 @@ def test_a_sweep_of_two_jobs_of_two_processes_leaves_one_folder_each_and_no_proc
     assert gone(process.pid, 1)
 
 
+@pytest.mark.slow
 def test_the_loss_that_is_no_number_ends_all_ranks_and_is_told_once(tmp_path):
     words = [*SHORT, *DDP, "optimizer.lr=1e30", "optimizer.clip=null", "max_steps=20", f"run_dir={tmp_path / 'run'}"]
     process = start("train", *words, cwd=tmp_path)
