@@ -29,9 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_trusted_yet(monkeypatch):
-    """A process of its own would trust only the classes that its own command names."""
+def as_in_a_new_process(monkeypatch):
+    """Nothing of another test's: classes trusted because its command named them, and the service of its W&B run."""
     monkeypatch.setattr("diffusion_lit.classes._own", set())
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
 
 
 @pytest.fixture(scope="session")

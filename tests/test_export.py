@@ -93,8 +93,8 @@ def test_every_process_and_network_is_exported(tmp_path, words):
     "words",
     [
         ["diffusion.prediction_type=epsilon", "diffusion=ddpm"],
-        ["diffusion.prediction_type=v_prediction"],
-        ["diffusion.prediction_type=sample", "diffusion=sprites"],
+        pytest.param(["diffusion.prediction_type=v_prediction"], marks=pytest.mark.slow),
+        pytest.param(["diffusion.prediction_type=sample", "diffusion=sprites"], marks=pytest.mark.slow),
         ["diffusion.prediction_type=v_prediction", "diffusion.zero_terminal_snr=true", "sampler.clip_x0=false"],
     ],
     ids=["epsilon", "v", "sample", "zero terminal snr"],

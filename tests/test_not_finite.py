@@ -194,6 +194,7 @@ def test_replay_of_a_run_that_ended_well_or_of_a_broken_record(tmp_path, digits_
     (digits_run / "flight.ckpt").unlink()
 
 
+@pytest.mark.slow
 def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
     """The second rank's half of step 5 is positions 66 to 71; rank 0's losses are all finite."""
     folder = tmp_path / "run"

@@ -14,6 +14,7 @@ RUNS = {
     "01_digits": "digits_run", "02_process": "digits_run", "03_classes": "digits_run", "04_sprites": "sprites_run",
     "05_ablation": "sweep", "06_skins": "skins_run",
 }  # fmt: skip
+SLOW = ("04_sprites", "06_skins")  # or the usual tests take too long
 PICTURES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
 
 
@@ -34,7 +35,11 @@ def sweep(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem in SLOW else path for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_and_shows_its_pictures(path, request, monkeypatch):
     monkeypatch.setenv("DIFFUSION_LIT_RUN", str(request.getfixturevalue(RUNS[path.stem])))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures inline

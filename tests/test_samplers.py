@@ -44,6 +44,7 @@ def id_of(value: object) -> str:
     return str(value)
 
 
+slow = pytest.mark.slow
 every_yaml = pytest.mark.parametrize("name", YAMLS)
 thoroughly = pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m"])  # the others on fewer tables: test_processes
 every_pair = pytest.mark.parametrize(("table", "prediction"), PAIRS, ids=id_of)
@@ -146,7 +147,7 @@ def test_deterministic_samplers_take_each_noise_where_the_exact_flow_does(name, 
 
 
 @every_pair
-@pytest.mark.parametrize("steps", [100, 1000])
+@pytest.mark.parametrize("steps", [100, pytest.param(1000, marks=slow)])
 def test_karras_sigmas_reach_mean_and_covariance(table, prediction, steps):
     # they revisit timesteps, and at 1000 steps they hold many twice
     assert_moments(gaussian_images(table, prediction, "dpmpp_2m", steps=steps, use_karras_sigmas=True), 0.08)
@@ -213,7 +214,7 @@ def test_timesteps_fall_from_pure_noise_and_are_as_many_as_asked_for(name, steps
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("steps", [1, 7, 30, 61, 300, 600, 999, 1000])
+@pytest.mark.parametrize("steps", [1, 7, 30, 61, 300, 999, *[pytest.param(n, marks=slow) for n in (600, 1000)]])
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("ddim", {}), ("ddim", {"eta": 1.0}), ("ddpm", {}), ("ddpm", {"variance_type": "fixed_large"})],

@@ -169,7 +169,8 @@ def whole_ddp(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_on_all_ranks_and_the_run_goes_on_bit_for_bit(tmp_path, whole_ddp, number):
     broken = tmp_path / "broken"
     words = [*SETTINGS, *DDP, f"run_dir={broken}"]

@@ -177,7 +177,9 @@ def test_the_gradient_is_clipped_before_the_step(tmp_path):
     assert steps["clip"] < 0.01 < steps["free"]
 
 
-@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (4, 1), pytest.param(1, 2, marks=pytest.mark.slow), (4, 2)])
+@pytest.mark.parametrize(
+    ("accumulate", "world"), [(1, 1), (4, 1), *[pytest.param(n, 2, marks=pytest.mark.slow) for n in (1, 4)]]
+)
 def test_the_learning_rate_counts_optimizer_steps(tmp_path, accumulate, world):
     words = ["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "optimizer.lr=1.0e-3"]
     words += [f"strategy.accumulate={accumulate}", "global_batch_size=16"]
