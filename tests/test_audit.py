@@ -121,6 +121,17 @@ def test_the_sheets_show_what_the_network_gets(every_fault):
     assert sorted(file.name for file in (here / "audit").iterdir()) == ["audit.json", "duplicates.png", "pictures.png"]
 
 
+@pytest.mark.parametrize(("sides", "size"), [((16, 48), 48), ((40, 72), 40)])
+def test_of_two_sizes_one_is_proposed_that_there_is(tmp_path, sides, size):
+    """The larger one of pixel art, the smaller one of photos: neither 32 nor 56."""
+    for k in range(12):
+        side = sides[k % 2]
+        pixels = np.random.default_rng(k).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+        save(tmp_path / "in" / f"{k}.png", pixels.repeat(8, 0).repeat(8, 1))
+    found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.channels=3", "near=0")
+    assert found["proposed"]["data.image_size"] == size
+
+
 def test_what_can_be_trained_exits_with_0_and_its_command_line_trains(tmp_path):
     """Icons of 22 px with holes: nearest, alpha, a size that the network can halve; what was given is left alone."""
     for k in range(12):
