@@ -453,6 +453,13 @@ def test_splits_without_train(data_fault, tmp_path):
     assert "has test but no train folder" in data_fault()
 
 
+def test_splits_and_other_folders(data_fault, tmp_path):
+    """As classes they would be trained on together with what is held out."""
+    for name in ("train/a", "train/b", "test/a", "other"):
+        picture(tmp_path / "in" / name / "1.png")
+    assert "has train, test and beside them other: move that elsewhere" in data_fault()
+
+
 def test_num_classes_that_disagrees(data_fault, typed, tmp_path):
     assert "data.num_classes=11, but the source has 10 classes" in typed("train", "data.num_classes=11", code=3)
     picture(tmp_path / "in" / "1.png")

@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACES = {"<run>": "run", "<smaller run>": "smaller", "<sweep>": "sweep", "<file>": "file"}
 SHORT = [word for word in TINY if not word.startswith("sampler.")]
-SHORT += ["max_steps=4", "val_every=2", "sample_every=0", "checkpoint_every=2"]
+SHORT += ["max_steps=4", "val_every=500", "sample_every=0", "checkpoint_every=500"]
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

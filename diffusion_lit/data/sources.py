@@ -108,9 +108,10 @@ class Digits:
 class ImageFolder:
     """A folder of pictures. One rule decides what it means:
 
-    a root that holds only folders named train, val or test is a set of splits; in each of them (or in the root) two or
-    more folders with pictures are classes, named by folder, in sorted order; otherwise the pictures are unlabelled.
-    Pictures are found at any depth. Dot files, `__MACOSX` and the like are never pictures or classes.
+    a root that holds only folders named train, val or test is a set of splits (with others beside train and another of
+    them it is refused); in each of them (or in the root) two or more folders with pictures are classes, named by
+    folder, in sorted order; otherwise the pictures are unlabelled. Pictures are found at any depth. Dot files,
+    `__MACOSX` and the like are never pictures or classes.
 
     Args:
         root: the folder.
@@ -134,6 +135,12 @@ class ImageFolder:
             if "train" not in found:
                 raise UserError(Exit.DATA, f"data.root={self.root} has {', '.join(found)} but no train folder")
             return found
+        splits = {folder.name.lower(): folder.name for folder in inside if folder.name.lower() in SPLIT_NAMES}
+        if len(splits) > 1 and "train" in splits:  # as classes, what is held out would be trained on
+            others = ", ".join(folder.name for folder in inside if folder.name not in splits.values())
+            told = f"has {', '.join(sorted(splits.values(), reverse=True))} and beside them {others or 'pictures'}"
+            advice = f"move that elsewhere, or name data.root={self.root / splits['train']}"
+            raise UserError(Exit.DATA, f"data.root={self.root} {told}: {advice}")
         return {"train": self.root}
 
     @cached_property
