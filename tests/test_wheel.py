@@ -1,5 +1,6 @@
 """The wheel, installed where nothing else of the project is: every verb by `diffusion-lit`, in an empty folder."""
 
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from tests.runs import TINY
 
 ROOT = Path(__file__).parents[1]
+ALONE = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # nothing of a checkout
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def script(tmp_path_factory) -> Path:
     (site,) = (home / "venv").glob("lib/*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = [python, "-c", "import diffusion_lit; print(diffusion_lit.__file__)"]
-    printed = subprocess.run(where, cwd=home, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(where, cwd=home, env=ALONE, capture_output=True, text=True, check=True).stdout
     assert printed.startswith(str(site))
     return python.with_name("diffusion-lit")
 
@@ -37,7 +39,7 @@ def script(tmp_path_factory) -> Path:
 def test_every_verb_works_in_an_empty_folder(script, tmp_path):
     def start(*words: str) -> subprocess.Popen:
         told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen([script, *words], cwd=tmp_path, text=True, **told)
+        return subprocess.Popen([script, *words], cwd=tmp_path, env=ALONE, text=True, **told)
 
     def done(*words: str) -> None:
         process = start(*words)
