@@ -5,8 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import table
-from benchmarks.sampling import command
+from benchmarks.measure import command, table
 
 EVERY, STEPS = 150, 1200
 

@@ -1,15 +1,13 @@
 """Seconds and memory over the number of pictures, their size, the batch, processes, and generated images."""
 
 import csv
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import table
-from benchmarks.sampling import command, peak
+from benchmarks.measure import command, table
+from benchmarks.sampling import sampled
 
 SMALL = (
     "model.block_out_channels=[8,16]",
@@ -22,17 +20,11 @@ PLAIN = ("data.judge_images=0", "val_every=0", "sample_every=0", "checkpoint_eve
 
 def step(folder: Path, steps: int, *words: str) -> tuple[float, float]:
     """Milliseconds of a training step of the second half of a run, and its largest memory, MiB."""
-    code = (
-        "import sys, resource; from diffusion_lit.train import main; sys.argv[0] = 'train'; main();"
-        " print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
     length = (f"max_steps={steps}", f"log_every={steps // 2}", f"run_dir={folder}")
-    out = subprocess.run(
-        [sys.executable, "-c", code, *PLAIN, *length, *words], check=True, capture_output=True, text=True
-    ).stdout
+    _, memory = command("train", *PLAIN, *length, *words)
     with open(folder / "metrics.csv", newline="") as file:
         first, last = [float(row["seconds"]) for row in csv.DictReader(file)][-2:]
-    return 1000 * (last - first) / (steps - steps // 2), float(out.rpartition("peak ")[2])
+    return 1000 * (last - first) / (steps - steps // 2), memory
 
 
 def arrays(folder: Path, count: int, size: int) -> tuple[str, ...]:
@@ -66,6 +58,6 @@ def main() -> None:
         rows.clear()
         command("train", f"run_dir={home / 'digits'}", *PLAIN[:-1], "max_steps=20")
         for count in (100, 1_000, 10_000):
-            rate, memory = peak(f"run={home / 'digits'}", f"num_images={count}", f"out={home / f'made{count}'}")
+            rate, memory = sampled(f"run={home / 'digits'}", f"num_images={count}", f"out={home / f'made{count}'}")
             rows.append([f"{count:,} digits", f"{count / rate:.1f} s", f"{memory:,.0f} MiB"])
         table(["generating", "time", "largest memory"], rows)

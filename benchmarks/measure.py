@@ -3,14 +3,26 @@
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from math import comb
 from pathlib import Path
 
 from diffusion_lit.config import composed, with_data_facts
 from diffusion_lit.train import expanded
+
+# VmHWM, not getrusage's ru_maxrss: a child starts with that of the process which started it
+PEAK = """
+import atexit, runpy, sys
+def peak():
+    with open("/proc/self/status") as file:
+        print("peak", *[int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")])
+atexit.register(peak)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -27,17 +39,6 @@ def shown(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
     return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def in_turns(pairs: int, *runs: Callable[[], object]) -> list[list[float]]:
-    """Seconds of each, one after the other and then again, so that what slows the machine slows all of them."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(pairs):
-        for run, taken in zip(runs, seconds, strict=True):
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-    return seconds
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for row in (head, ["---"] * len(head), *rows):
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
@@ -46,6 +47,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def config_of(*words: str) -> tuple[dict, object]:
     """The resolved configuration of a `train` command line, and its source of pictures."""
     return with_data_facts(composed("train", expanded(list(words), None))[0])
+
+
+def command(verb: str, *words: str) -> tuple[str, float]:
+    """What a command of ours prints, and the largest resident memory of its process, MiB."""
+    run = [sys.executable, "-c", PEAK, f"diffusion_lit.{verb}", *words]
+    done = subprocess.run(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{verb} {' '.join(words)} failed:\n{done.stdout[-3000:]}")
+    printed, _, memory = done.stdout.rpartition("peak ")
+    return printed, float(memory)
 
 
 def anonymous_memory(pid: int | str = "self") -> float:

@@ -2,31 +2,18 @@
 
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import table
+from benchmarks.measure import command, table
 
 METRICS = ("metrics=[fd,class_accuracy]", "reference=val", "num_images=1000")
 
 
-def command(verb: str, *words: str) -> str:
-    run = [sys.executable, "-m", f"diffusion_lit.{verb}", *words]
-    return subprocess.run(run, check=True, capture_output=True, text=True).stdout
-
-
-def peak(*words: str) -> tuple[float, float]:
+def sampled(*words: str) -> tuple[float, float]:
     """Images a second and the largest resident memory, MiB, of a `sample` command."""
-    code = (
-        "import sys, resource; from diffusion_lit.sample import main; sys.argv[0] = 'sample'; main();"
-        " print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
-    out = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True)
-    printed = out.stdout + out.stderr
-    rate = float(re.search(r"([\d.,]+) img/s", printed)[1].replace(",", ""))
-    return rate, float(re.search(r"peak ([\d.]+)", printed)[1])
+    printed, memory = command("sample", *words)
+    return float(re.search(r"([\d.,]+) img/s", printed)[1].replace(",", "")), memory
 
 
 def main() -> None:
@@ -38,7 +25,7 @@ def main() -> None:
             out = Path(name) / f"evaluated{len(rows)}"
             command("evaluate", run, *METRICS, *words, f"out={out}")
             found = json.loads((out / "result.json").read_text())
-            rate, _ = peak(run, *words, "num_images=256", f"out={Path(name) / f'sampled{len(rows)}'}")
+            rate, _ = sampled(run, *words, "num_images=256", f"out={Path(name) / f'sampled{len(rows)}'}")
             told = " ".join(words).replace("sampler.", "") or "the default"
             interval = f"{found['fd']:.2f} ({found['fd_low']:.2f} to {found['fd_high']:.2f})"
             rows.append([told, f"{found['nfe']:g}", interval, f"{found['class_accuracy']:.1%}", f"{rate:,.0f}"])
@@ -47,6 +34,6 @@ def main() -> None:
         rows = []
         for count, more in ((1_000, []), (10_000, []), (1_000, ["guidance_scale=2"])):
             out = f"out={Path(name) / f'many{len(rows)}'}"
-            rate, memory = peak(run, f"num_images={count}", out, *more)
+            rate, memory = sampled(run, f"num_images={count}", out, *more)
             rows.append([f"{count:,} images {' '.join(more)}", f"{rate:,.0f}", f"{memory:,.0f} MiB"])
         table(["", "img/s", "largest memory"], rows)

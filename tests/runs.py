@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -33,6 +34,16 @@ def run(verb: str, *overrides: str, cwd: Path, code: int = 0, prelude: str = "")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, f"exit {process.returncode}:\n{output}"
     return output
+
+
+def address_of(page: Process) -> str:
+    """The address that an `app` prints, within two minutes."""
+    until = time.monotonic() + 120
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+", page.so_far())):
+        assert page.poll() is None, page.communicate()[0]
+        assert time.monotonic() < until, page.so_far()
+        time.sleep(0.1)
+    return found[0]
 
 
 def signal_at_step(step: int, process: Process, folder: Path, number: int = signal.SIGKILL, delay: float = 0.0) -> int:

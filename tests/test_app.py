@@ -1,9 +1,7 @@
 """`python -m diffusion_lit.app`: what it makes, what it refuses, and the page in a real browser."""
 
 import json
-import re
 import shutil
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,7 +15,7 @@ from PIL import Image
 from diffusion_lit.runs.trained import Trained
 from diffusion_lit.seeds import image_seeds
 from diffusion_lit.studio import ALL, Asked, Studio
-from tests.runs import TINY, run, start
+from tests.runs import TINY, address_of, run, start
 
 QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.steps=4"]
 GOOD = Asked("3", 5, 7, "ddim", 4, 1.0)
@@ -96,12 +94,7 @@ def test_what_cannot_be_made_is_a_message(studio, change):
 def address(tiny_run, tmp_path_factory):
     pytest.importorskip("gradio")
     process = start("app", f"run={tiny_run}", "port=0", cwd=tmp_path_factory.mktemp("cwd"))
-    printed, began = "", time.monotonic()
-    while not (found := re.search(r"http://127\.0\.0\.1:\d+", printed)) and time.monotonic() - began < 120:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.2)
-        printed = process.so_far()
-    yield found[0]
+    yield address_of(process)
     process.terminate()
     printed = process.communicate(timeout=30)[0]
     assert process.returncode == 143, printed

@@ -4,7 +4,6 @@ after the other in a folder where everything lies that they name, their training
 import re
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from PIL import Image
 
 from diffusion_lit.config import composed
 from diffusion_lit.train import expanded
-from tests.runs import TINY, run, start
+from tests.runs import TINY, address_of, run, start
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACES = {"<run>": "run", "<smaller run>": "smaller", "<sweep>": "sweep", "<file>": "file"}
+PLACES = {"<run>": "run", "<smaller run>": "smaller", "<sweep>": "sweep"}
 SHORT = [word for word in TINY if not word.startswith("sampler.")]
 SHORT += ["max_steps=4", "val_every=500", "sample_every=0", "checkpoint_every=500"]
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -119,7 +118,11 @@ def test_it_runs(world, command):
     if "num_nodes=" in command or "push=" in command:
         pytest.skip("needs two machines, or an account")
     if verb == "app":
-        return page_answers(start(verb, *words, "port=0", cwd=world))
+        page = start(verb, *words, "port=0", cwd=world)
+        address_of(page)
+        page.send_signal(signal.SIGINT)
+        assert "Traceback" not in page.communicate(timeout=60)[0]
+        return
     if verb == "train" and "resume=" not in command:
         small = [word for word in SHORT if not ("model=" in command and word.startswith("model."))]
         words += without(small, words)
@@ -129,13 +132,3 @@ def test_it_runs(world, command):
         words += without(["data.root=cifar10"], words) if "debug=on" not in words else []
     printed = run(verb, *words, cwd=world)
     assert "Traceback" not in printed
-    return None
-
-
-def page_answers(process) -> None:
-    until = time.monotonic() + 120
-    while "http://127.0.0.1:" not in process.so_far() and time.monotonic() < until:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert "http://127.0.0.1:" in printed
