@@ -88,15 +88,15 @@ def sampler_yaml(name: str) -> dict:
 def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     from diffusion_lit.figures import album
 
+    wanted = config.what or [name for name in FIGURES if config.run is not None or name not in NEEDS_A_RUN]
     if config.run is None:
-        facts, _ = with_data_facts(recipe[0])
+        facts = _facts(recipe[0], pictures="forward" in wanted)
         subject = album.of_recipe(facts, config.seed)
         others = album.compared(recipe) if len(recipe) > 1 else {}
         out = Path(config.out or Path("outputs", str(facts["name"]), "figures"))
     else:
         subject, others = album.of_run(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
-    wanted = config.what or [name for name in FIGURES if config.run is not None or name not in NEEDS_A_RUN]
     try:
         out = out.expanduser()
         out.mkdir(parents=True, exist_ok=True)
@@ -108,6 +108,11 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     left_out = [name for name in FIGURES if name not in wanted]
     if left_out and config.run is None and not config.what:
         log.info("left out   %s: they need a trained run (run=...)", ", ".join(left_out))
+
+
+def _facts(recipe: DictConfig, pictures: bool) -> dict:
+    """The resolved recipe, with the classes of its data if these are needed: who looks at a schedule downloads none."""
+    return with_data_facts(recipe)[0] if pictures else OmegaConf.to_container(recipe, resolve=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from diffusion_lit.data.stream import Batches
 from diffusion_lit.diffusion.noise import NoiseTable
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.diffusion.weighting import MinSNR
-from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, update
+from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, tensors_of, update
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer
 
@@ -76,7 +76,7 @@ def test_the_average_is_the_weighted_sum_of_all_that_it_saw(decay):
     decays = [decay(n) for n in range(40)]
     for d in decays:
         wander(net, generator)
-        update(average, net, d)
+        update(tensors_of(average), tensors_of(net), d)
         for name, value in net.state_dict().items():
             seen[name].append(value.double().numpy().copy())
     for name, value in average.state_dict().items():
@@ -95,7 +95,7 @@ def test_the_average_is_that_of_diffusers_and_crowson():
     decay = make_decay({"ema": EMAS["power"]})
     for n in range(60):
         wander(net, generator)
-        update(average, net, decay(n))
+        update(tensors_of(average), tensors_of(net), decay(n))
         theirs.step(net.parameters())
         assert decay(n) == pytest.approx(theirs.cur_decay_value, abs=1e-12)
         for a, b in zip(average.parameters(), theirs.shadow_params, strict=True):

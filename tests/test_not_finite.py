@@ -251,7 +251,8 @@ def test_a_window_leaves_out_what_is_not_finite_and_goes_on_from_its_state():
 def test_an_average_that_skips_is_left_as_it_is_and_else_is_a_lerp():
     net, average = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     before = average.weight.detach().clone()
-    averaging.update(average, net, 0.9, torch.tensor(True))
+    tensors = averaging.tensors_of(average), averaging.tensors_of(net)
+    averaging.update(*tensors, 0.9, torch.tensor(True))
     assert torch.equal(average.weight, before)
-    averaging.update(average, net, 0.9, torch.tensor(False))
+    averaging.update(*tensors, 0.9, torch.tensor(False))
     assert torch.equal(average.weight, torch.lerp(before, net.weight, 1 - 0.9))

@@ -315,6 +315,8 @@ def test_figures_of_a_recipe(tmp_path):
     out = tmp_path / "outputs" / "digits" / "figures"
     assert {path.name for path in out.iterdir()} == {"forward.png", "schedule.png", "losses.png"}
     assert "schedule.png" in run("visualize", "what=[schedule]", "diffusion=ddpm", "out=x", cwd=tmp_path)
+    unread = ["data=cifar10", "data.root=nowhere"]  # a schedule needs no pictures: none are looked for or downloaded
+    assert "schedule.png" in run("visualize", "what=[schedule,losses]", *unread, "out=y", cwd=tmp_path)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["schedule.png"]
 
 

@@ -48,6 +48,18 @@ def draw(
     return Draws(torch.cat(eps), timestep, flip, drop)
 
 
+def seed_network(seed: int, position: int) -> None:
+    """Seed what dropout inside the network draws from, for the micro-batch that begins at the position.
+
+    Like `torch.manual_seed`, which also writes a stack trace down for every kind of device that is not in use, at most
+    of a millisecond a step.
+    """
+    number = counted(seed, "network", position)
+    for generator in (torch.default_generator, *torch.cuda.default_generators):  # of CUDA none before its first use
+        generator.manual_seed(number)
+    torch.mps.manual_seed(number)  # does nothing elsewhere
+
+
 def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
     """Mirror images (B, C, H, W) left to right, each with the given probability."""
     if not probability:

@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.draws import Draws, drop_labels, flip
+from diffusion_lit.diffusion.draws import Draws, drop_labels, flip, seed_network
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.images import to_float
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.folder import replace_text
-from diffusion_lit.seeds import counted
 
 NAME = "flight.ckpt"
 
@@ -156,7 +155,7 @@ def chunks(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[T
     for start in range(0, len(record["index"]), record["micro_batch"]):
         part = slice(start, start + record["micro_batch"])
         draws = Draws(**{name: values[part].to(device) for name, values in record["draws"].items()})
-        torch.manual_seed(counted(config["seed"], "network", record["position"] + start))
+        seed_network(config["seed"], record["position"] + start)
         x0 = flip(to_float(record["image"][part].to(device)), draws, data["flip"])
         y = drop_labels(record["y"][part].to(device), draws, config["label_dropout"], data["num_classes"])
         yield x0, diffusion.table.draw(draws.timestep), draws.eps, y

@@ -6,6 +6,7 @@ the steps that are done say all of it, and nothing of it is saved. A step that i
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -61,19 +62,31 @@ class NoAverage:
     """`ema=none`: the averaged network is the trained network itself."""
 
 
+class Tensors(NamedTuple):
+    """Parameters and buffers of a network."""
+
+    floating: list[torch.Tensor]
+    others: list[torch.Tensor]
+
+
+def tensors_of(net: nn.Module) -> Tensors:
+    """Once the network is where it stays: to walk through its modules at every step would cost milliseconds."""
+    tensors = [*net.parameters(), *net.buffers()]
+    return Tensors([t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()])
+
+
 @torch.no_grad()
-def update(average: nn.Module, net: nn.Module, decay: float, skipped: torch.Tensor | None = None) -> None:
+def update(average: Tensors, net: Tensors, decay: float, skipped: torch.Tensor | None = None) -> None:
     """average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied).
 
     Where `skipped`, a bool on the device that nothing waits for, is true, the average is left as it is.
     """
-    averages, currents = _tensors(average), _tensors(net)
-    nets = [b.to(a.dtype) for a, b in zip(averages[0], currents[0], strict=True)]
+    nets = [b.to(a.dtype) for a, b in zip(average.floating, net.floating, strict=True)]
     if skipped is None:
         skipped = torch.zeros((), dtype=torch.bool, device=nets[0].device)
     share = torch.where(skipped, 0.0, 1 - decay)  # of the network; a tensor costs no more than a number, on a CPU
-    torch._foreach_lerp_(averages[0], nets, [share] * len(nets))
-    for a, b in zip(averages[1], currents[1], strict=True):
+    torch._foreach_lerp_(average.floating, nets, [share] * len(nets))
+    for a, b in zip(average.others, net.others, strict=True):
         a.copy_(b)
 
 
@@ -89,11 +102,5 @@ def distance(average: nn.Module, net: nn.Module) -> float:
 @torch.no_grad()
 def all_finite(net: nn.Module) -> bool:
     """Whether every weight and floating buffer is a number; waits for the device."""
-    norms = torch._foreach_norm(_tensors(net)[0], float("inf"))
+    norms = torch._foreach_norm(tensors_of(net).floating, float("inf"))
     return bool(torch.stack(norms).isfinite().all())
-
-
-def _tensors(net: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Parameters and buffers: floating ones, and the others."""
-    tensors = [*net.parameters(), *net.buffers()]
-    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -6,12 +6,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.draws import draw, drop_labels, flip
+from diffusion_lit.diffusion.draws import draw, drop_labels, flip, seed_network
 from diffusion_lit.diffusion.process import Diffusion
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_float
 from diffusion_lit.runs import ema_lengths
-from diffusion_lit.seeds import counted
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer, optimizer_settings
 
@@ -49,6 +48,7 @@ class DiffusionModule(L.LightningModule):
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
         self.skipped = torch.zeros((), dtype=torch.bool)  # whether the last step was; on the device
         self.learning_rate = 0.0  # of the last step
+        self.tensors: list[averaging.Tensors] = []  # of the network, its average and the two `averages`, in training
         self.statistics, self.kept = [], []  # running ones of norms, and what they were after the last good step
         self.in_update = False  # whether weights, optimizer and average are not all of the same step now
         self.replicate(None)
@@ -74,7 +74,7 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         start, count = batch["position"], len(batch["index"])
         draws = draw(self.config["seed"], start, count, self.shape, self.device, self.strata)
-        torch.manual_seed(counted(self.config["seed"], "network", start))  # for dropout inside the network
+        seed_network(self.config["seed"], start)
         x0 = flip(to_float(batch["image"]), draws, self.config["data"]["flip"])
         y = drop_labels(batch["y"], draws, self.config["label_dropout"], self.null_label)
         t = self.diffusion.table.draw(draws.timestep)
@@ -90,12 +90,14 @@ class DiffusionModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, *_, **__) -> None:
         self.in_update = True
         clip = self.config["optimizer"]["clip"]
-        self.grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), clip if clip is not None else float("inf"))
+        weights = optimizer.param_groups[0]["params"]
+        self.grad_norm = nn.utils.clip_grad_norm_(weights, clip if clip is not None else float("inf"))
         self.skipped = ~self.grad_norm.isfinite()  # of the sum over all ranks, so they agree
         if optimizer.defaults["fused"]:
             optimizer.found_inf = self.skipped.float()  # its kernel then changes nothing; else a scaler skips the step
 
     def on_train_start(self) -> None:
+        self.tensors = [averaging.tensors_of(net) for net in (self.net, self.ema, *self.averages)]
         norms = [module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.kept = [buffer.clone() for buffer in self.statistics]
@@ -106,12 +108,13 @@ class DiffusionModule(L.LightningModule):
         for buffer, kept in zip(self.statistics, self.kept, strict=True):
             kept.copy_(torch.where(self.skipped, kept, buffer))
             buffer.copy_(kept)
+        net, ema, *averages = self.tensors
         if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's average
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
-                averaging.update(self.ema, self.net, self.decay(updates - 1), self.skipped)
-        for average, length in zip(self.averages, ema_lengths.LENGTHS, strict=False):
-            averaging.update(average, self.net, ema_lengths.decay(length, self.global_step + 1), self.skipped)
+                averaging.update(ema, net, self.decay(updates - 1), self.skipped)
+        for average, length in zip(averages, ema_lengths.LENGTHS, strict=False):
+            averaging.update(average, net, ema_lengths.decay(length, self.global_step + 1), self.skipped)
         self.in_update = False
 
     def forget_step(self) -> None:
