@@ -19,16 +19,17 @@ from diffusion_lit.build import make_network
 
 ROUNDS, FIRST = 7, 5
 CLOCK = """
-import os, runpy, sys, time
+import json, os, runpy, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
-first, last, kind, name, *sys.argv = sys.argv[1:]
+last, stop, kind, name, *sys.argv = sys.argv[1:]
 sys.argv.insert(0, name)
 times = [time.perf_counter()]
 def tell(*_):
     times.append(time.perf_counter())
     if len(times) == int(last) + 1:
-        print("seconds", times[int(first)] - times[0], times[-1] - times[int(first)], flush=True)
-        os._exit(0)
+        print("seconds", json.dumps([t - times[0] for t in times]), flush=True)
+        if stop == "stop":
+            os._exit(0)
 register_optimizer_step_post_hook(tell)
 run, more = (runpy.run_module, {"alter_sys": True}) if kind == "module" else (runpy.run_path, {})
 run(name, run_name="__main__", **more)
@@ -55,14 +56,13 @@ def pictures(folder: Path, size: int, count: int = 2_000) -> Path:
     return folder
 
 
-def seconds(last: int, *command: str) -> tuple[float, float]:
-    """Until the first step that counts, and from there to the last."""
-    words = [sys.executable, "-c", CLOCK, str(FIRST), str(last), *command]
+def seconds(last: int, *command: str, then: str = "stop") -> list[float]:
+    """From the start of the process until the end of optimizer step 0 (none), 1, ... `last`, where it stops."""
+    words = [sys.executable, "-c", CLOCK, str(last), then, *command]
     done = subprocess.run(words, capture_output=True, text=True)
     if "seconds" not in done.stdout:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    before, counted = map(float, done.stdout.rpartition("seconds ")[2].split())
-    return before, counted
+    return json.loads(done.stdout.rpartition("seconds ")[2].splitlines()[0])
 
 
 def rates(script: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
@@ -73,20 +73,27 @@ def rates(script: str, home: Path, size: int, at: int, ours: tuple, flags: tuple
     words += ["val_every=0", "sample_every=0", "checkpoint_every=100000", "global_batch_size=64", "max_steps=100"]
     config, _ = config_of(*words)
     network = make_network(config).unet
-    (home / "network").mkdir(exist_ok=True)
-    (home / "network" / "config.json").write_text(json.dumps(dict(network.config) | {"_class_name": "UNet2DModel"}))
-    theirs = ["--train_data_dir", folder, "--model_config_name_or_path", home / "network", "--resolution", at]
-    theirs += ["--train_batch_size", 64, "--use_ema", "--random_flip", "--center_crop", "--num_epochs", 10, *flags]
-    theirs += ["--adam_beta2", 0.999, "--save_images_epochs", 1000, "--checkpointing_steps", 100000]
+    theirs = [*script_words(folder, network, home / "network"), "--resolution", at, "--num_epochs", 10, *flags]
+    theirs += ["--random_flip", "--checkpointing_steps", 100000]
     found: list[list[tuple[float, float]]] = [[], []]
     for k in range(ROUNDS):
         for rate, command in zip(found, (
             ("module", "diffusion_lit.train", *words, f"run_dir={home / f'run{size}-{len(ours)}-{len(flags)}-{k}'}"),
             ("file", script, *map(str, theirs), "--output_dir", str(home / f"theirs{k}")),
         ), strict=True):  # fmt: skip
-            before, counted = seconds(last, *command)
-            rate.append((before, 64 * (last - FIRST) / counted))
+            times = seconds(last, *command)
+            rate.append((times[FIRST], 64 * (last - FIRST) / (times[last] - times[FIRST])))
     return found
+
+
+def script_words(pictures: Path, network, home: Path) -> list[object]:
+    """Words of the script for the same pictures, network and batch; after its first epoch it draws a picture whatever
+    is said, here in one step."""
+    home.mkdir(exist_ok=True)
+    (home / "config.json").write_text(json.dumps(dict(network.config) | {"_class_name": "UNet2DModel"}))
+    words = ["--train_data_dir", pictures, "--model_config_name_or_path", home, "--train_batch_size", 64, "--use_ema"]
+    words += ["--center_crop", "--save_images_epochs", 100000, "--save_model_epochs", 100000]
+    return [*words, "--eval_batch_size", 1, "--ddpm_num_inference_steps", 1]
 
 
 def main() -> None:

@@ -16,6 +16,9 @@ NOT_COMPARED = {f"model.{key}" for key in (  # may differ, or follow from the da
     "dropout", "image_size", "sample_size", "channels", "in_channels", "out_channels", "num_classes",
     "num_class_embeds", "class_embed_type", "num_train_timesteps", "path", "take", "architecture",
 )}  # fmt: skip
+OF_AN_AVERAGE = {  # what diffusers' EMAModel writes into the config.json of the network that it averages
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+}  # fmt: skip
 COLOURS = {1: 1, 3: 3, 4: 3}  # channels of pictures to those of them that are colours
 
 
@@ -61,7 +64,7 @@ def _architecture(path: str, num_classes: int) -> dict:
     if fault:
         raise UserError(Exit.CONFIG, f"model.path={path}: its network {fault}: it cannot be taken")
     ours = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type"}
-    kept = {key: value for key, value in found.items() if key not in ours and not key.startswith("_")}
+    kept = {key: value for key, value in found.items() if key not in ours | OF_AN_AVERAGE and not key.startswith("_")}
     return {"class_embed_type": kind} | kept
 
 
