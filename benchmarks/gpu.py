@@ -38,7 +38,14 @@ WAYS = {
 
 def trained(run: Path, *words: str) -> tuple[float, float, float]:
     """Images a second, GiB and the last loss of a run that is timed from its middle on."""
-    quiet = ("logger=none", "val_every=0", "sample_every=0", "checkpoint_every=100000", "data.judge_images=0", "sampler.steps=2")
+    quiet = (
+        "logger=none",
+        "val_every=0",
+        "sample_every=0",
+        "checkpoint_every=100000",
+        "data.judge_images=0",
+        "sampler.steps=2",
+    )
     command("train", *words, *quiet, f"max_steps={2 * HALF}", f"log_every={HALF}", f"run_dir={run}")
     with open(run / "metrics.csv", newline="") as file:
         middle, last = list(csv.DictReader(file))[-2:]

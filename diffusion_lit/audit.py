@@ -59,6 +59,8 @@ def audit(config: DictConfig) -> None:
     found["training_would_fail"] = bool(found["broken"])
 
     log.info("\n".join(lines(found, data, multiple)))
+    if note := getattr(source, "note", None):
+        log.info("%-11s%s", "note", note)
     write(out, found, facts, splits, labels, decoding, data["class_names"])
     if found["training_would_fail"]:
         log.info("training would fail: repair or remove the broken pictures; then")

@@ -168,7 +168,18 @@ def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...]
             # what the experiment says of the choice that it would have made; the rest it says of any
             for key in set(config[group] or ()) - set(files[group] or ()):
                 del config[group][key]
+        if _another_model(config_name, searched, words, chosen):
+            config.model = files.model  # widths and levels of one network say nothing of another
     return Choices(config, _flat(files, {}), chosen)
+
+
+def _another_model(config_name: str, searched: list[str], words: tuple[str, ...], chosen: dict) -> bool:
+    """Whether the command line names another network than its experiment does."""
+    others = [word for word in words if word.partition("=")[0] != "model"]
+    if len(others) == len(words) or chosen.get("experiment", "none") == "none":
+        return False
+    own = compose(config_name, [*searched, *others], return_hydra_config=True).hydra.runtime.choices["model"]
+    return own != chosen["model"]
 
 
 # ---------------------------------------------------------------------------------------------------- checking
@@ -238,7 +249,7 @@ def _unknown(key: str, choices: Choices) -> str:
     """The nearest keys; in a group that exists those of the group, and the same word elsewhere."""
     group, _, last = key.rpartition(".")
     if group not in choices.chosen:
-        return f"{key}: no such key{did_you_mean(key, list(choices.defaults)) or '; --help lists them'}"
+        return f"{key}: no such key{did_you_mean(key, [*choices.chosen, *choices.defaults]) or '; --help lists them'}"
     fixed = ("._target_", ".process")
     own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith(fixed)]
     alike = own + [name for name in choices.defaults if name.split(".")[-1] == last]

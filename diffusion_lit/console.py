@@ -2,7 +2,11 @@
 
 import logging
 import sys
+import time
 from contextlib import suppress
+
+log = logging.getLogger(__name__)
+FIRST_LINE, LATER_LINES = 10, 60  # seconds
 
 
 class ConsoleHandler(logging.Handler):
@@ -37,7 +41,6 @@ class LogFile(logging.FileHandler):
 
 def thread_ended(error) -> None:
     """As `threading.excepthook`: what ends a thread of a library (TensorBoard, a full disk) is a line of the log."""
-    log = logging.getLogger(__name__)
     log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
     log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"in_bar": True})
 
@@ -52,13 +55,29 @@ def hush() -> None:
             handler.setLevel(logging.WARNING)
 
 
-def progress_bar(unit: str = "step", shown: bool = True):
-    """A rich progress bar: description, count, speed, time left. Silent where standard output is no terminal."""
+def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False):
+    """A rich progress bar: description, count, speed, time left.
+
+    Where standard output is no terminal, a line of the log after ten seconds and then every minute.
+    """
     import rich
     from rich import progress
 
     console = rich.get_console()
-    return progress.Progress(
+
+    class Bar(progress.Progress):
+        next_line = time.monotonic() + FIRST_LINE
+
+        def advance(self, task_id, advance: float = 1) -> None:
+            super().advance(task_id, advance)
+            if self.disable and shown and time.monotonic() > self.next_line:
+                self.next_line = time.monotonic() + LATER_LINES
+                task = next(task for task in self.tasks if task.id == task_id)
+                total = "" if task.total is None else f"/{task.total:g}"
+                left = "" if task.time_remaining is None else f", about {span(task.time_remaining)} left"
+                log.info("%s %g%s%s", task.fields.get("unit", unit), task.completed, total, left)
+
+    return Bar(
         progress.TextColumn(unit),
         progress.MofNCompleteColumn(),
         progress.BarColumn(),
@@ -68,4 +87,13 @@ def progress_bar(unit: str = "step", shown: bool = True):
         progress.TimeRemainingColumn(),
         console=console,
         disable=not (shown and console.is_terminal),
+        transient=transient,
     )
+
+
+def span(seconds: float) -> str:
+    """Roughly, in the largest unit of which there are two: "45 s", "12 min", "30 h"."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -123,12 +123,9 @@ def generated(model, labels: list[int], seed: int):
     count = [net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0]))) for net in nets]
     started = time.perf_counter()
     with progress_bar("sampling") as bar:
-        task = bar.add_task("", total=len(labels))
-
-        def on_step(first: int, k: int, x) -> None:
-            bar.update(task, completed=first)
-
-        images = model.generate(labels, image_seeds(seed, len(labels)), on_step)
+        calls = len(model.sampler.build(model.diffusion.table).timesteps) * -(-len(labels) // size)
+        task = bar.add_task("", total=calls)
+        images = model.generate(labels, image_seeds(seed, len(labels)), lambda first, k, x: bar.advance(task))
     for hook in count:
         hook.remove()
     return images, sum(evaluations) / (-(-len(labels) // size) * size), time.perf_counter() - started

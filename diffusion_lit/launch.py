@@ -16,7 +16,7 @@ from hydra import main as hydra_main
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit import console
@@ -61,6 +61,9 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summari
                 overrides = [*overrides, as_word("hydra.sweep.dir", sweep.folder)]
             for config in configs if not args.cfg else []:
                 check(config)
+    if args.cfg == "job" and not args.package:  # Hydra's own would show what belongs to no choice
+        print(OmegaConf.to_yaml(configs[0], resolve=args.resolve), end="")
+        return
     threading.excepthook = console.thread_ended
     sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
     start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)

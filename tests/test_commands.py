@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from diffusion_lit import console
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints, folder
 from tests.runs import TINY, last_step, run, signal_at_step, start
@@ -82,6 +83,44 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path):
     assert signal_at_step(3, process, tmp_path / "run", signal.SIGINT) == 130
     assert folder.read_result(tmp_path / "run")["status"] == "interrupted"
     assert checkpoints.steps_of(tmp_path / "run")[-1] >= 3
+
+
+def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
+    kill = "import os, diffusion_lit.training.recorder as recorder\n"
+    kill += "recorder.draw_preview = lambda *args: os.kill(os.getpid(), 9)"
+    run("train", *QUICK, "max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=whole", cwd=tmp_path)
+    words = ["max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=run"]
+    run("train", *QUICK, *words, cwd=tmp_path, code=-9, prelude=kill)
+    assert checkpoints.steps_of(tmp_path / "run") == [2]
+    run("train", "resume=run", cwd=tmp_path)
+    for name in ("step-00000002.png", "step-00000004.png"):
+        assert (tmp_path / "run/samples" / name).read_bytes() == (tmp_path / "whole/samples" / name).read_bytes()
+
+
+def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch, caplog):
+    monkeypatch.setattr(console, "FIRST_LINE", 0)
+    with caplog.at_level("INFO"), console.progress_bar("sampling") as bar:
+        task = bar.add_task("", total=50)
+        for _ in range(50):
+            bar.advance(task)
+    assert [line.partition(",")[0] for line in caplog.messages] == ["sampling 1/50"]  # the next one in a minute
+    assert [console.span(seconds) for seconds in (7, 119, 120, 7199, 7200, 172800)] == [
+        "7 s", "119 s", "2 min", "120 min", "2 h", "2 days",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_runs_names_its_newest(tmp_path):
+    for name in ("a", "b"):
+        run("train", *QUICK, "max_steps=1", f"run_dir=outputs/digits/{name}", cwd=tmp_path)
+    for place in ("outputs", "outputs/digits"):
+        printed = run("sample", f"run={place}", cwd=tmp_path, code=4)
+        assert f"{place} is no run folder: it has no config.yaml; the newest run in it is outputs/digits/b" in printed
+
+
+def test_a_warm_up_longer_than_the_run_is_told(tmp_path):
+    words = ["max_steps=120", "val_every=0", "sample_every=0", "log_every=50", "run_dir=run"]
+    told = run("train", *QUICK, *words, "optimizer.warmup_steps=121", cwd=tmp_path)
+    assert "the learning rate rises for 121 steps, longer than the run is" in told
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):

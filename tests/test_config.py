@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.__main__ import VERBS
 from diffusion_lit.classes import locate
-from diffusion_lit.config import CONF, composed, help_text, with_data_facts
+from diffusion_lit.config import CONF, composed, help_text, hydra_settings, with_data_facts
 from diffusion_lit.conflicts import CHECKS
+from diffusion_lit.errors import UserError
 from diffusion_lit.rules import RULES, Each, Rule
+from tests.runs import run
 
 GROUPS = ["data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "strategy", "logger", "experiment"]
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
@@ -277,6 +279,29 @@ def test_help_of_a_group_is_its_files():
     text = help_text("train", ["ema", "sampler"])
     for path in [*(CONF / "ema").glob("*.yaml"), *(CONF / "sampler").glob("*.yaml")]:
         assert path.read_text() in text
+
+
+@pytest.mark.parametrize("experiment", ["minecraft_skins", "cifar10_cond", "digits"])
+def test_another_network_than_the_recipes_is_as_its_own_file_says(experiment):
+    words = [f"experiment={experiment}", "data.root=x"][: 1 if experiment == "digits" else 2]
+    own = OmegaConf.load(CONF / "model" / "unet_small.yaml")
+    (config,) = composed("train", [*words, "model=unet_small", "model.dropout=0.3"])
+    assert dict(config.model) == dict(OmegaConf.merge(config, {"model": own}).model) | {"dropout": 0.3}
+    (plain,) = composed("train", words)
+    (named,) = composed("train", [*words, f"model={hydra_settings('train', words).runtime.choices['model']}"])
+    assert named == plain  # the recipe's own by name changes nothing
+
+
+def test_a_configuration_is_shown_as_it_is_trained(tmp_path):
+    printed = run("train", "experiment=minecraft_skins", "model=unet_small", "--cfg", "job", cwd=tmp_path)
+    shown = OmegaConf.create(printed)
+    assert list(shown.model.block_out_channels) == [32, 64, 64]
+    assert "down_block_types" not in shown.model
+
+
+def test_a_key_that_is_nearly_a_group_is_taken_for_it():
+    with pytest.raises(UserError, match="optimiser: no such key .did you mean optimizer or "):
+        composed("train", ["optimiser=adam"])
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,18 @@ def test_what_cannot_be_downloaded_is_told_and_leaves_nothing(name, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_downloaded_into_a_folder_of_other_pictures(tmp_path, capsys):
+    set_of_ones_own = tmp_path / "cifar"
+    for folder in ("train/cat", "train/dog", "test/cat"):
+        (set_of_ones_own / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(set_of_ones_own / folder / "1.png")
+    message = told("data=cifar10", f"data.root={set_of_ones_own / 'train'}")
+    assert message.endswith(f"1.png: name data.root={set_of_ones_own}")
+    message = told("data=mnist", f"data.root={set_of_ones_own / 'train'}")
+    assert "that folder has other pictures, such as " in message
+    assert capsys.readouterr().out == ""
+
+
 def test_a_download_is_found_again(tmp_path, digits, monkeypatch, capsys):
     files = write_idx(tmp_path / "served", digits, packed=True)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=files)

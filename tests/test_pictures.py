@@ -366,6 +366,20 @@ def test_one_folder_or_none_is_no_class(tmp_path):
         assert len(source.splits()["train"].pictures) == 2
 
 
+@pytest.mark.parametrize(("names", "told"), [
+    (["all/a/1.png", "all/b/1.png"], True), (["train/all/a/1.png", "train/all/b/1.png"], True),
+    (["all/a/1.png"], False), (["a/1.png", "b/1.png"], False), (["all/1.png", "all/a/1.png", "all/b/1.png"], False),
+])  # fmt: skip
+def test_classes_one_folder_further_down_are_told_of(tmp_path, names, told):
+    root = pictures(tmp_path, *names)
+    note = ImageFolder(str(root)).note
+    assert (note is not None) == told
+    assert not told or note.startswith(
+        f"{root / names[0].partition('/a/')[0]} is the only folder in data.root, and has 2"
+    )
+    assert ImageFolder(str(root), labels="none").note is None
+
+
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test", "Val"])
 def test_split_folders(tmp_path, val):
     root = pictures(tmp_path, "train/a/1.png", "train/b/1.png", f"{val}/b/2.png")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -319,6 +320,14 @@ def test_a_pretrained_network_is_the_one_that_was_saved(tmp_path, save):
     fresh, _ = filled(recipe(*pretrained(tmp_path, "model.take=architecture")))
     assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in net.named_parameters()}
     assert not torch.equal(out(fresh, *noise()), out(original, *noise()))
+
+
+def test_an_average_that_diffusers_saved_is_a_network(tmp_path):
+    average = EMAModel(unet().parameters(), use_ema_warmup=True, model_cls=UNet2DModel, model_config=unet().config)
+    average.save_pretrained(tmp_path)
+    assert "inv_gamma" in (tmp_path / "config.json").read_text()  # no argument of the network
+    net, _ = filled(recipe(*pretrained(tmp_path)))
+    assert torch.equal(out(net, *noise()), out(unet(), *noise()))
 
 
 def test_alpha_is_added_to_a_network_of_colours(tmp_path):

@@ -129,7 +129,7 @@ class ImageFolder:
     def folders(self) -> dict[str, Path]:
         """Split name to folder."""
         inside = _folders(self.root)
-        loose = any(_is_picture(entry) for entry in os.scandir(self.root))
+        loose = any(is_picture(entry) for entry in os.scandir(self.root))
         if inside and not loose and all(folder.name.lower() in SPLIT_NAMES for folder in inside):
             found = {SPLIT_NAMES[folder.name.lower()]: folder for folder in inside}
             if "train" not in found:
@@ -160,6 +160,15 @@ class ImageFolder:
             )
         return names
 
+    @property
+    def note(self) -> str | None:
+        """What one would want to know of a folder in a folder: an archive unpacks so, and its classes are not seen."""
+        inside = _folders(self.folders["train"])
+        classes = _folders(inside[0]) if len(inside) == 1 and self.labels == "auto" else []
+        if len(classes) < 2 or any(is_picture(entry) for entry in os.scandir(inside[0])):
+            return None
+        return f"{inside[0]} is the only folder in data.root, and has {len(classes)}: name it to have these as classes"
+
     def splits(self) -> dict[str, Split]:
         held_out = "val" if "val" in self.folders else "test"
         named = {"train": self.folders["train"], "val": self.folders.get(held_out)}
@@ -179,7 +188,7 @@ class ImageFolder:
         unknown = {path.name for path in _folders(folder)} - set(self.class_names)
         if unknown:
             raise UserError(Exit.DATA, f"{folder}: classes that the train folder lacks: {', '.join(sorted(unknown))}")
-        if any(_is_picture(entry) for entry in os.scandir(folder)):
+        if any(is_picture(entry) for entry in os.scandir(folder)):
             raise UserError(
                 Exit.DATA,
                 f"{folder} holds pictures that are in no class folder: move them into one, "
@@ -226,7 +235,7 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name in JUNK
 
 
-def _is_picture(entry: os.DirEntry | Path) -> bool:
+def is_picture(entry: os.DirEntry | Path) -> bool:
     return Path(entry.name).suffix.lower() in SUFFIXES and not _is_junk(entry.name)
 
 
@@ -242,5 +251,5 @@ def pictures_below(folder: Path) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _is_junk(name)]
-        found += [Path(parent, name) for name in files if _is_picture(Path(name))]
+        found += [Path(parent, name) for name in files if is_picture(Path(name))]
     return sorted(found)

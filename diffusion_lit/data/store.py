@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.console import progress_bar
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
 from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint, hold_out
 from diffusion_lit.errors import Exit, UserError
@@ -164,10 +165,5 @@ def _key(pictures: Sequence[Path] | np.ndarray | Rows | Stream, decoding: Decodi
 
 def _progress(total: int | None, name: str) -> Iterator[int]:
     """To be advanced once a picture; it never ends by itself."""
-    from rich import get_console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn()
-    silent = (total is not None and total < 2000) or not get_console().is_terminal
-    with Progress(*columns, transient=True, disable=silent) as bar:
-        yield from bar.track(count(), total, description=f"reading {name}")
+    with progress_bar(f"reading {name}", shown=total is None or total >= 2000, transient=True) as bar:
+        yield from bar.track(count(), total, description="")

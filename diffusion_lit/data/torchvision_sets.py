@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources import ImageFolder, Split, pictures_below, whole
+from diffusion_lit.data.sources import ImageFolder, Split, is_picture, pictures_below, whole
 from diffusion_lit.errors import Exit, UserError
 
 tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # torchvision names none when it unpacks
@@ -115,6 +115,11 @@ class TorchvisionSet:
         missing = f"data={self.name} is not in {self.root} (as {self.known.layouts}, or train/<class>/ and test/)"
         if self.root.exists() and not self.root.is_dir():
             raise UserError(Exit.DATA, missing)
+        others = next((path for depth in ("*", "*/*") for path in self.root.glob(depth) if is_picture(path)), None)
+        if others:
+            near = TorchvisionSet(self.name, str(self.root.parent), self.labels)._find()
+            place = f"data.root={self.root.parent}" if near else "the folder of the set, or an empty one to download it"
+            raise UserError(Exit.DATA, f"{missing}; that folder has other pictures, such as {others}: name {place}")
         import torchvision
 
         print(f"downloading {self.name}, {self.known.size}, into {self.root}")

@@ -44,13 +44,15 @@ def require_run(folder: str | Path) -> Path:
     if not path.is_dir():
         raise UserError(Exit.CHECKPOINT, f"{folder}: no such folder")
     if not is_run(path) and not is_of_diffusers(path):
-        raise UserError(Exit.CHECKPOINT, f"{folder} is no run folder: it has no config.yaml")
+        newest = newest_run(path) or newest_run(path, "*/*")
+        hint = f"; the newest run in it is {newest}" if newest else ""
+        raise UserError(Exit.CHECKPOINT, f"{folder} is no run folder: it has no config.yaml{hint}")
     return path
 
 
-def newest_run(folder: Path) -> Path | None:
+def newest_run(folder: Path, pattern: str = "*") -> Path | None:
     """The run in outputs/<name> that was started last, by the time of its command.txt."""
-    runs = [path for path in folder.glob("*") if is_run(path) and (path / "command.txt").exists()]
+    runs = [path for path in folder.glob(pattern) if is_run(path) and (path / "command.txt").exists()]
     return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 

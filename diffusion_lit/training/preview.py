@@ -28,7 +28,7 @@ def grid_of(run: Path, step: int) -> Path:
 
 
 def draw_preview(
-    run: Path, step: int, module: DiffusionModule, sampler: Sampler, logger: Shielded, stopped: Callable[[], bool]
+    run: Path, step: int, module: DiffusionModule, sampler: Sampler, logger: Shielded, stopped: Callable[[], bool], bar
 ) -> None:
     """samples/step-*.png: a row per class, the average's samples and, beside them, the raw network's.
 
@@ -41,14 +41,20 @@ def draw_preview(
     networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
     steps = len(sampler.build(module.diffusion.table).timesteps)
     film = Film(filmed_images(labels, names), steps, module.shape)
+    calls = steps * len(networks) * -(-len(labels) // sampler.batch_size)
+    task = bar.add_task("drawing the preview", total=-(-calls // ranks.world_size()), unit="preview")
 
     def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
         if stopped():
             raise Stopped
+        bar.advance(task)
         if net is module.ema:
             film(first, k, x)
 
-    drawn = samples(list(networks.values()), module, sampler, labels, seeds, on_step)
+    try:
+        drawn = samples(list(networks.values()), module, sampler, labels, seeds, on_step)
+    finally:
+        bar.remove_task(task)
     film.frames = sum(ranks.gather(film.frames))  # each rank has filmed some of the images
     if drawn is None or ranks.rank() != 0:
         return

@@ -154,12 +154,16 @@ class Recorder(L.Callback):
             if self.metrics and not self.metrics.add(self.step, row):
                 log.warning("metrics.csv cannot be written; its rows are kept until it can")
             self.logger.scalars(self.step, row)
+        end = self.step == trainer.max_steps
+        save = "checkpoint_every" in due and (end or not totals.in_a_row)  # else a good one would go for it
+        if save:  # before the preview, which is long: who is killed in it goes on from here
+            self._save(trainer, module, needed=end)
         if "sample_every" in due:
             self.preview(module)
-        heard = ranks.highest(self.signal)  # again: a preview is long
-        ends, end = ends_run(heard), self.step == trainer.max_steps
-        if heard or ("checkpoint_every" in due and (end or not totals.in_a_row)):  # else a good one would go for it
-            self._save(trainer, module, needed=ends or end)
+        heard = ranks.highest(self.signal)
+        ends = ends_run(heard)
+        if heard and not (save and ranks.from_first(not self.failed_saves)):
+            self._save(trainer, module, needed=ends)
         if ends:
             self.ended_by, trainer.should_stop = heard, True
         elif heard == self.signal:
@@ -203,7 +207,9 @@ class Recorder(L.Callback):
     def preview(self, module: DiffusionModule) -> None:
         """What goes wrong with a picture ends no run."""
         with not_fatal(f"the preview of step {self.step}"):
-            draw_preview(self.run, self.step, module, self.sampler, self.logger, lambda: ends_run(self.signal))
+            draw_preview(
+                self.run, self.step, module, self.sampler, self.logger, lambda: ends_run(self.signal), self.bar
+            )
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""

@@ -25,6 +25,7 @@ from diffusion_lit.seeds import fold
 from diffusion_lit.training import ranks
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
 from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
+from diffusion_lit.training.optimizer import warmup_steps
 from diffusion_lit.training.recorder import Recorder
 from diffusion_lit.training.strategies import trainer_arguments
 
@@ -126,8 +127,15 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     ]
     if module.averages:
         lines.append(f"           and {snapshot_bytes(module) / 2**20:,.1f} MiB of snapshots for ema_length")
+    if note := getattr(data.source, "note", None):
+        lines.append(f"note       {note}")
     if n < batch:
         lines.append(f"note       fewer pictures ({n}) than a batch ({batch}): a batch holds some of them twice")
+    if (warm := warmup_steps(config["optimizer"], config["max_steps"])) > max(config["max_steps"], 100):
+        lines.append(
+            f"warning    the learning rate rises for {warm:,} steps, longer than the run is, and never reaches "
+            "optimizer.lr; optimizer.warmup_fraction=0.05 is a share of any run"
+        )
     weight = module.diffusion.weight
     if weight[-1] == 0:
         lines.append(
