@@ -51,8 +51,8 @@ def draw(
 def seed_network(seed: int, position: int) -> None:
     """Seed what dropout inside the network draws from, for the micro-batch that begins at the position.
 
-    Like `torch.manual_seed`, which also writes a stack trace down for every kind of device that is not in use, at most
-    of a millisecond a step.
+    Like `torch.manual_seed`, which also writes a stack trace down for every kind of device that is not in use: most of
+    a millisecond.
     """
     number = counted(seed, "network", position)
     for generator in (torch.default_generator, *torch.cuda.default_generators):  # of CUDA none before its first use
