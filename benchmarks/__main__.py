@@ -1,4 +1,4 @@
-"""`python -m benchmarks [table ...]`: the tables of BENCHMARKS.md, as Markdown, on a machine that is left alone."""
+"""`python -m benchmarks [table ...]`: tables of timings, as Markdown, on a machine left alone."""
 
 import sys
 from importlib import import_module
