@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.growth import PLAIN
 from benchmarks.measure import command, config_of, machine, table
 from diffusion_lit.build import make_network
 from diffusion_lit.runs.trained import Trained
@@ -38,15 +39,7 @@ WAYS = {
 
 def trained(run: Path, *words: str) -> tuple[float, float, float]:
     """Images a second, GiB and the last loss of a run that is timed from its middle on."""
-    quiet = (
-        "logger=none",
-        "val_every=0",
-        "sample_every=0",
-        "checkpoint_every=100000",
-        "data.judge_images=0",
-        "sampler.steps=2",
-    )
-    command("train", *words, *quiet, f"max_steps={2 * HALF}", f"log_every={HALF}", f"run_dir={run}")
+    command("train", *words, *PLAIN, "logger=none", f"max_steps={2 * HALF}", f"log_every={HALF}", f"run_dir={run}")
     with open(run / "metrics.csv", newline="") as file:
         middle, last = list(csv.DictReader(file))[-2:]
     images = HALF * config_of(*words)[0]["global_batch_size"]
