@@ -25,6 +25,7 @@ class Exit(IntEnum):
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # of the operating system
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEARD: list[int] = []  # signals that were to end the command; a run that trains all the same ends at its first step
 
 
@@ -67,6 +68,22 @@ def reported() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """A signal that would end the command waits until this is done."""
+    heard: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in heard[:1]:
+        signal.raise_signal(number)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from diffusion_lit import errors
 from diffusion_lit.classes import trust
 from diffusion_lit.config import composed, source_of, with_data_facts
 from diffusion_lit.debug import with_debug
@@ -104,14 +105,19 @@ def train(config: DictConfig) -> float:
 
     job = HydraConfig.get()
     run, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
-    lock = folder.Lock(run)
-    if not config.resume:
-        folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
+    lock, ours = None, False
     try:
+        with errors.signals_held():  # one between the two would leave a lock behind and nothing else
+            lock = folder.Lock(run)
+            if not config.resume:
+                folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
+            ours = True
         config, source = with_facts(config)
         config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
     except BaseException as error:
+        if not ours:
+            raise
         begun = config["resume"] or (run / "metrics.csv").exists()
         if job.mode == RunMode.MULTIRUN:
             sweeps.write_failure(run, overrides, error)
@@ -119,7 +125,8 @@ def train(config: DictConfig) -> float:
             shutil.rmtree(run, ignore_errors=True)  # it was new, and training never began: leave nothing behind
         raise
     finally:
-        lock.release()
+        if lock:
+            lock.release()
     if result["status"] != "finished":
         sys.exit(result["exit_code"])
     return sweeps.objective(result, config["metric"])

@@ -74,6 +74,23 @@ def test_a_signal(name, phase, whole, tmp_path):
     assert_equal_runs(whole, folder)
 
 
+CLAIMED = """
+import os, signal, diffusion_lit.runs.folder as folder
+require_free = folder.require_free
+def claimed(run):
+    if (run / ".lock").exists():
+        os.kill(os.getpid(), signal.SIGTERM)
+    require_free(run)
+folder.require_free = claimed
+"""
+
+
+def test_a_signal_between_the_lock_and_the_rest_leaves_no_folder(tmp_path):
+    printed = run("train", *TINY, f"run_dir={tmp_path / 'run'}", cwd=tmp_path, code=143, prelude=CLAIMED)
+    assert "SIGTERM: stopped" in printed
+    assert not (tmp_path / "run").exists()
+
+
 LOST = """
 import os, signal, diffusion_lit.training.setup as setup
 load = setup.load_data
