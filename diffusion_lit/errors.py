@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from diffusion_lit.platforms import signals
+
 
 class Exit(IntEnum):
     """Exit codes of every command (0 is the planned end)."""
@@ -25,7 +27,8 @@ class Exit(IntEnum):
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # of the operating system
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = signals("SIGINT", "SIGTERM", "SIGHUP")
+SAVING = signals("SIGUSR1")  # and going on
 HEARD: list[int] = []  # signals that were to end the command; a run that trains all the same ends at its first step
 
 
@@ -46,9 +49,9 @@ def reported() -> Iterator[None]:
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {signal.SIGTERM: _stop, signal.SIGHUP: _stop, signal.SIGUSR1: signal.SIG_IGN}
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            handlers[signal.SIGINT] = _stop
+        handlers = dict.fromkeys(ENDING, _stop) | dict.fromkeys(SAVING, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            del handlers[signal.SIGINT]
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -1,17 +1,15 @@
 """How much memory a run takes, and what to do when there is no more."""
 
-import resource
-import sys
-
 import torch
+
+from diffusion_lit.platforms import peak_bytes
 
 
 def peak_memory_gib(device: torch.device) -> float:
     """The most that tensors took on a GPU, or else the most that this process took, since it began; in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_bytes() / 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -224,7 +223,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         logger.summary(result)
         logger.finish(result["exit_code"])
     log.info(setup.farewell(result, run))
-    if first and recorder.ended_by == signal.SIGUSR1:
+    if first and recorder.ended_by in errors.SAVING:
         setup.queue_again()
     return result
 

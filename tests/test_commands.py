@@ -12,6 +12,7 @@ from diffusion_lit import console
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints, folder
 from tests.runs import TINY, last_step, run, signal_at_step, start
+from tests.test_resume import assert_equal_runs
 
 QUICK = [*TINY, "max_steps=4", "checkpoint_every=2", "val_every=0", "sample_every=0"]
 
@@ -147,3 +148,22 @@ def test_an_accelerator_that_is_not_there(tmp_path, word):
     assert "error: strategy: " in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
+
+
+WITHOUT_POSIX = """
+import os
+from diffusion_lit import platforms
+platforms.fcntl = platforms.resource = None
+del os.posix_fallocate
+def symlink(*args, **kwargs):
+    raise PermissionError("a required privilege is not held")
+os.symlink = symlink
+"""
+
+
+def test_what_a_system_lacks_is_done_without(tmp_path):
+    words = [*TINY, "run_dir=run", "data.cache_dir=cache", "checkpoint_every=1"]
+    run("train", *words, "max_steps=1", cwd=tmp_path, prelude=WITHOUT_POSIX)
+    run("train", "resume=run", "max_steps=2", cwd=tmp_path, prelude=WITHOUT_POSIX)
+    run("train", *words, "max_steps=2", "run_dir=whole", cwd=tmp_path)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
-    "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console", "classes", "config",
-    "debug", "memory", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation", "build", "runs",
-    "pipeline", "studio", "launch", "training", "figures", "train", "sample", "evaluate", "card", "export", "app",
-    "visualize", "report", "audit", "replay", "__main__",
+    "platforms", "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console", "classes",
+    "config", "debug", "memory", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation",
+    "build", "runs", "pipeline", "studio", "launch", "training", "figures", "train", "sample", "evaluate", "card",
+    "export", "app", "visualize", "report", "audit", "replay", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 
@@ -79,6 +79,17 @@ def test_the_core_dispatches_on_no_string():
                 if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq) for op in node.ops):
                     words = [c.value for c in ast.walk(node) if isinstance(getattr(c, "value", None), str)]
                     assert not words, f"{path}:{node.lineno}"
+
+
+def test_only_one_place_names_what_not_every_system_has():
+    for path in modules():
+        if place(path) != "platforms":
+            words = {"fcntl", "resource", "SIGHUP", "SIGUSR1", "posix_fallocate", "pthread_sigmask", "fork", "getuid"}
+            for node in ast.walk(ast.parse(path.read_text())):
+                named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+                if named and node.value.id in ("os", "signal"):
+                    assert node.attr not in words, f"{path}:{node.lineno}"
+            assert not words & imported(path), path
 
 
 def loaded_after(code: str) -> set[str]:

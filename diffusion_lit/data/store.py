@@ -17,6 +17,7 @@ from diffusion_lit.console import progress_bar
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
 from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint, hold_out
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.platforms import take_room
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
     try:
         images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            take_room(file.fileno(), path.stat().st_size)
     except OSError as error:
         size = math.prod(shape) / 2**20
         raise UserError(Exit.OUTPUT, f"{path.parent} cannot hold {size:,.0f} MiB: {error.strerror}") from None

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.platforms import sync_folder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"  # in a published folder; of a network that diffusers knows
 NETWORK = "network.safetensors"  # of any other
@@ -43,7 +44,7 @@ def write(checkpoint: dict, path: Path) -> None:
         if why:
             raise OSError(f"read back, {why}")
         os.replace(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError about positions
         with suppress(OSError):
             beside.unlink(missing_ok=True)  # its room is free again
@@ -92,16 +93,11 @@ def link(path: Path, name: str) -> None:
     """Point `name` (last.ckpt, best.ckpt) at a checkpoint by a relative link, so that a moved run still works."""
     beside = path.with_name(f".{name}.tmp")
     beside.unlink(missing_ok=True)
-    beside.symlink_to(path.name)
-    os.replace(beside, path.with_name(name))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        beside.symlink_to(path.name)
+    except OSError:  # Windows, where not everybody may
+        beside.hardlink_to(path)
+    os.replace(beside, path.with_name(name))
 
 
 def fault(path: Path) -> str | None:

@@ -4,7 +4,6 @@ config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json
 checkpoints/step-*.ckpt + last.ckpt + best.ckpt   samples/step-*.png   .lock
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.platforms import lock
 
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
 
@@ -203,7 +203,7 @@ class Lock:
         self.path = run / ".lock"
         self.file = open(self.path, "a+")  # noqa: SIM115 held open as long as the lock
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self.file.fileno(), wait=False)
         except BlockingIOError:
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"

@@ -5,7 +5,6 @@ runs. A job is a run folder: command.txt says what it was, result.json how it en
 """
 
 import csv
-import fcntl
 import math
 import os
 import shlex
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError, reported
+from diffusion_lit.platforms import lock
 from diffusion_lit.runs import folder
 
 HIGHER_IS_BETTER = {  # of result.json; else lower is
@@ -177,7 +177,7 @@ def write_results(sweep: Path) -> list[Job]:
 def _locked(path: Path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.errors import ENDING, SAVING, Exit, UserError
 
 T = TypeVar("T")
 STARTED_BY_US = "DIFFUSION_LIT_RANK_0"  # process id of the rank 0 that started this process
@@ -128,7 +128,7 @@ def together(strategy: dict) -> Iterator[None]:
 def following() -> Iterator[None]:
     """Any other rank: it joins those that rank 0 waits for, and ends quietly where it is rank 0 that failed."""
     if STARTED_BY_US in os.environ:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        for number in (*ENDING, *SAVING):
             signal.signal(number, signal.SIG_IGN)  # rank 0 says when to stop
         threading.Thread(target=_end_with_rank_0, daemon=True).start()
     try:

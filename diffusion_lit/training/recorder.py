@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 
 from diffusion_lit.console import progress_bar
-from diffusion_lit.errors import HEARD, Exit, UserError
+from diffusion_lit.errors import ENDING, HEARD, SAVING, Exit, UserError
 from diffusion_lit.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile
@@ -41,14 +41,14 @@ COLUMNS = (
 
 KEPT = ("seconds", "val_loss", "val_error", "scores", "logged_step", "logged_seconds")  # over a stop and a resume
 FAILED_SAVES = 3  # in a row, then a run ends
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = (*ENDING, *SAVING)
 EVERY = ("log_every", "val_every", "sample_every", "checkpoint_every", "metrics_every")
 
 
 def ends_run(number: int) -> bool:
     """Whether a signal ends the run when it has saved. SIGUSR1 does only where a job can be queued again: under SLURM,
     which sends it some time before the job's end (--signal=USR1@120)."""
-    return number != 0 and (number != signal.SIGUSR1 or "SLURM_JOB_ID" in os.environ)
+    return number != 0 and (number not in SAVING or "SLURM_JOB_ID" in os.environ)
 
 
 class Recorder(L.Callback):

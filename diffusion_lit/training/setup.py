@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import warnings
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from diffusion_lit.build import make_decay, make_diffusion, make_network
 from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.errors import SAVING, Exit, UserError
 from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.folder import shown
@@ -173,7 +172,7 @@ def exit_code_of(ended_by: int | None) -> int:
     """0, or what a signal ends with; SIGUSR1 ends a run that is queued again."""
     if ended_by is None:
         return 0
-    return int(Exit.INTERRUPTED) if ended_by == signal.SIGUSR1 else 128 + ended_by
+    return int(Exit.INTERRUPTED) if ended_by in SAVING else 128 + ended_by
 
 
 def queue_again() -> None:
