@@ -162,7 +162,7 @@ os.symlink = symlink
 
 
 def test_what_a_system_lacks_is_done_without(tmp_path):
-    words = [*TINY, "run_dir=run", "data.cache_dir=cache", "checkpoint_every=1"]
+    words = [*TINY, "run_dir=run", "data.cache_dir=cache", "checkpoint_every=1", "sample_every=1"]
     run("train", *words, "max_steps=1", cwd=tmp_path, prelude=WITHOUT_POSIX)
     run("train", "resume=run", "max_steps=2", cwd=tmp_path, prelude=WITHOUT_POSIX)
     run("train", *words, "max_steps=2", "run_dir=whole", cwd=tmp_path)
