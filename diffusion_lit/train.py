@@ -17,12 +17,13 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
-from diffusion_lit.training import loggers, ranks
+from diffusion_lit.training import loggers, ranks, slurm
 
 log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
+    slurm.as_torchrun()
     if ranks.from_environment("RANK"):
         follow()
     else:
@@ -34,7 +35,9 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     asked = value_of("resume", overrides)
     multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv)
     if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
-        raise UserError(Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun")
+        raise UserError(
+            Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun or srun"
+        )
     if not isinstance(asked, str) or not asked:
         return expanded(overrides, config_dir)
     if multirun:
@@ -225,7 +228,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         logger.finish(result["exit_code"])
     log.info(setup.farewell(result, run))
     if first and recorder.ended_by == signal.SIGUSR1:
-        setup.queue_again()
+        slurm.queue_again()
     return result
 
 
