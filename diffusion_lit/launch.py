@@ -3,13 +3,15 @@
 import gc
 import logging
 import os
+import secrets
+import shutil
+import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from hydra import main as hydra_main
@@ -113,6 +115,12 @@ def planned(
         raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval cannot be counted through: add hydra/sweeper=optuna")
     if "direction" in hydra.sweeper:
         check_direction(configs[0].get("metric"), hydra.sweeper.direction)
+    if hydra.launcher.get("nodes", 1) * hydra.launcher.get("tasks_per_node", 1) != 1:  # of submitit
+        raise UserError(
+            Exit.CONFIG,
+            "hydra.launcher.tasks_per_node, nodes: a job of a sweep is one task, which starts its processes itself: "
+            "add strategy=ddp and hydra.launcher.gpus_per_node=<devices>",
+        )
     try:
         folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
@@ -136,33 +144,52 @@ def check_direction(metric: str | None, direction: object) -> None:
 def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarise: Task) -> int:
     """Run every job, whatever becomes of the others; the largest of their exit codes. Ctrl-C and SIGTERM end it all.
 
-    Jobs may run in other processes (hydra/launcher=joblib), so what they end with is kept on disk.
+    Jobs may run in other processes (hydra/launcher=joblib) and on other machines (submitit_slurm), so what they end
+    with is kept on disk, beside them.
     """
-    here = os.getpid()
-    with TemporaryDirectory() as ended:
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # warned by it a run saves; submitit's own loses the rest
+    here, codes = process(), [0]
+    ended = sweep.folder.resolve() / f".ended-{secrets.token_hex(4)}"
 
-        def job(config: DictConfig) -> float | None:
-            hydra = HydraConfig.get()
-            number = hydra.job.num + 1
-            words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
-            log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
-            if os.getpid() != here:
-                console.hush()
-            value, code = outcome(task, config)
-            if code:
-                log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
-                Path(ended, str(number)).write_text(str(code))
-            with suppress(OSError):  # told of at the end
-                sweeps.write_results(sweep.folder)
-            if code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
-                sys.exit(code)
-            gc.collect()  # what the job held of the device is free for the next one
-            return sweeps.worst(config.get("metric")) if code else value
+    def job(config: DictConfig) -> float | None:
+        hydra = HydraConfig.get()
+        number = hydra.job.num + 1
+        words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
+        log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
+        if process() != here:
+            console.hush()
+        value, code = outcome(task, config)
+        again = sweeps.is_queued_again(Path(hydra.runtime.output_dir), code)
+        if code:
+            log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
+            codes.append(code)
+            with suppress(OSError):  # on a full disk, or when nobody waits any more
+                (ended / str(number)).write_text(str(code))
+        with suppress(OSError):  # told of at the end
+            sweeps.write_results(sweep.folder)
+        if again or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
+            sys.exit(code)
+        gc.collect()  # what the job held of the device is free for the next one
+        return sweeps.worst(config.get("metric")) if code else value
 
-        code = outcome(lambda _: start(job)(), None)[1]
-        codes = [code, *[int(file.read_text()) for file in Path(ended).iterdir()]]
+    def jobs(_) -> None:
+        ended.mkdir(parents=True)
+        try:
+            start(job)()
+        finally:
+            codes.extend(int(file.read_text()) for file in ended.iterdir())
+            shutil.rmtree(ended, ignore_errors=True)
+            with suppress(OSError):  # jobs of sample leave nothing in it
+                sweep.folder.rmdir()
+
+    codes.append(outcome(jobs, None)[1])
     summary_code = outcome(summarise, None)[1]
     return max(codes) or summary_code
+
+
+def process() -> tuple[str, int]:
+    """This process among those of all machines."""
+    return socket.gethostname(), os.getpid()
 
 
 def outcome(task: Task, config: DictConfig | None) -> tuple[float | None, int]:

@@ -112,6 +112,8 @@ def train(config: DictConfig) -> float:
     try:
         with errors.signals_held():  # one between the two would leave a lock behind and nothing else
             lock = folder.Lock(run)
+            if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not folder.is_free(run):
+                config.resume = str(run)  # nobody types it: the queue starts a job of a sweep as it was
             if not config.resume:
                 folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
             ours = True

@@ -56,6 +56,11 @@ def port(job: int, step: int) -> int:
     return FIRST_PORT + (7 * job + step) % PORTS
 
 
+def is_restarted() -> bool:
+    """Whether this job ran before and was queued again."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def queue_again() -> None:
     """Ask SLURM to start this job once more; its script goes on with resume=auto."""
     job = os.environ["SLURM_JOB_ID"]

@@ -65,7 +65,7 @@ StrategyRegistry.register("dp", DataParallelStrategy, description=DataParallelSt
 
 
 def trainer_arguments(strategy: dict, net: nn.Module) -> dict:
-    """`accelerator`, `devices`, `num_nodes`, `strategy` and `plugins` of a Trainer; says so where it falls back to one device."""
+    """What a Trainer takes of devices and processes; says so where it falls back to one device."""
     return {"accelerator": strategy["accelerator"]} | STRATEGIES[strategy["name"]](strategy, net)
 
 

@@ -51,12 +51,12 @@ PartitionName=high Nodes=ALL PriorityTier=10
 """
 
 # submitit asks sacct what became of a job; that one needs a database, which this SLURM has not
-SACCT = """#!/bin/sh
+SACCT = r"""#!/bin/sh
 echo 'JobID|State|NodeList'
 while [ $# -gt 0 ]; do
-    [ "$1" = -j ] && scontrol --oneliner show job "$2" | sed -E \\
-        -e 's/^JobId=([0-9]+) .*JobState=([A-Z_]+) .*/\\0\\n\\1|\\2|/' -e 's/^JobId=.* ArrayJobId=([0-9]+) ArrayTaskId=([0-9]+) .*\\n[0-9]+/\\1_\\2/' \\
-        -e 's/^JobId=.*\\n//'
+    [ "$1" = -j ] && scontrol --oneliner show job "$2" | sed -nE \
+        -e 's/.* ArrayJobId=([0-9]+) ArrayTaskId=([0-9]+) .* JobState=([A-Z_]+) .*/\1_\2|\3|/p;t' \
+        -e 's/^JobId=([0-9]+) .* JobState=([A-Z_]+) .*/\1|\2|/p'
     shift
 done
 """
