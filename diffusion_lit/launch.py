@@ -9,8 +9,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from diffusion_lit.config import CONF, composed, help_text, hydra_settings
 from diffusion_lit.errors import HEARD, Exit, UserError, reported
 from diffusion_lit.overrides import as_word
 from diffusion_lit.redaction import refuse_secrets
-from diffusion_lit.runs import sweeps
+from diffusion_lit.runs import folder, sweeps
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class Sweep(NamedTuple):
     folder: Path  # of all jobs, whatever name or experiment they have
     keys: set[str]  # that are swept
     jobs: int
+    queued: bool  # by submitit: they run in other processes, often of other machines
 
 
 def planned(
@@ -128,7 +129,7 @@ def planned(
     if config_name == "train" and sweeps.jobs_of(folder):
         raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose a new folder")
     keys, jobs = {word.get_key_element() for word in swept}, hydra.sweeper.get("n_trials") or len(configs)
-    return Sweep(folder, keys, jobs), configs
+    return Sweep(folder, keys, jobs, "submitit" in hydra.launcher._target_), configs
 
 
 def check_direction(metric: str | None, direction: object) -> None:
@@ -160,11 +161,11 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
             console.hush()
         value, code = outcome(task, config)
         again = sweeps.is_queued_again(Path(hydra.runtime.output_dir), code)
+        codes.append(code)
         if code:
             log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
-            codes.append(code)
-            with suppress(OSError):  # on a full disk, or when nobody waits any more
-                (ended / str(number)).write_text(str(code))
+        with suppress(OSError):  # on a full disk, or when nobody waits any more
+            (ended / str(number)).write_text(str(code))
         with suppress(OSError):  # told of at the end
             sweeps.write_results(sweep.folder)
         if again or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
@@ -175,7 +176,8 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
     def jobs(_) -> None:
         ended.mkdir(parents=True)
         try:
-            start(job)()
+            with counted(ended, sweep):
+                start(job)()
         finally:
             codes.extend(int(file.read_text()) for file in ended.iterdir())
             shutil.rmtree(ended, ignore_errors=True)
@@ -185,6 +187,32 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
     codes.append(outcome(jobs, None)[1])
     summary_code = outcome(summarise, None)[1]
     return max(codes) or summary_code
+
+
+@contextmanager
+def counted(ended: Path, sweep: Sweep) -> Iterator[None]:
+    """A bar of the jobs in a queue that have ended; those that run here have bars of their own."""
+    if not sweep.queued:
+        yield
+        return
+    sweeps.show(f"queued     {sweep.jobs} jobs; what they print is in {folder.shown(sweep.folder / '.submitit')}")
+    over = threading.Event()
+
+    def count() -> None:
+        with console.progress_bar("job") as bar:
+            task, known = bar.add_task("", total=sweep.jobs), 0
+            while not over.wait(1):
+                now = len(list(ended.iterdir()))
+                bar.advance(task, now - known)
+                known = now
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def process() -> tuple[str, int]:

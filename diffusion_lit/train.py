@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -133,6 +132,8 @@ def train(config: DictConfig) -> float:
         if lock:
             lock.release()
     if result["status"] != "finished":
+        if result["exit_code"] == Exit.INTERRUPTED:
+            slurm.queue_again()
         sys.exit(result["exit_code"])
     return sweeps.objective(result, config["metric"])
 
@@ -229,8 +230,6 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         logger.summary(result)
         logger.finish(result["exit_code"])
     log.info(setup.farewell(result, run))
-    if first and recorder.ended_by == signal.SIGUSR1:
-        slurm.queue_again()
     return result
 
 

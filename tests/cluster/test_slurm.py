@@ -136,6 +136,7 @@ def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unb
     stopped = json.loads((folder / "result.json").read_text())
     assert (stopped["status"], stopped["exit_code"]) == ("interrupted", code)
     assert stopped["steps"] < 1500
+    cluster.until(lambda: cluster.job(job)["JobState"] in ("PENDING", "RUNNING"), "the job waits or runs")
     cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     ended = cluster.ended(job)
     printed = (tmp_path / f"{folder.parent.name}-{job}.log").read_text()
@@ -143,6 +144,7 @@ def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unb
     assert how == "its time limit" or cluster.ended(other.strip())["JobState"] == "COMPLETED"
     assert f"{told}: finishing this step and saving" in printed
     assert printed.count("is queued again") == (code == 75)
+    assert f"task 0: Exited with exit code {code}" in printed
     assert printed.count("step 1500/1500") == 1
     assert "Traceback" not in printed
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
