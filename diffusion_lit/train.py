@@ -1,5 +1,6 @@
 """`python -m diffusion_lit.train`: from a command line to a trained model in a run folder."""
 
+import atexit
 import logging
 import math
 import shutil
@@ -133,7 +134,7 @@ def train(config: DictConfig) -> float:
             lock.release()
     if result["status"] != "finished":
         if result["exit_code"] == Exit.INTERRUPTED:
-            slurm.queue_again()
+            atexit.register(slurm.queue_again)  # SLURM ends the job at once, so after all else
         sys.exit(result["exit_code"])
     return sweeps.objective(result, config["metric"])
 

@@ -64,7 +64,7 @@ def is_restarted() -> bool:
 def queue_again() -> None:
     """Ask SLURM to start this job once more; its script goes on with resume=auto."""
     job = os.environ["SLURM_JOB_ID"]
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the answer, to a process that is about to end anyway
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the answer, which would change the exit code
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
         log.info("job %s is queued again", job)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from diffusion_lit.training.slurm import as_torchrun, counts, first_host, port
 from tests.cluster.slurm import ROOT, Slurm, slurm
 from tests.runs import TINY, last_step, run, trace
-from tests.test_resume import assert_equal_runs
+from tests.test_resume import assert_equal_runs, assert_equal_training
 from tests.test_strategies import DDP
 from tests.test_sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
 
@@ -130,7 +131,9 @@ def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unb
         cluster("scontrol", "update", f"JobId={job}", "TimeLimit=1")
         told, code = "SIGUSR1", 75
     else:
-        other = cluster("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap", "sleep 1")
+        other = cluster(
+            "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path
+        )
         told, code = "SIGTERM", 143
     cluster.until(lambda: cluster.job(job)["Restarts"] == "1", "the job is queued again")
     stopped = json.loads((folder / "result.json").read_text())
@@ -183,6 +186,27 @@ def test_a_job_that_fails_in_the_queue_is_told_with_its_exit_code(cluster, tmp_p
     assert [(row["status"], row["exit_code"]) for row in rows_of(sweep)] == [("failed", "6"), ("finished", "0")]
     assert "failed     0 (optimizer.lr=1e+30): by step" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.cluster
+def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, tmp_path):
+    words = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(swept, cluster, tmp_path, *words)
+        jobs = {}
+        for number in "01":
+            cluster.until(lambda: any(map(last_step, tmp_path.glob(f"outputs/digits/*/{number}"))), "training")  # noqa: B023
+            (log,) = tmp_path.glob(f"outputs/digits/*/.submitit/*_{number}/")
+            jobs[number] = log.name
+        cluster("scontrol", "requeue", jobs["0"])  # SIGTERM, as by preemption
+        cluster("scancel", "--signal=USR1", jobs["1"])  # as before the time limit
+        sweep, printed = ended.result()
+    assert [(row["status"], row["steps"]) for row in rows_of(sweep)] == [("finished", "600"), ("finished", "601")]
+    told = [(sweep / number / "train.log").read_text() for number in "01"]
+    assert ["SIGTERM: finishing" in told[0], "SIGUSR1: finishing" in told[1]] == [True, True]
+    assert [text.count("resuming ") for text in told] == [1, 1]
+    run("train", *QUICK, *words[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
+    assert_equal_training(tmp_path / "alone", sweep / "1")
 
 
 @pytest.mark.cluster
