@@ -179,7 +179,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
             with counted(ended, sweep):
                 start(job)()
         finally:
-            codes.extend(int(file.read_text()) for file in ended.iterdir())
+            codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in ended.iterdir())
             shutil.rmtree(ended, ignore_errors=True)
             with suppress(OSError):  # jobs of sample leave nothing in it
                 sweep.folder.rmdir()
