@@ -98,7 +98,7 @@ def composed(
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
             if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
-                faults.append('joblib and optuna are plugins: pip install "diffusion_lit[sweeps]"')
+                faults.append('joblib, submitit and optuna are plugins: pip install "diffusion_lit[sweeps]"')
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["the configuration cannot work:", *dict.fromkeys(faults)]))
     return configs

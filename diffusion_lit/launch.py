@@ -3,13 +3,15 @@
 import gc
 import logging
 import os
+import secrets
+import shutil
+import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from hydra import main as hydra_main
@@ -24,7 +26,7 @@ from diffusion_lit.config import CONF, composed, help_text, hydra_settings
 from diffusion_lit.errors import HEARD, Exit, UserError, reported
 from diffusion_lit.overrides import as_word
 from diffusion_lit.redaction import refuse_secrets
-from diffusion_lit.runs import sweeps
+from diffusion_lit.runs import folder, sweeps
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class Sweep(NamedTuple):
     folder: Path  # of all jobs, whatever name or experiment they have
     keys: set[str]  # that are swept
     jobs: int
+    queued: bool  # by submitit: they run in other processes, often of other machines
 
 
 def planned(
@@ -113,6 +116,12 @@ def planned(
         raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval cannot be counted through: add hydra/sweeper=optuna")
     if "direction" in hydra.sweeper:
         check_direction(configs[0].get("metric"), hydra.sweeper.direction)
+    if hydra.launcher.get("nodes", 1) * hydra.launcher.get("tasks_per_node", 1) != 1:  # of submitit
+        raise UserError(
+            Exit.CONFIG,
+            "hydra.launcher.tasks_per_node, nodes: a job of a sweep is one task, which starts its processes itself: "
+            "add strategy=ddp and hydra.launcher.gpus_per_node=<devices>",
+        )
     try:
         folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
@@ -120,7 +129,7 @@ def planned(
     if config_name == "train" and sweeps.jobs_of(folder):
         raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose a new folder")
     keys, jobs = {word.get_key_element() for word in swept}, hydra.sweeper.get("n_trials") or len(configs)
-    return Sweep(folder, keys, jobs), configs
+    return Sweep(folder, keys, jobs, "submitit" in hydra.launcher._target_), configs
 
 
 def check_direction(metric: str | None, direction: object) -> None:
@@ -136,33 +145,79 @@ def check_direction(metric: str | None, direction: object) -> None:
 def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarise: Task) -> int:
     """Run every job, whatever becomes of the others; the largest of their exit codes. Ctrl-C and SIGTERM end it all.
 
-    Jobs may run in other processes (hydra/launcher=joblib), so what they end with is kept on disk.
+    Jobs may run in other processes (hydra/launcher=joblib) and on other machines (submitit_slurm), so what they end
+    with is kept on disk, beside them.
     """
-    here = os.getpid()
-    with TemporaryDirectory() as ended:
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # warned by it a run saves; submitit's own loses the rest
+    here, codes = process(), [0]
+    ended = sweep.folder.resolve() / f".ended-{secrets.token_hex(4)}"
 
-        def job(config: DictConfig) -> float | None:
-            hydra = HydraConfig.get()
-            number = hydra.job.num + 1
-            words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
-            log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
-            if os.getpid() != here:
-                console.hush()
-            value, code = outcome(task, config)
-            if code:
-                log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
-                Path(ended, str(number)).write_text(str(code))
-            with suppress(OSError):  # told of at the end
-                sweeps.write_results(sweep.folder)
-            if code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
-                sys.exit(code)
-            gc.collect()  # what the job held of the device is free for the next one
-            return sweeps.worst(config.get("metric")) if code else value
+    def job(config: DictConfig) -> float | None:
+        hydra = HydraConfig.get()
+        number = hydra.job.num + 1
+        words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
+        log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
+        if process() != here:
+            console.hush()
+        value, code = outcome(task, config)
+        again = sweeps.is_queued_again(Path(hydra.runtime.output_dir), code)
+        codes.append(code)
+        if code:
+            log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
+        with suppress(OSError):  # on a full disk, or when nobody waits any more
+            (ended / str(number)).write_text(str(code))
+        with suppress(OSError):  # told of at the end
+            sweeps.write_results(sweep.folder)
+        if again or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
+            sys.exit(code)
+        gc.collect()  # what the job held of the device is free for the next one
+        return sweeps.worst(config.get("metric")) if code else value
 
-        code = outcome(lambda _: start(job)(), None)[1]
-        codes = [code, *[int(file.read_text()) for file in Path(ended).iterdir()]]
+    def jobs(_) -> None:
+        ended.mkdir(parents=True)
+        try:
+            with counted(ended, sweep):
+                start(job)()
+        finally:
+            codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in ended.iterdir())
+            shutil.rmtree(ended, ignore_errors=True)
+            with suppress(OSError):  # jobs of sample leave nothing in it
+                sweep.folder.rmdir()
+
+    codes.append(outcome(jobs, None)[1])
     summary_code = outcome(summarise, None)[1]
     return max(codes) or summary_code
+
+
+@contextmanager
+def counted(ended: Path, sweep: Sweep) -> Iterator[None]:
+    """A bar of the jobs in a queue that have ended; those that run here have bars of their own."""
+    if not sweep.queued:
+        yield
+        return
+    sweeps.show(f"queued     {sweep.jobs} jobs; what they print is in {folder.shown(sweep.folder / '.submitit')}")
+    over = threading.Event()
+
+    def count() -> None:
+        with console.progress_bar("job") as bar:
+            task, known = bar.add_task("", total=sweep.jobs), 0
+            while not over.wait(1):
+                now = len(list(ended.iterdir()))
+                bar.advance(task, now - known)
+                known = now
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def process() -> tuple[str, int]:
+    """This process among those of all machines."""
+    return socket.gethostname(), os.getpid()
 
 
 def outcome(task: Task, config: DictConfig | None) -> tuple[float | None, int]:

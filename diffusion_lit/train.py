@@ -1,5 +1,6 @@
 """`python -m diffusion_lit.train`: from a command line to a trained model in a run folder."""
 
+import atexit
 import logging
 import math
 import shutil
@@ -16,12 +17,13 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
-from diffusion_lit.training import loggers, ranks
+from diffusion_lit.training import loggers, ranks, slurm
 
 log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
+    slurm.as_torchrun()
     if ranks.from_environment("RANK"):
         follow()
     else:
@@ -33,7 +35,9 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     asked = value_of("resume", overrides)
     multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv)
     if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
-        raise UserError(Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun")
+        raise UserError(
+            Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun or srun"
+        )
     if not isinstance(asked, str) or not asked:
         return expanded(overrides, config_dir)
     if multirun:
@@ -108,6 +112,8 @@ def train(config: DictConfig) -> float:
     try:
         with errors.signals_held():  # one between the two would leave a lock behind and nothing else
             lock = folder.Lock(run)
+            if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not folder.is_free(run):
+                config.resume = str(run)  # nobody types it: the queue starts a job of a sweep as it was
             if not config.resume:
                 folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
             ours = True
@@ -127,6 +133,8 @@ def train(config: DictConfig) -> float:
         if lock:
             lock.release()
     if result["status"] != "finished":
+        if result["exit_code"] == Exit.INTERRUPTED:
+            atexit.register(slurm.queue_again)  # SLURM ends the job at once, so after all else
         sys.exit(result["exit_code"])
     return sweeps.objective(result, config["metric"])
 
@@ -223,8 +231,6 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         logger.summary(result)
         logger.finish(result["exit_code"])
     log.info(setup.farewell(result, run))
-    if first and recorder.ended_by in errors.SAVING:
-        setup.queue_again()
     return result
 
 

@@ -56,11 +56,15 @@ def newest_run(folder: Path, pattern: str = "*") -> Path | None:
     return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 
+def is_free(run: Path) -> bool:
+    return not run.is_dir() or {path.name for path in run.iterdir()} <= {"train.log", ".lock"}
+
+
 def require_free(run: Path) -> None:
     """Raises UserError (exit 5) for a folder that holds anything (nothing is ever trained over) or cannot be made."""
     if len(run.name) > 255:
         raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: the name is too long")
-    if run.is_dir() and {path.name for path in run.iterdir()} - {"train.log", ".lock"}:
+    if not is_free(run):
         raise UserError(
             Exit.OUTPUT, f"run_dir={run} is not empty: choose a new folder, or go on in it with resume={run}"
         )

@@ -8,6 +8,7 @@ import csv
 import math
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
@@ -147,6 +148,11 @@ def write_failure(run: Path, overrides: list[str], error: BaseException) -> None
         folder.write_result(run, {"status": status, "exit_code": code, "error": text})
 
 
+def is_queued_again(run: Path, code: int) -> bool:
+    """Whether a job saved because SLURM warned it, which then starts it once more; until then it has no result."""
+    return code == Exit.INTERRUPTED and folder.read_result(run).get("status") == "interrupted"
+
+
 def write_results(sweep: Path) -> list[Job]:
     """results.csv: a row for each job with what was swept, how it ended and every single value of its result.json.
 
@@ -161,7 +167,7 @@ def write_results(sweep: Path) -> list[Job]:
         keys = swept(jobs)
         found = dict.fromkeys(name for job in jobs for name in job.result)
         names = [name for name in found if name not in ("status", "exit_code")]
-        beside = sweep / ".results.csv.tmp"
+        beside = sweep / f".results-{socket.gethostname()}-{os.getpid()}.tmp"  # the lock may hold on one machine only
         with open(beside, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["job", *keys, "status", "exit_code", *names, "folder"])

@@ -1,9 +1,7 @@
 """The parts of a training run, put together from its configuration: module, trainer, opening and closing words."""
 
 import logging
-import os
 import shlex
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -81,14 +79,14 @@ def make_trainer(config: dict, run: Path, net: nn.Module, *callbacks: Callback) 
     logging.getLogger("lightning.pytorch").handlers.clear()  # Hydra's root logger has them already
     warnings.filterwarnings("ignore", module="lightning")
     strategy = config["strategy"]
+    arguments = trainer_arguments(strategy, net)
     try:
         return L.Trainer(
             max_steps=config["max_steps"],
-            **trainer_arguments(strategy, net),
+            **arguments | {"plugins": [CheckpointFiles(), *arguments.get("plugins", [])]},
             precision=strategy["precision"],
             accumulate_grad_batches=strategy["accumulate"],
             callbacks=list(callbacks),
-            plugins=[CheckpointFiles()],
             default_root_dir=run,
             logger=False,
             enable_checkpointing=False,
@@ -173,16 +171,6 @@ def exit_code_of(ended_by: int | None) -> int:
     if ended_by is None:
         return 0
     return int(Exit.INTERRUPTED) if ended_by in SAVING else 128 + ended_by
-
-
-def queue_again() -> None:
-    """Ask SLURM to start this job once more; its script goes on with resume=auto."""
-    job = os.environ["SLURM_JOB_ID"]
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
-        log.info("job %s is queued again", job)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("job %s could not be queued again: %s", job, getattr(error, "stderr", None) or error)
 
 
 def farewell(result: dict, run: Path) -> str:

@@ -3,7 +3,7 @@
 import logging
 
 import torch
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from torch import nn
 
@@ -59,22 +59,24 @@ class SteadyDDPStrategy(DDPStrategy):
             buffer.copy_(value)
 
 
+# Lightning would look for SLURM, refuse jobs of several tasks and handle their signals; we do that ourselves.
+ALONE = {"plugins": [LightningEnvironment()]}
 StrategyRegistry.register("dp", DataParallelStrategy, description=DataParallelStrategy.__doc__)
 
 
 def trainer_arguments(strategy: dict, net: nn.Module) -> dict:
-    """`accelerator`, `devices`, `num_nodes` and `strategy` of a Trainer; says so where it falls back to one device."""
+    """What a Trainer takes of devices and processes; says so where it falls back to one device."""
     return {"accelerator": strategy["accelerator"]} | STRATEGIES[strategy["name"]](strategy, net)
 
 
 def _single(strategy: dict, net: nn.Module) -> dict:
-    return {"devices": 1, "strategy": "auto"}
+    return {"devices": 1, "strategy": "auto"} | ALONE
 
 
 def _dp(strategy: dict, net: nn.Module) -> dict:
     count = ranks.devices_here(strategy)
     if count > 1 and torch.cuda.is_available() and strategy["accelerator"] in ("auto", "gpu", "cuda"):
-        return {"devices": count, "strategy": "dp"}
+        return {"devices": count, "strategy": "dp"} | ALONE
     log.info("note       strategy=dp needs two GPUs or more; here it trains on one device, as strategy=single does")
     return _single(strategy, net)
 

@@ -1,0 +1,221 @@
+"""A real SLURM of two nodes: training over both by srun, queued again by signals and preemption, and sweeps."""
+
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from diffusion_lit.training.slurm import as_torchrun, counts, first_host, port
+from tests.cluster.slurm import ROOT, Slurm, slurm
+from tests.runs import TINY, last_step, run, trace
+from tests.test_resume import assert_equal_runs, assert_equal_training
+from tests.test_strategies import DDP
+from tests.test_sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
+
+# long enough for SLURM, which looks at time limits every half minute
+LONG = [*TINY, "max_steps=1500", "log_every=20", "checkpoint_every=500", "val_every=500", "sample_every=750"]
+LONG += ["model.dropout=0.1", "data.flip=0.5", "optimizer.warmup_steps=400", "seed=3"]
+HERE = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--partition=low"]
+
+
+# ------------------------------------------------------------------------------------------ what srun says of itself
+
+STEP = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_STEP_NODELIST": "gpu[07-08,11]", "SLURM_NODEID": "1",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "5",
+}  # fmt: skip
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch) -> dict[str, str]:
+    environment = dict(STEP)
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(os, "isatty", lambda number: False)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    return environment
+
+
+def test_a_step_of_several_tasks_is_told_in_torchruns_words(environment):
+    as_torchrun()
+    assert [environment[key] for key in TORCHRUN[:5]] == ["3", "5", "1", "2", "gpu07"]
+    assert environment["MASTER_PORT"] == str(16000 + 7 * 77 + 2)
+
+
+def test_the_environment_can_name_another_meeting_point(environment):
+    environment |= {"MASTER_ADDR": "login", "MASTER_PORT": "1"}
+    as_torchrun()
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"], environment["RANK"]) == ("login", "1", "3")
+
+
+def test_one_node_meets_at_itself(environment):
+    environment |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "5", "SLURM_NODEID": "0"}
+    as_torchrun()
+    assert environment["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("case", ["script of sbatch", "one task", "torchrun", "a shell"])
+def test_what_is_a_run_of_its_own(environment, monkeypatch, case):
+    if case == "script of sbatch":
+        for key in [key for key in environment if key.startswith("SLURM_STEP")]:
+            del environment[key]
+    environment |= {"one task": {"SLURM_STEP_NUM_TASKS": "1"}, "torchrun": {"RANK": "0"}}.get(case, {})
+    if case == "a shell":
+        monkeypatch.setattr(os, "isatty", lambda number: number == 1)
+    before = dict(environment)
+    as_torchrun()
+    assert environment == before
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu[07-09,12],login", "gpu07"),
+        ("b,a[1-2]", "b"),
+        ("r[1-2]n[03-4]-x", "r1n03-x"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_tasks_of_each_node():
+    assert counts("8") == [8]
+    assert counts("4(x2),3,1(x3)") == [4, 4, 3, 1, 1, 1]
+
+
+def test_no_two_jobs_of_a_node_meet_at_one_port():
+    ports = {port(job, step) for job in range(500, 2700) for step in range(7)}
+    assert len(ports) == 2200 * 7
+    assert min(ports) >= 1024
+    assert max(ports) < 32768
+
+
+# ------------------------------------------------------------------------------------------ a real one
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The unbroken run, of two processes that rank 0 starts itself."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run("train", *LONG, *DDP, f"run_dir={folder}", cwd=folder.parent)
+    return folder
+
+
+def submitted(cluster: Slurm, here: Path, name: str) -> tuple[str, Path]:
+    """The example as it is, after its first steps; the job's number and the run folder."""
+    script = str(ROOT / "examples" / "slurm" / "train.sbatch")
+    job = cluster("sbatch", "--parsable", f"--job-name={name}", *HERE, script, *LONG, cwd=here).strip()
+    cluster.until(lambda: any(last_step(path) > 100 for path in here.glob(f"outputs/{name}/*")), "training", 200)
+    (folder,) = (here / "outputs" / name).iterdir()
+    return job, folder
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("how", ["its time limit", "a job of higher priority"])
+def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unbroken(cluster, whole, tmp_path, how):
+    job, folder = submitted(cluster, tmp_path, how.split()[-1])
+    if how == "its time limit":
+        cluster("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        told, code = "SIGUSR1", 75
+    else:
+        other = cluster(
+            "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path
+        )
+        told, code = "SIGTERM", 143
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", "the job is queued again")
+    stopped = json.loads((folder / "result.json").read_text())
+    assert (stopped["status"], stopped["exit_code"]) == ("interrupted", code)
+    assert stopped["steps"] < 1500
+    cluster.until(lambda: cluster.job(job)["JobState"] in ("PENDING", "RUNNING"), "the job waits or runs")
+    cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    ended = cluster.ended(job)
+    printed = (tmp_path / f"{folder.parent.name}-{job}.log").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), printed
+    assert how == "its time limit" or cluster.ended(other.strip())["JobState"] == "COMPLETED"
+    assert f"{told}: finishing this step and saving" in printed
+    assert printed.count("is queued again") == (code == 75)
+    assert f"task 0: Exited with exit code {code}" in printed
+    assert printed.count("step 1500/1500") == 1
+    assert "Traceback" not in printed
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert_equal_runs(whole, folder)
+
+
+def swept(cluster: Slurm, here: Path, *words: str, code: int = 0) -> tuple[Path, str]:
+    """A sweep whose jobs SLURM runs, one CPU each; its folder and what it printed."""
+    queue = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=1"]
+    command = ["python", "-m", "diffusion_lit.train", "--multirun", *queue, *QUICK, *words]
+    done = subprocess.run(command, cwd=here, env=cluster.env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stdout + done.stderr
+    (sweep,) = (here / "outputs" / "digits").iterdir()
+    assert not list(sweep.glob(".ended-*"))
+    return sweep, done.stdout + done.stderr
+
+
+@pytest.mark.cluster
+def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
+    sweep, printed = swept(cluster, tmp_path, "weighting=snr,min_snr", "seed=0,1")
+    rows = rows_of(sweep)
+    assert [(row["weighting"], row["seed"], row["status"]) for row in rows] == [
+        (name, seed, "finished") for name in ("snr", "min_snr") for seed in "01"
+    ]
+    assert len({row["val_loss"] for row in rows}) == 4
+    assert picture_is_drawn(sweep)
+    (best,) = [line.split() for line in printed.splitlines() if "<- best" in line]
+    assert (best[0] in ("snr", "min_snr"), best[1]) == (True, "2")
+    run("train", *QUICK, "weighting=snr", "seed=1", "run_dir=alone", cwd=tmp_path)
+    assert trace(tmp_path / "alone") == trace(sweep / "1")
+
+
+@pytest.mark.cluster
+def test_a_job_that_fails_in_the_queue_is_told_with_its_exit_code(cluster, tmp_path):
+    sweep, printed = swept(cluster, tmp_path, *DIVERGING, code=6)
+    assert [(row["status"], row["exit_code"]) for row in rows_of(sweep)] == [("failed", "6"), ("finished", "0")]
+    assert "failed     0 (optimizer.lr=1e+30): by step" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.cluster
+def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, tmp_path):
+    words = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(swept, cluster, tmp_path, *words)
+        jobs = {}
+        for number in "01":
+            cluster.until(lambda: any(map(last_step, tmp_path.glob(f"outputs/digits/*/{number}"))), "training")  # noqa: B023
+            (log,) = tmp_path.glob(f"outputs/digits/*/.submitit/*_{number}/")
+            jobs[number] = log.name
+        cluster("scontrol", "requeue", jobs["0"])  # SIGTERM, as by preemption
+        cluster("scancel", "--signal=USR1", jobs["1"])  # as before the time limit
+        sweep, printed = ended.result()
+    assert [(row["status"], row["steps"]) for row in rows_of(sweep)] == [("finished", "600"), ("finished", "601")]
+    told = [(sweep / number / "train.log").read_text() for number in "01"]
+    assert ["SIGTERM: finishing" in told[0], "SIGUSR1: finishing" in told[1]] == [True, True]
+    assert [text.count("resuming ") for text in told] == [1, 1]
+    run("train", *QUICK, *words[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
+    assert_equal_training(tmp_path / "alone", sweep / "1")
+
+
+@pytest.mark.cluster
+def test_optuna_searches_in_the_queue(cluster, tmp_path):
+    words = [*OPTUNA, "hydra.sweeper.n_trials=3", "hydra.sweeper.direction=minimize"]
+    sweep, printed = swept(cluster, tmp_path, *words, "optimizer.lr=tag(log,interval(0.0001,0.01))")
+    rows = rows_of(sweep)
+    assert [row["status"] for row in rows] == ["finished"] * 3
+    assert len({row["optimizer.lr"] for row in rows}) == 3
+    best = min(float(row["val_loss"]) for row in rows)
+    assert f"best_value: {best}" in (sweep / "optimization_results.yaml").read_text()
+    assert printed.count("<- best") == 1
