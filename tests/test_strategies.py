@@ -399,4 +399,4 @@ def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
     data = setup.load_data(config, source, tmp_path)
     assert isinstance(data, ImageDataModule)
     assert data.micro_batch_size == 2
-    assert list((tmp_path / "cache").glob("train-*.npy"))  # one file for both
+    assert list((tmp_path / "cache").glob("*/train-*.npy"))  # one file for both
