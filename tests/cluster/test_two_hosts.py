@@ -145,8 +145,8 @@ def test_what_is_lost_ends_the_rest_and_the_job_started_again_equals_one_that_lo
     else:
         hosts[int(lost[-1]) - 1].kill()
     assert 0 not in job.codes(), job.printed()
-    for k in [k for k in (0, 1) if lost == f"host{2 - k}" or (lost, k) == ("cable", 0)]:
-        assert re.search(r"exitcode *: 75", job.printed(k)), job.printed(k)
+    if lost != "host1":  # else torchrun may be the first to notice, on host2, and end its process
+        assert re.search(r"exitcode *: 75", job.printed(0)), job.printed(0)
     assert last_step(tmp_path / "run") < 24
     if lost == "cable":
         hosts[1].do("ip", "link", "set", "eth0", "up")
@@ -223,9 +223,9 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
     [
         (lambda root: (root / "b" / "3.png").unlink(), "missing on host2: b/3.png"),
         (lambda root: Image.new("L", (8, 8), 99).save(root / "a" / "4.png"), "not the same on both: a/4.png"),
-        (lambda root: (root / "b").rename(root.parent / "c"), "rank 1 on host2"),
+        (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 1 on host2: data.root=pictures"),
     ],
-    ids=["a file is missing", "another picture", "a class is missing"],
+    ids=["a file is missing", "another picture", "nothing is there"],
 )
 def test_hosts_that_read_other_pictures_do_not_train(hosts, apart, tmp_path, change, told):
     change(apart[1] / "pictures")
