@@ -151,7 +151,7 @@ def _heard(connection: socket.socket) -> tuple[bytes, str]:
     try:
         return connection.recv(1024), "its connection was closed"
     except OSError as error:
-        return b"", error.strerror.lower()
+        return b"", (error.strerror or str(error)).lower()
 
 
 def _lost(who: str, why: str) -> None:
