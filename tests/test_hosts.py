@@ -3,8 +3,11 @@
 import queue
 import socket
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from torch.distributed import HashStore
 
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.training import copies, hosts
@@ -93,3 +96,19 @@ def test_an_error_of_another_rank_is_raised_with_its_host(monkeypatch):
     monkeypatch.setattr(copies.ranks, "rank", lambda: 1)
     with pytest.raises(SystemExit, match="3"):
         copies.agree(None)
+
+
+def test_ranks_that_are_started_again_do_not_take_a_word_of_those_before(monkeypatch):
+    """Of torchrun's store, which keeps what the first start wrote into it."""
+    store, words = HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as ranks:
+            later = [ranks.submit(hosts.meet, store, rank, 3) for rank in (1, 2)]
+            time.sleep(0.1)  # old words are there before rank 0 is
+            met = {ranks.submit(hosts.meet, store, 0, 3).result(60), *[found.result(60) for found in later]}
+        assert len(met) == 1
+        words += met
+    assert len(set(words)) == 3
+    monkeypatch.setattr(hosts, "PATIENCE", 0)
+    with pytest.raises(TimeoutError, match=r"timed out waiting for ranks \[1, 2\]"):
+        hosts.meet(store, 0, 3)

@@ -21,6 +21,7 @@ from diffusion_lit.errors import Exit, UserError
 T = TypeVar("T")
 GRACE = 10  # seconds that the main thread has to find out for itself, and to end in order
 KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a host is lost after 60 seconds of silence
+PATIENCE = 1800  # seconds for all ranks to start
 TOKEN = 16  # bytes by which rank 0 knows its own ranks
 ELSEWHERE = "192.0.2.1"  # of no network (RFC 5737): the way there is the default route
 GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
@@ -68,6 +69,35 @@ def choose_interface() -> None:
     name = interface(own_address(os.environ["MASTER_ADDR"]))
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def meet(store, rank: int, count: int) -> str:
+    """A word that the ranks of this start share, and none of an earlier one.
+
+    torchrun's store outlives the processes that it starts again, and counts of restarts differ between hosts; without
+    this gloo may find the addresses of processes that are no more.
+
+    Args:
+        store: that all of them reach, of torch.distributed.
+    Raises:
+        TimeoutError: on rank 0, if some do not come.
+    """
+    if rank:
+        own = secrets.token_hex(8)
+        store.set(f"hello/{rank}", own)
+        word = store.get(f"welcome/{own}").decode()  # waits
+        store.set(f"thanks/{word}/{rank}", "")
+        return word
+    word, missing, until = secrets.token_hex(8), set(range(1, count)), time.monotonic() + PATIENCE
+    while missing:
+        for other in missing:
+            if store.check([f"hello/{other}"]):  # an old one, perhaps: then nobody listens
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
+        time.sleep(0.05)
+        missing = {other for other in missing if not store.check([f"thanks/{word}/{other}"])}
+        if time.monotonic() > until:
+            raise TimeoutError(f"timed out waiting for ranks {sorted(missing)}")
+    return word
 
 
 # ------------------------------------------------------------------------------------------------ noticing a loss

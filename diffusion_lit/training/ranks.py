@@ -112,7 +112,7 @@ def together(strategy: dict) -> Iterator[None]:
         _leave()
         failed = False
     except Exception as error:
-        lost = _lost() if hosts.is_lost_connection(error) else None
+        lost = (_lost() if _others else hosts.lost()) if hosts.is_lost_connection(error) else None
         if lost:
             raise lost from None
         raise
@@ -178,17 +178,19 @@ def _start_others(count: int):
 def _join(store=None) -> None:
     """Meet the others, at our own store or a launcher's. CPU tensors go by gloo, CUDA tensors by NCCL."""
     import torch
-    from torch.distributed import TCPStore, init_process_group
+    from torch.distributed import PrefixStore, TCPStore, init_process_group, rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if STARTED_BY_US not in os.environ:
-        hosts.choose_interface()
-        init_process_group(backend)
-        hosts.watch(rank(), from_first)
-        return
     number, count = from_environment("RANK"), from_environment("WORLD_SIZE")
-    store = store or TCPStore(HERE, int(os.environ["MASTER_PORT"]), count, is_master=False)
+    if STARTED_BY_US in os.environ:
+        store = store or TCPStore(HERE, int(os.environ["MASTER_PORT"]), count, is_master=False)
+        init_process_group(backend, store=store, rank=number, world_size=count)
+        return
+    hosts.choose_interface()
+    store = next(rendezvous("env://"))[0]
+    store = PrefixStore(hosts.meet(store, number, count), store)
     init_process_group(backend, store=store, rank=number, world_size=count)
+    hosts.watch(number, from_first)
 
 
 def _leave(wait: bool = True) -> None:
@@ -218,8 +220,6 @@ def _end_with_rank_0() -> None:
 
 def _lost() -> UserError | None:
     """What became of a process that ended too early, if one did."""
-    if not _others:  # a launcher has started them
-        return hosts.lost()
     deadline = time.monotonic() + 1  # its connection is lost before it has quite ended
     while not any(process.poll() for process in _others) and time.monotonic() < deadline:
         time.sleep(0.05)
