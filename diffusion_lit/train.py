@@ -5,13 +5,14 @@ import logging
 import math
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from diffusion_lit import errors
 from diffusion_lit.classes import trust
-from diffusion_lit.config import composed, source_of, with_data_facts
+from diffusion_lit.config import composed, with_data_facts
 from diffusion_lit.debug import with_debug
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
@@ -178,20 +179,27 @@ def follow() -> None:
     with ranks.following():
         config, run, start = ranks.from_first(None)
         trust(config)  # rank 0 would not have come here otherwise
-        fit_on_all(config, source_of(config["data"]), run, start)
+        try:
+            fit_on_all(config, None, run, start)
+        finally:
+            if not (run / ".lock").exists():  # on another host, which does not see the run folder
+                shutil.rmtree(run / "cache", ignore_errors=True)
+                with suppress(OSError):
+                    run.rmdir()
 
 
 def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
     from diffusion_lit.build import make_sampler_of
     from diffusion_lit.memory import advice, is_out_of_memory
-    from diffusion_lit.training import quality, setup
+    from diffusion_lit.training import copies, quality, setup
     from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
     from diffusion_lit.training.recorder import Recorder
     from diffusion_lit.training.shared import not_fatal
     from diffusion_lit.training.snapshots import Snapshots
 
     first = ranks.rank() == 0
+    copies.require_start(start)
     data = setup.load_data(config, source, run)
     config = config | {"max_steps": length_in_steps(config, len(data.train))}
     if done := ranks.from_first(finished(config, run, start) if first else None):

@@ -396,7 +396,8 @@ def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
     config, source = with_data_facts(composed("train", [*TINY, "strategy=ddp", "strategy.accumulate=3"])[0])
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks, "highest", lambda number: number)
+    monkeypatch.setattr(ranks, "gather", lambda value: [value, value])
     data = setup.load_data(config, source, tmp_path)
     assert isinstance(data, ImageDataModule)
     assert data.micro_batch_size == 2
-    assert list((tmp_path / "cache").glob("train-*.npy"))  # one file for both
+    assert list((tmp_path / "cache").glob("*/train-*.npy"))  # one file for both

@@ -7,6 +7,7 @@ configuration from rank 0, so neither Hydra nor a sweep ever runs twice. Torch i
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,13 +17,13 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from diffusion_lit.errors import ENDING, SAVING, Exit, UserError
+from diffusion_lit.training import hosts
 
 T = TypeVar("T")
 STARTED_BY_US = "DIFFUSION_LIT_RANK_0"  # process id of the rank 0 that started this process
 ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", STARTED_BY_US)
 HERE = "127.0.0.1"
 _others: list[subprocess.Popen] = []  # that this rank 0 has started
-GRACE = 10  # seconds for the others to end, or for a lost connection to be noticed
 
 
 # ------------------------------------------------------------------------------------------------ who is who
@@ -111,7 +112,7 @@ def together(strategy: dict) -> Iterator[None]:
         _leave()
         failed = False
     except Exception as error:
-        lost = _lost() if _is_lost_connection(error) else None
+        lost = (_lost() if _others else hosts.lost()) if hosts.is_lost_connection(error) else None
         if lost:
             raise lost from None
         raise
@@ -140,12 +141,12 @@ def following() -> Iterator[None]:
         os._exit(0)  # nothing is left to do, and gloo's threads now and then abort an interpreter that winds down
     except UserError as error:
         if error.exit_code != Exit.NON_FINITE:  # that one all ranks find together, and rank 0 tells
-            print(f"rank {from_environment('RANK')}: {error}", file=sys.stderr)
+            print(f"rank {from_environment('RANK')} on {socket.gethostname()}: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except Exception as error:
-        if not _is_lost_connection(error):
+        if not hosts.is_lost_connection(error):
             raise
-        print(f"rank {from_environment('RANK')}: the other processes have gone", file=sys.stderr)
+        print(f"rank {from_environment('RANK')} on {socket.gethostname()}: the others have gone", file=sys.stderr)
         sys.exit(int(Exit.INTERRUPTED))
 
 
@@ -175,17 +176,21 @@ def _start_others(count: int):
 
 
 def _join(store=None) -> None:
-    """Meet the others, at our own store or torchrun's. CPU tensors go by gloo, CUDA tensors by NCCL."""
+    """Meet the others, at our own store or a launcher's. CPU tensors go by gloo, CUDA tensors by NCCL."""
     import torch
-    from torch.distributed import TCPStore, init_process_group
+    from torch.distributed import PrefixStore, TCPStore, init_process_group, rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if STARTED_BY_US not in os.environ:
-        init_process_group(backend)
-        return
     number, count = from_environment("RANK"), from_environment("WORLD_SIZE")
-    store = store or TCPStore(HERE, int(os.environ["MASTER_PORT"]), count, is_master=False)
+    if STARTED_BY_US in os.environ:
+        store = store or TCPStore(HERE, int(os.environ["MASTER_PORT"]), count, is_master=False)
+        init_process_group(backend, store=store, rank=number, world_size=count)
+        return
+    hosts.choose_interface()
+    store = next(rendezvous("env://"))[0]
+    store = PrefixStore(hosts.meet(store, number, count), store)
     init_process_group(backend, store=store, rank=number, world_size=count)
+    hosts.watch(number, from_first)
 
 
 def _leave(wait: bool = True) -> None:
@@ -196,13 +201,14 @@ def _leave(wait: bool = True) -> None:
 
     if wait:
         highest(0)  # all have come this far
+        hosts.over.set()
     distributed.destroy_process_group()
 
 
 def _watch(over: threading.Event) -> None:
     """End this process if another one is lost and nobody notices: NCCL waits for the dead."""
     while not over.wait(0.5):
-        if any(process.poll() for process in _others) and not over.wait(GRACE):
+        if any(process.poll() for process in _others) and not over.wait(hosts.GRACE):
             print(f"error: {_lost()}", file=sys.stderr)
             os._exit(int(Exit.INTERRUPTED))
 
@@ -231,18 +237,12 @@ def _lost() -> UserError | None:
 def _end_others(at_once: bool) -> None:
     for process in _others:
         try:
-            process.wait(0 if at_once else GRACE)
+            process.wait(0 if at_once else hosts.GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         process.stdin.close()
     _others.clear()
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    """gloo and NCCL have no error of their own for a peer that has gone."""
-    words = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "remote process exited")
-    return isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
 
 
 # ------------------------------------------------------------------------------------------------ working together

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import socket
 import warnings
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_lit.build import make_decay, make_diffusion, make_network
+from diffusion_lit.config import source_of
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.errors import SAVING, Exit, UserError
 from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.folder import shown
 from diffusion_lit.seeds import fold
-from diffusion_lit.training import ranks
+from diffusion_lit.training import copies, ranks
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
 from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.optimizer import warmup_steps
@@ -32,8 +34,13 @@ log = logging.getLogger(__name__)
 def load_data(config: dict, source, run: Path) -> ImageDataModule:
     """The pictures, decoded once: several processes of one machine share a file instead of an array each.
 
+    Each machine reads its own copy.
+
+    Args:
+        source: of the pictures, or None to make it of the configuration.
     Raises:
-        UserError: exit 2 if the global batch cannot be shared out evenly.
+        UserError: exit 2 if the global batch cannot be shared out evenly, exit 3 if copies differ; on every rank, what
+            went wrong on one.
     """
     strategy = config["strategy"]
     world = ranks.world_size()
@@ -44,16 +51,25 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
             f"global_batch_size={config['global_batch_size']} must be a multiple of {shares}, "
             f"devices x strategy.accumulate={strategy['accumulate']}",
         )
-    data = config["data"]
-    data = ImageDataModule(
-        source,
-        data if world == 1 or data["cache_dir"] else data | {"cache_dir": str(run / "cache")},
-        config["seed"],
-        micro_batch_size=config["global_batch_size"] // (strategy["accumulate"] * world),
-        accept_changed_data="data" in config["accept"],
-    )
-    with ranks.first_here_goes_first():
+    own = config["data"]
+    if world > 1 and not own["cache_dir"]:  # a file that one machine has mapped is never replaced by another's
+        own = own | {"cache_dir": str(run / "cache" / socket.gethostname())}
+
+    def read() -> ImageDataModule:
+        data = ImageDataModule(
+            source or source_of(config["data"]),
+            own,
+            config["seed"],
+            micro_batch_size=config["global_batch_size"] // (strategy["accumulate"] * world),
+            accept_changed_data="data" in config["accept"],
+        )
         data.setup()
+        return data
+
+    with ranks.first_here_goes_first():
+        data, fault = copies.tried(read)
+    copies.agree(fault)
+    copies.require_equal(data)
     return data
 
 
