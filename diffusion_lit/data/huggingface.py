@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.data.building import replacing
 from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.data.sources import Split
 from diffusion_lit.data.tables import class_values, image_column, label_column, listed, load_tables, short, undecoded
@@ -151,9 +152,8 @@ class HuggingFace:
     def remember(self) -> None:
         """Keep the facts beside the decoded stream, so that the next run reaches for nothing."""
         if not self._facts_file.exists():
-            building = self._facts_file.with_suffix(f".building-{os.getpid()}")
-            building.write_text(json.dumps(asdict(self.facts)))
-            os.replace(building, self._facts_file)
+            with replacing(self._facts_file) as building:
+                building.write_text(json.dumps(asdict(self.facts)))
 
 
 @dataclass(frozen=True)
