@@ -16,6 +16,8 @@ from diffusion_lit.data import cache
 from diffusion_lit.data.building import Tell, built_once
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
 from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint, hold_out
+from diffusion_lit.data.streaming import MOST_HELD_OUT, Reread, Streamed
+from diffusion_lit.errors import Exit, UserError
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
     return ImageStore(images, labels if streamed else split.labels, path, sums)
 
 
-def load_splits(source, config: dict) -> tuple[ImageStore, ImageStore | None]:
+def load_splits(source, config: dict) -> tuple[ImageStore | Streamed, ImageStore | None]:
     """The training pictures of a `data` group and those held out (None: none).
 
     With `random_crop` the training pictures are that much larger, held-out ones are cut already.
@@ -82,12 +84,26 @@ def load_splits(source, config: dict) -> tuple[ImageStore, ImageStore | None]:
     decoding = decoding_of(config)
     decoding = replace(decoding, image_size=decoding.image_size + config["random_crop"])
     splits = hold_out(source.splits(), config["val_fraction"])
+    if isinstance(splits["train"].pictures, Reread):
+        return _read_anew(splits, config, decoding)
     train, val = load(splits["train"], decoding, config["cache_dir"], "train"), None
     if "val" in splits:
         val = load(splits["val"], decoding, config["cache_dir"], "val")
     elif splits["train"].labels is None:
         train, val = cut(train, config["val_fraction"])
     return train, centre(val, config["image_size"]) if val else None
+
+
+def _read_anew(splits: dict[str, Split], config: dict, decoding: Decoding) -> tuple[Streamed, ImageStore | None]:
+    """Held-out pictures are few, and kept."""
+    train, cache_dir = splits["train"].pictures.anew(config["cache_dir"]), config["cache_dir"]
+    if "val" in splits:
+        val = splits["val"].pictures.anew(cache_dir)
+        val = val.hold_out(min(len(val), MOST_HELD_OUT))[1]
+    else:
+        train, val = train.hold_out(min(round(len(train) * config["val_fraction"]), len(train) - 1, MOST_HELD_OUT))
+    kept = load(Split(val, None), decoding, cache_dir, "val") if len(val) else None
+    return Streamed(train, decoding), centre(kept, config["image_size"]) if kept else None
 
 
 def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:
@@ -104,6 +120,8 @@ def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | No
 
 def centre(store: ImageStore, size: int) -> ImageStore:
     """The middle size x size of every picture; a view."""
+    if isinstance(store, Streamed):
+        raise UserError(Exit.CONFIG, "data.streaming=every_epoch keeps no training pictures, and here all are needed")
     edge = (store.images.shape[2] - size) // 2
     if not edge:
         return store
