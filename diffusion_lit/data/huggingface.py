@@ -258,9 +258,9 @@ class TableAgain(TableStream, Reread):
             table = ArrowRows(undecoded(source.tables[self.split], facts.image, facts.label), self.where, self.row)
         else:
             files = parquet_files(source.path, source.name, self.split)
-            groups = parquet_groups(files, Path(cache_dir).expanduser() if cache_dir else None)
+            groups, ends = parquet_groups(files, Path(cache_dir).expanduser() if cache_dir else None)
             columns = [facts.image, facts.label] if facts.label else [facts.image]
-            table = ParquetRows(files, columns, self.where, self.row, *groups)
+            table = ParquetRows(files, columns, self.where, self.row, groups, f"{ends} {columns}")
         n = min(len(table), source.max_images or len(table))
         if n == 0:
             raise UserError(Exit.DATA, f"data.path={source.path}: its split {self.split} is empty")

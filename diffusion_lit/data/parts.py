@@ -82,7 +82,7 @@ class ParquetRows:
     Args:
         columns: the picture, and the label if there is one.
         groups: rows of each row group, by file.
-        fingerprint: of what the files say of themselves at their ends.
+        fingerprint: of what the files say of themselves at their ends, and of the columns.
     """
 
     files: list[str]
