@@ -316,17 +316,52 @@ def settings(path: Path, *words: str) -> list[str]:
     return ["data=huggingface", f"data.path={path}", *EVERY, *TINY, "data.flip=0.5", "sample_every=0", *words]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(sets, tmp_path):
-    """Three windows of an epoch, and into the second epoch."""
-    small = "from diffusion_lit.data import streaming; streaming.WINDOW = 64"
+SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.WAITS = 64, (0, 0)\n"
+NO_HUB = """
+from diffusion_lit.data import huggingface, parts
+files, read, rows = huggingface.parquet_files, parts.ParquetRows.read, []
+huggingface.parquet_files = lambda *args: [f"file://{file}" for file in files(*args)]
+def gone(self, part, skip):
+    for row in read(self, part, skip):
+        if len(rows) > 500:
+            raise ConnectionError("peer is gone")
+        rows.append(None)
+        yield row
+parts.ParquetRows.read = gone
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(sets, tmp_path_factory) -> Path:
+    """A run of three windows an epoch, and into its second epoch."""
     words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
-    printed = run("train", *words, "run_dir=whole", cwd=tmp_path, prelude=small)
+    home = tmp_path_factory.mktemp("whole")
+    (home / "printed.txt").write_text(run("train", *words, "run_dir=run", cwd=home, prelude=SMALL))
+    return home / "run"
+
+
+def test_the_length_of_a_run_is_that_of_the_pictures_there_are(whole):
+    printed = (whole.parent / "printed.txt").read_text()
     assert "434 pictures 4x4x3, 3 classes; 23 held out" in printed
     assert "58 steps of 12 images = 1.6 epochs" in printed  # 1.6 x 434 / 12
-    process = start("train", *words, "run_dir=broken", cwd=tmp_path, prelude=small)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(sets, whole, tmp_path):
+    words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
+    process = start("train", *words, "run_dir=broken", cwd=tmp_path, prelude=SMALL)
     assert signal_at_step(33, process, tmp_path / "broken") == -signal.SIGKILL
-    run("train", "resume=broken", cwd=tmp_path, prelude=small)
-    assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
+    run("train", "resume=broken", cwd=tmp_path, prelude=SMALL)
+    assert_equal_runs(whole, tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_a_run_whose_hub_is_gone_ends_with_75_and_goes_on_bit_for_bit(sets, whole, tmp_path):
+    words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
+    printed = run("train", *words, "run_dir=broken", cwd=tmp_path, prelude=SMALL + NO_HUB, code=75)
+    assert "(peer is gone), also when tried again; a run goes on from its last checkpoint" in printed
+    assert "Traceback" not in printed
+    run("train", "resume=broken", cwd=tmp_path, prelude=SMALL)
+    assert_equal_runs(whole, tmp_path / "broken")
 
 
 @pytest.mark.slow
