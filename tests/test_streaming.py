@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_lit import audit
 from diffusion_lit.config import composed
 from diffusion_lit.data import parts, store, streaming
 from diffusion_lit.data.decoding import Decoding
@@ -344,6 +345,14 @@ def test_the_length_of_a_run_is_that_of_the_pictures_there_are(whole):
     printed = (whole.parent / "printed.txt").read_text()
     assert "434 pictures 4x4x3, 3 classes; 23 held out" in printed
     assert "58 steps of 12 images = 1.6 epochs" in printed  # 1.6 x 434 / 12
+
+
+def test_commands_that_need_all_pictures_say_so(sets, whole):
+    told = run("evaluate", f"run={whole}", "num_images=20", cwd=whole.parent, code=2)
+    assert "every_epoch keeps no training pictures: add pictures=<a folder" in told
+    words = ["data=huggingface", f"data.path={sets['parquet']}", "data.streaming=every_epoch"]
+    with pytest.raises(UserError, match=r"data\.streaming=every_epoch: pictures are looked at more than once"):
+        audit.check(composed("audit", words)[0])
 
 
 def test_a_killed_run_goes_on_bit_for_bit(sets, whole, tmp_path):
