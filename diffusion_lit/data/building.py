@@ -99,6 +99,7 @@ def _locked(lock: Path, path: Path) -> int | None:
                 os.close(file)
                 if error.errno == errno.ESTALE:  # removed by another host
                     continue
+                lock.unlink(missing_ok=True)
                 log.info("%s has no locks (%s): each process decodes for itself", lock.parent, error.strerror)
                 return None
             if words != seen:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -132,9 +132,10 @@ def parquet_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[
     words = repr([(Path(file).name, digest) for file, (_, digest) in zip(files, ends, strict=True)])
     found = [rows for rows, _ in ends], hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(kept) as building:
-            building.write_text(json.dumps(found))
+        with suppress(OSError):  # a folder that cannot be written; then they are read again the next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as building:
+                building.write_text(json.dumps(found))
     return found
 
 
