@@ -59,14 +59,14 @@ def app(config: DictConfig) -> None:
 
 
 def training_pictures(model):
-    """Those of the run if they are where they were, uint8 (M, C, H, W), else None."""
+    """Those of the run if they are where they were, uint8 (M, C, H, W), else None; also if it never kept them."""
     import torch
 
     from diffusion_lit.config import source_of
     from diffusion_lit.data.store import centre, load_splits
 
     data = model.config["data"]
-    if "_target_" not in data:
+    if "_target_" not in data or data.get("streaming") == "every_epoch":
         return None
     try:
         train = centre(load_splits(source_of(data), data)[0], data["image_size"])

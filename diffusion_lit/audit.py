@@ -24,7 +24,8 @@ def main() -> None:
 
 def check(config: DictConfig) -> None:
     if config.data.get("streaming"):
-        raise UserError(Exit.CONFIG, "data.streaming=true: pictures are looked at more than once, set it to false")
+        asked = as_word("data.streaming", config.data.streaming)
+        raise UserError(Exit.CONFIG, f"{asked}: pictures are looked at more than once, set it to false")
     _, source = with_data_facts(config)
     source.splits()
 

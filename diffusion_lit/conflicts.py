@@ -194,6 +194,15 @@ def labels(v: dict) -> Iterator[str]:
         yield f"data.labels={asked}: must be one of auto, none"
 
 
+def streaming(v: dict) -> Iterator[str]:
+    for key in ("metrics_every", "data.judge_images"):
+        if v["data.streaming"] == "every_epoch" and v[key]:
+            yield (
+                f"{key}={v[key]} compares with all training pictures, and data.streaming=every_epoch keeps none: "
+                f"set {key}=0"
+            )
+
+
 def alpha(v: dict) -> Iterator[str]:
     if v["data.alpha"] == "zero" and v["data.channels"] != 4:
         yield (
@@ -237,5 +246,5 @@ def skins(v: dict) -> Iterator[str]:
 CHECKS = (
     noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
     conditions, editing, halving, groups, attention, block_types, heads, context_unet, simple_unet, patches, pictures,
-    labels, alpha, best, skins, strategies, batch,
+    labels, streaming, alpha, best, skins, strategies, batch,
 )  # fmt: skip

@@ -60,6 +60,9 @@ def check(config: DictConfig) -> None:
     if "_target_" not in data:
         why = "a published model does not say where its training pictures are"
         faults.append(f"{why}: add pictures=<a folder, .npy, .npz, .csv, .tsv or .parquet>")
+    elif config.pictures is None and data.get("streaming") == "every_epoch":
+        why = "data.streaming=every_epoch keeps no training pictures"
+        faults.append(f"{why}: add pictures=<a folder, .npy, .npz, .csv or .tsv> with enough of them")
     else:
         source = source_of(data)
         if list(source.class_names) != data["class_names"]:

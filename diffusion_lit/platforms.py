@@ -1,5 +1,6 @@
 """What not every operating system has: where it is missing, the rest works without it."""
 
+import errno
 import math
 import os
 import signal
@@ -19,13 +20,24 @@ def signals(*names: str) -> tuple[int, ...]:
 
 
 def lock(descriptor: int, wait: bool) -> None:
-    """Lock an open file or folder for this process, until it is closed; without locks nothing happens.
+    """Lock an open file or folder for this process, until it is closed.
 
     Raises:
         BlockingIOError: if another process has it, and not to `wait` was asked for.
+        OSError: where system or disk have no locks.
     """
-    if fcntl:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_byte(descriptor: int, k: int, held: bool = True) -> None:
+    """Lock byte k of a file for this process, or give it back; of the kind that NFS has too. Raises as `lock` does,
+    PermissionError too if another process has it.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN, 1, k)
 
 
 def take_room(descriptor: int, size: int) -> None:

@@ -19,6 +19,10 @@ def devices_fault(value: object) -> str | None:
     return None if is_count or value == "auto" else "must be auto or a number of devices"
 
 
+def streaming_fault(value: object) -> str | None:
+    return None if isinstance(value, bool) or value == "every_epoch" else "must be true, false or every_epoch"
+
+
 def optional_names_fault(value: object) -> str | None:
     is_list = value is None or (not Each(Rule(str), shortest=1)(value) and len(set(value)) == len(value))
     return None if is_list else "must be a list of different class names [a,b]"
@@ -88,6 +92,7 @@ RULES: dict[str, Check] = {
     "data.split": OPTIONAL_TEXT,
     "data.image_column": TEXT,
     "data.label_column": TEXT,
+    "data.streaming": streaming_fault,
     "data.max_images": Rule(int, low=1, optional=True),
     "data.image_size": COUNT,
     "data.channels": Rule(choices=(1, 3, 4)),

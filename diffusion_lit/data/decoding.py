@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -165,7 +165,10 @@ def decode_all(
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # corrupt EXIF and large-picture notes; errors still raise
-        faults = [fault for fault, _ in zip(pool.map(decode, range(len(pictures))), progress, strict=False) if fault]
+        n = len(pictures)
+        parts = (range(start, min(start + 4096, n)) for start in range(0, n, 4096))  # what waits in a pool takes memory
+        done = chain.from_iterable(pool.map(decode, part) for part in parts)
+        faults = [fault for fault, _ in zip(done, progress, strict=False) if fault]
     if faults:
         raise broken(faults, f"{len(faults)} of {len(pictures)} pictures cannot be read; repair or remove them")
 

@@ -16,9 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.data.building import replacing
 from diffusion_lit.data.decoding import Encoded
+from diffusion_lit.data.parts import ArrowRows, ParquetRows, parquet_groups
 from diffusion_lit.data.sources import Split
-from diffusion_lit.data.tables import class_values, image_column, label_column, listed, load_tables, short, undecoded
+from diffusion_lit.data.streaming import EVERY_EPOCH, Anew, Reread
+from diffusion_lit.data.tables import (
+    class_values,
+    image_column,
+    is_saved,
+    label_column,
+    listed,
+    load_tables,
+    parquet_files,
+    short,
+    undecoded,
+)
 from diffusion_lit.errors import Exit, UserError
 
 HELD_OUT = ("validation", "val", "valid", "test")  # the first that is there
@@ -46,7 +59,8 @@ class HuggingFace:
         name: of its configuration, where it has several.
         split: None takes train, and validation, val, valid or test as held out; or what `load_dataset` takes.
         image_column, label_column: "auto" (see `diffusion_lit.data.tables`), a name, or for labels "none".
-        streaming: read it once from where it is and keep only what is decoded.
+        streaming: True: read it once from where it is and keep only what is decoded; "every_epoch": keep nothing, and
+            read it again in every epoch (parquet files and `save_to_disk`).
         max_images: only the first so many of each split.
         cache_dir: kept there is also what `datasets` makes of a set that is not streamed.
     """
@@ -58,7 +72,7 @@ class HuggingFace:
         split: str | None = None,
         image_column: str = "auto",
         label_column: str = "auto",
-        streaming: bool = False,
+        streaming: bool | str = False,
         max_images: int | None = None,
         cache_dir: str | None = None,
     ):
@@ -75,7 +89,8 @@ class HuggingFace:
         facts = self.facts
         if self.streaming:
             named = {"train": facts.train} | ({"val": facts.held_out[0]} if facts.held_out else {})
-            return {part: Split(TableStream(self, split), None) for part, split in named.items()}
+            kind = TableAgain if self.streaming == EVERY_EPOCH else TableStream
+            return {part: Split(kind(self, split), None) for part, split in named.items()}
         train = self._split(facts.train)
         missing = int((train.labels < 0).sum())
         if missing:
@@ -105,9 +120,15 @@ class HuggingFace:
         return Facts(train, [k for k in HELD_OUT if k in self.tables and k != train], image, label, values, names)
 
     @cached_property
+    def classes(self) -> dict:
+        """Label value to number."""
+        return {value: k for k, value in enumerate(self.facts.values)}
+
+    @cached_property
     def tables(self) -> dict:
         """Split name to `datasets.Dataset`, or to `IterableDataset` with streaming."""
-        return load_tables(self.path, self.name, self.split, self.streaming, self.cache_dir)
+        streaming = bool(self.streaming) and not (self.streaming == EVERY_EPOCH and is_saved(self.path))
+        return load_tables(self.path, self.name, self.split, streaming, self.cache_dir)
 
     def _train(self) -> str:
         names = list(self.tables)
@@ -151,9 +172,8 @@ class HuggingFace:
     def remember(self) -> None:
         """Keep the facts beside the decoded stream, so that the next run reaches for nothing."""
         if not self._facts_file.exists():
-            building = self._facts_file.with_suffix(f".building-{os.getpid()}")
-            building.write_text(json.dumps(asdict(self.facts)))
-            os.replace(building, self._facts_file)
+            with replacing(self._facts_file) as building:
+                building.write_text(json.dumps(asdict(self.facts)))
 
 
 @dataclass(frozen=True)
@@ -197,27 +217,54 @@ class TableStream:
         return min(n, self.source.max_images or n) if n else self.source.max_images
 
     def __iter__(self) -> Iterator[tuple[Path | Encoded, int]]:
-        facts, where = self.source.facts, f"{self.source.path}, {self.split}"
+        facts = self.source.facts
         rows, row = undecoded(self.source.tables[self.split], facts.image, facts.label), -1
         try:
             for row, values in enumerate(islice(rows, self.source.max_images)):
-                label = values[facts.label] if facts.label else 0
-                if label is None or not 0 <= label < max(1, len(facts.class_names)):
-                    raise UserError(
-                        Exit.DATA,
-                        f"row {row} of {where} has label {label} in column {facts.label}, which is no class; take "
-                        "another data.split (train), or data.label_column=none to train without classes",
-                    )
-                yield picture(values[facts.image], f"row {row} of {where}"), label
+                yield self.row(row, values[facts.image], values[facts.label] if facts.label else 0)
         except UserError:
             raise
         except Exception as error:  # of the network, of parquet, of fsspec
-            raise UserError(Exit.DATA, f"{where}: broke off at row {row + 1} ({short(error)}); start again") from None
+            told = f"{self.where}: broke off at row {row + 1} ({short(error)}); start again"
+            raise UserError(Exit.DATA, told) from None
         if row < 0:
             raise UserError(Exit.DATA, f"data.path={self.source.path}: its split {self.split} is empty")
 
+    @property
+    def where(self) -> str:
+        return f"{self.source.path}, {self.split}"
+
+    def row(self, row: int, value: dict | bytes | None, label: object) -> tuple[Path | Encoded, int]:
+        """What training takes of a row."""
+        number = self.source.classes.get(label) if self.source.facts.label else 0
+        if number is None:
+            raise UserError(
+                Exit.DATA,
+                f"row {row} of {self.where} has label {label} in column {self.source.facts.label}, which is no class; "
+                "take another data.split (train), or data.label_column=none to train without classes",
+            )
+        return picture(value, f"row {row} of {self.where}"), number
+
     def remember(self) -> None:
         self.source.remember()
+
+
+class TableAgain(TableStream, Reread):
+    """Those that are read in every epoch anew."""
+
+    def anew(self, cache_dir: str | None) -> Anew:
+        source, facts = self.source, self.source.facts
+        if is_saved(source.path):
+            table = ArrowRows(undecoded(source.tables[self.split], facts.image, facts.label), self.where, self.row)
+        else:
+            files = parquet_files(source.path, source.name, self.split)
+            groups, ends = parquet_groups(files, Path(cache_dir).expanduser() if cache_dir else None)
+            columns = [facts.image, facts.label] if facts.label else [facts.image]
+            table = ParquetRows(files, columns, self.where, self.row, groups, f"{ends} {columns}")
+        n = min(len(table), source.max_images or len(table))
+        if n == 0:
+            raise UserError(Exit.DATA, f"data.path={source.path}: its split {self.split} is empty")
+        return Anew(table, table.parts(n))
 
 
 def picture(value: dict | bytes | None, name: str) -> Path | Encoded:

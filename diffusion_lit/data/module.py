@@ -4,6 +4,7 @@ import lightning as L
 
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.stream import Batches
+from diffusion_lit.data.streaming import Streamed
 from diffusion_lit.errors import Exit, UserError
 
 
@@ -22,7 +23,7 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.source, self.config, self.seed = source, config, seed
         self.micro_batch_size, self.accept_changed_data = micro_batch_size, accept_changed_data
-        self.train: ImageStore | None = None
+        self.train: ImageStore | Streamed | None = None
         self.val: ImageStore | None = None  # None: nothing is held out
 
     def setup(self, stage: str | None = None) -> None:

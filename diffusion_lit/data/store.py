@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import math
-import os
-import platform
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -14,68 +12,71 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.console import progress_bar
+from diffusion_lit.data import cache
+from diffusion_lit.data.building import Tell, built_once
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
 from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint, hold_out
+from diffusion_lit.data.streaming import MOST_HELD_OUT, Reread, Streamed
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.platforms import take_room
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """images uint8 (N, C, H, W) and labels int64 (N,); of a cache file also its path and CRC-32 sums (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
+    file: Path | None = None
+    sums: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of what is in it: pixels, labels and their order."""
+        """16 hex digits of what is in it: pixels, labels and their order.
+
+        Raises:
+            UserError: exit 3 if the pixels are not those that were once written to the cache.
+        """
         digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=8)
         for start in range(0, len(self), 4096):  # a memory-mapped array is never read whole
-            digest.update(np.ascontiguousarray(self.images[start : start + 4096]))
+            block = np.ascontiguousarray(self.images[start : start + 4096])
+            if self.sums is not None and [*map(zlib.crc32, block)] != self.sums[start : start + 4096].tolist():
+                raise cache.damaged(self.file)
+            digest.update(block)
         digest.update(self.labels)
         return digest.hexdigest()
 
 
 def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> ImageStore:
-    """Decode a split into RAM, or with `cache_dir` into a memory-mapped file that the next run finds again.
+    """Decode a split into RAM, or with `cache_dir` into a memory-mapped file that others find.
 
     A stream is decoded as it arrives; nothing of the originals is kept.
     """
-    streamed = split.labels is None
+    streamed, shape = split.labels is None, (decoding.channels, decoding.image_size, decoding.image_size)
     if cache_dir is None:
-        return _streamed(split.pictures, decoding, name) if streamed else _decoded(split, decoding, name)
+        return (_streamed if streamed else _decoded)(split, decoding, shape, name)
     path = Path(cache_dir).expanduser() / f"{name}-{_key(split.pictures, decoding)}.npy"
-    labels = path.with_suffix(".labels.npy")  # of a stream
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(Exit.OUTPUT, f"data.cache_dir={cache_dir} cannot be made: {error.strerror}") from None
-        # a killed build is never taken for a whole one
-        building = path.with_suffix(f".building-{platform.node()}-{os.getpid()}")
-        try:
-            if streamed:
-                _save(labels, _write_stream(split.pictures, decoding, building, name))
-            else:
-                images = _mapped(building, _shape(len(split.pictures), decoding))
-                decode_all(split.pictures, decoding, images, _progress(len(images), name))
-                images.flush()
-            os.replace(building, path)  # after the labels: where it is, both are
-        finally:
-            building.unlink(missing_ok=True)
+
+    def build(building: Path, tell: Tell) -> None:
+        if streamed:
+            with open(building, "wb") as file:
+                out = cache.Growing(file, shape)
+                out.finish(decode_stream(split.pictures, decoding, out, _progress(split.pictures.total, name, tell)))
+        else:
+            out = cache.Pictures(building, (len(split.pictures), *shape))
+            decode_all(split.pictures, decoding, out, _progress(len(split.pictures), name, tell))
+            out.finish()
+
+    built_once(path, build)
     if streamed:
         split.pictures.remember()
-    try:
-        return ImageStore(np.load(path, mmap_mode="r"), np.load(labels) if streamed else split.labels)
-    except (ValueError, FileNotFoundError):
-        raise UserError(Exit.DATA, f"{path} is damaged: remove it, and the pictures are decoded again") from None
+    images, labels, sums = cache.read(path, None if streamed else len(split.pictures), shape)
+    return ImageStore(images, labels if streamed else split.labels, path, sums)
 
 
-def load_splits(source, config: dict) -> tuple[ImageStore, ImageStore | None]:
+def load_splits(source, config: dict) -> tuple[ImageStore | Streamed, ImageStore | None]:
     """The training pictures of a `data` group and those held out (None: none).
 
     With `random_crop` the training pictures are that much larger, held-out ones are cut already.
@@ -83,6 +84,8 @@ def load_splits(source, config: dict) -> tuple[ImageStore, ImageStore | None]:
     decoding = decoding_of(config)
     decoding = replace(decoding, image_size=decoding.image_size + config["random_crop"])
     splits = hold_out(source.splits(), config["val_fraction"])
+    if isinstance(splits["train"].pictures, Reread):
+        return _read_anew(splits, config, decoding)
     train, val = load(splits["train"], decoding, config["cache_dir"], "train"), None
     if "val" in splits:
         val = load(splits["val"], decoding, config["cache_dir"], "val")
@@ -91,80 +94,61 @@ def load_splits(source, config: dict) -> tuple[ImageStore, ImageStore | None]:
     return train, centre(val, config["image_size"]) if val else None
 
 
+def _read_anew(splits: dict[str, Split], config: dict, decoding: Decoding) -> tuple[Streamed, ImageStore | None]:
+    """Held-out pictures are few, and kept."""
+    train, cache_dir = splits["train"].pictures.anew(config["cache_dir"]), config["cache_dir"]
+    if "val" in splits:
+        val = splits["val"].pictures.anew(cache_dir)
+        val = val.hold_out(min(len(val), MOST_HELD_OUT))[1]
+    else:
+        train, val = train.hold_out(min(round(len(train) * config["val_fraction"]), len(train) - 1, MOST_HELD_OUT))
+    kept = load(Split(val, None), decoding, cache_dir, "val") if len(val) else None
+    return Streamed(train, decoding), centre(kept, config["image_size"]) if kept else None
+
+
 def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:
     """The pictures without the last `fraction` of them, and those (None: none); views, nothing is copied."""
     n = len(store)
     held_out = min(round(n * fraction), n - 1)
-    parts = ImageStore(store.images[: n - held_out], store.labels[: n - held_out])
-    return parts, ImageStore(store.images[n - held_out :], store.labels[n - held_out :]) if held_out else None
+
+    def part(rows: slice) -> ImageStore:
+        sums = None if store.sums is None else store.sums[rows]
+        return ImageStore(store.images[rows], store.labels[rows], store.file, sums)
+
+    return part(slice(n - held_out)), part(slice(n - held_out, n)) if held_out else None
 
 
 def centre(store: ImageStore, size: int) -> ImageStore:
     """The middle size x size of every picture; a view."""
+    if isinstance(store, Streamed):
+        raise UserError(Exit.CONFIG, "data.streaming=every_epoch keeps no training pictures, and here all are needed")
     edge = (store.images.shape[2] - size) // 2
+    if not edge:
+        return store
     return ImageStore(store.images[:, :, edge : edge + size, edge : edge + size], store.labels)
 
 
-def _shape(n: int, decoding: Decoding) -> tuple[int, int, int, int]:
-    return n, decoding.channels, decoding.image_size, decoding.image_size
-
-
-def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
-    """A new .npy file; its room on the disk is taken now, for a map that runs out of it ends the process."""
-    try:
-        images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        with open(path, "r+b") as file:
-            take_room(file.fileno(), path.stat().st_size)
-    except OSError as error:
-        size = math.prod(shape) / 2**20
-        raise UserError(Exit.OUTPUT, f"{path.parent} cannot hold {size:,.0f} MiB: {error.strerror}") from None
-    return images
-
-
-def _decoded(split: Split, decoding: Decoding, name: str) -> ImageStore:
-    images = np.empty(_shape(len(split.pictures), decoding), np.uint8)
+def _decoded(split: Split, decoding: Decoding, shape: tuple[int, int, int], name: str) -> ImageStore:
+    images = np.empty((len(split.pictures), *shape), np.uint8)
     decode_all(split.pictures, decoding, images, _progress(len(images), name))
     return ImageStore(images, split.labels)
 
 
-def _streamed(stream: Stream, decoding: Decoding, name: str) -> ImageStore:
+def _streamed(split: Split, decoding: Decoding, shape: tuple[int, int, int], name: str) -> ImageStore:
     grown = io.BytesIO()
-    labels = decode_stream(stream, decoding, grown, _progress(stream.total, name))
-    return ImageStore(np.frombuffer(grown.getbuffer(), np.uint8).reshape(_shape(len(labels), decoding)), labels)
-
-
-def _write_stream(stream: Stream, decoding: Decoding, path: Path, name: str) -> np.ndarray:
-    """A .npy file of a stream, and its labels. How many there are is known, and written, when it ends."""
-
-    def write_header(n: int) -> int:
-        header = {"descr": "|u1", "fortran_order": False, "shape": _shape(n, decoding)}
-        np.lib.format.write_array_header_1_0(file, header)  # leaves room for the first number to grow
-        return file.tell()
-
-    try:
-        with open(path, "wb") as file:
-            start = write_header(0)
-            labels = decode_stream(stream, decoding, file, _progress(stream.total, name))
-            file.seek(0)
-            assert write_header(len(labels)) == start
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"data.cache_dir: {path} cannot be written: {error.strerror}") from None
-    return labels
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    building = path.with_suffix(f".building-{os.getpid()}.npy")
-    np.save(building, array)
-    os.replace(building, path)
+    labels = decode_stream(split.pictures, decoding, grown, _progress(split.pictures.total, name))
+    return ImageStore(np.frombuffer(grown.getbuffer(), np.uint8).reshape(len(labels), *shape), labels)
 
 
 def _key(pictures: Sequence[Path] | np.ndarray | Rows | Stream, decoding: Decoding) -> str:
     """Changes when a file, its size, its time or the way of decoding changes."""
-    words = f"{astuple(decoding)} {fingerprint(pictures)}"
+    words = f"2 {astuple(decoding)} {fingerprint(pictures)}"  # 2: how the file is laid out
     return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
 
-def _progress(total: int | None, name: str) -> Iterator[int]:
+def _progress(total: int | None, name: str, tell: Tell = lambda done, total: None) -> Iterator[int]:
     """To be advanced once a picture; it never ends by itself."""
     with progress_bar(f"reading {name}", shown=total is None or total >= 2000, transient=True) as bar:
-        yield from bar.track(count(), total, description="")
+        for done in bar.track(count(), total, description=""):
+            tell(done, total)
+            yield done

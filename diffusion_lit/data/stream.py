@@ -1,6 +1,10 @@
 """The order of images: one endless stream, in which position p holds image perm(seed, p // n)[p % n]."""
 
+import itertools
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -8,7 +12,10 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
+from diffusion_lit.data.streaming import Streamed
 from diffusion_lit.seeds import counted
+
+AHEAD = 4  # micro-batches that are decoded before they are asked for
 
 
 @lru_cache(maxsize=2)
@@ -48,7 +55,7 @@ class Batches:
 
     def __init__(
         self,
-        store: ImageStore,
+        store: ImageStore | Streamed,
         seed: int,
         batch_size: int,
         step: Callable[[], int],
@@ -62,15 +69,34 @@ class Batches:
         self.image_size = image_size or store.images.shape[2]
 
     def __iter__(self) -> Iterator[dict]:
-        micro_batch = self.step() * self.accumulate
-        while True:
-            position = (micro_batch * self.world + self.rank) * self.batch_size
-            index = indices(self.seed, position, self.batch_size, len(self.store))
-            images = windows(self.store.images[index.numpy()], self.image_size, self.seed, position)
+        first = (self.step() * self.accumulate * self.world + self.rank) * self.batch_size
+        found = self._read(first) if isinstance(self.store, Streamed) else None
+        for position in itertools.count(first, self.world * self.batch_size):
+            images, labels, index = next(found) if found else self._stored(position)
             yield {
-                "image": torch.from_numpy(images),
-                "y": torch.from_numpy(self.store.labels[index.numpy()]),
-                "index": index,
+                "image": torch.from_numpy(windows(images, self.image_size, self.seed, position)),
+                "y": torch.from_numpy(labels),
+                "index": torch.from_numpy(index),
                 "position": position,
             }
-            micro_batch += 1
+
+    def _stored(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        index = indices(self.seed, position, self.batch_size, len(self.store)).numpy()
+        return self.store.images[index], self.store.labels[index], index
+
+    def _read(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Micro-batches from position `first` on, decoded in threads, some before they are asked for. What belongs to
+        other ranks is passed over undecoded."""
+        warnings.filterwarnings("ignore", module="PIL")  # corrupt EXIF and large-picture notes; errors still raise
+        rows = self.store.pictures.walk(self.seed, first)
+        others, ahead, pool = (self.world - 1) * self.batch_size, deque(), ThreadPoolExecutor()
+        try:
+            while True:
+                while len(ahead) < AHEAD:
+                    index, pictures, labels = zip(*itertools.islice(rows, self.batch_size), strict=True)
+                    next(itertools.islice(rows, others, others), None)
+                    ahead.append((pool.map(self.store.decoding, pictures), labels, index))
+                images, labels, index = ahead.popleft()
+                yield np.stack(list(images)), np.array(labels, np.int64), np.array(index, np.int64)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -28,15 +28,11 @@ def load_tables(path: str, name: str | None, split: str | None, streaming: bool,
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        if (here / "state.json").exists() or (here / "dataset_dict.json").exists():
+        if is_saved(path):
             found = _saved(datasets.load_from_disk(str(here)), path, split, streaming)
         else:
-            if here.is_file():
-                where = {"path": "parquet", "data_files": str(here)}
-            else:
-                where = {"path": str(here) if here.exists() else path, "name": name}
             cache = str(cache_dir / "huggingface") if cache_dir and not streaming else None
-            found = datasets.load_dataset(**where, split=split, streaming=streaming, cache_dir=cache)
+            found = datasets.load_dataset(**_place(path, name), split=split, streaming=streaming, cache_dir=cache)
     except UserError:
         raise
     except Exception as error:  # anything: datasets, the hub, pyarrow and fsspec raise each their own
@@ -44,6 +40,41 @@ def load_tables(path: str, name: str | None, split: str | None, streaming: bool,
         hint = "; with data.streaming=true use data.max_images" if streaming and "[" in (split or "") else hint
         raise UserError(Exit.DATA, f"data.path={path}: {short(error)}{hint}") from None
     return dict(found) if isinstance(found, dict) else {split or "train": found}
+
+
+def is_saved(path: str) -> bool:
+    """Whether `save_to_disk` left it."""
+    here = Path(path).expanduser()
+    return (here / "state.json").exists() or (here / "dataset_dict.json").exists()
+
+
+def _place(path: str, name: str | None) -> dict:
+    here = Path(path).expanduser().absolute()
+    if here.is_file():
+        return {"path": "parquet", "data_files": str(here)}
+    return {"path": str(here) if here.exists() else path, "name": name}
+
+
+def parquet_files(path: str, name: str | None, split: str) -> list[str]:
+    """Paths, or addresses of a hub (hf://...), of the files of a split.
+
+    Raises:
+        UserError: exit 3 for a set of another kind.
+    """
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    try:
+        builder = datasets.load_dataset_builder(**_place(path, name))
+    except Exception as error:  # as above
+        raise UserError(Exit.DATA, f"data.path={path}: {short(error)}") from None
+    if not isinstance(builder, Parquet):
+        raise UserError(
+            Exit.DATA,
+            f"data.streaming=every_epoch reads parquet files and what `save_to_disk` left, {path} has other files: "
+            "set data.streaming=true, which reads them once and keeps the decoded pictures",
+        )
+    return list(builder.config.data_files[split])
 
 
 def _saved(found, path: str, split: str | None, streaming: bool) -> dict:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.platforms import fcntl
 
 T = TypeVar("T")
 GRACE = 10  # seconds that the main thread has to find out for itself, and to end in order
@@ -47,9 +48,7 @@ def own_address(towards: str) -> str:
 
 def interface(address: str) -> str | None:
     """The network interface that has an IPv4 address; None where that cannot be known."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if fcntl is None:
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
