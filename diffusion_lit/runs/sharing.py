@@ -13,7 +13,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
@@ -66,7 +66,8 @@ def _held(file, k: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, k)
+        with suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, k)
 
 
 def save(file: Path, **arrays) -> None:
