@@ -134,7 +134,7 @@ def test_a_stale_or_damaged_cache_is_refused_and_one_that_cannot_be_written_is_d
     monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
     kept = {"x": torch.arange(3.0)}
     features.kept("features", {"data": "old"}, lambda: kept)
-    (old,) = tmp_path.iterdir()
+    (old,) = tmp_path.glob("*.safetensors")
     features.kept("features", {"data": "new"}, lambda: kept)
     (new,) = set(tmp_path.iterdir()) - {old}
     shutil.copy(old, new)
