@@ -136,7 +136,7 @@ def test_a_stale_or_damaged_cache_is_refused_and_one_that_cannot_be_written_is_d
     features.kept("features", {"data": "old"}, lambda: kept)
     (old,) = tmp_path.glob("*.safetensors")
     features.kept("features", {"data": "new"}, lambda: kept)
-    (new,) = set(tmp_path.iterdir()) - {old}
+    (new,) = set(tmp_path.glob("*.safetensors")) - {old}
     shutil.copy(old, new)
     with pytest.raises(UserError, match=r"stale: it was made of data old, not of data=new; remove it"):
         features.kept("features", {"data": "new"}, lambda: kept)
