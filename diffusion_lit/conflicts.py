@@ -108,6 +108,17 @@ def editing(v: dict) -> Iterator[str]:
             yield f"{key}={v[key]} without {needs}=<picture>: there is nothing to edit"
 
 
+def shards(v: dict) -> Iterator[str]:
+    if v["shards"] is None:
+        return
+    told = f"shards={v['shards']}"
+    if v["out"] is None:
+        yield f"{told}: name the folder where all processes meet, by out="
+    for key in ("init", "seeds", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
+        if v.get(key):
+            yield f"{told} and {key}={shown(v[key])}: leave one out, shards are for many images of a kind"
+
+
 def halving(v: dict) -> Iterator[str]:
     size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
     if size % 2**times:
@@ -245,6 +256,6 @@ def skins(v: dict) -> Iterator[str]:
 
 CHECKS = (
     noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
-    conditions, editing, halving, groups, attention, block_types, heads, context_unet, simple_unet, patches, pictures,
-    labels, streaming, alpha, best, skins, strategies, batch,
+    conditions, editing, shards, halving, groups, attention, block_types, heads, context_unet, simple_unet, patches,
+    pictures, labels, streaming, alpha, best, skins, strategies, batch,
 )  # fmt: skip

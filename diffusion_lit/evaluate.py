@@ -88,50 +88,97 @@ def evaluate(config: DictConfig) -> float:
     """One evaluation. Returns its value of `metric`, for a sweep."""
     from diffusion_lit.data.store import load_splits
     from diffusion_lit.evaluation.features import pictures_of
-    from diffusion_lit.evaluation.metrics import METRICS, Evidence, labels_like, per_class, reference_of
-    from diffusion_lit.runs.trained import as_asked, settings_of
+    from diffusion_lit.evaluation.metrics import Evidence, labels_like, reference_of
+    from diffusion_lit.runs.trained import as_asked
 
+    if config.shards:
+        config = sample.one_of_several(config)
     out, model = out_folder(config), as_asked(config, log.warning)
     data, names = pictures_to_read(config, model.config["data"]), model.class_names
     pictures = pictures_of(*load_splits(source_of(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
     reference = reference_of(pictures, features, names, config.reference_images)
     labels = labels_like(reference.training.labels, config.num_images)
+    if config.shards:
+        return in_shards(config, model, reference, pictures.train.fingerprint, labels)
     images, nfe, seconds = generated(model, labels, config.seed)
     evidence = Evidence(reference, images, labels, config.reference)
-    wanted = [name for name in config.metrics if names or name != "class_accuracy"]
-    run = Path(config.run).expanduser()
-    result = {"status": "finished", "exit_code": 0, "run": str(folder.shown(run)), "trained": sweeps.words_of(run)}
-    result |= {"nfe": nfe, "seconds": seconds, "num_images": len(images)}
-    for name in wanted:
-        result |= METRICS[name](evidence)
-    if names:
-        result["per_class"] = per_class(evidence)
-    result["settings"] = {
-        "features": {"name": features, "digest": reference.extractor.digest, **reference.extractor.facts},
-        "reference": {"split": config.reference, "images": len(evidence.real), "data": pictures.train.fingerprint},
-        **settings_of(model, config),
-    }
-    write(out, result, evidence, wanted, config)
+    result = measured(config, model, evidence, pictures.train.fingerprint, {"nfe": nfe, "seconds": seconds})
+    write(out, result, evidence, config)
     return sweeps.objective(result, config.metric)
 
 
-def generated(model, labels: list[int], seed: int):
-    """The images, network evaluations for each of them (guidance counts as the second that it is), and seconds."""
-    from diffusion_lit.console import progress_bar
+def in_shards(config: DictConfig, model, reference, data: str, labels: list[int]) -> float | None:
+    """The same by every process that is started with these words: they share images and features out, and the first
+    that finds all there measures. Images stay on the disk."""
+    from diffusion_lit.evaluation.metrics import Evidence
+    from diffusion_lit.evaluation.report import lines
+    from diffusion_lit.runs import shards, sharing
+    from diffusion_lit.runs.trained import settings_of
     from diffusion_lit.seeds import image_seeds
 
-    evaluations, size = [], model.sampler.batch_size
-    nets = [model.net, *([model.guide.net] if model.guide else [])]
-    count = [net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0]))) for net in nets]
-    started = time.perf_counter()
+    out, here = Path(config.out).expanduser(), []
+    asked = shards.Asked(labels, image_seeds(config.seed, len(labels)), config.shards, settings_of(model, config))
+    made = shards.generate(model, asked, out)
+    images = shards.read(out)
+    shards.extract(reference.extractor, images, out)
+    words = {key: config[key] for key in ("metrics", "features", "pictures", "reference", "reference_images")}
+    words = OmegaConf.to_container(OmegaConf.create(words | {"digest": reference.extractor.digest}))
+
+    def done(_: int) -> bool:
+        return folder.read_result(out).get("asked") == words
+
+    def make(_: int) -> None:
+        found = shards.features(reference.extractor, images, out)
+        evidence = Evidence(reference, images, labels, config.reference, features=found)
+        told = {"nfe": made["nfe"], "seconds": made["seconds"], "images": made["blake2b"], "asked": words}
+        write(out, measured(config, model, evidence, data, told), evidence, config)
+        here.append(True)
+
+    sharing.share(out / ".lock", 1, done, make)
+    result = folder.read_result(out)
+    if not here:
+        log.info("\n".join(lines(result, result.get("per_class", []))))
+        log.info("measured   %s, by another process", folder.shown(out / "result.json"))
+    return sweeps.objective(result, config.metric)
+
+
+def measured(config: DictConfig, model, evidence, data: str, told: dict) -> dict:
+    """result.json: what is `told` of the images, the numbers, and the settings that they are of; `data` is the
+    fingerprint of the training pictures."""
+    from diffusion_lit.evaluation.metrics import METRICS, per_class
+    from diffusion_lit.runs.trained import settings_of
+
+    reference, run = evidence.reference, Path(config.run).expanduser()
+    result = {"status": "finished", "exit_code": 0, "run": str(folder.shown(run)), "trained": sweeps.words_of(run)}
+    result |= told | {"num_images": len(evidence.generated)}
+    for name in wanted(config, reference.class_names):
+        result |= METRICS[name](evidence)
+    if reference.class_names:
+        result["per_class"] = per_class(evidence)
+    extractor, real = reference.extractor, evidence.real
+    result["settings"] = {
+        "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},
+        "reference": {"split": config.reference, "images": len(real), "data": data},
+        **settings_of(model, config),
+    }
+    return result
+
+
+def wanted(config: DictConfig, class_names: list[str]) -> list[str]:
+    return [name for name in config.metrics if class_names or name != "class_accuracy"]
+
+
+def generated(model, labels: list[int], seed: int):
+    """The images, network evaluations for each of them, and seconds."""
+    from diffusion_lit.console import progress_bar
+    from diffusion_lit.runs.trained import counted
+    from diffusion_lit.seeds import image_seeds
+
     with progress_bar("sampling") as bar:
-        calls = len(model.sampler.build(model.diffusion.table).timesteps) * -(-len(labels) // size)
-        task = bar.add_task("", total=calls)
-        images = model.generate(labels, image_seeds(seed, len(labels)), lambda first, k, x: bar.advance(task))
-    for hook in count:
-        hook.remove()
-    return images, sum(evaluations) / (-(-len(labels) // size) * size), time.perf_counter() - started
+        batches = -(-len(labels) // model.sampler.batch_size)
+        task = bar.add_task("", total=len(model.sampler.build(model.diffusion.table).timesteps) * batches)
+        return counted(model, labels, image_seeds(seed, len(labels)), lambda first, k, x: bar.advance(task))
 
 
 def out_folder(config: DictConfig) -> Path:
@@ -141,18 +188,22 @@ def out_folder(config: DictConfig) -> Path:
 
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
+        if config.shards:
+            raise UserError(Exit.CONFIG, f"shards={config.shards} and --multirun: one evaluation at a time")
         out = Path(job.runtime.output_dir)
         folder.add_command(out, list(job.overrides.task), "evaluate")
         return out
+    if config.shards:
+        return Path(config.out).expanduser()
     return sample.new_folder(config.out, Path(config.run).expanduser(), "evaluations")
 
 
-def write(out: Path, result: dict, evidence, wanted: list[str], config: DictConfig) -> None:
+def write(out: Path, result: dict, evidence, config: DictConfig) -> None:
     """The panel, the words, result.json last; and what is kept outside of the folder."""
     from diffusion_lit.evaluation.report import lines, panel
     from diffusion_lit.images import on_checkerboard
 
-    if "memorisation" in wanted:
+    if "memorisation" in config.metrics:
         on_checkerboard(panel(evidence)).save(out / "neighbours.png")
         log.info("neighbours %s", folder.shown(out / "neighbours.png"))
     folder.write_result(out, result)

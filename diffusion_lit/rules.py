@@ -220,6 +220,7 @@ RULES: dict[str, Check] = {
     "mask": OPTIONAL_TEXT,
     "resample": COUNT,
     "out": OPTIONAL_TEXT,
+    "shards": Rule(int, low=1, optional=True),
     "device": device_fault,
     "metrics": Each(Rule(choices=tuple(METRICS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
     "pictures": OPTIONAL_TEXT,

@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lit import console
 from diffusion_lit.classes import locate
 from diffusion_lit.config import CONF, serving_faults
 from diffusion_lit.errors import Exit, UserError
@@ -19,6 +20,7 @@ from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import shown
 from diffusion_lit.runs import asked, checkpoints, folder, published
 from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
+from diffusion_lit.training import ranks
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -106,6 +108,9 @@ def labels_of(config: DictConfig, names: list[str]) -> list[Label]:
 
 
 def sample(config: DictConfig) -> None:
+    if config.shards:
+        in_shards(config)
+        return
     from diffusion_lit.console import progress_bar
     from diffusion_lit.runs.trained import as_asked, settings_of
     from diffusion_lit.sampling.editing import edit_of
@@ -147,6 +152,36 @@ def sample(config: DictConfig) -> None:
     log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
     log.info("grid       %s", folder.shown(out / "grid.png"))
     log.info("images     %s", folder.shown(out))
+
+
+def in_shards(config: DictConfig) -> None:
+    """Many images, by every process that is started with the same words."""
+    from diffusion_lit.runs import shards
+    from diffusion_lit.runs.trained import as_asked, settings_of
+    from diffusion_lit.sampling.request import wanted
+
+    model, out = as_asked(one_of_several(config), log.warning), Path(config.out).expanduser()
+    requests = wanted(config, labels_of(config, model.class_names), len(model.class_names))
+    labels, seeds = [image.label for image in requests], [image.seed for image in requests]
+    settings = settings_of(model, config) | {"same_noise": config.same_noise}
+    made = shards.generate(model, shards.Asked(labels, seeds, config.shards, settings), out)
+    log.info("%d images in %.1f s of all processes, %d shards", len(labels), made["seconds"], len(made["shards"]))
+    log.info("grid       %s", folder.shown(out / "grid.png"))
+    log.info("images     %s  %s", folder.shown(out / made["file"]), made["blake2b"])
+
+
+def one_of_several(config: DictConfig) -> DictConfig:
+    """Of a process that a launcher started beside others: a device of its own, and a terminal that the first one has
+    to itself."""
+    if ranks.from_environment("RANK"):
+        console.hush()
+    place = ranks.from_environment("LOCAL_RANK")
+    if place is None or config.device != "auto":
+        return config
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return OmegaConf.merge(config, {"device": f"cuda:{place % gpus}"}) if gpus > 1 else config
 
 
 def described(image, names: list[str], originals) -> dict:

@@ -194,7 +194,7 @@ def test_every_check_of_values_together_finds_its_keys():
         (config,) = composed("train", words + ["model.path=there"] * (path.stem == "pretrained"))
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
-        values |= {"init": None, "strength": None, "mask": None, "resample": 1}  # of `sample`
+        values |= {"init": None, "strength": None, "mask": None, "resample": 1, "shards": None}  # of `sample`
         values |= {"data.streaming": False}  # of data=huggingface
         for check in CHECKS:
             with suppress(KeyError):

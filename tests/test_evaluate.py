@@ -127,16 +127,16 @@ def test_features_of_another_filter_or_extractor_are_not_taken(monkeypatch, tmp_
         extractor = features.Extractor("pixels", lambda x: x.flatten(1).float(), digest, CPU)
         known = features.Pictures(base.train, None, 1, False, resample, CPU)
         assert torch.equal(extractor.of(store, known), torch.from_numpy(store.images).flatten(1).float())
-        assert len(list(tmp_path.iterdir())) == number
+        assert len(list(tmp_path.glob("*.safetensors"))) == number
 
 
 def test_a_stale_or_damaged_cache_is_refused_and_one_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
     kept = {"x": torch.arange(3.0)}
     features.kept("features", {"data": "old"}, lambda: kept)
-    (old,) = tmp_path.iterdir()
+    (old,) = tmp_path.glob("*.safetensors")
     features.kept("features", {"data": "new"}, lambda: kept)
-    (new,) = set(tmp_path.iterdir()) - {old}
+    (new,) = set(tmp_path.glob("*.safetensors")) - {old}
     shutil.copy(old, new)
     with pytest.raises(UserError, match=r"stale: it was made of data old, not of data=new; remove it"):
         features.kept("features", {"data": "new"}, lambda: kept)

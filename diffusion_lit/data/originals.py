@@ -31,7 +31,9 @@ def read(init: str, mask: str | None, decoding: Decoding) -> Originals:
     path, faults, images = Path(init).expanduser(), [], []
     files = [path]
     if (path / "manifest.json").is_file():
-        files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_text())["images"]]
+        entries = json.loads((path / "manifest.json").read_text()).get("images", [])
+        files = [path / entry["file"] for entry in entries]
+        faults = [] if files else [f"init={init}: its images are in an array, images.npy; take pictures"]
     elif path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
         faults = [] if files else [f"init={init}: no pictures are in this folder"]

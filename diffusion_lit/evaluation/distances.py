@@ -16,7 +16,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> tuple[Estimate, float]:
     of both sets. What is left without the bias of order 1/N (compare Chong & Forsyth 2020) can be below 0.
     """
     middle = y.double().mean(0)  # near 0 squares lose no digits
-    groups_x, groups_y = _sums(x.double() - middle), _sums(y.double() - middle)
+    groups_x, groups_y = _sums(x, middle), _sums(y, middle)
     whole_x, whole_y = (tuple(map(sum, zip(*groups, strict=True))) for groups in (groups_x, groups_y))
     without = [
         _frechet(_moments(*_less(whole_x, x_g)), _moments(*_less(whole_y, y_g)))
@@ -25,9 +25,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> tuple[Estimate, float]:
     return jackknifed(_frechet(_moments(*whole_x), _moments(*whole_y)), without)
 
 
-def _sums(x: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """(n, sum of x, sum of x x^T) of each group."""
-    parts = [x[part] for part in shuffled(len(x)).tensor_split(GROUPS)]
+def _sums(x: Tensor, middle: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """(n, sum of x, sum of x x^T) of each group, from `middle`; double precision is for one group at a time."""
+    parts = (x[part].double() - middle for part in shuffled(len(x)).tensor_split(GROUPS))
     return [(len(part), part.sum(0), part.T @ part) for part in parts]
 
 

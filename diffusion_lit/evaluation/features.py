@@ -1,10 +1,11 @@
 """What images are compared by. Every extractor takes uint8 images and says what it is; what takes long is kept in a
 folder, under the fingerprints of all that it was made of."""
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,8 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: np.ndarray | Tensor) -> Tensor:
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        return torch.cat([self.network(torch.as_tensor(np.asarray(x)).to(self.device)).float().cpu() for x in parts])
+        batches = (_channels_first(torch.as_tensor(np.asarray(x))).to(self.device) for x in parts)
+        return torch.cat([self.network(batch).float().cpu() for batch in batches])
 
     def of(self, store: ImageStore, pictures: Pictures) -> Tensor:
         """Features of a whole split, from the cache if it has them."""
@@ -84,7 +86,7 @@ def classifier(pictures: Pictures) -> Extractor:
     net = Classifier(train.images.shape[1], pictures.num_classes)
     net.load_state_dict(kept("classifier", made_of, trained))
     net.to(pictures.device).eval()
-    found = Extractor("classifier", net, _digest(net.state_dict()), pictures.device)
+    found = Extractor("classifier", net, digest_of(net.state_dict()), pictures.device)
     if pictures.val:
         judged = classes(found, found(pictures.val.images)).numpy()
         found.facts["class_accuracy_real"] = float(np.mean(judged == pictures.val.labels))
@@ -105,7 +107,7 @@ def pixels(pictures: Pictures) -> Extractor:
     basis = vectors[:, -COMPONENTS:].flip(1)
     share = (values[-COMPONENTS:].sum() / values.sum().clamp(min=1e-12)).item()
     mean, basis = mean.float().to(pictures.device), basis.float().to(pictures.device)
-    digest = _digest({"mean": mean, "basis": basis})
+    digest = digest_of({"mean": mean, "basis": basis})
     return Extractor(
         "pixels", lambda images: (small(images, 16) - mean) @ basis, digest, pictures.device, {"variance_kept": share}
     )
@@ -132,7 +134,7 @@ def inception(pictures: Pictures) -> Extractor:
             "features=classifier or pixels",
         ) from None
     net.to(pictures.device).requires_grad_(False)
-    return Extractor("inception", lambda images: net(rgb(images)), _digest(net.state_dict()), pictures.device)
+    return Extractor("inception", lambda images: net(rgb(images)), digest_of(net.state_dict()), pictures.device)
 
 
 EXTRACTORS: dict[str, Callable[[Pictures], Extractor]] = {
@@ -142,8 +144,17 @@ EXTRACTORS: dict[str, Callable[[Pictures], Extractor]] = {
 
 def small(images: Tensor, most: int) -> Tensor:
     """uint8 (N, C, H, W) to vectors (N, D) in [0, 1], colours times alpha; larger ones shrunk to `most` px."""
-    x = premultiplied(images)
-    return (F.adaptive_avg_pool2d(x, most) if x.shape[-1] > most else x).flatten(1)
+
+    def of(images: Tensor) -> Tensor:
+        x = premultiplied(_channels_first(images))
+        return (F.adaptive_avg_pool2d(x, most) if x.shape[-1] > most else x).flatten(1)
+
+    return torch.cat([of(part) for part in images.split(BATCH)])  # large pictures are floats a few at a time
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """(N, C, H, W) so in memory too, wherever it came from: the layout decides how sums are rounded."""
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def rgb(images: Tensor) -> Tensor:
@@ -164,34 +175,54 @@ def kept(kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor
     Raises:
         UserError: exit 3 for a file that is damaged or was made of something else than its name says.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    words = " ".join(f"{key}={value}" for key, value in sorted(made_of.items()))
     folder = Path(os.environ.get("DIFFUSION_LIT_CACHE", "~/.cache/diffusion_lit")).expanduser()
-    path = folder / f"{kind}-{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}.safetensors"
-    if path.exists():
-        try:
-            with safe_open(path, "pt") as file:
-                found, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(Exit.DATA, f"{path} is damaged ({error}): remove it, and it is made again") from None
-        if found != made_of:
-            told = ", ".join(
-                f"{key} {(found or {}).get(key)}" for key in made_of if (found or {}).get(key) != made_of[key]
-            )
-            raise UserError(Exit.DATA, f"{path} is stale: it was made of {told}, not of {words}; remove it")
+    path = folder / f"{kind}-{hashlib.blake2b(_words(made_of).encode(), digest_size=8).hexdigest()}.safetensors"
+    with _alone(path):
+        if path.exists():
+            return _read(path, made_of)
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
+        building = path.with_suffix(f".{os.getpid()}.tmp")
+        with suppress(OSError, SafetensorError):
+            save_file(tensors, building, made_of)
+            os.replace(building, path)
         return tensors
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
-    building = path.with_suffix(f".{os.getpid()}.tmp")
-    with suppress(OSError, SafetensorError):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, building, made_of)
-        os.replace(building, path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While one process makes a file others wait, and find it made: trained on a GPU a second time, a classifier is not
+    quite the same. A folder that cannot be written is done without."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(open(path.with_suffix(".lock"), "ab")), fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: Path, made_of: dict[str, str]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(Exit.DATA, f"{path} is damaged ({error}): remove it, and it is made again") from None
+    if found != made_of:
+        told = ", ".join(f"{key} {found.get(key)}" for key in made_of if found.get(key) != made_of[key])
+        words = _words(made_of)
+        raise UserError(Exit.DATA, f"{path} is stale: it was made of {told}, not of {words}; remove it")
     return tensors
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _words(made_of: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(made_of.items()))
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """Of weights, or of anything else that has names."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())

@@ -65,12 +65,16 @@ class Evidence:
     reference.
 
     With `floor` as many `other` images, of the other split, are measured besides: what a perfect model would score.
+    `features` of the generated images, if they are known already.
     """
 
-    def __init__(self, reference: Reference, images: Tensor, labels: Sequence[int], split="train", floor=True):
+    def __init__(
+        self, reference: Reference, images: Tensor, labels: Sequence[int], split="train", floor=True, features=None
+    ):
         self.reference, self.training = reference, reference.training
         self.held_out = reference.held_out if floor else None
-        self.generated = Images(images, reference.extractor(images), torch.as_tensor(labels))
+        features = reference.extractor(images) if features is None else features
+        self.generated = Images(images, features, torch.as_tensor(labels))
         self.real, other = (
             (reference.held_out, self.training) if split == "val" else (self.training, reference.held_out)
         )

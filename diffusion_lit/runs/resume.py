@@ -44,7 +44,7 @@ def check_continuation(run: Path, config: dict) -> None:
     if checkpoints.steps_of(run):
         checkpoints.choose(run, warn=lambda message: None)
     # two words that would do nothing in a run that has not had them from its start
-    before, now = {"init_from": None, "ema_snapshot_every": 0} | _flat(read_config(run)), _flat(config)
+    before, now = {"init_from": None, "ema_snapshot_every": 0} | flat(read_config(run)), flat(config)
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
     # keys that are newer than the run say nothing of it
     differing = sorted(key for key in before.keys() - free if before[key] != now.get(key))
@@ -62,8 +62,9 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(config: dict, prefix: str = "") -> dict:
+    """The values of a tree by their dotted keys."""
+    values = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values

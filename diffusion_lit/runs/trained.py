@@ -1,5 +1,6 @@
 """A trained run, ready to make images: what the commands and the notebooks start from."""
 
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -116,6 +117,20 @@ def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:
     keys = ("weights", "ema_length", "device", "sampler", *GUIDANCE)
     asked = {key: config[key] for key in keys}
     return Trained(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **asked)
+
+
+def counted(
+    model: Trained, labels: Sequence[Label], seeds: Sequence[Seed], on_step: OnStep
+) -> tuple[Tensor, float, float]:
+    """`model.generate`; network evaluations for each image (guidance counts as the second that it is), and seconds."""
+    evaluations, size = [], model.sampler.batch_size
+    nets = [model.net, *([model.guide.net] if model.guide else [])]
+    hooks = [net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0]))) for net in nets]
+    started = time.perf_counter()
+    images = model.generate(labels, seeds, on_step)
+    for hook in hooks:
+        hook.remove()
+    return images, sum(evaluations) / (-(-len(labels) // size) * size), time.perf_counter() - started
 
 
 def settings_of(model: Trained, config: DictConfig) -> dict:

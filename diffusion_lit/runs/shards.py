@@ -1,0 +1,165 @@
+"""Many images of a trained run, made in shards by every process that is started with the same words.
+
+<out>/plan.json             what is made, of which weights
+<out>/shards/00007.npz      a number of whole generation batches; gone when images.npy is there
+<out>/images.npy labels.npy grid.png manifest.json    all of them; the manifest comes last
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lit.console import progress_bar
+from diffusion_lit.evaluation.features import BATCH, Extractor, digest_of
+from diffusion_lit.images import on_checkerboard
+from diffusion_lit.runs import sharing
+from diffusion_lit.runs.folder import replace_text
+from diffusion_lit.runs.trained import Trained, counted
+from diffusion_lit.sampling.labels import Label
+from diffusion_lit.sampling.previews import COLUMNS, ROWS, class_grid
+from diffusion_lit.seeds import Seed
+from diffusion_lit.skins import shown
+
+log = logging.getLogger(__name__)
+PART = 8 * BATCH  # images of a piece of work for an extractor: whole batches, so features have the same bits
+
+
+class Asked(NamedTuple):
+    """Image k is of `labels[k]` from `seeds[k]`, in about `shards` shards; `settings` are for the record."""
+
+    labels: Sequence[Label]
+    seeds: Sequence[Seed]
+    shards: int
+    settings: dict
+
+
+def generate(model: Trained, asked: Asked, out: Path) -> dict:
+    """Make them in `out` together with all processes that are asked for the same, or go on with what is there; the
+    manifest, when all is there.
+
+    A shard is a number of whole generation batches, so its images have the bits that one process would give them.
+
+    Raises:
+        UserError: exit 5 if something else is made in `out`.
+    """
+    labels, seeds, batch = asked.labels, asked.seeds, model.sampler.batch_size
+    size = -(-len(seeds) // (asked.shards * batch)) * batch
+    parts = [slice(start, start + size) for start in range(0, len(seeds), size)]
+    sharing.keep_to(_plan(model, asked, size), out)
+    files = [out / "shards" / f"{k:05d}.npz" for k in range(len(parts))]
+    calls = len(model.sampler.build(model.diffusion.table).timesteps) * (size // batch)  # of a shard
+
+    def complete() -> bool:
+        return (out / "manifest.json").exists() and (out / "images.npy").exists()
+
+    def make(k: int) -> None:
+        x, nfe, seconds = counted(model, labels[parts[k]], seeds[parts[k]], lambda first, step, x: bar.advance(task))
+        sharing.save(files[k], images=x.permute(0, 2, 3, 1).numpy(), nfe=nfe, seconds=seconds)
+
+    def tell(done: int) -> None:
+        bar.update(task, completed=done * calls)
+        bar.advance(task, 0)
+
+    def shards() -> None:  # the shards go when all is complete, so that is looked at after them
+        sharing.share(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
+
+    def merge(_: int) -> None:
+        sharing.sound(files, shards, log.warning)
+        _merge(files, model, asked, out)
+
+    with progress_bar("sampling") as bar:
+        task = bar.add_task("", total=len(files) * calls)
+        shards()
+    sharing.share(out / ".lock", 1, lambda _: complete(), merge)
+    shutil.rmtree(out / "shards", ignore_errors=True)
+    return json.loads((out / "manifest.json").read_text())
+
+
+def read(out: Path) -> Tensor:
+    """uint8 (N, C, H, W) of a folder that is complete; from its file as they are looked at, not in memory."""
+    return torch.from_numpy(np.load(out / "images.npy", mmap_mode="c")).permute(0, 3, 1, 2)
+
+
+def extract(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
+    """Files with the features of all images, made together with the other processes; left there for the next time."""
+    home = out / f"features-{extractor.name}-{extractor.digest}"
+    files = [home / f"{k:05d}.npz" for k in range(-(-len(images) // PART))]
+
+    def make(k: int) -> None:
+        sharing.save(files[k], features=extractor(images[k * PART : (k + 1) * PART]).numpy())
+
+    sharing.share(out / ".features.lock", len(files), lambda k: files[k].exists(), make)
+    return files
+
+
+def features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
+    """Features (N, D) of all images, the same bits as `extractor(images)`."""
+    files = extract(extractor, images, out)
+    sharing.sound(files, lambda: extract(extractor, images, out), log.warning)
+    return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])
+
+
+def _plan(model: Trained, asked: Asked, size: int) -> dict:
+    """All that the bytes depend on, so that shards of another command or of other weights are never mixed in."""
+    guide = model.guide and digest_of(model.guide.net.state_dict())
+    return asked.settings | {
+        "guide": guide,
+        "network": digest_of(model.net.state_dict()),
+        "device": model.device.type,
+        "num_images": len(asked.seeds),
+        "shard_images": size,
+        "labels": _digest(repr(list(asked.labels)).encode()),
+        "seeds": _digest(repr(list(asked.seeds)).encode()),
+    }
+
+
+def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> None:
+    """images.npy, a shard at a time; labels.npy, the grid, and the manifest last."""
+    for half in out.glob(".*.tmp"):  # of a process that was killed
+        half.unlink(missing_ok=True)
+    channels, *size = model.shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(asked.seeds), *size, channels)}
+    whole, made = hashlib.blake2b(digest_size=16), []
+    with sharing.placed(out / "images.npy") as beside, open(beside, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for file in files:
+            shard = np.load(file)
+            data = shard["images"].tobytes()
+            stream.write(data)
+            whole.update(data)
+            made.append({"images": len(shard["images"]), "blake2b": _digest(data)})
+            made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
+    np.save(out / "labels.npy", np.array(asked.labels))
+    _grid(read(out), asked.labels, model).save(out / "grid.png")
+    manifest = asked.settings | {
+        "num_images": len(asked.seeds),
+        "nfe": made[0]["nfe"],
+        "seconds": sum(shard["seconds"] for shard in made),  # of all processes together
+        "file": "images.npy",
+        "blake2b": whole.hexdigest(),
+        "shards": made,
+    }
+    replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def _grid(images: Tensor, labels: Sequence[Label], model: Trained):
+    """The first eight of each of the first sixteen classes or blends, or 64 images without classes."""
+    names, places = model.class_names, list(range(len(labels)))[:64]
+    if names:
+        rows = list(dict.fromkeys(labels))[:ROWS]
+        places = [k for row in rows for k in islice((k for k, label in enumerate(labels) if label == row), COLUMNS)]
+    render = model.config["data"].get("render", "none")  # older runs have no such key
+    return on_checkerboard(class_grid(shown(images[places], render), [labels[k] for k in places], names))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
