@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
 FIRST_LINE, LATER_LINES = 10, 60  # seconds
@@ -43,6 +44,12 @@ def thread_ended(error) -> None:
     """As `threading.excepthook`: what ends a thread of a library (TensorBoard, a full disk) is a line of the log."""
     log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
     log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"in_bar": True})
+
+
+def without_file(job_logging: dict) -> None:
+    """Set logging up as Hydra does by its `job_logging`, but for the log file."""
+    handlers = {name: handler for name, handler in job_logging["handlers"].items() if name != "file"}
+    dictConfig(job_logging | {"handlers": handlers, "root": job_logging["root"] | {"handlers": list(handlers)}})
 
 
 def hush() -> None:

@@ -1,7 +1,6 @@
 """`python -m diffusion_lit.train`: from a command line to a trained model in a run folder."""
 
 import logging
-import math
 import shutil
 import signal
 import sys
@@ -26,13 +25,13 @@ def main() -> None:
     if ranks.from_environment("RANK"):
         follow()
     else:
-        launch("train", train, prepare=prepare, check=check)
+        launch("train", train, prepare=prepare, check=check, dry=dry)
 
 
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
     asked = value_of("resume", overrides)
-    multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv)
+    multirun = is_multirun()
     if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
         raise UserError(Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun")
     if not isinstance(asked, str) or not asked:
@@ -48,6 +47,10 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expanded(rest, config_dir)
     return with_one_length(resume.continued_overrides(run, rest))
+
+
+def is_multirun() -> bool:
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv))
 
 
 def expanded(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -80,6 +83,8 @@ def with_default_experiment(overrides: list[str]) -> list[str]:
 
 def check(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
+    if config.plan and (is_multirun() or (ranks.from_environment("WORLD_SIZE") or 1) > 1):
+        raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
     loggers.check(config.logger)
     facts, source = with_facts(config)
     source.splits()
@@ -132,6 +137,17 @@ def train(config: DictConfig) -> float:
     return sweeps.objective(result, config["metric"])
 
 
+def dry(config: DictConfig) -> None:
+    """With plan=true: all that can go wrong before the first step, then measurements; nothing is left behind."""
+    from diffusion_lit.training.plan import plan
+
+    signal.signal(
+        signal.SIGINT, lambda number, frame: sys.exit(int(Exit.SIGINT))
+    )  # Lightning takes a KeyboardInterrupt
+    typed = sys.argv[1:]
+    plan(*with_facts(config), typed)
+
+
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     """Everything from here on needs torch; the other ranks join in."""
     start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
@@ -160,12 +176,6 @@ def finished(config: dict, run: Path, start: Path | None) -> dict:
     return done
 
 
-def length_in_steps(config: dict, images: int) -> int:
-    """Optimizer steps of the run: `max_steps`, or as many as `max_epochs` passes over the images take."""
-    epochs = config["max_epochs"]
-    return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
-
-
 def follow() -> None:
     """What every rank but the first does: all that it has to know comes from there."""
     with ranks.following():
@@ -186,7 +196,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
 
     first = ranks.rank() == 0
     data = setup.load_data(config, source, run)
-    config = config | {"max_steps": length_in_steps(config, len(data.train))}
+    config = config | {"max_steps": setup.length_in_steps(config, len(data.train))}
     if done := ranks.from_first(finished(config, run, start) if first else None):
         return done
     module = setup.make_module(config)
