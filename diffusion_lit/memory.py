@@ -34,8 +34,8 @@ def begin_peak(device: torch.device) -> bool:
 
 @contextmanager
 def within_free_memory() -> Iterator[None]:
-    """Inside, taking more of this machine's memory than is free is an error that can be caught; else Linux would end the
-    process. Other systems know no such limit."""
+    """Inside, taking more of this machine's memory than is free is an error that can be caught; without, Linux would
+    end the process. Other systems know no such limit."""
     try:
         free, own = _kib("/proc/meminfo", "MemAvailable"), _kib("/proc/self/status", "VmData")
     except (OSError, StopIteration):

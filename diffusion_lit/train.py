@@ -141,11 +141,8 @@ def dry(config: DictConfig) -> None:
     """With plan=true: all that can go wrong before the first step, then measurements; nothing is left behind."""
     from diffusion_lit.training.plan import plan
 
-    signal.signal(
-        signal.SIGINT, lambda number, frame: sys.exit(int(Exit.SIGINT))
-    )  # Lightning takes a KeyboardInterrupt
-    typed = sys.argv[1:]
-    plan(*with_facts(config), typed)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(int(Exit.SIGINT)))  # Lightning would make it exit code 1
+    plan(*with_facts(config), sys.argv[1:])
 
 
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
