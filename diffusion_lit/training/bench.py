@@ -235,8 +235,7 @@ class Bench:
         finally:
             self.tidy()
         speed = watch.rate * count * fitted["accumulate"]
-        memory = watch.memory if count == whole else None
-        return Row(strategy, whole, count, speed, memory, watch.first if strategy["compile"] else 0.0)
+        return Row(strategy, whole, count, speed, watch.memory, watch.first if strategy["compile"] else 0.0)
 
     def network_alone(self, row: Row) -> float:
         """Images per second of training steps on one batch again and again."""

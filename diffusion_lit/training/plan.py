@@ -199,15 +199,16 @@ def table(rows: list[Row], world: int) -> str:
     best = fastest(rows)
     lines = ["accumulate  at a time  precision   channels_last  compile      img/s     memory"]
     for row in rows:
-        strategy, images = row.strategy, row.whole
+        strategy = row.strategy
         speed = number(row.speed * world) if row.speed else "-"
-        memory = f"{row.memory:.2f} GiB" if row.memory else "-"
+        part = row.at_a_time < row.whole
+        memory = ("> " if part else "") + f"{row.memory:.2f} GiB" if row.memory else "-"
         notes = ["as asked"] * (row is rows[0]) + ["best"] * (row is best and row is not rows[0])
         notes += ["out of memory"] * (row.speed is None)
-        notes += [f"measured with {row.at_a_time} at a time"] * (row.at_a_time < images)
+        notes += [f"measured with {row.at_a_time} at a time"] * part
         notes += [f"after {about(row.compiling)} of compiling"] * bool(row.compiling)
         layout, compiled = ("true" if strategy[key] else "false" for key in ("channels_last", "compile"))
-        line = f"{strategy['accumulate']:10}  {images:9}  {strategy['precision']:<10}  {layout:<13}  {compiled:<7}"
+        line = f"{strategy['accumulate']:10}  {row.whole:9}  {strategy['precision']:<10}  {layout:<13}  {compiled:<7}"
         lines.append(f"{line}  {speed:>9}  {memory:>9}  {', '.join(notes)}".rstrip())
     return "\n".join(lines)
 
@@ -286,4 +287,6 @@ def about(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h" if hours < 240 else f"{hours / 24:.0f} days"
