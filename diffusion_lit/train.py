@@ -141,7 +141,11 @@ def dry(config: DictConfig) -> None:
     """With plan=true: all that can go wrong before the first step, then measurements; nothing is left behind."""
     from diffusion_lit.training.plan import plan
 
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(int(Exit.SIGINT)))  # Lightning would make it exit code 1
+    def stop(number: int, frame: object) -> None:  # of a KeyboardInterrupt Lightning would make exit code 1
+        print("stopped; nothing is left behind", file=sys.stderr)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
     plan(*with_facts(config), sys.argv[1:])
 
 

@@ -27,7 +27,7 @@ from diffusion_lit.training import loggers, setup
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.preview import draw_preview
 from diffusion_lit.training.probe import Probe
-from diffusion_lit.training.shared import evaluated
+from diffusion_lit.training.shared import evaluated, not_fatal
 
 SECONDS = 2.0  # that a way of training is measured for, at least
 PATIENCE = 10.0  # seconds that one step may take by what is known; longer ones are measured with fewer images
@@ -100,8 +100,10 @@ class Stopwatch(L.Callback):
 class Counted:
     """As a progress bar: counts the steps of a preview, and says when enough of them were seen."""
 
+    total, done, seen, begun = 1, 0, 1, 0.0
+
     def add_task(self, description: str, total: int, unit: str) -> int:
-        self.total, self.done, self.seen, self.begun = total, 0, 0, time.perf_counter()
+        self.total, self.begun = total, time.perf_counter()
         return 0
 
     def advance(self, task: int) -> None:
@@ -188,7 +190,8 @@ class Bench:
             sampler = replace(sampler, batch_size=LOOK)
         bar = Counted()
         quiet = loggers.make_logger(self.config["logger"], first=False)
-        draw_preview(self.scratch, 0, module, sampler, quiet, bar.enough, bar)
+        with not_fatal("the preview"):
+            draw_preview(self.scratch, 0, module, sampler, quiet, bar.enough, bar)
         self.costs.preview = bar.seconds()
         self.costs.sampled = self.costs.preview / bar.total * make_sampler_of(self.config).batch_size
         self.costs.sampled *= len(sampler.build(module.diffusion.table).timesteps) / sampler.batch_size
@@ -226,14 +229,16 @@ class Bench:
         whole, count = self.share // strategy["accumulate"], self.at_a_time(strategy)
         watch = Stopwatch(SECONDS)
         fitted = strategy | ({"accumulate": 1} if self.slow else {})
+        fits = True
         try:
             self.fit(fitted, count, watch)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            fits = False
+        self.tidy()  # out of the handler, which holds on to the tensors of the attempt
+        if not fits:
             return Row(strategy, whole, count, None, None)
-        finally:
-            self.tidy()
         speed = watch.rate * count * fitted["accumulate"]
         return Row(strategy, whole, count, speed, watch.memory, watch.first if strategy["compile"] else 0.0)
 

@@ -229,6 +229,8 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
     changed = [as_word(f"strategy.{key}", value) for key, value in other.items()]
     if changed:
         lines.append(f"with {' '.join(changed)}: {whole(bench, config, best, world)}")
+    elif len(rows) > 1:
+        lines.append("no other way is clearly faster here")
     keys = {word.partition("=")[0] for word in changed} | {"plan"}
     kept = [word for word in words if word.partition("=")[0] not in keys]
     lines += ["", f"train with: {shlex.join(['python', '-m', 'diffusion_lit.train', *kept, *changed])}"]
