@@ -113,7 +113,7 @@ def test_a_way_that_does_not_fit_is_a_row_and_one_that_does_is_proposed(tmp_path
     assert "the whole run: does not fit into memory as it is asked for" in printed
     assert {"strategy.accumulate=2", "strategy.accumulate=4"} & set(proposed(printed))
     printed = run("train", *TINY, "plan=true", cwd=tmp_path, prelude=QUICK + OUT_OF_MEMORY.format(most=0), code=75)
-    assert "error: out of memory with 4 images at a time" in printed
+    assert "error: out of memory in a first look (4 images at a time" in printed
     assert tree(tmp_path) == []
 
 

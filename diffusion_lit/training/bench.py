@@ -22,7 +22,7 @@ from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.images import to_float
-from diffusion_lit.memory import advice, begin_peak, is_out_of_memory, peak_memory_gib, within_free_memory
+from diffusion_lit.memory import begin_peak, is_out_of_memory, peak_memory_gib, within_free_memory
 from diffusion_lit.training import loggers, setup
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.preview import draw_preview
@@ -176,8 +176,9 @@ class Bench:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        told = advice(self.config | {"global_batch_size": few, "strategy": {"accumulate": 1}}, 1)
-        raise UserError(Exit.INTERRUPTED, f"out of memory with {few} images at a time: {told}")
+        what = f"{few} images at a time, a preview and a part of the held-out loss"
+        told = f"out of memory in a first look ({what}): a smaller network or image needs less"
+        raise UserError(Exit.INTERRUPTED, told)
 
     def besides(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Do once, or in part, what the run does from time to time."""

@@ -220,7 +220,10 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
         return ""
     lines = []
     if world > 1:
-        lines.append(f"note       one process of {world} was measured; what they tell each other takes time besides")
+        lines.append(
+            f"note       one process of {world} was measured, alone; what they tell each other takes time besides, "
+            "and on a CPU they share its cores"
+        )
     if asked.speed:
         lines.append(f"the whole run: {whole(bench, config, asked, world)}")
     else:
