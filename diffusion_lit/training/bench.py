@@ -134,11 +134,12 @@ class Bench:
         config: of the run, its `global_batch_size` that share, its strategy of one device.
         scratch: a folder that is removed in the end.
         disk: a folder where the run will be.
+        compiles: whether the run's own strategy goes with `compile`.
     """
 
-    def __init__(self, config: dict, data: ImageDataModule, scratch: Path, disk: Path):
+    def __init__(self, config: dict, data: ImageDataModule, scratch: Path, disk: Path, compiles: bool = True):
         self.config, self.data, self.scratch, self.disk = config, data, scratch, disk
-        self.share = config["global_batch_size"]
+        self.share, self.compiles = config["global_batch_size"], compiles
         self.costs = Costs()
 
     @property

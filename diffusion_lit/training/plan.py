@@ -49,7 +49,7 @@ def plan(config: dict, source, words: list[str]) -> None:
         if not steps_left(config):
             log.info("it is as long as it should be already; raise max_steps or max_epochs to go on")
             return
-        bench = Bench(share, data, Path(scratch), existing(config))
+        bench = Bench(share, data, Path(scratch), existing(config), compiles=asked["name"] != "dp")
         with progress_bar("measuring", transient=True) as bar:
             task = bar.add_task("a first look", total=None)
             bench.look()
@@ -139,7 +139,7 @@ def tried(bench: Bench, asked: dict, tell: Callable[[str], None]) -> Iterator[Ro
         smaller += row.speed is not None and accumulate > asked["accumulate"]
         yield row
     base = fastest(rows)
-    if device.type == "cuda" and base and not base.strategy["compile"]:
+    if device.type == "cuda" and base and not base.strategy["compile"] and bench.compiles:
         yield measured(base.strategy | {"compile": True})
 
 
@@ -228,6 +228,10 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
         lines.append(f"the whole run: {whole(bench, config, asked, world)}")
     else:
         lines.append("the whole run: does not fit into memory as it is asked for")
+    if len(precisions(bench.device)) == 1:
+        lines.append(
+            "note       half precision is not tried: this device has no instructions for it, so it would be slow"
+        )
     other = {key: value for key, value in best.strategy.items() if value != asked.strategy[key]}
     changed = [as_word(f"strategy.{key}", value) for key, value in other.items()]
     if changed:
