@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from diffusion_lit.config import composed
-from diffusion_lit.train import expanded
+from diffusion_lit.train import expanded, with_facts
 from tests.runs import TINY, run, start
 
 # the real thing, with so little time for each way that the numbers say nothing
@@ -89,24 +90,28 @@ def step(self, batch, *rest):
     return real_step(self, batch, *rest)
 DiffusionModule.training_step = step
 """
-SLOW_LOADER = """
-import time, diffusion_lit.data.stream as stream
-real_windows = stream.windows
-def windows(*args):
-    time.sleep(0.1)
-    return real_windows(*args)
-stream.windows = windows
-"""
 
 
-def test_what_does_not_fit_is_a_row_what_fits_is_proposed_and_a_slow_loader_is_named(planned, tmp_path):
-    prelude = QUICK + FITS.format(most=6) + SLOW_LOADER
-    printed = run("train", *TINY, "plan=true", cwd=tmp_path, prelude=prelude)
+def test_what_does_not_fit_is_a_row_and_what_fits_is_proposed(tmp_path):
+    printed = run("train", *TINY, "plan=true", cwd=tmp_path, prelude=QUICK + FITS.format(most=6))
     assert re.search(r"^ +1 +12 +32-true .* - .*as asked, out of memory$", printed, re.MULTILINE)
     assert "the whole run: does not fit into memory as it is asked for" in printed
     assert {"strategy.accumulate=2", "strategy.accumulate=4"} & set(proposed(printed))
-    assert "the loader is the bottleneck" in printed
-    assert "the network is the bottleneck" in planned[0]
+
+
+@pytest.mark.parametrize(("wait", "which"), [(0, "network"), (2, "loader")])
+def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
+    from diffusion_lit.data import stream
+    from diffusion_lit.training import bench, plan, setup
+
+    real = stream.windows
+    monkeypatch.setattr(stream, "windows", lambda *given: time.sleep(wait) or real(*given))
+    monkeypatch.setattr(bench, "SECONDS", 0.05)
+    config, source = with_facts(composed("train", TINY)[0])
+    measuring = bench.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
+    measuring.device = torch.device("cpu")
+    row = bench.Row(config["strategy"], whole=12, at_a_time=12, speed=1.0, memory=1.0)
+    assert f"the {which} is the bottleneck" in plan.bottleneck(measuring, row, world=1)
 
 
 def test_a_network_that_does_not_fit_at_all(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diffusion_lit.build import make_sampler_of
-from diffusion_lit.console import progress_bar
+from diffusion_lit.console import duration, progress_bar
 from diffusion_lit.data.module import ImageDataModule
 from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints, resume
@@ -97,7 +97,7 @@ def told(config: dict, data: ImageDataModule, decoding: float) -> None:
     where = "in memory" if data.config["cache_dir"] is None else f"in {data.config['cache_dir']}"
     log.info(
         "decoded    %s pictures in %s, %s img/s; %s %s",
-        f"{count:,}", about(decoding), number(count / decoding), mib(size), where,
+        f"{count:,}", duration(decoding), number(count / decoding), mib(size), where,
     )  # fmt: skip
     if begun_from:
         log.info("%s", begun_from)
@@ -206,7 +206,7 @@ def table(rows: list[Row], world: int) -> str:
         notes = ["as asked"] * (row is rows[0]) + ["best"] * (row is best and row is not rows[0])
         notes += ["out of memory"] * (row.speed is None)
         notes += [f"measured with {row.at_a_time} at a time"] * part
-        notes += [f"after {about(row.compiling)} of compiling"] * bool(row.compiling)
+        notes += [f"after {duration(row.compiling)} of compiling"] * bool(row.compiling)
         layout, compiled = ("true" if strategy[key] else "false" for key in ("channels_last", "compile"))
         line = f"{strategy['accumulate']:10}  {row.whole:9}  {strategy['precision']:<10}  {layout:<13}  {compiled:<7}"
         lines.append(f"{line}  {speed:>9}  {memory:>9}  {', '.join(notes)}".rstrip())
@@ -229,9 +229,7 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
     else:
         lines.append("the whole run: does not fit into memory as it is asked for")
     if len(precisions(bench.device)) == 1:
-        lines.append(
-            "note       half precision is not tried: this device has no instructions for it, so it would be slow"
-        )
+        lines.append("note       half precision is not tried: this device has no instructions for it")
     other = {key: value for key, value in best.strategy.items() if value != asked.strategy[key]}
     changed = [as_word(f"strategy.{key}", value) for key, value in other.items()]
     if changed:
@@ -247,8 +245,8 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
 def whole(bench: Bench, config: dict, row: Row, world: int) -> str:
     """Time in all, and of what: training, and what comes every so many steps or at the end."""
     spans = spans_of(bench, config, row, world)
-    told = ", ".join(f"{what} {about(seconds)}" for what, seconds in spans.items() if seconds >= 0.5)
-    return f"about {about(sum(spans.values()))} ({told})"
+    told = ", ".join(f"{what} {duration(seconds)}" for what, seconds in spans.items() if seconds >= 0.5)
+    return f"about {duration(sum(spans.values()))} ({told})"
 
 
 def spans_of(bench: Bench, config: dict, row: Row, world: int) -> dict[str, float]:
@@ -284,18 +282,3 @@ def number(value: float) -> str:
 
 def mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
-
-
-def about(seconds: float) -> str:
-    """In its two largest units: "3 h 20 min", "12 min", "45 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h" if hours < 240 else f"{hours / 24:.0f} days"
