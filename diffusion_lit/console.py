@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
 FIRST_LINE, LATER_LINES = 10, 60  # seconds
@@ -43,6 +44,12 @@ def thread_ended(error) -> None:
     """As `threading.excepthook`: what ends a thread of a library (TensorBoard, a full disk) is a line of the log."""
     log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
     log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"in_bar": True})
+
+
+def without_file(job_logging: dict) -> None:
+    """Set logging up as Hydra does by its `job_logging`, but for the log file."""
+    handlers = {name: handler for name, handler in job_logging["handlers"].items() if name != "file"}
+    dictConfig(job_logging | {"handlers": handlers, "root": job_logging["root"] | {"handlers": list(handlers)}})
 
 
 def hush() -> None:
@@ -97,3 +104,18 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def duration(seconds: float) -> str:
+    """In its two largest units: "3 h 20 min", "12 min", "45 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h" if hours < 240 else f"{hours / 24:.0f} days"

@@ -40,9 +40,16 @@ def of_runs(sweep: Path, config: DictConfig) -> None:
     sweeps.summarise(sweep)
 
 
-def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summarise: Summarise = of_runs) -> None:
+def launch(
+    config_name: str,
+    task: Task,
+    prepare: Prepare,
+    check: Check,
+    summarise: Summarise = of_runs,
+    dry: Callable[[DictConfig], None] | None = None,
+) -> None:
     """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`;
-    after a sweep `summarise`.
+    after a sweep `summarise`. With plan=true in place of Hydra, which would make a folder, `dry`.
 
     A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
     """
@@ -51,7 +58,7 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summari
     if args.help:
         print(help_text(config_name, args.overrides))
         return
-    overrides, sweep = unknown_flags + args.overrides, None
+    overrides, sweep, configs = unknown_flags + args.overrides, None, []
     with reported():
         refuse_secrets(sys.argv[1:])
         if not (args.hydra_help or args.info or args.shell_completion):
@@ -67,6 +74,12 @@ def launch(config_name: str, task: Task, prepare: Prepare, check: Check, summari
         print(OmegaConf.to_yaml(configs[0], resolve=args.resolve), end="")
         return
     threading.excepthook = console.thread_ended
+    if dry and configs and not args.cfg and configs[0].plan:
+        settings = hydra_settings(config_name, overrides, args.config_dir)
+        console.without_file(OmegaConf.to_container(settings.job_logging))
+        with reported():
+            dry(configs[0])
+        return
     sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
     start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
 

@@ -1,8 +1,13 @@
 """How much memory a run takes, and what to do when there is no more."""
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
 import torch
 
-from diffusion_lit.platforms import peak_bytes
+from diffusion_lit.platforms import peak_bytes, resource
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -10,6 +15,42 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return peak_bytes() / 2**30
+
+
+def begin_peak(device: torch.device) -> bool:
+    """Let `peak_memory_gib` begin anew; false where the peak of a process cannot be reset (it can on Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    with suppress(OSError, AttributeError):  # of glibc: what was freed goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def within_free_memory() -> Iterator[None]:
+    """Inside, taking more of this machine's memory than is free is an error that can be caught; without, Linux would
+    end the process. Other systems know no such limit."""
+    try:
+        free, own = _kib("/proc/meminfo", "MemAvailable"), _kib("/proc/self/status", "VmData")
+    except (OSError, StopIteration):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = min([(own + free) * 1024, *[one for one in before if one != resource.RLIM_INFINITY]])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _kib(path: str, name: str) -> int:
+    return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(f"{name}:"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

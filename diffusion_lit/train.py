@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import math
 import shutil
 import sys
 from contextlib import suppress
@@ -28,13 +27,13 @@ def main() -> None:
     if ranks.from_environment("RANK"):
         follow()
     else:
-        launch("train", train, prepare=prepare, check=check)
+        launch("train", train, prepare=prepare, check=check, dry=dry)
 
 
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
     asked = value_of("resume", overrides)
-    multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv)
+    multirun = is_multirun()
     if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
         raise UserError(
             Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun or srun"
@@ -52,6 +51,10 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expanded(rest, config_dir)
     return with_one_length(resume.continued_overrides(run, rest))
+
+
+def is_multirun() -> bool:
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv))
 
 
 def expanded(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -84,6 +87,8 @@ def with_default_experiment(overrides: list[str]) -> list[str]:
 
 def check(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
+    if config.plan and (is_multirun() or (ranks.from_environment("WORLD_SIZE") or 1) > 1):
+        raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
     loggers.check(config.logger)
     facts, source = with_facts(config)
     source.splits()
@@ -140,6 +145,18 @@ def train(config: DictConfig) -> float:
     return sweeps.objective(result, config["metric"])
 
 
+def dry(config: DictConfig) -> None:
+    """With plan=true: all that can go wrong before the first step, then measurements; nothing is left behind."""
+    from diffusion_lit.training.plan import plan
+
+    def stop(number: int, frame: object) -> None:  # of a KeyboardInterrupt Lightning would make exit code 1
+        print("stopped; nothing is left behind", file=sys.stderr)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    plan(*with_facts(config), sys.argv[1:])
+
+
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     """Everything from here on needs torch; the other ranks join in."""
     start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
@@ -166,12 +183,6 @@ def finished(config: dict, run: Path, start: Path | None) -> dict:
     length = "max_steps" if config["max_epochs"] is None else "max_epochs"
     log.info("%s is already at step %d of %d; raise %s to go on", run, done["steps"], config["max_steps"], length)
     return done
-
-
-def length_in_steps(config: dict, images: int) -> int:
-    """Optimizer steps of the run: `max_steps`, or as many as `max_epochs` passes over the images take."""
-    epochs = config["max_epochs"]
-    return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
 
 
 def follow() -> None:
@@ -201,7 +212,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     first = ranks.rank() == 0
     copies.require_start(start)
     data = setup.load_data(config, source, run)
-    config = config | {"max_steps": length_in_steps(config, len(data.train))}
+    config = config | {"max_steps": setup.length_in_steps(config, len(data.train))}
     if done := ranks.from_first(finished(config, run, start) if first else None):
         return done
     module = setup.make_module(config)

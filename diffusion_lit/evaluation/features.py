@@ -1,7 +1,6 @@
 """What images are compared by. Every extractor takes uint8 images and says what it is; what takes long is kept in a
 folder, under the fingerprints of all that it was made of."""
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from diffusion_lit.data.store import ImageStore, centre
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.evaluation.classifier import RECIPE, Classifier, premultiplied, trained_classifier
+from diffusion_lit.platforms import lock
 
 BATCH = 250
 COMPONENTS = 64
@@ -198,7 +198,7 @@ def _alone(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(open(path.with_suffix(".lock"), "ab")), fcntl.LOCK_EX)
+            lock(stack.enter_context(open(path.with_suffix(".lock"), "ab")).fileno(), wait=True)
         yield
 
 

@@ -13,7 +13,7 @@ FREE = {
     "checkpoint_every", "metrics_every", "metrics", "keep_checkpoints", "max_skipped_steps", "guidance_scale",
     "guidance_interval", "guidance_rescale", "logger", "sampler", "name",
     "strategy.name", "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate",
-    "strategy.compile", "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric",
+    "strategy.compile", "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric", "plan",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The parts of a training run, put together from its configuration: module, trainer, opening and closing words."""
 
 import logging
+import math
 import shlex
 import socket
 import warnings
@@ -44,13 +45,7 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
     """
     strategy = config["strategy"]
     world = ranks.world_size()
-    shares = strategy["accumulate"] * (ranks.devices_here(strategy) if strategy["name"] == "dp" else world)
-    if config["global_batch_size"] % shares:
-        raise UserError(
-            Exit.CONFIG,
-            f"global_batch_size={config['global_batch_size']} must be a multiple of {shares}, "
-            f"devices x strategy.accumulate={strategy['accumulate']}",
-        )
+    require_even_shares(config, ranks.devices_here(strategy) if strategy["name"] == "dp" else world)
     own = config["data"]
     if world > 1 and not own["cache_dir"]:  # a file that one machine has mapped is never replaced by another's
         own = own | {"cache_dir": str(run / "cache" / socket.gethostname())}
@@ -71,6 +66,23 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
     copies.agree(fault)
     copies.require_equal(data)
     return data
+
+
+def require_even_shares(config: dict, devices: int) -> None:
+    """Raises UserError (exit 2) unless the global batch can be shared out evenly, in whole images."""
+    accumulate = config["strategy"]["accumulate"]
+    if config["global_batch_size"] % (devices * accumulate):
+        raise UserError(
+            Exit.CONFIG,
+            f"global_batch_size={config['global_batch_size']} must be a multiple of {devices * accumulate}, "
+            f"devices x strategy.accumulate={accumulate}",
+        )
+
+
+def length_in_steps(config: dict, images: int) -> int:
+    """Optimizer steps of the run: `max_steps`, or as many as `max_epochs` passes over the images take."""
+    epochs = config["max_epochs"]
+    return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
 
 
 def make_module(config: dict) -> DiffusionModule:
