@@ -20,7 +20,7 @@ from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import shown
 from diffusion_lit.runs import asked, checkpoints, folder, published
 from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
-from diffusion_lit.training import ranks
+from diffusion_lit.training import ranks, slurm
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -173,6 +173,7 @@ def in_shards(config: DictConfig) -> None:
 def one_of_several(config: DictConfig) -> DictConfig:
     """Of a process that a launcher started beside others: a device of its own, and a terminal that the first one has
     to itself."""
+    slurm.as_torchrun()
     if ranks.from_environment("RANK"):
         console.hush()
     place = ranks.from_environment("LOCAL_RANK")

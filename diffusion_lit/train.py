@@ -3,6 +3,7 @@
 import atexit
 import logging
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
