@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 
+from diffusion_lit.errors import SAVING
 from diffusion_lit.training.ranks import HERE
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def as_torchrun() -> None:
     }
     for key, value in values.items():
         os.environ.setdefault(key, value)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it goes to all tasks, and before training there is nothing to save
+    for number in SAVING:  # they go to all tasks, and before training there is nothing to save
+        signal.signal(number, signal.SIG_IGN)
 
 
 def first_host(nodes: str) -> str:
