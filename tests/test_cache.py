@@ -165,7 +165,9 @@ def test_a_builder_that_finds_broken_pictures_leaves_nothing_and_the_next_one_fi
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_without_locks_each_process_builds_for_itself(split, tmp_path, number):
-    without = f"def refuse(*args): raise OSError({number}, os.strerror({number}))\nbuilding.platforms.fcntl.flock = refuse"
+    without = (
+        f"def refuse(*args): raise OSError({number}, os.strerror({number}))\nbuilding.platforms.fcntl.flock = refuse"
+    )
     processes = [loading(tmp_path, gate=3, prelude=without) for _ in range(2)]
     wait_for(lambda: len(decoded_by(tmp_path)) >= 6)
     (tmp_path / "go").touch()
