@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from benchmarks.measure import config_of, interval, machine, shown, table
 from diffusion_lit.build import make_network
 
 ROUNDS, FIRST = 5, 4
+HEAD = ["", "img/s here", "img/s there", "ratio", "before: here, there"]
 CLOCK = """
 import json, os, runpy, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -65,25 +67,43 @@ def seconds(last: int, *command: str, then: str = "stop") -> list[float]:
     return json.loads(done.stdout.rpartition("seconds ")[2].splitlines()[0])
 
 
-def rates(script: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
-    """Seconds before, and images a second, of ours and of the script, round by round."""
-    folder = pictures(home / f"pictures{size}", size, 2_000 if size < 64 else 640)
+def words_of(folder: Path, at: int, ours: tuple) -> list[str]:
+    """Of a `train` as the others train: these pictures at a size, without classes."""
     words = ["data=image_folder", f"data.root={folder}", "data.labels=none", f"data.image_size={at}", "data.channels=3"]
     words += ["data.flip=0.5", "model=unet_small", *ours, "diffusion=ddpm", "weighting=uniform", "optimizer.lr=0.0001"]
-    words += ["val_every=0", "sample_every=0", "checkpoint_every=100000", "global_batch_size=64", "max_steps=100"]
-    config, _ = config_of(*words)
-    network = make_network(config).unet
-    theirs = [*script_words(folder, network, home / "network"), "--resolution", at, "--num_epochs", 10, *flags]
-    theirs += ["--random_flip", "--checkpointing_steps", 100000]
+    return [*words, "val_every=0", "sample_every=0", "checkpoint_every=100000", "global_batch_size=64", "max_steps=100"]
+
+
+def in_turns(words: list[str], theirs: Callable[[Path], list[object]], home: Path, last: int) -> list[list[tuple]]:
+    """Seconds before, and images a second, of `train` and of another program, which is given a new folder each time."""
     found: list[list[tuple[float, float]]] = [[], []]
-    for k in range(ROUNDS):
+    for _ in range(ROUNDS):
         for rate, command in zip(found, (
-            ("module", "diffusion_lit.train", *words, f"run_dir={home / f'run{size}-{len(ours)}-{len(flags)}-{k}'}"),
-            ("file", script, *map(str, theirs), "--output_dir", str(home / f"theirs{k}")),
+            ("module", "diffusion_lit.train", *words, f"run_dir={Path(tempfile.mkdtemp(dir=home)) / 'run'}"),
+            ("file", *map(str, theirs(Path(tempfile.mkdtemp(dir=home))))),
         ), strict=True):  # fmt: skip
             times = seconds(last, *command)
             rate.append((times[FIRST], 64 * (last - FIRST) / (times[last] - times[FIRST])))
     return found
+
+
+def row(name: str, found: list[list[tuple]]) -> list[str]:
+    ours, theirs = found
+    ratio = [one / other for (_, one), (_, other) in zip(ours, theirs, strict=True)]
+    before, rate = (interval(part)[0] for part in zip(*ours, strict=True))
+    waited, other = (interval(part)[0] for part in zip(*theirs, strict=True))
+    cells = [name, f"{rate:,.1f}", f"{other:,.1f}", shown(ratio, "", 2), f"{before:.0f} s, {waited:.0f} s"]
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return cells
+
+
+def rates(script: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
+    folder = pictures(home / f"pictures{size}", size, 2_000 if size < 64 else 640)
+    words = words_of(folder, at, ours)
+    network = make_network(config_of(*words)[0]).unet
+    theirs = [*script_words(folder, network, home / "network"), "--resolution", at, "--num_epochs", 10, *flags]
+    theirs += ["--random_flip", "--checkpointing_steps", 100000]
+    return in_turns(words, lambda out: [script, *theirs, "--output_dir", out], home, last)
 
 
 def script_words(pictures: Path, network, home: Path) -> list[object]:
@@ -100,17 +120,10 @@ def main() -> None:
     if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
         sys.exit(__doc__)
     print(machine(), "\n", flush=True)
-    rows = []
     with tempfile.TemporaryDirectory() as home:
-        for name, case in CASES.items():
-            ours, theirs = rates(sys.argv[1], Path(home), *case)
-            ratio = [one / other for (_, one), (_, other) in zip(ours, theirs, strict=True)]
-            before, rate = (interval(part)[0] for part in zip(*ours, strict=True))
-            waited, other = (interval(part)[0] for part in zip(*theirs, strict=True))
-            rows.append([name, f"{rate:,.1f}", f"{other:,.1f}", shown(ratio, "", 2), f"{before:.0f} s, {waited:.0f} s"])
-            print(f"| {' | '.join(rows[-1])} |", flush=True)
+        rows = [row(name, rates(sys.argv[1], Path(home), *case)) for name, case in CASES.items()]
     print()
-    table(["", "img/s here", "img/s of the script", "ratio", "before: here, the script"], rows)
+    table(HEAD, rows)
 
 
 if __name__ == "__main__":
