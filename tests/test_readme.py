@@ -1,5 +1,5 @@
-"""The commands of README and pages: each is one that the code can read, and with `-m slow` those of the README run, one
-after the other in a folder where everything lies that they name, their training cut short."""
+"""The commands of README and pages: each is one that the code can read, and with `-m slow` those of README and
+docs/usage.md run, one after the other in a folder where everything lies that they name, their training cut short."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from diffusion_lit.train import expanded
 from tests.runs import TINY, address_of, run, start
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+README, USAGE = ROOT / "README.md", ROOT / "docs" / "usage.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACES = {"<run>": "run", "<smaller run>": "smaller", "<sweep>": "sweep"}
 SHORT = [word for word in TINY if not word.startswith("sampler.")]
@@ -39,7 +39,7 @@ def words_of(command: str) -> tuple[str, list[str]]:
 
 
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
-OF_README = list(dict.fromkeys(commands_of(README)))
+OF_README = list(dict.fromkeys(commands_of(README) + commands_of(USAGE)))
 
 
 def test_the_commands_are_found():
