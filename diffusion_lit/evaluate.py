@@ -121,7 +121,7 @@ def in_shards(config: DictConfig, model, reference, data: str, labels: list[int]
     asked = shards.Asked(labels, image_seeds(config.seed, len(labels)), config.shards, settings_of(model, config))
     made = shards.generate(model, asked, out)
     images = shards.read(out)
-    shards.extract(reference.extractor, images, out)
+    shards.share_features(reference.extractor, images, out)
     words = {key: config[key] for key in ("metrics", "features", "pictures", "reference", "reference_images")}
     words = OmegaConf.to_container(OmegaConf.create(words | {"digest": reference.extractor.digest}))
 

@@ -510,7 +510,8 @@ def test_an_image_is_the_same_bytes_however_many_are_made(name):
 @every_yaml
 def test_other_batch_sizes_change_hardly_a_pixel(name):
     # the last bits of a convolution depend on the batch it runs in: 1 / 255 on one value in a thousand at most
-    seeds, labels = image_seeds(0, 11), [k % 3 for k in range(11)]
+    # (of 2,816 here; of a few hundred a single one would be more)
+    seeds, labels = image_seeds(0, 44), [k % 3 for k in range(44)]
     images = to_uint8(unet_images(labels, seeds, name=name)).int()
     for batch_size in (1, 7, 11):
         off = (to_uint8(unet_images(labels, seeds, name=name, batch_size=batch_size)).int() - images).abs()

@@ -89,7 +89,7 @@ def read(out: Path) -> Tensor:
     return torch.from_numpy(np.load(out / "images.npy", mmap_mode="c")).permute(0, 3, 1, 2)
 
 
-def extract(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
+def share_features(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
     """Files with the features of all images, made together with the other processes; left there for the next time."""
     home = out / f"features-{extractor.name}-{extractor.digest}"
     files = [home / f"{k:05d}.npz" for k in range(-(-len(images) // PART))]
@@ -103,8 +103,8 @@ def extract(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
 
 def features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
     """Features (N, D) of all images, the same bits as `extractor(images)`."""
-    files = extract(extractor, images, out)
-    sharing.sound(files, lambda: extract(extractor, images, out), log.warning)
+    files = share_features(extractor, images, out)
+    sharing.sound(files, lambda: share_features(extractor, images, out), log.warning)
     return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])
 
 

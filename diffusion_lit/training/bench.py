@@ -156,7 +156,7 @@ class Bench:
         trainer = setup.make_trainer(config, self.scratch, module.net, watch)
         one = next(iter(self.batches(at_a_time)))
         with within_free_memory():
-            trainer.fit(module, itertools.repeat(one) if same else data)
+            trainer.fit(module, itertools.repeat(one) if same else data, weights_only=True)
 
     def batches(self, at_a_time: int) -> Batches:
         config = self.config

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_lit.data import store
+from diffusion_lit.data import cache
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics import MetricsFile, read_metrics
@@ -143,7 +143,7 @@ def test_a_limit_on_the_size_of_files(whole, tmp_path):
 def test_pictures_for_which_the_disk_has_no_room_are_told_of(tmp_path):
     """Written into a map of a full disk they would end the process by a signal."""
     with small_disk(tmp_path / "disk", "64k") as disk, pytest.raises(UserError, match="cannot hold 3 MiB") as refused:
-        store._mapped(disk / "images.npy", (1000, 3, 32, 32))
+        cache._mapped(disk / "images.npy", (1000, 3, 32, 32))
     assert refused.value.exit_code == 5
 
 
