@@ -144,7 +144,7 @@ def test_without_locks_pieces_are_made_all_the_same(tmp_path, monkeypatch):
         made.append(k)
         sharing.save(files[k], k=k)
 
-    def no_locks(*args) -> None:
+    def no_locks(*args, **kwargs) -> None:
         raise OSError(sharing.errno.ENOLCK, "no locks available")
 
     sharing.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
