@@ -18,17 +18,18 @@ from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
-from diffusion_lit.training import loggers, ranks, slurm
+from diffusion_lit.training import hosts, loggers, ranks, slurm
 
 log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
     slurm.as_torchrun()
-    if ranks.from_environment("RANK"):
-        follow()
-    else:
-        launch("train", train, prepare=prepare, check=check, dry=dry)
+    with hosts.ended_in_order():
+        if ranks.from_environment("RANK"):
+            follow()
+        else:
+            launch("train", train, prepare=prepare, check=check, dry=dry)
 
 
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:

@@ -401,3 +401,22 @@ def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
     assert isinstance(data, ImageDataModule)
     assert data.micro_batch_size == 2
     assert list((tmp_path / "cache").glob("*/train-*.npy"))  # one file for both
+
+
+ABORTS = """
+import os, runpy, sys
+class Aborts:
+    def __del__(self):
+        os.abort()
+sys.modules["__main__"].last = Aborts()  # as threads of gloo do, now and then, in an interpreter that winds down
+runpy.run_module("diffusion_lit.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_rank_0_ends_with_its_own_exit_code_whatever_an_interpreter_that_winds_down_does(tmp_path):
+    words = [*SETTINGS, *DDP, f"run_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ABORTS, *words], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert signal_at_step(2, process, tmp_path / "run", signal.SIGTERM) == 143
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["exit_code"] == 143

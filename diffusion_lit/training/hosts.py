@@ -5,6 +5,8 @@ minutes with NCCL. So every rank holds a connection to rank 0 on which nothing i
 both hosts see to it that the other one is there, however busy the processes are. No torch.
 """
 
+import atexit
+import logging
 import os
 import secrets
 import selectors
@@ -13,7 +15,8 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from diffusion_lit.errors import Exit, UserError
@@ -26,6 +29,7 @@ PATIENCE = 1800  # seconds for all ranks to start
 TOKEN = 16  # bytes by which rank 0 knows its own ranks
 ELSEWHERE = "192.0.2.1"  # of no network (RFC 5737): the way there is the default route
 GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
+met = threading.Event()  # this process has been one of several
 over = threading.Event()  # the ranks have parted in order
 gone: list[str] = []  # who was lost, in words
 
@@ -97,6 +101,32 @@ def meet(store, rank: int, count: int) -> str:
         if time.monotonic() > until:
             raise TimeoutError(f"timed out waiting for ranks {sorted(missing)}")
     return word
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """What the main line of a process is wrapped in. One that has met others ends without winding the interpreter down,
+    after all else that is registered for its end: gloo's threads now and then abort one that winds down, and the exit
+    code would be that of the abort.
+    """
+    code = 0
+
+    def end() -> None:  # registered first, it comes last
+        if met.is_set():
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    atexit.register(end)
+    try:
+        yield
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
+    except BaseException:
+        code = 1
+        raise
 
 
 # ------------------------------------------------------------------------------------------------ noticing a loss

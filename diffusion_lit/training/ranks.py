@@ -91,8 +91,7 @@ def together(strategy: dict) -> Iterator[None]:
     """Rank 0 with all the others in one process group; they are gone and the group is closed when this ends.
 
     Raises:
-        UserError: with the exit code of a process that was lost on the way, 75 if a signal killed it; exit 2 if several
-            processes were started for a strategy of one.
+        UserError: with the exit code of a lost process, 75 if a signal killed it; exit 2 for several of `single` or `dp`.
     """
     launched = from_environment("WORLD_SIZE")
     if strategy["name"] != "ddp" and (launched or 1) > 1:
@@ -180,6 +179,7 @@ def _join(store=None) -> None:
     import torch
     from torch.distributed import PrefixStore, TCPStore, init_process_group, rendezvous
 
+    hosts.met.set()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     number, count = from_environment("RANK"), from_environment("WORLD_SIZE")
     if STARTED_BY_US in os.environ:

@@ -136,6 +136,7 @@ def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unb
         )
         told, code = "SIGTERM", 143
     cluster.until(lambda: cluster.job(job)["Restarts"] == "1", "the job is queued again")
+    cluster.until((folder / "result.json").exists, "saving")  # SLURM counts a restart before the tasks have ended
     stopped = json.loads((folder / "result.json").read_text())
     assert (stopped["status"], stopped["exit_code"]) == ("interrupted", code)
     assert stopped["steps"] < 1500
