@@ -91,7 +91,7 @@ def together(strategy: dict) -> Iterator[None]:
     """Rank 0 with all the others in one process group; they are gone and the group is closed when this ends.
 
     Raises:
-        UserError: with the exit code of a lost process, 75 if a signal killed it; exit 2 for several of `single` or `dp`.
+        UserError: exit code of a lost process, or 75 if a signal killed it; 2 for several of `single` or `dp`.
     """
     launched = from_environment("WORLD_SIZE")
     if strategy["name"] != "ddp" and (launched or 1) > 1:
