@@ -1,9 +1,10 @@
-"""`python -m benchmarks [table ...]`: tables of timings, as Markdown, on a machine left alone."""
+"""`python -m benchmarks [table ...] [train_unconditional.py of diffusers]`: tables of timings, as Markdown, on a
+machine left alone. Those beside others need `pip install accelerate denoising-diffusion-pytorch`, and that file."""
 
 import sys
 from importlib import import_module
 
-from benchmarks.measure import machine
+from benchmarks.measure import Absent, machine
 
 TABLES = {
     "harness": "a step of `train` beside a step of a bare loop",
@@ -12,18 +13,24 @@ TABLES = {
     "sampling": "the default sampler beside DDPM and diffusers' loop",
     "digits": "class accuracy over seconds of training",
     "growth": "time and memory over sizes",
+    "loops": "beside a loop with accelerate and denoising-diffusion-pytorch's Trainer",
+    "peers": "beside the script of diffusers",
+    "quality": "FD over seconds of training, here and by the script of diffusers",
 }
 
 
 def main() -> None:
-    asked = sys.argv[1:] or list(TABLES)
+    asked = [word for word in sys.argv[1:] if not word.endswith((".py", ".png"))] or list(TABLES)
     if unknown := [name for name in asked if name not in TABLES]:
         lines = [f"  {name:10}{told}" for name, told in TABLES.items()]
         sys.exit("\n".join([f"no such table: {', '.join(unknown)}; there are", *lines]))
     print(machine(), flush=True)
     for name in asked:
         print(f"\n## {TABLES[name].capitalize()}: `python -m benchmarks {name}`\n", flush=True)
-        import_module(f"benchmarks.{name}").main()
+        try:
+            import_module(f"benchmarks.{name}").main()
+        except Absent as absent:
+            print(f"left out: {absent}", flush=True)
 
 
 if __name__ == "__main__":

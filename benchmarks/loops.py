@@ -1,7 +1,7 @@
-"""`python -m benchmarks.loops`: images a second beside a loop that somebody writes with accelerate, and beside the
-Trainer of denoising-diffusion-pytorch, in turns, all three with the same UNet of 1.1 M, batch and folder of pictures.
+"""Images a second beside a loop that somebody writes with accelerate, and beside the Trainer of
+denoising-diffusion-pytorch, in turns, all three with the same UNet of 1.1 M, batch and folder of pictures.
 
-Needs `pip install accelerate denoising-diffusion-pytorch`. Measured as `benchmarks.peers` does. The loop has what
+Measured as `benchmarks.peers` does. The loop has what
 tutorials have: pictures decoded and flipped by transforms in a DataLoader, AdamW, a schedule, clipping, and no average;
 that Trainer has its own Adam, and an average every ten steps.
 """
@@ -10,7 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import config_of, machine, table
+from benchmarks.measure import config_of, need, table
 from benchmarks.peers import HEAD, in_turns, pictures, row, words_of
 from diffusion_lit.build import make_network
 
@@ -76,20 +76,15 @@ Trainer(
 
 
 def main() -> None:
-    print(machine(), "\n", flush=True)
+    need("accelerate", "denoising_diffusion_pytorch")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         folder = pictures(home / "pictures", 32)
         words = words_of(folder, 32, OURS)
         (home / "unet.json").write_text(json.dumps(dict(make_network(config_of(*words)[0]).unet.config)))
-        script = home / "script.py"
+        loop = home / "loop.py"
         for told, code in (("a loop with accelerate", BY_HAND), ("denoising-diffusion-pytorch", TRAINER)):
-            script.write_text(NETWORK + code)
-            rows.append(row(told, in_turns(words, lambda out: [script, home / "unet.json", folder, out], home, LAST)))
-    print()
+            loop.write_text(NETWORK + code)
+            rows.append(row(told, in_turns(words, lambda out: [loop, home / "unet.json", folder, out], home, LAST)))
     table(HEAD, rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from math import comb
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def anonymous_memory(pid: int | str = "self") -> float:
     """MiB that a process holds itself, without files that are mapped."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) / 1024
+
+
+class Absent(Exception):
+    """What a table needs is not here."""
+
+
+def need(*packages: str) -> None:
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise Absent(f"pip install {' '.join(missing).replace('_', '-')}")
+
+
+def script() -> str:
+    """diffusers' examples/unconditional_image_generation/train_unconditional.py, of which no package has a copy."""
+    need("accelerate")
+    for word in sys.argv[1:]:
+        if word.endswith(".py") and Path(word).is_file():
+            return word
+    raise Absent("its last word must be the path of train_unconditional.py, of diffusers' examples")
 
 
 def machine() -> str:

@@ -1,5 +1,4 @@
-"""`python -m benchmarks.peers <train_unconditional.py of diffusers>`: images a second beside that script's, in turns,
-with the same UNet, batch, optimizer, average and folder of pictures. Needs `pip install accelerate`.
+"""Images a second beside diffusers' script, in turns, with the same UNet, batch, optimizer, average and pictures.
 
 Each is a process of its own. From its 5th optimizer step to its last everything counts: decoding, augmentation, forward
 and backward, optimizer, average, logging; the time until the 5th step, where pictures are decoded here, stands beside.
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import config_of, interval, machine, shown, table
+from benchmarks.measure import config_of, interval, script, shown, table
 from diffusion_lit.build import make_network
 
 ROUNDS, FIRST = 5, 4
@@ -92,18 +91,16 @@ def row(name: str, found: list[list[tuple]]) -> list[str]:
     ratio = [one / other for (_, one), (_, other) in zip(ours, theirs, strict=True)]
     before, rate = (interval(part)[0] for part in zip(*ours, strict=True))
     waited, other = (interval(part)[0] for part in zip(*theirs, strict=True))
-    cells = [name, f"{rate:,.1f}", f"{other:,.1f}", shown(ratio, "", 2), f"{before:.0f} s, {waited:.0f} s"]
-    print(f"| {' | '.join(cells)} |", flush=True)
-    return cells
+    return [name, f"{rate:,.1f}", f"{other:,.1f}", shown(ratio, "", 2), f"{before:.0f} s, {waited:.0f} s"]
 
 
-def rates(script: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
+def rates(path: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
     folder = pictures(home / f"pictures{size}", size, 2_000 if size < 64 else 640)
     words = words_of(folder, at, ours)
     network = make_network(config_of(*words)[0]).unet
     theirs = [*script_words(folder, network, home / "network"), "--resolution", at, "--num_epochs", 10, *flags]
     theirs += ["--random_flip", "--checkpointing_steps", 100000]
-    return in_turns(words, lambda out: [script, *theirs, "--output_dir", out], home, last)
+    return in_turns(words, lambda out: [path, *theirs, "--output_dir", out], home, last)
 
 
 def script_words(pictures: Path, network, home: Path) -> list[object]:
@@ -117,14 +114,6 @@ def script_words(pictures: Path, network, home: Path) -> list[object]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
-        sys.exit(__doc__)
-    print(machine(), "\n", flush=True)
+    path = script()
     with tempfile.TemporaryDirectory() as home:
-        rows = [row(name, rates(sys.argv[1], Path(home), *case)) for name, case in CASES.items()]
-    print()
-    table(HEAD, rows)
-
-
-if __name__ == "__main__":
-    main()
+        table(HEAD, [row(name, rates(path, Path(home), *case)) for name, case in CASES.items()])

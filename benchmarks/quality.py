@@ -1,6 +1,6 @@
-"""`python -m benchmarks.quality <train_unconditional.py of diffusers> [picture.png]`: how good digits are after so many
-seconds of training without classes, here and by that script, each with its own defaults of optimizer, rate, noise,
-prediction, weighting and average; the same network, batch and folder of pictures. Needs `pip install accelerate`.
+"""How good digits are after so many seconds of training without classes, here and by diffusers' script, each with its
+own defaults of optimizer, rate, noise, prediction, weighting and average; the same network, batch and pictures. With
+one more word, `python -m benchmarks quality <script> <picture.png>`, a picture of it.
 
 FD in the features of the judge of `evaluate`, to the training digits; 1,000 images each, DDIM, 50 steps. The clock runs
 from the first optimizer step on, so that decoding and starting do not count.
@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from benchmarks.measure import command, config_of, machine, table
+from benchmarks.measure import command, config_of, script, table
 from benchmarks.peers import script_words, seconds
 from diffusion_lit.build import make_network
 from diffusion_lit.data.store import load_splits
@@ -27,9 +27,7 @@ OURS, THEIRS = (150, 300, 600, 900, 1200), (300, 600, 1200, 2400, 3600, 4800)  #
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
-        sys.exit(__doc__)
-    print(machine(), "\n", flush=True)
+    path = script()
     config, source = config_of()
     train, val = load_splits(source, config["data"])
     judge = classifier(pictures_of(train, val, config["data"], torch.device("cpu")))
@@ -51,7 +49,7 @@ def main() -> None:
             Image.fromarray(image[0]).save(folder / f"{k}.png")
         curves = {
             "here": [(taken, *fd(*words)) for taken, words in of_ours(home, folder)],
-            "the script": [(taken, *fd(*words)) for taken, words in of_the_script(home, folder, sys.argv[1])],
+            "the script": [(taken, *fd(*words)) for taken, words in of_the_script(home, folder, path)],
         }
     held_out = frechet_distance(judge(val.images), real)[0].value
     rows = [
@@ -61,8 +59,9 @@ def main() -> None:
     ]
     rows.append([f"{len(val)} held-out digits", "", "", f"{held_out:.2f}"])
     table(["", "steps", "seconds of training", "FD"], rows)
-    if len(sys.argv) > 2:
-        draw(curves, held_out, Path(sys.argv[2]))
+    for word in sys.argv[1:]:
+        if word.endswith(".png"):
+            draw(curves, held_out, Path(word))
 
 
 def of_ours(home: Path, folder: Path) -> list[tuple[float, list[str]]]:
@@ -72,11 +71,11 @@ def of_ours(home: Path, folder: Path) -> list[tuple[float, list[str]]]:
     return [(times[step] - times[1], [f"run={home / 'ours'}", f"checkpoint={step}"]) for step in OURS]
 
 
-def of_the_script(home: Path, folder: Path, script: str) -> list[tuple[float, list[str]]]:
+def of_the_script(home: Path, folder: Path, path: str) -> list[tuple[float, list[str]]]:
     config, _ = config_of(*words_of(folder))
     words = [*script_words(folder, make_network(config).unet, home / "network"), "--resolution", 8]
     words += ["--num_epochs", 64 * (max(THEIRS) + 60) // len(list(folder.iterdir())), "--checkpointing_steps", 300]
-    times = seconds(max(THEIRS) + 1, "file", script, *map(str, words), "--output_dir", str(home / "theirs"))
+    times = seconds(max(THEIRS) + 1, "file", path, *map(str, words), "--output_dir", str(home / "theirs"))
     found = []
     for step in THEIRS:
         average = UNet2DModel.from_pretrained(home / "theirs" / f"checkpoint-{step}" / "unet_ema")
@@ -103,7 +102,3 @@ def draw(curves: dict[str, list[tuple]], held_out: float, path: Path) -> None:
     logarithmic(ax)
     ax.legend()
     save(figure, path)
-
-
-if __name__ == "__main__":
-    main()
