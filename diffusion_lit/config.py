@@ -149,7 +149,7 @@ def _groups(config_name: str, folders: list[Path]) -> dict[str, list[str]]:
     """The groups of a command in the order of its yaml, and the names one can choose, the default first."""
     groups = {}
     for entry in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
-        for group, default in entry.items() if entry != "_self_" else ():
+        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
             names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
             groups[group] = sorted(names, key=lambda name: name != default)
     return groups

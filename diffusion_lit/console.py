@@ -81,7 +81,7 @@ def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False
                 self.next_line = time.monotonic() + LATER_LINES
                 task = next(task for task in self.tasks if task.id == task_id)
                 total = "" if task.total is None else f"/{task.total:g}"
-                left = "" if task.time_remaining is None else f", about {span(task.time_remaining)} left"
+                left = "" if task.time_remaining is None else f", about {duration(task.time_remaining)} left"
                 log.info("%s %g%s%s", task.fields.get("unit", unit), task.completed, total, left)
 
     return Bar(
@@ -96,14 +96,6 @@ def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False
         disable=not (shown and console.is_terminal),
         transient=transient,
     )
-
-
-def span(seconds: float) -> str:
-    """Roughly, in the largest unit of which there are two: "45 s", "12 min", "30 h"."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def duration(seconds: float) -> str:

@@ -100,7 +100,7 @@ def evaluate(config: DictConfig) -> float:
     reference = reference_of(pictures, features, names, config.reference_images)
     labels = labels_like(reference.training.labels, config.num_images)
     if config.shards:
-        return in_shards(config, model, reference, pictures.train.fingerprint, labels)
+        return in_shards(config, model, reference, pictures, labels)
     images, nfe, seconds = generated(model, labels, config.seed)
     evidence = Evidence(reference, images, labels, config.reference)
     result = measured(config, model, evidence, pictures.train.fingerprint, {"nfe": nfe, "seconds": seconds})
@@ -108,7 +108,7 @@ def evaluate(config: DictConfig) -> float:
     return sweeps.objective(result, config.metric)
 
 
-def in_shards(config: DictConfig, model, reference, data: str, labels: list[int]) -> float | None:
+def in_shards(config: DictConfig, model, reference, pictures, labels: list[int]) -> float | None:
     """The same by every process that is started with these words: they share images and features out, and the first
     that finds all there measures. Images stay on the disk."""
     from diffusion_lit.evaluation.metrics import Evidence
@@ -123,6 +123,7 @@ def in_shards(config: DictConfig, model, reference, data: str, labels: list[int]
     images = shards.read(out)
     shards.share_features(reference.extractor, images, out)
     words = {key: config[key] for key in ("metrics", "features", "pictures", "reference", "reference_images")}
+    words |= {part: store and store.fingerprint for part, store in (("train", pictures.train), ("val", pictures.val))}
     words = OmegaConf.to_container(OmegaConf.create(words | {"digest": reference.extractor.digest}))
 
     def done(_: int) -> bool:
@@ -132,7 +133,7 @@ def in_shards(config: DictConfig, model, reference, data: str, labels: list[int]
         found = shards.features(reference.extractor, images, out)
         evidence = Evidence(reference, images, labels, config.reference, features=found)
         told = {"nfe": made["nfe"], "seconds": made["seconds"], "images": made["blake2b"], "asked": words}
-        write(out, measured(config, model, evidence, data, told), evidence, config)
+        write(out, measured(config, model, evidence, pictures.train.fingerprint, told), evidence, config)
         here.append(True)
 
     sharing.share(out / ".lock", 1, done, make)
@@ -140,6 +141,8 @@ def in_shards(config: DictConfig, model, reference, data: str, labels: list[int]
     if not here:
         log.info("\n".join(lines(result, result.get("per_class", []))))
         log.info("measured   %s, by another process", folder.shown(out / "result.json"))
+        if config.set_default:
+            keep_as_default(Path(config.run).expanduser(), result["settings"], f"set by {out.name}")
     return sweeps.objective(result, config.metric)
 
 

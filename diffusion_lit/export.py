@@ -133,7 +133,8 @@ def draw(path: Path, model, seed: int) -> None:
 
     labels, names = preview_labels(len(model.class_names)), model.class_names
     with progress_bar("sampling") as bar:
-        task = bar.add_task("", total=len(model.sampler.build(model.diffusion.table).timesteps))
+        batches = -(-len(labels) // model.sampler.batch_size)
+        task = bar.add_task("", total=len(model.sampler.build(model.diffusion.table).timesteps) * batches)
         images = model.generate(labels, image_seeds(seed, len(labels)), lambda first, k, x: bar.advance(task))
     on_checkerboard(class_grid(shown(images, model.config["data"].get("render", "none")), labels, names)).save(path)
 

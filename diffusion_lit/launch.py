@@ -18,6 +18,7 @@ from hydra import main as hydra_main
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -105,6 +106,7 @@ class Sweep(NamedTuple):
     keys: set[str]  # that are swept
     jobs: int
     queued: bool  # by submitit: they run in other processes, often of other machines
+    metric: str | None  # that a sweeper optimises
 
 
 def planned(
@@ -142,7 +144,8 @@ def planned(
     if config_name == "train" and sweeps.jobs_of(folder):
         raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose a new folder")
     keys, jobs = {word.get_key_element() for word in swept}, hydra.sweeper.get("n_trials") or len(configs)
-    return Sweep(folder, keys, jobs, "submitit" in hydra.launcher._target_), configs
+    queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
+    return Sweep(folder, keys, jobs, queued, metric), configs
 
 
 def check_direction(metric: str | None, direction: object) -> None:
@@ -162,6 +165,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
     with is kept on disk, beside them.
     """
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # warned by it a run saves; submitit's own loses the rest
+    os.environ.setdefault("SBATCH_REQUEUE", "1")  # whatever the cluster does by itself
     here, codes = process(), [0]
     ended = sweep.folder.resolve() / f".ended-{secrets.token_hex(4)}"
 
@@ -173,7 +177,8 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
         if process() != here:
             console.hush()
         value, code = outcome(task, config)
-        again = sweeps.is_queued_again(Path(hydra.runtime.output_dir), code)
+        saved = folder.read_result(Path(hydra.runtime.output_dir)).get("status") == "interrupted"
+        again = code == Exit.INTERRUPTED and saved and is_in_queue()  # until it has run again it has no result
         codes.append(code)
         if code:
             log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
@@ -189,7 +194,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
     def jobs(_) -> None:
         ended.mkdir(parents=True)
         try:
-            with counted(ended, sweep):
+            with counted(ended, sweep), awaited(sweep, codes):
                 start(job)()
         finally:
             codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in ended.iterdir())
@@ -200,6 +205,38 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
     codes.append(outcome(jobs, None)[1])
     summary_code = outcome(summarise, None)[1]
     return max(codes) or summary_code
+
+
+def is_in_queue() -> bool:
+    """Whether this process is a job of a sweep that SLURM has started by itself, and can start again by itself."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+
+@contextmanager
+def awaited(sweep: Sweep, codes: list[int]) -> Iterator[None]:
+    """Wait for every job in a queue. Hydra's launcher asks them one after the other for what they return, and one that
+    was killed or cancelled, and returns nothing, would end the waiting for all others."""
+    if not sweep.queued:
+        yield
+        return
+    from submitit.core import core, utils
+
+    results = core.Job.results
+
+    def found(job: core.Job) -> list:
+        try:
+            return results(job)
+        except (utils.UncompletedJobError, utils.FailedJobError) as error:
+            told = str(error).splitlines()[0]
+            log.error("job %s left no result (%s); what it printed: %s", job.job_id, told, job.paths.stderr)
+            codes.append(Exit.INTERRUPTED)
+            return [JobReturn(_return_value=sweeps.worst(sweep.metric), status=JobStatus.COMPLETED)]
+
+    core.Job.results = found
+    try:
+        yield
+    finally:
+        core.Job.results = results
 
 
 @contextmanager

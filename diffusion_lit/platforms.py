@@ -56,6 +56,18 @@ def sync_folder(folder: os.PathLike) -> None:
             os.close(descriptor)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process here; true where that cannot be asked without ending it."""
+    if fcntl is None:
+        return True
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
+
+
 def peak_bytes() -> float:
     """The most memory that this process took since it began; NaN where nobody counts."""
     unit = 1 if sys.platform == "darwin" else 1024

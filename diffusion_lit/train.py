@@ -15,7 +15,7 @@ from diffusion_lit.classes import trust
 from diffusion_lit.config import composed, with_data_facts
 from diffusion_lit.debug import with_debug
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.launch import launch
+from diffusion_lit.launch import is_in_queue, launch
 from diffusion_lit.overrides import value_of
 from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
 from diffusion_lit.training import hosts, loggers, ranks, slurm
@@ -26,10 +26,10 @@ log = logging.getLogger("diffusion_lit.train")
 def main() -> None:
     slurm.as_torchrun()
     with hosts.ended_in_order():
-        if ranks.from_environment("RANK"):
-            follow()
-        else:
+        if not ranks.from_environment("RANK"):
             launch("train", train, prepare=prepare, check=check, dry=dry)
+        elif not {"-h", "--help", "-c", "--cfg"} & set(sys.argv):  # those rank 0 answers alone
+            follow()
 
 
 def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -141,8 +141,8 @@ def train(config: DictConfig) -> float:
         if lock:
             lock.release()
     if result["status"] != "finished":
-        if result["exit_code"] == Exit.INTERRUPTED:
-            atexit.register(slurm.queue_again)  # SLURM ends the job at once, so after all else
+        if result["exit_code"] == Exit.INTERRUPTED and (job.mode != RunMode.MULTIRUN or is_in_queue()):
+            atexit.register(slurm.queue_again)  # SLURM ends the job at once, so when all is written
         sys.exit(result["exit_code"])
     return sweeps.objective(result, config["metric"])
 
@@ -167,7 +167,8 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
         checkpoints.set_aside(run, start)
     if config["resume"] and not start:
         log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
-    if config["max_epochs"] is None and (done := finished(config, run, start)):
+    launched = ranks.from_environment("WORLD_SIZE")  # then the other ranks wait already
+    if not launched and config["max_epochs"] is None and (done := finished(config, run, start)):
         return done
     try:
         with ranks.together(config["strategy"]):
@@ -218,7 +219,7 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     if done := ranks.from_first(finished(config, run, start) if first else None):
         return done
     module = setup.make_module(config)
-    begun_from = None if start else setup.begin(module, config)
+    begun_from = None if start else copies.on_all(lambda: setup.begin(module, config))
     logger = loggers.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)
     snapshots = Snapshots(run, config["ema_snapshot_every"])
@@ -226,9 +227,10 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
     if first:
         folder.write_start(run, config, overrides)
         log.info(setup.summary(config, data, module, run, start))
-        checkpoints.require_room(run, 3 * checkpoint_bytes(module) + snapshot_bytes(module))
         if begun_from:
             log.info(begun_from)
+    room = 3 * checkpoint_bytes(module) + snapshot_bytes(module)
+    copies.on_all(lambda: first and checkpoints.require_room(run, room))
     with logger:
         try:
             trainer.fit(module, data, ckpt_path=start, weights_only=True)

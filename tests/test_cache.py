@@ -214,21 +214,25 @@ def test_a_lock_that_another_host_removed_is_made_again(split, tmp_path, monkeyp
 def test_only_what_is_dead_is_swept(split, tmp_path):
     cache, here = tmp_path / "cache", platform.node()
     cache.mkdir()
-    gone = {cache / name for name in (f"train-1.building-{here}-1", f"stream-1.building-{here}-2", "train-1.lock")}
-    old = cache / "val-1.building-another-3"
-    kept = {cache / name for name in ("val-2.building-another-4", "notes.txt", "train-2.npy")}
-    held = {cache / f"train-3.building-{here}-5", cache / "train-3.lock"}
+    one, two, three, four = (f"{k:016x}" for k in (1, 2, 3, 4))
+    parts = [f"train-{one}.building-{here}-00000001", f"stream-{one}.building-{here}-00000002", f"train-{one}.lock"]
+    gone = {cache / name for name in parts}
+    old = cache / f"val-{one}.building-another-00000003"
+    kept = {cache / name for name in (f"val-{two}.building-another-00000004", "notes.txt", f"train-{two}.npy")}
+    kept |= {cache / name for name in ("uv.lock", "train.lock", f"mine.building-{here}-00000005")}  # of others
+    held = {cache / f"train-{three}.building-{here}-00000005", cache / f"train-{three}.lock"}
     for path in (*gone, old, *kept, *held):
         path.write_bytes(b"x")
     os.utime(old, (0, 0))
-    (cache / f"train-4.building-{here}-6").touch()  # its builder has not locked it yet
+    begun = cache / f"train-{four}.building-{here}-00000006"
+    begun.touch()  # its builder has not locked it yet
     files = [open(path, "r+b") for path in held]  # noqa: SIM115 closed below
     for file in files:
         fcntl.flock(file, fcntl.LOCK_EX)
     made = load(split, DECODING, str(cache), "train").file
     for file in files:
         file.close()
-    assert set(cache.iterdir()) == {*kept, *held, cache / f"train-4.building-{here}-6", made}
+    assert set(cache.iterdir()) == {*kept, *held, begun, made}
 
 
 def test_a_folder_that_cannot_be_written_serves_what_it_holds(split, tmp_path, monkeypatch):
@@ -293,16 +297,17 @@ def test_a_part_of_a_file_is_checked_by_itself(split, tmp_path):
         _ = val.fingerprint
 
 
-def test_a_run_on_damaged_pictures_ends_before_it_saves_anything(split, tmp_path):
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_run_on_damaged_pictures_ends_before_it_saves_anything(split, tmp_path, part):
     words = ["data=image_folder", f"data.root={tmp_path / 'in'}", "data.image_size=8", "data.channels=1", *TINY]
     words += [f"data.cache_dir={tmp_path / 'cache'}", "max_steps=2", "checkpoint_every=1", "sample_every=0"]
-    run("train", *words, "run_dir=one", cwd=tmp_path)
-    (file,) = (tmp_path / "cache").glob("train-*.npy")
+    run("train", *words, "data.val_fraction=0.5", "run_dir=one", cwd=tmp_path)
+    (file,) = (tmp_path / "cache").glob(f"{part}-*.npy")
     bits = bytearray(file.read_bytes())
     bits[1000] ^= 1
     file.write_bytes(bits)
     told = f"error: {file} is damaged: remove it, and the pictures are decoded again"
-    for asked in ([*words, "run_dir=two"], ["resume=one", "max_steps=4"]):
+    for asked in ([*words, "data.val_fraction=0.5", "run_dir=two"], ["resume=one", "max_steps=4"]):
         output = run("train", *asked, cwd=tmp_path, code=3)
         assert told in output
         assert "Traceback" not in output

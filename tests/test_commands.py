@@ -105,8 +105,8 @@ def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch, caplog):
         for _ in range(50):
             bar.advance(task)
     assert [line.partition(",")[0] for line in caplog.messages] == ["sampling 1/50"]  # the next one in a minute
-    assert [console.span(seconds) for seconds in (7, 119, 120, 7199, 7200, 172800)] == [
-        "7 s", "119 s", "2 min", "120 min", "2 h", "2 days",
+    assert [console.duration(seconds) for seconds in (7, 119, 120, 7140, 7200, 172800, 864000)] == [
+        "7.0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 days 0 h", "10 days",
     ]  # fmt: skip
 
 

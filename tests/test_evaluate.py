@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -175,6 +177,18 @@ def test_real_images_score_what_real_images_score(reference, digits):
     assert sum(row["images"] for row in rows) == len(held_out)
     right = sum(row["class_accuracy"] * row["images"] for row in rows) / len(held_out)
     assert right == pytest.approx(accuracy["class_accuracy"])
+
+
+def test_a_set_of_hardly_any_pictures_is_no_floor_and_no_reference(reference):
+    """Of three, two are left when a group is left out, and of two one: it has no covariance."""
+    held_out = reference.held_out
+    for count in range(1, 6):
+        few = replace(reference, held_out=held_out.some(count))
+        found = METRICS["fd"](Evidence(few, held_out.images, held_out.labels.tolist()))
+        assert all(map(math.isfinite, found.values()))
+        assert ("fd_floor" in found) == (count >= 4)
+    with pytest.raises(UserError, match="reference=val: 3 pictures are too few"):
+        Evidence(replace(reference, held_out=held_out.some(3)), held_out.images, held_out.labels.tolist(), split="val")
 
 
 def test_a_generator_that_replays_k_of_n_training_images_is_told_k_of_n(reference):

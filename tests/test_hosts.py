@@ -45,8 +45,18 @@ def test_rank_0_that_has_gone_is_noticed(watched, monkeypatch):
         assert connection.recv(1024) == token + f"rank 1 on {socket.gethostname()}".encode()
         with pytest.raises(queue.Empty):
             lost.get(timeout=0.3)
+        assert not hosts.first_gone.is_set()
         connection.close()
     assert lost.get(timeout=30)[0] == "rank 0"
+    hosts.await_first()  # who waits for it to end need not wait any more
+
+
+def test_who_has_gone_is_told_or_else_what_the_network_said(monkeypatch):
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts, "gone", [])
+    assert "another process has gone (broken pipe)" in str(hosts.lost(RuntimeError("broken pipe\nat line 7")))
+    monkeypatch.setattr(hosts, "gone", ["rank 3 on host2 has gone (no route to host)"])
+    assert "rank 3 on host2 has gone" in str(hosts.lost(RuntimeError("broken pipe")))
 
 
 def test_a_rank_that_cannot_reach_rank_0_says_so_and_trains(capsys):
@@ -77,7 +87,7 @@ def test_the_difference_of_two_copies_names_hosts_and_pictures():
     ours = {f"a/{k}.png": str(k) for k in range(6)}
     theirs = {name: digest for name, digest in ours.items() if name != "a/3.png"} | {"a/5.png": "x", "b.png": "y"}
     assert copies.difference(ours, theirs, "host1", "host2") == (
-        "the pictures on host2 are others (6 there, 6 on host1):\n"
+        "the pictures on host2 are others than those on host1:\n"
         "  missing on host2: a/3.png\n"
         "  missing on host1: b.png\n"
         "  not the same on both: a/5.png\n"
@@ -110,5 +120,5 @@ def test_ranks_that_are_started_again_do_not_take_a_word_of_those_before(monkeyp
         words += met
     assert len(set(words)) == 3
     monkeypatch.setattr(hosts, "PATIENCE", 0)
-    with pytest.raises(TimeoutError, match=r"timed out waiting for ranks \[1, 2\]"):
+    with pytest.raises(UserError, match=r"of 3 processes these did not come within .* ranks \[1, 2\]"):
         hosts.meet(store, 0, 3)

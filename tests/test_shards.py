@@ -3,14 +3,18 @@ is what one process makes, bit by bit."""
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusion_lit.errors import UserError
 from diffusion_lit.runs import sharing
@@ -153,6 +157,49 @@ def test_without_locks_pieces_are_made_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(sharing, "lock_byte", no_locks)
     sharing.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
     assert made[5:] == [3]
+
+
+def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
+    """Without locks the shards of one who puts them together may be removed by another who has done so."""
+    sharing.sound([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
+    made = []
+    sharing.sound([tmp_path / "1.npz"], lambda: made.append(sharing.save(tmp_path / "1.npz", k=1)), print)
+    assert len(made) == 1
+
+
+def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
+    def unfinished(host: str, pid: int) -> Path:
+        path = tmp_path / f".images.npy.{host}-{pid}.tmp"
+        path.write_bytes(b"half")
+        return path
+
+    here, ended = socket.gethostname(), subprocess.Popen(["true"])
+    ended.wait()
+    dead, living, elsewhere, old = (
+        unfinished(*who) for who in ((here, ended.pid), (here, os.getpid()), ("another", 1), ("another", 2))
+    )
+    os.utime(old, (0, 0))
+    (tmp_path / "images.npy").write_bytes(b"whole")
+    sharing.sweep(tmp_path)
+    assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "images.npy"}
+    assert not dead.exists()
+
+
+def test_a_measured_folder_is_measured_again_with_other_pictures_and_can_still_become_the_default(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for k in range(40):
+        Image.new("L", (8, 8), 6 * k).save(tmp_path / "pictures" / f"{k}.png")
+    words = ["data=image_folder", "data.root=pictures", "data.image_size=8", "data.channels=1", "data.labels=none"]
+    run("train", *QUICK, *words, "run_dir=run", cwd=tmp_path)
+    words = ["run=run", *MANY, *SHARDS, "metrics=[fd]", "features=pixels"]
+    run("evaluate", *words, cwd=tmp_path)
+    assert "by another process" in run("evaluate", *words, "set_default=true", cwd=tmp_path)
+    assert (tmp_path / "run" / "sampling.yaml").exists()
+    before = json.loads((tmp_path / "shared" / "result.json").read_text())["fd"]
+    for k in (0, 13, 27):  # not all of them are held out
+        Image.new("L", (8, 8), 255).save(tmp_path / "pictures" / f"{k}.png")
+    assert "by another process" not in run("evaluate", *words, cwd=tmp_path)
+    assert json.loads((tmp_path / "shared" / "result.json").read_text())["fd"] != before
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,6 +332,34 @@ def test_torchrun_for_another_number_of_processes_is_refused(tmp_path, words, sa
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def by_torchrun(folder: Path, *words: str) -> tuple[str, int]:
+    """What two processes print, and the exit code of torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "diffusion_lit.train", *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return done.stdout + done.stderr, done.returncode
+
+
+def test_a_finished_run_that_a_launcher_starts_again_ends_at_once_in_every_process(tmp_path, single):
+    shutil.copytree(single, tmp_path / "run", symlinks=True)
+    words = ["strategy=ddp", "strategy.accelerator=cpu", "resume=run"]
+    printed, code = by_torchrun(tmp_path, *words)
+    assert (code, printed.count("already at step 8 of 8")) == (0, 1), printed
+    printed, code = by_torchrun(tmp_path, "--help")
+    assert (code, printed.count("experiment=cifar10_cond") > 0) == (0, True), printed
+
+
+WORSE = ["optimizer.lr=1e30", "optimizer.clip=null", "max_skipped_steps=0"]
+
+
+def test_what_all_ranks_find_is_told_by_rank_0_before_a_launcher_ends_it(tmp_path):
+    printed, code = by_torchrun(tmp_path, *SHORT, *WORSE, "strategy=ddp", "run_dir=run")
+    assert code == 1
+    assert printed.count("the loss is") == 1, printed
+    assert re.search(r"exitcode *: 6", printed), printed
 
 
 # ---------------------------------------------------------------------------------------------- DP

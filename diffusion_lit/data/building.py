@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 TOLD_EVERY = 2  # seconds between two words of a builder to those who wait
 SILENT = 600  # seconds without a word, after which they build for themselves
 UNTOUCHED = 24 * 3600  # seconds, after which what any host was building is taken for dead
+OURS = re.compile(r"(train|val|stream|parts)-[0-9a-f]{16}\.(lock|building-(?P<host>.+)-[0-9a-f]{8})")
 Tell = Callable[[int, int | None], None]  # how many pictures are done, of how many if that is known
 
 
@@ -58,6 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # no locks here; who sweeps up then lets it lie for a day
             platforms.lock(file, wait=True)
         yield building
+        os.fsync(file)  # a host that crashes after the renaming leaves no file of zeros under the name
         os.replace(building, path)
     finally:
         building.unlink(missing_ok=True)
@@ -82,7 +84,7 @@ def _turn(path: Path) -> Iterator[Tell | None]:
 
 def _locked(lock: Path, path: Path) -> int | None:
     """The descriptor of the locked file; None if the pictures have come, or there are no locks to be had."""
-    seen, since, bar = b"", time.monotonic(), None
+    words, seen, since, bar = b"", b"", time.monotonic(), None
     try:
         while not path.exists():
             file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -93,7 +95,8 @@ def _locked(lock: Path, path: Path) -> int | None:
                 os.close(file)
                 continue
             except BlockingIOError:
-                words = os.pread(file, 200, 0)
+                with suppress(OSError):  # removed by another host meanwhile
+                    words = os.pread(file, 200, 0)
                 os.close(file)
             except OSError as error:
                 os.close(file)
@@ -168,16 +171,19 @@ class _Waiting:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed builders left: of this host what nobody holds any longer, and all that is a day old."""
-    for file in folder.glob("*.building-*"):
+    for file in folder.iterdir():
+        name = OURS.fullmatch(file.name)  # the folder may hold other things, with locks of their own
         with suppress(OSError):
-            state, ours = file.stat(), f".building-{platform.node()}-" in file.name
-            # an empty one of this host has a builder who is about to lock it
-            if time.time() - state.st_mtime > UNTOUCHED or (ours and state.st_size and _is_free(file)):
+            if name and (_is_free(file) if name["host"] is None else _is_dead(file, name["host"])):
                 file.unlink()
-    for lock in folder.glob("*.lock"):
-        with suppress(OSError):
-            if _is_free(lock):
-                lock.unlink()
+
+
+def _is_dead(building: Path, host: str) -> bool:
+    state = building.stat()
+    if time.time() - state.st_mtime > UNTOUCHED:
+        return True
+    # an empty one of this host has a builder who is about to lock it
+    return host == platform.node() and state.st_size > 0 and _is_free(building)
 
 
 def _is_free(path: Path) -> bool:

@@ -61,7 +61,6 @@ def _end(file: BinaryIO, labels: np.ndarray, sums: np.ndarray) -> None:
     np.save(file, labels)
     np.save(file, np.append(sums, np.uint32(zlib.crc32(labels))))
     file.flush()
-    os.fsync(file.fileno())  # a host that crashes after the renaming leaves no file of zeros under the name
 
 
 def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:

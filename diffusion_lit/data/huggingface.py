@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -107,8 +108,9 @@ class HuggingFace:
 
     @cached_property
     def facts(self) -> Facts:
-        if self.streaming and self._facts_file and self._facts_file.exists():
-            return Facts(**json.loads(self._facts_file.read_text()))
+        if self.streaming and self._facts_file:
+            with suppress(OSError, ValueError, TypeError):  # not there, or damaged
+                return Facts(**json.loads(self._facts_file.read_text()))
         train = self._train()
         table = self.tables[train]
         features = table.features
@@ -172,7 +174,7 @@ class HuggingFace:
     def remember(self) -> None:
         """Keep the facts beside the decoded stream, so that the next run reaches for nothing."""
         if not self._facts_file.exists():
-            with replacing(self._facts_file) as building:
+            with suppress(OSError), replacing(self._facts_file) as building:  # a folder that cannot be written
                 building.write_text(json.dumps(asdict(self.facts)))
 
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from diffusion_lit.data.building import replacing
 from diffusion_lit.data.decoding import Encoded
@@ -33,23 +32,6 @@ class Part:
         return replace(self, count=at), rest
 
 
-class Table(Protocol):
-    """Rows of a split, and what is taken of them: `row` makes it of (number, stored picture, stored label)."""
-
-    where: str  # in messages
-    row: Callable[[int, object, object], Row]
-    fingerprint: str
-    remote: bool
-
-    def __len__(self) -> int: ...
-
-    def parts(self, most: int) -> list[Part]:
-        """Of the first so many rows."""
-
-    def read(self, part: Part, skip: int) -> Iterator[Row]:
-        """Rows of a part without the first `skip`; more may follow."""
-
-
 @dataclass(frozen=True)
 class ArrowRows:
     """A `datasets.Dataset` of undecoded columns, the picture first."""
@@ -67,9 +49,11 @@ class ArrowRows:
         return len(self.table)
 
     def parts(self, most: int) -> list[Part]:
+        """Of the first so many rows."""
         return [Part(0, 0, k, min(ROWS, most - k), k) for k in range(0, most, ROWS)]
 
     def read(self, part: Part, skip: int) -> Iterator[Row]:
+        """Rows of a part without the first `skip`; more may follow."""
         columns = self.table[part.start + skip : part.start + part.count].values()
         for k, values in enumerate(zip(*columns, strict=True), part.row + skip):
             yield self.row(k, *values) if len(values) > 1 else self.row(k, *values, 0)
@@ -125,8 +109,9 @@ def parquet_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[
     states = [file if "://" in file else file_state(Path(file)) for file in files]
     key = hashlib.blake2b("\0".join(states).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     kept = cache_dir / f"parts-{key}.json" if cache_dir else None
-    if kept and kept.exists():
-        return tuple(json.loads(kept.read_text()))
+    with suppress(OSError, ValueError):  # not there, or damaged
+        groups, digest = json.loads(kept.read_text()) if kept else ()
+        return groups, digest
     with ThreadPoolExecutor(16) as pool:
         ends = list(pool.map(_end, files))
     words = repr([(Path(file).name, digest) for file, (_, digest) in zip(files, ends, strict=True)])
@@ -142,8 +127,16 @@ def parquet_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[
 def _end(url: str) -> tuple[list[int], str]:
     with _opened(url) as file:
         groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
-        digest = hashlib.blake2b(repr([group.to_dict() for group in groups]).encode(), digest_size=8)
+        columns = [group.column(k) for group in groups for k in range(group.num_columns)]
+        digest = hashlib.blake2b(repr([_facts(column) for column in columns]).encode(), digest_size=8)
         return [group.num_rows for group in groups], digest.hexdigest()
+
+
+def _facts(column) -> tuple:
+    """Not all that pyarrow says of a column of a row group: another version of it says more."""
+    sizes = column.num_values, column.total_uncompressed_size, column.total_compressed_size, column.data_page_offset
+    found = column.statistics
+    return column.path_in_schema, sizes, (found.min, found.max) if found and found.has_min_max else None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, Encoded
-from diffusion_lit.data.parts import Part, Row, Table
+from diffusion_lit.data.parts import ArrowRows, ParquetRows, Part, Row
 from diffusion_lit.data.tables import short
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.seeds import counted
@@ -41,7 +41,7 @@ WAITS = (1, 5, 25)  # seconds before a part that could not be read is tried agai
 class Anew:
     """Pictures of parts of a table. It is a `Stream` too, in the order of the table."""
 
-    table: Table
+    table: ArrowRows | ParquetRows
     parts: list[Part]
 
     @cached_property

@@ -68,10 +68,6 @@ class Diffusion(nn.Module):
         return Row(*self.table.rows(t, self.tables, self._evaluate))
 
     @property
-    def alpha(self) -> Tensor:
-        return Row(*self.tables).alpha
-
-    @property
     def weight(self) -> Tensor:
         """On the network's own error, at the T levels of the process (T,)."""
         return Row(*self.tables).weight

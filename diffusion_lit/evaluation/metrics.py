@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
+from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.evaluation.colours import colour_statistics
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
 from diffusion_lit.evaluation.features import EXTRACTORS, Extractor, Pictures, classes, classifier, small
@@ -16,6 +17,7 @@ from diffusion_lit.evaluation.intervals import Estimate, of_share, shuffled
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorisation import Neighbours, nearest
 
+FEWEST = 4  # images of a set whose distance to another one can be told
 PIXELS = 32  # px, to which larger pictures are shrunk before pixels are compared
 
 
@@ -64,8 +66,11 @@ class Evidence:
     """What metrics look at: generated images uint8 (N, C, H, W) and the labels asked for, against a split of the
     reference.
 
-    With `floor` as many `other` images, of the other split, are measured besides: what a perfect model would score.
-    `features` of the generated images, if they are known already.
+    With `floor` as many `other` images, of the other split if that has enough, are measured besides: what a perfect
+    model would score. `features` of the generated images, if they are known already.
+
+    Raises:
+        UserError: exit 3 for a split of too few images.
     """
 
     def __init__(
@@ -78,7 +83,10 @@ class Evidence:
         self.real, other = (
             (reference.held_out, self.training) if split == "val" else (self.training, reference.held_out)
         )
-        self.other = other.some(len(images)) if floor and other else None
+        if len(self.real) < FEWEST:
+            told = f"reference={split}: {len(self.real)} pictures are too few to measure a distance from"
+            raise UserError(Exit.DATA, f"{told}, take {FEWEST} or more")
+        self.other = other.some(len(images)) if floor and other and len(other) >= FEWEST else None
 
     @cached_property
     def neighbours(self) -> dict[str, Neighbours]:

@@ -14,6 +14,7 @@ from diffusion_lit.figures.style import plots
 from diffusion_lit.rules import METRICS
 from diffusion_lit.runs import folder
 from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.runs.resume import flat
 
 COMPARED = ("loss", "val_loss", "val_error", "fd", "class_accuracy", "images_per_second")  # columns, run by run
 COMPARED_RUNS = 10  # curves that can be told apart in one figure
@@ -173,7 +174,7 @@ def _of_sweep(sweep: Path) -> str:
 
 def _differences(runs: Sequence[Path]) -> str:
     """A row a run: the settings that are not the same in all of them, and the numbers of their results."""
-    configs, results = [_flat(_config(run)) for run in runs], [folder.read_result(run) for run in runs]
+    configs, results = [flat(_config(run)) for run in runs], [folder.read_result(run) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
     other = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1 and key != "run_dir"]
     found = dict.fromkeys(key for result in results for key, value in result.items() if _is_number(value))
@@ -216,13 +217,6 @@ def _config(run: Path) -> dict:
         return folder.read_config(run)
     except UserError:
         return {}
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, object]:
-    values = {}
-    for key, value in config.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return values
 
 
 def _is_number(value: object) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor
 from diffusion_lit.console import progress_bar
 from diffusion_lit.evaluation.features import BATCH, Extractor, digest_of
 from diffusion_lit.images import on_checkerboard
+from diffusion_lit.platforms import sync_folder
 from diffusion_lit.runs import sharing
-from diffusion_lit.runs.folder import replace_text
 from diffusion_lit.runs.trained import Trained, counted
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.previews import COLUMNS, ROWS, class_grid
@@ -73,13 +73,18 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
         sharing.share(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
 
     def merge(_: int) -> None:
-        sharing.sound(files, shards, log.warning)
-        _merge(files, model, asked, out)
+        sharing.sound(files, shards, log.warning, complete)
+        try:
+            _merge(files, model, asked, out)
+        except FileNotFoundError:
+            if not complete():  # by another process, which has removed the shards: only where there are no locks
+                raise
 
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=len(files) * calls)
         shards()
     sharing.share(out / ".lock", 1, lambda _: complete(), merge)
+    sync_folder(out)
     shutil.rmtree(out / "shards", ignore_errors=True)
     return json.loads((out / "manifest.json").read_text())
 
@@ -124,8 +129,7 @@ def _plan(model: Trained, asked: Asked, size: int) -> dict:
 
 def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> None:
     """images.npy, a shard at a time; labels.npy, the grid, and the manifest last."""
-    for half in out.glob(".*.tmp"):  # of a process that was killed
-        half.unlink(missing_ok=True)
+    sharing.sweep(out)
     channels, *size = model.shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(asked.seeds), *size, channels)}
     whole, made = hashlib.blake2b(digest_size=16), []
@@ -138,7 +142,8 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
             whole.update(data)
             made.append({"images": len(shard["images"]), "blake2b": _digest(data)})
             made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
-    np.save(out / "labels.npy", np.array(asked.labels))
+    with sharing.placed(out / "labels.npy") as beside, open(beside, "wb") as stream:
+        np.save(stream, np.array(asked.labels))
     _grid(read(out), asked.labels, model).save(out / "grid.png")
     manifest = asked.settings | {
         "num_images": len(asked.seeds),
@@ -148,7 +153,7 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
         "blake2b": whole.hexdigest(),
         "shards": made,
     }
-    replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    sharing.write_json(out / "manifest.json", manifest)
 
 
 def _grid(images: Tensor, labels: Sequence[Label], model: Trained):

@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.platforms import lock_byte
+from diffusion_lit.platforms import is_running, lock_byte
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import replace_text
 from diffusion_lit.runs.resume import flat
 
 WAIT = 0.5  # seconds between two looks at what the others do
+UNTOUCHED = 24 * 3600  # seconds, after which what any host was writing is taken for dead
 
 
 def share(
@@ -85,14 +85,37 @@ def placed(file: Path) -> Iterator[Path]:
     beside = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield beside
+        with open(beside, "rb+") as stream:
+            os.fsync(stream.fileno())  # no file of zeros has its name after a crash of the host
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def sound(files: Sequence[Path], again: Callable[[], None], warn: Callable[[str], None]) -> None:
-    """Read every .npz by the checksums in it; those that are damaged are removed, and made `again`."""
-    while faults := {file: why for file in files if (why := checkpoints.fault(file))}:
+def write_json(file: Path, value: dict) -> None:
+    with placed(file) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes left that were killed: of this host at once, of others when it is a day old."""
+    for file in folder.glob(".*.tmp"):
+        host, _, pid = file.name.removesuffix(".tmp").rpartition("-")
+        with suppress(OSError):
+            dead = host.endswith(f".{socket.gethostname()}") and not is_running(int(pid))
+            if dead or time.time() - file.stat().st_mtime > UNTOUCHED:
+                file.unlink()
+
+
+def sound(
+    files: Sequence[Path],
+    again: Callable[[], None],
+    warn: Callable[[str], None],
+    done: Callable[[], bool] = lambda: False,
+) -> None:
+    """Read every .npz by the checksums in it; those that are damaged are removed, and made `again`, unless meanwhile
+    all is `done` by others."""
+    while (faults := {file: why for file in files if (why := checkpoints.fault(file))}) and not done():
         for file, why in faults.items():
             warn(f"{file} is damaged ({why}): it is made again")
             file.unlink(missing_ok=True)
@@ -108,9 +131,9 @@ def keep_to(plan: dict, out: Path) -> None:
     file = out / "plan.json"
 
     def write(_: int) -> None:
-        if any(not path.name.startswith(".") for path in out.iterdir()):
+        if any(not path.name.startswith(".") for path in out.iterdir()) and not file.exists():
             raise UserError(Exit.OUTPUT, f"out={out} is not empty, and no shards: choose a new folder")
-        replace_text(file, json.dumps(plan, indent=2) + "\n")
+        write_json(file, plan)
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -148,11 +148,6 @@ def write_failure(run: Path, overrides: list[str], error: BaseException) -> None
         folder.write_result(run, {"status": status, "exit_code": code, "error": text})
 
 
-def is_queued_again(run: Path, code: int) -> bool:
-    """Whether a job saved because SLURM warned it, which then starts it once more; until then it has no result."""
-    return code == Exit.INTERRUPTED and folder.read_result(run).get("status") == "interrupted"
-
-
 def write_results(sweep: Path) -> list[Job]:
     """results.csv: a row for each job with what was swept, how it ended and every single value of its result.json.
 

@@ -1,9 +1,11 @@
-"""What every host of a run must see: the same pictures, and the checkpoint that it goes on from."""
+"""What the ranks of a run agree on: that nothing went wrong on one, who goes first on a machine, and that every host
+sees the same pictures, and the checkpoint to go on from."""
 
 import hashlib
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +40,26 @@ def agree(fault: UserError | None) -> None:
     raise UserError(Exit(code), f"rank {rank} on {host}: {words}" if rank else words)
 
 
+def on_all(work: Callable[[], T]) -> T:
+    """What it returns on this rank; raises on every rank what goes wrong on one."""
+    done, fault = tried(work)
+    agree(fault)
+    return done
+
+
+@contextmanager
+def first_here_goes_first() -> Iterator[None]:
+    """The first process of each machine does it while the others wait, and find it done."""
+    first = ranks.world_size() == 1 or not ranks.from_environment("LOCAL_RANK")
+    if not first:
+        ranks.highest(0)
+    try:
+        yield
+    finally:
+        if first:
+            ranks.highest(0)
+
+
 def require_start(start: Path | None) -> None:
     """Raises UserError (exit 4) where a host does not see the checkpoint to go on from."""
     missing = start is not None and not start.is_file()
@@ -46,13 +68,14 @@ def require_start(start: Path | None) -> None:
 
 
 def require_equal(data: ImageDataModule) -> None:
-    """Raises UserError (exit 3) where the pictures of a host are not those of rank 0, naming host and difference."""
+    """Raises UserError (exit 3) where the pictures of a host are not those of rank 0, naming host and difference, or
+    are damaged."""
     first_here = not ranks.from_environment("LOCAL_RANK")
     stores = [store for store in (data.train, data.val) if store]
     hosts = ranks.gather(socket.gethostname() if first_here else None)
     if sum(host is not None for host in hosts) < 2:  # all share one file
         return
-    prints = ranks.gather([store.fingerprint for store in stores] if first_here else None)
+    prints = ranks.gather(on_all(lambda: [store.fingerprint for store in stores] if first_here else None))
     others = [rank for rank, found in enumerate(prints) if found and found != prints[0]]
     if not others:
         return
@@ -69,9 +92,8 @@ def difference(ours: dict[str, str], theirs: dict[str, str], here: str, there: s
         ("not the same on both", [name for name in ours if theirs.get(name, ours[name]) != ours[name]]),
     ]
     lines = [f"{what}: {_some(names)}" for what, names in parts if names] or ["they have another order"]
-    counts = f"{len(theirs):,} there, {len(ours):,} on {here}"
     copied = "give every host the same copy of them"
-    return f"the pictures on {there} are others ({counts}):\n  " + "\n  ".join(lines) + f"\n{copied}"
+    return f"the pictures on {there} are others than those on {here}:\n  " + "\n  ".join(lines) + f"\n{copied}"
 
 
 def _some(names: list[str]) -> str:
@@ -80,7 +102,13 @@ def _some(names: list[str]) -> str:
 
 
 def _digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str, str]:
-    """Pixels and label of each picture, by its file below data.root, or else by its place."""
+    """Pixels and label of each picture, by its file below data.root, or else by its place; of pictures that are not
+    kept only what is known of all."""
+    if not isinstance(data.train, ImageStore):
+        names = [
+            f"the {len(store):,} {kind} pictures" for store, kind in zip(stores, ("training", "held-out"), strict=False)
+        ]
+        return dict(zip(names, (store.fingerprint for store in stores), strict=True))
     splits = hold_out(data.source.splits(), data.config["val_fraction"])
     listed = list(chain.from_iterable(splits[name].pictures for name in ("train", "val") if _has_files(splits, name)))
     rows = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]

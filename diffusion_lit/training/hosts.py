@@ -26,11 +26,13 @@ T = TypeVar("T")
 GRACE = 10  # seconds that the main thread has to find out for itself, and to end in order
 KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a host is lost after 60 seconds of silence
 PATIENCE = 1800  # seconds for all ranks to start
+FINISHING = 90  # seconds that rank 0 may take to end: loggers send what they still have
 TOKEN = 16  # bytes by which rank 0 knows its own ranks
 ELSEWHERE = "192.0.2.1"  # of no network (RFC 5737): the way there is the default route
 GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 met = threading.Event()  # this process has been one of several
 over = threading.Event()  # the ranks have parted in order
+first_gone = threading.Event()  # rank 0 has closed its connection
 gone: list[str] = []  # who was lost, in words
 
 
@@ -83,7 +85,7 @@ def meet(store, rank: int, count: int) -> str:
     Args:
         store: that all of them reach, of torch.distributed.
     Raises:
-        TimeoutError: on rank 0, if some do not come.
+        UserError: exit 75 on rank 0, if some do not come.
     """
     if rank:
         own = secrets.token_hex(8)
@@ -99,15 +101,16 @@ def meet(store, rank: int, count: int) -> str:
         time.sleep(0.05)
         missing = {other for other in missing if not store.check([f"thanks/{word}/{other}"])}
         if time.monotonic() > until:
-            raise TimeoutError(f"timed out waiting for ranks {sorted(missing)}")
+            told = f"of {count} processes these did not come within {PATIENCE // 60} minutes: ranks {sorted(missing)}"
+            raise UserError(Exit.INTERRUPTED, told)
     return word
 
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:
     """What the main line of a process is wrapped in. One that has met others ends without winding the interpreter down,
-    after all else that is registered for its end: gloo's threads now and then abort one that winds down, and the exit
-    code would be that of the abort.
+    after all that it has registered in here for its end: gloo's threads now and then abort one that winds down, and the
+    exit code would be that of the abort.
     """
     code = 0
 
@@ -159,10 +162,16 @@ def watch(rank: int, from_first: Callable[[T], T]) -> None:
     threading.Thread(target=_watch_first, args=(connection,), daemon=True).start()
 
 
-def lost() -> UserError:
+def await_first() -> None:
+    """On any other rank: let rank 0, which tells what all have found, end first. A launcher that sees one process fail
+    ends the others at once."""
+    first_gone.wait(FINISHING)
+
+
+def lost(error: BaseException) -> UserError:
     """Who has gone, for a main thread that finds its connection lost."""
     time.sleep(1)  # for the thread that watches
-    who = (gone or ["another process has gone"])[0]
+    who = (gone or [f"another process has gone ({str(error).splitlines()[0]})"])[0]
     return UserError(Exit.INTERRUPTED, f"{who}; earlier checkpoints are whole: resume")
 
 
@@ -182,7 +191,9 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 def _watch_first(connection: socket.socket) -> None:
-    _lost("rank 0", _heard(connection)[1])
+    why = _heard(connection)[1]
+    first_gone.set()
+    _lost("rank 0", why)
 
 
 def _watch_all(listener: socket.socket, token: bytes) -> None:

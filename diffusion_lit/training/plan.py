@@ -12,6 +12,7 @@ import torch
 from diffusion_lit.build import make_sampler_of
 from diffusion_lit.console import duration, progress_bar
 from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.data.store import ImageStore
 from diffusion_lit.overrides import as_word
 from diffusion_lit.runs import checkpoints, resume
 from diffusion_lit.training import ranks, setup
@@ -93,12 +94,14 @@ def told(config: dict, data: ImageDataModule, decoding: float) -> None:
     begun_from = None if config["resume"] else setup.begin(module, config)
     log.info("%s", setup.summary(config, data, module, run, None).partition("\n")[2])
     stores = [store for store in (data.train, data.val) if store is not None]
-    count, size = sum(map(len, stores)), sum(store.images.nbytes for store in stores)
+    kept = [store for store in stores if isinstance(store, ImageStore)]  # not those that are read in every epoch
+    count, size = sum(map(len, kept)), sum(store.images.nbytes for store in kept)
     where = "in memory" if data.config["cache_dir"] is None else f"in {data.config['cache_dir']}"
-    log.info(
-        "decoded    %s pictures in %s, %s img/s; %s %s",
-        f"{count:,}", duration(decoding), number(count / decoding), mib(size), where,
-    )  # fmt: skip
+    if kept:
+        log.info(
+            "decoded    %s pictures in %s, %s img/s; %s %s",
+            f"{count:,}", duration(decoding), number(count / decoding), mib(size), where,
+        )  # fmt: skip
     if begun_from:
         log.info("%s", begun_from)
     one, snapshots = checkpoint_bytes(module), snapshot_bytes(module)

@@ -13,7 +13,7 @@ from diffusion_lit.evaluation.metrics import METRICS, Evidence, accuracy, labels
 from diffusion_lit.rules import METRICS as COLUMNS
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.seeds import fold, image_seeds
-from diffusion_lit.training import ranks
+from diffusion_lit.training import copies
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.shared import samples
 
@@ -37,7 +37,7 @@ class Quality:
     def __init__(self, config: dict, data: ImageDataModule, module: DiffusionModule, sampler: Sampler):
         names, steps = config["data"]["class_names"], module.diffusion.table.num_train_timesteps
         pictures = pictures_of(data.train, data.val, config["data"], module.device)
-        with ranks.first_here_goes_first():
+        with copies.first_here_goes_first():
             self.reference = reference_of(pictures, "classifier" if names else "pixels", names)
         self.sampler = replace(sampler, steps=min(sampler.steps or steps, config["metrics_steps"]))
         self.labels = labels_like(self.reference.training.labels, config["metrics_images"])
@@ -57,7 +57,7 @@ def judge(config: dict, data: ImageDataModule, module: DiffusionModule, sampler:
     if not (num_images and config["data"]["class_names"]):
         return {}
     pictures = pictures_of(data.train, data.val, config["data"], module.device)
-    with ranks.first_here_goes_first():
+    with copies.first_here_goes_first():
         found = classifier(pictures)
     labels = labels_like(torch.from_numpy(pictures.train.labels), num_images)
     (images,) = samples([module.ema], module, sampler, labels, image_seeds(fold(config["seed"], "judge"), num_images))

@@ -111,7 +111,7 @@ def together(strategy: dict) -> Iterator[None]:
         _leave()
         failed = False
     except Exception as error:
-        lost = (_lost() if _others else hosts.lost()) if hosts.is_lost_connection(error) else None
+        lost = (_lost() if _others else hosts.lost(error)) if hosts.is_lost_connection(error) else None
         if lost:
             raise lost from None
         raise
@@ -139,9 +139,14 @@ def following() -> Iterator[None]:
         sys.stderr.flush()
         os._exit(0)  # nothing is left to do, and gloo's threads now and then abort an interpreter that winds down
     except UserError as error:
-        if error.exit_code != Exit.NON_FINITE:  # that one all ranks find together, and rank 0 tells
+        if error.exit_code == Exit.NON_FINITE:  # that one all ranks find together, and rank 0 tells
+            hosts.await_first()
+        else:
             print(f"rank {from_environment('RANK')} on {socket.gethostname()}: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
+    except SystemExit:  # agreed on
+        hosts.await_first()
+        raise
     except Exception as error:
         if not hosts.is_lost_connection(error):
             raise
@@ -287,14 +292,3 @@ def shared(work: Callable[[int], T], count: int) -> list[T]:
     size = world_size()
     done = gather([work(k) for k in range(rank(), count, size)])
     return [done[k % size][k // size] for k in range(count)]
-
-
-@contextmanager
-def first_here_goes_first() -> Iterator[None]:
-    """The first process of each machine does it while the others wait, and find it done."""
-    first = world_size() == 1 or not from_environment("LOCAL_RANK")
-    if not first:
-        highest(0)
-    yield
-    if first:
-        highest(0)

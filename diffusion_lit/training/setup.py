@@ -61,7 +61,7 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
         data.setup()
         return data
 
-    with ranks.first_here_goes_first():
+    with copies.first_here_goes_first():
         data, fault = copies.tried(read)
     copies.agree(fault)
     copies.require_equal(data)
@@ -94,7 +94,7 @@ def make_module(config: dict) -> DiffusionModule:
 
 def begin(module: DiffusionModule, config: dict) -> str | None:
     """The weights that a new run starts from, in the network and in its average; see `warm_start.fill`."""
-    with ranks.first_here_goes_first():  # it may download them
+    with copies.first_here_goes_first():  # it may download them
         told = warm_start.fill(module.net, config, log.warning)
     if told and module.ema is not module.net:
         module.ema.load_state_dict(module.net.state_dict())

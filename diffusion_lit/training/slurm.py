@@ -23,7 +23,7 @@ def as_torchrun() -> None:
     """
     step = os.environ.get("SLURM_STEP_ID")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    typed = any(os.isatty(number) for number in (0, 1, 2))  # srun gives a terminal to nobody else
+    typed = os.isatty(0)  # to read from, srun gives a terminal to nobody else; to write to, with --unbuffered, to all
     if step is None or tasks == 1 or typed or "RANK" in os.environ:
         return
     nodes = int(os.environ["SLURM_STEP_NUM_NODES"])

@@ -46,6 +46,12 @@ def test_a_step_of_several_tasks_is_told_in_torchruns_words(environment):
     assert environment["MASTER_PORT"] == str(16000 + 7 * 77 + 2)
 
 
+def test_tasks_that_write_unbuffered_have_a_terminal_to_write_to(environment, monkeypatch):
+    monkeypatch.setattr(os, "isatty", lambda number: number == 1)
+    as_torchrun()
+    assert environment["RANK"] == "3"
+
+
 def test_the_environment_can_name_another_meeting_point(environment):
     environment |= {"MASTER_ADDR": "login", "MASTER_PORT": "1"}
     as_torchrun()
@@ -65,7 +71,7 @@ def test_what_is_a_run_of_its_own(environment, monkeypatch, case):
             del environment[key]
     environment |= {"one task": {"SLURM_STEP_NUM_TASKS": "1"}, "torchrun": {"RANK": "0"}}.get(case, {})
     if case == "a shell":
-        monkeypatch.setattr(os, "isatty", lambda number: number == 1)
+        monkeypatch.setattr(os, "isatty", lambda number: number == 0)
     before = dict(environment)
     as_torchrun()
     assert environment == before
@@ -208,6 +214,20 @@ def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, t
     assert [text.count("resuming ") for text in told] == [1, 1]
     run("train", *QUICK, *words[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
     assert_equal_training(tmp_path / "alone", sweep / "1")
+
+
+@pytest.mark.cluster
+def test_a_job_that_is_killed_does_not_end_the_waiting_for_the_others(cluster, tmp_path):
+    words = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(swept, cluster, tmp_path, *words, code=75)
+        cluster.until(lambda: any(map(last_step, tmp_path.glob("outputs/digits/*/0"))), "training")
+        (log,) = tmp_path.glob("outputs/digits/*/.submitit/*_0/")
+        cluster("scancel", "--signal=KILL", "--full", log.name)
+        sweep, printed = ended.result()
+    assert [row["status"] for row in rows_of(sweep)] == ["unfinished", "finished"]
+    assert f"job {log.name} left no result" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.cluster

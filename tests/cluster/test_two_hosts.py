@@ -17,6 +17,7 @@ from tests.cluster.hosts import Host, two_hosts
 from tests.runs import last_step, run
 from tests.test_resume import SETTINGS, assert_equal_runs
 from tests.test_strategies import SHORT, WANDB, assert_same_training
+from tests.test_streaming import written
 
 pytestmark = pytest.mark.cluster
 DDP = ["strategy=ddp", "strategy.num_nodes=2", "strategy.accelerator=cpu"]
@@ -48,13 +49,15 @@ def unbroken(tmp_path_factory) -> Path:
 
 
 class Job:
-    """torchrun on both hosts, one process each; what each prints is in a file."""
+    """torchrun on both hosts, `each` processes on one; what each host prints is in a file."""
 
-    def __init__(self, hosts: list[Host], cwd: Path, *words: str, launcher=C10D, cwds: list[Path] | None = None):
+    def __init__(
+        self, hosts: list[Host], cwd: Path, *words: str, launcher=C10D, cwds: list[Path] | None = None, each: int = 1
+    ):
         self.files = [cwd / f"printed-{time.monotonic_ns()}-{host.name}" for host in hosts]
         self.processes = []
         for k, host in enumerate(hosts):
-            flags = ["--nnodes=2", "--nproc-per-node=1", *launcher[k], "-m", "diffusion_lit.train", *words]
+            flags = ["--nnodes=2", f"--nproc-per-node={each}", *launcher[k], "-m", "diffusion_lit.train", *words]
             command = [sys.executable, "-m", "torch.distributed.run", *flags]
             with open(self.files[k], "w") as output:
                 self.processes.append(host.start(*command, cwd=(cwds or [cwd, cwd])[k], output=output))
@@ -223,15 +226,26 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
     [
         (lambda root: (root / "b" / "3.png").unlink(), "missing on host2: b/3.png"),
         (lambda root: Image.new("L", (8, 8), 99).save(root / "a" / "4.png"), "not the same on both: a/4.png"),
-        (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 1 on host2: data.root=pictures"),
+        (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 2 on host2: data.root=pictures"),
     ],
     ids=["a file is missing", "another picture", "nothing is there"],
 )
 def test_hosts_that_read_other_pictures_do_not_train(hosts, apart, tmp_path, change, told):
     change(apart[1] / "pictures")
     place = tmp_path / "disk"
-    job = Job(hosts, tmp_path, *WORDS, cwds=[place, place])
+    job = Job(hosts, tmp_path, *WORDS, cwds=[place, place], each=2)
     assert 0 not in job.codes()
     assert told in job.printed(0), job.printed()
     assert re.search(r"exitcode *: 3", job.printed(0))
     assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_hosts_that_read_other_tables_do_not_train(hosts, apart, tmp_path):
+    for k, folder in enumerate(apart):
+        written(folder / "table", "train", range(k, 40 + k), sizes=(40,))
+    words = [*SHORT, *DDP, "data=huggingface", "data.path=table", "data.streaming=every_epoch", "data.image_size=4"]
+    place = tmp_path / "disk"
+    job = Job(hosts, tmp_path, *words, "run_dir=run", cwds=[place, place])
+    assert 0 not in job.codes()
+    assert "the pictures on host2 are others than those on host1" in job.printed(0), job.printed()
+    assert re.search(r"exitcode *: 3", job.printed(0))
