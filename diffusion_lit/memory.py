@@ -9,6 +9,12 @@ import torch
 
 from diffusion_lit.platforms import peak_bytes, resource
 
+# of cgroups 2 and 1: where they are, the limit, what is taken, and what of that are pages of files
+VERSIONS = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
 
 def peak_memory_gib(device: torch.device) -> float:
     """The most that tensors took on a GPU, or else the most that this process took, since it began; in GiB."""
@@ -36,17 +42,34 @@ def within_free_memory() -> Iterator[None]:
     """Inside, taking more of this machine's memory than is free is an error that can be caught; without, Linux would
     end the process. Other systems know no such limit."""
     try:
-        free, own = _kib("/proc/meminfo", "MemAvailable"), _kib("/proc/self/status", "VmData")
+        free, own = 1024 * _kib("/proc/meminfo", "MemAvailable"), 1024 * _kib("/proc/self/status", "VmData")
+        free = min([free, *room_of_groups()])
     except (OSError, StopIteration):
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = min([(own + free) * 1024, *[one for one in before if one != resource.RLIM_INFINITY]])
+    limit = min([own + free, *[one for one in before if one != resource.RLIM_INFINITY]])
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def room_of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes that the groups of this process may still take: by cgroups containers and SLURM limit memory."""
+    found = []
+    for line in own.read_text().splitlines():
+        _, kinds, place = line.split(":", 2)
+        if kinds in VERSIONS:
+            folder, limit, used, files = VERSIONS[kinds]
+            for group in [root / folder / place.strip("/"), *(root / folder / place.strip("/")).parents]:
+                with suppress(OSError, ValueError):  # no such file, or "max"
+                    lines = (group / "memory.stat").read_text().splitlines()
+                    droppable = sum(int(line.split()[1]) for line in lines if line.startswith(f"{files} "))
+                    taken = int((group / used).read_text()) - droppable
+                    found.append(max(0, int((group / limit).read_text()) - taken))
+    return found
 
 
 def _kib(path: str, name: str) -> int:

@@ -5,6 +5,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.config import composed
 from diffusion_lit.train import expanded, with_facts
+from diffusion_lit.training import bench
 from tests.runs import TINY, run, start
 
 # the real thing, with so little time for each way that the numbers say nothing
@@ -172,3 +174,18 @@ def test_what_is_left_of_a_run_that_goes_on(tmp_path):
     assert "resume=r" in words
     assert not [word for word in words if word.startswith(("strategy.precision", "strategy.channels_last"))]
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("compiles", "steps", "rate"), [(True, 32, 10), (False, 1, 1 / 30)])
+def test_the_time_of_compiling_is_not_taken_for_that_of_a_step(monkeypatch, compiles, steps, rate):
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    trainer, module = SimpleNamespace(global_step=0, should_stop=False), SimpleNamespace(device=torch.device("cpu"))
+    watch = bench.Stopwatch(2.0, compiles=compiles)
+    watch.on_train_start(trainer, module)
+    while not trainer.should_stop:
+        clock[0] += 0.1 if trainer.global_step else 30
+        trainer.global_step += 1
+        watch.on_train_batch_end(trainer, module)
+    assert trainer.global_step == steps
+    assert watch.rate == pytest.approx(rate)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from diffusion_lit.memory import advice, is_out_of_memory
+from diffusion_lit.memory import advice, is_out_of_memory, room_of_groups
 from diffusion_lit.runs import checkpoints
 from tests.chaos.test_disks import AT_STEP
 from tests.runs import TINY, run
@@ -127,3 +127,23 @@ def test_sample_says_how_many_images_at_a_time_may_fit(whole, tmp_path):
     printed = run("sample", f"run={whole}", "num_images=4", f"out={out}", cwd=tmp_path, code=75, prelude=prelude)
     assert "error: out of memory with 64 images at a time: add sampler.batch_size=32" in printed
     assert "Traceback" not in printed
+
+
+def test_the_room_that_groups_of_processes_leave(tmp_path):
+    """Of cgroups 2, as in most containers, and of 1; the group above may be the narrower one."""
+    files = {
+        "job/memory.max": "max", "job/memory.current": "0", "job/memory.stat": "anon 1",
+        "memory.max": "5000", "memory.current": "3000", "memory.stat": "anon 1\ninactive_file 500\n",
+        "memory/a/b/memory.limit_in_bytes": "900", "memory/a/b/memory.usage_in_bytes": "1000",
+        "memory/a/b/memory.stat": "inactive_file 7\ntotal_inactive_file 40\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text("0::/job\n")
+    assert room_of_groups(tmp_path, tmp_path / "own") == [2500]
+    (tmp_path / "own").write_text("4:memory:/a/b\n3:cpuset:/\n")
+    assert room_of_groups(tmp_path, tmp_path / "own")[0] == 0
+    (tmp_path / "memory/a/b/memory.limit_in_bytes").write_text("2000")
+    assert room_of_groups(tmp_path, tmp_path / "own")[0] == 1040
+    assert room_of_groups(tmp_path / "nothing", tmp_path / "own") == []
