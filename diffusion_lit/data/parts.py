@@ -109,9 +109,10 @@ def parquet_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[
     states = [file if "://" in file else file_state(Path(file)) for file in files]
     key = hashlib.blake2b("\0".join(states).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     kept = cache_dir / f"parts-{key}.json" if cache_dir else None
-    with suppress(OSError, ValueError):  # not there, or damaged
-        groups, digest = json.loads(kept.read_text()) if kept else ()
-        return groups, digest
+    if kept:
+        with suppress(OSError, ValueError):  # not there, or damaged
+            groups, digest = json.loads(kept.read_text())
+            return groups, digest
     with ThreadPoolExecutor(16) as pool:
         ends = list(pool.map(_end, files))
     words = repr([(Path(file).name, digest) for file, (_, digest) in zip(files, ends, strict=True)])
