@@ -2,6 +2,7 @@
 
 import io
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ def most_anonymous(here: Path, *words: str) -> float:
     """MiB of anonymous memory of a run, at its highest."""
     process, most = start("train", *WORDS, *words, cwd=here), 0
     while process.poll() is None:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        most = max([most, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+        with suppress(ProcessLookupError):  # it has just ended
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            most = max([most, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
         time.sleep(0.02)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output

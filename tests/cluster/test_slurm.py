@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,16 +217,35 @@ def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, t
     assert_equal_training(tmp_path / "alone", sweep / "1")
 
 
+def process_of(job: str) -> int:
+    """Process id of a job of a sweep, `array_task`."""
+    words = dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), job.split("_"), strict=True))
+    wanted = {f"{key}={value}".encode() for key, value in words.items()}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, *rest = (process / "cmdline").read_bytes().split(b"\0")
+            environment = {*(process / "environ").read_bytes().split(b"\0")}
+        except OSError:  # it has just ended
+            continue
+        if b"python" in command and b"submitit.core._submit" in rest and wanted <= environment:  # and not srun
+            return int(process.name)
+    raise ProcessLookupError(job)
+
+
 @pytest.mark.cluster
-def test_a_job_that_is_killed_does_not_end_the_waiting_for_the_others(cluster, tmp_path):
+@pytest.mark.parametrize(("how", "status", "code"), [("cancelled", "interrupted", 143), ("killed", "unfinished", 75)])
+def test_a_job_that_ends_without_a_result_does_not_end_the_waiting_for_the_others(cluster, tmp_path, how, status, code):
     words = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
     with ThreadPoolExecutor() as pool:
-        ended = pool.submit(swept, cluster, tmp_path, *words, code=75)
+        ended = pool.submit(swept, cluster, tmp_path, *words, code=code)
         cluster.until(lambda: any(map(last_step, tmp_path.glob("outputs/digits/*/0"))), "training")
         (log,) = tmp_path.glob("outputs/digits/*/.submitit/*_0/")
-        cluster("scancel", "--signal=KILL", "--full", log.name)
+        if how == "killed":
+            os.kill(process_of(log.name), signal.SIGKILL)
+        else:
+            cluster("scancel", log.name)
         sweep, printed = ended.result()
-    assert [row["status"] for row in rows_of(sweep)] == ["unfinished", "finished"]
+    assert [row["status"] for row in rows_of(sweep)] == [status, "finished"]
     assert f"job {log.name} left no result" in printed
     assert "Traceback" not in printed
 
