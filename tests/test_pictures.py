@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from diffusion_lit.data import decoding
 from diffusion_lit.data.concat import Concat
 from diffusion_lit.data.decoding import Decoding, Encoded, decode_all
 from diffusion_lit.data.huggingface import HuggingFace
@@ -312,6 +314,20 @@ def test_ten_broken_pictures_are_named_and_the_others_counted(tmp_path):
     assert lines[0].startswith("13 of 20 pictures cannot be read")
     assert [line.split(":")[0].strip() for line in lines[1:11]] == [str(path) for path in paths[3:13]]
     assert lines[11:] == ["  and 3 more"]
+
+
+@pytest.mark.parametrize(("clock", "in_threads"), [([0, 9, 10, 11, 20, 25], False), ([0, 9, 10, 15, 20, 21], True)])
+def test_pictures_are_decoded_in_the_way_that_was_faster_and_in_their_order(monkeypatch, clock, in_threads):
+    times, by, count = iter(clock), {}, 3 * decoding.TRIED + 100
+    monkeypatch.setattr(decoding.time, "perf_counter", lambda: next(times))
+
+    def work(k: int) -> int:
+        by[k] = threading.current_thread()
+        return k * k
+
+    assert list(decoding.in_the_faster_way(work, range(count))) == [k * k for k in range(count)]
+    rest = {by[k] for k in range(count - 100, count)}
+    assert (threading.current_thread() not in rest) == in_threads
 
 
 def test_half_pictures_are_never_let_through():

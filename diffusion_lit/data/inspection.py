@@ -4,14 +4,23 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffusion_lit.data.decoding import Decoding, Encoded, has_alpha, is_deep, named, opened, to_8_bits, upright
+from diffusion_lit.data.decoding import (
+    Decoding,
+    Encoded,
+    has_alpha,
+    in_the_faster_way,
+    is_deep,
+    named,
+    opened,
+    to_8_bits,
+    upright,
+)
 from diffusion_lit.data.sources import Split, hold_out
 from diffusion_lit.errors import UserError
 
@@ -39,7 +48,7 @@ class Facts:
 
 
 def inspect_all(splits: dict[str, Split], decoding: Decoding) -> Iterator[Facts]:
-    """Facts of the pictures of every split, in order, read in threads."""
+    """Facts of the pictures of every split, in order."""
 
     def one(task: tuple[str, int]) -> Facts:
         part, k = task
@@ -54,9 +63,10 @@ def inspect_all(splits: dict[str, Split], decoding: Decoding) -> Iterator[Facts]
         except UserError as error:
             return Facts(name, fault=str(error).removeprefix(f"{picture}: "))
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield from pool.map(one, [(part, k) for part, split in splits.items() for k in range(len(split.labels))])
+        tasks = [(part, k) for part, split in splits.items() for k in range(len(split.labels))]
+        yield from in_the_faster_way(one, tasks)
 
 
 def inspect(picture: Path | Encoded | np.ndarray, name: str, decoding: Decoding) -> Facts:
