@@ -3,6 +3,8 @@
 import io
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from sklearn.datasets import load_digits
 
 from diffusion_lit.data import decoding
 from diffusion_lit.data.concat import Concat
@@ -339,6 +342,21 @@ def test_a_picture_too_large_to_decode_is_named(tmp_path, monkeypatch):
     path = saved(Image.fromarray(RGB), tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png: cannot be read as a picture .*decompression bomb"):
         Decoding(8, 3)(path)
+
+
+# ------------------------------------------------------------------------------------------ digits
+
+
+def test_the_digits_are_those_of_scikit_learn_which_is_not_imported_for_them():
+    code = "import sys; from diffusion_lit.data.sources import Digits; Digits().splits()"
+    subprocess.run([sys.executable, "-c", f"{code}; sys.exit('sklearn' in sys.modules)"], check=True)
+    parts, truth = Digits().splits(), load_digits()
+    images, labels = (
+        np.concatenate([getattr(parts[k], name) for k in ("train", "val")]) for name in ("pictures", "labels")
+    )
+    np.testing.assert_array_equal(images, np.round(truth.images * 255 / 16))
+    np.testing.assert_array_equal(labels, truth.target)
+    assert (len(parts["val"].labels), images.dtype, labels.dtype) == (359, np.uint8, np.int64)
 
 
 # ------------------------------------------------------------------------------------------ folders
