@@ -63,10 +63,11 @@ def room_of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
         _, kinds, place = line.split(":", 2)
         if kinds in VERSIONS:
             folder, limit, used, files = VERSIONS[kinds]
-            for group in [root / folder / place.strip("/"), *(root / folder / place.strip("/")).parents]:
+            narrowest = root / folder / place.strip("/")
+            for group in [narrowest, *narrowest.parents]:
                 with suppress(OSError, ValueError):  # no such file, or "max"
-                    lines = (group / "memory.stat").read_text().splitlines()
-                    droppable = sum(int(line.split()[1]) for line in lines if line.startswith(f"{files} "))
+                    facts = (group / "memory.stat").read_text().splitlines()
+                    droppable = sum(int(fact.split()[1]) for fact in facts if fact.startswith(f"{files} "))
                     taken = int((group / used).read_text()) - droppable
                     found.append(max(0, int((group / limit).read_text()) - taken))
     return found

@@ -48,7 +48,7 @@ def test_rank_0_that_has_gone_is_noticed(watched, monkeypatch):
         assert not hosts.first_gone.is_set()
         connection.close()
     assert lost.get(timeout=30)[0] == "rank 0"
-    hosts.await_first()  # who waits for it to end need not wait any more
+    assert hosts.first_gone.is_set()  # who waits for it to end need not wait any more
 
 
 def test_who_has_gone_is_told_or_else_what_the_network_said(monkeypatch):
@@ -86,16 +86,16 @@ def test_the_interface_is_chosen_where_there_are_other_hosts(monkeypatch, local,
 def test_the_difference_of_two_copies_names_hosts_and_pictures():
     ours = {f"a/{k}.png": str(k) for k in range(6)}
     theirs = {name: digest for name, digest in ours.items() if name != "a/3.png"} | {"a/5.png": "x", "b.png": "y"}
-    assert copies.difference(ours, theirs, "host1", "host2") == (
-        "the pictures on host2 are others than those on host1:\n"
+    assert copies.difference(ours, theirs, "host1", "host2", (6, 6)) == (
+        "the pictures on host2 are others (6 there, 6 on host1):\n"
         "  missing on host2: a/3.png\n"
         "  missing on host1: b.png\n"
         "  not the same on both: a/5.png\n"
         "give every host the same copy of them"
     )
-    told = copies.difference(ours, {}, "host1", "host2")
+    told = copies.difference(ours, {}, "host1", "host2", (6, 0))
     assert "missing on host2: a/0.png, a/1.png, a/2.png and 3 more" in told
-    assert "they have another order" in copies.difference(ours, dict(reversed(ours.items())), "host1", "host2")
+    assert "they have another order" in copies.difference(ours, dict(reversed(ours.items())), "host1", "host2", (6, 6))
 
 
 def test_an_error_of_another_rank_is_raised_with_its_host(monkeypatch):

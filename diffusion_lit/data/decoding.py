@@ -153,7 +153,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 def decode_all(
     pictures: Sequence[Path | Encoded | np.ndarray], decoding: Decoding, out: np.ndarray, progress: Iterable
 ) -> None:
-    """Decode every picture into `out`, uint8 (N, C, H, W), in threads; `progress` is advanced once a picture.
+    """Decode every picture into `out`, uint8 (N, C, H, W); `progress` is advanced once a picture.
 
     Raises:
         UserError: with the names of the first ten pictures that cannot be read, and how many there are.

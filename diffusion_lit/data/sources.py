@@ -94,7 +94,7 @@ class Digits:
     class_names = [str(digit) for digit in range(10)]
 
     def splits(self) -> dict[str, Split]:
-        # not by its load_digits: the second that importing it takes is all that anybody waits for here
+        # importing scikit-learn takes a second, and of all of it this file alone is wanted
         home = Path(find_spec("sklearn").origin).parent
         rows = np.loadtxt(home / "datasets" / "data" / "digits.csv.gz", delimiter=",")
         images = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 is paper

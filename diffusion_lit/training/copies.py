@@ -80,20 +80,23 @@ def require_equal(data: ImageDataModule) -> None:
     if not others:
         return
     pictures = ranks.gather(_digests(data, stores) if first_here else None)
-    told = difference(pictures[0], pictures[others[0]], hosts[0], hosts[others[0]])
+    counts = ranks.gather(sum(map(len, stores)))
+    told = difference(pictures[0], pictures[others[0]], hosts[0], hosts[others[0]], (counts[0], counts[others[0]]))
     agree(UserError(Exit.DATA, told) if ranks.rank() == 0 else None)
 
 
-def difference(ours: dict[str, str], theirs: dict[str, str], here: str, there: str) -> str:
-    """In words, how the pictures of two hosts differ; {name: digest} in the order of training."""
+def difference(ours: dict[str, str], theirs: dict[str, str], here: str, there: str, counts: tuple[int, int]) -> str:
+    """In words, how the pictures of two hosts differ; {name: digest} in the order of training, and how many there are
+    here and there."""
     parts = [
         (f"missing on {there}", [name for name in ours if name not in theirs]),
         (f"missing on {here}", [name for name in theirs if name not in ours]),
         ("not the same on both", [name for name in ours if theirs.get(name, ours[name]) != ours[name]]),
     ]
     lines = [f"{what}: {_some(names)}" for what, names in parts if names] or ["they have another order"]
+    many = f"{counts[1]:,} there, {counts[0]:,} on {here}"
     copied = "give every host the same copy of them"
-    return f"the pictures on {there} are others than those on {here}:\n  " + "\n  ".join(lines) + f"\n{copied}"
+    return f"the pictures on {there} are others ({many}):\n  " + "\n  ".join(lines) + f"\n{copied}"
 
 
 def _some(names: list[str]) -> str:
@@ -105,10 +108,8 @@ def _digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str, str]:
     """Pixels and label of each picture, by its file below data.root, or else by its place; of pictures that are not
     kept only what is known of all."""
     if not isinstance(data.train, ImageStore):
-        names = [
-            f"the {len(store):,} {kind} pictures" for store, kind in zip(stores, ("training", "held-out"), strict=False)
-        ]
-        return dict(zip(names, (store.fingerprint for store in stores), strict=True))
+        named = {"training pictures": data.train, "held-out pictures": data.val}
+        return {name: store.fingerprint for name, store in named.items() if store}
     splits = hold_out(data.source.splits(), data.config["val_fraction"])
     listed = list(chain.from_iterable(splits[name].pictures for name in ("train", "val") if _has_files(splits, name)))
     rows = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]

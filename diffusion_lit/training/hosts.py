@@ -143,6 +143,7 @@ def watch(rank: int, from_first: Callable[[T], T]) -> None:
         from_first: gives rank 0's value to all ranks.
     """
     over.clear()
+    first_gone.clear()
     gone.clear()
     listener = socket.create_server(("", 0)) if rank == 0 else None
     token = secrets.token_bytes(TOKEN)

@@ -247,5 +247,6 @@ def test_hosts_that_read_other_tables_do_not_train(hosts, apart, tmp_path):
     place = tmp_path / "disk"
     job = Job(hosts, tmp_path, *words, "run_dir=run", cwds=[place, place])
     assert 0 not in job.codes()
-    assert "the pictures on host2 are others than those on host1" in job.printed(0), job.printed()
+    assert "the pictures on host2 are others (40 there, 40 on host1)" in job.printed(0), job.printed()
+    assert "not the same on both: training pictures" in job.printed(0)
     assert re.search(r"exitcode *: 3", job.printed(0))
