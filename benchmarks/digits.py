@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.measure import command, table
 
-EVERY, STEPS = 150, 1200
+EVERY, STEPS = 300, 1200
 
 
 def main() -> None:
