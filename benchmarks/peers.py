@@ -35,14 +35,16 @@ register_optimizer_step_post_hook(tell)
 run, more = (runpy.run_module, {"alter_sys": True}) if kind == "module" else (runpy.run_path, {})
 run(name, run_name="__main__", **more)
 """
+SMALL = (
+    "model.block_out_channels=[8,16,16]", "model.norm_num_groups=4", "model.layers_per_block=1",
+    "model.attention_levels=[]", "model.middle_attention=false",
+)  # fmt: skip
 LARGER = ("model.block_out_channels=[64,128,128]", "model.layers_per_block=1")
 CASES = {  # name: (size of the files, size they are trained at, our words, flags of the script, last step)
     "1.1 M, 32x32, float32": (32, 32, ("model.layers_per_block=1",), (), 20),
     "4.4 M, 32x32, float32": (32, 32, LARGER, (), 12),  # bf16 on a processor without it takes a minute a step
-    "photos of 500 px at 64x64, small network": (
-        500, 64, ("model.block_out_channels=[8,16,16]", "model.norm_num_groups=4", "model.attention_levels=[]",
-        "model.middle_attention=false", "model.layers_per_block=1"), (), 20,
-    ),
+    "photos of 500 px at 64x64, 0.07 M": (500, 64, SMALL, (), 20),
+    "photos of 1024 px at 64x64, 0.07 M": (1024, 64, SMALL, (), 20),
 }  # fmt: skip
 
 

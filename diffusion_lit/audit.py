@@ -12,6 +12,7 @@ from diffusion_lit.config import with_data_facts
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word
+from diffusion_lit.runs import folder
 from diffusion_lit.runs.warm_start import with_architecture
 
 log = logging.getLogger("diffusion_lit.audit")
@@ -41,7 +42,7 @@ def audit(config: DictConfig) -> None:
 
     words = list(HydraConfig.get().overrides.task)
     config, source = with_data_facts(config)
-    out = folder(config["out"])
+    out = folder.made(Path(config["out"]))
     data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
     labels = np.concatenate([split.labels for split in splits.values()])
     parts = parts_of(splits, data["val_fraction"])
@@ -68,15 +69,6 @@ def audit(config: DictConfig) -> None:
     log.info(found["command"])
     if found["training_would_fail"]:
         sys.exit(int(Exit.DATA))
-
-
-def folder(out: str) -> Path:
-    path = Path(out).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={path} cannot be made: {error.strerror}") from None
-    return path
 
 
 def write(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:

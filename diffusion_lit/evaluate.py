@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit import sample
 from diffusion_lit.config import source_of
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import replace_text
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import METRICS as COLUMNS
@@ -224,7 +225,7 @@ def write(out: Path, result: dict, evidence, config: DictConfig) -> None:
 def keep_as_default(run: Path, settings: dict, why: str) -> None:
     """sampling.yaml of the run, which `sample` and all that loads the run take from now on."""
     best = {key: settings[key] for key in ("sampler", *GUIDANCE) if settings[key] is not None}
-    folder.replace_text(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
+    replace_text(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
     sweeps.show(f"default    {folder.shown(run / 'sampling.yaml')}: {why}")
 
 

@@ -11,6 +11,7 @@ from diffusion_lit import sample
 from diffusion_lit.card import card
 from diffusion_lit.config import serving_faults
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import replace_text
 from diffusion_lit.launch import launch
 from diffusion_lit.runs import asked, checkpoints, folder, weights
 from diffusion_lit.runs.asked import GUIDANCE
@@ -68,11 +69,11 @@ def write(out: Path, model, config: DictConfig) -> None:
         "data": held.get("ImageDataModule", {}).get("fingerprint"),
         "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
     }
-    folder.replace_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+    replace_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
     draw(out / "grid.png", model, config.seed)
     measured = measured_so(Path(config.run).expanduser(), model, config)
     name, by_diffusers = config.push or Path(config.out).name, (out / "model_index.json").exists()
-    folder.replace_text(out / "README.md", card(settings, measured, config.license, name, by_diffusers))
+    replace_text(out / "README.md", card(settings, measured, config.license, name, by_diffusers))
 
 
 def write_network(out: Path, model) -> None:
@@ -90,7 +91,7 @@ def write_network(out: Path, model) -> None:
         scheduler.save_pretrained(out / "scheduler")
         parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
         index = {"_class_name": "DDPMPipeline", "_diffusers_version": version("diffusers")} | parts
-        folder.replace_text(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+        replace_text(out / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def scheduler_of(model):

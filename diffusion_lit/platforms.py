@@ -13,6 +13,8 @@ try:
 except ImportError:  # Windows
     fcntl = resource = None
 
+RENAMES_OPEN_FILES = os.name != "nt"
+
 
 def signals(*names: str) -> tuple[int, ...]:
     """Those of the named signals that exist here."""
@@ -54,18 +56,6 @@ def sync_folder(folder: os.PathLike) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process here; true where that cannot be asked without ending it."""
-    if fcntl is None:
-        return True
-    with suppress(PermissionError):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-    return True
 
 
 def peak_bytes() -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import replace_text
 from diffusion_lit.launch import launch
 from diffusion_lit.runs import folder, sweeps
 
@@ -51,7 +52,7 @@ def report(config: DictConfig) -> None:
     text = page(runs, sweep, config.grids)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.replace_text(out, text)
+        replace_text(out, text)
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {error.strerror}") from None
     log.info("report     %s (%.1f MiB)", folder.shown(out), out.stat().st_size / 2**20)

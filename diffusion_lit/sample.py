@@ -15,6 +15,7 @@ from diffusion_lit import console
 from diffusion_lit.classes import locate
 from diffusion_lit.config import CONF, serving_faults
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import replace_text
 from diffusion_lit.launch import launch
 from diffusion_lit.overrides import as_word, value_of
 from diffusion_lit.rules import shown
@@ -213,11 +214,7 @@ def new_folder(out: str | None, run: Path, kind: str = "generated") -> Path:
     path = Path(out).expanduser() if out else home / kind / stamp
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={path} cannot be made: {error.strerror}") from None
-    return path
+    return folder.made(path)
 
 
 def write(
@@ -243,7 +240,7 @@ def write(
         save_gif([drawn(frame) for frame in frames], out / "denoising.gif")
     if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
-    folder.replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 if __name__ == "__main__":

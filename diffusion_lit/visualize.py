@@ -97,11 +97,7 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     else:
         subject, others = album.of_run(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
-    try:
-        out = out.expanduser()
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
+    out = folder.made(out)
     samplers = samplers_of(config)
     for path in album.draw(subject, wanted, out, config, samplers, log, others):
         log.info("figure     %s", folder.shown(path))

@@ -123,7 +123,7 @@ KILLS = {  # the moments of a build, by what the builder does there for ever
 def test_who_waits_takes_over_from_a_builder_that_is_killed(split, tmp_path, moment):
     last = {"first": 0, "middle": 20}.get(moment, COUNT)
     builder = loading(tmp_path, COUNT, KILLS[moment])
-    wait_for(lambda: list((tmp_path / "cache").glob("*.building-*")) and len(decoded_by(tmp_path)) == last)
+    wait_for(lambda: list((tmp_path / "cache").glob(".*.tmp")) and len(decoded_by(tmp_path)) == last)
     waiter = loading(tmp_path, COUNT)
     assert f"by process {builder.pid} of" in waiter.stdout.readline()
     builder.send_signal(signal.SIGKILL)
@@ -215,16 +215,19 @@ def test_only_what_is_dead_is_swept(split, tmp_path):
     cache, here = tmp_path / "cache", platform.node()
     cache.mkdir()
     one, two, three, four = (f"{k:016x}" for k in (1, 2, 3, 4))
-    parts = [f"train-{one}.building-{here}-00000001", f"stream-{one}.building-{here}-00000002", f"train-{one}.lock"]
-    gone = {cache / name for name in parts}
-    old = cache / f"val-{one}.building-another-00000003"
-    kept = {cache / name for name in (f"val-{two}.building-another-00000004", "notes.txt", f"train-{two}.npy")}
-    kept |= {cache / name for name in ("uv.lock", "train.lock", f"mine.building-{here}-00000005")}  # of others
-    held = {cache / f"train-{three}.building-{here}-00000005", cache / f"train-{three}.lock"}
+
+    def beside(name: str, host: str = here) -> Path:
+        return cache / f".{name}.{host}-0123abcd.tmp"
+
+    gone = {beside(f"train-{one}.npy"), beside(f"stream-{one}.json"), cache / f"train-{one}.lock"}
+    old = beside(f"val-{one}.npy", "another")
+    kept = {beside(f"val-{two}.npy", "another"), beside("mine.npy")}
+    kept |= {cache / name for name in ("notes.txt", f"train-{two}.npy", "uv.lock", "train.lock")}  # of others
+    held = {beside(f"train-{three}.npy"), cache / f"train-{three}.lock"}
     for path in (*gone, old, *kept, *held):
         path.write_bytes(b"x")
     os.utime(old, (0, 0))
-    begun = cache / f"train-{four}.building-{here}-00000006"
+    begun = beside(f"train-{four}.npy")
     begun.touch()  # its builder has not locked it yet
     files = [open(path, "r+b") for path in held]  # noqa: SIM115 closed below
     for file in files:

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
-    "platforms", "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console", "classes",
-    "config", "debug", "memory", "images", "skins", "diffusion", "networks", "data", "sampling", "evaluation",
-    "build", "runs", "pipeline", "studio", "launch", "training", "figures", "train", "sample", "evaluate", "card",
-    "export", "app", "visualize", "report", "audit", "replay", "__main__",
+    "platforms", "files", "errors", "redaction", "seeds", "values", "rules", "conflicts", "overrides", "console",
+    "classes", "config", "debug", "memory", "images", "skins", "diffusion", "networks", "data", "sampling",
+    "evaluation", "build", "runs", "pipeline", "studio", "launch", "training", "figures", "train", "sample",
+    "evaluate", "card", "export", "app", "visualize", "report", "audit", "replay", "__main__",
 ]  # fmt: skip
 SHELL = {"lightning", "hydra", "omegaconf"}
 

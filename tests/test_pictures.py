@@ -566,7 +566,7 @@ def test_half_a_cache_file_is_never_used(tmp_path):
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     file.unlink()
-    file.with_suffix(".building-1").write_bytes(whole[:100])  # of a killed process
+    (cache / f".{file.name}.elsewhere-0123abcd.tmp").write_bytes(whole[:100])  # of a killed process
     load(split, Decoding(8, 1), str(cache), "train")
     assert file.read_bytes() == whole
 

@@ -4,11 +4,10 @@ is what one process makes, bit by bit."""
 import hashlib
 import json
 import os
+import platform
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.errors import UserError
+from diffusion_lit.files import replacing
 from diffusion_lit.runs import sharing
 from tests.forks import Process
 from tests.runs import TINY, run, start
@@ -64,7 +64,7 @@ def test_killed_damaged_and_gone_on_with_by_two_it_is_what_one_process_makes(tin
     made = {int(file.stem): float(np.load(file)["seconds"]) for file in shards[1:]}
     data = first.read_bytes()
     first.write_bytes(data[:900] + bytes([data[900] ^ 1]) + data[901:])  # one bit of one pixel
-    (shared / "shards" / ".00006.npz.elsewhere-1.tmp").write_bytes(b"half")
+    (shared / "shards" / ".00006.npz.elsewhere-0123abcd.tmp").write_bytes(b"half")
     two = [start("sample", *words, cwd=tmp_path) for _ in range(2)]
     printed = [process.communicate(timeout=60)[0] for process in two]
     assert [process.returncode for process in two] == [0, 0], printed
@@ -81,6 +81,22 @@ def test_killed_damaged_and_gone_on_with_by_two_it_is_what_one_process_makes(tin
     before = (shared / "manifest.json").stat().st_mtime_ns
     run("sample", *words, cwd=tmp_path)
     assert (shared / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "empty", "manifest"])
+def test_images_that_are_damaged_later_are_made_again(tiny_run, tmp_path, damage):
+    words, out = [f"run={tiny_run}", *MANY, *SHARDS], tmp_path / "shared"
+    run("evaluate", *words, cwd=tmp_path)
+    images, manifest, measured = out / "images.npy", out / "manifest.json", numbers(out)
+    data = images.read_bytes()
+    other = {"a bit": data[:900] + bytes([data[900] ^ 1]) + data[901:], "cut": data[:-1], "empty": b""}
+    images.write_bytes(other.get(damage, data))
+    if damage == "manifest":
+        manifest.write_text(manifest.read_text()[:-20])
+    assert "images.npy or its manifest is damaged: all is made again" in run("evaluate", *words, cwd=tmp_path)
+    assert images.read_bytes() == data
+    assert numbers(out) == measured
+    assert "damaged" not in run("evaluate", *words, cwd=tmp_path)
 
 
 def test_two_processes_measure_what_one_measures(tiny_run, tmp_path):
@@ -168,21 +184,14 @@ def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
 
 
 def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
-    def unfinished(host: str, pid: int) -> Path:
-        path = tmp_path / f".images.npy.{host}-{pid}.tmp"
-        path.write_bytes(b"half")
-        return path
-
-    here, ended = socket.gethostname(), subprocess.Popen(["true"])
-    ended.wait()
-    dead, living, elsewhere, old = (
-        unfinished(*who) for who in ((here, ended.pid), (here, os.getpid()), ("another", 1), ("another", 2))
-    )
-    os.utime(old, (0, 0))
-    (tmp_path / "images.npy").write_bytes(b"whole")
-    sharing.sweep(tmp_path)
-    assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "images.npy"}
-    assert not dead.exists()
+    with replacing(tmp_path / "labels.npy", many=True) as living:
+        living.write_bytes(b"half")
+        dead, elsewhere, old = (tmp_path / f".images.npy.{who}-0123abcd.tmp" for who in (platform.node(), "an", "old"))
+        for path in (dead, elsewhere, old, tmp_path / "images.npy"):
+            path.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        sharing.sweep(tmp_path)
+        assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "images.npy"}
 
 
 def test_a_measured_folder_is_measured_again_with_other_pictures_and_can_still_become_the_default(tmp_path):

@@ -326,7 +326,7 @@ def test_half_a_stream_is_never_used(long, tmp_path):
     (images,) = cache.glob("train-*.npy")
     whole = images.read_bytes()
     images.unlink()  # of a process killed before the pictures had their name
-    images.with_suffix(".building-1").write_bytes(whole[:1000])
+    (cache / f".{images.name}.elsewhere-0123abcd.tmp").write_bytes(whole[:1000])
     assert shades_of(huggingface(*words).train) == expected
     assert images.read_bytes() == whole
 

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,12 +19,12 @@ from pathlib import Path
 from diffusion_lit import platforms
 from diffusion_lit.console import progress_bar
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import is_at, is_free, is_left_over, replacing
 
 log = logging.getLogger(__name__)
 TOLD_EVERY = 2  # seconds between two words of a builder to those who wait
 SILENT = 600  # seconds without a word, after which they build for themselves
-UNTOUCHED = 24 * 3600  # seconds, after which what any host was building is taken for dead
-OURS = re.compile(r"(train|val|stream|parts)-[0-9a-f]{16}\.(lock|building-(?P<host>.+)-[0-9a-f]{8})")
+OURS = re.compile(r"\.?(train|val|stream|parts)-[0-9a-f]{16}\.(lock|(npy|json)\..+-[0-9a-f]{8}\.tmp)")
 Tell = Callable[[int, int | None], None]  # how many pictures are done, of how many if that is known
 
 
@@ -43,27 +42,11 @@ def built_once(path: Path, build: Callable[[Path, Tell], None]) -> None:
             if tell is None:
                 return
             _sweep(path.parent)
-            with replacing(path) as building:
+            with replacing(path, many=True) as building:
                 build(building, tell)
     except OSError as error:
         where = f"data.cache_dir={path.parent} cannot be made or written"
         raise UserError(Exit.OUTPUT, f"{where}: {error.strerror or error}") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file, to write; then it takes the place of `path`, or is gone if anything was raised."""
-    building = path.with_suffix(f".building-{platform.node()}-{secrets.token_hex(4)}")
-    file = os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with suppress(OSError):  # no locks here; who sweeps up then lets it lie for a day
-            platforms.lock(file, wait=True)
-        yield building
-        os.fsync(file)  # a host that crashes after the renaming leaves no file of zeros under the name
-        os.replace(building, path)
-    finally:
-        building.unlink(missing_ok=True)
-        os.close(file)
 
 
 # ------------------------------------------------------------------------------------------------ whose turn it is
@@ -78,7 +61,7 @@ def _turn(path: Path) -> Iterator[Tell | None]:
         yield None if path.exists() else _teller(file)
     finally:
         if file is not None:
-            lock.unlink(missing_ok=True)  # while it is held; who waits for it notices, see `_is_ours`
+            lock.unlink(missing_ok=True)  # while it is held; who waits for it notices, see `is_at`
             os.close(file)
 
 
@@ -90,7 +73,7 @@ def _locked(lock: Path, path: Path) -> int | None:
             file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 platforms.lock(file, wait=False)
-                if _is_ours(file, lock):
+                if is_at(file, lock):
                     return file
                 os.close(file)
                 continue
@@ -118,13 +101,6 @@ def _locked(lock: Path, path: Path) -> int | None:
         if bar:
             bar.close()
     return None
-
-
-def _is_ours(file: int, lock: Path) -> bool:
-    """Not if the one before has removed it meanwhile, and another one was made."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file), os.stat(lock))
-    return False
 
 
 def _teller(file: int | None) -> Tell:
@@ -172,27 +148,6 @@ class _Waiting:
 def _sweep(folder: Path) -> None:
     """Remove what killed builders left: of this host what nobody holds any longer, and all that is a day old."""
     for file in folder.iterdir():
-        name = OURS.fullmatch(file.name)  # the folder may hold other things, with locks of their own
-        with suppress(OSError):
-            if name and (_is_free(file) if name["host"] is None else _is_dead(file, name["host"])):
+        with suppress(OSError):  # the folder may hold other things, with locks of their own
+            if OURS.fullmatch(file.name) and (is_free if file.suffix == ".lock" else is_left_over)(file):
                 file.unlink()
-
-
-def _is_dead(building: Path, host: str) -> bool:
-    state = building.stat()
-    if time.time() - state.st_mtime > UNTOUCHED:
-        return True
-    # an empty one of this host has a builder who is about to lock it
-    return host == platform.node() and state.st_size > 0 and _is_free(building)
-
-
-def _is_free(path: Path) -> bool:
-    """Whether no process holds a file. Raises OSError if that cannot be known."""
-    file = os.open(path, os.O_RDWR)
-    try:
-        platforms.lock(file, wait=False)
-        return _is_ours(file, path)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(file)

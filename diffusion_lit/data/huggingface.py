@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.building import replacing
 from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.data.parts import ArrowRows, ParquetRows, parquet_groups
 from diffusion_lit.data.sources import Split
@@ -34,6 +33,7 @@ from diffusion_lit.data.tables import (
     undecoded,
 )
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import replacing
 
 HELD_OUT = ("validation", "val", "valid", "test")  # the first that is there
 # what a table may have fetched, in archives too; some of fsspec's other protocols do what a file says
@@ -174,8 +174,8 @@ class HuggingFace:
     def remember(self) -> None:
         """Keep the facts beside the decoded stream, so that the next run reaches for nothing."""
         if not self._facts_file.exists():
-            with suppress(OSError), replacing(self._facts_file) as building:  # a folder that cannot be written
-                building.write_text(json.dumps(asdict(self.facts)))
+            with suppress(OSError), replacing(self._facts_file, many=True) as beside:  # a folder that cannot be written
+                beside.write_text(json.dumps(asdict(self.facts)))
 
 
 @dataclass(frozen=True)

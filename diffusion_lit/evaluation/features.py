@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from diffusion_lit.data.store import ImageStore, centre
 from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.evaluation.classifier import RECIPE, Classifier, premultiplied, trained_classifier
+from diffusion_lit.files import replacing
 from diffusion_lit.platforms import lock
 
 BATCH = 250
@@ -184,10 +185,8 @@ def kept(kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor
         if path.exists():
             return _read(path, made_of)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
-        building = path.with_suffix(f".{os.getpid()}.tmp")
-        with suppress(OSError, SafetensorError):
-            save_file(tensors, building, made_of)
-            os.replace(building, path)
+        with suppress(OSError, SafetensorError), replacing(path, many=True) as beside:
+            save_file(tensors, beside, made_of)
         return tensors
 
 

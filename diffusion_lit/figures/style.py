@@ -1,6 +1,5 @@
 """How figures look: one font, colours that colour-blind people tell apart, tiles that are whole pixels."""
 
-import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lit.files import replacing
 from diffusion_lit.images import on_checkerboard, to_pil
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # of Okabe & Ito (2008)
@@ -21,9 +21,8 @@ GAP, GROUP_GAP, MARGIN = 3, 20, 10  # px
 def save(figure, path: Path) -> Path:
     """Write a PNG; a reader sees the old one or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    figure.savefig(beside, format="png", dpi=figure.dpi)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=figure.dpi)
     return path
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from diffusion_lit.diffusion.draws import Draws, drop_labels, flip, seed_network
 from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.files import replace_text
 from diffusion_lit.images import to_float
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import replace_text
 
 NAME = "flight.ckpt"
 

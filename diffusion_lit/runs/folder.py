@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.files import replace_text
 from diffusion_lit.platforms import lock
 
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
@@ -71,6 +72,16 @@ def require_free(run: Path) -> None:
     parent = next(path for path in [run, *run.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: {parent} is no folder that can be written to")
+
+
+def made(out: Path) -> Path:
+    """The folder that `out` names, made if it is not there. Raises UserError (exit 5) if it cannot be."""
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
+    return out
 
 
 def require_writable(run: Path) -> None:
@@ -165,13 +176,6 @@ def read_result(run: Path) -> dict:
 def shown(path: Path) -> Path:
     """A path as a person here would type it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def replace_text(path: Path, text: str) -> None:
-    """A reader sees the old text or the new, never half of it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion_lit.files import replacing
+
 
 class MetricsFile:
     """Appends rows; `step` is the number of optimizer steps done.
@@ -16,12 +18,10 @@ class MetricsFile:
     def __init__(self, path: Path, columns: Sequence[str], step: int = 0):
         self.path, self.columns = path, ["step", *columns]
         kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if path.exists() else []
-        beside = path.with_name(f".{path.name}.tmp")
-        with open(beside, "w", newline="") as file:
+        with replacing(path) as beside, open(beside, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-        os.replace(beside, path)
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self.waiting = b""  # rows, or the rest of one, that the disk had no room for
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffusion_lit.console import progress_bar
 from diffusion_lit.evaluation.features import BATCH, Extractor, digest_of
+from diffusion_lit.files import replacing
 from diffusion_lit.images import on_checkerboard
 from diffusion_lit.platforms import sync_folder
 from diffusion_lit.runs import sharing
@@ -80,6 +81,7 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
             if not complete():  # by another process, which has removed the shards: only where there are no locks
                 raise
 
+    sharing.share(out / ".lock", 1, lambda _: not complete() or _is_sound(out), lambda _: _begin_again(out))
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=len(files) * calls)
         shards()
@@ -87,6 +89,26 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
     sync_folder(out)
     shutil.rmtree(out / "shards", ignore_errors=True)
     return json.loads((out / "manifest.json").read_text())
+
+
+def _is_sound(out: Path) -> bool:
+    """Whether images.npy is what the manifest says of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        images = np.load(out / "images.npy", mmap_mode="r")
+        for first in range(0, len(images), PART):
+            digest.update(np.ascontiguousarray(images[first : first + PART]))
+        return digest.hexdigest() == json.loads((out / "manifest.json").read_text())["blake2b"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _begin_again(out: Path) -> None:
+    log.warning("%s or its manifest is damaged: all is made again", out / "images.npy")
+    for path in (out / "images.npy", out / "result.json"):  # what was measured may be of the damaged ones
+        path.unlink(missing_ok=True)
+    for features in out.glob("features-*"):
+        shutil.rmtree(features, ignore_errors=True)
 
 
 def read(out: Path) -> Tensor:
@@ -133,7 +155,7 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
     channels, *size = model.shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(asked.seeds), *size, channels)}
     whole, made = hashlib.blake2b(digest_size=16), []
-    with sharing.placed(out / "images.npy") as beside, open(beside, "wb") as stream:
+    with replacing(out / "images.npy", many=True) as beside, open(beside, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for file in files:
             shard = np.load(file)
@@ -142,7 +164,7 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
             whole.update(data)
             made.append({"images": len(shard["images"]), "blake2b": _digest(data)})
             made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
-    with sharing.placed(out / "labels.npy") as beside, open(beside, "wb") as stream:
+    with replacing(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
         np.save(stream, np.array(asked.labels))
     _grid(read(out), asked.labels, model).save(out / "grid.png")
     manifest = asked.settings | {

@@ -7,21 +7,19 @@ when it is whole: so a process may be killed at any time, and others, or the sam
 
 import errno
 import json
-import os
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.platforms import is_running, lock_byte
-from diffusion_lit.runs import checkpoints
+from diffusion_lit.files import is_left_over, replacing
+from diffusion_lit.platforms import lock_byte
+from diffusion_lit.runs import checkpoints, folder
 from diffusion_lit.runs.resume import flat
 
 WAIT = 0.5  # seconds between two looks at what the others do
-UNTOUCHED = 24 * 3600  # seconds, after which what any host was writing is taken for dead
 
 
 def share(
@@ -71,39 +69,24 @@ def _held(file, k: int) -> Iterator[bool]:
 
 
 def save(file: Path, **arrays) -> None:
-    """Arrays as .npz; beside its place first, under a name of this process, as nothing is promised of locks."""
+    """Arrays as .npz."""
     import numpy as np
 
     file.parent.mkdir(exist_ok=True)
-    with placed(file) as beside, open(beside, "wb") as stream:
+    with replacing(file, many=True) as beside, open(beside, "wb") as stream:
         np.savez(stream, **arrays)
 
 
-@contextmanager
-def placed(file: Path) -> Iterator[Path]:
-    """A path beside a file's place, to write to; it takes its place when it is whole, and is gone if it never is."""
-    beside = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        yield beside
-        with open(beside, "rb+") as stream:
-            os.fsync(stream.fileno())  # no file of zeros has its name after a crash of the host
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_json(file: Path, value: dict) -> None:
-    with placed(file) as beside:
+    with replacing(file, many=True) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def sweep(folder: Path) -> None:
     """Remove what processes left that were killed: of this host at once, of others when it is a day old."""
     for file in folder.glob(".*.tmp"):
-        host, _, pid = file.name.removesuffix(".tmp").rpartition("-")
         with suppress(OSError):
-            dead = host.endswith(f".{socket.gethostname()}") and not is_running(int(pid))
-            if dead or time.time() - file.stat().st_mtime > UNTOUCHED:
+            if is_left_over(file):
                 file.unlink()
 
 
@@ -135,10 +118,7 @@ def keep_to(plan: dict, out: Path) -> None:
             raise UserError(Exit.OUTPUT, f"out={out} is not empty, and no shards: choose a new folder")
         write_json(file, plan)
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
+    folder.made(out)
     share(out / ".lock", 1, lambda _: file.exists(), write)
     try:
         before, now = flat(json.loads(file.read_text())), flat(json.loads(json.dumps(plan)))

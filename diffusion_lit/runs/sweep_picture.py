@@ -1,11 +1,11 @@
 """results.png of a sweep: the metric by what was swept. Points are jobs, bars 95 % intervals of means over seeds."""
 
 import math
-import os
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_lit.files import replacing
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Group, short
 
 MANY = 10  # more colours or panels cannot be told apart
@@ -22,9 +22,8 @@ class Panel(NamedTuple):
 
 def draw(groups: list[Group], keys: list[str], metric: str, sweep: Path) -> None:
     """Write results.png into the folder of the sweep."""
-    beside = sweep / ".results.png.tmp"
-    figure_of(groups, keys, metric, sweep.resolve().name).savefig(beside, format="png", dpi=120)
-    os.replace(beside, sweep / "results.png")
+    with replacing(sweep / "results.png") as beside:
+        figure_of(groups, keys, metric, sweep.resolve().name).savefig(beside, format="png", dpi=120)
 
 
 def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):

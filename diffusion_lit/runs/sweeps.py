@@ -8,7 +8,6 @@ import csv
 import math
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lit.errors import Exit, UserError, reported
+from diffusion_lit.files import replacing
 from diffusion_lit.platforms import lock
 from diffusion_lit.runs import folder
 
@@ -162,15 +162,14 @@ def write_results(sweep: Path) -> list[Job]:
         keys = swept(jobs)
         found = dict.fromkeys(name for job in jobs for name in job.result)
         names = [name for name in found if name not in ("status", "exit_code")]
-        beside = sweep / f".results-{socket.gethostname()}-{os.getpid()}.tmp"  # the lock may hold on one machine only
-        with open(beside, "w", newline="") as file:
+        # many: the lock may hold on one machine only
+        with replacing(sweep / "results.csv", many=True) as beside, open(beside, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["job", *keys, "status", "exit_code", *names, "folder"])
             for job in jobs:
                 values = [job.words.get(key) for key in keys]
                 ended = [job.status, job.result.get("exit_code"), *[job.result.get(name) for name in names]]
                 writer.writerow([job.folder.name, *values, *ended, folder.shown(job.folder)])
-        os.replace(beside, sweep / "results.csv")
     return jobs
 
 

@@ -1,6 +1,5 @@
 """A grid of samples and a film of how they came about: which images they hold, and how they look."""
 
-import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lit.files import replacing
 from diffusion_lit.images import beside, grid, on_checkerboard, save_gif, to_uint8
 from diffusion_lit.sampling.labels import Label, name_of
 
@@ -93,14 +93,11 @@ def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], pa
 
     Each is moved in place when it is whole, the PNG last: where there is one, the preview is complete.
     """
-    unfinished, moving = path.with_suffix(".tmp"), path.with_suffix(".gif")
-    try:
+    moving = path.with_suffix(".gif")
+    with replacing(moving) as unfinished:
         save_gif(frames, unfinished)
-        os.replace(unfinished, moving)
+    with replacing(path) as unfinished:
         on_checkerboard(beside(grids)).save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)  # of a full disk, where it takes room
     return moving
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lit.errors import UserError
+from diffusion_lit.files import replace_text
 from diffusion_lit.redaction import command_line_without_secrets, one_line, without_secrets
-from diffusion_lit.runs.folder import replace_text, shown
+from diffusion_lit.runs.folder import shown
 
 log = logging.getLogger(__name__)
 
