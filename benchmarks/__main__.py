@@ -2,6 +2,7 @@
 machine left alone. Those beside others need `pip install accelerate denoising-diffusion-pytorch`, and that file."""
 
 import sys
+import traceback
 from importlib import import_module
 
 from benchmarks.measure import Absent, machine
@@ -25,12 +26,18 @@ def main() -> None:
         lines = [f"  {name:10}{told}" for name, told in TABLES.items()]
         sys.exit("\n".join([f"no such table: {', '.join(unknown)}; there are", *lines]))
     print(machine(), flush=True)
+    failed = []
     for name in asked:
         print(f"\n## {TABLES[name].capitalize()}: `python -m benchmarks {name}`\n", flush=True)
         try:
             import_module(f"benchmarks.{name}").main()
         except Absent as absent:
             print(f"left out: {absent}", flush=True)
+        except (Exception, SystemExit):  # the next table may be made all the same
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

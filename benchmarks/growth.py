@@ -2,6 +2,7 @@
 
 import csv
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,26 +39,30 @@ def arrays(folder: Path, count: int, size: int) -> tuple[str, ...]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        home, rows, runs = Path(name), [], iter(range(1000))
-
-        def row(told: str, *words: str, steps: int = 60) -> None:
-            taken, memory = step(home / f"run{next(runs)}", steps, *words)
-            rows.append([told, f"{taken:.1f} ms", f"{memory:,.0f} MiB"])
-
-        for count in (2_000, 20_000, 200_000):
-            row(f"{count:,} pictures of 32x32 px on the map", *arrays(home, count, 32))
-        for size in (16, 32, 64, 128):
-            row(f"{size}x{size} px, batch of 64", *arrays(home, 2_000, size), steps=20)
-        for batch in (16, 64, 256):
-            row(f"batch of {batch}, 32x32 px", *arrays(home, 2_000, 32), f"global_batch_size={batch}", steps=20)
-        for count in (1, 2):
-            row(f"{count} processes, batch of 64, 32x32 px", *arrays(home, 2_000, 32), "strategy=ddp",
-                f"strategy.devices={count}", "strategy.accelerator=cpu", steps=20)  # fmt: skip
-        table(["training", "a step", "largest memory"], rows)
+        table(["training", "a step", "largest memory"], trained(Path(name)))
         print()
-        rows.clear()
-        command("train", f"run_dir={home / 'digits'}", *PLAIN[:-1], "max_steps=20")
-        for count in (100, 1_000, 10_000):
-            rate, memory = sampled(f"run={home / 'digits'}", f"num_images={count}", f"out={home / f'made{count}'}")
-            rows.append([f"{count:,} digits", f"{count / rate:.1f} s", f"{memory:,.0f} MiB"])
-        table(["generating", "time", "largest memory"], rows)
+        table(["generating", "time", "largest memory"], generated(Path(name)))
+
+
+def trained(home: Path) -> Iterator[list[str]]:
+    def row(told: str, *words: str, steps: int = 20) -> list[str]:
+        taken, memory = step(Path(tempfile.mkdtemp(dir=home)) / "run", steps, *words)
+        return [told, f"{taken:.1f} ms", f"{memory:,.0f} MiB"]
+
+    for count in (2_000, 20_000, 200_000):
+        yield row(f"{count:,} pictures of 32x32 px on the map", *arrays(home, count, 32), steps=60)
+    for size in (16, 32, 64, 128):
+        yield row(f"{size}x{size} px, batch of 64", *arrays(home, 2_000, size))
+    for batch in (16, 64, 256):
+        yield row(f"batch of {batch}, 32x32 px", *arrays(home, 2_000, 32), f"global_batch_size={batch}")
+    for count in (1, 2):
+        ranks = ("strategy=ddp", f"strategy.devices={count}", "strategy.accelerator=cpu")
+        yield row(f"{count} processes, batch of 64, 32x32 px", *arrays(home, 2_000, 32), *ranks)
+
+
+def generated(home: Path) -> Iterator[list[str]]:
+    run = home / "digits"
+    command("train", f"run_dir={run}", *PLAIN[:-1], "max_steps=20")
+    for count in (100, 1_000, 10_000):
+        rate, memory = sampled(f"run={run}", f"num_images={count}", f"out={home / f'made{count}'}")
+        yield [f"{count:,} digits", f"{count / rate:.1f} s", f"{memory:,.0f} MiB"]

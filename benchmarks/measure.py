@@ -5,8 +5,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import comb
@@ -14,16 +16,6 @@ from pathlib import Path
 
 from diffusion_lit.config import composed, with_data_facts
 from diffusion_lit.train import expanded
-
-# VmHWM, not getrusage's ru_maxrss: a child starts with that of the process which started it
-PEAK = """
-import atexit, runpy, sys
-def peak():
-    with open("/proc/self/status") as file:
-        print("peak", *[int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")])
-atexit.register(peak)
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-"""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -40,7 +32,8 @@ def shown(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
     return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows are printed as they come."""
     for row in (head, ["---"] * len(head), *rows):
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
@@ -51,13 +44,24 @@ def config_of(*words: str) -> tuple[dict, object]:
 
 
 def command(verb: str, *words: str) -> tuple[str, float]:
-    """What a command of ours prints, and the largest resident memory of its process, MiB."""
-    run = [sys.executable, "-c", PEAK, f"diffusion_lit.{verb}", *words]
-    done = subprocess.run(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"{verb} {' '.join(words)} failed:\n{done.stdout[-3000:]}")
-    printed, _, memory = done.stdout.rpartition("peak ")
-    return printed, float(memory)
+    """What a command of ours prints, and the largest resident memory of its process, MiB.
+
+    Looked at from outside, again and again: processes of several ranks end without a last word, and what `getrusage`
+    says of a child begins with the memory of its parent.
+    """
+    peak, run = 0.0, [sys.executable, "-m", f"diffusion_lit.{verb}", *words]
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen(run, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            with suppress(OSError, StopIteration):  # it has ended meanwhile
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                peak = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+            time.sleep(0.05)
+        file.seek(0)
+        printed = file.read()
+    if process.returncode:
+        sys.exit(f"{verb} {' '.join(words)} failed:\n{printed[-3000:]}")
+    return printed, peak
 
 
 def anonymous_memory(pid: int | str = "self") -> float:

@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.measure import config_of, interval, script, shown, table
 from diffusion_lit.build import make_network
 
-ROUNDS, FIRST = 5, 4
+ROUNDS, FIRST = 3, 4
 HEAD = ["", "img/s here", "img/s there", "ratio", "before: here, there"]
 CLOCK = """
 import json, os, runpy, sys, time
@@ -116,4 +116,4 @@ def script_words(pictures: Path, network, home: Path) -> list[object]:
 def main() -> None:
     path = script()
     with tempfile.TemporaryDirectory() as home:
-        table(HEAD, [row(name, rates(path, Path(home), *case)) for name, case in CASES.items()])
+        table(HEAD, (row(name, rates(path, Path(home), *case)) for name, case in CASES.items()))
