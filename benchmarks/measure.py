@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from math import comb
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def shown(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows are printed as they come."""
-    for row in (head, ["---"] * len(head), *rows):
+    for row in chain((head, ["---"] * len(head)), rows):
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
