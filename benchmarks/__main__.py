@@ -28,7 +28,8 @@ def main() -> None:
     print(machine(), flush=True)
     failed = []
     for name in asked:
-        print(f"\n## {TABLES[name].capitalize()}: `python -m benchmarks {name}`\n", flush=True)
+        told = TABLES[name][0].upper() + TABLES[name][1:]
+        print(f"\n## {told}: `python -m benchmarks {name}`\n", flush=True)
         try:
             import_module(f"benchmarks.{name}").main()
         except Absent as absent:
