@@ -40,11 +40,11 @@ SMALL = (
     "model.attention_levels=[]", "model.middle_attention=false",
 )  # fmt: skip
 LARGER = ("model.block_out_channels=[64,128,128]", "model.layers_per_block=1")
-CASES = {  # name: (size of the files, size they are trained at, our words, flags of the script, last step)
-    "1.1 M, 32x32, float32": (32, 32, ("model.layers_per_block=1",), (), 20),
-    "4.4 M, 32x32, float32": (32, 32, LARGER, (), 12),  # bf16 on a processor without it takes a minute a step
-    "photos of 500 px at 64x64, 0.07 M": (500, 64, SMALL, (), 20),
-    "photos of 1024 px at 64x64, 0.07 M": (1024, 64, SMALL, (), 20),
+CASES = {  # name: (size of the files, size they are trained at, our words, last step)
+    "1.1 M, 32x32, float32": (32, 32, ("model.layers_per_block=1",), 20),
+    "4.4 M, 32x32, float32": (32, 32, LARGER, 12),  # bf16 on a processor without it takes a minute a step
+    "photos of 500 px at 64x64, 0.07 M": (500, 64, SMALL, 20),
+    "photos of 1024 px at 64x64, 0.07 M": (1024, 64, SMALL, 20),
 }  # fmt: skip
 
 
@@ -94,11 +94,11 @@ def row(name: str, found: list[list[tuple]]) -> list[str]:
     return [name, f"{rate:,.1f}", f"{other:,.1f}", shown(ratio, "", 2), f"{before:.0f} s, {waited:.0f} s"]
 
 
-def rates(path: str, home: Path, size: int, at: int, ours: tuple, flags: tuple, last: int) -> list[list[tuple]]:
+def rates(path: str, home: Path, size: int, at: int, ours: tuple, last: int) -> list[list[tuple]]:
     folder = pictures(home / f"pictures{size}", size, 2_000 if size < 64 else 640)
     words = words_of(folder, at, ours)
     network = make_network(config_of(*words)[0]).unet
-    theirs = [*script_words(folder, network, home / "network"), "--resolution", at, "--num_epochs", 10, *flags]
+    theirs = [*script_words(folder, network, home / "network"), "--resolution", at, "--num_epochs", 10]
     theirs += ["--random_flip", "--checkpointing_steps", 100000]
     return in_turns(words, lambda out: [path, *theirs, "--output_dir", out], home, last)
 

@@ -27,7 +27,7 @@ def main() -> None:
             found = json.loads((out / "result.json").read_text())
             told = " ".join(words).replace("sampler.", "") or "the default"
             interval = f"{found['fd']:.2f} ({found['fd_low']:.2f} to {found['fd_high']:.2f})"
-            right, rate = f"{found['class_accuracy']:.1%}", f"{1000 / found['seconds']:,.1f}"
+            right, rate = f"{found['class_accuracy']:.1%}", f"{found['num_images'] / found['seconds']:,.1f}"
             rows.append([told, f"{found['nfe']:g}", interval, right, rate])
         table(["", "NFE", "FD to held-out digits", "class accuracy", "img/s"], rows)
         print()
