@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import anonymous_memory, config_of, interval, table
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.stream import Batches
-from diffusion_lit.images import to_float
+from diffusion_lit.imaging.grids import to_float
 
 BATCH = 128
 

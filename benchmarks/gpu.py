@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.growth import PLAIN
 from benchmarks.measure import command, config_of, machine, table
-from diffusion_lit.build import make_network
-from diffusion_lit.runs.trained import Trained
-from diffusion_lit.seeds import image_seeds
+from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.runs.build import make_network
+from diffusion_lit.runs.load import Trained
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from benchmarks.measure import config_of, shown, table
-from diffusion_lit.build import make_network
 from diffusion_lit.data.store import load_splits
+from diffusion_lit.runs.build import make_network
 from diffusion_lit.train import fit
 from diffusion_lit.training import setup
 from diffusion_lit.training.optimizer import make_optimizer

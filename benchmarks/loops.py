@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure import config_of, need, table
 from benchmarks.peers import HEAD, in_turns, pictures, row, words_of
-from diffusion_lit.build import make_network
+from diffusion_lit.runs.build import make_network
 
 OURS, LAST = ("model.layers_per_block=1",), 20
 NETWORK = """

@@ -15,7 +15,7 @@ from itertools import chain
 from math import comb
 from pathlib import Path
 
-from diffusion_lit.config import composed, with_data_facts
+from diffusion_lit.config.compose import composed, with_data_facts
 from diffusion_lit.train import expanded
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from benchmarks.measure import config_of, shown, table
-from diffusion_lit.build import make_network
+from diffusion_lit.runs.build import make_network
 
 ROUNDS = 4
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import config_of, interval, script, shown, table
-from diffusion_lit.build import make_network
+from diffusion_lit.runs.build import make_network
 
 ROUNDS, FIRST = 3, 4
 HEAD = ["", "img/s here", "img/s there", "ratio", "before: here, there"]

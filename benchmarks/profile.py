@@ -28,7 +28,7 @@ MEASURED = """
 import cProfile, json, pstats, sys, tempfile
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
-from diffusion_lit.config import composed, with_data_facts
+from diffusion_lit.config.compose import composed, with_data_facts
 from diffusion_lit.train import expanded, fit
 from diffusion_lit.training import setup
 steps, profile, make_trainer = int(sys.argv[1]), cProfile.Profile(), setup.make_trainer

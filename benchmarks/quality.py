@@ -17,11 +17,11 @@ from PIL import Image
 
 from benchmarks.measure import command, config_of, script, table
 from benchmarks.peers import script_words, seconds
-from diffusion_lit.build import make_network
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.evaluation.distances import frechet_distance
 from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.figures.style import BLUE, GREY, ORANGE, logarithmic, plots, save
+from diffusion_lit.runs.build import make_network
 
 OURS, THEIRS = (150, 300, 600, 900, 1200), (300, 600, 1200, 2400)  # optimizer steps
 

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from diffusion_lit.errors import Exit
+from diffusion_lit.system.errors import Exit
 
 VERBS = {
     "train": "train a model, or go on with a run (resume=...)",
@@ -33,7 +33,7 @@ def main() -> None:
     elif verb in ("-h", "--help"):
         print(USAGE)
     else:
-        from diffusion_lit.overrides import did_you_mean
+        from diffusion_lit.config.overrides import did_you_mean
 
         print(f"error: {verb}: no such verb{did_you_mean(verb, list(VERBS))}\n{USAGE}", file=sys.stderr)
         sys.exit(int(Exit.CONFIG))

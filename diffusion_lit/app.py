@@ -12,8 +12,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit import export, sample
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.launch import launch
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.app")
 QUEUE = 8  # visitors that wait at most; one is served at a time
@@ -34,8 +34,8 @@ def check(config: DictConfig) -> None:
 
 def app(config: DictConfig) -> None:
     """Serve the page until Ctrl-C. Nothing but what it made itself can be read through it."""
-    from diffusion_lit.runs.trained import as_asked
-    from diffusion_lit.studio import Studio
+    from diffusion_lit.runs.load import as_asked
+    from diffusion_lit.web.session import Studio
 
     model = as_asked(OmegaConf.merge(export.NO_GUIDE, config), log.warning)
     studio = Studio(model, training_pictures(model) if config.neighbours else None)
@@ -62,7 +62,7 @@ def training_pictures(model):
     """Those of the run if they are where they were, uint8 (M, C, H, W), else None; also if it never kept them."""
     import torch
 
-    from diffusion_lit.config import source_of
+    from diffusion_lit.config.compose import source_of
     from diffusion_lit.data.store import centre, load_splits
 
     data = model.config["data"]
@@ -80,7 +80,7 @@ def page_of(studio, model, home: Path):
     """The page: what can be asked on the left, what was made on the right."""
     import gradio as gr
 
-    from diffusion_lit.studio import ALL, IMAGES, SCALE, Asked
+    from diffusion_lit.web.session import ALL, IMAGES, SCALE, Asked
 
     sampler, folders = model.config["sampler"], deque()
     steps = min(sampler["steps"] or studio.most_steps, studio.most_steps)
@@ -136,7 +136,7 @@ def page_of(studio, model, home: Path):
 
 def written(made, home: Path, folders: deque) -> tuple[str, str]:
     """images.png and denoising.gif in a folder of their own; the oldest folders go."""
-    from diffusion_lit.images import save_gif
+    from diffusion_lit.imaging.grids import save_gif
 
     folder = Path(tempfile.mkdtemp(dir=home))
     folders.append(folder)

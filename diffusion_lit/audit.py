@@ -8,12 +8,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lit.config import with_data_facts
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.launch import launch
-from diffusion_lit.overrides import as_word
-from diffusion_lit.runs import folder
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.compose import with_data_facts
+from diffusion_lit.config.overrides import as_word
+from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.warm_start import with_architecture
+from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.audit")
 OWN = ("out", "near", "largest")  # keys that train does not know
@@ -35,14 +35,14 @@ def audit(config: DictConfig) -> None:
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
-    from diffusion_lit.console import progress_bar
     from diffusion_lit.data.decoding import decoding_of
-    from diffusion_lit.data.findings import find, lines, propose
-    from diffusion_lit.data.inspection import inspect_all, parts_of
+    from diffusion_lit.inspection.findings import find, lines, propose
+    from diffusion_lit.inspection.inspect import inspect_all, parts_of
+    from diffusion_lit.system.console import progress_bar
 
     words = list(HydraConfig.get().overrides.task)
     config, source = with_data_facts(config)
-    out = folder.made(Path(config["out"]))
+    out = run_dir.made(Path(config["out"]))
     data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
     labels = np.concatenate([split.labels for split in splits.values()])
     parts = parts_of(splits, data["val_fraction"])
@@ -73,7 +73,7 @@ def audit(config: DictConfig) -> None:
 
 def write(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
     """audit.json, and pictures as the network would get them."""
-    from diffusion_lit.data.sheets import contact_sheet, duplicate_sheet
+    from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 
     (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n")
     good = [k for k, fact in enumerate(facts) if fact.fault is None]

@@ -9,15 +9,16 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit import sample
-from diffusion_lit.config import source_of
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.files import replace_text
-from diffusion_lit.launch import launch
-from diffusion_lit.overrides import as_word, value_of
-from diffusion_lit.rules import METRICS as COLUMNS
-from diffusion_lit.rules import shown
-from diffusion_lit.runs import folder, sweeps
-from diffusion_lit.runs.asked import GUIDANCE
+from diffusion_lit.cli import summary
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.compose import source_of
+from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.config.schema import METRICS as COLUMNS
+from diffusion_lit.config.schema import shown
+from diffusion_lit.runs import run_dir, stored_config, sweeps
+from diffusion_lit.runs.settings import GUIDANCE
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import replace_text
 
 log = logging.getLogger("diffusion_lit.evaluate")
 OF_SAMPLE = dict.fromkeys(("classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask"))
@@ -31,7 +32,7 @@ def of_every_run(overrides: list[str], config_dir: str | None) -> list[str]:
     """The words with the run's sampler; `run=<sweep>` becomes a sweep over its finished runs."""
     run = value_of("run", overrides)
     sweep = Path(run).expanduser() if isinstance(run, str) else None
-    if not sweep or folder.is_run(sweep) or not (jobs := sweeps.jobs_of(sweep)):
+    if not sweep or run_dir.is_run(sweep) or not (jobs := sweeps.jobs_of(sweep)):
         return sample.with_the_runs_sampler(overrides, config_dir)
     runs = [as_word("run", job.folder) for job in jobs if job.status == "finished"]
     if not runs:
@@ -51,7 +52,7 @@ def of_every_run(overrides: list[str], config_dir: str | None) -> list[str]:
 def check(config: DictConfig) -> None:
     """What can be known without torch."""
     sample.check(OmegaConf.merge(OF_SAMPLE, config))  # keys that sample has besides
-    data, faults = pictures_to_read(config, folder.read_config(Path(config.run).expanduser())["data"]), []
+    data, faults = pictures_to_read(config, stored_config.read_config(Path(config.run).expanduser())["data"]), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
@@ -82,7 +83,7 @@ def pictures_to_read(config: DictConfig, data: dict) -> dict:
         return data
     words = {"sources": [config.pictures], "labels": "auto" if data["class_names"] else "none"}
     plain = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}
-    return plain | data | {"_target_": "diffusion_lit.data.concat.Concat"} | words
+    return plain | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | words
 
 
 def evaluate(config: DictConfig) -> float:
@@ -90,7 +91,7 @@ def evaluate(config: DictConfig) -> float:
     from diffusion_lit.data.store import load_splits
     from diffusion_lit.evaluation.features import pictures_of
     from diffusion_lit.evaluation.metrics import Evidence, labels_like, reference_of
-    from diffusion_lit.runs.trained import as_asked
+    from diffusion_lit.runs.load import as_asked
 
     if config.shards:
         config = sample.one_of_several(config)
@@ -112,11 +113,11 @@ def evaluate(config: DictConfig) -> float:
 def in_shards(config: DictConfig, model, reference, pictures, labels: list[int]) -> float | None:
     """The same by every process that is started with these words: they share images and features out, and the first
     that finds all there measures. Images stay on the disk."""
+    from diffusion_lit.diffusion.seeds import image_seeds
     from diffusion_lit.evaluation.metrics import Evidence
-    from diffusion_lit.evaluation.report import lines
-    from diffusion_lit.runs import shards, sharing
-    from diffusion_lit.runs.trained import settings_of
-    from diffusion_lit.seeds import image_seeds
+    from diffusion_lit.evaluation.results import lines
+    from diffusion_lit.runs import shards, shared_work
+    from diffusion_lit.runs.load import settings_of
 
     out, here = Path(config.out).expanduser(), []
     asked = shards.Asked(labels, image_seeds(config.seed, len(labels)), config.shards, settings_of(model, config))
@@ -128,7 +129,7 @@ def in_shards(config: DictConfig, model, reference, pictures, labels: list[int])
     words = OmegaConf.to_container(OmegaConf.create(words | {"digest": reference.extractor.digest}))
 
     def done(_: int) -> bool:
-        return folder.read_result(out).get("asked") == words
+        return run_dir.read_result(out).get("asked") == words
 
     def make(_: int) -> None:
         found = shards.features(reference.extractor, images, out)
@@ -137,11 +138,11 @@ def in_shards(config: DictConfig, model, reference, pictures, labels: list[int])
         write(out, measured(config, model, evidence, pictures.train.fingerprint, told), evidence, config)
         here.append(True)
 
-    sharing.share(out / ".lock", 1, done, make)
-    result = folder.read_result(out)
+    shared_work.share(out / ".lock", 1, done, make)
+    result = run_dir.read_result(out)
     if not here:
         log.info("\n".join(lines(result, result.get("per_class", []))))
-        log.info("measured   %s, by another process", folder.shown(out / "result.json"))
+        log.info("measured   %s, by another process", run_dir.shown(out / "result.json"))
         if config.set_default:
             keep_as_default(Path(config.run).expanduser(), result["settings"], f"set by {out.name}")
     return sweeps.objective(result, config.metric)
@@ -151,10 +152,10 @@ def measured(config: DictConfig, model, evidence, data: str, told: dict) -> dict
     """result.json: what is `told` of the images, the numbers, and the settings that they are of; `data` is the
     fingerprint of the training pictures."""
     from diffusion_lit.evaluation.metrics import METRICS, per_class
-    from diffusion_lit.runs.trained import settings_of
+    from diffusion_lit.runs.load import settings_of
 
     reference, run = evidence.reference, Path(config.run).expanduser()
-    result = {"status": "finished", "exit_code": 0, "run": str(folder.shown(run)), "trained": sweeps.words_of(run)}
+    result = {"status": "finished", "exit_code": 0, "run": str(run_dir.shown(run)), "trained": sweeps.words_of(run)}
     result |= told | {"num_images": len(evidence.generated)}
     for name in wanted(config, reference.class_names):
         result |= METRICS[name](evidence)
@@ -175,9 +176,9 @@ def wanted(config: DictConfig, class_names: list[str]) -> list[str]:
 
 def generated(model, labels: list[int], seed: int):
     """The images, network evaluations for each of them, and seconds."""
-    from diffusion_lit.console import progress_bar
-    from diffusion_lit.runs.trained import counted
-    from diffusion_lit.seeds import image_seeds
+    from diffusion_lit.diffusion.seeds import image_seeds
+    from diffusion_lit.runs.load import counted
+    from diffusion_lit.system.console import progress_bar
 
     with progress_bar("sampling") as bar:
         batches = -(-len(labels) // model.sampler.batch_size)
@@ -195,7 +196,7 @@ def out_folder(config: DictConfig) -> Path:
         if config.shards:
             raise UserError(Exit.CONFIG, f"shards={config.shards} and --multirun: one evaluation at a time")
         out = Path(job.runtime.output_dir)
-        folder.add_command(out, list(job.overrides.task), "evaluate")
+        run_dir.add_command(out, list(job.overrides.task), "evaluate")
         return out
     if config.shards:
         return Path(config.out).expanduser()
@@ -204,16 +205,16 @@ def out_folder(config: DictConfig) -> Path:
 
 def write(out: Path, result: dict, evidence, config: DictConfig) -> None:
     """The panel, the words, result.json last; and what is kept outside of the folder."""
-    from diffusion_lit.evaluation.report import lines, panel
-    from diffusion_lit.images import on_checkerboard
+    from diffusion_lit.evaluation.results import lines, panel
+    from diffusion_lit.imaging.grids import on_checkerboard
 
     if "memorisation" in config.metrics:
         on_checkerboard(panel(evidence)).save(out / "neighbours.png")
-        log.info("neighbours %s", folder.shown(out / "neighbours.png"))
-    folder.write_result(out, result)
+        log.info("neighbours %s", run_dir.shown(out / "neighbours.png"))
+    run_dir.write_result(out, result)
     alone = not (out / "command.txt").exists()  # else the job of a sweep; the best of all is found when it ends
     log.info("\n".join(lines(result, result.get("per_class", []) if alone else [])))
-    log.info("written    %s", folder.shown(out / "result.json"))
+    log.info("written    %s", run_dir.shown(out / "result.json"))
     if not alone:
         return
     run = Path(config.run).expanduser()
@@ -226,19 +227,19 @@ def keep_as_default(run: Path, settings: dict, why: str) -> None:
     """sampling.yaml of the run, which `sample` and all that loads the run take from now on."""
     best = {key: settings[key] for key in ("sampler", *GUIDANCE) if settings[key] is not None}
     replace_text(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
-    sweeps.show(f"default    {folder.shown(run / 'sampling.yaml')}: {why}")
+    summary.show(f"default    {run_dir.shown(run / 'sampling.yaml')}: {why}")
 
 
 def to_logger(run: Path, result: dict) -> None:
     """The numbers into the run's summary in W&B, if it is there, as a continuation with its id: of a run that is
     offline a second folder, and `wandb sync` brings them together."""
-    from diffusion_lit.training.loggers import make_logger
+    from diffusion_lit.training.loggers.base import make_logger
 
-    config = folder.read_config(run)
+    config = stored_config.read_config(run)
     if not (run / "wandb" / "run_id").exists():
         return
     try:
-        lock = folder.Lock(run)
+        lock = run_dir.Lock(run)
     except (UserError, OSError) as error:
         log.warning("W&B        is not told: %s", error)
         return
@@ -258,19 +259,19 @@ def summarise(sweep: Path, config: DictConfig) -> None:
     keys, columns = sweeps.swept(jobs), [column for name in config.metrics for column in COLUMNS[name]]
     measured = [name for name in dict.fromkeys([config.metric, *columns]) if name in sweeps.metrics(jobs)]
     if not measured:
-        sweeps.show(*sweeps.failures(jobs, keys))
+        summary.show(*summary.failures(jobs, keys))
         return
     metric, *others = measured
     if len({job.result.get("run") for job in jobs} - {None}) > 1:
-        sweeps.summarise(sweep, metric, others)
+        summary.summarise(sweep, metric, others)
         return
-    sweeps.show(*sweeps.failures(jobs, keys), pareto.table(jobs, keys, metric, others))
-    sweeps.show(f"picture    {folder.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
-    sweeps.show(f"rows       {folder.shown(sweep / 'results.csv')}")
+    summary.show(*summary.failures(jobs, keys), pareto.table(jobs, keys, metric, others))
+    summary.show(f"picture    {run_dir.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
+    summary.show(f"rows       {run_dir.shown(sweep / 'results.csv')}")
     if config.set_default:
         best = sweeps.groups_of(jobs, [key for key in keys if key != "seed"], metric)[0]
         why = f"best {metric} ({best.mean:.4g}) of {sweep.name}"
-        keep_as_default(Path(config.run).expanduser(), folder.read_result(best.jobs[0].folder)["settings"], why)
+        keep_as_default(Path(config.run).expanduser(), run_dir.read_result(best.jobs[0].folder)["settings"], why)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit import sample
-from diffusion_lit.card import card
-from diffusion_lit.config import serving_faults
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.files import replace_text
-from diffusion_lit.launch import launch
-from diffusion_lit.runs import asked, checkpoints, folder, weights
-from diffusion_lit.runs.asked import GUIDANCE
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.compose import serving_faults
+from diffusion_lit.runs import checkpoints, pretrained, run_dir, stored_config
+from diffusion_lit.runs import settings as asked
+from diffusion_lit.runs.model_card import card
+from diffusion_lit.runs.settings import GUIDANCE
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import replace_text
 
 log = logging.getLogger("diffusion_lit.export")
 NO_GUIDE = {"guide": None, "guide_checkpoint": "last"}
@@ -24,7 +25,7 @@ KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUID
 OF_DATA = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
 )  # fmt: skip
-NAMED = {ours: theirs for theirs, ours in weights.SCHEDULES.items()}  # by diffusers
+NAMED = {ours: theirs for theirs, ours in pretrained.SCHEDULES.items()}  # by diffusers
 
 
 def main() -> None:
@@ -32,26 +33,26 @@ def main() -> None:
 
 
 def check(config: DictConfig) -> None:
-    run_config = folder.read_sampling(folder.require_run(config.run))
+    run_config = stored_config.read_sampling(run_dir.require_run(config.run))
     run = Path(config.run).expanduser()
     checkpoints.choose(run, str(config.checkpoint), warn=lambda message: None)
     faults = asked.faults(OmegaConf.merge(NO_GUIDE, config), run_config)
     faults += serving_faults(config.sampler, run_config["diffusion"], config.sampler.name)
-    if config.push and not weights.is_hub_id(config.push):
+    if config.push and not pretrained.is_hub_id(config.push):
         faults.append(f"push={config.push}: is no name of a model on the hub, such as me/digits")
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join(["this run cannot be exported so:", *faults]))
 
 
 def export(config: DictConfig) -> None:
-    from diffusion_lit.runs.trained import as_asked
+    from diffusion_lit.runs.load import as_asked
 
     model = as_asked(OmegaConf.merge(NO_GUIDE, config), log.warning)
     out = sample.new_folder(config.out, Path(config.run).expanduser())
-    with folder.whole(out) as building:
+    with run_dir.whole(out) as building:
         write(building, model, config)
-    log.info("exported   %s", folder.shown(out))
-    log.info("more       python -m diffusion_lit.sample run=%s", folder.shown(out))
+    log.info("exported   %s", run_dir.shown(out))
+    log.info("more       python -m diffusion_lit.sample run=%s", run_dir.shown(out))
     if config.push:
         upload(out, config.push, config.private)
 
@@ -100,7 +101,10 @@ def scheduler_of(model):
     from diffusers import DDPMScheduler
 
     settings, table = model.config["diffusion"], model.diffusion.table
-    if settings.get("process", "discrete") != "discrete" or settings["prediction_type"] not in weights.PREDICTION_TYPES:
+    if (
+        settings.get("process", "discrete") != "discrete"
+        or settings["prediction_type"] not in pretrained.PREDICTION_TYPES
+    ):
         return None
     schedule = NAMED.get(settings["beta_schedule"])
     if schedule and not settings["zero_terminal_snr"]:
@@ -126,11 +130,11 @@ def published_config(config: dict) -> dict:
 
 
 def draw(path: Path, model, seed: int) -> None:
-    from diffusion_lit.console import progress_bar
-    from diffusion_lit.images import on_checkerboard
+    from diffusion_lit.diffusion.seeds import image_seeds
+    from diffusion_lit.imaging.grids import on_checkerboard
+    from diffusion_lit.imaging.skins import shown
     from diffusion_lit.sampling.previews import class_grid, preview_labels
-    from diffusion_lit.seeds import image_seeds
-    from diffusion_lit.skins import shown
+    from diffusion_lit.system.console import progress_bar
 
     labels, names = preview_labels(len(model.class_names)), model.class_names
     with progress_bar("sampling") as bar:
@@ -142,13 +146,13 @@ def draw(path: Path, model, seed: int) -> None:
 
 def measured_so(run: Path, model, config: DictConfig) -> dict:
     """The result of the newest evaluation of just these weights with just this sampler and guidance, or nothing."""
-    from diffusion_lit.runs.trained import settings_of
+    from diffusion_lit.runs.load import settings_of
 
     ours = settings_of(model, OmegaConf.merge(NO_GUIDE, config))
     same = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE)
     files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(files):
-        result = folder.read_result(file.parent)
+        result = run_dir.read_result(file.parent)
         settings = result.get("settings", {})
         if all(settings.get(key) == ours[key] for key in same):
             return result

@@ -5,9 +5,9 @@ import math
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.launch import launch
-from diffusion_lit.runs import folder
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.runs import run_dir
+from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.replay")
 NEAR = 4  # rows of the table before and after the first bad one
@@ -29,18 +29,18 @@ def main() -> None:
 def check(config: DictConfig) -> None:
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
-    run = folder.require_run(config.run)
+    run = run_dir.require_run(config.run)
     if not (run / "flight.ckpt").exists():
         raise UserError(Exit.CHECKPOINT, f"{run} has no flight.ckpt: a run leaves one when it ends with exit code 6")
 
 
 def replay(config: DictConfig) -> None:
-    from diffusion_lit.build import make_diffusion, make_network
-    from diffusion_lit.runs import flight
-    from diffusion_lit.runs.trained import device_of
+    from diffusion_lit.runs import step_record
+    from diffusion_lit.runs.build import make_diffusion, make_network
+    from diffusion_lit.runs.load import device_of
 
     device = device_of(config.device)
-    record = flight.read(folder.require_run(config.run))
+    record = step_record.read(run_dir.require_run(config.run))
     of_run = OmegaConf.to_container(OmegaConf.create(record["config"]))
     net = make_network(of_run)
     net.load_state_dict(record["net"])
@@ -49,9 +49,9 @@ def replay(config: DictConfig) -> None:
     for name, weight in list(net.named_parameters()):
         if not weight.isfinite().all():
             log.info("weights    %s is not finite before the step begins", name)
-    found = flight.forward(net, diffusion, of_run, record)
+    found = step_record.forward(net, diffusion, of_run, record)
     if found.first_bad is None:
-        tell_backward(net, flight.backward(net, diffusion, of_run, record), of_run["strategy"]["precision"])
+        tell_backward(net, step_record.backward(net, diffusion, of_run, record), of_run["strategy"]["precision"])
     else:
         tell_forward(found, record)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.files import replace_text
-from diffusion_lit.launch import launch
-from diffusion_lit.runs import folder, sweeps
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.runs import run_dir, sweeps
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import replace_text
 
 log = logging.getLogger("diffusion_lit.report")
 
@@ -26,10 +26,10 @@ def runs_of(config: DictConfig) -> list[Path]:
     if sum(config[key] is not None for key in ("run", "runs", "sweep")) != 1:
         raise UserError(Exit.CONFIG, "add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
     if config.sweep is None:
-        return [folder.require_run(run) for run in config.runs or [config.run]]
+        return [run_dir.require_run(run) for run in config.runs or [config.run]]
     sweep = Path(config.sweep).expanduser()
     jobs = sweeps.jobs_of(sweep)
-    runs = [job for job in jobs if folder.is_run(job.folder)]
+    runs = [job for job in jobs if run_dir.is_run(job.folder)]
     if not runs:
         raise UserError(Exit.CHECKPOINT, f"sweep={config.sweep}: there are no runs in it")
     metric = config.by or sweeps.metric_of(jobs)
@@ -55,7 +55,7 @@ def report(config: DictConfig) -> None:
         replace_text(out, text)
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {error.strerror}") from None
-    log.info("report     %s (%.1f MiB)", folder.shown(out), out.stat().st_size / 2**20)
+    log.info("report     %s (%.1f MiB)", run_dir.shown(out), out.stat().st_size / 2**20)
 
 
 if __name__ == "__main__":

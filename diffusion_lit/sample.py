@@ -11,17 +11,18 @@ from pathlib import Path
 from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit import console
-from diffusion_lit.classes import locate
-from diffusion_lit.config import CONF, serving_faults
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.files import replace_text
-from diffusion_lit.launch import launch
-from diffusion_lit.overrides import as_word, value_of
-from diffusion_lit.rules import shown
-from diffusion_lit.runs import asked, checkpoints, folder, published
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.compose import CONF, serving_faults
+from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.config.schema import shown
+from diffusion_lit.config.targets import locate
+from diffusion_lit.distributed import collectives, slurm
+from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
+from diffusion_lit.runs import settings as asked
 from diffusion_lit.sampling.labels import Label, blend_of, name_of, number_of, shares_of
-from diffusion_lit.training import ranks, slurm
+from diffusion_lit.system import console
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import replace_text
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -41,10 +42,10 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
             raise UserError(Exit.CONFIG, f"{' and '.join(pair)} are two words for one thing: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
-    found = published.located(run)
+    found = diffusers_format.located(run)
     if str(found) != str(Path(run).expanduser()):  # of the hub, and now on this machine
         overrides = [as_word("run", found) if word.startswith("run=") else word for word in overrides]
-    settings = dict(folder.read_sampling(folder.require_run(found))["sampler"])
+    settings = dict(stored_config.read_sampling(run_dir.require_run(found))["sampler"])
     name = settings.pop("name", None)
     if value_of("sampler", overrides) not in (None, name):
         return overrides
@@ -56,7 +57,7 @@ def with_the_runs_sampler(overrides: list[str], config_dir: str | None) -> list[
 def check(config: DictConfig) -> None:
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
-    run_config = folder.read_sampling(folder.require_run(config.run))
+    run_config = stored_config.read_sampling(run_dir.require_run(config.run))
     checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     names = run_config["data"]["class_names"]
     stops = labels_of(config, names)
@@ -112,11 +113,11 @@ def sample(config: DictConfig) -> None:
     if config.shards:
         in_shards(config)
         return
-    from diffusion_lit.console import progress_bar
-    from diffusion_lit.runs.trained import as_asked, settings_of
+    from diffusion_lit.runs.load import as_asked, settings_of
     from diffusion_lit.sampling.editing import edit_of
     from diffusion_lit.sampling.previews import Film
     from diffusion_lit.sampling.request import picture_of, wanted
+    from diffusion_lit.system.console import progress_bar
 
     model = as_asked(config, log.warning)
     names, stops = model.class_names, labels_of(config, model.class_names)
@@ -151,14 +152,14 @@ def sample(config: DictConfig) -> None:
     write(out, images, film.frames, drawn, labels, names, manifest, config, render)
     rates = len(images) / seconds, calls / seconds
     log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
-    log.info("grid       %s", folder.shown(out / "grid.png"))
-    log.info("images     %s", folder.shown(out))
+    log.info("grid       %s", run_dir.shown(out / "grid.png"))
+    log.info("images     %s", run_dir.shown(out))
 
 
 def in_shards(config: DictConfig) -> None:
     """Many images, by every process that is started with the same words."""
     from diffusion_lit.runs import shards
-    from diffusion_lit.runs.trained import as_asked, settings_of
+    from diffusion_lit.runs.load import as_asked, settings_of
     from diffusion_lit.sampling.request import wanted
 
     model, out = as_asked(one_of_several(config), log.warning), Path(config.out).expanduser()
@@ -167,17 +168,17 @@ def in_shards(config: DictConfig) -> None:
     settings = settings_of(model, config) | {"same_noise": config.same_noise}
     made = shards.generate(model, shards.Asked(labels, seeds, config.shards, settings), out)
     log.info("%d images in %.1f s of all processes, %d shards", len(labels), made["seconds"], len(made["shards"]))
-    log.info("grid       %s", folder.shown(out / "grid.png"))
-    log.info("images     %s  %s", folder.shown(out / made["file"]), made["blake2b"])
+    log.info("grid       %s", run_dir.shown(out / "grid.png"))
+    log.info("images     %s  %s", run_dir.shown(out / made["file"]), made["blake2b"])
 
 
 def one_of_several(config: DictConfig) -> DictConfig:
     """Of a process that a launcher started beside others: a device of its own, and a terminal that the first one has
     to itself."""
     slurm.as_torchrun()
-    if ranks.from_environment("RANK"):
+    if collectives.launcher_env("RANK"):
         console.hush()
-    place = ranks.from_environment("LOCAL_RANK")
+    place = collectives.launcher_env("LOCAL_RANK")
     if place is None or config.device != "auto":
         return config
     import torch
@@ -214,7 +215,7 @@ def new_folder(out: str | None, run: Path, kind: str = "generated") -> Path:
     path = Path(out).expanduser() if out else home / kind / stamp
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
-    return folder.made(path)
+    return run_dir.made(path)
 
 
 def write(
@@ -224,9 +225,9 @@ def write(
     """Numbered PNGs as the network made them, the grid as `drawn`, what `config` asks for; the manifest last."""
     import numpy as np
 
-    from diffusion_lit.images import on_checkerboard, save_gif, to_pil
+    from diffusion_lit.imaging.grids import on_checkerboard, save_gif, to_pil
+    from diffusion_lit.imaging.skins import shown as as_shown
     from diffusion_lit.sampling.previews import CLASS_MS, class_pages
-    from diffusion_lit.skins import shown as as_shown
 
     for entry, image in zip(manifest["images"], images, strict=True):
         to_pil(image).save(out / entry["file"])

@@ -10,23 +10,24 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lit import errors
-from diffusion_lit.classes import trust
-from diffusion_lit.config import composed, with_data_facts
-from diffusion_lit.debug import with_debug
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.launch import is_in_queue, launch
-from diffusion_lit.overrides import value_of
-from diffusion_lit.runs import checkpoints, folder, resume, sweeps, warm_start
-from diffusion_lit.training import hosts, loggers, ranks, slurm
+from diffusion_lit.cli.launch import is_in_queue, launch
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.debug import with_debug
+from diffusion_lit.config.overrides import value_of
+from diffusion_lit.config.targets import trust
+from diffusion_lit.distributed import collectives, process_group, slurm, watchdog
+from diffusion_lit.runs import checkpoints, resume, run_dir, sweeps, warm_start
+from diffusion_lit.system import errors
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.training.loggers import base
 
 log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
     slurm.as_torchrun()
-    with hosts.ended_in_order():
-        if not ranks.from_environment("RANK"):
+    with watchdog.ended_in_order():
+        if not collectives.launcher_env("RANK"):
             launch("train", train, prepare=prepare, check=check, dry=dry)
         elif not {"-h", "--help", "-c", "--cfg"} & set(sys.argv):  # those rank 0 answers alone
             follow()
@@ -36,7 +37,7 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
     """With `resume=`, the command line of that run continued; torch is not needed for any of it."""
     asked = value_of("resume", overrides)
     multirun = is_multirun()
-    if multirun and (ranks.from_environment("WORLD_SIZE") or 1) > 1:
+    if multirun and (collectives.launcher_env("WORLD_SIZE") or 1) > 1:
         raise UserError(
             Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun or srun"
         )
@@ -46,9 +47,9 @@ def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
         raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
     if asked != "auto":
-        return with_one_length(resume.continued_overrides(folder.require_run(asked), rest))
+        return with_one_length(resume.continued_overrides(run_dir.require_run(asked), rest))
     name = composed("train", expanded(rest, config_dir), config_dir, complete=False)[0].name
-    run = folder.newest_run(Path("outputs", name))
+    run = run_dir.newest_run(Path("outputs", name))
     if run is None:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expanded(rest, config_dir)
@@ -89,9 +90,9 @@ def with_default_experiment(overrides: list[str]) -> list[str]:
 
 def check(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
-    if config.plan and (is_multirun() or (ranks.from_environment("WORLD_SIZE") or 1) > 1):
+    if config.plan and (is_multirun() or (collectives.launcher_env("WORLD_SIZE") or 1) > 1):
         raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
-    loggers.check(config.logger)
+    base.check(config.logger)
     facts, source = with_facts(config)
     source.splits()
     if facts["best_by"] == "class_accuracy" and not facts["data"]["class_names"]:
@@ -99,7 +100,7 @@ def check(config: DictConfig) -> None:
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
     else:
-        folder.require_free(Path(facts["run_dir"]))
+        run_dir.require_free(Path(facts["run_dir"]))
         warm_start.check(facts)
 
 
@@ -119,14 +120,14 @@ def train(config: DictConfig) -> float:
     lock, ours = None, False
     try:
         with errors.signals_held():  # one between the two would leave a lock behind and nothing else
-            lock = folder.Lock(run)
-            if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not folder.is_free(run):
+            lock = run_dir.Lock(run)
+            if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not run_dir.is_free(run):
                 config.resume = str(run)  # nobody types it: the queue starts a job of a sweep as it was
             if not config.resume:
-                folder.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
+                run_dir.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
             ours = True
         config, source = with_facts(config)
-        config["run_dir"] = str(folder.shown(run))  # of a sweep's job it is another one than the key says
+        config["run_dir"] = str(run_dir.shown(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
     except BaseException as error:
         if not ours:
@@ -166,13 +167,13 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     if start:
         checkpoints.set_aside(run, start)
     if config["resume"] and not start:
-        log.info("%s has no checkpoint yet: starting from step 0", folder.shown(run))
-    launched = ranks.from_environment("WORLD_SIZE")  # then the other ranks wait already
+        log.info("%s has no checkpoint yet: starting from step 0", run_dir.shown(run))
+    launched = collectives.launcher_env("WORLD_SIZE")  # then the other ranks wait already
     if not launched and config["max_epochs"] is None and (done := finished(config, run, start)):
         return done
     try:
-        with ranks.together(config["strategy"]):
-            config, run, start = ranks.from_first((config, run, start))
+        with process_group.together(config["strategy"]):
+            config, run, start = collectives.broadcast_from_rank_zero((config, run, start))
             return fit_on_all(config, source, run, start, overrides)
     finally:
         shutil.rmtree(run / "cache", ignore_errors=True)  # what processes shared; see `load_data`
@@ -180,7 +181,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
 
 def finished(config: dict, run: Path, start: Path | None) -> dict:
     """result.json of a run that is as long as it should be already, or nothing."""
-    done = folder.read_result(run)
+    done = run_dir.read_result(run)
     if not start or done.get("status") != "finished" or done["steps"] < config["max_steps"]:
         return {}
     length = "max_steps" if config["max_epochs"] is None else "max_epochs"
@@ -190,8 +191,8 @@ def finished(config: dict, run: Path, start: Path | None) -> dict:
 
 def follow() -> None:
     """What every rank but the first does: all that it has to know comes from there."""
-    with ranks.following():
-        config, run, start = ranks.from_first(None)
+    with process_group.following():
+        config, run, start = collectives.broadcast_from_rank_zero(None)
         trust(config)  # rank 0 would not have come here otherwise
         try:
             fit_on_all(config, None, run, start)
@@ -204,40 +205,41 @@ def follow() -> None:
 
 def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
     """Train on every rank at once; only rank 0, which has the `overrides`, writes and speaks."""
-    from diffusion_lit.build import make_sampler_of
-    from diffusion_lit.memory import advice, is_out_of_memory
-    from diffusion_lit.training import copies, quality, setup
+    from diffusion_lit.distributed import collectives, consistency
+    from diffusion_lit.runs.build import make_sampler_of
+    from diffusion_lit.system.memory import advice, is_out_of_memory
+    from diffusion_lit.training import quality, setup
     from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
     from diffusion_lit.training.recorder import Recorder
     from diffusion_lit.training.shared import not_fatal
     from diffusion_lit.training.snapshots import Snapshots
 
-    first = ranks.rank() == 0
-    copies.require_start(start)
+    first = collectives.rank() == 0
+    consistency.check_checkpoint_on_all_hosts(start)
     data = setup.load_data(config, source, run)
     config = config | {"max_steps": setup.length_in_steps(config, len(data.train))}
-    if done := ranks.from_first(finished(config, run, start) if first else None):
+    if done := collectives.broadcast_from_rank_zero(finished(config, run, start) if first else None):
         return done
     module = setup.make_module(config)
-    begun_from = None if start else copies.on_all(lambda: setup.begin(module, config))
-    logger = loggers.make_logger(config["logger"], first)
+    begun_from = None if start else consistency.run_on_all_ranks_or_raise(lambda: setup.begin(module, config))
+    logger = base.make_logger(config["logger"], first)
     recorder = Recorder(run, make_sampler_of(config), config, logger)
     snapshots = Snapshots(run, config["ema_snapshot_every"])
     trainer = setup.make_trainer(config, run, module.net, snapshots, recorder)
     if first:
-        folder.write_start(run, config, overrides)
+        run_dir.write_start(run, config, overrides)
         log.info(setup.summary(config, data, module, run, start))
         if begun_from:
             log.info(begun_from)
     room = 3 * checkpoint_bytes(module) + snapshot_bytes(module)
-    copies.on_all(lambda: first and checkpoints.require_room(run, room))
+    consistency.run_on_all_ranks_or_raise(lambda: first and checkpoints.require_room(run, room))
     with logger:
         try:
             trainer.fit(module, data, ckpt_path=start, weights_only=True)
         except Exception as error:
             if is_out_of_memory(error):
                 told = f"out of memory after step {recorder.step}; {recorder.last_checkpoint()}, resume it"
-                raise UserError(Exit.INTERRUPTED, f"{told}: {advice(config, ranks.world_size())}") from None
+                raise UserError(Exit.INTERRUPTED, f"{told}: {advice(config, collectives.world_size())}") from None
             if "loading state_dict" not in str(error):
                 raise
             short = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
@@ -245,12 +247,12 @@ def fit_on_all(config: dict, source, run: Path, start: Path | None, overrides: l
         module.to(trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
         result = setup.finish(config, module, recorder, trainer.global_step)
         if first:
-            folder.write_result(run, result)
+            run_dir.write_result(run, result)
         if result["status"] == "finished":
             with not_fatal("judging the samples"):
                 result |= quality.judge(config, data, module, recorder.sampler)
         if first:
-            folder.write_result(run, result)
+            run_dir.write_result(run, result)
         logger.summary(result)
         logger.finish(result["exit_code"])
     log.info(setup.farewell(result, run))

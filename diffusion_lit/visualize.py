@@ -7,13 +7,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config import CONF, composed, serving_faults, with_data_facts
-from diffusion_lit.conflicts import conflicts
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.launch import launch
-from diffusion_lit.overrides import value_of
-from diffusion_lit.rules import FIGURES
-from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.compose import CONF, composed, serving_faults, with_data_facts
+from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.overrides import value_of
+from diffusion_lit.config.schema import FIGURES
+from diffusion_lit.runs import checkpoints, run_dir, stored_config
+from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.train import expanded
 
 log = logging.getLogger("diffusion_lit.visualize")
@@ -60,7 +60,7 @@ def check(config: DictConfig) -> None:
         if missing:
             raise UserError(Exit.CONFIG, f"what=[{','.join(missing)}] needs a trained run: add run=...")
         return
-    run_config = folder.read_config(folder.require_run(config.run))
+    run_config = stored_config.read_config(run_dir.require_run(config.run))
     if not config.what or {"panels", "denoising", "samplers"} & set(config.what):
         checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
@@ -73,7 +73,7 @@ def check(config: DictConfig) -> None:
 
 def samplers_of(config: DictConfig) -> dict[str, dict]:
     """Those to compare; the run's own as the run has it."""
-    own = folder.read_sampling(folder.require_run(config.run))["sampler"] if config.run else {}
+    own = stored_config.read_sampling(run_dir.require_run(config.run))["sampler"] if config.run else {}
     return {name: own if name == own.get("name") else sampler_yaml(name) for name in config.samplers}
 
 
@@ -97,10 +97,10 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     else:
         subject, others = album.of_run(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
-    out = folder.made(out)
+    out = run_dir.made(out)
     samplers = samplers_of(config)
     for path in album.draw(subject, wanted, out, config, samplers, log, others):
-        log.info("figure     %s", folder.shown(path))
+        log.info("figure     %s", run_dir.shown(path))
     left_out = [name for name in FIGURES if name not in wanted]
     if left_out and config.run is None and not config.what:
         log.info("left out   %s: they need a trained run (run=...)", ", ".join(left_out))

@@ -116,7 +116,7 @@ def _serve(address: str) -> dict | None:
     import torch  # noqa: F401
 
     import diffusion_lit.figures.style  # noqa: F401
-    import diffusion_lit.runs.trained  # noqa: F401
+    import diffusion_lit.runs.load  # noqa: F401
     import diffusion_lit.training.recorder
     import diffusion_lit.training.setup  # noqa: F401
 

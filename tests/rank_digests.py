@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from diffusion_lit.training import ranks
+from diffusion_lit.distributed import collectives
 
 
 def digest(tensors) -> str:
@@ -30,7 +30,7 @@ def main() -> None:
 
     def noted_finish(config, module, recorder, step):
         found = {"net": digest(module.net.parameters()), "ema": digest(module.ema.parameters()), "draws": seen}
-        (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found))
+        (folder / f"rank{collectives.rank()}.json").write_text(json.dumps(found))
         return finish(config, module, recorder, step)
 
     setup.finish, training_module.draw = noted_finish, noted_draw

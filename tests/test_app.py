@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.runs.trained import Trained
-from diffusion_lit.seeds import image_seeds
-from diffusion_lit.studio import ALL, Asked, Studio
+from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.runs.load import Trained
+from diffusion_lit.web.session import ALL, Asked, Studio
 from tests.runs import TINY, address_of, run, start
 
 QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.steps=4"]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.config import composed, with_data_facts
-from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.data.sources import hold_out
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.folder import hold_out
 from diffusion_lit.data.stream import Batches
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, UserError
 from tests.test_training import train
 
 RNG = np.random.default_rng(0)

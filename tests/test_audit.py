@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lit.config import composed, with_data_facts
+from diffusion_lit.config.compose import composed, with_data_facts
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.inspection import equal_groups, inspect, near_groups, parts_of, repeats_every
-from diffusion_lit.data.sources import Split, hold_out
+from diffusion_lit.data.sources.folder import Split, hold_out
+from diffusion_lit.inspection.inspect import equal_groups, inspect, near_groups, parts_of, repeats_every
 from tests.runs import run
 
 RNG = np.random.default_rng(0)

@@ -19,13 +19,13 @@ from diffusers.optimization import (
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from diffusion_lit.build import make_decay
-from diffusion_lit.config import CONF
+from diffusion_lit.config.compose import CONF
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.stream import Batches
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.weighting import MinSNR
+from diffusion_lit.runs.build import make_decay
 from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, tensors_of, update
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer

@@ -18,10 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit import __main__, launch
-from diffusion_lit.config import CONF
-from diffusion_lit.errors import UserError
+from diffusion_lit import __main__
+from diffusion_lit.cli import launch
+from diffusion_lit.config.compose import CONF
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.system.errors import UserError
 from tests.runs import TINY, run
 
 

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import sample
+from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.networks.context_unet import ContextUnet
-from diffusion_lit.runs import folder
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs import stored_config
+from diffusion_lit.runs.load import Trained
 from diffusion_lit.sampling.guidance import classifier_free
 from diffusion_lit.sampling.labels import blend_of, name_of, shares_of
-from diffusion_lit.seeds import image_seeds
 from tests.runs import run
 
 NAMES = ["hero", "10", "food", "side-facing"]
@@ -98,7 +98,7 @@ def test_what_trained_does_not_take(digits_run, sprites_run):
 @pytest.fixture
 def unlabelled_run(sprites_run, tmp_path):
     copy = shutil.copytree(sprites_run, tmp_path / "unlabelled", symlinks=True)
-    config = folder.read_config(copy)
+    config = stored_config.read_config(copy)
     config["data"] |= {"class_names": [], "num_classes": 0}
     OmegaConf.save(config, copy / "config.yaml")
     return copy
@@ -108,7 +108,7 @@ def unlabelled_run(sprites_run, tmp_path):
 def unet2d_run(digits_run, tmp_path):
     """By its configuration."""
     copy = shutil.copytree(digits_run, tmp_path / "unet2d", symlinks=True)
-    config = folder.read_config(copy)
+    config = stored_config.read_config(copy)
     config["model"]["_target_"] = "diffusion_lit.networks.unet.UNet2D"
     OmegaConf.save(config, copy / "config.yaml")
     return copy

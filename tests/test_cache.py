@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lit.data import building
+from diffusion_lit.data import build_lock
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources import Split
+from diffusion_lit.data.sources.folder import Split
 from diffusion_lit.data.store import ImageStore, cut, load
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
 
 DECODING = Decoding(8, 1)
@@ -30,9 +30,9 @@ COUNT = 40
 LOADS = """
 import logging, os, platform, sys, time
 from pathlib import Path
-from diffusion_lit.data import building
+from diffusion_lit.data import build_lock as building
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources import Split
+from diffusion_lit.data.sources.folder import Split
 from diffusion_lit.data.store import load
 import numpy as np
 
@@ -181,7 +181,7 @@ def test_without_locks_each_process_builds_for_itself(split, tmp_path, number):
 
 def test_a_holder_that_says_nothing_is_not_waited_for_for_ever(split, tmp_path, monkeypatch, caplog):
     """Of a host that is lost a server may keep the lock."""
-    monkeypatch.setattr(building, "SILENT", 0.3)
+    monkeypatch.setattr(build_lock, "SILENT", 0.3)
     store = load(split, DECODING, str(tmp_path / "cache"), "train")
     store.file.unlink()
     lock = store.file.with_suffix(".lock")

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from diffusion_lit import console
-from diffusion_lit.overrides import as_word, value_of
-from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.system import console
 from tests.runs import TINY, last_step, run, signal_at_step, start
 from tests.test_resume import assert_equal_runs
 
@@ -62,10 +62,10 @@ def test_nobody_reading_on_does_not_end_a_run(tmp_path):
     command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
     subprocess.run(f"{command} | head -n 1", shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
     for _ in range(200):  # the shell waits for head, not for us
-        if folder.read_result(tmp_path / "run"):
+        if run_dir.read_result(tmp_path / "run"):
             break
         time.sleep(0.1)
-    assert folder.read_result(tmp_path / "run")["status"] == "finished"
+    assert run_dir.read_result(tmp_path / "run")["status"] == "finished"
 
 
 def test_the_second_ctrl_c_ends_at_once(tmp_path):
@@ -82,7 +82,7 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path):
 def test_ctrl_c_saves_and_ends_with_130(tmp_path):
     process = start("train", *QUICK, "max_steps=500", "run_dir=run", cwd=tmp_path)
     assert signal_at_step(3, process, tmp_path / "run", signal.SIGINT) == 130
-    assert folder.read_result(tmp_path / "run")["status"] == "interrupted"
+    assert run_dir.read_result(tmp_path / "run")["status"] == "interrupted"
     assert checkpoints.steps_of(tmp_path / "run")[-1] >= 3
 
 
@@ -152,7 +152,7 @@ def test_an_accelerator_that_is_not_there(tmp_path, word):
 
 WITHOUT_POSIX = """
 import os
-from diffusion_lit import platforms
+from diffusion_lit.system import platform as platforms
 platforms.fcntl = platforms.resource = None
 del os.posix_fallocate
 def symlink(*args, **kwargs):

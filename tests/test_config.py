@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lit.__main__ import VERBS
-from diffusion_lit.classes import locate
-from diffusion_lit.config import CONF, composed, help_text, hydra_settings, with_data_facts
-from diffusion_lit.conflicts import CHECKS
-from diffusion_lit.errors import UserError
-from diffusion_lit.rules import RULES, Each, Rule
+from diffusion_lit.config.compose import CONF, composed, help_text, hydra_settings, with_data_facts
+from diffusion_lit.config.constraints import CHECKS
+from diffusion_lit.config.schema import RULES, Each, Rule
+from diffusion_lit.config.targets import locate
+from diffusion_lit.system.errors import UserError
 from tests.runs import run
 
 GROUPS = ["data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "strategy", "logger", "experiment"]
@@ -89,8 +89,8 @@ def test_every_key_of_a_leaf_is_an_argument_of_its_class_or_ours(path):
 
 
 def test_every_key_of_the_diffusion_is_an_argument():
-    from diffusion_lit.diffusion.continuous import PROCESSES
-    from diffusion_lit.diffusion.process import Diffusion
+    from diffusion_lit.diffusion.loss import Diffusion
+    from diffusion_lit.diffusion.processes import PROCESSES
 
     for path in (CONF / "diffusion").glob("*.yaml"):
         leaf = OmegaConf.load(path)
@@ -121,11 +121,11 @@ def test_every_file_says_what_it_is(path):
 
 
 def test_choices_are_those_of_the_code():
-    from diffusion_lit import rules
+    from diffusion_lit.config.compose import schema
     from diffusion_lit.data.decoding import FITS, MODES, RESAMPLE
-    from diffusion_lit.diffusion.noise import BETA_SCHEDULES
-    from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
-    from diffusion_lit.diffusion.process import LOSSES
+    from diffusion_lit.diffusion.loss import LOSSES
+    from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
+    from diffusion_lit.diffusion.schedules import BETA_SCHEDULES
     from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
     from diffusion_lit.evaluation.features import EXTRACTORS
     from diffusion_lit.evaluation.metrics import METRICS
@@ -150,7 +150,7 @@ def test_choices_are_those_of_the_code():
         "optimizer._target_": CLASSES,
         "features": EXTRACTORS,
     }
-    assert METRICS.keys() == rules.METRICS.keys()
+    assert METRICS.keys() == schema.METRICS.keys()
     for key, table in tables.items():
         assert sorted(RULES[key].choices) == sorted(table), key
 

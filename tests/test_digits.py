@@ -10,12 +10,12 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.data.sources import Digits
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.folder import Digits
 from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.evaluation.metrics import accuracy
-from diffusion_lit.runs import checkpoints, folder
-from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.runs import checkpoints, run_dir, stored_config
+from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.sample import labels_of
 from diffusion_lit.training.probe import BINS, Probe
 from diffusion_lit.training.setup import make_module
@@ -55,7 +55,7 @@ def test_a_run_folder_holds_what_the_contract_says(digits_run):
 
 def test_checkpoints_are_plain_data_with_the_configuration_as_text(digits_run):
     checkpoint = checkpoints.read(digits_run / "checkpoints" / "last.ckpt")  # weights_only
-    assert yaml.safe_load(checkpoint["config"]) == folder.read_config(digits_run)
+    assert yaml.safe_load(checkpoint["config"]) == stored_config.read_config(digits_run)
     names = {key.split(".")[0] for key in checkpoint["state_dict"]}
     assert names == {"net", "ema"}
     assert "hyper_parameters" not in checkpoint
@@ -65,7 +65,7 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
     rows = [row for row in read_metrics(digits_run / "metrics.csv") if row["val_loss"]]
     assert [int(row["step"]) for row in rows] == [300, 600, 900, 1200]
     assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
-    config = folder.read_config(digits_run)
+    config = stored_config.read_config(digits_run)
     data = ImageDataModule(Digits(), config["data"], seed=0, micro_batch_size=1)
     data.setup()
     module = make_module(config)
@@ -79,7 +79,7 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
 
 def test_one_command_line_in_one_line(digits_run):
     assert (digits_run / "command.txt").read_text() == "python -m diffusion_lit.train\n"
-    assert folder.read_overrides(digits_run) == []
+    assert run_dir.read_overrides(digits_run) == []
 
 
 def tiles(path) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_sample_takes_classes_sampler_guidance_and_seed(digits_run, tmp_path):
 def test_sample_uses_the_sampler_of_the_run_and_changes_one_key_of_it(digits_run, tmp_path):
     run("sample", f"run={digits_run}", "sampler.steps=3", "num_images=2", f"out={tmp_path / 'out'}", cwd=tmp_path)
     sampler = json.loads((tmp_path / "out" / "manifest.json").read_text())["sampler"]
-    assert sampler == folder.read_config(digits_run)["sampler"] | {"steps": 3}
+    assert sampler == stored_config.read_config(digits_run)["sampler"] | {"steps": 3}
 
 
 def test_folder_names_that_are_numbers_are_meant_as_names():
@@ -166,7 +166,7 @@ def test_every_sampler_makes_digits(digits_run, tmp_path, sampler):
     """The judge of the run, on the samples of another sampler than the run's."""
     words = [f"sampler={sampler}", "sampler.steps=50", "num_images=100", "npy=true"]
     run("sample", f"run={digits_run}", *words, f"out={tmp_path / 'out'}", cwd=tmp_path)
-    config = folder.read_config(digits_run)
+    config = stored_config.read_config(digits_run)
     data = ImageDataModule(Digits(), config["data"], 0, 1)
     data.setup()
     images = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)

@@ -12,19 +12,19 @@ from PIL import Image
 from diffusion_lit import sample
 from diffusion_lit.data import originals
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.seeds import Between, image_seeds
 from diffusion_lit.diffusion.weighting import Uniform
-from diffusion_lit.images import to_float, to_pil, to_uint8
+from diffusion_lit.imaging.grids import to_float, to_pil, to_uint8
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import SimpleUNet
 from diffusion_lit.networks.unet import UNet
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs.load import Trained
 from diffusion_lit.sampling.editing import Edit, first_noise, slerp, taken_back
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import classifier_free
 from diffusion_lit.sampling.samplers import times_of
-from diffusion_lit.seeds import Between, image_seeds
 from tests.runs import run
 from tests.test_images import noise
 from tests.test_samplers import YAMLS, sampler_of

@@ -9,10 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_lit.runs import checkpoints, ema_lengths
-from diffusion_lit.runs.ema_lengths import LENGTHS, decay, gamma_of, mix
-from diffusion_lit.runs.folder import read_config
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs import checkpoints, posthoc_ema
+from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.posthoc_ema import LENGTHS, decay, gamma_of, mix
+from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.setup import make_module
 from tests.runs import run, signal_at_step, start
@@ -159,7 +159,7 @@ def test_a_run_makes_the_averages_of_its_own_weights(dense, steps):
         assert distance(own, tracked(weights, length)[-1]) < 1e-6
     told = []
     for length in (0.07, 0.15, 0.28):
-        made = ema_lengths.weights_of(dense, checkpoint, length, told.append)
+        made = posthoc_ema.weights_of(dense, checkpoint, length, told.append)
         wanted = tracked(weights, length)[-1]
         error = distance(flat(names, made), wanted)
         assert error < 5e-4  # what half precision leaves
@@ -170,13 +170,13 @@ def test_a_run_makes_the_averages_of_its_own_weights(dense, steps):
 
 def test_a_snapshot_is_plain_data_in_half_precision(dense):
     held = checkpoints.read(checkpoints.path_of(dense, 6))["state_dict"]
-    snapshot = checkpoints.read(ema_lengths.path_of(dense, 6))
+    snapshot = checkpoints.read(posthoc_ema.path_of(dense, 6))
     for k, state in enumerate(snapshot["averages"]):
         for name, value in state.items():
             assert value.dtype == torch.float16
             assert torch.equal(value, held[f"averages.{k}.{name}"].half())
     module = make_module(read_config(dense))
-    size = sum(ema_lengths.path_of(dense, step).stat().st_size for step in ema_lengths.steps_of(dense))
+    size = sum(posthoc_ema.path_of(dense, step).stat().st_size for step in posthoc_ema.steps_of(dense))
     assert snapshot_bytes(module) == pytest.approx(size, rel=0.5)  # of a tiny network names are a good part
     assert checkpoint_bytes(module) == pytest.approx(checkpoints.path_of(dense, 12).stat().st_size, rel=0.5)
 
@@ -197,14 +197,14 @@ def test_a_length_that_snapshots_cannot_tell_is_told_of_and_damaged_ones_are_pas
     shutil.copytree(dense, copy, symlinks=True)
     for step in range(1, 12):
         if step not in (4, 8):
-            ema_lengths.path_of(copy, step).unlink()
-    path = ema_lengths.path_of(copy, 4)
+            posthoc_ema.path_of(copy, step).unlink()
+    path = posthoc_ema.path_of(copy, 4)
     path.write_bytes(path.read_bytes()[:-100])
     Trained(copy, device="cpu", ema_length=0.01, warn=told.append)
     assert told[0].startswith(f"{path} is passed over: ")
     assert "ema_length=0.01 is made of 2 snapshots of lengths 0.05 and 0.1: its profile is met within" in told[1]
     names, weights = weights_over_time(copy, 12)
-    made = flat(names, ema_lengths.weights_of(copy, checkpoints.path_of(copy, 12), 0.07, told.append))
+    made = flat(names, posthoc_ema.weights_of(copy, checkpoints.path_of(copy, 12), 0.07, told.append))
     assert distance(made, tracked(weights, 0.07)[-1]) < 1e-2
 
 
@@ -214,13 +214,13 @@ def test_a_killed_run_keeps_the_same_averages_and_snapshots(tmp_path):
     run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
     process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
     assert signal_at_step(11, process, broken) == -signal.SIGKILL
-    ema_lengths.write(broken, 9999, [])  # of a future that the run will not have again
+    posthoc_ema.write(broken, 9999, [])  # of a future that the run will not have again
     run("train", f"resume={broken}", cwd=tmp_path)
     assert_equal_runs(whole, broken)
     assert any(name.startswith("averages.1.") for name in last_checkpoint(whole)["state_dict"])
-    assert ema_lengths.steps_of(whole) == ema_lengths.steps_of(broken) == list(range(3, 25, 3))
-    for step in ema_lengths.steps_of(whole):
-        one, other = (checkpoints.read(ema_lengths.path_of(folder, step))["averages"] for folder in (whole, broken))
+    assert posthoc_ema.steps_of(whole) == posthoc_ema.steps_of(broken) == list(range(3, 25, 3))
+    for step in posthoc_ema.steps_of(whole):
+        one, other = (checkpoints.read(posthoc_ema.path_of(folder, step))["averages"] for folder in (whole, broken))
         for a, b in zip(one, other, strict=True):
             assert all(torch.equal(a[name], b[name]) for name in a)
     made = [Trained(folder, device="cpu", ema_length=0.15).generate([3, 8], [1, 2]) for folder in (whole, broken)]
@@ -236,7 +236,7 @@ def test_averages_begin_with_the_run_or_never(dense, tmp_path):
     assert "from its first step on, or never" in run("train", *words, cwd=tmp_path, code=4)
     words = [f"resume={copy}", "max_steps=14", "ema_snapshot_every=7", "accept=[config]"]
     run("train", *words, cwd=tmp_path)
-    assert ema_lengths.steps_of(copy) == [*range(1, 13), 14]
+    assert posthoc_ema.steps_of(copy) == [*range(1, 13), 14]
 
 
 def test_runs_without_snapshots_say_what_is_missing(dense, tmp_path):
@@ -256,8 +256,8 @@ def test_runs_without_snapshots_say_what_is_missing(dense, tmp_path):
 
 def test_a_disk_that_is_full_for_a_while_costs_snapshots_and_not_the_run(tmp_path):
     prelude = """
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.runs import ema_lengths
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.runs import posthoc_ema as ema_lengths
 write = ema_lengths.write
 def full(run, step, averages):
     if step in (4, 6):
@@ -268,4 +268,4 @@ ema_lengths.write = full
     words = [*SETTINGS, "max_steps=10", "ema_snapshot_every=2", "sample_every=0", "run_dir=run"]
     printed = run("train", *words, cwd=tmp_path, prelude=prelude)
     assert "step 4 cannot be written" in printed
-    assert ema_lengths.steps_of(tmp_path / "run") == [2, 8, 10]
+    assert posthoc_ema.steps_of(tmp_path / "run") == [2, 8, 10]

@@ -13,17 +13,17 @@ import pytest
 import torch
 import yaml
 
-from diffusion_lit.config import source_of
-from diffusion_lit.conflicts import conflicts
+from diffusion_lit.config.compose import source_of
+from diffusion_lit.config.constraints import conflicts
 from diffusion_lit.data.store import ImageStore, load_splits
-from diffusion_lit.errors import UserError
 from diffusion_lit.evaluation import classifier as classifiers
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.metrics import METRICS, Evidence, Reference, labels_like, per_class, reference_of
 from diffusion_lit.figures.pareto import front
-from diffusion_lit.runs import checkpoints, folder
-from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.runs import checkpoints, stored_config
+from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sweeps import Job
+from diffusion_lit.system.errors import UserError
 from tests.runs import TINY, run, trace
 from tests.wandb_files import offline_runs
 
@@ -41,7 +41,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(tiny_run) -> features.Pictures:
-    data = folder.read_config(tiny_run)["data"]
+    data = stored_config.read_config(tiny_run)["data"]
     return features.pictures_of(*load_splits(source_of(data), data), data, CPU)
 
 
@@ -213,7 +213,7 @@ def test_every_number_says_what_it_is_of(tiny_run, tmp_path):
     assert settings["reference"]["split"] == "train"
     assert settings["reference"]["images"] == 200
     assert settings["features"]["name"] == "classifier"
-    assert settings["sampler"] == folder.read_config(tiny_run)["sampler"]
+    assert settings["sampler"] == stored_config.read_config(tiny_run)["sampler"]
     assert (settings["guidance_scale"], settings["checkpoint"]) == (2, "step-00000004.ckpt")
     for name in ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy", "copied_pixels"):
         assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name

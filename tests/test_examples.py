@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from diffusion_lit.runs.folder import read_config
+from diffusion_lit.runs.stored_config import read_config
 from tests.runs import run, trace
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

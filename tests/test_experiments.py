@@ -10,11 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.classes import build
-from diffusion_lit.config import CONF, composed, source_of, with_data_facts
+from diffusion_lit.config.compose import CONF, composed, source_of, with_data_facts
+from diffusion_lit.config.targets import build
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import read_config
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.train import expanded, fit
 from diffusion_lit.training import preview, probe
@@ -224,7 +224,7 @@ def test_another_choice_leaves_out_what_the_experiment_says_of_its_own(tmp_path)
 @pytest.mark.parametrize(("channels", "labels"), [(1, "auto"), (3, "none"), (4, "auto")])
 def test_synthetic_pictures_are_the_same_each_time_and_show_their_class(channels, labels):
     node = {
-        "_target_": "diffusion_lit.data.synthetic.Synthetic",
+        "_target_": "diffusion_lit.data.sources.synthetic.Synthetic",
         "image_size": 16,
         "channels": channels,
         "labels": labels,

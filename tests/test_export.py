@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from diffusion_lit import export
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.pipeline import Pipeline
-from diffusion_lit.runs.folder import read_config
-from diffusion_lit.seeds import image_seeds
+from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.runs.pipeline import Pipeline
+from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
 
 QUICK = [*TINY, "max_steps=4", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.batch_size=8"]

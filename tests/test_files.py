@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lit import platforms
-from diffusion_lit.files import is_free, replace_text, replacing
+from diffusion_lit.system import platform
+from diffusion_lit.system.files import is_free, replace_text, replacing
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -63,9 +63,9 @@ def test_where_open_files_cannot_be_renamed_it_is_closed_before(tmp_path, monkey
     if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc")
     monkeypatch.setattr(os, "replace", closed_only)
-    monkeypatch.setattr(platforms, "RENAMES_OPEN_FILES", False)
+    monkeypatch.setattr(platform, "RENAMES_OPEN_FILES", False)
     replace_text(tmp_path / "result.json", "whole")
     assert (tmp_path / "result.json").read_text() == "whole"
-    monkeypatch.setattr(platforms, "RENAMES_OPEN_FILES", True)
+    monkeypatch.setattr(platform, "RENAMES_OPEN_FILES", True)
     with pytest.raises(AssertionError):
         replace_text(tmp_path / "result.json", "it is looked at")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
-from diffusion_lit.build import guided
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.weighting import Uniform
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs.build import guided
+from diffusion_lit.runs.load import Trained
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import Within, autoguided, classifier_free, led_away
 from tests.runs import TINY, run

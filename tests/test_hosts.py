@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.training import copies, hosts
+from diffusion_lit.distributed import consistency, watchdog
+from diffusion_lit.system.errors import Exit, UserError
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def watched(monkeypatch) -> tuple[queue.Queue, bytes, tuple[str, int]]:
     """(who was lost, the token, the address) of a rank 0 that watches."""
     lost, shared = queue.Queue(), []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(hosts, "_lost", lambda who, why: lost.put((who, why)))
-    hosts.watch(0, lambda value: shared.append(value) or value)
+    monkeypatch.setattr(watchdog, "_lost", lambda who, why: lost.put((who, why)))
+    watchdog.watch(0, lambda value: shared.append(value) or value)
     ((token, place),) = shared
     return lost, token, place
 
@@ -40,36 +40,36 @@ def test_a_rank_that_has_gone_is_named_and_a_stranger_is_not_taken_for_one(watch
 def test_rank_0_that_has_gone_is_noticed(watched, monkeypatch):
     lost, token, _ = watched
     with socket.create_server(("127.0.0.1", 0)) as first:
-        hosts.watch(1, lambda value: (token, first.getsockname()))
+        watchdog.watch(1, lambda value: (token, first.getsockname()))
         connection, _ = first.accept()
         assert connection.recv(1024) == token + f"rank 1 on {socket.gethostname()}".encode()
         with pytest.raises(queue.Empty):
             lost.get(timeout=0.3)
-        assert not hosts.first_gone.is_set()
+        assert not watchdog.first_gone.is_set()
         connection.close()
     assert lost.get(timeout=30)[0] == "rank 0"
-    assert hosts.first_gone.is_set()  # who waits for it to end need not wait any more
+    assert watchdog.first_gone.is_set()  # who waits for it to end need not wait any more
 
 
 def test_who_has_gone_is_told_or_else_what_the_network_said(monkeypatch):
-    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(hosts, "gone", [])
-    assert "another process has gone (broken pipe)" in str(hosts.lost(RuntimeError("broken pipe\nat line 7")))
-    monkeypatch.setattr(hosts, "gone", ["rank 3 on host2 has gone (no route to host)"])
-    assert "rank 3 on host2 has gone" in str(hosts.lost(RuntimeError("broken pipe")))
+    monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(watchdog, "gone", [])
+    assert "another process has gone (broken pipe)" in str(watchdog.lost(RuntimeError("broken pipe\nat line 7")))
+    monkeypatch.setattr(watchdog, "gone", ["rank 3 on host2 has gone (no route to host)"])
+    assert "rank 3 on host2 has gone" in str(watchdog.lost(RuntimeError("broken pipe")))
 
 
 def test_a_rank_that_cannot_reach_rank_0_says_so_and_trains(capsys):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         place = closed.getsockname()
-    hosts.watch(1, lambda value: (b"", place))
+    watchdog.watch(1, lambda value: (b"", place))
     assert "a lost host may be noticed late" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo chooses by itself there")
 def test_the_interface_of_an_address():
-    assert hosts.interface("127.0.0.1") == "lo"
-    assert hosts.interface("192.0.2.77") is None
+    assert watchdog.interface("127.0.0.1") == "lo"
+    assert watchdog.interface("192.0.2.77") is None
 
 
 @pytest.mark.parametrize(("local", "chosen"), [("1", "eth7"), ("2", None)])
@@ -78,34 +78,36 @@ def test_the_interface_is_chosen_where_there_are_other_hosts(monkeypatch, local,
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    monkeypatch.setattr(hosts, "interface", lambda address: "eth7")
-    hosts.choose_interface()
-    assert hosts.os.environ.get("GLOO_SOCKET_IFNAME") == chosen
+    monkeypatch.setattr(watchdog, "interface", lambda address: "eth7")
+    watchdog.choose_interface()
+    assert watchdog.os.environ.get("GLOO_SOCKET_IFNAME") == chosen
 
 
 def test_the_difference_of_two_copies_names_hosts_and_pictures():
     ours = {f"a/{k}.png": str(k) for k in range(6)}
     theirs = {name: digest for name, digest in ours.items() if name != "a/3.png"} | {"a/5.png": "x", "b.png": "y"}
-    assert copies.difference(ours, theirs, "host1", "host2", (6, 6)) == (
+    assert consistency.difference(ours, theirs, "host1", "host2", (6, 6)) == (
         "the pictures on host2 are others (6 there, 6 on host1):\n"
         "  missing on host2: a/3.png\n"
         "  missing on host1: b.png\n"
         "  not the same on both: a/5.png\n"
         "give every host the same copy of them"
     )
-    told = copies.difference(ours, {}, "host1", "host2", (6, 0))
+    told = consistency.difference(ours, {}, "host1", "host2", (6, 0))
     assert "missing on host2: a/0.png, a/1.png, a/2.png and 3 more" in told
-    assert "they have another order" in copies.difference(ours, dict(reversed(ours.items())), "host1", "host2", (6, 6))
+    assert "they have another order" in consistency.difference(
+        ours, dict(reversed(ours.items())), "host1", "host2", (6, 6)
+    )
 
 
 def test_an_error_of_another_rank_is_raised_with_its_host(monkeypatch):
-    monkeypatch.setattr(copies.ranks, "gather", lambda own: [None, (3, "no such folder", "host2")])
+    monkeypatch.setattr(consistency.collectives, "all_gather", lambda own: [None, (3, "no such folder", "host2")])
     with pytest.raises(UserError, match="rank 1 on host2: no such folder") as raised:
-        copies.agree(None)
+        consistency.raise_on_all_ranks(None)
     assert raised.value.exit_code == Exit.DATA
-    monkeypatch.setattr(copies.ranks, "rank", lambda: 1)
+    monkeypatch.setattr(consistency.collectives, "rank", lambda: 1)
     with pytest.raises(SystemExit, match="3"):
-        copies.agree(None)
+        consistency.raise_on_all_ranks(None)
 
 
 def test_ranks_that_are_started_again_do_not_take_a_word_of_those_before(monkeypatch):
@@ -113,12 +115,12 @@ def test_ranks_that_are_started_again_do_not_take_a_word_of_those_before(monkeyp
     store, words = HashStore(), []
     for _ in range(3):
         with ThreadPoolExecutor(3) as ranks:
-            later = [ranks.submit(hosts.meet, store, rank, 3) for rank in (1, 2)]
+            later = [ranks.submit(watchdog.meet, store, rank, 3) for rank in (1, 2)]
             time.sleep(0.1)  # old words are there before rank 0 is
-            met = {ranks.submit(hosts.meet, store, 0, 3).result(60), *[found.result(60) for found in later]}
+            met = {ranks.submit(watchdog.meet, store, 0, 3).result(60), *[found.result(60) for found in later]}
         assert len(met) == 1
         words += met
     assert len(set(words)) == 3
-    monkeypatch.setattr(hosts, "PATIENCE", 0)
+    monkeypatch.setattr(watchdog, "PATIENCE", 0)
     with pytest.raises(UserError, match=r"of 3 processes these did not come within .* ranks \[1, 2\]"):
-        hosts.meet(store, 0, 3)
+        watchdog.meet(store, 0, 3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.images import beside, grid, save_gif, to_float, to_pil, to_uint8
+from diffusion_lit.imaging.grids import beside, grid, save_gif, to_float, to_pil, to_uint8
 from diffusion_lit.sampling.previews import class_grid, preview_labels, rows_of_classes
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

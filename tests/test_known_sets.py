@@ -19,10 +19,10 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from diffusion_lit.config import composed, with_data_facts
-from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.data.torchvision_sets import SETS
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.torchvision import SETS
+from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import run
 from tests.test_training import train
 
@@ -225,7 +225,7 @@ def test_real_digits(shared_data):
 def test_the_check_of_digits_does_not_wait_for_torch(tmp_path, digits):
     np.savez(tmp_path / "keras.npz", **digits)
     code = (
-        "import sys\nfrom diffusion_lit.config import composed, with_data_facts\n"
+        "import sys\nfrom diffusion_lit.config.compose import composed, with_data_facts\n"
         f"words = ['experiment=none', 'data=mnist', 'data.root={tmp_path / 'keras.npz'}']\n"
         "with_data_facts(composed('train', words)[0])[1].splits()\nassert 'torch' not in sys.modules"
     )
@@ -351,7 +351,7 @@ def test_a_download_is_found_again(tmp_path, digits, monkeypatch, capsys):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     sums = [(path.name, md5(path)) for path in sorted(files.iterdir())]
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", sums)
-    monkeypatch.setattr("diffusion_lit.data.torchvision_sets.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("diffusion_lit.data.sources.torchvision.CACHE", tmp_path / "cache")
     away = (files / sums[3][0]).rename(tmp_path / "away")
     assert "HTTP Error 404" in told("data=mnist")  # three of four files are there
     away.rename(files / sums[3][0])

@@ -22,16 +22,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import train
-from diffusion_lit.config import CONF, composed, with_data_facts
-from diffusion_lit.errors import UserError
-from diffusion_lit.redaction import command_line_without_secrets, without_secrets
-from diffusion_lit.runs import folder
-from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.config.compose import CONF, composed, with_data_facts
+from diffusion_lit.config.secrets import command_line_without_secrets, without_secrets
+from diffusion_lit.runs import run_dir as folder
+from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.sampling.previews import FRAMES, Film
-from diffusion_lit.training import ema, loggers
-from diffusion_lit.training.loggers import Files, Shielded, panels
+from diffusion_lit.system.errors import UserError
+from diffusion_lit.training import ema
+from diffusion_lit.training.loggers.base import Files, Shielded, base, panels
+from diffusion_lit.training.loggers.wandb import refusal
 from diffusion_lit.training.recorder import COLUMNS
-from diffusion_lit.training.weights_biases import refusal
 from tests.runs import TINY, last_step, run, signal_at_step, start
 from tests.wandb_files import offline_runs
 
@@ -333,11 +333,11 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
 ALONE = """
 import logging, sys
 from pathlib import Path
-from diffusion_lit.training.loggers import make_logger
+from diffusion_lit.training.loggers.base import make_logger
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 keys = dict(project="p", entity=None, mode=sys.argv[1], connect_seconds=3, init_seconds=10)
 keys["finish_seconds"] = float(sys.argv[2])
-logger = make_logger({"_target_": "diffusion_lit.training.weights_biases.WandB"} | keys)
+logger = make_logger({"_target_": "diffusion_lit.training.loggers.wandb.WandB"} | keys)
 logger.start(Path("run").absolute(), {"seed": 0}, 0)
 logger.scalars(1, {"loss": 1.0})
 logger.finish(0)
@@ -456,7 +456,7 @@ def test_tensorboard_has_every_row_and_picture_also_after_a_kill(tmp_path):
 def test_a_missing_tensorboard_is_told_before_anything_starts(monkeypatch):
     (config,) = composed("train", ["logger=tensorboard"])
     train.check(config)
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "diffusion_lit\[tensorboard\]"') as caught:
         train.check(config)
     assert caught.value.exit_code == 2

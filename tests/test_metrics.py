@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lit.evaluation.colours import colour_statistics
+from diffusion_lit.evaluation.colors import colour_statistics
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
 from diffusion_lit.evaluation.intervals import jackknifed, of_mean, of_share
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorisation import nearest
+from diffusion_lit.evaluation.memorization import nearest
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lit.config import CONF, composed
+from diffusion_lit.config.compose import CONF, composed
 
 PAGE = Path(__file__).parents[1] / "docs" / "migration.md"
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}

@@ -9,8 +9,8 @@ from diffusers import UNet2DModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lit.classes import build
-from diffusion_lit.config import CONF, composed
+from diffusion_lit.config.compose import CONF, composed
+from diffusion_lit.config.targets import build
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import ATTENTIONS, NORMS, Attention, SimpleUNet
@@ -223,7 +223,7 @@ def test_bf16_autocast_stays_close(model):
 @every_model
 def test_every_model_trains(tmp_path, model):
     """Two steps on the digits, by the command's own path."""
-    from diffusion_lit.config import with_data_facts
+    from diffusion_lit.config.compose import with_data_facts
 
     short = [word for word in TINY if not word.startswith("model.")]
     words = [*short, *words_of(model), "max_steps=2", "checkpoint_every=2", "val_every=0", "sample_every=0"]

@@ -8,8 +8,8 @@ from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from diffusers.training_utils import compute_snr
 
-from diffusion_lit.diffusion.noise import BETA_SCHEDULES, NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, NoiseTable
 from diffusion_lit.diffusion.weighting import Uniform
 
 THEIR_NAME = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lit.build import make_diffusion, make_network
-from diffusion_lit.diffusion.draws import drop_labels, flip
-from diffusion_lit.images import to_float
-from diffusion_lit.runs import checkpoints, flight
-from diffusion_lit.runs.folder import read_config
+from diffusion_lit.diffusion.randomness import drop_labels, flip
+from diffusion_lit.imaging.grids import to_float
+from diffusion_lit.runs import checkpoints, step_record
+from diffusion_lit.runs.build import make_diffusion, make_network
+from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.window import Window
 from tests.runs import run, signal_at_step, start, trace
@@ -121,7 +121,7 @@ def test_always_no_number_leaves_a_record_that_needs_no_data(tmp_path):
     assert "python -m diffusion_lit.replay run=run" in told
     assert "Traceback" not in told
     assert checkpoints.steps_of(folder) == [4]  # at 8, 12 and 16 the weights would have been those of step 6
-    record = flight.read(folder)
+    record = step_record.read(folder)
     assert (record["step"], record["position"], record["micro_batch"]) == (17, 12 * 16, 6)
     summary = json.loads((folder / "flight.json").read_text())
     assert [image["index"] for image in summary["images"]] == record["index"].tolist()
@@ -139,7 +139,7 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     assert "the loss is" in run("train", *words, cwd=tmp_path, code=6)
     told = run("replay", f"run={folder}", cwd=tmp_path)
     name = told.partition("first      ")[2].split()[0]
-    record, config = flight.read(folder), read_config(folder)
+    record, config = step_record.read(folder), read_config(folder)
     net, diffusion = make_network(config), make_diffusion(config)
     net.load_state_dict(record["net"])
     draws = {key: value[:12] for key, value in record["draws"].items()}
@@ -163,7 +163,9 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     assert before
     assert all(line.endswith("none") for line in before)
     broken = (
-        flight.forward(net_without_hooks(config, record), diffusion, config, record).losses.isfinite().logical_not()
+        step_record.forward(net_without_hooks(config, record), diffusion, config, record)
+        .losses.isfinite()
+        .logical_not()
     )
     for k in broken.nonzero().flatten().tolist()[:10]:
         assert f"{record['index'][k]} at t {t[k]}" in told

@@ -16,13 +16,13 @@ from PIL import Image, ImageFile
 from sklearn.datasets import load_digits
 
 from diffusion_lit.data import decoding
-from diffusion_lit.data.concat import Concat
 from diffusion_lit.data.decoding import Decoding, Encoded, decode_all
-from diffusion_lit.data.huggingface import HuggingFace
-from diffusion_lit.data.sources import Digits, ImageFolder, Split, hold_out
+from diffusion_lit.data.sources.concat import Concat
+from diffusion_lit.data.sources.folder import Digits, ImageFolder, Split, hold_out
+from diffusion_lit.data.sources.huggingface import HuggingFace
+from diffusion_lit.data.sources.torchvision import TorchvisionSet
 from diffusion_lit.data.store import ImageStore, load
-from diffusion_lit.data.torchvision_sets import TorchvisionSet
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, UserError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -348,7 +348,7 @@ def test_a_picture_too_large_to_decode_is_named(tmp_path, monkeypatch):
 
 
 def test_the_digits_are_those_of_scikit_learn_which_is_not_imported_for_them():
-    code = "import sys; from diffusion_lit.data.sources import Digits; Digits().splits()"
+    code = "import sys; from diffusion_lit.data.sources.folder import Digits; Digits().splits()"
     subprocess.run([sys.executable, "-c", f"{code}; sys.exit('sklearn' in sys.modules)"], check=True)
     parts, truth = Digits().splits(), load_digits()
     images, labels = (

@@ -11,14 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_lit.config import composed
+from diffusion_lit.config.compose import composed
 from diffusion_lit.train import expanded, with_facts
-from diffusion_lit.training import bench
+from diffusion_lit.training import benchmark
 from tests.runs import TINY, run, start
 
 # the real thing, with so little time for each way that the numbers say nothing
 QUICK = """
-import diffusion_lit.training.bench as bench, diffusion_lit.training.plan as plan
+import diffusion_lit.training.benchmark as bench, diffusion_lit.training.plan as plan
 bench.SECONDS, plan.PARTS = 0.05, 1
 """
 LENGTH = ["max_steps=40", "val_every=10", "sample_every=20", "checkpoint_every=10"]
@@ -104,15 +104,15 @@ def test_what_does_not_fit_is_a_row_and_what_fits_is_proposed(tmp_path):
 @pytest.mark.parametrize(("wait", "which"), [(0, "network"), (2, "loader")])
 def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
     from diffusion_lit.data import stream
-    from diffusion_lit.training import bench, plan, setup
+    from diffusion_lit.training import benchmark, plan, setup
 
     real = stream.windows
     monkeypatch.setattr(stream, "windows", lambda *given: time.sleep(wait) or real(*given))
-    monkeypatch.setattr(bench, "SECONDS", 0.05)
+    monkeypatch.setattr(benchmark, "SECONDS", 0.05)
     config, source = with_facts(composed("train", TINY)[0])
-    measuring = bench.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
+    measuring = benchmark.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
     measuring.device = torch.device("cpu")
-    row = bench.Row(config["strategy"], whole=12, at_a_time=12, speed=1.0, memory=1.0)
+    row = benchmark.Row(config["strategy"], whole=12, at_a_time=12, speed=1.0, memory=1.0)
     assert f"the {which} is the bottleneck" in plan.bottleneck(measuring, row, world=1)
 
 
@@ -179,9 +179,9 @@ def test_what_is_left_of_a_run_that_goes_on(tmp_path):
 @pytest.mark.parametrize(("compiles", "steps", "rate"), [(True, 32, 10), (False, 1, 1 / 30)])
 def test_the_time_of_compiling_is_not_taken_for_that_of_a_step(monkeypatch, compiles, steps, rate):
     clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
     trainer, module = SimpleNamespace(global_step=0, should_stop=False), SimpleNamespace(device=torch.device("cpu"))
-    watch = bench.Stopwatch(2.0, compiles=compiles)
+    watch = benchmark.Stopwatch(2.0, compiles=compiles)
     watch.on_train_start(trainer, module)
     while not trainer.should_stop:
         clock[0] += 0.1 if trainer.global_step else 30

@@ -11,14 +11,14 @@ import yaml
 from diffusers import DDPMScheduler
 from torch import nn
 
-from diffusion_lit.classes import build, locate
-from diffusion_lit.config import CONF
+from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.targets import build, locate
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.diffusion.noise import BETA_SCHEDULES, NoiseTable
-from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
-from diffusion_lit.diffusion.process import LOSSES, Diffusion
+from diffusion_lit.diffusion.loss import LOSSES, Diffusion
+from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
+from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, NoiseTable
 from diffusion_lit.diffusion.weighting import SNR, X0, MinSNR, Sigmoid, SNRPlusOne, SoftMinSNR, Uniform
-from diffusion_lit.images import to_float
+from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.sampling.samplers import to_prediction
 from diffusion_lit.training.probe import BINS, EDGES, PER_BIN, Probe
 

@@ -13,17 +13,17 @@ import yaml
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from scipy.special import ndtr, ndtri
 
-from diffusion_lit.build import make_diffusion
-from diffusion_lit.classes import build, locate
-from diffusion_lit.config import CONF
+from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.targets import build, locate
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.diffusion.continuous import EDM, Flow
-from diffusion_lit.diffusion.draws import draw
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
+from diffusion_lit.diffusion.processes import EDM, Flow
+from diffusion_lit.diffusion.randomness import draw
+from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
 from diffusion_lit.diffusion.weighting import Uniform
+from diffusion_lit.runs.build import make_diffusion
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.previews import steps_told
 from diffusion_lit.sampling.samplers import make_sampler, times_of

@@ -9,9 +9,9 @@ from scipy import stats
 
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.stream import Batches, indices
-from diffusion_lit.diffusion.draws import BLOCK, Draws, draw, drop_labels, flip
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.seeds import counted, fold, image_seeds
+from diffusion_lit.diffusion.randomness import BLOCK, Draws, draw, drop_labels, flip
+from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.seeds import counted, fold, image_seeds
 
 CPU, SHAPE = torch.device("cpu"), (1, 2, 2)
 FIELDS = ("eps", "timestep", "flip", "drop")

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.config import composed
+from diffusion_lit.config.compose import composed
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources import ImageFolder, Split
+from diffusion_lit.data.sources.folder import ImageFolder, Split
 from diffusion_lit.data.store import load
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.images import to_pil
+from diffusion_lit.imaging.grids import to_pil
+from diffusion_lit.system.errors import Exit, UserError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lit.config import composed
+from diffusion_lit.config.compose import composed
 from diffusion_lit.train import expanded
 from tests.runs import TINY, address_of, run, start
 

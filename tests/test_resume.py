@@ -11,10 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import add_command, read_config
 from diffusion_lit.runs.resume import check_continuation
+from diffusion_lit.runs.run_dir import add_command
+from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.system.errors import UserError
 from diffusion_lit.train import prepare
 from tests.runs import TINY, last_step, run, signal_at_step, start, trace
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_lit import classes, launch, redaction, train
-from diffusion_lit.classes import build, locate, trust
-from diffusion_lit.config import composed
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.runs import checkpoints, folder, resume, weights
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit import train
+from diffusion_lit.cli import launch
+from diffusion_lit.config.compose import composed, secrets, targets
+from diffusion_lit.config.targets import build, locate, trust
+from diffusion_lit.runs import checkpoints, pretrained, resume, run_dir, stored_config
+from diffusion_lit.runs.load import Trained
+from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
 from tests.test_house import PACKAGE, modules
 
@@ -94,7 +95,7 @@ def test_a_variable_of_the_environment_does_not_open_our_files(tmp_path, monkeyp
 
     torch.save({"state_dict": Evil()}, tmp_path / "a.ckpt")
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    for read in (checkpoints.read, weights.read):
+    for read in (checkpoints.read, pretrained.read):
         with pytest.raises(UserError):
             read(tmp_path / "a.ckpt")
     assert not ran.exists()
@@ -111,9 +112,10 @@ def test_a_variable_of_the_environment_does_not_open_our_files(tmp_path, monkeyp
         "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "pathlib.Path.write_text",
         "diffusers.utils.dynamic_modules_utils.get_class_from_dynamic_module", "diffusers.DiffusionPipeline",
         "diffusers.DiffusionPipeline.from_pretrained", "diffusers.schedulers.scheduling_ddim.math.fsum",
-        "diffusion_lit.errors.sys.exit", "diffusion_lit.config.import_module", "diffusion_lit.classes.import_module",
-        "diffusion_lit.config.Path", "diffusion_lit.training.slurm.subprocess.run", "diffusion_lit.launch.launch",
-        "diffusion_lit.training.slurm.subprocess", "torch.optim.SGD", "torch.optim.lr_scheduler.LambdaLR",
+        "diffusion_lit.system.errors.sys.exit", "diffusion_lit.config.compose.import_module",
+        "diffusion_lit.config.targets.import_module", "diffusion_lit.config.compose.Path",
+        "diffusion_lit.distributed.slurm.subprocess.run", "diffusion_lit.cli.launch.launch",
+        "diffusion_lit.distributed.slurm.subprocess", "torch.optim.SGD", "torch.optim.lr_scheduler.LambdaLR",
         "diffusion_lit_evil.Net", "diffusers_evil.UNet", "", ".", "diffusion_lit", None, 3, ["os.system"],
         {"_target_": "os.system"},
     ],
@@ -135,15 +137,15 @@ def test_every_class_that_diffusers_samples_and_we_train_with_can_be_named():
 
 @pytest.fixture
 def nothing_is_ones_own(monkeypatch):
-    monkeypatch.setattr(classes, "_own", set())
+    monkeypatch.setattr(targets, "_own", set())
 
 
 def test_a_plugin_is_a_package_that_is_installed(monkeypatch, nothing_is_ones_own):
     """Its own classes can be named, not what it has imported."""
     with pytest.raises(UserError, match="install its package with an entry point in diffusion_lit.plugins"):
         locate("json.decoder.JSONDecoder")
-    installed = [EntryPoint("mine", "json", classes.PLUGINS)]
-    monkeypatch.setattr(classes, "entry_points", lambda group: installed if group == classes.PLUGINS else [])
+    installed = [EntryPoint("mine", "json", targets.PLUGINS)]
+    monkeypatch.setattr(targets, "entry_points", lambda group: installed if group == targets.PLUGINS else [])
     assert locate("json.decoder.JSONDecoder").__name__ == "JSONDecoder"
     for name in ("json.decoder.scanner", "json.codecs.open", "json.codecs.Codec", "jsonish.Net"):
         with pytest.raises(UserError, match="_target_"):
@@ -192,14 +194,16 @@ def test_what_is_trusted_is_the_name_and_no_more(nothing_is_ones_own):
     ],
 )  # fmt: skip
 def test_the_stored_words_of_a_run_set_nothing_of_hydra(tmp_path, word):
-    folder.add_command(tmp_path, ["seed=1", word])
+    run_dir.add_command(tmp_path, ["seed=1", word])
     with pytest.raises(UserError, match=r"command\.txt") as caught:
         resume.continued_overrides(tmp_path, [])
     assert caught.value.exit_code == Exit.CHECKPOINT
 
 
 def test_a_stored_network_of_another_class_is_not_built(digits_run, tmp_path):
-    config = folder.read_config(digits_run) | {"model": {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}}
+    config = stored_config.read_config(digits_run) | {
+        "model": {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
+    }
     (tmp_path / "run").mkdir()
     OmegaConf.save(OmegaConf.create(config), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "checkpoints").symlink_to(digits_run / "checkpoints")
@@ -251,7 +255,7 @@ def test_a_secret_in_a_file_of_ones_own_is_refused_and_not_repeated(tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_no_secret_is_not_refused(word):
-    redaction.refuse_secrets([word])
+    secrets.refuse_secrets([word])
 
 
 def test_keys_of_the_environment_are_in_no_file_and_in_no_line(tmp_path, monkeypatch):

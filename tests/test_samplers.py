@@ -10,19 +10,19 @@ import yaml
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
-from diffusion_lit.build import guided
-from diffusion_lit.classes import locate
-from diffusion_lit.config import CONF
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.targets import locate
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.diffusion.weighting import Uniform
-from diffusion_lit.images import to_uint8
+from diffusion_lit.imaging.grids import to_uint8
 from diffusion_lit.networks.unet import UNet
+from diffusion_lit.runs.build import guided
 from diffusion_lit.sampling import samplers
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import classifier_free
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
-from diffusion_lit.seeds import image_seeds
 
 YAMLS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(Path(CONF).glob("sampler/*.yaml"))}
 YAMLS = {name: config for name, config in YAMLS.items() if "discrete" in config["serves"]}  # others: test_processes

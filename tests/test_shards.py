@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lit.errors import UserError
-from diffusion_lit.files import replacing
-from diffusion_lit.runs import sharing
+from diffusion_lit.runs import shared_work
+from diffusion_lit.system.errors import UserError
+from diffusion_lit.system.files import replacing
 from tests.forks import Process
 from tests.runs import TINY, run, start
 
@@ -132,16 +132,16 @@ def test_shards_of_something_else_are_not_gone_on_with(tiny_run, tmp_path):
 def test_a_plan_is_written_once_and_kept_to(tmp_path):
     plan = {"seed": 3, "sampler": {"steps": 2, "name": "ddim"}, "labels": (0.5, 0.5)}
     for _ in range(2):
-        sharing.keep_to(plan, tmp_path / "new" / "out")
+        shared_work.keep_to(plan, tmp_path / "new" / "out")
     with pytest.raises(UserError, match=r"(?s)sampler.steps: 2 there, 3 now.*choose a new folder"):
-        sharing.keep_to(plan | {"sampler": {"steps": 3, "name": "ddim"}}, tmp_path / "new" / "out")
+        shared_work.keep_to(plan | {"sampler": {"steps": 3, "name": "ddim"}}, tmp_path / "new" / "out")
     with pytest.raises(UserError, match="eta: None there, 1 now"):
-        sharing.keep_to(plan | {"eta": 1}, tmp_path / "new" / "out")
+        shared_work.keep_to(plan | {"eta": 1}, tmp_path / "new" / "out")
     with pytest.raises(UserError, match="is not empty"):
-        sharing.keep_to(plan, tmp_path)
+        shared_work.keep_to(plan, tmp_path)
     (tmp_path / "new" / "out" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        sharing.keep_to(plan, tmp_path / "new" / "out")
+        shared_work.keep_to(plan, tmp_path / "new" / "out")
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -162,24 +162,24 @@ def test_without_locks_pieces_are_made_all_the_same(tmp_path, monkeypatch):
 
     def make(k: int) -> None:
         made.append(k)
-        sharing.save(files[k], k=k)
+        shared_work.save(files[k], k=k)
 
     def no_locks(*args, **kwargs) -> None:
-        raise OSError(sharing.errno.ENOLCK, "no locks available")
+        raise OSError(shared_work.errno.ENOLCK, "no locks available")
 
-    sharing.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
+    shared_work.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
     assert sorted(made) == list(range(5))
     files[3].unlink()
-    monkeypatch.setattr(sharing, "lock_byte", no_locks)
-    sharing.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
+    monkeypatch.setattr(shared_work, "lock_byte", no_locks)
+    shared_work.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
     assert made[5:] == [3]
 
 
 def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
     """Without locks the shards of one who puts them together may be removed by another who has done so."""
-    sharing.sound([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
+    shared_work.sound([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
     made = []
-    sharing.sound([tmp_path / "1.npz"], lambda: made.append(sharing.save(tmp_path / "1.npz", k=1)), print)
+    shared_work.sound([tmp_path / "1.npz"], lambda: made.append(shared_work.save(tmp_path / "1.npz", k=1)), print)
     assert len(made) == 1
 
 
@@ -190,7 +190,7 @@ def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
         for path in (dead, elsewhere, old, tmp_path / "images.npy"):
             path.write_bytes(b"half")
         os.utime(old, (0, 0))
-        sharing.sweep(tmp_path)
+        shared_work.sweep(tmp_path)
         assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "images.npy"}
 
 

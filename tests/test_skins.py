@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageOps
 
 from diffusion_lit.data.decoding import decoding_of
-from diffusion_lit.images import on_checkerboard, to_pil
-from diffusion_lit.skins import figure, figures, shown
+from diffusion_lit.imaging.grids import on_checkerboard, to_pil
+from diffusion_lit.imaging.skins import figure, figures, shown
 from tests.runs import TINY, run
 
 # (left, top, right, bottom) of the faces in the skin, as the game's texture has them, and the colour painted there

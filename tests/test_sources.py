@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffusion_lit.config import composed, with_data_facts
-from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.data.sources import hold_out
-from diffusion_lit.data.tables import short
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.folder import hold_out
+from diffusion_lit.data.sources.tables import short
+from diffusion_lit.system.errors import Exit, UserError
 from tests.test_training import train
 
 SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
@@ -248,9 +248,9 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
     path, cache = table_at(tmp_path / "set", {"image": shades(12)}), tmp_path / "cache"
     words = ["data=huggingface", f"data.path={path}", *GREY, f"data.cache_dir={cache}"]
     code = (
-        "from diffusion_lit.config import composed, with_data_facts\n"
+        "from diffusion_lit.config.compose import composed, with_data_facts\n"
         "from diffusion_lit.data.decoding import Decoding\n"
-        "from diffusion_lit.data.sources import hold_out\n"
+        "from diffusion_lit.data.sources.folder import hold_out\n"
         "from diffusion_lit.data.store import load\n"
         f"config, source = with_data_facts(composed('train', ['experiment=none', *{words!r}])[0])\n"
         "for name, split in hold_out(source.splits(), config['data']['val_fraction']).items():\n"
@@ -310,7 +310,7 @@ def test_a_finished_stream_is_never_reached_for_again(sets, tmp_path, monkeypatc
     files = sorted((tmp_path / "cache").iterdir())
     assert [file.suffix for file in files] == [".json", ".npy", ".npy"]
     with monkeypatch.context() as patch:
-        patch.setattr("diffusion_lit.data.huggingface.load_tables", None)
+        patch.setattr("diffusion_lit.data.sources.huggingface.load_tables", None)
         assert_same(huggingface(*words), first)
         with pytest.raises(TypeError):
             huggingface(*words, "data.max_images=3")
@@ -515,7 +515,7 @@ def test_a_set_without_rows(fault, tmp_path, monkeypatch):
     stream = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
     for table, streaming in ((empty, "false"), (stream, "true")):
         tables = {"train": table}
-        monkeypatch.setattr("diffusion_lit.data.huggingface.load_tables", lambda *args, tables=tables: tables)
+        monkeypatch.setattr("diffusion_lit.data.sources.huggingface.load_tables", lambda *args, tables=tables: tables)
         assert fault(tmp_path, f"data.streaming={streaming}") == "data.path=SET: its split train is empty"
 
 
@@ -578,7 +578,7 @@ def test_a_set_that_asks_for_access(fault, monkeypatch):
         text = "Dataset 'a/b' is a gated dataset on the Hub. Visit the dataset page to ask for access."
         raise datasets.exceptions.DatasetNotFoundError(text)
 
-    monkeypatch.setattr("diffusion_lit.data.tables._require_on_hub", lambda path: None)
+    monkeypatch.setattr("diffusion_lit.data.sources.tables._require_on_hub", lambda path: None)
     monkeypatch.setattr("datasets.load_dataset", gated)
     told = fault(Path("a/b"))
     assert "SET" not in told.replace("data.path=SET: Dataset 'SET' is a gated dataset", "")

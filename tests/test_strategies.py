@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lit.build import make_sampler_of
-from diffusion_lit.config import CONF, composed, with_data_facts
-from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.config.compose import CONF, composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.networks.unet import UNet
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.training import ranks, setup, strategies
-from diffusion_lit.training.loggers import make_logger
+from diffusion_lit.runs.build import make_sampler_of
+from diffusion_lit.training import setup, strategies
+from diffusion_lit.training.loggers.base import make_logger
 from diffusion_lit.training.recorder import Recorder
 from tests.replicas import CPUReplicas, replicate
 from tests.runs import TINY, run, signal_at_step, start, trace
@@ -33,7 +34,7 @@ WANDB = ["logger=wandb", "logger.mode=offline"]
 
 def followers(pid: int) -> list[int]:
     """Processes that rank 0 with this process id has started and that are still there."""
-    mark = f"{ranks.STARTED_BY_US}={pid}".encode()
+    mark = f"{process_group.STARTED_BY_US}={pid}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -278,10 +279,10 @@ def test_pictures_that_cannot_be_read_end_all_ranks(tmp_path):
 
 
 def test_alone_every_way_of_agreeing_gives_what_was_put_in():
-    assert ranks.highest(3) == 3
-    assert ranks.gather("a") == ["a"]
-    assert ranks.from_first("b") == "b"
-    assert ranks.shared(lambda k: k * k, 4) == [0, 1, 4, 9]
+    assert collectives.all_reduce_max(3) == 3
+    assert collectives.all_gather("a") == ["a"]
+    assert collectives.broadcast_from_rank_zero("b") == "b"
+    assert collectives.map_across_ranks(lambda k: k * k, 4) == [0, 1, 4, 9]
 
 
 # ---------------------------------------------------------------------------------------------- refused, or said
@@ -416,17 +417,17 @@ def test_dp_is_a_strategy_that_lightning_knows_by_name():
 
 @pytest.mark.parametrize(("layer", "broadcast"), [(nn.BatchNorm2d(4), True), (nn.GroupNorm(2, 4), False)])
 def test_buffers_are_broadcast_only_for_batch_norm(monkeypatch, layer, broadcast):
-    monkeypatch.setattr(ranks, "world_size", lambda: 2)
-    monkeypatch.setattr(ranks, "processes", lambda strategy: (2, 1))
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    monkeypatch.setattr(process_group, "processes", lambda strategy: (2, 1))
     made = strategies.trainer_arguments({"name": "ddp", "accelerator": "cpu"}, nn.Sequential(nn.Conv2d(1, 4, 3), layer))
     assert made["strategy"]._ddp_kwargs["broadcast_buffers"] is broadcast
 
 
 def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
     config, source = with_data_facts(composed("train", [*TINY, "strategy=ddp", "strategy.accumulate=3"])[0])
-    monkeypatch.setattr(ranks, "world_size", lambda: 2)
-    monkeypatch.setattr(ranks, "highest", lambda number: number)
-    monkeypatch.setattr(ranks, "gather", lambda value: [value, value])
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "all_reduce_max", lambda number: number)
+    monkeypatch.setattr(collectives, "all_gather", lambda value: [value, value])
     data = setup.load_data(config, source, tmp_path)
     assert isinstance(data, ImageDataModule)
     assert data.micro_batch_size == 2

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from diffusion_lit import audit
-from diffusion_lit.config import composed
-from diffusion_lit.data import parts, store, streaming
+from diffusion_lit.config.compose import composed
+from diffusion_lit.data import store, streaming
+from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.data.sources.folder import parts
 from diffusion_lit.data.stream import Batches, windows
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run, signal_at_step, start, trace
 from tests.test_resume import assert_equal_runs
 from tests.test_sources import huggingface
@@ -240,7 +241,7 @@ def test_what_is_remembered_of_a_set_is_made_again_where_it_is_damaged(sets, tmp
 
 def test_a_plan_of_pictures_that_are_not_kept(sets, tmp_path):
     words = ["data=huggingface", f"data.path={sets['parquet']}", *EVERY, *TINY, "model.attention_levels=[]"]
-    prelude = "import diffusion_lit.training.bench as bench; bench.SECONDS = 0.05"
+    prelude = "import diffusion_lit.training.benchmark as bench; bench.SECONDS = 0.05"
     printed = run("train", *words, "max_steps=40", "plan=true", cwd=tmp_path, prelude=prelude)
     assert "the whole run: about" in printed
 
@@ -295,7 +296,7 @@ def test_what_breaks_off_is_read_again_from_there(sets, broken, caplog):
 def test_what_stays_broken_ends_the_run(sets, broken, monkeypatch, address, code):
     """Here and at an address, which fsspec reads as it reads those of the hub."""
     files = [f"{address}{file}" for file in sorted(sets["parquet"].iterdir())]
-    monkeypatch.setattr("diffusion_lit.data.huggingface.parquet_files", lambda *args: files)
+    monkeypatch.setattr("diffusion_lit.data.sources.huggingface.parquet_files", lambda *args: files)
     data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
     assert sorted(taken(batches(data), N)) == list(range(N))
     broken(after=0, times=1000)
@@ -350,7 +351,7 @@ def settings(path: Path, *words: str) -> list[str]:
 
 SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.WAITS = 64, (0, 0)\n"
 NO_HUB = """
-from diffusion_lit.data import huggingface, parts
+from diffusion_lit.data.sources import huggingface, parts
 files, read, rows = huggingface.parquet_files, parts.ParquetRows.read, []
 huggingface.parquet_files = lambda *args: [f"file://{file}" for file in files(*args)]
 def gone(self, part, skip):

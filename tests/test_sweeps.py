@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusion_lit.runs import folder, sweeps
-from diffusion_lit.runs.sweep_picture import figure_of
+from diffusion_lit.cli import summary
+from diffusion_lit.figures.sweep import figure_of
+from diffusion_lit.runs import run_dir, stored_config, sweeps
 from tests.runs import TINY, last_step, run, start, trace
 
 QUICK = [*TINY, "max_steps=3", "checkpoint_every=3", "val_every=0", "sample_every=0", "metric=val_loss"]
@@ -42,10 +43,10 @@ def write_sweep(sweep: Path, space: dict[str, list], result_of) -> Path:
         job = sweep / str(number)
         job.mkdir(parents=True)
         words = [f"{key}={value}" for key, value in zip(space, values, strict=True)]
-        folder.add_command(job, ["max_steps=3", *words])
+        run_dir.add_command(job, ["max_steps=3", *words])
         result = result_of(*values)
         if result:
-            folder.write_result(job, result)
+            run_dir.write_result(job, result)
     return sweep
 
 
@@ -65,7 +66,7 @@ def test_swept_keys_are_those_with_more_than_one_value(tmp_path):
 
 def test_a_job_that_was_resumed_is_the_same_job(tmp_path):
     write_sweep(tmp_path, {"seed": [0, 1]}, lambda seed: finished(1.0))
-    folder.add_command(tmp_path / "1", ["max_steps=3", "seed=1", "resume=x/1", "run_dir=x/1", "accept=[data]"])
+    run_dir.add_command(tmp_path / "1", ["max_steps=3", "seed=1", "resume=x/1", "run_dir=x/1", "accept=[data]"])
     assert sweeps.swept(sweeps.jobs_of(tmp_path)) == ["seed"]
 
 
@@ -129,7 +130,7 @@ def test_what_a_sweeper_gets():
 def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
     space = {"weighting": [f"a_weighting_with_a_long_name_{k}" for k in range(45)], "optimizer.lr": ["0.00123456789"]}
     write_sweep(tmp_path, space | {"seed": [0, 1]}, lambda word, lr, seed: finished(int(word.split("_")[-1]) + seed))
-    sweeps.summarise(tmp_path)
+    summary.summarise(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["weighting", "n", "val_loss", "±", "95", "%", "not", "finished"]
     assert lines[1].split() == ["a_weighting_with_a_long_name_0", "2", "0.5", "6.3531", "<-", "best"]
@@ -139,7 +140,7 @@ def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
 
 def test_failures_are_told_with_their_reason(tmp_path, capsys):
     write_sweep(tmp_path, {"seed": [0, 1, 2]}, lambda seed: [FAILED, None, finished(1.0)][seed])
-    sweeps.summarise(tmp_path)
+    summary.summarise(tmp_path)
     printed = capsys.readouterr().out
     assert "failed     0 (seed=0): the loss is nan\nunfinished 1 (seed=1)\n" in printed
 
@@ -147,8 +148,8 @@ def test_failures_are_told_with_their_reason(tmp_path, capsys):
 def test_a_metric_that_no_result_has(tmp_path, capsys):
     write_sweep(tmp_path, {"seed": [0, 1]}, lambda seed: finished(1.0, class_accuracy=None, grid="x.png"))
     for metric in ("fid", "class_accuracy", "grid"):
-        sweeps.summarise(tmp_path, metric)
-        told = f"no result has a number '{metric}'; there are val_loss: python -m diffusion_lit.runs.sweeps {tmp_path}"
+        summary.summarise(tmp_path, metric)
+        told = f"no result has a number '{metric}'; there are val_loss: python -m diffusion_lit.cli.summary {tmp_path}"
         assert told in capsys.readouterr().out
     assert not (tmp_path / "results.png").exists()
     assert len(rows_of(tmp_path)) == 2
@@ -156,9 +157,9 @@ def test_a_metric_that_no_result_has(tmp_path, capsys):
 
 def test_the_summary_by_hand(tmp_path):
     write_sweep(tmp_path / "sweep", {"seed": [0, 1]}, lambda seed: finished(seed, class_accuracy=0.5 + seed))
-    assert "mean of class_accuracy over n seeds" in run("runs.sweeps", "sweep", "class_accuracy", cwd=tmp_path)
+    assert "mean of class_accuracy over n seeds" in run("cli.summary", "sweep", "class_accuracy", cwd=tmp_path)
     assert picture_is_drawn(tmp_path / "sweep")
-    assert "no folder of a sweep" in run("runs.sweeps", "nowhere", cwd=tmp_path, code=4)
+    assert "no folder of a sweep" in run("cli.summary", "nowhere", cwd=tmp_path, code=4)
 
 
 # ------------------------------------------------------------------------------------------ the picture
@@ -258,10 +259,10 @@ def test_a_colour_that_always_failed_is_in_the_legend(tmp_path):
 def test_what_optuna_tried_has_a_panel_for_each_key(tmp_path):
     for k in range(15):
         (tmp_path / str(k)).mkdir()
-        folder.add_command(
+        run_dir.add_command(
             tmp_path / str(k), [f"optimizer.lr={0.001 * 1.3**k}", f"weighting.gamma={1 + k % 7 + k / 9}"]
         )
-        folder.write_result(tmp_path / str(k), finished(1.0 + k))
+        run_dir.write_result(tmp_path / str(k), finished(1.0 + k))
     jobs = sweeps.jobs_of(tmp_path)
     keys = sweeps.swept(jobs)
     figure = figure_of(sweeps.groups_of(jobs, keys, "val_loss"), keys, "val_loss", "")
@@ -295,7 +296,7 @@ def test_a_job_that_fails_does_not_end_a_sweep_and_every_job_has_its_row(sweep):
     assert (sweep / "0" / "metrics.csv").exists()  # a run that diverged is there to be looked at
     assert picture_is_drawn(sweep)
     here = sweep.parents[2]
-    assert folder.read_config(sweep / "1")["run_dir"] == str((sweep / "1").relative_to(here))
+    assert stored_config.read_config(sweep / "1")["run_dir"] == str((sweep / "1").relative_to(here))
 
 
 def test_a_sweep_says_what_starts_what_failed_and_what_is_best(sweep):
@@ -376,8 +377,8 @@ def test_a_signal_ends_a_sweep_and_keeps_its_table(tmp_path, number):
 MAIN = """
 import json, math, os, signal, sys, time
 from diffusion_lit import train
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.runs import folder
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.runs import run_dir as folder
 def fit(config, source, run, overrides):
     folder.write_start(run, config, overrides)
     result = {"status": "finished", "exit_code": 0, "val_loss": float(config["seed"])}
@@ -420,7 +421,7 @@ def test_a_killed_sweep_has_a_row_for_every_job_that_began(tmp_path):
     body = "number == 2 and os.kill(os.getpid(), signal.SIGKILL)"
     sweep, _, _ = typed(tmp_path, body, "--multirun", "seed=5,6,7,8", code=-9)
     assert [row["seed"] for row in rows_of(sweep)] == ["5", "6"]
-    run("runs.sweeps", str(sweep), "val_loss", cwd=tmp_path)
+    run("cli.summary", str(sweep), "val_loss", cwd=tmp_path)
     assert [(row["seed"], row["status"]) for row in rows_of(sweep)] == [
         ("5", "finished"), ("6", "finished"), ("7", "unfinished"),
     ]  # fmt: skip

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.config import CONF, composed, with_data_facts
-from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.config.compose import CONF, composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.stream import indices
-from diffusion_lit.diffusion.draws import draw
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.errors import UserError
+from diffusion_lit.diffusion.randomness import draw
+from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import read_config
+from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.system.errors import UserError
 from diffusion_lit.train import fit
 from diffusion_lit.training.setup import make_module
 from tests.runs import TINY, run, trace

@@ -12,18 +12,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import visualize
-from diffusion_lit.diffusion.noise import NoiseTable
-from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
+from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.seeds import column_seeds, image_seeds
 from diffusion_lit.diffusion.weighting import SNR, MinSNR, Uniform
-from diffusion_lit.errors import UserError
 from diffusion_lit.figures import album, curves, losses, noising, schedule
 from diffusion_lit.figures.style import picture_of, save, tiles
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.images import to_float
-from diffusion_lit.runs import folder
-from diffusion_lit.runs.metrics import read_metrics
-from diffusion_lit.seeds import column_seeds, image_seeds
+from diffusion_lit.imaging.grids import to_float
+from diffusion_lit.runs import stored_config
+from diffusion_lit.runs.metrics_file import read_metrics
+from diffusion_lit.system.errors import UserError
 from diffusion_lit.training.probe import BINS
 from tests.runs import run
 from tests.test_images import enlarged, found, noise
@@ -286,7 +286,7 @@ def test_figures_of_a_run(digits_run, tmp_path):
     for k in (0, 12, 36):  # the first of a row, after the last step, is what `sample` makes of seed and class
         assert len(found(denoising, enlarged(ours[k], 9))) == 1
         assert len(found(compared, enlarged(ours[k + 1], 9))) == 1
-    originals = Subject(folder.read_config(digits_run), seed=0).originals(4)
+    originals = Subject(stored_config.read_config(digits_run), seed=0).originals(4)
     assert all(found(compared, enlarged(image, 9)) for image in originals[:, 2])
 
     with Image.open(tmp_path / "figures" / "classes.gif") as gif:
@@ -300,7 +300,7 @@ def test_originals_are_of_the_class_of_their_row(digits_run):
 
     digits = load_digits()
     pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    originals = Subject(folder.read_config(digits_run), seed=0).originals(3)
+    originals = Subject(stored_config.read_config(digits_run), seed=0).originals(3)
     assert originals.shape == (10, 3, 1, 8, 8)
     for label, row in enumerate(originals):
         for k, image in enumerate(row):
@@ -354,8 +354,8 @@ def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, monkey
 
 
 def test_what_is_no_longer_there_is_left_out_unless_it_is_named(digits_run, tmp_path, caplog):
-    lost = Subject(folder.read_config(digits_run) | {"name": "moved"}, seed=0, run=tmp_path)
-    lost.config["data"] |= {"_target_": "diffusion_lit.data.sources.ImageFolder", "root": str(tmp_path / "gone")}
+    lost = Subject(stored_config.read_config(digits_run) | {"name": "moved"}, seed=0, run=tmp_path)
+    lost.config["data"] |= {"_target_": "diffusion_lit.data.sources.folder.ImageFolder", "root": str(tmp_path / "gone")}
     config = OmegaConf.create({"columns": 3, "images_per_class": 1, "what": None})
     wanted, log = ["forward", "schedule", "curves"], logging.getLogger("test")
     made = list(album.draw(lost, wanted, tmp_path, config, {}, log))

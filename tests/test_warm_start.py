@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion_lit import train
-from diffusion_lit.build import make_network
-from diffusion_lit.config import CONF, composed
-from diffusion_lit.errors import UserError
+from diffusion_lit.config.compose import CONF, composed
 from diffusion_lit.runs import checkpoints, warm_start
-from diffusion_lit.runs.folder import read_config
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs.build import make_network
+from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.system.errors import UserError
 from tests.runs import run
 
 SIZE = 8
@@ -503,7 +503,7 @@ def test_weights_that_do_not_fit_leave_no_run(tmp_path):
 def test_looking_for_weights_needs_no_torch(tmp_path):
     unet().save_pretrained(tmp_path)
     code = (
-        "import sys\nfrom diffusion_lit import train\nfrom diffusion_lit.config import composed\n"
+        "import sys\nfrom diffusion_lit import train\nfrom diffusion_lit.config.compose import composed\n"
         "from omegaconf import OmegaConf\n"
         f"train.check(composed('train', {[*DATA, *pretrained(tmp_path), 'run_dir=' + str(tmp_path / 'run')]!r})[0])\n"
         "assert 'torch' not in sys.modules"

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.platforms import take_room
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.platform import take_room
 
 
 class Pictures:

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, UserError
 
 RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -88,7 +88,7 @@ def _unfolded(image: Image.Image) -> Image.Image:
     """An RGBA skin of 64x32 as one of 64x64."""
     import torch
 
-    from diffusion_lit.skins import from_old_layout
+    from diffusion_lit.imaging.skins import from_old_layout
 
     skin = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return Image.fromarray(from_old_layout(skin).permute(1, 2, 0).numpy())

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, broken, named, opened
-from diffusion_lit.data.sources import SUFFIXES
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.data.sources.folder import SUFFIXES
+from diffusion_lit.system.errors import Exit, UserError
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.console import progress_bar
 from diffusion_lit.data import cache
-from diffusion_lit.data.building import Tell, built_once
+from diffusion_lit.data.build_lock import Tell, built_once
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
-from diffusion_lit.data.sources import Rows, Split, Stream, fingerprint, hold_out
+from diffusion_lit.data.sources.folder import Rows, Split, Stream, fingerprint, hold_out
 from diffusion_lit.data.streaming import MOST_HELD_OUT, Reread, Streamed
+from diffusion_lit.system.console import progress_bar
 
 
 @dataclass(frozen=True)

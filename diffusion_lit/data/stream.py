@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.streaming import Streamed
-from diffusion_lit.seeds import counted
+from diffusion_lit.diffusion.seeds import counted
 
 AHEAD = 4  # micro-batches that are decoded before they are asked for
 

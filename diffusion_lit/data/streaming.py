@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, Encoded
-from diffusion_lit.data.parts import ArrowRows, ParquetRows, Part, Row
-from diffusion_lit.data.tables import short
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.seeds import counted
+from diffusion_lit.data.sources.parts import ArrowRows, ParquetRows, Part, Row
+from diffusion_lit.data.sources.tables import short
+from diffusion_lit.diffusion.seeds import counted
+from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger(__name__)
 EVERY_EPOCH = "every_epoch"  # `data.streaming`

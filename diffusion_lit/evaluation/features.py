@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion_lit.data.store import ImageStore, centre
-from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.evaluation.classifier import RECIPE, Classifier, premultiplied, trained_classifier
-from diffusion_lit.files import replacing
-from diffusion_lit.platforms import lock
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import replacing
+from diffusion_lit.system.platform import lock
 
 BATCH = 250
 COMPONENTS = 64

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.evaluation.colours import colour_statistics
+from diffusion_lit.evaluation.colors import colour_statistics
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
 from diffusion_lit.evaluation.features import EXTRACTORS, Extractor, Pictures, classes, classifier, small
 from diffusion_lit.evaluation.intervals import Estimate, of_share, shuffled
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorisation import Neighbours, nearest
+from diffusion_lit.evaluation.memorization import Neighbours, nearest
+from diffusion_lit.system.errors import Exit, UserError
 
 FEWEST = 4  # images of a set whose distance to another one can be told
 PIXELS = 32  # px, to which larger pictures are shrunk before pixels are compared

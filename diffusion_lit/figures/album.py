@@ -8,22 +8,22 @@ from types import MappingProxyType
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.build import make_diffusion
-from diffusion_lit.classes import locate
-from diffusion_lit.console import progress_bar
-from diffusion_lit.diffusion.process import Diffusion
-from diffusion_lit.errors import Exit, UserError
+from diffusion_lit.config.targets import locate
+from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.figures import curves, losses, noising, samples, schedule
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.runs.folder import read_config
-from diffusion_lit.runs.trained import Trained
+from diffusion_lit.runs.build import make_diffusion
+from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.sampling.samplers import make_sampler
+from diffusion_lit.system.console import progress_bar
+from diffusion_lit.system.errors import Exit, UserError
 
 SAMPLED = ("panels", "denoising", "samplers")  # what needs weights
 
 
 def of_recipe(facts: dict, seed: int) -> Subject:
-    """A recipe with the classes of its data, see `diffusion_lit.config.with_data_facts`."""
+    """A recipe with the classes of its data, see `diffusion_lit.config.compose.with_data_facts`."""
     return Subject(facts, seed)
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.figures.style import BLUE, GREEN, GREY, ORANGE, logarithmic, plots, save
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.runs.metrics_file import read_metrics
+from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.probe import BINS
 
 LOSSES = {"loss": ("training", GREY), "val_loss_raw": ("held out, raw", ORANGE), "val_loss": ("held out, EMA", BLUE)}

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.noise import Process
-from diffusion_lit.diffusion.process import Diffusion, Row
+from diffusion_lit.diffusion.loss import Diffusion, Row
+from diffusion_lit.diffusion.schedules import Process
 from diffusion_lit.figures.schedule import log_snr
 from diffusion_lit.figures.style import plots, save
 

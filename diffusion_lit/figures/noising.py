@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.diffusion.loss import Diffusion, Network
+from diffusion_lit.diffusion.seeds import fold
 from diffusion_lit.figures.style import save, tiles
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.images import to_float, to_uint8
+from diffusion_lit.imaging.grids import to_float, to_uint8
 from diffusion_lit.sampling.samplers import size
-from diffusion_lit.seeds import fold
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the panels, as shares of all levels
 

@@ -7,14 +7,14 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from diffusion_lit.console import progress_bar
-from diffusion_lit.errors import UserError
+from diffusion_lit.config.schema import METRICS
 from diffusion_lit.figures import curves
 from diffusion_lit.figures.style import plots
-from diffusion_lit.rules import METRICS
-from diffusion_lit.runs import folder
-from diffusion_lit.runs.metrics import read_metrics
+from diffusion_lit.runs import run_dir
+from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.resume import flat
+from diffusion_lit.system.console import progress_bar
+from diffusion_lit.system.errors import UserError
 
 COMPARED = ("loss", "val_loss", "val_error", "fd", "class_accuracy", "images_per_second")  # columns, run by run
 COMPARED_RUNS = 10  # curves that can be told apart in one figure
@@ -55,12 +55,12 @@ def page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
 
 
 def _folded(run: Path, grids: int) -> str:
-    return f"<details><summary>{escape(str(folder.shown(run)))}</summary>{_of_run(run, grids)}</details>"
+    return f"<details><summary>{escape(str(run_dir.shown(run)))}</summary>{_of_run(run, grids)}</details>"
 
 
 def _of_run(run: Path, grids: int) -> str:
-    result = folder.read_result(run)
-    parts = [f"<h2>{escape(str(folder.shown(run)))}</h2>", _table(_summary(run, result))]
+    result = run_dir.read_result(run)
+    parts = [f"<h2>{escape(str(run_dir.shown(run)))}</h2>", _table(_summary(run, result))]
     parts += [_slider(run, grids), _curves(run), _evaluations(run), _settings(run)]
     return "\n".join(part for part in parts if part)
 
@@ -127,7 +127,7 @@ def _curves(run: Path) -> str:
 def _evaluations(run: Path) -> str:
     """The newest results of `evaluate`, and what the newest of them found nearest to a copy."""
     files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)[-EVALUATIONS:]
-    results = [folder.read_result(file.parent) for file in reversed(files)]
+    results = [run_dir.read_result(file.parent) for file in reversed(files)]
     results = [result for result in results if "settings" in result]
     if not results:
         return ""
@@ -174,7 +174,7 @@ def _of_sweep(sweep: Path) -> str:
 
 def _differences(runs: Sequence[Path]) -> str:
     """A row a run: the settings that are not the same in all of them, and the numbers of their results."""
-    configs, results = [flat(_config(run)) for run in runs], [folder.read_result(run) for run in runs]
+    configs, results = [flat(_config(run)) for run in runs], [run_dir.read_result(run) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
     other = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1 and key != "run_dir"]
     found = dict.fromkeys(key for result in results for key, value in result.items() if _is_number(value))
@@ -214,7 +214,7 @@ def _rows(run: Path) -> list[dict[str, str]]:
 
 def _config(run: Path) -> dict:
     try:
-        return folder.read_config(run)
+        return run_dir.read_run_config(run)
     except UserError:
         return {}
 

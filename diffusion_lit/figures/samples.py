@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lit.build import guided
+from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.figures.style import picture_of, save, tiles
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.images import save_gif, to_uint8
+from diffusion_lit.imaging.grids import save_gif, to_uint8
+from diffusion_lit.runs.build import guided
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.previews import CLASS_MS, Film, steps_told
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.seeds import image_seeds
 
 Advance = Callable[[], None]  # told of every evaluation for a chunk of images
 

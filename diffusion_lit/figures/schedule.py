@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.process import Diffusion
+from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.figures.style import BLUE, ORANGE, plots, save
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.training.probe import BINS, EDGES

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.files import replacing
-from diffusion_lit.images import on_checkerboard, to_pil
+from diffusion_lit.imaging.grids import on_checkerboard, to_pil
+from diffusion_lit.system.files import replacing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # of Okabe & Ito (2008)
 DPI = 100

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lit.build import make_diffusion
-from diffusion_lit.config import source_of
+from diffusion_lit.config.compose import source_of
 from diffusion_lit.data.decoding import decoding_of
-from diffusion_lit.data.sources import Split
+from diffusion_lit.data.sources.folder import Split
 from diffusion_lit.data.store import load
-from diffusion_lit.diffusion.process import Diffusion
-from diffusion_lit.runs.trained import Trained
-from diffusion_lit.skins import shown
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.imaging.skins import shown
+from diffusion_lit.runs.build import make_diffusion
+from diffusion_lit.runs.load import Trained
 
 ROWS = 10  # of a figure, a class each (the first ones); without classes just rows
 

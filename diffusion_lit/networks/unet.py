@@ -6,8 +6,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from diffusion_lit.errors import Exit, UserError
 from diffusion_lit.networks.class_table import ClassTable
+from diffusion_lit.system.errors import Exit, UserError
 
 
 class UNet(nn.Module):

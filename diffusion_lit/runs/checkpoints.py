@@ -7,8 +7,8 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.platforms import sync_folder
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.platform import sync_folder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"  # in a published folder; of a network that diffusers knows
 NETWORK = "network.safetensors"  # of any other

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.overrides import as_word, value_of
+from diffusion_lit.config.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import Lock, read_config, read_overrides, require_writable
+from diffusion_lit.runs.run_dir import Lock, read_overrides, read_run_config, require_writable
+from diffusion_lit.system.errors import Exit, UserError
 
 # What may differ between a run and its continuation; everything else makes it another run.
 FREE = {
@@ -44,7 +44,7 @@ def check_continuation(run: Path, config: dict) -> None:
     if checkpoints.steps_of(run):
         checkpoints.choose(run, warn=lambda message: None)
     # two words that would do nothing in a run that has not had them from its start
-    before, now = {"init_from": None, "ema_snapshot_every": 0} | flat(read_config(run)), flat(config)
+    before, now = {"init_from": None, "ema_snapshot_every": 0} | flat(read_run_config(run)), flat(config)
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
     # keys that are newer than the run say nothing of it
     differing = sorted(key for key in before.keys() - free if before[key] != now.get(key))

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lit.console import progress_bar
+from diffusion_lit.diffusion.seeds import Seed
 from diffusion_lit.evaluation.features import BATCH, Extractor, digest_of
-from diffusion_lit.files import replacing
-from diffusion_lit.images import on_checkerboard
-from diffusion_lit.platforms import sync_folder
-from diffusion_lit.runs import sharing
-from diffusion_lit.runs.trained import Trained, counted
+from diffusion_lit.imaging.grids import on_checkerboard
+from diffusion_lit.imaging.skins import shown
+from diffusion_lit.runs import shared_work
+from diffusion_lit.runs.load import Trained, counted
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.previews import COLUMNS, ROWS, class_grid
-from diffusion_lit.seeds import Seed
-from diffusion_lit.skins import shown
+from diffusion_lit.system.console import progress_bar
+from diffusion_lit.system.files import replacing
+from diffusion_lit.system.platform import sync_folder
 
 log = logging.getLogger(__name__)
 PART = 8 * BATCH  # images of a piece of work for an extractor: whole batches, so features have the same bits
@@ -55,7 +55,7 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
     labels, seeds, batch = asked.labels, asked.seeds, model.sampler.batch_size
     size = -(-len(seeds) // (asked.shards * batch)) * batch
     parts = [slice(start, start + size) for start in range(0, len(seeds), size)]
-    sharing.keep_to(_plan(model, asked, size), out)
+    shared_work.keep_to(_plan(model, asked, size), out)
     files = [out / "shards" / f"{k:05d}.npz" for k in range(len(parts))]
     calls = len(model.sampler.build(model.diffusion.table).timesteps) * (size // batch)  # of a shard
 
@@ -64,28 +64,28 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
 
     def make(k: int) -> None:
         x, nfe, seconds = counted(model, labels[parts[k]], seeds[parts[k]], lambda first, step, x: bar.advance(task))
-        sharing.save(files[k], images=x.permute(0, 2, 3, 1).numpy(), nfe=nfe, seconds=seconds)
+        shared_work.save(files[k], images=x.permute(0, 2, 3, 1).numpy(), nfe=nfe, seconds=seconds)
 
     def tell(done: int) -> None:
         bar.update(task, completed=done * calls)
         bar.advance(task, 0)
 
     def shards() -> None:  # the shards go when all is complete, so that is looked at after them
-        sharing.share(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
+        shared_work.share(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
 
     def merge(_: int) -> None:
-        sharing.sound(files, shards, log.warning, complete)
+        shared_work.sound(files, shards, log.warning, complete)
         try:
             _merge(files, model, asked, out)
         except FileNotFoundError:
             if not complete():  # by another process, which has removed the shards: only where there are no locks
                 raise
 
-    sharing.share(out / ".lock", 1, lambda _: not complete() or _is_sound(out), lambda _: _begin_again(out))
+    shared_work.share(out / ".lock", 1, lambda _: not complete() or _is_sound(out), lambda _: _begin_again(out))
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=len(files) * calls)
         shards()
-    sharing.share(out / ".lock", 1, lambda _: complete(), merge)
+    shared_work.share(out / ".lock", 1, lambda _: complete(), merge)
     sync_folder(out)
     shutil.rmtree(out / "shards", ignore_errors=True)
     return json.loads((out / "manifest.json").read_text())
@@ -122,16 +122,16 @@ def share_features(extractor: Extractor, images: Tensor, out: Path) -> list[Path
     files = [home / f"{k:05d}.npz" for k in range(-(-len(images) // PART))]
 
     def make(k: int) -> None:
-        sharing.save(files[k], features=extractor(images[k * PART : (k + 1) * PART]).numpy())
+        shared_work.save(files[k], features=extractor(images[k * PART : (k + 1) * PART]).numpy())
 
-    sharing.share(out / ".features.lock", len(files), lambda k: files[k].exists(), make)
+    shared_work.share(out / ".features.lock", len(files), lambda k: files[k].exists(), make)
     return files
 
 
 def features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
     """Features (N, D) of all images, the same bits as `extractor(images)`."""
     files = share_features(extractor, images, out)
-    sharing.sound(files, lambda: share_features(extractor, images, out), log.warning)
+    shared_work.sound(files, lambda: share_features(extractor, images, out), log.warning)
     return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])
 
 
@@ -151,7 +151,7 @@ def _plan(model: Trained, asked: Asked, size: int) -> dict:
 
 def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> None:
     """images.npy, a shard at a time; labels.npy, the grid, and the manifest last."""
-    sharing.sweep(out)
+    shared_work.sweep(out)
     channels, *size = model.shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(asked.seeds), *size, channels)}
     whole, made = hashlib.blake2b(digest_size=16), []
@@ -175,7 +175,7 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
         "blake2b": whole.hexdigest(),
         "shards": made,
     }
-    sharing.write_json(out / "manifest.json", manifest)
+    shared_work.write_json(out / "manifest.json", manifest)
 
 
 def _grid(images: Tensor, labels: Sequence[Label], model: Trained):

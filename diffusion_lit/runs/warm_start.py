@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffusion_lit.conflicts import conflicts
-from diffusion_lit.debug import narrowed
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.runs import weights
-from diffusion_lit.runs.folder import read_config
+from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.debug import narrowed
+from diffusion_lit.runs import pretrained
+from diffusion_lit.runs.run_dir import read_run_config
+from diffusion_lit.system.errors import Exit, UserError
 
 PREFIXES = r"((module|_orig_mod|model|net|ema|unet)\.)+"  # what a network is called where it is a part of something
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention in older diffusers
@@ -35,7 +35,7 @@ def with_architecture(config: dict) -> dict:
     model = config["model"]
     if "take" not in model:
         return config
-    stored = read_config(Path(config["resume"]))["model"] if config.get("resume") else {}
+    stored = read_run_config(Path(config["resume"]))["model"] if config.get("resume") else {}
     if stored.get("path") == model["path"] and "architecture" in stored:
         architecture = stored["architecture"]
     else:
@@ -51,7 +51,7 @@ def with_architecture(config: dict) -> dict:
 
 def _architecture(path: str, num_classes: int) -> dict:
     """Arguments of UNet2D, without those that follow from the data."""
-    found = weights.unet_config(path, "model.path")
+    found = pretrained.unet_config(path, "model.path")
     kind = found.get("class_embed_type") or "table"
     entering, leaving = found.get("in_channels", 3), found.get("out_channels", 3)
     fault = None
@@ -82,7 +82,7 @@ def check(config: dict) -> None:
     """Refuse weights that are nowhere, without torch. Of the hub they are then on this machine."""
     if source(config):
         key, path = source(config)
-        weights.find(path, key, warn=lambda message: None)
+        pretrained.find(path, key, warn=lambda message: None)
 
 
 def fill(net, config: dict, warn=print) -> str | None:
@@ -99,8 +99,8 @@ def fill(net, config: dict, warn=print) -> str | None:
     if not source(config):
         return None
     key, path = source(config)
-    file = weights.find(path, key, warn)
-    found, made_with = weights.read(file)
+    file = pretrained.find(path, key, warn)
+    found, made_with = pretrained.read(file)
     own = {_core(name): name for name in net.state_dict()}
     state = {_core(name): tensor for name, tensor in found.items()}
     shapes = {name: tuple(net.state_dict()[full].shape) for name, full in own.items()}

@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from diffusion_lit.data.originals import Originals
-from diffusion_lit.diffusion.process import Diffusion
-from diffusion_lit.images import to_float
-from diffusion_lit.seeds import Between, Seed
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.seeds import Between, Seed
+from diffusion_lit.imaging.grids import to_float
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

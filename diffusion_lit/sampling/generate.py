@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.process import Diffusion, Network
+from diffusion_lit.diffusion.loss import Diffusion, Network
+from diffusion_lit.diffusion.seeds import Seed
 from diffusion_lit.sampling.editing import Edit, first_noise, taken_back
 from diffusion_lit.sampling.guidance import Within, at
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler, size, times_of
-from diffusion_lit.seeds import Seed
 
 # (first image of the chunk, evaluation of the network done, x (B, C, H, W) after it, of unit variance)
 OnStep = Callable[[int, int, Tensor], None]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.noise import Process
-from diffusion_lit.diffusion.process import Network
+from diffusion_lit.diffusion.loss import Network
+from diffusion_lit.diffusion.schedules import Process
 
 
 def classifier_free(net: Network, null_label: int, scale: float, rescale: float = 0.0) -> Network:

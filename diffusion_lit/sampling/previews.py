@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.files import replacing
-from diffusion_lit.images import beside, grid, on_checkerboard, save_gif, to_uint8
+from diffusion_lit.imaging.grids import beside, grid, on_checkerboard, save_gif, to_uint8
 from diffusion_lit.sampling.labels import Label, name_of
+from diffusion_lit.system.files import replacing
 
 ROWS, COLUMNS = 16, 8  # of a preview at most
 FRAMES = 40  # of its film at most

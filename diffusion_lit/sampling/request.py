@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.data.originals import Originals
+from diffusion_lit.diffusion.seeds import Between, Seed, column_seeds, image_seeds
+from diffusion_lit.imaging.skins import shown
 from diffusion_lit.sampling.labels import Label, name_of
 from diffusion_lit.sampling.previews import class_grid, grid_of_rows, rows_of_classes
-from diffusion_lit.seeds import Between, Seed, column_seeds, image_seeds
-from diffusion_lit.skins import shown
 
 
 class Wanted(NamedTuple):
@@ -64,7 +64,7 @@ def picture_of(
     images: Tensor, asked: Sequence[Wanted], class_names: Sequence[str], originals: Originals | None, render: str
 ) -> Image.Image:
     """uint8 (N, C, H, W) row by row, in an edit behind the original and what is kept of it; or a square of them where
-    there is but one row that says nothing. `render`: see `diffusion_lit.skins.shown`."""
+    there is but one row that says nothing. `render`: see `diffusion_lit.imaging.skins.shown`."""
     in_rows = [image.row for image in asked]
     rows, images = list(dict.fromkeys(in_rows)), shown(images, render)
     if not (class_names or originals or isinstance(asked[0].seed, Between)):

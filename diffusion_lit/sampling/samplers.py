@@ -8,8 +8,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.noise import Process
-from diffusion_lit.diffusion.prediction import PREDICTION_TYPES
+from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
+from diffusion_lit.diffusion.schedules import Process
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.system.errors import UserError
 
 
 class CheckpointFiles(CheckpointIO):

@@ -6,11 +6,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.draws import draw, drop_labels, flip, seed_network
-from diffusion_lit.diffusion.process import Diffusion
-from diffusion_lit.errors import Exit, UserError
-from diffusion_lit.images import to_float
-from diffusion_lit.runs import ema_lengths
+from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.diffusion.randomness import draw, drop_labels, flip, seed_network
+from diffusion_lit.imaging.grids import to_float
+from diffusion_lit.runs import posthoc_ema
+from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer, optimizer_settings
 
@@ -37,7 +37,7 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         self.net = net
         self.ema = net if decay is None else copy.deepcopy(net).requires_grad_(False).eval()
-        tracked = ema_lengths.LENGTHS if config.get("ema_snapshot_every") else ()
+        tracked = posthoc_ema.LENGTHS if config.get("ema_snapshot_every") else ()
         self.averages = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in tracked).eval()
         self.diffusion, self.decay = diffusion, decay
         self.config, self.config_text = config, config_text
@@ -113,8 +113,8 @@ class DiffusionModule(L.LightningModule):
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
                 averaging.update(ema, net, self.decay(updates - 1), self.skipped)
-        for average, length in zip(averages, ema_lengths.LENGTHS, strict=False):
-            averaging.update(average, net, ema_lengths.decay(length, self.global_step + 1), self.skipped)
+        for average, length in zip(averages, posthoc_ema.LENGTHS, strict=False):
+            averaging.update(average, net, posthoc_ema.decay(length, self.global_step + 1), self.skipped)
         self.in_update = False
 
     def forget_step(self) -> None:

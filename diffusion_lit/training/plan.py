@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lit.build import make_sampler_of
-from diffusion_lit.console import duration, progress_bar
-from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.config.overrides import as_word
+from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.overrides import as_word
+from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
-from diffusion_lit.training import ranks, setup
-from diffusion_lit.training.bench import Bench, Row
+from diffusion_lit.runs.build import make_sampler_of
+from diffusion_lit.system.console import duration, progress_bar
+from diffusion_lit.training import setup
+from diffusion_lit.training.benchmark import Bench, Row
 from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.quality import metrics_of
 
@@ -67,8 +68,8 @@ def plan(config: dict, source, words: list[str]) -> None:
 def devices_of(strategy: dict) -> int:
     """Devices among which a batch is shared out."""
     if strategy["name"] == "ddp":
-        return ranks.processes(strategy)[0]
-    return ranks.devices_here(strategy) if strategy["name"] == "dp" else 1
+        return process_group.processes(strategy)[0]
+    return process_group.devices_here(strategy) if strategy["name"] == "dp" else 1
 
 
 def existing(config: dict) -> Path:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.distributed import collectives
+from diffusion_lit.imaging.skins import shown
 from diffusion_lit.sampling.previews import (
     Film,
     caption,
@@ -15,10 +18,7 @@ from diffusion_lit.sampling.previews import (
     save_preview,
 )
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.seeds import image_seeds
-from diffusion_lit.skins import shown
-from diffusion_lit.training import ranks
-from diffusion_lit.training.loggers import Shielded
+from diffusion_lit.training.loggers.base import Shielded
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.shared import Stopped, samples
 
@@ -42,7 +42,7 @@ def draw_preview(
     steps = len(sampler.build(module.diffusion.table).timesteps)
     film = Film(filmed_images(labels, names), steps, module.shape)
     calls = steps * len(networks) * -(-len(labels) // sampler.batch_size)
-    task = bar.add_task("drawing the preview", total=-(-calls // ranks.world_size()), unit="preview")
+    task = bar.add_task("drawing the preview", total=-(-calls // collectives.world_size()), unit="preview")
 
     def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
         if stopped():
@@ -55,8 +55,8 @@ def draw_preview(
         drawn = samples(list(networks.values()), module, sampler, labels, seeds, on_step)
     finally:
         bar.remove_task(task)
-    film.frames = sum(ranks.gather(film.frames))  # each rank has filmed some of the images
-    if drawn is None or ranks.rank() != 0:
+    film.frames = sum(collectives.all_gather(film.frames))  # each rank has filmed some of the images
+    if drawn is None or collectives.rank() != 0:
         return
     render = config["data"].get("render", "none")  # a resumed run may be older than the key
     film.frames = shown(film.frames, render)

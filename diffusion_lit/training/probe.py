@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.diffusion.process import Diffusion, Network, Row
-from diffusion_lit.images import to_float
-from diffusion_lit.seeds import fold
+from diffusion_lit.diffusion.loss import Diffusion, Network, Row
+from diffusion_lit.diffusion.seeds import fold
+from diffusion_lit.imaging.grids import to_float
 
 EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log snr, the outer ones open
 BINS = (

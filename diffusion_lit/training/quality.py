@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from diffusion_lit.data.module import ImageDataModule
+from diffusion_lit.config.schema import METRICS as COLUMNS
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.diffusion.seeds import fold, image_seeds
+from diffusion_lit.distributed import consistency
 from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.evaluation.metrics import METRICS, Evidence, accuracy, labels_like, reference_of
-from diffusion_lit.rules import METRICS as COLUMNS
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.seeds import fold, image_seeds
-from diffusion_lit.training import copies
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.shared import samples
 
@@ -37,7 +37,7 @@ class Quality:
     def __init__(self, config: dict, data: ImageDataModule, module: DiffusionModule, sampler: Sampler):
         names, steps = config["data"]["class_names"], module.diffusion.table.num_train_timesteps
         pictures = pictures_of(data.train, data.val, config["data"], module.device)
-        with copies.first_here_goes_first():
+        with consistency.local_rank_zero_first():
             self.reference = reference_of(pictures, "classifier" if names else "pixels", names)
         self.sampler = replace(sampler, steps=min(sampler.steps or steps, config["metrics_steps"]))
         self.labels = labels_like(self.reference.training.labels, config["metrics_images"])
@@ -57,7 +57,7 @@ def judge(config: dict, data: ImageDataModule, module: DiffusionModule, sampler:
     if not (num_images and config["data"]["class_names"]):
         return {}
     pictures = pictures_of(data.train, data.val, config["data"], module.device)
-    with copies.first_here_goes_first():
+    with consistency.local_rank_zero_first():
         found = classifier(pictures)
     labels = labels_like(torch.from_numpy(pictures.train.labels), num_images)
     (images,) = samples([module.ema], module, sampler, labels, image_seeds(fold(config["seed"], "judge"), num_images))

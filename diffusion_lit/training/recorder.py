@@ -13,16 +13,17 @@ from pathlib import Path
 
 import lightning as L
 
-from diffusion_lit.console import progress_bar
-from diffusion_lit.errors import ENDING, HEARD, SAVING, Exit, UserError
-from diffusion_lit.memory import is_out_of_memory, peak_memory_gib
+from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.metrics import MetricsFile
+from diffusion_lit.runs.metrics_file import MetricsFile
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.system.console import progress_bar
+from diffusion_lit.system.errors import ENDING, HEARD, SAVING, Exit, UserError
+from diffusion_lit.system.memory import is_out_of_memory, peak_memory_gib
 from diffusion_lit.training import ema as averaging
-from diffusion_lit.training import flight, ranks
-from diffusion_lit.training.loggers import Shielded
+from diffusion_lit.training import flight
+from diffusion_lit.training.loggers.base import Shielded
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.preview import draw_preview, grid_of
 from diffusion_lit.training.probe import BINS, Probe
@@ -79,7 +80,7 @@ class Recorder(L.Callback):
         self.metrics: MetricsFile | None = None
         self.probe: Probe | None = None
         self.quality: Quality | None = None
-        self.writes = ranks.rank() == 0
+        self.writes = collectives.rank() == 0
         self.bar = progress_bar(shown=self.writes)
 
     def state_dict(self) -> dict:
@@ -121,14 +122,14 @@ class Recorder(L.Callback):
         self.bar.advance(self.task)
         end = self.step == trainer.max_steps
         due = {name for name in EVERY if self._is_due(name) or (end and (name != "metrics_every" or self.quality))}
-        if due or ranks.highest(self.signal):
+        if due or collectives.all_reduce_max(self.signal):
             self._milestone(trainer, module, due)
 
     def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self._close()
 
     def on_exception(self, trainer: L.Trainer, module: DiffusionModule, exception: BaseException) -> None:
-        alone = ranks.world_size() == 1  # others would wait for their part of a save
+        alone = collectives.world_size() == 1  # others would wait for their part of a save
         saved = self.step in checkpoints.steps_of(self.run)
         if is_out_of_memory(exception) and alone and self.step and not (saved or module.in_update):
             module.forget_step()
@@ -160,9 +161,9 @@ class Recorder(L.Callback):
             self._save(trainer, module, needed=end)
         if "sample_every" in due:
             self.preview(module)
-        heard = ranks.highest(self.signal)
+        heard = collectives.all_reduce_max(self.signal)
         ends = ends_run(heard)
-        if heard and not (save and ranks.from_first(not self.failed_saves)):
+        if heard and not (save and collectives.broadcast_from_rank_zero(not self.failed_saves)):
             self._save(trainer, module, needed=ends)
         if ends:
             self.ended_by, trainer.should_stop = heard, True
@@ -213,7 +214,7 @@ class Recorder(L.Callback):
 
     def draw_missing(self, module: DiffusionModule) -> None:
         """The preview of this step, if a signal cut it short and the run was saved without it."""
-        if not ranks.from_first(grid_of(self.run, self.step).exists()):
+        if not collectives.broadcast_from_rank_zero(grid_of(self.run, self.step).exists()):
             self.preview(module)
 
     def _save(self, trainer: L.Trainer, module: DiffusionModule, needed: bool) -> None:
@@ -272,7 +273,7 @@ class Recorder(L.Callback):
         if ends_run(self.signal) and number == signal.SIGINT:
             raise UserError(Exit.SIGINT, f"stopped at once; {self.last_checkpoint()}")
         self.signal = number if ends_run(number) else self.signal or number  # one that only saves takes no end back
-        ranks.tell_others(number)
+        process_group.tell_others(number)
         then = "" if ends_run(self.signal) else ", then going on"
         log.info("%s: finishing this step and saving%s", signal.Signals(number).name, then)
 

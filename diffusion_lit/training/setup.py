@@ -14,15 +14,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lit.build import make_decay, make_diffusion, make_network
-from diffusion_lit.config import source_of
-from diffusion_lit.data.module import ImageDataModule
-from diffusion_lit.errors import SAVING, Exit, UserError
-from diffusion_lit.overrides import as_word
+from diffusion_lit.config.compose import source_of
+from diffusion_lit.config.overrides import as_word
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.diffusion.seeds import fold
+from diffusion_lit.distributed import collectives, consistency, process_group
 from diffusion_lit.runs import checkpoints, warm_start
-from diffusion_lit.runs.folder import shown
-from diffusion_lit.seeds import fold
-from diffusion_lit.training import copies, ranks
+from diffusion_lit.runs.build import make_decay, make_diffusion, make_network
+from diffusion_lit.runs.run_dir import shown
+from diffusion_lit.system.errors import SAVING, Exit, UserError
 from diffusion_lit.training.checkpoint_io import CheckpointFiles
 from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.optimizer import warmup_steps
@@ -44,8 +44,8 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
             went wrong on one.
     """
     strategy = config["strategy"]
-    world = ranks.world_size()
-    require_even_shares(config, ranks.devices_here(strategy) if strategy["name"] == "dp" else world)
+    world = collectives.world_size()
+    require_even_shares(config, process_group.devices_here(strategy) if strategy["name"] == "dp" else world)
     own = config["data"]
     if world > 1 and not own["cache_dir"]:  # a file that one machine has mapped is never replaced by another's
         own = own | {"cache_dir": str(run / "cache" / socket.gethostname())}
@@ -61,10 +61,10 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
         data.setup()
         return data
 
-    with copies.first_here_goes_first():
-        data, fault = copies.tried(read)
-    copies.agree(fault)
-    copies.require_equal(data)
+    with consistency.local_rank_zero_first():
+        data, fault = consistency.capture_user_error(read)
+    consistency.raise_on_all_ranks(fault)
+    consistency.check_identical_data(data)
     return data
 
 
@@ -94,7 +94,7 @@ def make_module(config: dict) -> DiffusionModule:
 
 def begin(module: DiffusionModule, config: dict) -> str | None:
     """The weights that a new run starts from, in the network and in its average; see `warm_start.fill`."""
-    with copies.first_here_goes_first():  # it may download them
+    with consistency.local_rank_zero_first():  # it may download them
         told = warm_start.fill(module.net, config, log.warning)
     if told and module.ema is not module.net:
         module.ema.load_state_dict(module.net.state_dict())
@@ -137,8 +137,8 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     held_out = f"{len(data.val):,} held out" if data.val else "none held out"
     on_gpu = torch.cuda.is_available() and config["strategy"]["accelerator"] != "cpu"
     device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
-    if ranks.world_size() > 1:
-        device += f" in each of {ranks.world_size()} processes"
+    if collectives.world_size() > 1:
+        device += f" in each of {collectives.world_size()} processes"
     lines = [
         f"run        {shown(run)}",
         f"data       {n:,} pictures {size}x{size}x{config['data']['channels']}, {classes}; {held_out}",

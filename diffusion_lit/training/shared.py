@@ -9,16 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.build import guided
-from diffusion_lit.errors import UserError
-from diffusion_lit.images import to_uint8
-from diffusion_lit.memory import is_out_of_memory
-from diffusion_lit.redaction import one_line
+from diffusion_lit.config.secrets import one_line
+from diffusion_lit.distributed.collectives import map_across_ranks
+from diffusion_lit.imaging.grids import to_uint8
+from diffusion_lit.runs.build import guided
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.system.errors import UserError
+from diffusion_lit.system.memory import is_out_of_memory
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.probe import Probe
-from diffusion_lit.training.ranks import shared
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def samples(
             return one_line(error)
 
     with evaluated(*nets):
-        done = shared(work, len(tasks))
+        done = map_across_ranks(work, len(tasks))
     if failures := [what for what in done if isinstance(what, str)]:
         raise RuntimeError(failures[0])
     if any(images is None for images in done):
@@ -119,6 +119,6 @@ def held_out(nets: Sequence[nn.Module], probe: Probe) -> list[tuple[float, list[
     """`Probe.losses` of each network."""
     tasks = [(net, part) for net in nets for part in probe.parts]
     with evaluated(*nets):
-        errors = shared(lambda k: probe.errors(*tasks[k]), len(tasks))
+        errors = map_across_ranks(lambda k: probe.errors(*tasks[k]), len(tasks))
     count = len(probe.parts)
     return [probe.summed_up(errors[k * count : (k + 1) * count]) for k in range(len(nets))]

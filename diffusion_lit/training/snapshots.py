@@ -1,13 +1,13 @@
-"""Snapshots of the averages that `ema_length` is made from later, see `diffusion_lit.runs.ema_lengths`."""
+"""Snapshots of the averages that `ema_length` is made from later, see `diffusion_lit.runs.posthoc_ema`."""
 
 import logging
 from pathlib import Path
 
 import lightning as L
 
-from diffusion_lit.errors import UserError
-from diffusion_lit.runs import ema_lengths
-from diffusion_lit.training import ranks
+from diffusion_lit.distributed import collectives
+from diffusion_lit.runs import posthoc_ema
+from diffusion_lit.system.errors import UserError
 from diffusion_lit.training.module import DiffusionModule
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ class Snapshots(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.step = trainer.global_step
-        if ranks.rank() == 0:
-            ema_lengths.forget_after(self.run, self.step)
+        if collectives.rank() == 0:
+            posthoc_ema.forget_after(self.run, self.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, *_) -> None:
         before, self.step = self.step, trainer.global_step
         ends_step = self.step > before  # not every micro-batch does
-        if self.every and ends_step and self.step % self.every == 0 and ranks.rank() == 0:
+        if self.every and ends_step and self.step % self.every == 0 and collectives.rank() == 0:
             try:
-                ema_lengths.write(self.run, self.step, module.averages)
+                posthoc_ema.write(self.run, self.step, module.averages)
             except UserError as error:  # a full disk may have room again; lengths are made from those that there are
                 log.warning("%s", error)

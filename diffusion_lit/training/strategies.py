@@ -7,7 +7,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from torch import nn
 
-from diffusion_lit.training import ranks
+from diffusion_lit.distributed import collectives, process_group
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _single(strategy: dict, net: nn.Module) -> dict:
 
 
 def _dp(strategy: dict, net: nn.Module) -> dict:
-    count = ranks.devices_here(strategy)
+    count = process_group.devices_here(strategy)
     if count > 1 and torch.cuda.is_available() and strategy["accelerator"] in ("auto", "gpu", "cuda"):
         return {"devices": count, "strategy": "dp"} | ALONE
     log.info("note       strategy=dp needs two GPUs or more; here it trains on one device, as strategy=single does")
@@ -82,10 +82,10 @@ def _dp(strategy: dict, net: nn.Module) -> dict:
 
 
 def _ddp(strategy: dict, net: nn.Module) -> dict:
-    if ranks.world_size() == 1:
+    if collectives.world_size() == 1:
         log.info("note       strategy=ddp finds one device here; it trains as strategy=single does")
         return _single(strategy, net)
-    here, nodes = ranks.processes(strategy)
+    here, nodes = process_group.processes(strategy)
     batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
     return {
         "devices": here,

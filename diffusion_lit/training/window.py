@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion_lit.training import ranks
+from diffusion_lit.distributed import collectives
 
 
 class Totals(NamedTuple):
@@ -62,12 +62,12 @@ class Window:
     def state(self) -> list[list[float]]:
         """Of each rank, see `state` above; the same on every rank."""
         loss, finite, *steps = torch.stack([self.loss, self.finite, self.skipped, self.in_a_row]).tolist()
-        return ranks.gather([loss, finite / self.accumulate, *steps])
+        return collectives.all_gather([loss, finite / self.accumulate, *steps])
 
 
 def _own(state: list[list[float]]) -> list[float]:
     """This rank's part; where there are others now than there were, the mean, and the most of what was skipped."""
-    if len(state) == ranks.world_size():
-        return list(state[ranks.rank()])
+    if len(state) == collectives.world_size():
+        return list(state[collectives.rank()])
     losses, steps, skipped, in_a_row = zip(*state, strict=True)
     return [sum(losses) / len(state), sum(steps) / len(state), max(skipped), max(in_a_row)]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from diffusion_lit.data import cache
-from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.metrics import MetricsFile, read_metrics
+from diffusion_lit.runs.metrics_file import MetricsFile, read_metrics
+from diffusion_lit.system.errors import UserError
 from tests.runs import TINY, run, trace
 from tests.test_resume import assert_equal_training
 
@@ -118,7 +118,7 @@ def test_a_full_folder_of_logs_ends_no_run(tmp_path):
         here.mkdir()
         with small_disk(here / "full", "64k") as full:
             (full / "filler").write_bytes(bytes(40_000))
-            start = "import os\nfrom diffusion_lit.training.loggers import Shielded\nstart = Shielded.start\n"
+            start = "import os\nfrom diffusion_lit.training.loggers.base import Shielded\nstart = Shielded.start\n"
             start += f"def linked(self, run, *rest):\n    os.symlink({str(full)!r}, run / {logger!r})\n"
             start += "    start(self, run, *rest)\nShielded.start = linked\n"
             printed = run("train", *words, f"logger={logger}", "run_dir=run", cwd=here, prelude=start)

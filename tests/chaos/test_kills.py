@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import read_result
+from diffusion_lit.runs.run_dir import read_result
 from tests.runs import run, start
 from tests.test_resume import SETTINGS, assert_equal_runs
 

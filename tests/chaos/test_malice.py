@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from diffusion_lit.runs import checkpoints, folder
+from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from tests.runs import TINY, run, start
 
 Case = tuple[int, str, list[object]]  # exit code, what is told, words of the command
@@ -93,7 +93,7 @@ def of_config(name: str, **keys: str) -> Callable[[Path, Path, Path], Case]:
     def case(mark: Path, here: Path, good: Path) -> Case:
         run = shutil.copytree(good, here / "run", symlinks=True)
         filled = {key: value.format(mark=mark, here=here) for key, value in keys.items()}
-        config = folder.read_config(run) | {"model": {"_target_": name} | filled}
+        config = stored_config.read_config(run) | {"model": {"_target_": name} | filled}
         (run / "config.yaml").write_text(json.dumps(config))
         return 2, f"_target_: {name} is no class", sampled(run)
 
@@ -114,9 +114,9 @@ def yaml_tags(mark: Path, here: Path, good: Path) -> Case:
 
 def command_line(mark: Path, here: Path, good: Path) -> Case:
     run = shutil.copytree(good, here / "run", symlinks=True)
-    words = folder.read_overrides(run)
+    words = run_dir.read_overrides(run)
     evil = [f"+hydra.callbacks.x={{_target_: os.system, command: 'touch {mark}'}}"]
-    folder.add_command(run, [*words, *evil])
+    run_dir.add_command(run, [*words, *evil])
     return 4, "no run sets that", ["train", f"resume={run}", "max_steps=3"]
 
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from diffusion_lit.memory import advice, is_out_of_memory, room_of_groups
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.system.memory import advice, is_out_of_memory, room_of_groups
 from tests.chaos.test_disks import AT_STEP
 from tests.runs import TINY, run
 from tests.test_resume import assert_equal_runs, assert_equal_training
@@ -66,10 +66,10 @@ def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(whole, tmp_pa
 @pytest.mark.parametrize(
     ("where", "saved"),
     [
-        (("diffusion_lit.diffusion.process", "loss", "calls == 24", ".Diffusion"), 7),
+        (("diffusion_lit.diffusion.loss", "loss", "calls == 24", ".Diffusion"), 7),
         (("diffusion_lit.training.probe", "errors", "True", ".Probe"), 6),
         (("diffusion_lit.training.ema", "update", "calls == 8"), 6),
-        (("diffusion_lit.diffusion.process", "loss", "True", ".Diffusion"), None),
+        (("diffusion_lit.diffusion.loss", "loss", "True", ".Diffusion"), None),
     ],
     ids=["third micro-batch of step 8", "measurement after step 6", "in the update of step 8", "first step"],
 )

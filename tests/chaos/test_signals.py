@@ -6,7 +6,7 @@ import time
 import pytest
 
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.folder import read_result
+from diffusion_lit.runs.run_dir import read_result
 from tests.runs import TINY, last_step, run, start
 from tests.test_resume import assert_equal_runs
 
@@ -75,7 +75,7 @@ def test_a_signal(name, phase, whole, tmp_path):
 
 
 CLAIMED = """
-import os, signal, diffusion_lit.runs.folder as folder
+import os, signal, diffusion_lit.runs.run_dir as folder
 require_free = folder.require_free
 def claimed(run):
     if (run / ".lock").exists():

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lit.errors import UserError
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.system.errors import UserError
 from diffusion_lit.training.module import checkpoint_bytes
 from tests.runs import TINY, run
 
@@ -198,7 +198,7 @@ DiffusionModule.optimizer_step = poisoned
 
 
 def test_the_size_of_a_checkpoint_is_known_before_it_is_written(good):
-    from diffusion_lit.runs.folder import read_config
+    from diffusion_lit.runs.stored_config import read_config
     from diffusion_lit.training.setup import make_module
 
     size = checkpoints.path_of(good, 12).stat().st_size

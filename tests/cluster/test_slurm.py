@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lit.training.slurm import as_torchrun, counts, first_host, port
+from diffusion_lit.distributed.slurm import as_torchrun, counts, first_host, port
 from tests.cluster.slurm import ROOT, Slurm, slurm
 from tests.runs import TINY, last_step, run, trace
 from tests.test_resume import assert_equal_runs, assert_equal_training

@@ -1,0 +1,289 @@
+"""The configuration of a command line: composed, and checked whole before anything heavy is imported.
+
+The yaml files are the schema: a key is one that they have, of the type that it has there. `config/schema.py` adds
+ranges and choices, `config/constraints.py` what does not go together.
+"""
+
+import copy
+import inspect
+import re
+import secrets
+import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from textwrap import fill
+from typing import NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from yaml import YAMLError, safe_load
+
+from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.overrides import combinations, did_you_mean
+from diffusion_lit.config.schema import MAPPINGS, value_fault
+from diffusion_lit.config.secrets import WHERE_TO_PUT_IT, looks_secret
+from diffusion_lit.config.targets import locate, own_fault, trust
+from diffusion_lit.system.errors import Exit, UserError
+
+_HERE = Path(__file__).parents[1]
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
+MISSING = "???"
+
+OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
+
+
+def help_text(config_name: str, words: list[str]) -> str:
+    """What `--help` prints: the command, its groups and run-level keys; with names of groups, the files of those."""
+    text = (CONF / f"{config_name}.yaml").read_text()
+    groups = _groups(config_name, [CONF])
+    files = [CONF / word / f"{name}.yaml" for word in words if word in groups for name in groups[word]]
+    if files:
+        return "\n".join(f"---- {file.parent.name}={file.stem}\n{file.read_text()}" for file in files)
+    keys = [line.partition(" # ") for line in text.splitlines() if re.match(r"(?!defaults|hydra)\w+:", line)]
+    return string.Template(OmegaConf.create(text).hydra.help.template).substitute(
+        APP_CONFIG_GROUPS="\n".join(
+            fill("  ".join(names), 110, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14)
+            for group, names in groups.items()
+        ),
+        CONFIG="\n".join(f"  {key:<27} {comment}".rstrip() for key, _, comment in keys),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- composing
+
+
+class Choices(NamedTuple):
+    """What the choices of a command line come to, before single values are set."""
+
+    config: DictConfig
+    defaults: dict[str, object]  # every key there is, with its value in the yaml files, experiments aside
+    chosen: dict[str, str | None]  # group to name
+
+
+def composed(
+    config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True, multirun: bool = True
+) -> list[DictConfig]:
+    """The configurations of a command line (one, or all of a sweep), every fault reported at once.
+
+    Args:
+        config_dir: a folder of more yaml files (`--config-dir`).
+        complete: false lets keys without a value (???) pass.
+        multirun: false refuses sweeps.
+    Raises:
+        UserError: exit 2, one line for each fault.
+    """
+    folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
+    groups = _groups(config_name, folders)
+    configs = []
+    with _composing():
+        lines, faults, broken = combinations(overrides, groups, multirun)
+        broken |= set(groups) if "experiment" in broken else set()
+        try:
+            for line in lines:
+                words = [word for word in line if word.key_or_group in groups or word.is_hydra_override()]
+                choices = _choose(
+                    config_name, tuple(groups), tuple(folders[1:]), tuple(word.input_line for word in words)
+                )
+                config, wrong = _filled(choices, [word for word in line if word not in words], broken, complete)
+                configs.append(config)
+                faults += wrong
+                if "diffusion" in config:
+                    faults += serving_faults(config.sampler, config.diffusion, choices.chosen["sampler"], folders)
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
+            if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
+                faults.append('joblib, submitit and optuna are plugins: pip install "diffusion_lit[sweeps]"')
+    if faults:
+        raise UserError(Exit.CONFIG, "\n  ".join(["the configuration cannot work:", *dict.fromkeys(faults)]))
+    return configs
+
+
+def hydra_settings(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """What Hydra itself is set to (the node `hydra`), for a command line that can be composed; of sweeps, with their
+    first values."""
+    folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
+    with _composing():
+        lines, _, _ = combinations(overrides, _groups(config_name, folders), multirun=True)
+        words = [*_searched(folders[1:]), *[word.input_line for word in next(lines)]]
+        return compose(config_name, words, return_hydra_config=True).hydra
+
+
+@contextmanager
+def _composing() -> Iterator[None]:
+    """Hydra, ready to compose from `conf/`; also inside a job that Hydra runs, which it would refuse."""
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def _searched(folders: Sequence[Path]) -> list[str]:
+    return [f"hydra.searchpath=['file://{folder}']" for folder in folders]
+
+
+def _own_folder(config_dir: str) -> Path:
+    """The folder of `--config-dir`; classes that its files name are trusted. A file in it that one of ours hides would
+    never be read."""
+    folder = Path(config_dir).resolve()
+    if not folder.is_dir():
+        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: no such folder")
+    names = [file.relative_to(folder) for file in sorted(folder.glob("*/*.yaml"))]
+    hidden = [str(name) for name in names if (CONF / name).exists()]
+    if hidden:
+        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
+    for file in folder.glob("**/*.yaml"):
+        with suppress(OSError, UnicodeDecodeError, YAMLError):  # told of where it is chosen
+            trust(safe_load(file.read_text()))
+    return folder
+
+
+def _groups(config_name: str, folders: list[Path]) -> dict[str, list[str]]:
+    """The groups of a command in the order of its yaml, and the names one can choose, the default first."""
+    groups = {}
+    for entry in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
+        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
+            names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
+            groups[group] = sorted(names, key=lambda name: name != default)
+    return groups
+
+
+@lru_cache(maxsize=64)  # half a second of reading yaml; what was checked is also what a job gets
+def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...], words: tuple[str, ...]) -> Choices:
+    searched = _searched(folders)
+    config = compose(config_name, [*searched, *words], return_hydra_config=True)
+    chosen = {group: config.hydra.runtime.choices[group] for group in groups}
+    plain = chosen | ({"experiment": "none"} if "experiment" in chosen else {})
+    files = compose(config_name, [*searched, *[f"{group}={name}" for group, name in plain.items() if name]])
+    with open_dict(config):
+        del config["hydra"]
+        for group in {word.partition("=")[0] for word in words} & set(groups) - {"experiment"}:
+            # what the experiment says of the choice that it would have made; the rest it says of any
+            for key in set(config[group] or ()) - set(files[group] or ()):
+                del config[group][key]
+        if _another_model(config_name, searched, words, chosen):
+            config.model = files.model  # widths and levels of one network say nothing of another
+    return Choices(config, _flat(files, {}), chosen)
+
+
+def _another_model(config_name: str, searched: list[str], words: tuple[str, ...], chosen: dict) -> bool:
+    """Whether the command line names another network than its experiment does."""
+    others = [word for word in words if word.partition("=")[0] != "model"]
+    if len(others) == len(words) or chosen.get("experiment", "none") == "none":
+        return False
+    own = compose(config_name, [*searched, *others], return_hydra_config=True).hydra.runtime.choices["model"]
+    return own != chosen["model"]
+
+
+# ---------------------------------------------------------------------------------------------------- checking
+
+
+def _filled(
+    choices: Choices, overrides: list[Override], broken: set[str], complete: bool
+) -> tuple[DictConfig, list[str]]:
+    """The configuration with its values set as Hydra sets them, and everything that is wrong with it.
+
+    Of keys and groups whose word on the command line was `broken` nothing is said: they would have another value.
+    """
+    config, faults = copy.deepcopy(choices.config), {}
+    for override in overrides:
+        key = override.key_or_group
+        if key not in choices.defaults:
+            faults[key] = _unknown(key, choices)
+        elif override.is_add() or override.is_force_add():
+            faults[key] = f"{override.input_line}: write {override.input_line.lstrip('+')}"
+        else:
+            OmegaConf.update(config, key, override.value())
+    values = _flat(config, faults)
+    faults |= {key: fault for key, value in values.items() if (fault := _fault(key, value, choices))}
+    unsure = {key for key in faults | values if broken & {key, key.split(".")[0]}}
+    missing = {key for key, value in values.items() if value == MISSING}
+    good = {key: value for key, value in values.items() if key not in faults.keys() | missing | unsure}
+    silent = unsure | (set() if complete else missing)
+    return config, [fault for key, fault in faults.items() if key not in silent] + conflicts(good)
+
+
+def _flat(node: DictConfig, faults: dict[str, str], prefix: str = "") -> dict[str, object]:
+    """Dotted key to value, interpolations resolved; those that cannot be go to `faults`."""
+    values = {}
+    for key in node:
+        name = f"{prefix}{key}"
+        try:
+            value = MISSING if OmegaConf.is_missing(node, key) else node[key]
+            if OmegaConf.is_list(value) or (name in MAPPINGS and OmegaConf.is_dict(value)):
+                value = OmegaConf.to_container(value, resolve=True)
+        except InterpolationToMissingValueError:
+            continue  # the key that is missing is told of
+        except OmegaConfBaseException as error:
+            faults[name] = f"{name}={node._get_node(key)._value()}: {str(error).splitlines()[0]}"
+            continue
+        values |= _flat(value, faults, f"{name}.") if OmegaConf.is_dict(value) else {name: value}
+    return values
+
+
+def _fault(key: str, value: object, choices: Choices) -> str | None:
+    """A key that an experiment made up, a value that is missing or cannot be."""
+    experiment = f"experiment={choices.chosen.get('experiment')}"
+    if key.split(".")[0] == "experiment":
+        return f"{experiment}: its first line must be # @package _global_"
+    if key in choices.chosen:
+        return f"{experiment}: {key} is chosen under `defaults:` with `- override /{key}: {value}`"
+    if key not in choices.defaults:
+        return f"{experiment}: {_unknown(key, choices)}"
+    if value == MISSING:
+        return f"{key} needs a value: add {key}=..."
+    if looks_secret(str(value)):
+        return f"{key}: looks like a secret: {WHERE_TO_PUT_IT}"
+    fault = value_fault(key, value, choices.defaults[key])
+    return fault or (own_fault(value) if key.endswith("._target_") else None)
+
+
+def _unknown(key: str, choices: Choices) -> str:
+    """The nearest keys; in a group that exists those of the group, and the same word elsewhere."""
+    group, _, last = key.rpartition(".")
+    if group not in choices.chosen:
+        return f"{key}: no such key{did_you_mean(key, [*choices.chosen, *choices.defaults]) or '; --help lists them'}"
+    fixed = ("._target_", ".process")
+    own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith(fixed)]
+    alike = own + [name for name in choices.defaults if name.split(".")[-1] == last]
+    listed = ", ".join(name.removeprefix(f"{group}.") for name in own) or "no keys"
+    return f"{key}: no such key{did_you_mean(key, alike)}; {group}={choices.chosen[group]} has {listed}"
+
+
+def serving_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+    """A sampler for another process (it says in `serves` for which it is), and the names of those for this one."""
+    serves, process = sampler.get("serves"), diffusion.get("process", "discrete")  # which older runs do not name
+    if not isinstance(serves, Sequence) or isinstance(serves, str) or process in serves:
+        return []
+    files = sorted(file for folder in folders for file in folder.glob("sampler/*.yaml"))
+    right = ", ".join(file.stem for file in files if process in OmegaConf.load(file).get("serves", ()))
+    served = ", ".join(map(str, serves))
+    return [f"sampler={name} serves {served} processes and this one is {process}: use {right}"]
+
+
+# -------------------------------------------------------------------------------------------------------- data
+
+
+def source_of(data: dict) -> object:
+    """The source of a `data` group; it takes the keys that its constructor names."""
+    source = locate(data.get("_target_"))
+    return source(**{key: data[key] for key in inspect.signature(source).parameters if key in data})
+
+
+def with_data_facts(config: DictConfig) -> tuple[dict, object]:
+    """The resolved configuration, with the classes that the source found, and the source."""
+    source = source_of(OmegaConf.to_container(config.data, resolve=True))
+    asked, found = config.data.num_classes, len(source.class_names)
+    if asked is not None and asked != found:
+        raise UserError(Exit.DATA, f"data.num_classes={asked}, but the source has {found or 'no'} classes")
+    config = copy.deepcopy(config)
+    with open_dict(config):
+        config.data.num_classes, config.data.class_names = found, list(source.class_names)
+    return OmegaConf.to_container(config, resolve=True), source

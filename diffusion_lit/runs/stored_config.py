@@ -1,0 +1,34 @@
+"""The configuration of a trained model: of a run folder, or of a folder in the layout of diffusers."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from diffusion_lit.runs.diffusers_format import config_of
+from diffusion_lit.runs.run_dir import is_of_diffusers, read_run_config
+from diffusion_lit.system.errors import Exit, UserError
+
+
+def read_config(folder: Path) -> dict:
+    """Return config.yaml of a run, or what the files of a diffusers pipeline say in its place.
+
+    Raises:
+        UserError: exit 4 if a file is damaged; exit 2 for a network or a schedule that is not supported.
+    """
+    return config_of(folder) if is_of_diffusers(folder) else read_run_config(folder)
+
+
+def read_sampling(run: Path) -> dict:
+    """config.yaml with the settings that `evaluate set_default=true` found best, sampling.yaml, in place of its own.
+
+    Raises:
+        UserError: exit 4 if one of the two is damaged.
+    """
+    config, path = read_config(run), run / "sampling.yaml"
+    try:
+        best = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        return {**config, **best}
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, TypeError) as error:
+        raise UserError(Exit.CHECKPOINT, f"{path} is damaged, remove it: {error}") from None
