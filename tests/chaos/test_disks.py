@@ -13,8 +13,8 @@ from diffusion_lit.data import cache
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics_file import MetricsFile, read_metrics
 from diffusion_lit.system.errors import UserError
+from tests.integration.test_resume import assert_equal_training
 from tests.runs import TINY, run, trace
-from tests.test_resume import assert_equal_training
 
 SETTINGS = [*TINY, "max_steps=16", "checkpoint_every=4", "val_every=4", "sample_every=4"]
 

@@ -14,8 +14,8 @@ import pytest
 
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import read_result
+from tests.integration.test_resume import SETTINGS, assert_equal_runs
 from tests.runs import run, start
-from tests.test_resume import SETTINGS, assert_equal_runs
 
 KILLED = [*SETTINGS, "max_steps=60", "checkpoint_every=3", "sample_every=20", "sampler.steps=4"]
 TWO = ["strategy=ddp", "strategy.devices=2", "strategy.accelerator=cpu"]

@@ -8,8 +8,8 @@ import torch
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.system.memory import advice, is_out_of_memory, room_of_groups
 from tests.chaos.test_disks import AT_STEP
+from tests.integration.test_resume import assert_equal_runs, assert_equal_training
 from tests.runs import TINY, run
-from tests.test_resume import assert_equal_runs, assert_equal_training
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=6", "val_every=6", "sample_every=6", "strategy.accumulate=3"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import read_result
+from tests.integration.test_resume import assert_equal_runs
 from tests.runs import TINY, last_step, run, start
-from tests.test_resume import assert_equal_runs
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=4", "val_every=4", "sample_every=6", "model.dropout=0.1"]
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGUSR1": 0}

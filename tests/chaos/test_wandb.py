@@ -5,12 +5,12 @@ import contextlib
 import pytest
 
 from diffusion_lit.runs import checkpoints
+from tests.integration.test_loggers import KEY, environment, server
 from tests.runs import TINY, run, trace
-from tests.test_loggers import KEY, environment, server
 
 SETTINGS = [*TINY, "max_steps=8", "checkpoint_every=4", "val_every=0", "sample_every=0", "logger=wandb"]
 
-# The two others, a killed service and a full disk, are met in tests/test_loggers.py and tests/chaos/test_disks.py.
+# A killed service and a full disk: tests/integration/test_loggers.py and tests/chaos/test_disks.py.
 FAULTS = {
     "unreachable": (None, "http://127.0.0.1:9 gives no answer: ConnectionError"),
     "black hole": ((None, ""), "does not answer within 3 s|gives no answer: ReadTimeout"),

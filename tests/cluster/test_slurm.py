@@ -11,10 +11,10 @@ import pytest
 
 from diffusion_lit.distributed.slurm import as_torchrun, counts, first_host, port
 from tests.cluster.slurm import ROOT, Slurm, slurm
+from tests.integration.test_resume import assert_equal_runs, assert_equal_training
+from tests.integration.test_strategies import DDP
+from tests.integration.test_sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
 from tests.runs import TINY, last_step, run, trace
-from tests.test_resume import assert_equal_runs, assert_equal_training
-from tests.test_strategies import DDP
-from tests.test_sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
 
 # long enough for SLURM, which looks at time limits every half minute
 LONG = [*TINY, "max_steps=1500", "log_every=20", "checkpoint_every=500", "val_every=500", "sample_every=750"]

@@ -1,0 +1,169 @@
+"""The commands as a shell runs them: pipes, strange paths, keys pressed twice."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.system import console
+from tests.integration.test_resume import assert_equal_runs
+from tests.runs import TINY, last_step, run, signal_at_step, start
+
+QUICK = [*TINY, "max_steps=4", "checkpoint_every=2", "val_every=0", "sample_every=0"]
+
+
+def test_a_sweep_is_no_resume_and_no_run_trains_over_another(tmp_path):
+    run("train", *QUICK, "run_dir=one", cwd=tmp_path)
+    for word in ("--multirun", "hydra.mode=MULTIRUN"):
+        assert "leave one of them out" in run("train", "resume=one", word, "seed=0,1", cwd=tmp_path, code=2)
+    assert "one is not empty" in run("train", *QUICK, "run_dir=one", cwd=tmp_path, code=5)
+    # Hydra's own words reach the same folder past ours
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    assert "mine is not empty" in run("train", *QUICK, "hydra.run.dir=mine", cwd=tmp_path, code=5)
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "it's", "a=b, c", "[x]", "\\\\'", "end\\\\", "mid\\\\dle", "ü ${x} {y}", "3", "'"]
+)
+def test_text_is_quoted_so_that_hydra_reads_it_back(text):
+    assert str(value_of("key", [as_word("key", text)])) == text
+
+
+def test_a_path_with_every_sign_trains_resumes_and_samples_as_the_last_lines_say(tmp_path):
+    strange = tmp_path / "it's, a=b [ü] \\ x"
+    words = ["python", "-m", "diffusion_lit.train", *QUICK, "max_steps=500", as_word("run_dir", strange)]
+    process = start("train", *words[3:], cwd=tmp_path)
+    while process.poll() is None and last_step(strange) < 3:
+        time.sleep(0.01)
+    process.terminate()
+    printed = process.communicate()[0]
+    assert process.returncode == 143, printed
+    command = printed.strip().splitlines()[-1].partition("go on with: ")[2]
+    command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    last = checkpoints.steps_of(strange)[-1] + 1
+    more = subprocess.run(f"{command} max_steps={last}", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert more.returncode == 0, more.stderr
+    assert checkpoints.steps_of(strange)[-1] == last
+    command = (
+        more.stdout.strip().splitlines()[-1].partition("more       ")[2].replace("python ", f"{sys.executable} ", 1)
+    )
+    sampled = subprocess.run(f"{command} num_images=1", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert sampled.returncode == 0, sampled.stderr
+
+
+def test_nobody_reading_on_does_not_end_a_run(tmp_path):
+    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
+    subprocess.run(f"{command} | head -n 1", shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    for _ in range(200):  # the shell waits for head, not for us
+        if run_dir.read_result(tmp_path / "run"):
+            break
+        time.sleep(0.1)
+    assert run_dir.read_result(tmp_path / "run")["status"] == "finished"
+
+
+def test_the_second_ctrl_c_ends_at_once(tmp_path):
+    process = start("train", *QUICK, "sample_every=2", "sampler=ddpm", "run_dir=run", cwd=tmp_path)
+    while process.poll() is None and last_step(tmp_path / "run") < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+
+
+def test_ctrl_c_saves_and_ends_with_130(tmp_path):
+    process = start("train", *QUICK, "max_steps=500", "run_dir=run", cwd=tmp_path)
+    assert signal_at_step(3, process, tmp_path / "run", signal.SIGINT) == 130
+    assert run_dir.read_result(tmp_path / "run")["status"] == "interrupted"
+    assert checkpoints.steps_of(tmp_path / "run")[-1] >= 3
+
+
+def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
+    kill = "import os, diffusion_lit.training.recorder as recorder\n"
+    kill += "recorder.draw_preview = lambda *args: os.kill(os.getpid(), 9)"
+    run("train", *QUICK, "max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=whole", cwd=tmp_path)
+    words = ["max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=run"]
+    run("train", *QUICK, *words, cwd=tmp_path, code=-9, prelude=kill)
+    assert checkpoints.steps_of(tmp_path / "run") == [2]
+    run("train", "resume=run", cwd=tmp_path)
+    for name in ("step-00000002.png", "step-00000004.png"):
+        assert (tmp_path / "run/samples" / name).read_bytes() == (tmp_path / "whole/samples" / name).read_bytes()
+
+
+def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch, caplog):
+    monkeypatch.setattr(console, "FIRST_LINE", 0)
+    with caplog.at_level("INFO"), console.progress_bar("sampling") as bar:
+        task = bar.add_task("", total=50)
+        for _ in range(50):
+            bar.advance(task)
+    assert [line.partition(",")[0] for line in caplog.messages] == ["sampling 1/50"]  # the next one in a minute
+    assert [console.duration(seconds) for seconds in (7, 119, 120, 7140, 7200, 172800, 864000)] == [
+        "7.0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 days 0 h", "10 days",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_runs_names_its_newest(tmp_path):
+    for name in ("a", "b"):
+        run("train", *QUICK, "max_steps=1", f"run_dir=outputs/digits/{name}", cwd=tmp_path)
+    for place in ("outputs", "outputs/digits"):
+        printed = run("sample", f"run={place}", cwd=tmp_path, code=4)
+        assert f"{place} is no run folder: it has no config.yaml; the newest run in it is outputs/digits/b" in printed
+
+
+def test_a_warm_up_longer_than_the_run_is_told(tmp_path):
+    words = ["max_steps=120", "val_every=0", "sample_every=0", "log_every=50", "run_dir=run"]
+    told = run("train", *QUICK, *words, "optimizer.warmup_steps=121", cwd=tmp_path)
+    assert "the learning rate rises for 121 steps, longer than the run is" in told
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
+    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
+    run("train", *QUICK, "max_steps=2", "run_dir=run", cwd=tmp_path)
+    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", "resume=run", "max_steps=4"])
+    limited = subprocess.run(  # no file may pass 100 KiB, a checkpoint has to
+        f"ulimit -f 100; {command}", shell=True, cwd=tmp_path, capture_output=True, text=True, executable="/bin/bash"
+    )
+    assert limited.returncode == 75, limited.stderr
+    assert "step-00000004.ckpt cannot be written" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert checkpoints.fault(checkpoints.choose(tmp_path / "run")) is None
+    run("train", "resume=run", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("word", ["strategy.accelerator=cuda", "strategy.accelerator=mps"])
+def test_an_accelerator_that_is_not_there(tmp_path, word):
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    printed = run("train", *QUICK, word, "run_dir=run", cwd=tmp_path, code=2)
+    assert "error: strategy: " in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+
+
+WITHOUT_POSIX = """
+import os
+from diffusion_lit.system import platform as platforms
+platforms.fcntl = platforms.resource = None
+del os.posix_fallocate
+def symlink(*args, **kwargs):
+    raise PermissionError("a required privilege is not held")
+os.symlink = symlink
+"""
+
+
+def test_what_a_system_lacks_is_done_without(tmp_path):
+    words = [*TINY, "run_dir=run", "data.cache_dir=cache", "checkpoint_every=1", "sample_every=1"]
+    run("train", *words, "max_steps=1", cwd=tmp_path, prelude=WITHOUT_POSIX)
+    run("train", "resume=run", "max_steps=2", cwd=tmp_path, prelude=WITHOUT_POSIX)
+    run("train", *words, "max_steps=2", "run_dir=whole", cwd=tmp_path)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")

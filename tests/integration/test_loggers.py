@@ -1,0 +1,578 @@
+"""What a run shows elsewhere: real runs whose W&B and TensorBoard files are read back, and servers that fail."""
+
+import contextlib
+import http.server
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffusion_lit import train
+from diffusion_lit.config.compose import CONF, composed, with_data_facts
+from diffusion_lit.config.secrets import command_line_without_secrets, without_secrets
+from diffusion_lit.runs import run_dir as folder
+from diffusion_lit.runs.metrics_file import read_metrics
+from diffusion_lit.sampling.previews import FRAMES, Film
+from diffusion_lit.system.errors import UserError
+from diffusion_lit.training import ema
+from diffusion_lit.training.loggers import base
+from diffusion_lit.training.loggers.base import Files, Shielded, panels
+from diffusion_lit.training.loggers.wandb import refusal
+from diffusion_lit.training.recorder import COLUMNS
+from tests.runs import TINY, last_step, run, signal_at_step, start
+from tests.wandb_files import offline_runs
+
+KEY = "0123456789abcdef0123456789abcdef01234567"  # of the form of a W&B key
+TOKEN, HIDDEN = "hf_" + "Ab1" * 12, "hunter22hunter22"
+SHORT = [*TINY, "max_steps=6", "val_every=3", "sample_every=3", "checkpoint_every=3"]
+
+
+@contextlib.contextmanager
+def environment(**variables: str):
+    """For the processes started inside; no login of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_MODE", raising=False)
+        for name, value in {"NETRC": "/nowhere", **variables}.items():
+            patch.setenv(name, value)
+        yield
+
+
+@contextlib.contextmanager
+def server(status: int | None, body: str = "{}"):
+    """The address of a server that answers the question who we are with this, and others with 400.
+
+    With None of one that accepts and says nothing.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            question = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status if b"query Viewer { viewer { id } }" in question else 400)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    if status is None:
+        with socket.create_server(("127.0.0.1", 0), backlog=50) as hole:
+            yield f"http://127.0.0.1:{hole.getsockname()[1]}"
+        return
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
+
+
+def answer_of_wandb(question: dict) -> dict:
+    """The least that W&B needs to hear to run online."""
+    project = {"id": "cA==", "name": "p", "entity": {"id": "ZQ==", "name": "me"}}
+    bucket = {"id": "aWQ=", "name": question.get("variables", {}).get("name"), "project": project}
+    answers = {
+        "viewer { id }": {"viewer": {"id": "me"}},
+        "query RunResumeStatus": {"model": project | {"bucket": None}},
+        "mutation UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
+        "mutation CreateRunFiles": {"createRunFiles": {"runID": "aWQ=", "uploadHeaders": [], "files": []}},
+    }
+    return {"data": next((answers[words] for words in answers if words in question.get("query", "")), {})}
+
+
+@contextlib.contextmanager
+def wandb_server(stuck: threading.Event | None = None):
+    """(address, everything it was sent) of a server like W&B's; what is logged is taken once `stuck` is set."""
+    sent = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            sent.append(body)
+            if stuck and "UpsertBucket" not in body and "viewer" not in body and "RunResumeStatus" not in body:
+                stuck.wait(60)
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(json.dumps(answer_of_wandb(json.loads(body))).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        http_server.daemon_threads = True
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_port}", sent
+        if stuck:
+            stuck.set()
+        http_server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def wandb_run(tmp_path_factory) -> Path:
+    """A run with a key that no server knows, with secrets in its environment, one of which is in a path."""
+    here = tmp_path_factory.mktemp("wandb")
+    words = ["logger=wandb", "run_dir=run", f"data.cache_dir={here / HIDDEN}"]
+    with environment(WANDB_API_KEY=KEY, MY_TOKEN=HIDDEN, HF_TOKEN=TOKEN, WANDB_BASE_URL="http://127.0.0.1:9"):
+        printed = run("train", *SHORT, *words, cwd=here)
+    (here / "run" / "printed.txt").write_text(printed)
+    return here / "run"
+
+
+def rows_of(run_dir: Path) -> list[dict[str, float]]:
+    """metrics.csv as a logger should have it."""
+    rows = [{key: float(value) for key, value in row.items() if value} for row in read_metrics(run_dir / "metrics.csv")]
+    return [{"step": row.pop("step")} | panels(row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------ names and secrets
+
+
+def test_every_column_has_a_place_of_its_own():
+    named = panels(dict.fromkeys(COLUMNS, 1.0))
+    assert len(named) == len(COLUMNS)
+    assert {name.split("/")[0] for name in named} == {
+        "train", "val", "speed", "val_ema_by_log_snr", "val_raw_by_log_snr",
+    }  # fmt: skip
+    assert all(re.fullmatch(r"\w+/[\w-]+", name) for name in named)
+    assert {"train/loss", "train/lr", "train/grad_norm", "train/ema_decay", "train/ema_distance"} <= named.keys()
+    assert {"speed/images_per_second", "speed/memory_gib", "val/loss", "val/loss_raw", "val/error"} <= named.keys()
+    ends = {"below_-8", "-8_to_-6", "-2_to_0", "0_to_2", "6_to_8", "above_8"}
+    assert {f"val_{kind}_by_log_snr/{end}" for kind in ("ema", "raw") for end in ends} <= named.keys()
+    assert panels({"loss": 1.0, "val_ema_snr>8": float("nan")}) == {"train/loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("api_key", "x"), ("wandb-api-key", "x"), ("token", "x"), ("hf_token", "x"), ("password", 1234),
+        ("client_secret", "x"), ("aws_secret_access_key", "x"), ("a", KEY), ("a", f"key {KEY}"), ("a", TOKEN),
+        ("a", "ghp_" + "x1" * 18), ("a", "sk-proj-" + "x1" * 20), ("a", "https://me:pw@host/x"), ("a", f"/x/{HIDDEN}"),
+    ],
+)  # fmt: skip
+def test_secrets_are_taken_out(monkeypatch, key, value):
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", HIDDEN)
+    tree = {"a": [1, {key: value}], "b": {"c": [value]} if key == "a" else 1}
+    assert str(value) not in str(without_secrets(tree))
+    monkeypatch.setattr(sys, "argv", ["train", f"x.{key}={value}", "seed=1"])
+    with command_line_without_secrets():
+        assert sys.argv == ["train", f"x.{key}=<removed>", "seed=1"]
+    assert sys.argv[1] == f"x.{key}={value}"
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {
+            "tokens_per_image": 64,
+            "max_tokens": 8,
+            "key": "x",
+            "keyboard": "y",
+            "secretary": "z",
+            "root": "/data/hf_datasets",
+        },
+        {"token": None, "password": False, "url": "https://host:80/a@b", "hash": "a" * 64, "lr": 1e-3, "names": ["a"]},
+    ],
+)
+def test_what_is_no_secret_stays(monkeypatch, tree):
+    monkeypatch.setenv("SHORT_TOKEN", "a")
+    assert without_secrets(tree) == tree
+
+
+def test_nothing_in_the_yaml_files_looks_like_a_secret():
+    for path in CONF.rglob("*.yaml"):
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+        assert without_secrets(tree) == tree, path
+
+
+# ------------------------------------------------------------------------------------------------ W&B, read back
+
+
+def test_wandb_has_every_row_at_its_step(wandb_run):
+    (logged,) = offline_runs(wandb_run)
+    assert logged.rows() == rows_of(wandb_run)
+    assert [row["step"] for row in logged.rows()] == [1, 2, 3, 4, 5, 6]
+    assert "val/error" in logged.rows()[2]
+
+
+def test_wandb_has_the_pictures_with_captions(wandb_run):
+    (logged,) = offline_runs(wandb_run)
+    for key, kind in (("samples/grid", "png"), ("samples/denoising", "gif")):
+        pictures = logged.pictures(key)
+        assert list(pictures) == [3, 6]
+        for step, (data, _) in pictures.items():
+            assert data == (wandb_run / "samples" / f"step-{step:08d}.{kind}").read_bytes()
+    _, caption = logged.pictures("samples/grid")[6]
+    assert caption == "rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; EMA | raw; seed 0; dpmpp_sde, 2 steps; guidance scale 1"
+
+
+def test_wandb_has_configuration_result_name_and_exit_code(wandb_run):
+    (logged,) = offline_runs(wandb_run)
+    config = folder.read_run_config(wandb_run)
+    config["data"]["cache_dir"] = "<removed>"
+    assert {key: value for key, value in logged.config.items() if key != "_wandb"} == config
+    result = folder.read_result(wandb_run)
+    assert {key: logged.summary[key] for key in result if result[key] is not None} == {
+        key: value for key, value in result.items() if value is not None
+    }
+    assert result["val_error"] == logged.rows()[-1]["val/error"]
+    assert (logged.run.display_name, logged.run.project, logged.exit_code) == ("run", "diffusion_lit", 0)
+    assert logged.run.run_id == (wandb_run / "wandb" / "run_id").read_text()
+    assert [hardware.cpu_count for hardware in logged.environment if hardware.cpu_count]  # scrubbed, not silenced
+
+
+def test_wandb_has_no_secret(wandb_run):
+    files = [path for path in wandb_run.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        data = path.read_bytes()
+        assert KEY.encode() not in data, path
+        assert TOKEN.encode() not in data, path
+        if "wandb" in path.relative_to(wandb_run).parts:
+            assert HIDDEN.encode() not in data, path
+
+
+def test_without_a_server_the_run_is_offline_and_says_so_twice(wandb_run):
+    printed = (wandb_run / "printed.txt").read_text()
+    (logged,) = offline_runs(wandb_run)
+    command = f"wandb sync run/wandb/{logged.folder.name}"
+    assert printed.count(command) == 2
+    assert printed.count("offline (http://127.0.0.1:9 gives no answer: ConnectionError)") == 1
+    assert "wandb:" not in printed  # W&B itself is quiet
+
+
+def test_a_resumed_run_is_the_same_run_there(wandb_run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(wandb_run, again, symlinks=True)
+    run("train", f"resume={again}", "max_steps=8", cwd=tmp_path)
+    first, second = offline_runs(again)
+    assert first.run.run_id == second.run.run_id
+    assert second.run.resume
+    assert first.rows() + second.rows() == rows_of(again)
+    assert [row["step"] for row in second.rows()] == [7, 8]
+
+
+def test_two_jobs_of_a_sweep_are_two_runs_of_a_group(tmp_path):
+    words = [*SHORT, "logger=wandb", "name=two", "optimizer.clip=null", "max_skipped_steps=0", "optimizer.lr=1e30,1e-3"]
+    run("train", "--multirun", *words, cwd=tmp_path, code=6)
+    (sweep,) = (tmp_path / "outputs" / "two").iterdir()
+    (bad,), (good,) = offline_runs(sweep / "0"), offline_runs(sweep / "1")
+    assert bad.run.run_id != good.run.run_id
+    assert (bad.run.run_group, good.run.run_group) == (sweep.name, sweep.name)
+    assert (bad.exit_code, good.exit_code) == (6, 0)  # the first one diverged
+    assert (bad.rows(), good.rows()) == (rows_of(sweep / "0"), rows_of(sweep / "1"))
+    assert len(good.rows()) == 6
+
+
+def test_a_run_outlives_the_service_of_wandb(tmp_path):
+    process = start("train", *SHORT, "max_steps=60", "logger=wandb", "run_dir=run", cwd=tmp_path)
+    while process.poll() is None and last_step(tmp_path / "run") < 10:
+        time.sleep(0.01)
+    killed = [service for service in services() if f"--pid\0{process.pid}\0" in service.read_text()]
+    os.kill(int(killed[0].parent.name), signal.SIGKILL)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    assert printed.count("WandB is switched off, the run goes on: ConnectionResetError") == 1
+    assert "Traceback" not in printed
+    assert len(rows_of(tmp_path / "run")) == 60
+    assert (tmp_path / "run" / "samples" / "step-00000060.gif").exists()
+
+
+def services() -> list[Path]:
+    """/proc/*/cmdline of every service of W&B; words there end with a null byte."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [path] if "wandb-core" in path.read_text() else []
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ W&B servers
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "why"),
+    [
+        (200, '{"data": {"viewer": {"id": "me"}}}', None),
+        (200, '{"data": {"viewer": null}}', "does not take the API key"),
+        (200, "<html>", "gives no answer"),
+        (200, "[]", "gives no answer"),
+        (401, "{}", "does not take the API key"),
+        (403, "{}", "does not take the API key"),
+        (429, "{}", "answers 429 Too Many Requests"),
+        (500, "{}", "answers 500 Internal Server Error"),
+        (None, "", "does not answer within 0.5 s|gives no answer: ReadTimeout"),
+    ],
+)
+def test_what_a_server_says_of_a_key(status, body, why):
+    with server(status, body) as address:
+        said = refusal(address, KEY, 0.5 if status is None else 20)
+    assert said is None if why is None else re.search(why, said)
+
+
+def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
+    hanging = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: hanging.wait(60))
+    try:
+        assert refusal("http://some.host", KEY, 0.3) == "http://some.host does not answer within 0.3 s"
+    finally:
+        hanging.set()
+
+
+ALONE = """
+import logging, sys
+from pathlib import Path
+from diffusion_lit.training.loggers.base import make_logger
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+keys = dict(project="p", entity=None, mode=sys.argv[1], connect_seconds=3, init_seconds=10)
+keys["finish_seconds"] = float(sys.argv[2])
+logger = make_logger({"_target_": "diffusion_lit.training.loggers.wandb.WandB"} | keys)
+logger.start(Path("run").absolute(), {"seed": 0}, 0)
+logger.scalars(1, {"loss": 1.0})
+logger.finish(0)
+print("on", logger.logger.run is not None)
+"""
+
+
+def alone(here: Path, mode: str = "auto", finish_seconds: float = 60, **streams) -> subprocess.CompletedProcess:
+    """The logger by itself in a process."""
+    (here / "run").mkdir()
+    return subprocess.run(
+        [sys.executable, "-c", ALONE, mode, str(finish_seconds)], cwd=here, timeout=60, text=True, **streams
+    )
+
+
+@pytest.mark.parametrize("what", ["closed port", "silent server", "unknown name"])
+def test_a_key_and_no_network_cost_seconds(tmp_path, what):
+    with contextlib.ExitStack() as stack:
+        addresses = {"closed port": "http://127.0.0.1:9", "unknown name": "https://wandb.invalid"}
+        address = addresses.get(what) or stack.enter_context(server(None))
+        stack.enter_context(environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address))
+        started = time.perf_counter()
+        done = alone(tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f"offline ({address} " in done.stdout
+    assert time.perf_counter() - started <= 15  # a time on purpose: it is the promise, for the whole process here
+    assert [row["train/loss"] for row in offline_runs(tmp_path / "run")[0].rows()] == [1.0]
+
+
+def test_a_server_that_takes_the_key_and_then_fails_leaves_the_run_offline(tmp_path):
+    knows_us = server(200, '{"data": {"viewer": {"id": "me"}}}')
+    with knows_us as address, environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address):
+        done = alone(tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "W&B        offline (" in done.stdout
+    assert done.stderr == ""
+    assert len(offline_runs(tmp_path / "run")[0].rows()) == 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_where_the_server_takes_the_key_the_run_is_online(tmp_path, mode):
+    with wandb_server() as (address, sent), environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address):
+        done = alone(tmp_path, mode, capture_output=True)
+    assert done.stdout.splitlines()[0].startswith(f"W&B        {address}/me/p/runs/")
+    assert "switched off" not in done.stdout
+    assert "sync" not in done.stdout
+    assert done.stderr == ""
+    assert any('\\"train/loss\\":1' in body for body in sent)
+    assert not any(KEY in body for body in sent)  # it goes into a header only
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_stuck_server(tmp_path):
+    stuck = threading.Event()
+    with wandb_server(stuck) as (address, _), environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address):
+        done = alone(tmp_path, finish_seconds=2, capture_output=True)
+        assert not stuck.is_set()
+    assert done.returncode == 0
+    (folder_,) = (tmp_path / "run" / "wandb").glob("run-*")
+    assert f"not all was uploaded in 2 s; the rest: wandb sync run/wandb/{folder_.name}" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_without_a_key_nothing_is_asked_even_at_a_terminal(tmp_path, mode):
+    ours, theirs = pty.openpty()
+    with environment(HOME=str(tmp_path), WANDB_BASE_URL="http://127.0.0.1:9"):
+        done = alone(tmp_path, mode, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 0, said
+    assert "offline (no API key, see wandb login)" in said
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode", "on"),
+    [
+        ("disabled", "auto", False), ("offline", "auto", True), ("disabled", "offline", True),
+        ("offline", "disabled", False), ("nonsense", "auto", False),
+    ],
+)  # fmt: skip
+def test_the_variable_decides_for_auto_only(tmp_path, variable, mode, on):
+    with environment(WANDB_MODE=variable):
+        done = alone(tmp_path, mode, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f"on {on}\n" in done.stdout
+    assert len(offline_runs(tmp_path / "run")) == on
+    assert ("switched off" in done.stdout) == (variable == "nonsense")
+
+
+# ------------------------------------------------------------------------------------------------ TensorBoard
+
+
+def test_tensorboard_has_every_row_and_picture_also_after_a_kill(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = [*SHORT, "max_steps=40", "checkpoint_every=8", "sample_every=8", "logger=tensorboard", "run_dir=run"]
+    folder_ = tmp_path / "run"
+    assert signal_at_step(13, start("train", *words, cwd=tmp_path), folder_) == -signal.SIGKILL
+    printed = run("train", f"resume={folder_}", "max_steps=20", "accept=[config]", cwd=tmp_path)
+    assert "tensorboard --logdir run/tensorboard" in printed
+    events = EventAccumulator(str(folder_ / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    rows = rows_of(folder_)
+    for name in {name for row in rows for name in row if name != "step"}:
+        wanted = [(row["step"], np.float32(row[name])) for row in rows if name in row]
+        assert [(event.step, np.float32(event.value)) for event in events.Scalars(name)] == wanted, name
+    for key, kind in (("samples/grid", "png"), ("samples/denoising", "gif")):
+        assert [image.step for image in events.Images(key)] == [8, 16, 20]
+        for image in events.Images(key):
+            assert image.encoded_image_string == (folder_ / "samples" / f"step-{image.step:08d}.{kind}").read_bytes()
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "max_steps: 40" in text
+    assert events.Scalars("result/val_error")[0].value == np.float32(folder.read_result(folder_)["val_error"])
+
+
+def test_a_missing_tensorboard_is_told_before_anything_starts(monkeypatch):
+    (config,) = composed("train", ["logger=tensorboard"])
+    train.check(config)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "diffusion_lit\[tensorboard\]"') as caught:
+        train.check(config)
+    assert caught.value.exit_code == 2
+    train.check(composed("train", ["logger=csv"])[0])
+
+
+def test_a_logger_that_cannot_write_leaves_the_run_alone(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("a file in the way")
+    words = [*SHORT, "logger=tensorboard"]
+    config, source = with_data_facts(composed("train", words)[0])
+    assert train.fit(config, source, tmp_path, words)["status"] == "finished"
+    assert caplog.text.count("TensorBoard is switched off, the run goes on: FileExistsError") == 1
+    assert len(rows_of(tmp_path)) == 6
+
+
+# ------------------------------------------------------------------------------------------------ the shield
+
+
+class Broken(Files):
+    """Fails in one of its calls, and in every `finish`."""
+
+    def __init__(self, call: str, error: Exception):
+        self.calls = []
+        for name in ("start", "scalars", "picture", "summary", "finish"):
+            setattr(self, name, self._method(name, error if name in (call, "finish") else None))
+
+    def _method(self, name: str, error: Exception | None):
+        def method(*_):
+            self.calls.append(name)
+            if error:
+                raise error
+
+        return method
+
+
+def use(logger: Shielded) -> None:
+    with logger:
+        logger.start(Path(), {}, 0)
+        logger.scalars(1, {"loss": 1.0})
+        logger.scalars(2, {"loss": 1.0})
+        logger.picture(2, "samples/grid", Path(), "")
+        logger.summary({})
+        logger.finish(0)
+
+
+@pytest.mark.parametrize("call", ["start", "scalars", "picture", "summary", "finish"])
+def test_the_first_error_of_a_logger_is_told_once_and_is_its_last(call, caplog):
+    broken = Broken(call, OSError(f"no space for {TOKEN}\nat all"))
+    use(Shielded(broken))
+    assert len(caplog.messages) == 1
+    assert "OSError" not in caplog.text or TOKEN not in caplog.text
+    assert broken.calls.count(call) <= 2  # once, and `finish` once more to close what is open
+    assert broken.calls[-1] == "finish"
+
+
+def test_the_second_ctrl_c_passes_through_a_logger():
+    with pytest.raises(UserError, match="stopped at once"):
+        use(Shielded(Broken("scalars", UserError(130, "stopped at once"))))
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (ValueError(), 1), (UserError(6, "nan"), 6), (SystemExit(), 1)])
+def test_a_logger_is_finished_with_how_the_run_ended(error, code):
+    class Ended(Files):
+        def finish(self, exit_code):
+            self.codes = [*getattr(self, "codes", []), exit_code]
+
+    logger = Shielded(Ended())
+    with contextlib.suppress(ValueError, UserError, SystemExit), logger:
+        logger.start(Path(), {}, 0)
+        if error:
+            raise error
+    assert logger.logger.codes == [code]
+
+
+# ------------------------------------------------------------------------------------------------ what is shown
+
+
+def test_the_film_ends_with_the_grid(wandb_run):
+    grid = np.asarray(Image.open(wandb_run / "samples" / "step-00000006.png"))
+    with Image.open(wandb_run / "samples" / "step-00000006.gif") as film:
+        assert film.n_frames == 2  # as many as steps
+        first = np.asarray(film.convert("L"))
+        film.seek(1)
+        last = np.asarray(film.convert("L"))
+    title = 20  # px above the average's half of a preview
+    np.testing.assert_array_equal(last, grid[title : title + last.shape[0], : last.shape[1]])
+    assert (first != last).mean() > 0.1
+
+
+def test_a_film_holds_the_right_images_at_the_right_steps():
+    film = Film([1, 5, 6], steps=100, shape=(1, 2, 2))
+    assert len(film.steps) == FRAMES
+    assert (film.steps[0], film.steps[-1]) == (0, 99)
+    assert set(np.diff(film.steps)) == {2, 3}
+    for first in (0, 4):  # in chunks of four; image n is grey level n, and a step brightens all
+        for k in range(100):
+            level = torch.arange(first, first + 4).view(4, 1, 1, 1) * 10 + k
+            film(first, k, (level / 127.5 - 1).expand(4, 1, 2, 2))
+    wanted = np.add.outer(film.steps, [10, 50, 60])
+    np.testing.assert_array_equal(film.frames[:, :, 0, 0, 0].numpy(), wanted)
+
+
+def test_distance_of_the_average(wandb_run):
+    net, average = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    flat = [torch.nn.utils.parameters_to_vector(module.parameters()) for module in (average, net)]
+    wanted = (flat[0] - flat[1]).norm() / flat[1].norm()
+    assert ema.distance(average, net) == pytest.approx(wanted.item(), rel=1e-6)
+    assert ema.distance(net, net) == 0
+    rows = rows_of(wandb_run)
+    assert rows[0]["train/ema_distance"] == 0  # the first update copies
+    assert all(0 < row["train/ema_distance"] < 1 for row in rows[1:])
+    assert all(0.1 < row["speed/memory_gib"] < 1000 for row in rows)
+
+
+def test_numbers_last_measured_are_in_the_result(wandb_run):
+    result = json.loads((wandb_run / "result.json").read_text())
+    last = read_metrics(wandb_run / "metrics.csv")[-1]
+    assert [result[name] for name in ("val_loss", "val_error")] == [float(last["val_loss"]), float(last["val_error"])]

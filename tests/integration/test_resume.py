@@ -1,0 +1,195 @@
+"""Stopping and going on: a resumed run equals one that was never stopped, bit for bit."""
+
+import copy
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.resume import check_continuation
+from diffusion_lit.runs.run_dir import add_command
+from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.system.errors import UserError
+from diffusion_lit.train import prepare
+from tests.runs import TINY, last_step, run, signal_at_step, start, trace
+
+# everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
+SETTINGS = [*TINY, "max_steps=24", "checkpoint_every=4", "val_every=6", "sample_every=10", "model.dropout=0.1"]
+SETTINGS += ["data.flip=0.5", "label_dropout=0.2", "optimizer.warmup_steps=5", "optimizer.clip=0.5", "seed=3"]
+
+
+def last_checkpoint(folder: Path) -> dict:
+    return checkpoints.read(checkpoints.choose(folder))
+
+
+def flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(tree, dict):
+        return {k: v for key, node in tree.items() for k, v in flat(node, f"{prefix}/{key}").items()}
+    if isinstance(tree, list | tuple):
+        return {k: v for i, node in enumerate(tree) for k, v in flat(node, f"{prefix}/{i}").items()}
+    return {prefix: tree}
+
+
+def assert_equal_training(one: Path, other: Path) -> None:
+    """Weights, EMA, optimizer, schedule and loss trace: not one bit differs."""
+    a, b = last_checkpoint(one), last_checkpoint(other)
+    assert a["global_step"] == b["global_step"]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        left, right = flat(a[part]), flat(b[part])
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            same = torch.equal(value, right[key]) if torch.is_tensor(value) else value == right[key]
+            assert same, f"{part}{key} differs"
+    assert trace(one) == trace(other)
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """And every sample grid."""
+    assert_equal_training(one, other)
+    grids = sorted(path.name for path in (one / "samples").iterdir())
+    assert grids == sorted(path.name for path in (other / "samples").iterdir())
+    for name in grids:
+        assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "words"),
+    [
+        pytest.param(1, [], marks=pytest.mark.slow),  # as tests/chaos/test_kills.py
+        (3, ["ema=rising", "ema.decay=0.5", "ema.update_every=3"]),
+    ],
+)
+def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumulate, words):
+    settings = [*SETTINGS, *words, f"strategy.accumulate={accumulate}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    dice = random.Random(accumulate)
+    process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(dice.randint(5, 11), process, broken) == -signal.SIGKILL
+    process = start("train", f"resume={broken}", cwd=tmp_path)
+    assert signal_at_step(dice.randint(13, 21), process, broken) == -signal.SIGKILL
+    assert "finished" not in (broken / "train.log").read_text()
+    run("train", f"resume={broken}", cwd=tmp_path)
+    assert_equal_runs(whole, broken)
+
+
+def test_a_signal_between_two_rows_changes_no_row(tmp_path):
+    settings = [*SETTINGS, "max_steps=140", "log_every=50", "checkpoint_every=100", "val_every=0", "sample_every=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(50, process, broken, signal.SIGTERM, delay=0.05) == 143
+    assert checkpoints.steps_of(broken)[-1] % 50  # stopped between two rows
+    run("train", f"resume={broken}", cwd=tmp_path)
+    assert trace(whole) == trace(broken)
+
+
+def test_another_accumulation_after_a_resume_sees_the_same_images_and_noise(tmp_path):
+    settings = [*SETTINGS, "model.dropout=0", "val_every=0", "sample_every=0", "checkpoint_every=4"]
+    whole, changed = tmp_path / "whole", tmp_path / "changed"
+    run("train", *settings, "max_steps=10", "optimizer.schedule=constant", f"run_dir={whole}", cwd=tmp_path)
+    run("train", *settings, "max_steps=4", "optimizer.schedule=constant", f"run_dir={changed}", cwd=tmp_path)
+    run("train", f"resume={changed}", "max_steps=10", "strategy.accumulate=3", cwd=tmp_path)
+    for a, b in zip(trace(whole), trace(changed), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-5)
+
+
+def test_an_extended_run_goes_on_at_the_rate_of_its_new_schedule(tmp_path):
+    settings = [*SETTINGS, "optimizer.schedule=cosine", "optimizer.warmup_steps=0", "checkpoint_every=4"]
+    folder, long = tmp_path / "run", tmp_path / "long"
+    run("train", *settings, "max_steps=4", f"run_dir={folder}", cwd=tmp_path)
+    run("train", f"resume={folder}", "max_steps=8", cwd=tmp_path)
+    run("train", *settings, "max_steps=8", f"run_dir={long}", cwd=tmp_path)
+    assert [row["lr"] for row in trace(folder)][4:] == [row["lr"] for row in trace(long)][4:]
+    assert float(trace(folder)[4]["lr"]) > 0
+
+
+def test_another_rate_that_was_accepted_is_used(tmp_path):
+    folder = tmp_path / "run"
+    run("train", *SETTINGS, "max_steps=4", f"run_dir={folder}", cwd=tmp_path)
+    words = ["optimizer.lr=1.0e-5", "optimizer.schedule=constant", "max_steps=6", "accept=[config]"]
+    run("train", f"resume={folder}", *words, cwd=tmp_path)
+    assert [float(row["lr"]) for row in trace(folder)][4:] == [1e-5, 1e-5]
+
+
+def test_a_signal_during_a_preview_cuts_it_short_and_the_resumed_run_draws_it(tmp_path):
+    settings = [*SETTINGS, "max_steps=6", "sample_every=4", "sampler=ddpm", "sampler.steps=null"]
+    folder = tmp_path / "run"
+    process = start("train", *settings, f"run_dir={folder}", cwd=tmp_path)
+    while last_step(folder) != 4:  # the row is written before the preview of a thousand steps begins
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert checkpoints.steps_of(folder) == [4]
+    assert not (folder / "samples").exists()
+    run("train", f"resume={folder}", "sampler.steps=2", cwd=tmp_path)
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        f"step-0000000{step}.{kind}" for step in (4, 6) for kind in ("gif", "png")
+    ]
+
+
+def test_accumulated_micro_batches_train_as_one_batch(tmp_path):
+    """Same images, noise and learning rate, so the same losses up to the order of additions (no dropout here)."""
+    settings = [*SETTINGS, "model.dropout=0", "max_steps=8"]
+    run("train", *settings, f"run_dir={tmp_path / 'one'}", cwd=tmp_path)
+    run("train", *settings, "strategy.accumulate=4", f"run_dir={tmp_path / 'four'}", cwd=tmp_path)
+    for a, b in zip(trace(tmp_path / "one"), trace(tmp_path / "four"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-5)
+        assert a["lr"] == b["lr"]
+
+
+def test_a_signal_saves_and_names_the_way_on(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("train", *SETTINGS, f"run_dir={whole}", cwd=tmp_path)
+    process = start("train", *SETTINGS, f"run_dir={broken}", cwd=tmp_path)
+    assert signal_at_step(7, process, broken, signal.SIGTERM) == 143
+    saved = checkpoints.steps_of(broken)[-1]
+    assert saved >= 7
+    moved = tmp_path / "moved"  # a run folder may be moved before it goes on
+    broken.rename(moved)
+    run("train", f"resume={moved}", cwd=tmp_path)
+    assert torch.equal(
+        last_checkpoint(whole)["state_dict"]["net.unet.conv_in.weight"],
+        last_checkpoint(moved)["state_dict"]["net.unet.conv_in.weight"],
+    )
+    assert trace(whole) == trace(moved)
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "then"),
+    [
+        (["max_steps=4"], ["max_epochs=2"], ["max_epochs=2"]),
+        (["max_epochs=2"], ["max_steps=4"], ["max_steps=4"]),
+        (["max_epochs=2"], ["max_epochs=3"], ["max_epochs=3"]),
+        (["max_epochs=2"], ["seed=1"], ["max_epochs=2"]),
+        # an experiment may count in epochs
+        (["experiment=x"], ["max_steps=4"], ["max_steps=4", "max_epochs=null"]),
+        (["experiment=x", "max_steps=4", "max_epochs=null"], ["seed=1"], ["max_steps=4", "max_epochs=null"]),
+        (["experiment=x", "max_steps=4", "max_epochs=null"], ["max_epochs=2"], ["max_epochs=2"]),
+        (["experiment=x", "max_steps=4"], ["max_epochs=null"], ["max_steps=4", "max_epochs=null"]),
+    ],
+)
+def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
+    (tmp_path / "config.yaml").touch()
+    add_command(tmp_path, stored)
+    words = prepare([f"resume={tmp_path}", *new], None)
+    assert [word for word in words if word.startswith("max_")] == then
+
+
+def test_a_run_from_before_a_key_existed_goes_on(digits_run, tmp_path):
+    """What a newer version adds with a default is no other configuration; what the run does say still counts."""
+    config = read_config(digits_run)
+    old = copy.deepcopy(config)
+    del old["data"]["fit"], old["metric"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
+    check_continuation(tmp_path, config | {"accept": []})
+    config["model"]["dropout"] = 0.5
+    with pytest.raises(UserError, match="model.dropout: 0.0 in the run, 0.5 now"):
+        check_continuation(tmp_path, config | {"accept": []})

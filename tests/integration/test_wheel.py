@@ -1,0 +1,64 @@
+"""The wheel, installed where nothing else of the project is: every verb by `diffusion-lit`, in an empty folder."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.runs import TINY
+
+ROOT = Path(__file__).parents[2]
+ALONE = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # nothing of a checkout
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory) -> Path:
+    """`diffusion-lit` of a new environment that has the wheel, and by a path what it depends on."""
+    home = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", home, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    venv.create(home / "venv", with_pip=True)
+    python, (wheel,) = home / "venv/bin/python", home.glob("*.whl")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True, capture_output=True)
+    (site,) = (home / "venv").glob("lib/*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    where = [python, "-c", "import diffusion_lit; print(diffusion_lit.__file__)"]
+    printed = subprocess.run(where, cwd=home, env=ALONE, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith(str(site))
+    return python.with_name("diffusion-lit")
+
+
+@pytest.mark.slow
+def test_every_verb_works_in_an_empty_folder(script, tmp_path):
+    def start(*words: str) -> subprocess.Popen:
+        told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen([script, *words], cwd=tmp_path, env=ALONE, text=True, **told)
+
+    def done(*words: str) -> None:
+        process = start(*words)
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+
+    done("train", *TINY, "max_steps=4", "run_dir=run")
+    done("train", "resume=run", "max_steps=6")
+    done("sample", "run=run", "num_images=4", "out=images", "gif=true")
+    done("export", "run=run", "out=model")
+    done("sample", "run=model", "num_images=4", "out=again")
+    assert (tmp_path / "images/00003.png").read_bytes() == (tmp_path / "again/00003.png").read_bytes()
+    done("evaluate", "run=run", "metrics=[fd]", "features=pixels", "num_images=20")
+    done("visualize", "run=run", "what=[schedule]")
+    done("audit", "data=digits")
+    done("report", "run=run")
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    page = start("app", "run=run", "port=0")
+    address = next(found[0] for line in page.stdout if (found := re.search(r"http://127[.]0[.]0[.]1:[0-9]+", line)))
+    assert b"<html" in urllib.request.urlopen(address, timeout=30).read()
+    page.send_signal(signal.SIGINT)
+    assert page.wait(60) in (0, 130)
