@@ -20,7 +20,7 @@ from benchmarks.growth import PLAIN
 from benchmarks.measure import command, config_of, machine, table
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs.build import make_network
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.load import TrainedModel
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -77,7 +77,7 @@ def synchronize() -> None:
 
 def waits(run: Path) -> int:
     """How often the CPU waits for the GPU while one batch is denoised, its end not counted."""
-    model = Trained(run)
+    model = TrainedModel.from_run(run)
     labels = [0] * model.sampler.batch_size
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -14,9 +14,9 @@ from torch import nn
 from benchmarks.measure import config_of, shown, table
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.runs.build import make_network
-from diffusion_lit.train import fit
-from diffusion_lit.training import setup
-from diffusion_lit.training.optimizer import make_optimizer
+from diffusion_lit.training import trainer as setup
+from diffusion_lit.training.fit import fit
+from diffusion_lit.training.optimizers import make_optimizer
 
 PHOTOS = (
     "data=synthetic", "data.image_size=32", "data.channels=3", "data.num_images=5000", "data.num_classes=10",
@@ -81,7 +81,9 @@ class Turns(Callback):
 def pairs_of(words: tuple[str, ...], steps: int, pairs: int) -> Turns:
     config, source = config_of(*words, f"max_steps={steps * (pairs + 1) + 1}", "data.judge_images=0")
     turns, make_trainer = Turns(Bare(config, source), steps), setup.make_trainer
-    setup.make_trainer = lambda *parts: make_trainer(*parts, turns)
+    setup.make_trainer = lambda config, run, net, callbacks, *rest: make_trainer(
+        config, run, net, [*callbacks, turns], *rest
+    )
     try:
         with tempfile.TemporaryDirectory() as folder:
             fit(config, source, Path(folder) / "run", [])

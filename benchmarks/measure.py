@@ -16,7 +16,7 @@ from math import comb
 from pathlib import Path
 
 from diffusion_lit.config.compose import composed, with_data_facts
-from diffusion_lit.train import expanded
+from diffusion_lit.config.expand import expanded
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -29,8 +29,9 @@ import cProfile, json, pstats, sys, tempfile
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 from diffusion_lit.config.compose import composed, with_data_facts
-from diffusion_lit.train import expanded, fit
-from diffusion_lit.training import setup
+from diffusion_lit.config.expand import expanded
+from diffusion_lit.training.fit import fit
+from diffusion_lit.training import trainer as setup
 steps, profile, make_trainer = int(sys.argv[1]), cProfile.Profile(), setup.make_trainer
 class Profiled(Callback):
     def on_train_batch_end(self, trainer, *_):
@@ -38,7 +39,9 @@ class Profiled(Callback):
             profile.enable()
         if trainer.global_step == 20 + steps:
             profile.disable()
-setup.make_trainer = lambda *parts: make_trainer(*parts, Profiled())
+setup.make_trainer = lambda config, run, net, callbacks, *rest: make_trainer(
+    config, run, net, [*callbacks, Profiled()], *rest
+)
 words = [f"max_steps={steps + 30}", "data.judge_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000"]
 config, source = with_data_facts(composed("train", expanded(words, None))[0])
 with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.audit data=...`: what a set of pictures is, before any hour of training."""
+"""`python -m diffusion_lit.audit data=...`: what a data set is, before any hour of training."""
 
 import json
 import logging
@@ -24,14 +24,16 @@ def main() -> None:
 
 
 def check(config: DictConfig) -> None:
+    """Raise UserError for a stream, or data that cannot be found."""
     if config.data.get("streaming"):
-        asked = as_word("data.streaming", config.data.streaming)
-        raise UserError(Exit.CONFIG, f"{asked}: pictures are looked at more than once, set it to false")
+        override = as_word("data.streaming", config.data.streaming)
+        raise UserError(Exit.CONFIG, f"{override}: pictures are looked at more than once, set it to false")
     _, source = with_data_facts(config)
     source.splits()
 
 
 def audit(config: DictConfig) -> None:
+    """Inspect every image, print and write what was found, and propose the overrides to train with."""
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
@@ -40,7 +42,7 @@ def audit(config: DictConfig) -> None:
     from diffusion_lit.inspection.inspect import inspect_all, parts_of
     from diffusion_lit.system.console import progress_bar
 
-    words = list(HydraConfig.get().overrides.task)
+    overrides = list(HydraConfig.get().overrides.task)
     config, source = with_data_facts(config)
     out = run_dir.made(Path(config["out"]))
     data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
@@ -52,12 +54,11 @@ def audit(config: DictConfig) -> None:
 
     model = with_architecture(config)["model"]
     multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
-    given = {word.partition("=")[0] for word in words}
+    given = {override.partition("=")[0] for override in overrides}
     proposed = propose(found, data, given, multiple, config["largest"])
-    words = [word for word in words if word.partition("=")[0] not in OWN] + [
-        as_word(*item) for item in proposed.items()
-    ]
-    found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *words])}
+    overrides = [override for override in overrides if override.partition("=")[0] not in OWN]
+    overrides += [as_word(*item) for item in proposed.items()]
+    found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     found["training_would_fail"] = bool(found["broken"])
 
     log.info("\n".join(lines(found, data, multiple)))
@@ -72,7 +73,7 @@ def audit(config: DictConfig) -> None:
 
 
 def write(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
-    """audit.json, and pictures as the network would get them."""
+    """Write audit.json, and sheets of images as the network would get them."""
     from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 
     (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n")

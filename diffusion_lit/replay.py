@@ -27,6 +27,7 @@ def main() -> None:
 
 
 def check(config: DictConfig) -> None:
+    """Raise UserError (exit 2 or 4) if the folder is not a run that ended with exit code 6."""
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
     run = run_dir.require_run(config.run)
@@ -35,6 +36,7 @@ def check(config: DictConfig) -> None:
 
 
 def replay(config: DictConfig) -> None:
+    """Compute the recorded step again in float32, and print where it is not finite."""
     from diffusion_lit.runs import step_record
     from diffusion_lit.runs.build import make_diffusion, make_network
     from diffusion_lit.runs.load import device_of
@@ -51,13 +53,13 @@ def replay(config: DictConfig) -> None:
             log.info("weights    %s is not finite before the step begins", name)
     found = step_record.forward(net, diffusion, of_run, record)
     if found.first_bad is None:
-        tell_backward(net, step_record.backward(net, diffusion, of_run, record), of_run["strategy"]["precision"])
+        print_backward(net, step_record.backward(net, diffusion, of_run, record), of_run["strategy"]["precision"])
     else:
-        tell_forward(found, record)
+        print_forward(found, record)
 
 
-def tell_forward(found, record: dict) -> None:
-    """The table around the first layer that is not finite, and the images whose loss is not."""
+def print_forward(found, record: dict) -> None:
+    """Print the layers around the first one that is not finite, and the images whose loss is not."""
     first = found.first_bad
     rows = found.layers[max(0, first - NEAR) : first + NEAR + 1]
     width = max(len(row.name) for row in rows)
@@ -76,8 +78,8 @@ def tell_forward(found, record: dict) -> None:
     log.info("first      %s is the first layer to give numbers that are not finite; %s", layer.name, why)
 
 
-def tell_backward(net, norm: float, precision: str) -> None:
-    """The parameters whose gradient is not finite, or that there are none."""
+def print_backward(net, norm: float, precision: str) -> None:
+    """Print the parameters whose gradient is not finite, or that there are none."""
     bad = [name for name, p in net.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     log.info("forward    every layer and every loss is finite")
     if bad:

@@ -18,10 +18,10 @@ def main() -> None:
 
 
 def runs_of(config: DictConfig) -> list[Path]:
-    """The run folders of a page, those of a sweep best first.
+    """Return the run folders of a page, those of a sweep best first.
 
     Raises:
-        UserError: exit 2 unless one thing is asked for, exit 4 if there are none.
+        UserError: exit 2 unless exactly one of run, runs and sweep is set; exit 4 if there are no runs.
     """
     if sum(config[key] is not None for key in ("run", "runs", "sweep")) != 1:
         raise UserError(Exit.CONFIG, "add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
@@ -43,6 +43,7 @@ def runs_of(config: DictConfig) -> list[Path]:
 
 
 def report(config: DictConfig) -> None:
+    """Write the page of a run, of several runs or of a sweep."""
     from diffusion_lit.figures.page import page
 
     runs = runs_of(config)

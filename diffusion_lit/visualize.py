@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.visualize run=<folder>`, or the words of a recipe: figures of it."""
+"""`python -m diffusion_lit.visualize run=<folder>`, or the overrides of a recipe: figures of it."""
 
 import logging
 import sys
@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.compose import CONF, composed, serving_faults, with_data_facts
 from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.groups import read_option
 from diffusion_lit.config.overrides import value_of
 from diffusion_lit.config.schema import FIGURES
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.train import expanded
 
 log = logging.getLogger("diffusion_lit.visualize")
 NEEDS_A_RUN = ("panels", "denoising", "samplers", "curves")
@@ -26,7 +27,13 @@ def main() -> None:
 
 
 def prepare(recipe: list[DictConfig], overrides: list[str], config_dir: str | None) -> list[str]:
-    """The command's own words. Without `run=` the others are a recipe, composed and checked as `train` does it."""
+    """Return the overrides of this command. Without `run=` the others are a recipe, composed and checked as by `train`.
+
+    Args:
+        recipe: the composed recipes are appended to it.
+    Raises:
+        UserError: exit 2 for a sweep, or keys of a recipe beside `run=`.
+    """
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
         raise UserError(Exit.CONFIG, "figures are drawn of one run or recipe at a time: leave --multirun out")
     keys, train = set(OmegaConf.load(CONF / "visualize.yaml")), OmegaConf.load(CONF / "train.yaml")
@@ -43,7 +50,7 @@ def prepare(recipe: list[DictConfig], overrides: list[str], config_dir: str | No
         raise UserError(
             Exit.CONFIG, f"{' '.join(fixed)}: the run has its own recipe; leave run= out to look at another"
         )
-    return overrides  # others are unknown, and told of as that
+    return overrides  # others are unknown, and composing reports them
 
 
 def _first(word: str) -> str:
@@ -51,7 +58,7 @@ def _first(word: str) -> str:
 
 
 def check(config: DictConfig) -> None:
-    """What can be known without torch."""
+    """Raise UserError (exit 2 or 4) for what can be found wrong without torch."""
     if config.images_per_class is None:
         raise UserError(Exit.CONFIG, "images_per_class=null: needs a value")
     samplers = samplers_of(config)
@@ -72,26 +79,20 @@ def check(config: DictConfig) -> None:
 
 
 def samplers_of(config: DictConfig) -> dict[str, dict]:
-    """Those to compare; the run's own as the run has it."""
+    """Return the settings of the samplers to compare by name; the run's own sampler as the run has it."""
     own = stored_config.read_sampling(run_dir.require_run(config.run))["sampler"] if config.run else {}
-    return {name: own if name == own.get("name") else sampler_yaml(name) for name in config.samplers}
-
-
-def sampler_yaml(name: str) -> dict:
-    path = CONF / "sampler" / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(Exit.CONFIG, f"samplers: {name}: no such sampler; there are {there}")
-    return OmegaConf.to_container(OmegaConf.load(path))
+    return {name: own if name == own.get("name") else read_option("sampler", name) for name in config.samplers}
 
 
 def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
+    """Draw the figures of a run, or of the recipes, into a folder."""
     from diffusion_lit.figures import album
+    from diffusion_lit.figures.subject import Subject
 
     wanted = config.what or [name for name in FIGURES if config.run is not None or name not in NEEDS_A_RUN]
     if config.run is None:
-        facts = _facts(recipe[0], pictures="forward" in wanted)
-        subject = album.of_recipe(facts, config.seed)
+        facts = _resolve(recipe[0], with_data="forward" in wanted)
+        subject = Subject(facts, config.seed)
         others = album.compared(recipe) if len(recipe) > 1 else {}
         out = Path(config.out or Path("outputs", str(facts["name"]), "figures"))
     else:
@@ -106,9 +107,9 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
         log.info("left out   %s: they need a trained run (run=...)", ", ".join(left_out))
 
 
-def _facts(recipe: DictConfig, pictures: bool) -> dict:
-    """The resolved recipe, with the classes of its data if these are needed: who looks at a schedule downloads none."""
-    return with_data_facts(recipe)[0] if pictures else OmegaConf.to_container(recipe, resolve=True)
+def _resolve(recipe: DictConfig, with_data: bool) -> dict:
+    """Return the resolved recipe; its data are read only if a figure shows images, so that a schedule needs none."""
+    return with_data_facts(recipe)[0] if with_data else OmegaConf.to_container(recipe, resolve=True)
 
 
 if __name__ == "__main__":

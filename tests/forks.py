@@ -111,15 +111,22 @@ def _server() -> str:
 
 def _serve(address: str) -> dict | None:
     """Fork for ever; in a fork, returns the request that it is for."""
-    import diffusers  # noqa: F401 what every run imports, without diffusion_lit.train itself
+    import diffusers.models.unets.unet_2d  # noqa: F401 what every run imports, without diffusion_lit.train itself
+    import diffusers.schedulers  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import PIL.GifImagePlugin  # noqa: F401
+    import PIL.JpegImagePlugin  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch  # noqa: F401
+    from hydra.core.plugins import Plugins
 
+    import diffusion_lit.cli.launch  # noqa: F401
     import diffusion_lit.figures.style  # noqa: F401
     import diffusion_lit.runs.load  # noqa: F401
-    import diffusion_lit.training.recorder
-    import diffusion_lit.training.setup  # noqa: F401
+    import diffusion_lit.training.fit
+    import diffusion_lit.training.trainer  # noqa: F401
 
+    Plugins.instance()  # finds and imports every plugin
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers of processes need no farewell
     gc.freeze()  # a collection would copy every page that the forks share
     listener = socket.socket(socket.AF_UNIX)

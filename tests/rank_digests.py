@@ -18,22 +18,23 @@ def digest(tensors) -> str:
 def main() -> None:
     folder = Path(sys.argv.pop(1))
     from diffusion_lit import train
+    from diffusion_lit.training import fit
     from diffusion_lit.training import module as training_module
-    from diffusion_lit.training import setup
 
-    finish, draw, seen = setup.finish, training_module.draw, []
+    finish, draw, seen = fit.finish, training_module.draw, []
 
     def noted_draw(seed, start, count, *rest):
         draws = draw(seed, start, count, *rest)
         seen.append([start, count, digest([draws.eps]), draws.timestep.tolist()])
         return draws
 
-    def noted_finish(config, module, recorder, step):
+    def noted_finish(parts):
+        module = parts.module
         found = {"net": digest(module.net.parameters()), "ema": digest(module.ema.parameters()), "draws": seen}
         (folder / f"rank{collectives.rank()}.json").write_text(json.dumps(found))
-        return finish(config, module, recorder, step)
+        return finish(parts)
 
-    setup.finish, training_module.draw = noted_finish, noted_draw
+    fit.finish, training_module.draw = noted_finish, noted_draw
     train.main()
 
 

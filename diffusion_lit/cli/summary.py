@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion_lit.figures.sweep import draw
+from diffusion_lit.figures.sweep_results import draw
 from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.sweeps import (
     HIGHER_IS_BETTER,

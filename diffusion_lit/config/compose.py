@@ -1,4 +1,4 @@
-"""The configuration of a command line: composed, and checked whole before anything heavy is imported.
+"""The configuration of a command line: composed, and checked completely before anything heavy is imported.
 
 The yaml files are the schema: a key is one that they have, of the type that it has there. `config/schema.py` adds
 ranges and choices, `config/constraints.py` what does not go together.
@@ -14,26 +14,21 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from textwrap import fill
-from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from diffusion_lit.config.constraints import conflicts
-from diffusion_lit.config.overrides import combinations, did_you_mean
-from diffusion_lit.config.schema import MAPPINGS, value_fault
-from diffusion_lit.config.secrets import WHERE_TO_PUT_IT, looks_secret
-from diffusion_lit.config.targets import locate, own_fault, trust
+from diffusion_lit.config.overrides import CONFIG_DIR, combinations
+from diffusion_lit.config.targets import build, locate, trust
+from diffusion_lit.config.validation import Choices, apply_overrides, argument_faults, flatten
 from diffusion_lit.system.errors import Exit, UserError
 
 _HERE = Path(__file__).parents[1]
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
-MISSING = "???"
 
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
 
@@ -56,14 +51,6 @@ def help_text(config_name: str, words: list[str]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- composing
-
-
-class Choices(NamedTuple):
-    """What the choices of a command line come to, before single values are set."""
-
-    config: DictConfig
-    defaults: dict[str, object]  # every key there is, with its value in the yaml files, experiments aside
-    chosen: dict[str, str | None]  # group to name
 
 
 def composed(
@@ -90,9 +77,11 @@ def composed(
                 choices = _choose(
                     config_name, tuple(groups), tuple(folders[1:]), tuple(word.input_line for word in words)
                 )
-                config, wrong = _filled(choices, [word for word in line if word not in words], broken, complete)
+                config, wrong = apply_overrides(choices, [word for word in line if word not in words], broken, complete)
                 configs.append(config)
                 faults += wrong
+                if complete and not faults:  # the classes are imported for this, and torch with them
+                    faults += argument_faults(config, choices)
                 if "diffusion" in config:
                     faults += serving_faults(config.sampler, config.diffusion, choices.chosen["sampler"], folders)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -139,6 +128,7 @@ def _own_folder(config_dir: str) -> Path:
     hidden = [str(name) for name in names if (CONF / name).exists()]
     if hidden:
         raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
+    CONFIG_DIR[:] = ["--config-dir", config_dir]
     for file in folder.glob("**/*.yaml"):
         with suppress(OSError, UnicodeDecodeError, YAMLError):  # told of where it is chosen
             trust(safe_load(file.read_text()))
@@ -170,7 +160,7 @@ def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...]
                 del config[group][key]
         if _another_model(config_name, searched, words, chosen):
             config.model = files.model  # widths and levels of one network say nothing of another
-    return Choices(config, _flat(files, {}), chosen)
+    return Choices(config, flatten(files, {}), chosen)
 
 
 def _another_model(config_name: str, searched: list[str], words: tuple[str, ...], chosen: dict) -> bool:
@@ -180,81 +170,6 @@ def _another_model(config_name: str, searched: list[str], words: tuple[str, ...]
         return False
     own = compose(config_name, [*searched, *others], return_hydra_config=True).hydra.runtime.choices["model"]
     return own != chosen["model"]
-
-
-# ---------------------------------------------------------------------------------------------------- checking
-
-
-def _filled(
-    choices: Choices, overrides: list[Override], broken: set[str], complete: bool
-) -> tuple[DictConfig, list[str]]:
-    """The configuration with its values set as Hydra sets them, and everything that is wrong with it.
-
-    Of keys and groups whose word on the command line was `broken` nothing is said: they would have another value.
-    """
-    config, faults = copy.deepcopy(choices.config), {}
-    for override in overrides:
-        key = override.key_or_group
-        if key not in choices.defaults:
-            faults[key] = _unknown(key, choices)
-        elif override.is_add() or override.is_force_add():
-            faults[key] = f"{override.input_line}: write {override.input_line.lstrip('+')}"
-        else:
-            OmegaConf.update(config, key, override.value())
-    values = _flat(config, faults)
-    faults |= {key: fault for key, value in values.items() if (fault := _fault(key, value, choices))}
-    unsure = {key for key in faults | values if broken & {key, key.split(".")[0]}}
-    missing = {key for key, value in values.items() if value == MISSING}
-    good = {key: value for key, value in values.items() if key not in faults.keys() | missing | unsure}
-    silent = unsure | (set() if complete else missing)
-    return config, [fault for key, fault in faults.items() if key not in silent] + conflicts(good)
-
-
-def _flat(node: DictConfig, faults: dict[str, str], prefix: str = "") -> dict[str, object]:
-    """Dotted key to value, interpolations resolved; those that cannot be go to `faults`."""
-    values = {}
-    for key in node:
-        name = f"{prefix}{key}"
-        try:
-            value = MISSING if OmegaConf.is_missing(node, key) else node[key]
-            if OmegaConf.is_list(value) or (name in MAPPINGS and OmegaConf.is_dict(value)):
-                value = OmegaConf.to_container(value, resolve=True)
-        except InterpolationToMissingValueError:
-            continue  # the key that is missing is told of
-        except OmegaConfBaseException as error:
-            faults[name] = f"{name}={node._get_node(key)._value()}: {str(error).splitlines()[0]}"
-            continue
-        values |= _flat(value, faults, f"{name}.") if OmegaConf.is_dict(value) else {name: value}
-    return values
-
-
-def _fault(key: str, value: object, choices: Choices) -> str | None:
-    """A key that an experiment made up, a value that is missing or cannot be."""
-    experiment = f"experiment={choices.chosen.get('experiment')}"
-    if key.split(".")[0] == "experiment":
-        return f"{experiment}: its first line must be # @package _global_"
-    if key in choices.chosen:
-        return f"{experiment}: {key} is chosen under `defaults:` with `- override /{key}: {value}`"
-    if key not in choices.defaults:
-        return f"{experiment}: {_unknown(key, choices)}"
-    if value == MISSING:
-        return f"{key} needs a value: add {key}=..."
-    if looks_secret(str(value)):
-        return f"{key}: looks like a secret: {WHERE_TO_PUT_IT}"
-    fault = value_fault(key, value, choices.defaults[key])
-    return fault or (own_fault(value) if key.endswith("._target_") else None)
-
-
-def _unknown(key: str, choices: Choices) -> str:
-    """The nearest keys; in a group that exists those of the group, and the same word elsewhere."""
-    group, _, last = key.rpartition(".")
-    if group not in choices.chosen:
-        return f"{key}: no such key{did_you_mean(key, [*choices.chosen, *choices.defaults]) or '; --help lists them'}"
-    fixed = ("._target_", ".process")
-    own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith(fixed)]
-    alike = own + [name for name in choices.defaults if name.split(".")[-1] == last]
-    listed = ", ".join(name.removeprefix(f"{group}.") for name in own) or "no keys"
-    return f"{key}: no such key{did_you_mean(key, alike)}; {group}={choices.chosen[group]} has {listed}"
 
 
 def serving_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
@@ -274,7 +189,7 @@ def serving_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[
 def source_of(data: dict) -> object:
     """The source of a `data` group; it takes the keys that its constructor names."""
     source = locate(data.get("_target_"))
-    return source(**{key: data[key] for key in inspect.signature(source).parameters if key in data})
+    return build({key: data[key] for key in ("_target_", *inspect.signature(source).parameters) if key in data})
 
 
 def with_data_facts(config: DictConfig) -> tuple[dict, object]:

@@ -93,8 +93,14 @@ def averaging(v: dict) -> Iterator[str]:
 
 
 def stairs(v: dict) -> Iterator[str]:
-    if v["optimizer.schedule"] == "staircase" and v["optimizer.cycles"] == 1:
-        yield "optimizer.schedule=staircase of optimizer.cycles=1 never falls: set the number of stairs"
+    if v["lr_schedule.name"] == "staircase" and v["lr_schedule.cycles"] == 1:
+        yield "lr_schedule.cycles=1: the learning rate of lr_schedule=staircase never falls. Set the number of steps"
+
+
+def train_batches(v: dict) -> Iterator[str]:
+    limit, accumulate = v["trainer.limit_train_batches"], v["strategy.accumulate"]
+    if isinstance(limit, int) and limit % accumulate:
+        yield f"trainer.limit_train_batches={limit} must be a multiple of strategy.accumulate={accumulate}"
 
 
 def conditions(v: dict) -> Iterator[str]:
@@ -117,78 +123,6 @@ def shards(v: dict) -> Iterator[str]:
     for key in ("init", "seeds", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
         if v.get(key):
             yield f"{told} and {key}={shown(v[key])}: leave one out, shards are for many images of a kind"
-
-
-def halving(v: dict) -> Iterator[str]:
-    size, times = v["data.image_size"], len(v["model.block_out_channels"]) - 1
-    if size % 2**times:
-        yield (
-            f"data.image_size={size}: the network halves images {times} time{'s' * (times > 1)} "
-            f"(model.block_out_channels has {times + 1} levels), so the size must be a multiple of {2**times}"
-        )
-
-
-def groups(v: dict) -> Iterator[str]:
-    widths, number = v["model.block_out_channels"], v["model.norm_num_groups"]
-    if any(width % number for width in widths):
-        yield f"model.block_out_channels={widths} must be multiples of model.norm_num_groups={number}"
-
-
-def attention(v: dict) -> Iterator[str]:
-    widths, levels, size = v["model.block_out_channels"], v["model.attention_levels"], v["model.attention_head_dim"]
-    if any(level >= len(widths) for level in levels):
-        yield f"model.attention_levels={levels}: there are levels 0 to {len(widths) - 1}"
-        return
-    used = [widths[level] for level in levels] + [widths[-1]] * v["model.middle_attention"]
-    if size and any(width % size for width in used):
-        yield f"model.attention_head_dim={size} must divide the channels of levels with attention, {used}"
-
-
-def block_types(v: dict) -> Iterator[str]:
-    widths = v["model.block_out_channels"]
-    for key in ("model.down_block_types", "model.up_block_types"):
-        if len(v[key]) != len(widths):
-            yield f"{key} names {len(v[key])} blocks, model.block_out_channels={widths} has {len(widths)} levels"
-
-
-def heads(v: dict) -> Iterator[str]:
-    widths, size = v["model.block_out_channels"], v["model.attention_head_dim"]
-    types = v["model.down_block_types"] + v["model.up_block_types"]
-    used = [width for name, width in zip(types, widths + widths[::-1], strict=False) if name.startswith("Attn")]
-    used += [widths[-1]] * (v["model.add_attention"] and v["model.mid_block_type"] is not None)
-    if size and any(width < size for width in used):
-        yield f"model.attention_head_dim={size} is more than the channels of a level with attention, {min(used)}"
-
-
-def context_unet(v: dict) -> Iterator[str]:
-    size, features = v["data.image_size"], v["model.features"]
-    if size % 4:
-        yield f"data.image_size={size}: the network halves images twice, so the size must be a multiple of 4"
-    if features % 8:
-        yield f"model.features={features} must be a multiple of 8, the groups of the norms"
-
-
-def simple_unet(v: dict) -> Iterator[str]:
-    size, widths, attended = v["data.image_size"], v["model.widths"], v["model.attention_levels"]
-    if len(widths) < 2 or any(width % 8 for width in widths):
-        yield f"model.widths={widths} must be two multiples of 8 or more"
-        return
-    times = len(widths) - 2
-    if size % 2**times:
-        yield (
-            f"data.image_size={size}: the network halves images {times} time{'s' * (times > 1)} "
-            f"(model.widths has {len(widths)} values), so the size must be a multiple of {2**times}"
-        )
-    if any(level > times for level in attended):
-        yield f"model.attention_levels={attended}: there are levels 0 to {times}"
-
-
-def patches(v: dict) -> Iterator[str]:
-    size, patch, width, number = (v[k] for k in ("data.image_size", "model.patch_size", "model.width", "model.heads"))
-    if size % patch:
-        yield f"data.image_size={size} must be a multiple of model.patch_size={patch}"
-    if width % 4 or width % number:
-        yield f"model.width={width} must be a multiple of 4 and of model.heads={number}"
 
 
 def pictures(v: dict) -> Iterator[str]:
@@ -256,6 +190,5 @@ def skins(v: dict) -> Iterator[str]:
 
 CHECKS = (
     noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
-    conditions, editing, shards, halving, groups, attention, block_types, heads, context_unet, simple_unet, patches,
-    pictures, labels, streaming, alpha, best, skins, strategies, batch,
+    train_batches, conditions, editing, shards, pictures, labels, streaming, alpha, best, skins, strategies, batch,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import CONF
 from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.config.targets import locate
 
 SHORT = {
     "name": "debug",
@@ -20,20 +21,6 @@ SHORT = {
     "sampler.batch_size": 16,
     "init_from": None,
 }
-NARROW = {  # keys of networks, those that there are
-    "model.block_out_channels": lambda widths: [8] * len(widths),
-    "model.norm_num_groups": lambda groups: 4,
-    "model.attn_norm_num_groups": lambda groups: 4,
-    "model.attention_head_dim": lambda size: 8,
-    "model.layers_per_block": lambda layers: 1,
-    "model.features": lambda features: 8,
-    "model.attention_levels": lambda levels: list(levels)[-1:],
-    "model.widths": lambda widths: [8] * len(widths),
-    "model.width": lambda width: 16,
-    "model.heads": lambda heads: 2,
-    "model.depth": lambda depth: 2,
-    "model.take": lambda take: "narrow",
-}
 
 
 def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
@@ -45,8 +32,10 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
     """
     named = {word.partition("=")[0].lstrip("+") for word in overrides}
     words = {key: value for key, value in SHORT.items() if _has(config, key)}
-    found = {key: OmegaConf.select(config, key) for key in NARROW}
-    words |= {key: NARROW[key](value) for key, value in found.items() if value is not None}
+    network = locate(config.model._target_)
+    if hasattr(network, "small"):
+        small = network.small(OmegaConf.to_container(config.model, resolve=True))
+        words |= {f"model.{key}": value for key, value in small.items()}
     words |= {"logger": "none"}
     if value_of("max_epochs", overrides) is not None:
         del words["max_steps"]
@@ -60,12 +49,6 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
             kept["labels"] = "none"
         words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
     return [*[as_word(key, value) for key, value in words.items() if key not in named], *overrides]
-
-
-def narrowed(architecture: dict) -> dict:
-    """The arguments of a network, those that make it wide small."""
-    small = {key.removeprefix("model."): change for key, change in NARROW.items()}
-    return {k: small[k](value) if k in small and value is not None else value for k, value in architecture.items()}
 
 
 def _has(config: DictConfig, key: str) -> bool:

@@ -1,6 +1,7 @@
 """The words of a command line: read, sweeps spread out, and what is wrong in a word by itself."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import SequenceMatcher
@@ -12,9 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from diffusion_lit.config.schema import MAPPINGS, shown
+from diffusion_lit.config.schema import MAPPINGS, is_open, shown
 
 Line = tuple[Override, ...]
+CONFIG_DIR: list[str] = []  # the --config-dir of this process, as it is typed
 
 
 def combinations(
@@ -65,8 +67,9 @@ def _values_of(word: str, parser: OverridesParser, multirun: bool) -> list[Overr
 def _word_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
     key, value = override.key_or_group, override.value()
     if override.is_delete():
-        return f"{override.input_line}: nothing can be removed, only set"
-    if isinstance(value, dict) and key not in (*groups, *MAPPINGS):
+        fault = f"{override.input_line}: only arguments of a class can be removed, such as ~optimizer.betas"
+        return None if is_open(key) and key not in groups else fault
+    if isinstance(value, dict) and key not in (*groups, *MAPPINGS) and not is_open(key):
         return f"{override.input_line}: must be one value or a list"
     if key not in groups or value in groups[key]:
         return None
@@ -91,6 +94,11 @@ def as_word(key: str, value: object) -> str:
     # Hydra takes a backslash for itself, except before a quote
     text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(value))
     return f"{key}='{text}'"
+
+
+def follow_up(verb: str, *overrides: str) -> str:
+    """Return the command line of a follow-up command, which carries the --config-dir of this one."""
+    return shlex.join(["python", "-m", f"diffusion_lit.{verb}", *CONFIG_DIR, *overrides])
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

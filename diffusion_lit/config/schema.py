@@ -14,6 +14,11 @@ def device_fault(value: object) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)) else "must be auto, cpu, cuda, cuda:1 or mps"
 
 
+def image_size_fault(value: object) -> str | None:
+    is_size = COUNT(value) is None or Each(COUNT, length=2)(value) is None
+    return None if is_size else "must be a number of pixels, or [height,width]"
+
+
 def devices_fault(value: object) -> str | None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     return None if is_count or value == "auto" else "must be auto or a number of devices"
@@ -45,6 +50,28 @@ def context_fault(value: object) -> str | None:
     return next((f"the share of {word} {fault}" for word, share in shares if (fault := Rule()(share))), None)
 
 
+def limit_fault(value: object) -> str | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_share = isinstance(value, float) and 0 < value <= 1
+    return None if value is None or is_count or is_share else "must be a number of batches or a share such as 0.1"
+
+
+def duration_fault(value: object) -> str | None:
+    is_time = value is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(value))
+    return None if is_time else "must be DD:HH:MM:SS, 00:12:00:00 for half a day"
+
+
+def flag_or(rule: Rule) -> Check:
+    """Return a rule that lets true and false pass, besides the values of another rule."""
+    return lambda value: None if isinstance(value, bool) or not rule(value) else f"{rule(value)}, or true or false"
+
+
+def leafs_fault(value: object) -> str | None:
+    leafs = value if isinstance(value, list) else [None]
+    are_leafs = all(isinstance(leaf, dict) and isinstance(leaf.get("_target_"), str) for leaf in leafs)
+    return None if are_leafs else "must be a list of classes with their arguments [{_target_: package.Class, ...}]"
+
+
 def seeds_fault(value: object) -> str | None:
     is_pair = value is None or (not Each(RULES["seed"], length=2)(value) and value[0] != value[1])
     return None if is_pair else "must be two different seeds [3,8]"
@@ -60,9 +87,10 @@ COUNT = Rule(int, low=1)
 WHOLE = Rule(int, low=0)
 POSITIVE = Rule(above=0)
 PROBABILITY = Rule(low=0, high=1)
-MAPPINGS = ("context",)  # keys whose value has names of its own
+MAPPINGS = ("context",)  # keys whose value is a mapping with names of its own
+OPEN = ("optimizer", "trainer", "callbacks", "logger", "data.dataset")  # nodes that take more keys than their yaml has
+FIXED = ("._target_", ".process", "lr_schedule.name")  # endings of keys that the choice of a group decides
 RULES: dict[str, Check] = {
-    "name": TEXT,
     "seed": Rule(int, low=0, high=2**63 - 1),
     "resume": OPTIONAL_TEXT,
     "init_from": OPTIONAL_TEXT,
@@ -80,77 +108,35 @@ RULES: dict[str, Check] = {
     "metrics_every": WHOLE,
     "metrics_images": Rule(int, low=20),
     "metrics_steps": COUNT,
-    "best_by": Rule(choices=("val_loss", "val_error", *[name for names in METRICS.values() for name in names])),
+    "best_by": Rule(choices=("val/loss", "val/error", *[name for names in METRICS.values() for name in names])),
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
     "guidance_interval": Each(PROBABILITY, length=2, optional=True),
     "guidance_rescale": Rule(low=0, high=1, optional=True),
-    "metric": TEXT,
     "data.root": OPTIONAL_TEXT,
-    "data.path": TEXT,
     "data.name": OPTIONAL_TEXT,
     "data.split": OPTIONAL_TEXT,
-    "data.image_column": TEXT,
-    "data.label_column": TEXT,
     "data.streaming": streaming_fault,
     "data.max_images": Rule(int, low=1, optional=True),
-    "data.image_size": COUNT,
+    "data.image_size": image_size_fault,
+    "model.image_size": image_size_fault,
     "data.channels": Rule(choices=(1, 3, 4)),
     "data.resample": Rule(choices=("nearest", "bilinear", "bicubic", "area")),
     "data.background": Each(Rule(int, low=0, high=255), length=3),
     "data.fit": Rule(choices=("crop", "stretch")),
     "data.alpha": Rule(choices=("keep", "zero")),
     "data.random_crop": WHOLE,
-    "data.labels": TEXT,
-    "data.images": TEXT,
-    "data.image_array": TEXT,
     "data.classes": optional_names_fault,
     "data.split_modulo": Rule(int, low=2, optional=True),
-    "data.path_column": TEXT,
-    "data.split_column": TEXT,
     "data.sources": Each(TEXT, shortest=1),
     "data.num_classes": Rule(int, low=0, optional=True),
     "data.val_fraction": Rule(low=0, high=0.9),
     "data.flip": PROBABILITY,
+    "data.transforms": leafs_fault,
     "data.cache_dir": OPTIONAL_TEXT,
     "data.judge_images": WHOLE,
     "data.num_images": Rule(int, low=5),
     "data.render": Rule(choices=("none", "skin")),
-    "model.path": TEXT,
-    "model.take": Rule(choices=("weights", "architecture", "narrow")),
-    "model.block_out_channels": Each(COUNT, shortest=1),
-    "model.attention_levels": Each(WHOLE),
-    "model.layers_per_block": COUNT,
-    "model.attention_head_dim": Rule(int, low=1, optional=True),
-    "model.norm_num_groups": COUNT,
-    "model.dropout": PROBABILITY,
-    "model.class_embed_type": Rule(choices=("table", "timestep")),
-    "model.down_block_types": Each(Rule(choices=("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"))),
-    "model.mid_block_type": Rule(choices=("UNetMidBlock2D",), optional=True),
-    "model.up_block_types": Each(Rule(choices=("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"))),
-    "model.attn_norm_num_groups": Rule(int, low=1, optional=True),
-    "model.norm_eps": POSITIVE,
-    "model.act_fn": Rule(choices=("silu", "gelu", "relu", "mish")),
-    "model.resnet_time_scale_shift": Rule(choices=("default", "scale_shift")),
-    "model.downsample_type": Rule(choices=("conv", "resnet")),
-    "model.upsample_type": Rule(choices=("conv", "resnet")),
-    "model.downsample_padding": Rule(choices=(0, 1)),
-    "model.mid_block_scale_factor": POSITIVE,
-    "model.time_embedding_type": Rule(choices=("positional", "learned")),
-    "model.time_embedding_dim": Rule(int, low=1, optional=True),
-    "model.freq_shift": Rule(choices=(0, 1)),
-    "model.features": COUNT,
-    "model.norm": Rule(choices=("group", "batch")),
-    "model.widths": Each(COUNT),
-    "model.downsample": Rule(choices=("conv", "pixels")),
-    "model.attention": Rule(choices=("linear", "softmax", "cosine")),
-    "model.bottleneck_attention": Rule(choices=("linear", "softmax", "cosine")),
-    "model.attention_norm": Rule(choices=("layer", "rms")),
-    "model.patch_size": COUNT,
-    "model.width": COUNT,
-    "model.depth": COUNT,
-    "model.heads": COUNT,
-    "model.mlp_ratio": POSITIVE,
     "diffusion.num_train_timesteps": Rule(int, low=2),
     "diffusion.beta_schedule": Rule(
         choices=("linear", "scaled_linear", "cosine", "cosine_clipped", "linear_one_based")
@@ -180,24 +166,29 @@ RULES: dict[str, Check] = {
     "sampler.solver_order": Rule(choices=(1, 2, 3)),
     "sampler.algorithm_type": Rule(choices=("dpmsolver++", "sde-dpmsolver++")),
     "sampler.shift": POSITIVE,
-    "optimizer._target_": Rule(choices=("torch.optim.Adam", "torch.optim.AdamW")),
     "optimizer.lr": POSITIVE,
     "optimizer.betas": Each(Rule(low=0, below=1), length=2),
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": Rule(low=0),
-    "optimizer.schedule": Rule(choices=("constant", "linear", "cosine", "cosine_restarts", "polynomial", "staircase")),
-    "optimizer.cycles": COUNT,
-    "optimizer.power": POSITIVE,
-    "optimizer.warmup_steps": WHOLE,
-    "optimizer.warmup_fraction": Rule(low=0, high=1, optional=True),
-    "optimizer.clip": Rule(above=0, optional=True),
+    "lr_schedule.cycles": COUNT,
+    "lr_schedule.power": POSITIVE,
+    "lr_schedule.warmup_steps": WHOLE,
+    "lr_schedule.warmup_fraction": Rule(low=0, high=1, optional=True),
+    "trainer.fast_dev_run": flag_or(Rule(int, low=1)),
+    "trainer.limit_train_batches": limit_fault,
+    "trainer.limit_val_batches": limit_fault,
+    "trainer.max_time": duration_fault,
+    "trainer.gradient_clip_val": Rule(above=0, optional=True),
+    "trainer.gradient_clip_algorithm": Rule(choices=("norm", "value")),
+    "trainer.deterministic": flag_or(Rule(choices=("warn",), optional=True)),
+    "trainer.benchmark": Rule(bool, optional=True),
+    "trainer.profiler": Rule(choices=("simple", "advanced", "pytorch", "xla"), optional=True),
     "strategy.accelerator": Rule(choices=("auto", "cpu", "gpu", "cuda", "mps")),
     "strategy.name": Rule(choices=("single", "dp", "ddp")),
     "strategy.devices": devices_fault,
     "strategy.num_nodes": COUNT,
     "strategy.precision": Rule(choices=("32-true", "bf16-mixed", "16-mixed")),
     "strategy.accumulate": COUNT,
-    "logger.project": TEXT,
     "logger.entity": OPTIONAL_TEXT,
     "logger.mode": Rule(choices=("auto", "online", "offline", "disabled")),
     "logger.connect_seconds": POSITIVE,
@@ -246,10 +237,17 @@ RULES: dict[str, Check] = {
 
 def value_fault(key: str, value: object, default: object) -> str | None:
     """Why a key cannot have this value, by its rule or else by the type of its default; None if it can."""
-    if key.endswith(("._target_", ".process")) and value != default:
+    if key.endswith(FIXED) and value != default and not is_open(key):
         return f"{key}={shown(value)}: belongs to the choice of {key.partition('.')[0]}, choose another"
+    if value is None and key.startswith("model."):
+        return None  # the class decides
     fault = (RULES.get(key) or _rule_like(default))(value)
     return f"{key}={shown(value)}: {fault}" if fault else None
+
+
+def is_open(key: str) -> bool:
+    """Return whether a key belongs to a node that takes any key: the arguments of a class that the user chooses."""
+    return any(f"{key}.".startswith(f"{node}.") for node in OPEN)
 
 
 def _rule_like(default: object) -> Check:

@@ -1,53 +1,115 @@
-"""The LightningDataModule: source -> uint8 store -> endless stream of batches."""
+"""The LightningDataModule: source -> uint8 store -> batches by position."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import lightning as L
+from torch import Tensor
 
+from diffusion_lit.config.targets import build
+from diffusion_lit.data.sources.dataset import DatasetSource
+from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.store import ImageStore, load_splits
-from diffusion_lit.data.stream import Batches
+from diffusion_lit.data.stream import Batches, ValidationBatches
 from diffusion_lit.data.streaming import Streamed
+from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.errors import Exit, UserError
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Decodes everything once in `setup` and serves batches by position; resumes at the trainer's step.
+    """Decodes all images once in `setup` and serves them by position.
+
+    An epoch is one pass over the training images in whole optimizer steps. The next epoch, or a resumed run, continues
+    where `trainer.global_step` is, so the images of step k depend on the seed and on k alone.
 
     Args:
-        source: see `diffusion_lit.data.sources.folder`.
-        config: the `data` group (decoding, `val_fraction`, `cache_dir`).
-        seed: of the run; decides the order.
-        micro_batch_size: images per device and forward pass.
-        accept_changed_data: train on although the pictures are not those the checkpoint was made with.
+        source: a folder of images, a map-style torch `Dataset`, or any source (`diffusion_lit.data.sources`).
+        image_size: pixels, one number or [height, width].
+        batch_size: images per process and forward pass.
+        channels: 1 grey, 3 RGB, 4 RGBA.
+        val_fraction: share that is kept for validation, unless the source has its own split.
+        val_images: images of a validation: a fixed random subset, or some of them more than once with other noise.
+        seed: decides the order and everything random about an image.
+        flip: probability of mirroring an image; applied by `DiffusionModule` on the device.
+        transforms: `torchvision.transforms.v2`, or any functions of a uint8 image (C, H, W) that return one of the same
+            shape. Their random numbers are a function of the seed and the position.
+        random_crop: pixels. Images are decoded that much larger, and training takes random windows of `image_size`.
+        cache_dir: a folder that keeps the decoded images; None keeps them in RAM.
+        accept_changed_data: resume although the training images differ from those of the checkpoint.
+        resample, fit, background, alpha, render: see `diffusion_lit.data.decoding.Decoding`.
+
+    Examples:
+        >>> data = ImageDataModule("photos", image_size=32, batch_size=64)  # doctest: +SKIP
     """
 
-    def __init__(self, source, config: dict, seed: int, micro_batch_size: int, accept_changed_data: bool = False):
+    def __init__(
+        self,
+        source: str | Path | object,
+        image_size: ImageSize = 32,
+        batch_size: int = 64,
+        *,
+        channels: int = 3,
+        val_fraction: float = 0.05,
+        val_images: int = 320,
+        seed: int = 0,
+        flip: float = 0.0,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        random_crop: int = 0,
+        cache_dir: str | None = None,
+        accept_changed_data: bool = False,
+        resample: str = "bicubic",
+        fit: str = "crop",
+        background: Sequence[int] = (255, 255, 255),
+        alpha: str = "keep",
+        render: str = "none",
+    ):
         super().__init__()
-        self.source, self.config, self.seed = source, config, seed
-        self.micro_batch_size, self.accept_changed_data = micro_batch_size, accept_changed_data
+        if isinstance(source, str | Path):
+            source = ImageFolder(source)
+        self.source = source if hasattr(source, "splits") else DatasetSource(source)
+        self.batch_size, self.seed, self.flip, self.transforms = batch_size, seed, flip, transforms
+        self.accept_changed_data, self.val_images = accept_changed_data, val_images
+        self.config = {
+            "image_size": image_size, "channels": channels, "val_fraction": val_fraction, "random_crop": random_crop,
+            "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
+            "render": render,
+        }  # fmt: skip
         self.train: ImageStore | Streamed | None = None
-        self.val: ImageStore | None = None  # None: nothing is held out
+        self.val: ImageStore | None = None  # None: no validation images
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; empty without labels."""
+        return list(self.source.class_names)
 
     def setup(self, stage: str | None = None) -> None:
         if self.train is None:
             self.train, self.val = load_splits(self.source, self.config)
 
+    def batches(self, batch_size: int, step: Callable[[], int], accumulate: int = 1, rank: int = 0, world: int = 1):
+        """Return the training `Batches` of one rank from an optimizer step on."""
+        size, flip, transforms = self.config["image_size"], self.flip, self.transforms
+        return Batches(self.train, self.seed, batch_size, step, accumulate, rank, world, size, flip, transforms)
+
     def global_batch(self, step: int) -> dict:
-        """All images of the optimizer step after `step` finished ones, of every rank and micro-batch."""
-        size = self.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        batches = Batches(self.train, self.seed, size, step=lambda: step, image_size=self.config["image_size"])
-        return next(iter(batches))
+        """Return all images of the optimizer step after `step` finished ones, of every rank and micro-batch."""
+        size = self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return next(iter(self.batches(size, lambda: step)))
 
     def train_dataloader(self) -> Batches:
         trainer = self.trainer
-        return Batches(
-            self.train,
-            self.seed,
-            self.micro_batch_size,
-            step=lambda: trainer.global_step,
-            accumulate=trainer.accumulate_grad_batches,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            image_size=self.config["image_size"],
-        )
+        if trainer is None:
+            return self.batches(self.batch_size, lambda: 0)
+        place = trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size
+        return self.batches(self.batch_size, lambda: trainer.global_step, *place)
+
+    def val_dataloader(self) -> ValidationBatches | list:
+        """Return the batches of validation images of this rank; an empty list without validation images."""
+        if self.val is None:
+            return []
+        place = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return ValidationBatches(self.val, self.val_images, *place)
 
     def state_dict(self) -> dict:
         return {"fingerprint": self.train.fingerprint, "images": len(self.train)}
@@ -60,3 +122,11 @@ class ImageDataModule(L.LightningDataModule):
             f"the training pictures have changed since this run was saved ({state['images']:,} pictures then, "
             f"{len(self.train):,} now); put them back, or add accept=[data] to train on with the new ones",
         )
+
+
+def datamodule_from_config(source: object, data: dict, seed: int, batch_size: int, **more: object) -> ImageDataModule:
+    """Return the data module of a `data` group; keys that it does not know belong to the source."""
+    known = inspect.signature(ImageDataModule).parameters.keys() & data.keys() - {"transforms"}
+    transforms = [build(leaf) for leaf in data.get("transforms") or ()]
+    settings = {key: data[key] for key in known} | {"seed": seed, "batch_size": batch_size, "transforms": transforms}
+    return ImageDataModule(source, **settings | more)

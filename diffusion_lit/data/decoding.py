@@ -14,6 +14,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.system.errors import Exit, UserError
 
 RESAMPLE = {
@@ -49,7 +50,7 @@ class Decoding:
     With `render` skin a skin of the old layout, 64x32, becomes one of 64x64, whose left limbs mirror the right ones.
     """
 
-    image_size: int
+    image_size: ImageSize
     channels: int
     resample: str = "bicubic"
     background: Sequence[int] = (255, 255, 255)
@@ -57,15 +58,19 @@ class Decoding:
     alpha: str = "keep"
     render: str = "none"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, *height_width(self.image_size)
+
     def __call__(self, picture: Path | Encoded | np.ndarray) -> np.ndarray:
-        """One picture to uint8 (C, image_size, image_size). Raises UserError naming the picture if it is broken."""
+        """One picture to uint8 (C, H, W). Raises UserError naming the picture if it is broken."""
         with named(picture), opened(picture) as image:
             return self.array(upright(image))
 
     def array(self, image: Image.Image) -> np.ndarray:
-        """A picture that is loaded and upright to uint8 (C, image_size, image_size)."""
+        """A picture that is loaded and upright to uint8 (C, H, W)."""
         image = self._with_channels(image)
-        size = (self.image_size, self.image_size)
+        size = height_width(self.image_size)[::-1]
         if self.render == "skin" and image.size == (64, 32):
             image = _unfolded(image)
         if image.size != size:
@@ -95,7 +100,7 @@ def _unfolded(image: Image.Image) -> Image.Image:
 
 
 def decoding_of(data: dict) -> Decoding:
-    """As the `data` group says; that of an older run may lack newer keys."""
+    """Return how a `data` group decodes; keys that it lacks have their defaults."""
     return Decoding(**{field.name: data[field.name] for field in fields(Decoding) if field.name in data})
 
 
@@ -108,12 +113,14 @@ def named(picture: Path | Encoded | np.ndarray) -> Iterator[None]:
         why = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its own text shows the address of a buffer
             why = "no format of pictures that is known"
-        name = "a picture of an array" if isinstance(picture, np.ndarray) else picture
+        name = "a picture of an array" if isinstance(picture, np.ndarray | Image.Image) else picture
         raise UserError(Exit.DATA, f"{name}: cannot be read as a picture ({why})") from None
 
 
-def opened(picture: Path | Encoded | np.ndarray) -> Image.Image:
+def opened(picture: Path | Encoded | np.ndarray | Image.Image) -> Image.Image:
     """The picture as it is stored, not yet read further than its header."""
+    if isinstance(picture, Image.Image):
+        return picture
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     if isinstance(picture, Encoded):

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, broken, named, opened
 from diffusion_lit.data.sources.folder import SUFFIXES
+from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.system.errors import Exit, UserError
 
 
@@ -55,11 +56,12 @@ def read(init: str, mask: str | None, decoding: Decoding) -> Originals:
 
 def _area(path: Path, decoding: Decoding) -> np.ndarray:
     """Where to paint. Pixel for pixel as large as images of the run: a mask that is scaled would keep other pixels."""
-    size = decoding.image_size
+    height, width = height_width(decoding.image_size)
     with named(path), opened(path) as picture:
         found = picture.size
-    if found != (size, size):
-        raise UserError(Exit.DATA, f"mask={path} has {found[0]}x{found[1]} px: images of this run have {size}x{size}")
+    if found != (width, height):
+        told = f"mask={path} has {found[0]}x{found[1]} px: images of this run have {width}x{height}"
+        raise UserError(Exit.DATA, told)
     return replace(decoding, channels=1, background=(255, 255, 255))(path)[0] > 127
 
 

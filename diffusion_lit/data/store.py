@@ -16,6 +16,7 @@ from diffusion_lit.data.build_lock import Tell, built_once
 from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
 from diffusion_lit.data.sources.folder import Rows, Split, Stream, fingerprint, hold_out
 from diffusion_lit.data.streaming import MOST_HELD_OUT, Reread, Streamed
+from diffusion_lit.imaging.sizes import ImageSize, enlarge, height_width
 from diffusion_lit.system.console import progress_bar
 
 
@@ -53,7 +54,7 @@ def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> 
 
     A stream is decoded as it arrives; nothing of the originals is kept.
     """
-    streamed, shape = split.labels is None, (decoding.channels, decoding.image_size, decoding.image_size)
+    streamed, shape = split.labels is None, decoding.shape
     if cache_dir is None:
         return (_streamed if streamed else _decoded)(split, decoding, shape, name)
     path = Path(cache_dir).expanduser() / f"{name}-{_key(split.pictures, decoding)}.npy"
@@ -81,7 +82,7 @@ def load_splits(source, config: dict) -> tuple[ImageStore | Streamed, ImageStore
     With `random_crop` the training pictures are that much larger, held-out ones are cut already.
     """
     decoding = decoding_of(config)
-    decoding = replace(decoding, image_size=decoding.image_size + config["random_crop"])
+    decoding = replace(decoding, image_size=enlarge(decoding.image_size, config["random_crop"]))
     splits = hold_out(source.splits(), config["val_fraction"])
     if isinstance(splits["train"].pictures, Reread):
         return _read_anew(splits, config, decoding)
@@ -123,12 +124,13 @@ def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | No
     return part(slice(n - held_out)), part(slice(n - held_out, n)) if held_out else None
 
 
-def centre(store: ImageStore, size: int) -> ImageStore:
-    """The middle size x size of every picture; a view."""
-    edge = (store.images.shape[2] - size) // 2
+def centre(store: ImageStore, size: ImageSize) -> ImageStore:
+    """The middle of every picture, of this size; a view. Pictures are larger by the same number on each axis."""
+    height, width = height_width(size)
+    edge = (store.images.shape[2] - height) // 2
     if not edge:
         return store
-    return ImageStore(store.images[:, :, edge : edge + size, edge : edge + size], store.labels)
+    return ImageStore(store.images[:, :, edge : edge + height, edge : edge + width], store.labels)
 
 
 def _decoded(split: Split, decoding: Decoding, shape: tuple[int, int, int], name: str) -> ImageStore:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import Process
 
-# y: labels (B,) int64, or blends of K classes (B, K) float32 for a network that has `takes_blends`
+# y: what a `diffusion_lit.diffusion.conditions.Condition` makes of requests, (B, ...)
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (B,C,H,W), time (B,), y) -> out (B,C,H,W)
 Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr (T,), gain (T,)) -> weight on the network's error (T,)
 

@@ -65,10 +65,3 @@ def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
     if not probability:
         return x0
     return torch.where((draws.flip < probability)[:, None, None, None], x0.flip(-1), x0)
-
-
-def drop_labels(y: Tensor, draws: Draws, probability: float, null_label: int) -> Tensor:
-    """Replace labels (B,) by the null label, so that the network also learns the unconditional model."""
-    if not probability or not null_label:
-        return y
-    return torch.where(draws.drop < probability, null_label, y)

@@ -115,7 +115,7 @@ def _digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str, str]:
     splits = hold_out(data.source.splits(), data.config["val_fraction"])
     listed = list(chain.from_iterable(splits[name].pictures for name in ("train", "val") if _has_files(splits, name)))
     rows = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]
-    root = Path(data.config.get("root") or "").expanduser()
+    root = Path(getattr(data.source, "root", None) or "")
     names = [f"picture {k}" for k in range(len(rows))]
     if len(listed) == len(rows):
         names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in listed]

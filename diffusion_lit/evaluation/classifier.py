@@ -42,8 +42,8 @@ class Classifier(nn.Module):
 def trained_classifier(train: ImageStore, num_classes: int, flip: bool, device: torch.device) -> Classifier:
     """Trained on windows of the pictures moved by at most a sixteenth of their size, mirrored half of the time if they
     are in training. The same for the same pictures on the same machine; no other generator is touched."""
-    size = train.images.shape[-1]
-    room = max(1, size // 16)
+    height, width = train.images.shape[2:]
+    room = max(1, width // 16)
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ def trained_classifier(train: ImageStore, num_classes: int, flip: bool, device: 
             index = shuffled(len(train), epoch)[place * BATCH : (place + 1) * BATCH].numpy()
             images = F.pad(torch.from_numpy(train.images[index]).to(device), [room] * 4, mode="replicate")
             down, across, mirrored = torch.randint(0, 2 * room + 1, (3,), generator=generator).tolist()
-            images = images[..., down : down + size, across : across + size]
+            images = images[..., down : down + height, across : across + width]
             images = images.flip(-1) if flip and mirrored % 2 else images
             labels = torch.from_numpy(train.labels[index]).to(device)
             loss = F.cross_entropy(net.head(net(images)), labels, label_smoothing=0.05)

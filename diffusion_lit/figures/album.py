@@ -8,36 +8,30 @@ from types import MappingProxyType
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config.targets import locate
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.figures import curves, losses, noising, samples, schedule
+from diffusion_lit.figures.style import save
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.runs.build import make_diffusion
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.build import make_diffusion, make_sampler_of
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.stored_config import read_config
-from diffusion_lit.sampling.samplers import make_sampler
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import Exit, UserError
 
 SAMPLED = ("panels", "denoising", "samplers")  # what needs weights
 
 
-def of_recipe(facts: dict, seed: int) -> Subject:
-    """A recipe with the classes of its data, see `diffusion_lit.config.compose.with_data_facts`."""
-    return Subject(facts, seed)
-
-
 def of_run(config: DictConfig, warn: Callable[[str], None]) -> Subject:
-    """A run by the configuration of `conf/visualize.yaml`; its weights only where a figure needs them."""
+    """Return a run by the configuration of `conf/visualize.yaml`, with its weights if a figure needs them."""
     run = Path(config.run).expanduser()
     if config.what and not set(SAMPLED) & set(config.what):
         return Subject(read_config(run), config.seed, run)
-    model = Trained(run, str(config.checkpoint), config.weights, config.device, warn=warn)
+    model = TrainedModel.from_run(run, str(config.checkpoint), config.weights, config.device, warn=warn)
     return Subject(model.config, config.seed, run, model)
 
 
 def compared(recipes: Sequence[DictConfig]) -> dict[str, Diffusion]:
-    """Recipes by what tells them apart in `diffusion` and `weighting`: "P2 gamma=1.0 k=1.0", "X0"."""
+    """Return recipes by what differs in their `diffusion` and `weighting`: "P2 gamma=1.0 k=1.0", "X0"."""
     settings = [OmegaConf.to_container(recipe, resolve=True) for recipe in recipes]
     keys = [{(group, *item) for group in ("weighting", "diffusion") for item in one[group].items()} for one in settings]
     named = {}
@@ -57,30 +51,36 @@ def draw(
     log: logging.Logger,
     others: Mapping[str, Diffusion] = MappingProxyType({}),
 ) -> Iterator[Path]:
-    """Draw what is wanted into a folder and name the files.
+    """Draw the wanted figures into a folder and yield their files.
 
-    `others`: recipes that `losses` sets beside the subject's.
-    Figures whose pictures or metrics are no longer there are left out with a word, unless `config.what` names them.
+    Figures whose images or metrics are no longer there are skipped with a warning, unless `config.what` names them.
+
+    Args:
+        samplers: settings by name, compared by the figure "samplers".
+        others: recipes compared by the figure "losses", instead of the subject's.
     """
-    made = {name: make_sampler(settings, locate(settings["_target_"])) for name, settings in samplers.items()}
-    count = config.images_per_class
+    count, model, models = config.images_per_class, subject.model, {}
+    if model:
+        models = {name: model.replaced(make_sampler_of({"sampler": settings})) for name, settings in samplers.items()}
     compared = others or {subject.name: subject.diffusion}
     with progress_bar("sampling") as bar:
 
-        def watched(name: str, *used) -> Callable[[], None]:
-            task = bar.add_task(name, total=sum(samples.work(subject, sampler, count) for sampler in used))
+        def watched(name: str, *used: TrainedModel) -> Callable[[], None]:
+            task = bar.add_task(name, total=sum(one.count_steps(len(subject.rows) * count) for one in used))
             return lambda: bar.advance(task)
 
         figures = {
             "forward": partial(noising.draw_forward, subject, config.columns),
             "panels": partial(noising.draw_panels, subject),
-            "schedule": partial(schedule.draw_schedule, subject),
-            "losses": partial(losses.draw_losses, compared, f"Loss: {subject.name}"),
+            "schedule": lambda out: [
+                save(schedule.figure_of(subject.diffusion, f"Noise and weights: {subject.name}"), out)
+            ],
+            "losses": lambda out: [save(losses.figure_of(compared, f"Loss: {subject.name}"), out)],
             "denoising": lambda out: samples.draw_denoising(
-                subject, config.columns, count, out, watched("denoising", subject.model.sampler)
+                subject, config.columns, count, out, watched("denoising", model)
             ),
             "samplers": lambda out: samples.draw_samplers(
-                subject, made, count, out, watched("samplers", *made.values())
+                subject, models, count, out, watched("samplers", *models.values())
             ),
             "curves": partial(curves.draw_curves, subject),
         }

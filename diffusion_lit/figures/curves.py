@@ -6,9 +6,13 @@ from diffusion_lit.figures.style import BLUE, GREEN, GREY, ORANGE, logarithmic, 
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.training.probe import BINS
+from diffusion_lit.training.noise_levels import BINS
 
-LOSSES = {"loss": ("training", GREY), "val_loss_raw": ("held out, raw", ORANGE), "val_loss": ("held out, EMA", BLUE)}
+LOSSES = {
+    "train/loss": ("training", GREY),
+    "val/loss_raw": ("validation, raw", ORANGE),
+    "val/loss": ("validation, EMA", BLUE),
+}
 
 
 def series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
@@ -27,13 +31,13 @@ def figure_of(rows: list[dict[str, str]], title: str):
     for column, (name, colour) in LOSSES.items():
         _curve(losses, rows, column, colour, name)
     losses.set_title("loss")
-    _curve(error, rows, "val_error", BLUE, "EMA")
-    error.set(title="held-out error of the noise estimate")
+    _curve(error, rows, "val/error", BLUE, "EMA")
+    error.set(title="validation error of the noise estimate")
     for k, name in enumerate(BINS):
         colour = colormaps["cividis"](k / (len(BINS) - 1))
-        _curve(levels, rows, f"val_ema_snr{name}", colour, name)
-    levels.set_title("held-out error by log snr, EMA")
-    _curve(rate, rows, "lr", GREEN, "learning rate")
+        _curve(levels, rows, f"val/ema_log_snr/{name}", colour, name)
+    levels.set_title("validation error by log snr, EMA")
+    _curve(rate, rows, "train/lr", GREEN, "learning rate")
     rate.set(title="learning rate", ylim=(0, None))
     for ax in (losses, error, levels, rate):
         ax.set_xlabel("optimizer step")

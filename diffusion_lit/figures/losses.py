@@ -1,7 +1,6 @@
 """The loss laboratory: how much every noise level counts, and what rounding does to it, of recipes side by side."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from diffusion_lit.diffusion.loss import Diffusion, Row
 from diffusion_lit.diffusion.schedules import Process
 from diffusion_lit.figures.schedule import log_snr
-from diffusion_lit.figures.style import plots, save
+from diffusion_lit.figures.style import plots
 
 ENDS = 10  # timesteps at either end whose share of the weight is told
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,8 +92,3 @@ def figure_of(recipes: Mapping[str, Diffusion], title: str):
         ax.set_ylabel("relative error")
     below[0].legend(frameon=False, fontsize="small")
     return figure
-
-
-def draw_losses(recipes: Mapping[str, Diffusion], title: str, out: Path) -> list[Path]:
-    """losses.png."""
-    return [save(figure_of(recipes, title), out)]

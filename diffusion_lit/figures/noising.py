@@ -10,7 +10,6 @@ from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.seeds import fold
 from diffusion_lit.figures.style import save, tiles
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.imaging.grids import to_float, to_uint8
 from diffusion_lit.sampling.samplers import size
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the panels, as shares of all levels
@@ -37,7 +36,8 @@ def draw_forward(subject: Subject, columns: int, out: Path) -> list[Path]:
     diffusion = subject.diffusion
     levels = torch.linspace(0, diffusion.table.num_train_timesteps - 1, columns).round().long().unique()
     x0 = subject.originals(1)
-    noisy = to_uint8(forward_strip(diffusion, to_float(x0[:, 0]), diffusion.table.times[levels], subject.seed))
+    x = subject.codec.encode(x0[:, 0])
+    noisy = subject.codec.decode(forward_strip(diffusion, x, diffusion.table.times[levels], subject.seed))
     names = ["clean", *[level_name(diffusion, k) for k in levels]]
     title = f"Noising: {subject.name}"
     return [save(tiles(subject.shown(torch.cat([x0, noisy], dim=1)), subject.row_names, names, title), out)]
@@ -78,10 +78,10 @@ def draw_panels(subject: Subject, out: Path) -> list[Path]:
     """panels.png: clean, noise, noisy, predicted noise and predicted picture, a row for each of a few t."""
     model, diffusion = subject.model, subject.model.diffusion  # on the model's device
     levels = [round(share * (diffusion.table.num_train_timesteps - 1)) for share in LEVELS]
-    x0 = to_float(subject.originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
+    x0 = model.codec.encode(subject.originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
     y = torch.full((len(levels),), subject.rows[0])
     made = panels(model.net, diffusion, x0, diffusion.table.times[levels], y, subject.seed)
-    images = subject.shown(to_uint8(torch.stack(made, dim=1)))
+    images = subject.shown(model.codec.decode(torch.stack(made, dim=1)))
     off = (made.eps_hat - made.eps).square().flatten(1).mean(1).sqrt()
     names = [f"{level_name(diffusion, k)}\nnoise off by {rmse:.2f}" for k, rmse in zip(levels, off, strict=True)]
     columns = ["clean", "noise", "noisy at t", "predicted\nnoise", "predicted\nclean"]

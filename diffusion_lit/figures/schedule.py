@@ -1,15 +1,13 @@
 """What a recipe trains, before it is trained: noise levels, and how much each of them counts in the loss."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.figures.style import BLUE, ORANGE, plots, save
-from diffusion_lit.figures.subject import Subject
-from diffusion_lit.training.probe import BINS, EDGES
+from diffusion_lit.figures.style import BLUE, ORANGE, plots
+from diffusion_lit.training.noise_levels import BINS, EDGES
 
 NOISY, CLEAN = -4.0, 4.0  # log snr from which on a picture is hardly more than noise, hardly less than clean
 ONE_BIN = 0.9  # share of the weight in one bin that is a fault
@@ -93,8 +91,3 @@ def figure_of(diffusion: Diffusion, title: str):
     bins.margins(y=0.12)
     bins.legend(frameon=False)
     return figure
-
-
-def draw_schedule(subject: Subject, out: Path) -> list[Path]:
-    """schedule.png."""
-    return [save(figure_of(subject.diffusion, f"Noise and weights: {subject.name}"), out)]

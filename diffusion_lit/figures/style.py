@@ -26,7 +26,7 @@ def save(figure, path: Path) -> Path:
     return path
 
 
-def picture_of(figure) -> Image.Image:
+def render_figure(figure) -> Image.Image:
     """RGB, as `save` would write it."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi)

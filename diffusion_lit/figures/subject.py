@@ -13,10 +13,11 @@ from diffusion_lit.config.compose import source_of
 from diffusion_lit.data.decoding import decoding_of
 from diffusion_lit.data.sources.folder import Split
 from diffusion_lit.data.store import load
+from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.imaging.skins import shown
-from diffusion_lit.runs.build import make_diffusion
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.build import make_codec, make_diffusion
+from diffusion_lit.runs.load import TrainedModel
 
 ROWS = 10  # of a figure, a class each (the first ones); without classes just rows
 
@@ -34,7 +35,7 @@ class Subject:
     config: dict
     seed: int
     run: Path | None = None
-    model: Trained | None = None
+    model: TrainedModel | None = None
 
     @property
     def name(self) -> str:
@@ -57,8 +58,12 @@ class Subject:
     def diffusion(self) -> Diffusion:
         return make_diffusion(self.config)
 
+    @property
+    def codec(self) -> Codec:
+        return make_codec(self.config)
+
     def shown(self, images: Tensor) -> Tensor:
-        return shown(images, self.config["data"].get("render", "none"))  # older runs have no such key
+        return shown(images, self.config["data"].get("render", "none"))
 
     def originals(self, count: int) -> Tensor:
         """The first `count` training pictures of each row, uint8 (rows, count, C, H, W); only these are decoded.

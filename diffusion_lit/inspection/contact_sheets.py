@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.folder import Split
+from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.inspection.inspect import Facts
 
 ROWS = 24
@@ -41,7 +42,7 @@ def duplicate_sheet(
 
 
 def _columns(decoding: Decoding) -> int:
-    return min(max(WIDTH // max(decoding.image_size, 40), 4), 16)
+    return min(max(WIDTH // max(*height_width(decoding.image_size), 40), 4), 16)
 
 
 def _spread(numbers: np.ndarray, n: int) -> np.ndarray:
@@ -53,19 +54,18 @@ def _sheet(splits: dict[str, Split], rows: dict[str | int, Sequence[int]], decod
     """Numbers of pictures by name of their row; a row that is only numbered has its name not written."""
     import torch
 
-    from diffusion_lit.imaging.grids import grid
+    from diffusion_lit.imaging.grids import grid, on_checkerboard
 
     rows = {name: row for name, row in rows.items() if len(row)}
     if not rows:
         return None
-    columns = max(len(row) for row in rows.values())
-    size, channels = decoding.image_size, min(decoding.channels, 3)
-    images = np.full((len(rows), columns, channels, size, size), 255, np.uint8)
+    columns, size = max(len(row) for row in rows.values()), height_width(decoding.image_size)
+    images = np.full((len(rows), columns, decoding.channels, *size), 255, np.uint8)
     for y, row in enumerate(rows.values()):
         for x, k in enumerate(row):
-            images[y, x] = _on_checks(decoding(_picture(splits, k)))
+            images[y, x] = decoding(_picture(splits, k))
     names = [name for name in rows if isinstance(name, str)]
-    return grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names)
+    return on_checkerboard(grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names))
 
 
 def _picture(splits: dict[str, Split], k: int):
@@ -74,13 +74,3 @@ def _picture(splits: dict[str, Split], k: int):
             return split.pictures[k]
         k -= len(split.labels)
     raise IndexError(k)
-
-
-def _on_checks(image: np.ndarray) -> np.ndarray:
-    """A transparent picture (4, H, W) on a light chequered ground, (3, H, W); others as they are."""
-    if len(image) < 4:
-        return image
-    row, column = np.indices(image.shape[1:]) // max(image.shape[1] // 8, 1)
-    ground = np.where((row + column) % 2, 255, 225)
-    alpha = image[3] / 255
-    return (image[:3] * alpha + ground * (1 - alpha)).round().astype(np.uint8)

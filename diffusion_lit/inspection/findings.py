@@ -6,6 +6,7 @@ from statistics import median_high, median_low
 
 import numpy as np
 
+from diffusion_lit.imaging.sizes import height_width, size_text
 from diffusion_lit.inspection.inspect import Facts, equal_groups, near_groups, repeats_every
 
 PIXEL_ART = 64  # px, the largest side of what is taken for pixel art
@@ -42,7 +43,7 @@ def find(facts: list[Facts], labels: np.ndarray, parts: np.ndarray, data: dict, 
         "hidden_colours": sum(facts[k].hidden for k in good),
         "grey": sum(facts[k].grey for k in good),
         "pixel_art": _is_pixel_art([facts[k] for k in good]),
-        "resized": _resized([facts[k].size for k in good], data["image_size"]),
+        "resized": _resized([facts[k].size for k in good], min(height_width(data["image_size"]))),
         "classes": {
             name: {part: int(((labels == k) & (parts == part)).sum()) for part in ("train", "val")}
             for k, name in enumerate(data["class_names"])
@@ -92,7 +93,7 @@ def propose(found: dict, data: dict, given: set[str], multiple: int, largest: in
     channels = 4 if found["alpha"]["used"] > n / 2 else 1 if found["grey"] == n else 3
     wanted = {"channels": channels, "image_size": _image_size(found, multiple, largest)}
     wanted = data | {key: value for key, value in wanted.items() if f"data.{key}" not in given}
-    resized = any(size != f"{wanted['image_size']}x{wanted['image_size']}" for size in found["sizes"])
+    resized = any(size != size_text(wanted["image_size"]) for size in found["sizes"])
     if found["pixel_art"] and resized:
         wanted["resample"] = "nearest"
     if found["hidden_colours"] and wanted["channels"] == 4:
@@ -119,7 +120,7 @@ def _image_size(found: dict, multiple: int, largest: int) -> int:
 def lines(found: dict, data: dict, multiple: int) -> list[str]:
     """The table on the terminal."""
     n, parts, alpha, resized = sum(found["modes"].values()), found["pictures"], found["alpha"], found["resized"]
-    size = data["image_size"]
+    size = size_text(data["image_size"])
     how = "cut to their centre" if data["fit"] == "crop" else "stretched"
     not_square = f"; {resized['not_square']:,} {how}" if resized["not_square"] else ""
     kinds = f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
@@ -135,10 +136,10 @@ def lines(found: dict, data: dict, multiple: int) -> list[str]:
         ("", f"{found['hidden_colours']:,} have colours under alpha 0" if found["hidden_colours"] else ""),
         (
             "resized",
-            f"to {size}x{size}, {data['resample']}: {resized['enlarged']:,} enlarged, {resized['shrunk']:,} shrunk, "
+            f"to {size}, {data['resample']}: {resized['enlarged']:,} enlarged, {resized['shrunk']:,} shrunk, "
             f"{resized['as_they_are']:,} as they are{not_square}",
         ),
-        ("network", f"{size} is a multiple of {multiple}: fits"),
+        ("network", f"{data['image_size']} is a multiple of {multiple}: fits"),
         *_class_lines(found["classes"]),
         ("", _named([k for k, of in found["classes"].items() if not of["train"]], note="without pictures to train on")),
         ("equal", _groups(found["equal"])),

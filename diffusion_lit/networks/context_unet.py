@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lit.imaging.sizes import ImageSize, height_width
+from diffusion_lit.networks.checks import check_choice, check_halvings, check_multiple, check_positive
+
 NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
 
 
@@ -19,7 +22,7 @@ class ContextUnet(nn.Module):
     and images of 16x16, with either norm. Larger images cost (4 features^2) (image_size / 4)^2 in place of 16 of these.
 
     Args:
-        image_size: a multiple of 4.
+        image_size: a multiple of 4 on each axis.
         features: channels of the finest level, a multiple of 8.
         norm: "group", or "batch" as in the course that this network is known from (S. Zhou, A. Ng: How Diffusion Models
             Work, 2023), where images of all noise levels share statistics and small batches have poor ones.
@@ -29,11 +32,15 @@ class ContextUnet(nn.Module):
     takes_blends = True  # of classes, in `sample`
 
     def __init__(
-        self, image_size: int, channels: int, num_classes: int, features: int, norm: str, num_train_timesteps: int
+        self, image_size: ImageSize, channels: int, num_classes: int, features: int, norm: str, num_train_timesteps: int
     ):
+        check_halvings(image_size, 2)
+        check_positive(features=features)
+        check_multiple(8, "the groups of the norms", features=features)
+        check_choice("norm", norm, tuple(NORMS))
         super().__init__()
         self.num_classes, self.num_train_timesteps = num_classes, num_train_timesteps
-        fine, coarse, quarter = features, 2 * features, image_size // 4
+        fine, coarse, quarter = features, 2 * features, tuple(side // 4 for side in height_width(image_size))
         self.shortcut = nn.Conv2d(channels, fine, 1, bias=False)
         self.first = two_convs(channels, fine, norm)
         self.down1 = nn.Sequential(two_convs(fine, fine, norm), two_convs(fine, fine, norm), nn.MaxPool2d(2))
@@ -57,6 +64,11 @@ class ContextUnet(nn.Module):
         self.time1, self.time2 = embedding(1, coarse), embedding(1, fine)
         if num_classes:
             self.context1, self.context2 = embedding(num_classes, coarse), embedding(num_classes, fine)
+
+    @staticmethod
+    def small(settings: dict) -> dict:
+        """Return the arguments that make the network small, for debug=on."""
+        return {"features": 8}
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         time = ((t + 1) / self.num_train_timesteps)[:, None]

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
+from diffusion_lit.imaging.sizes import ImageSize, height_width
+from diffusion_lit.networks.checks import check_multiple, check_positive
 from diffusion_lit.networks.class_table import ClassTable
 
 
@@ -15,7 +17,7 @@ class DiT(nn.Module):
     With num_classes 0 labels are ignored.
 
     Args:
-        image_size: a multiple of `patch_size`, the side of a patch.
+        image_size: each side a multiple of `patch_size`, the side of a patch.
         width: channels of a token, a multiple of 4 and of `heads`.
         depth: number of blocks.
         mlp_ratio: width of a block's hidden layer over `width`.
@@ -25,7 +27,7 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         num_classes: int,
         patch_size: int,
@@ -34,8 +36,12 @@ class DiT(nn.Module):
         heads: int,
         mlp_ratio: float,
     ):
+        check_positive(patch_size=patch_size, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
+        check_multiple(patch_size, "patch_size", image_size=image_size)
+        check_multiple(4, "for the positions", width=width)
+        check_multiple(heads, "heads", width=width)
         super().__init__()
-        self.patch_size, self.grid = patch_size, image_size // patch_size
+        self.patch_size, self.grid = patch_size, tuple(side // patch_size for side in height_width(image_size))
         self.patches = nn.Conv2d(channels, width, patch_size, patch_size)
         positions = get_2d_sincos_pos_embed(width, self.grid, output_type="pt").float()
         self.register_buffer("positions", positions, persistent=False)  # (patches, width)
@@ -47,6 +53,11 @@ class DiT(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.out = zeroed(nn.Linear(width, patch_size**2 * channels))
 
+    @staticmethod
+    def small(settings: dict) -> dict:
+        """Return the arguments that make the network small, for debug=on."""
+        return {"width": 16, "heads": 2, "depth": 2}
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         condition = self.time(t)
         if hasattr(self, "class_embedding"):
@@ -57,7 +68,7 @@ class DiT(nn.Module):
             x = block(x, condition)
         shift, scale = self.modulation(condition)[:, None].chunk(2, -1)
         x = self.out(modulated(x, shift, scale))  # (B, patches, channels x patch x patch)
-        return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (self.grid, self.grid)), self.patch_size)
+        return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, self.grid), self.patch_size)
 
 
 class Block(nn.Module):

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from diffusion_lit.imaging.sizes import ImageSize
+from diffusion_lit.networks.checks import check_choice, check_halvings, check_levels, check_multiple, check_positive
 from diffusion_lit.networks.class_table import ClassTable
 
 HEADS, HEAD_CHANNELS = 4, 32
@@ -22,6 +24,7 @@ class SimpleUNet(nn.Module):
     512 with pixels to channels, softmax attention at levels 1 and 2 and in the middle, and RMS norms.
 
     Args:
+        image_size: checked only; the network takes any multiple of 2^(len(widths) - 2).
         widths: channels, multiples of 8: of the first convolution, then what each level hands on. All levels but the
             last halve the image, so it is halved len(widths) - 2 times.
         downsample: "conv", 4x4 with stride 2, or "pixels", 2x2 pixels to channels and a 1x1 convolution.
@@ -34,6 +37,7 @@ class SimpleUNet(nn.Module):
 
     def __init__(
         self,
+        image_size: ImageSize,
         channels: int,
         num_classes: int,
         widths: Sequence[int],
@@ -43,6 +47,16 @@ class SimpleUNet(nn.Module):
         bottleneck_attention: str,
         attention_norm: str,
     ):
+        if len(widths) < 2:
+            raise ValueError(f"widths={widths}: must be two or more")
+        check_positive(widths=widths)
+        check_multiple(8, "the groups of the norms", widths=widths)
+        check_levels(len(widths) - 1, attention_levels=attention_levels)
+        check_halvings(image_size, len(widths) - 2)
+        check_choice("downsample", downsample, tuple(DOWNSAMPLES))
+        check_choice("attention", attention, tuple(ATTENTIONS))
+        check_choice("bottleneck_attention", bottleneck_attention, tuple(ATTENTIONS))
+        check_choice("attention_norm", attention_norm, tuple(NORMS))
         super().__init__()
         first, last, time = widths[0], widths[-1], 4 * widths[0]
         levels = list(enumerate(pairwise(widths)))
@@ -75,6 +89,11 @@ class SimpleUNet(nn.Module):
             self.up.append(nn.ModuleList([*blocks, attended(level, wider), larger(wider, width)]))
         self.last = ResidualBlock(2 * first, first, time)
         self.conv_out = nn.Conv2d(first, channels, 1)
+
+    @staticmethod
+    def small(settings: dict) -> dict:
+        """Return the arguments that make the network small, for debug=on."""
+        return {"widths": [8] * len(settings["widths"]), "attention_levels": settings["attention_levels"][-1:]}
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         embedding = self.time(t)

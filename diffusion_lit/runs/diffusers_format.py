@@ -6,9 +6,7 @@ diffusers; what cannot (the names of classes, guidance) is left at its plainest.
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.groups import read_option
 from diffusion_lit.runs import checkpoints, pretrained
 from diffusion_lit.runs.pretrained import PREDICTION_TYPES, SCHEDULES
 from diffusion_lit.runs.warm_start import with_architecture
@@ -43,8 +41,6 @@ def config_of(folder: Path) -> dict:
         told = f"its noise ({schedule}) or prediction ({prediction})"
         raise UserError(Exit.CONFIG, f"run={folder}: {told} is not one of ours: it cannot be sampled here")
     size, num_classes = network["sample_size"], network.get("num_class_embeds") or 0
-    if not isinstance(size, int):
-        raise UserError(Exit.CONFIG, f"run={folder}: makes images of {size}, and here they are square")
     data = {"image_size": size, "channels": network["in_channels"], "num_classes": num_classes}
     data |= {"class_names": [str(label) for label in range(num_classes)], "render": "none"}
     config = {
@@ -64,7 +60,7 @@ def config_of(folder: Path) -> dict:
             "prediction_type": prediction,
             "loss": "mse",
         },
-        "weighting": _group("weighting", "uniform"),
+        "weighting": read_option("weighting", "uniform"),
         "sampler": _sampler(scheduler),
         "label_dropout": 0.0, "guidance_scale": 1.0, "guidance_interval": None, "guidance_rescale": 0.0,
     }  # fmt: skip
@@ -78,8 +74,4 @@ def _sampler(scheduler: dict) -> dict:
     told |= {"clip_x0": scheduler.get("clip_sample", True)}
     if name == "ddpm" and scheduler.get("variance_type") in ("fixed_small", "fixed_large"):
         told["variance_type"] = scheduler["variance_type"]
-    return _group("sampler", name) | told
-
-
-def _group(group: str, name: str) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    return read_option("sampler", name) | told

@@ -1,81 +1,174 @@
-"""A trained run, ready to make images: what the commands and the notebooks start from."""
+"""Trained models, ready to generate images: of a run folder, of a published folder, or of a module in memory."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion_lit.config.groups import read_option
+from diffusion_lit.diffusion.codecs import Codec
+from diffusion_lit.diffusion.conditions import ClassCondition, Condition
+from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.seeds import Seed
-from diffusion_lit.imaging.grids import to_uint8
 from diffusion_lit.runs import checkpoints, posthoc_ema
-from diffusion_lit.runs.build import guided, make_diffusion, make_network, make_sampler_of
+from diffusion_lit.runs.build import (
+    guide_network,
+    make_codec,
+    make_condition,
+    make_diffusion,
+    make_network,
+    make_sampler_of,
+)
 from diffusion_lit.runs.run_dir import require_run
-from diffusion_lit.runs.settings import GUIDANCE
-from diffusion_lit.runs.stored_config import read_sampling
+from diffusion_lit.runs.settings import NO_GUIDE
+from diffusion_lit.runs.stored_config import GUIDANCE, read_sampling
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory
 
 
-class Trained:
-    """The network of a run folder with everything that sampling needs; asks for nothing the run knows.
+class Generated(NamedTuple):
+    """Generated images uint8 (N, C, H, W), network evaluations per image (guidance counts), and seconds for all."""
+
+    images: Tensor
+    nfe: float
+    seconds: float
+
+
+class TrainedModel:
+    """A network with what sampling needs. `from_run` reads one from disk, `from_module` takes one from training.
 
     Args:
-        run: the run folder.
-        checkpoint: "last", "best" or a step.
-        weights: "ema", or "net" for the raw weights.
-        ema_length: in place of `weights` the average of that length, a share of the training; see `ema_lengths`.
-        device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
-        sampler: a `sampler` group to use instead of the run's, or of its sampling.yaml.
-        guidance_scale: instead of the run's, as are
-        guidance_interval: of the share of noise, and
-        guidance_rescale: up to 1.
-        guide: a worse network of the same pictures, noise and prediction type, to be led away from.
-        warn: is told of broken checkpoints that were passed over, and of an average that is not quite of its length.
-    Raises:
-        UserError: exit 4 for a folder that is no run, or without a checkpoint that can be used.
+        net: network (x_t, t, y) -> output, on the device of `diffusion`.
+        diffusion: process and prediction type the network was trained with.
+        codec: what the network sees of an image.
+        class_names: empty for a model without classes.
+        sampler: scheduler, number of steps and batch size.
+        condition: what y is; None for class labels.
+        guidance: any of guidance_scale, guidance_interval and guidance_rescale; no guidance if None.
+        guide: weaker model for autoguidance.
+        config: configuration of the run, plain data; empty for a module in memory.
+        checkpoint: file of the weights; None for a module in memory.
     """
 
     def __init__(
         self,
+        net: nn.Module,
+        diffusion: Diffusion,
+        codec: Codec,
+        class_names: Sequence[str],
+        sampler: Sampler,
+        condition: Condition | None = None,
+        guidance: dict | None = None,
+        guide: "TrainedModel | None" = None,
+        config: dict | None = None,
+        checkpoint: Path | None = None,
+    ):
+        self.net, self.diffusion, self.codec = net, diffusion, codec
+        self.class_names, self.sampler = list(class_names), sampler
+        self.condition = condition or ClassCondition(len(self.class_names))
+        self.guidance = dict(zip(GUIDANCE, (1.0, None, 0.0), strict=True)) | (guidance or {})
+        self.guide, self.config, self.checkpoint = guide, config or {}, checkpoint
+
+    @classmethod
+    def from_run(
+        cls,
         run: str | Path,
         checkpoint: str = "last",
         weights: str = "ema",
         device: str = "auto",
         sampler: dict | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: Sequence[float] | None = None,
-        guidance_rescale: float | None = None,
-        guide: "Trained | None" = None,
+        guide: "TrainedModel | None" = None,
         ema_length: float | None = None,
         warn: Callable[[str], None] = print,
-    ):
+        **guidance: float | Sequence[float] | None,
+    ) -> "TrainedModel":
+        """Load the model of a run folder or a published folder; what is None is taken from the run.
+
+        Args:
+            checkpoint: "last", "best" or a step.
+            weights: "ema", or "net" for the raw weights.
+            ema_length: instead of `weights`, EMA weights of this length, a share of the training; see `posthoc_ema`.
+            device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
+            sampler: settings of a `sampler` group.
+            guide: weaker model for autoguidance, of the same images, noise levels and prediction type.
+            warn: called with a message for each broken checkpoint that is skipped.
+            guidance: guidance_scale, guidance_interval, guidance_rescale, see `diffusion_lit.sampling.guidance`.
+        Raises:
+            UserError: exit 4 if the folder is not a run or has no intact checkpoint.
+        """
         run = require_run(run)
-        self.config = read_sampling(run)
-        self.config["sampler"] = sampler or self.config["sampler"]
-        asked = guidance_scale, guidance_interval, guidance_rescale
-        self.config |= {key: value for key, value in zip(GUIDANCE, asked, strict=True) if value is not None}
-        data = self.config["data"]
-        self.class_names: list[str] = data["class_names"]
-        self.shape = (data["channels"], data["image_size"], data["image_size"])
-        self.checkpoint = checkpoints.choose(run, checkpoint, warn)
-        self.device = device_of(device)
-        net = make_network(self.config)
+        config = read_sampling(run)
+        config["sampler"] = sampler or config["sampler"]
+        if unknown := guidance.keys() - set(GUIDANCE):
+            raise TypeError(f"from_run: unknown argument {min(unknown)}")
+        config |= {key: value for key, value in guidance.items() if value is not None}
+        path, on_device, net = checkpoints.choose(run, checkpoint, warn), device_of(device), make_network(config)
         if ema_length is None:
-            checkpoints.load_network(self.checkpoint, weights, net)
+            checkpoints.load_network(path, weights, net)
         else:
-            net.load_state_dict(posthoc_ema.weights_of(run, self.checkpoint, ema_length, warn))
-        self.net = net.to(self.device).eval()
-        self.diffusion = make_diffusion(self.config).to(self.device)
-        self.guide = guide
-        self.sampler: Sampler = make_sampler_of(self.config)
+            net.load_state_dict(posthoc_ema.weights_of(run, path, ema_length, warn))
+        return cls(
+            net.to(on_device).eval(),
+            make_diffusion(config).to(on_device),
+            make_codec(config),
+            config["data"]["class_names"],
+            make_sampler_of(config),
+            make_condition(config, net),
+            guidance={key: config[key] for key in GUIDANCE},
+            guide=guide,
+            config=config,
+            checkpoint=path,
+        )
+
+    @classmethod
+    def from_module(cls, module: nn.Module, sampler: dict | None = None, **settings: object) -> "TrainedModel":
+        """Return the model of a DiffusionModule in memory: its EMA network if it has one.
+
+        Args:
+            module: with `net`, `ema`, `diffusion`, `codec`, `class_names` and `condition`.
+            sampler: settings of a `sampler` group; conf/sampler/ddim.yaml if None, which serves every process.
+            settings: `guidance` and `guide` of the constructor.
+        """
+        net = module.net if module.ema is None else module.ema
+        sampler = make_sampler_of({"sampler": sampler or read_option("sampler", "ddim")})
+        return cls(net, module.diffusion, module.codec, module.class_names, sampler, module.condition, **settings)
+
+    @property
+    def device(self) -> torch.device:
+        return self.diffusion.tables.device
+
+    @property
+    def render(self) -> str:
+        """How images are drawn in grids, see `diffusion_lit.imaging.skins.shown`."""
+        return self.config.get("data", {}).get("render", "none")
+
+    @property
+    def evaluations(self) -> int:
+        """Steps of the sampler that evaluate the network, for each batch of images."""
+        return len(self.sampler.build(self.diffusion.table).timesteps)
+
+    def replaced(self, sampler: Sampler, **guidance: object) -> "TrainedModel":
+        """Return a model with the same network and another sampler; `guidance` replaces keys of its guidance."""
+        model = copy.copy(self)
+        model.sampler, model.guidance = sampler, self.guidance | guidance
+        return model
+
+    def count_steps(self, num_images: int, edit: Edit | None = None) -> int:
+        """Return how often `generate` calls `on_step`."""
+        plan = edit.plan(self.evaluations) if edit else range(self.evaluations)
+        return len(plan) * -(-num_images // self.sampler.batch_size)
 
     def generate(
         self,
@@ -84,77 +177,92 @@ class Trained:
         on_step: OnStep = lambda first, k, x: None,
         edit: Edit | None = None,
     ) -> Tensor:
-        """Images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]` and, in an edit, its picture;
-        labels count for nothing in a run without classes. In place of classes a network with `takes_blends` takes
-        blends of them, see `blend_of`.
+        """Return images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`.
+
+        Labels are ignored by a model without classes. A network with `takes_blends` also takes blends, see `blend_of`.
 
         Raises:
             ValueError: for blends that the network does not take.
             UserError: exit 75 if memory is too small for `sampler.batch_size` images at a time.
         """
-        y, num_classes = torch.as_tensor(labels), len(self.class_names)
-        if y.is_floating_point() or y.ndim > 1:
-            if not getattr(self.net, "takes_blends", False):
-                raise ValueError(f"{type(self.net).__name__} takes one class at a time, not blends of them")
-            if not y.is_floating_point() or y.shape[1:] != (num_classes,):
-                raise ValueError(f"a blend has a share, a float, for each of the {num_classes} classes")
-        net = guided(self.net, self.config, self.guide and self.guide.net)
+        y = self.condition.to_tensor(labels)
+        net = guide_network(self.net, self.condition, **self.guidance, guide=self.guide and self.guide.net)
+        training = self.net.training
+        self.net.eval()
         try:
-            return to_uint8(generate(net, self.diffusion, self.sampler, labels, seeds, self.shape, on_step, edit))
+            x = generate(net, self.diffusion, self.sampler, y, seeds, self.codec.shape, on_step, edit)
+            return self.codec.decode(x)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+        finally:
+            self.net.train(training)
         size = self.sampler.batch_size
-        told = f"out of memory with {size} images at a time: add sampler.batch_size={max(1, size // 2)}"
-        raise UserError(Exit.INTERRUPTED, told)
+        message = f"out of memory with {size} images at a time: add sampler.batch_size={max(1, size // 2)}"
+        raise UserError(Exit.INTERRUPTED, message)
 
 
-def as_asked(config: DictConfig, warn: Callable[[str], None]) -> Trained:
-    """The run that a command names, with what the keys of `conf/sample.yaml` ask of it."""
-    config = OmegaConf.to_container(config)
+def load_requested(config: DictConfig, warn: Callable[[str], None]) -> TrainedModel:
+    """Load the run of a command with the overrides of its configuration, keys of `conf/sample.yaml`."""
+    config = NO_GUIDE | OmegaConf.to_container(config)
     guide, device = config["guide"], config["device"]
     if guide is not None:
-        guide = Trained(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
-    keys = ("weights", "ema_length", "device", "sampler", *GUIDANCE)
-    asked = {key: config[key] for key in keys}
-    return Trained(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **asked)
+        guide = TrainedModel.from_run(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
+    settings = {key: config[key] for key in ("weights", "ema_length", "device", "sampler", *GUIDANCE)}
+    return TrainedModel.from_run(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **settings)
 
 
-def counted(
-    model: Trained, labels: Sequence[Label], seeds: Sequence[Seed], on_step: OnStep
-) -> tuple[Tensor, float, float]:
-    """`model.generate`; network evaluations for each image (guidance counts as the second that it is), and seconds."""
+def generate_with_progress(
+    model: TrainedModel,
+    labels: Sequence[Label],
+    seeds: Sequence[Seed],
+    on_step: OnStep = lambda first, k, x: None,
+    edit: Edit | None = None,
+    shown: bool = True,
+) -> Generated:
+    """Return `model.generate` with the evaluations of its networks and its seconds, under a progress bar if `shown`."""
     evaluations, size = [], model.sampler.batch_size
-    nets = [model.net, *([model.guide.net] if model.guide else [])]
-    hooks = [net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0]))) for net in nets]
-    started = time.perf_counter()
-    images = model.generate(labels, seeds, on_step)
-    for hook in hooks:
-        hook.remove()
-    return images, sum(evaluations) / (-(-len(labels) // size) * size), time.perf_counter() - started
+    with progress_bar("sampling", shown=shown) as bar, ExitStack() as hooks:
+        task = bar.add_task("", total=model.count_steps(len(labels), edit))
+        for net in [model.net, *([model.guide.net] if model.guide else [])]:
+            hook = net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0])))
+            hooks.callback(hook.remove)
+
+        def advance(first: int, k: int, x: Tensor) -> None:
+            bar.advance(task)
+            on_step(first, k, x)
+
+        started = time.perf_counter()
+        images = model.generate(labels, seeds, advance, edit)
+        seconds = time.perf_counter() - started
+    return Generated(images, sum(evaluations) / (-(-len(labels) // size) * size), seconds)
 
 
-def settings_of(model: Trained, config: DictConfig) -> dict:
-    """What images are made with, for a manifest or a result; of the same configuration as `as_asked`."""
-    guided_by = model.class_names or model.guide
+def settings_of(model: TrainedModel, config: DictConfig) -> dict:
+    """Return what images are made with, for a manifest or a result; `config` as for `load_requested`."""
+    has_guidance = model.class_names or model.guide
     return {
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
         "ema_length": config.ema_length,
         "seed": config.seed,
-        **{key: model.config.get(key) if guided_by else None for key in GUIDANCE},
+        **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE},
         "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
-        "versions": {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")},
+        "versions": versions(),
     }
 
 
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")}
+
+
 def device_of(name: str) -> torch.device:
-    """The device that a `device` key names. Raises UserError (exit 2) if it is not here."""
+    """Return the device of a `device` key. Raises UserError (exit 2) if this machine does not have it."""
     here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name == "auto":
         return here
-    wanted = torch.device(name)
-    if wanted.type not in ("cpu", here.type) or (wanted.index or 0) >= max(1, torch.accelerator.device_count()):
+    device = torch.device(name)
+    if device.type not in ("cpu", here.type) or (device.index or 0) >= max(1, torch.accelerator.device_count()):
         raise UserError(Exit.CONFIG, f"device={name}: there is no such device here; device=auto takes {here.type}")
-    return wanted
+    return device

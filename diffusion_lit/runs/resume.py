@@ -14,6 +14,8 @@ FREE = {
     "guidance_interval", "guidance_rescale", "logger", "sampler", "name",
     "strategy.name", "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate",
     "strategy.compile", "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric", "plan",
+    "callbacks", "trainer.fast_dev_run", "trainer.limit_val_batches", "trainer.max_time", "trainer.deterministic",
+    "trainer.benchmark", "trainer.detect_anomaly", "trainer.profiler",
 }  # fmt: skip
 
 
@@ -43,11 +45,9 @@ def check_continuation(run: Path, config: dict) -> None:
     Lock(run).release()
     if checkpoints.steps_of(run):
         checkpoints.choose(run, warn=lambda message: None)
-    # two words that would do nothing in a run that has not had them from its start
-    before, now = {"init_from": None, "ema_snapshot_every": 0} | flat(read_run_config(run)), flat(config)
+    before, now = flat(read_run_config(run)), flat(config)
     free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
-    # keys that are newer than the run say nothing of it
-    differing = sorted(key for key in before.keys() - free if before[key] != now.get(key))
+    differing = sorted(key for key in (before | now).keys() - free if before.get(key) != now.get(key))
     if differing and "config" not in config["accept"]:
         lines = [f"{key}: {before.get(key)} in the run, {now.get(key)} now" for key in differing[:5]]
         more = f"\n  and {len(differing) - 5} more" if len(differing) > 5 else ""

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -82,6 +83,26 @@ def made(out: Path) -> Path:
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
     return out
+
+
+def stamp() -> str:
+    """Return the time and four random digits: a name for a new folder."""
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+
+
+def new_output(out: str | None, run: Path, kind: str) -> Path:
+    """Make the folder for what a command makes of a run: `out`, else a new one inside the run.
+
+    A published model stays as it is; without `out` its folder is in outputs/.
+
+    Raises:
+        UserError: exit 5 if `out` is not empty or cannot be made.
+    """
+    home = run if (run / "checkpoints").is_dir() else Path("outputs")
+    path = Path(out).expanduser() if out else home / kind / stamp()
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
+    return made(path)
 
 
 def require_writable(run: Path) -> None:

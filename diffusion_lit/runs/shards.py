@@ -1,4 +1,4 @@
-"""Many images of a trained run, made in shards by every process that is started with the same words.
+"""Many images of a trained run, generated in shards by every process that is started with the same overrides.
 
 <out>/plan.json             what is made, of which weights
 <out>/shards/00007.npz      a number of whole generation batches; gone when images.npy is there
@@ -23,7 +23,7 @@ from diffusion_lit.evaluation.features import BATCH, Extractor, digest_of
 from diffusion_lit.imaging.grids import on_checkerboard
 from diffusion_lit.imaging.skins import shown
 from diffusion_lit.runs import shared_work
-from diffusion_lit.runs.load import Trained, counted
+from diffusion_lit.runs.load import TrainedModel, generate_with_progress
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.previews import COLUMNS, ROWS, class_grid
 from diffusion_lit.system.console import progress_bar
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 PART = 8 * BATCH  # images of a piece of work for an extractor: whole batches, so features have the same bits
 
 
-class Asked(NamedTuple):
-    """Image k is of `labels[k]` from `seeds[k]`, in about `shards` shards; `settings` are for the record."""
+class ShardRequest(NamedTuple):
+    """Image k is of `labels[k]` from `seeds[k]`, in about `shards` shards; `settings` go into the manifest."""
 
     labels: Sequence[Label]
     seeds: Sequence[Seed]
@@ -43,28 +43,31 @@ class Asked(NamedTuple):
     settings: dict
 
 
-def generate(model: Trained, asked: Asked, out: Path) -> dict:
-    """Make them in `out` together with all processes that are asked for the same, or go on with what is there; the
-    manifest, when all is there.
+def generate(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
+    """Generate images into `out` together with all processes that have the same request, or go on with what is there.
 
     A shard is a number of whole generation batches, so its images have the bits that one process would give them.
 
+    Returns:
+        The manifest, when all images are there.
     Raises:
-        UserError: exit 5 if something else is made in `out`.
+        UserError: exit 5 if `out` holds the shards of another request.
     """
-    labels, seeds, batch = asked.labels, asked.seeds, model.sampler.batch_size
-    size = -(-len(seeds) // (asked.shards * batch)) * batch
+    labels, seeds, batch = request.labels, request.seeds, model.sampler.batch_size
+    size = -(-len(seeds) // (request.shards * batch)) * batch
     parts = [slice(start, start + size) for start in range(0, len(seeds), size)]
-    shared_work.keep_to(_plan(model, asked, size), out)
+    shared_work.claim(_plan(model, request, size), out)
     files = [out / "shards" / f"{k:05d}.npz" for k in range(len(parts))]
-    calls = len(model.sampler.build(model.diffusion.table).timesteps) * (size // batch)  # of a shard
+    calls = model.count_steps(size)  # of a shard
 
     def complete() -> bool:
         return (out / "manifest.json").exists() and (out / "images.npy").exists()
 
     def make(k: int) -> None:
-        x, nfe, seconds = counted(model, labels[parts[k]], seeds[parts[k]], lambda first, step, x: bar.advance(task))
-        shared_work.save(files[k], images=x.permute(0, 2, 3, 1).numpy(), nfe=nfe, seconds=seconds)
+        part = parts[k]
+        made = generate_with_progress(model, labels[part], seeds[part], lambda *step: bar.advance(task), shown=False)
+        arrays = {"images": made.images.permute(0, 2, 3, 1).numpy(), "nfe": made.nfe, "seconds": made.seconds}
+        shared_work.save(files[k], **arrays)
 
     def tell(done: int) -> None:
         bar.update(task, completed=done * calls)
@@ -74,14 +77,14 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
         shared_work.share(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
 
     def merge(_: int) -> None:
-        shared_work.sound(files, shards, log.warning, complete)
+        shared_work.repair(files, shards, log.warning, complete)
         try:
-            _merge(files, model, asked, out)
+            _merge(files, model, request, out)
         except FileNotFoundError:
             if not complete():  # by another process, which has removed the shards: only where there are no locks
                 raise
 
-    shared_work.share(out / ".lock", 1, lambda _: not complete() or _is_sound(out), lambda _: _begin_again(out))
+    shared_work.share(out / ".lock", 1, lambda _: not complete() or _is_intact(out), lambda _: _begin_again(out))
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=len(files) * calls)
         shards()
@@ -91,8 +94,8 @@ def generate(model: Trained, asked: Asked, out: Path) -> dict:
     return json.loads((out / "manifest.json").read_text())
 
 
-def _is_sound(out: Path) -> bool:
-    """Whether images.npy is what the manifest says of it."""
+def _is_intact(out: Path) -> bool:
+    """Return whether images.npy has the checksum of the manifest."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         images = np.load(out / "images.npy", mmap_mode="r")
@@ -111,13 +114,13 @@ def _begin_again(out: Path) -> None:
         shutil.rmtree(features, ignore_errors=True)
 
 
-def read(out: Path) -> Tensor:
-    """uint8 (N, C, H, W) of a folder that is complete; from its file as they are looked at, not in memory."""
+def open_images(out: Path) -> Tensor:
+    """Return the images uint8 (N, C, H, W) of a complete folder, memory-mapped."""
     return torch.from_numpy(np.load(out / "images.npy", mmap_mode="c")).permute(0, 3, 1, 2)
 
 
 def share_features(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
-    """Files with the features of all images, made together with the other processes; left there for the next time."""
+    """Extract the features of all images together with the other processes, and return the files that hold them."""
     home = out / f"features-{extractor.name}-{extractor.digest}"
     files = [home / f"{k:05d}.npz" for k in range(-(-len(images) // PART))]
 
@@ -128,32 +131,32 @@ def share_features(extractor: Extractor, images: Tensor, out: Path) -> list[Path
     return files
 
 
-def features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
-    """Features (N, D) of all images, the same bits as `extractor(images)`."""
+def read_features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
+    """Return features (N, D) of all images, bit for bit those of `extractor(images)`."""
     files = share_features(extractor, images, out)
-    shared_work.sound(files, lambda: share_features(extractor, images, out), log.warning)
+    shared_work.repair(files, lambda: share_features(extractor, images, out), log.warning)
     return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])
 
 
-def _plan(model: Trained, asked: Asked, size: int) -> dict:
-    """All that the bytes depend on, so that shards of another command or of other weights are never mixed in."""
+def _plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
+    """Return all that the bytes depend on, so that shards of other settings or weights are never mixed in."""
     guide = model.guide and digest_of(model.guide.net.state_dict())
-    return asked.settings | {
+    return request.settings | {
         "guide": guide,
         "network": digest_of(model.net.state_dict()),
         "device": model.device.type,
-        "num_images": len(asked.seeds),
+        "num_images": len(request.seeds),
         "shard_images": size,
-        "labels": _digest(repr(list(asked.labels)).encode()),
-        "seeds": _digest(repr(list(asked.seeds)).encode()),
+        "labels": _digest(repr(list(request.labels)).encode()),
+        "seeds": _digest(repr(list(request.seeds)).encode()),
     }
 
 
-def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> None:
-    """images.npy, a shard at a time; labels.npy, the grid, and the manifest last."""
+def _merge(files: Sequence[Path], model: TrainedModel, request: ShardRequest, out: Path) -> None:
+    """Write images.npy, a shard at a time, labels.npy and the grid; the manifest comes last."""
     shared_work.sweep(out)
-    channels, *size = model.shape
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(asked.seeds), *size, channels)}
+    channels, *size = model.codec.image_shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(request.seeds), *size, channels)}
     whole, made = hashlib.blake2b(digest_size=16), []
     with replacing(out / "images.npy", many=True) as beside, open(beside, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
@@ -165,10 +168,10 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
             made.append({"images": len(shard["images"]), "blake2b": _digest(data)})
             made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
     with replacing(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
-        np.save(stream, np.array(asked.labels))
-    _grid(read(out), asked.labels, model).save(out / "grid.png")
-    manifest = asked.settings | {
-        "num_images": len(asked.seeds),
+        np.save(stream, np.array(request.labels))
+    _grid(open_images(out), request.labels, model).save(out / "grid.png")
+    manifest = request.settings | {
+        "num_images": len(request.seeds),
         "nfe": made[0]["nfe"],
         "seconds": sum(shard["seconds"] for shard in made),  # of all processes together
         "file": "images.npy",
@@ -178,14 +181,13 @@ def _merge(files: Sequence[Path], model: Trained, asked: Asked, out: Path) -> No
     shared_work.write_json(out / "manifest.json", manifest)
 
 
-def _grid(images: Tensor, labels: Sequence[Label], model: Trained):
-    """The first eight of each of the first sixteen classes or blends, or 64 images without classes."""
+def _grid(images: Tensor, labels: Sequence[Label], model: TrainedModel):
+    """Draw the first eight of each of the first sixteen classes or blends, or 64 images without classes."""
     names, places = model.class_names, list(range(len(labels)))[:64]
     if names:
         rows = list(dict.fromkeys(labels))[:ROWS]
         places = [k for row in rows for k in islice((k for k, label in enumerate(labels) if label == row), COLUMNS)]
-    render = model.config["data"].get("render", "none")  # older runs have no such key
-    return on_checkerboard(class_grid(shown(images[places], render), [labels[k] for k in places], names))
+    return on_checkerboard(class_grid(shown(images[places], model.render), [labels[k] for k in places], names))
 
 
 def _digest(data: bytes) -> str:

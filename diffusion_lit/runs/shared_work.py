@@ -27,10 +27,12 @@ def share(
     count: int,
     done: Callable[[int], bool],
     make: Callable[[int], None],
-    tell: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Bring all of `count` pieces about, together with every process that calls this with the same `lock`; returns
-    when all are there, whoever made them. `tell` gets the number that is there, before each piece and each wait.
+    """Make all of `count` pieces, together with every process that calls this with the same `lock`.
+
+    Returns when all pieces are done, whoever made them. `report` is called with the number that is done, before each
+    piece and each wait.
 
     Where a file system has no locks, pieces may be made twice, which costs time and nothing else; so each process has
     an order of its own.
@@ -38,13 +40,13 @@ def share(
     order = random.SystemRandom().sample(range(count), count)
     with open(lock, "ab") as file:
         while missing := [k for k in order if not done(k)]:
-            tell(count - len(missing))
+            report(count - len(missing))
             if not any(_taken(file, k, done, make) for k in missing):
                 time.sleep(WAIT)
 
 
 def _taken(file, k: int, done: Callable[[int], bool], make: Callable[[int], None]) -> bool:
-    """Make piece k, if nobody else has or does."""
+    """Make piece k, unless another process has made it or is making it."""
     with _held(file, k) as mine:
         if not mine or done(k):
             return False
@@ -54,7 +56,7 @@ def _taken(file, k: int, done: Callable[[int], bool], make: Callable[[int], None
 
 @contextmanager
 def _held(file, k: int) -> Iterator[bool]:
-    """Byte k of the lock file, if it is free. These locks are the ones that NFS has too."""
+    """Lock byte k of the lock file if it is free, and yield whether it was. NFS has these locks too."""
     try:
         lock_byte(file.fileno(), k)
     except OSError as error:
@@ -69,7 +71,7 @@ def _held(file, k: int) -> Iterator[bool]:
 
 
 def save(file: Path, **arrays) -> None:
-    """Arrays as .npz."""
+    """Write arrays to an .npz file."""
     import numpy as np
 
     file.parent.mkdir(exist_ok=True)
@@ -90,14 +92,16 @@ def sweep(run_dir: Path) -> None:
                 file.unlink()
 
 
-def sound(
+def repair(
     files: Sequence[Path],
     again: Callable[[], None],
     warn: Callable[[str], None],
     done: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Read every .npz by the checksums in it; those that are damaged are removed, and made `again`, unless meanwhile
-    all is `done` by others."""
+    """Verify the checksums of every .npz, remove damaged files and call `again`, until all are intact.
+
+    Stops early where `done` says that other processes have finished everything.
+    """
     while (faults := {file: why for file in files if (why := checkpoints.fault(file))}) and not done():
         for file, why in faults.items():
             warn(f"{file} is damaged ({why}): it is made again")
@@ -105,11 +109,11 @@ def sound(
         again()
 
 
-def keep_to(plan: dict, out: Path) -> None:
-    """Write down what is made in a folder, in plan.json, or find it written there.
+def claim(plan: dict, out: Path) -> None:
+    """Write to plan.json what is made in a folder, or check that the plan there is the same.
 
     Raises:
-        UserError: exit 5 if something else is made there, or the folder holds other things or cannot be made.
+        UserError: exit 5 if the plan differs, the folder holds other files, or it cannot be made.
     """
     file = out / "plan.json"
 

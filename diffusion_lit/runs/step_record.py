@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.randomness import Draws, drop_labels, flip, seed_network
-from diffusion_lit.imaging.grids import to_float
+from diffusion_lit.diffusion.randomness import Draws, flip, seed_network
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.build import make_codec, make_condition
 from diffusion_lit.system.files import replace_text
 
 NAME = "flight.ckpt"
@@ -151,13 +151,13 @@ def backward(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -
 
 def chunks(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(x0, t, eps, y) of every micro-batch, as the training step makes them; sets the seed of its dropout."""
-    data, device = config["data"], diffusion.tables.device
+    device, codec, condition = diffusion.tables.device, make_codec(config), make_condition(config)
     for start in range(0, len(record["index"]), record["micro_batch"]):
         part = slice(start, start + record["micro_batch"])
         draws = Draws(**{name: values[part].to(device) for name, values in record["draws"].items()})
         seed_network(config["seed"], record["position"] + start)
-        x0 = flip(to_float(record["image"][part].to(device)), draws, data["flip"])
-        y = drop_labels(record["y"][part].to(device), draws, config["label_dropout"], data["num_classes"])
+        x0 = codec.encode(flip(record["image"][part].to(device), draws, config["data"]["flip"]))
+        y = condition.drop(record["y"][part].to(device), draws.drop, config["label_dropout"])
         yield x0, diffusion.table.draw(draws.timestep), draws.eps, y
 
 

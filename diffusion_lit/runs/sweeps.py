@@ -9,6 +9,7 @@ import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 from diffusion_lit.runs import run_dir
 from diffusion_lit.system.errors import Exit, UserError
@@ -87,7 +88,7 @@ def metric_of(jobs: list[Job]) -> str:
     for job in jobs:
         with suppress(UserError):
             return run_dir.read_run_config(job.folder)["metric"]
-    return "val_loss"
+    return "val/loss"
 
 
 def groups_of(jobs: list[Job], keys: list[str], metric: str) -> list[Group]:
@@ -110,9 +111,7 @@ def mean_and_half(numbers: list[float]) -> tuple[float | None, float | None]:
     n = len(numbers)
     if n < 2:
         return (numbers[0] if numbers else None), None
-    mean = math.fsum(numbers) / n
-    variance = math.fsum((number - mean) ** 2 for number in numbers) / (n - 1)
-    return mean, float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n)
+    return fmean(numbers), float(stdtrit(n - 1, 0.975)) * stdev(numbers) / math.sqrt(n)
 
 
 # ------------------------------------------------------------------------------------------- what jobs leave

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffusion_lit.config.constraints import conflicts
-from diffusion_lit.config.debug import narrowed
+from diffusion_lit.data.sources.tables import listed
 from diffusion_lit.runs import pretrained
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.system.errors import Exit, UserError
@@ -41,11 +40,10 @@ def with_architecture(config: dict) -> dict:
     else:
         architecture = _architecture(model["path"], config["data"]["num_classes"])
         architecture |= {"num_train_timesteps": config.get("diffusion", {}).get("num_train_timesteps")}
-        architecture = narrowed(architecture) if model["take"] == "narrow" else architecture
-    values = {f"model.{key}": value for key, value in architecture.items()}
-    faults = conflicts(values | {"data.image_size": config["data"]["image_size"]})
-    if faults:
-        raise UserError(Exit.CONFIG, "\n  ".join([f"model.path={model['path']}:", *faults]))
+        if model["take"] == "narrow":
+            from diffusion_lit.networks.unet import UNet2D
+
+            architecture |= UNet2D.small(architecture)
     return config | {"model": model | {"architecture": architecture}}
 
 
@@ -127,7 +125,7 @@ def difference(here: dict[str, tuple], there: dict[str, tuple]) -> list[str]:
         "unknown here": sorted(there.keys() - here.keys()),
         "other shapes": [f"{name} {_shape(here[name])} here, {_shape(there[name])} there" for name in other],
     }
-    return [f"{what} ({len(names)}): {_first(names)}" for what, names in found.items() if names]
+    return [f"{what} ({len(names)}): {listed(names, 5)}" for what, names in found.items() if names]
 
 
 def adapted(state: dict, shapes: dict[str, tuple]) -> dict:
@@ -180,8 +178,8 @@ def _notes(net, config: dict, made_with: dict) -> list[str]:
     here |= {f"diffusion.{key}": value for key, value in config["diffusion"].items()}
     common = {key for key in (here.keys() & made_with.keys()) - NOT_COMPARED if "._" not in key}
     other = sorted(key for key in common if _plain(here[key]) != _plain(made_with[key]))
-    listed = _first([f"{key}={made_with[key]} (here {here[key]})" for key in other])
-    return [f"warning    they were made with {listed}"] if other else []
+    settings = [f"{key}={made_with[key]} (here {here[key]})" for key in other]
+    return [f"warning    they were made with {listed(settings, 5)}"] if other else []
 
 
 def _core(name: str) -> str:
@@ -195,7 +193,3 @@ def _plain(value: object) -> object:
 
 def _shape(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

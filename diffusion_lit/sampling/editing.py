@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from diffusion_lit.data.originals import Originals
+from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.seeds import Between, Seed
-from diffusion_lit.imaging.grids import to_float
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -74,12 +74,12 @@ class Edit:
         return torch.where(self.mask, x, known)
 
 
-def edit_of(originals: Originals, of: Sequence[int], config) -> Edit:
+def edit_of(originals: Originals, of: Sequence[int], config, codec: Codec) -> Edit:
     """Image k of original `of[k]`, by the configuration of `sample`.
 
     Strength null is enough to change a picture and to know it again, or under a mask everything.
     """
-    x0 = to_float(torch.from_numpy(originals.images[list(of)]))
+    x0 = codec.encode(torch.from_numpy(originals.images[list(of)]))
     mask = None if originals.mask is None else torch.from_numpy(originals.mask)
     return Edit(x0, config.strength or (0.6 if mask is None else 1.0), mask, config.resample)
 

@@ -10,7 +10,6 @@ from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.seeds import Seed
 from diffusion_lit.sampling.editing import Edit, first_noise, taken_back
 from diffusion_lit.sampling.guidance import Within, at
-from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler, size, times_of
 
 # (first image of the chunk, evaluation of the network done, x (B, C, H, W) after it, of unit variance)
@@ -22,28 +21,28 @@ def generate(
     net: Network | Within,
     diffusion: Diffusion,
     sampler: Sampler,
-    labels: Sequence[Label],
+    y: Tensor | Sequence,
     seeds: Sequence[Seed],
     shape: tuple[int, int, int],
     on_step: OnStep = lambda first, k, x: None,
     edit: Edit | None = None,
 ) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] on the CPU, image k from `seeds[k]`, `labels[k]` and, in an
-    edit, its picture alone.
+    """x float32 (N, C, H, W) in [-1, 1] on the CPU, for `Codec.decode`: image k from `seeds[k]`, `y[k]` (as
+    `Condition.to_tensor` returns it) and, in an edit, its picture alone.
 
     They are made `sampler.batch_size` at a time, the last chunk filled up, because the last bits of a convolution
     depend on the batch it runs in. Noise comes from one CPU generator an image, on every device.
     """
     device = diffusion.tables.device
-    images = []
+    y, images = torch.as_tensor(y), []
     for start in range(0, len(seeds), sampler.batch_size):
         wanted = min(sampler.batch_size, len(seeds) - start)
         members = [*range(start, start + wanted)] + [start] * (sampler.batch_size - wanted)
-        y = torch.tensor([labels[k] for k in members], device=device)
         noise, generators = zip(*[first_noise(seeds[k], shape) for k in members], strict=True)
         x = torch.stack(noise).to(device)
         chunk = edit and edit.of(members, device)
-        x = _denoise(net, diffusion, sampler, y, x, list(generators), chunk, partial(on_step, start))
+        args = y[members].to(device), x, list(generators), chunk, partial(on_step, start)
+        x = _denoise(net, diffusion, sampler, *args)
         images.append(x[:wanted].clamp(-1, 1).cpu())
     return torch.cat(images)
 

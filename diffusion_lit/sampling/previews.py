@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.imaging.grids import beside, grid, on_checkerboard, save_gif, to_uint8
+from diffusion_lit.diffusion.codecs import Codec
+from diffusion_lit.imaging.grids import beside, grid, on_checkerboard, save_gif
 from diffusion_lit.sampling.labels import Label, name_of
 from diffusion_lit.system.files import replacing
 
@@ -68,17 +69,17 @@ class Film:
     last step among them. It is 0 for images that are made elsewhere.
     """
 
-    def __init__(self, images: Sequence[int], steps: int, shape: tuple[int, int, int]):
-        self.images = images
+    def __init__(self, images: Sequence[int], steps: int, codec: Codec):
+        self.images, self.codec = images, codec
         self.steps = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().int().tolist()
-        self.frames = torch.zeros(len(self.steps), len(images), *shape, dtype=torch.uint8)
+        self.frames = torch.zeros(len(self.steps), len(images), *codec.image_shape, dtype=torch.uint8)
 
     def __call__(self, first: int, k: int, x: Tensor) -> None:
         if k not in self.steps:
             return
         for n, image in enumerate(self.images):
             if first <= image < first + len(x):
-                self.frames[self.steps.index(k), n] = to_uint8(x[image - first])
+                self.frames[self.steps.index(k), n] = self.codec.decode(x[image - first])
 
 
 def film_pictures(film: Film, labels: Sequence[int], class_names: Sequence[str]) -> list[Image.Image]:

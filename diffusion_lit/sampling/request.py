@@ -1,4 +1,4 @@
-"""Which images a command asks for: the row each stands in, what it is of, what it starts from."""
+"""The images that a command requests: the grid row, label and seed of each."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from diffusion_lit.sampling.labels import Label, name_of
 from diffusion_lit.sampling.previews import class_grid, grid_of_rows, rows_of_classes
 
 
-class Wanted(NamedTuple):
-    """An image: its row is the picture it is made of, by number, and its class, None on a way between classes."""
+class ImageRequest(NamedTuple):
+    """An image: its row is the number of the image it is an edit of, and its label, None while interpolating."""
 
     row: tuple[int, Label | None]
     label: Label
     seed: Seed
 
 
-def wanted(config, stops: Sequence[Label], num_classes: int, pictures: int = 1) -> list[Wanted]:
-    """By the configuration of `conf/sample.yaml`; a row for each picture and each of `stops`, the classes or blends.
+def make_requests(config, stops: Sequence[Label], num_classes: int, num_originals: int = 1) -> list[ImageRequest]:
+    """Return the images that a configuration of `conf/sample.yaml` requests, row by row.
 
-    With `seeds` every row goes from image 0 of the first seed to image 0 of the second; with `interpolate` from stop
-    to stop, and its noise is that of image 0.
+    There is a row for each original and each of `stops`, the classes or blends. With `seeds` every row goes from image
+    0 of the first seed to image 0 of the second; with `interpolate` from stop to stop, with the noise of image 0.
     """
-    rows = list(product(range(pictures), [None] if config.interpolate else stops or [0]))
+    rows = list(product(range(num_originals), [None] if config.interpolate else stops or [0]))
     n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
     places = rows_of_classes(rows, n)
     size, done, images = Counter(places), Counter(), []
@@ -43,12 +43,12 @@ def wanted(config, stops: Sequence[Label], num_classes: int, pictures: int = 1) 
         elif config.interpolate:
             (seed,) = image_seeds(config.seed, 1)
         label = between(stops, share, num_classes) if config.interpolate else row[1]
-        images.append(Wanted(row, label, seed))
+        images.append(ImageRequest(row, label, seed))
     return images
 
 
 def between(stops: Sequence[Label], share: float, num_classes: int) -> Label:
-    """The blend at a share of the way through all stops, each as far from the next.
+    """Return the blend at a share of the way through all stops, which are equally far apart.
 
     >>> between([0, 2], 0.25, 3), between([0, 2, 1], 1.0, 3)
     ((0.75, 0.0, 0.25), (0.0, 1.0, 0.0))
@@ -60,18 +60,25 @@ def between(stops: Sequence[Label], share: float, num_classes: int) -> Label:
     return tuple((1 - (place - k)) * a + (place - k) * b for a, b in zip(blends[k], blends[k + 1], strict=True))
 
 
-def picture_of(
-    images: Tensor, asked: Sequence[Wanted], class_names: Sequence[str], originals: Originals | None, render: str
+def draw_requests(
+    images: Tensor,
+    requests: Sequence[ImageRequest],
+    class_names: Sequence[str],
+    originals: Originals | None,
+    render: str,
 ) -> Image.Image:
-    """uint8 (N, C, H, W) row by row, in an edit behind the original and what is kept of it; or a square of them where
-    there is but one row that says nothing. `render`: see `diffusion_lit.imaging.skins.shown`."""
-    in_rows = [image.row for image in asked]
+    """Return images uint8 (N, C, H, W) as a grid, a row for each row of the requests.
+
+    In an edit a row begins with the original and what the mask keeps of it. A single row without a name is drawn as a
+    square. For `render` see `diffusion_lit.imaging.skins.shown`.
+    """
+    in_rows = [request.row for request in requests]
     rows, images = list(dict.fromkeys(in_rows)), shown(images, render)
-    if not (class_names or originals or isinstance(asked[0].seed, Between)):
+    if not (class_names or originals or isinstance(requests[0].seed, Between)):
         return class_grid(images, (), ())
     names = []
     for row in rows:
-        of_row = [image.label for image in asked if image.row == row]
+        of_row = [request.label for request in requests if request.row == row]
         ends = dict.fromkeys([of_row[0], of_row[-1]])
         names.append(" to ".join(name_of(end, class_names) for end in ends) if class_names else "")
         if originals and len(originals.files) > 1:

@@ -19,16 +19,14 @@ import torch
 
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.stream import Batches
-from diffusion_lit.imaging.grids import to_float
-from diffusion_lit.runs.build import make_sampler_of
+from diffusion_lit.runs.build import make_codec, make_sampler_of
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import begin_peak, is_out_of_memory, peak_memory_gib, within_free_memory
-from diffusion_lit.training import setup
-from diffusion_lit.training.loggers import base
+from diffusion_lit.training import trainer as run_trainer
+from diffusion_lit.training.callbacks.sample_previews import draw_preview
+from diffusion_lit.training.collective_sampling import eval_mode, not_fatal
+from diffusion_lit.training.loggers.run_logger import make_logger
 from diffusion_lit.training.module import DiffusionModule
-from diffusion_lit.training.preview import draw_preview
-from diffusion_lit.training.probe import Probe
-from diffusion_lit.training.shared import evaluated, not_fatal
 
 SECONDS = 2.0  # that a way of training is measured for, at least
 PATIENCE = 10.0  # seconds that one step may take by what is known; longer ones are measured with fewer images
@@ -158,16 +156,15 @@ class Bench:
         """Train until the `watch` ends it; with the `same` batch all the time, which no loader brings."""
         config = self.config | {"strategy": strategy, "max_steps": 10**9}
         data = copy.copy(self.data)
-        data.micro_batch_size = at_a_time
-        module = setup.make_module(config)
-        trainer = setup.make_trainer(config, self.scratch, module.net, watch)
+        data.batch_size = at_a_time
+        module = run_trainer.make_module(config)
+        trainer = run_trainer.make_trainer(config, self.scratch, module.net, [watch])
         one = next(iter(self.batches(at_a_time)))
         with within_free_memory():
             trainer.fit(module, itertools.repeat(one) if same else data, weights_only=True)
 
     def batches(self, at_a_time: int) -> Batches:
-        config = self.config
-        return Batches(self.data.train, config["seed"], at_a_time, lambda: 0, image_size=config["data"]["image_size"])
+        return self.data.batches(at_a_time, lambda: 0)
 
     def look(self) -> None:
         """A few images: how slow this machine is, and what everything but training costs.
@@ -198,9 +195,9 @@ class Bench:
         if self.per_image * sampler.batch_size > PATIENCE:
             sampler = replace(sampler, batch_size=LOOK)
         bar = Counted()
-        quiet = base.make_logger(self.config["logger"], first=False)
+        quiet = make_logger(self.config["logger"], is_first=False)
         with not_fatal("the preview"):
-            draw_preview(self.scratch, 0, module, sampler, quiet, bar.enough, bar)
+            draw_preview(self.scratch, 0, module, self.config, sampler, quiet, bar.enough, bar)
         self.costs.preview = bar.seconds()
         self.costs.sampled = self.costs.preview / bar.total * make_sampler_of(self.config).batch_size
         self.costs.sampled *= len(sampler.build(module.diffusion.table).timesteps) / sampler.batch_size
@@ -214,13 +211,16 @@ class Bench:
             raise error
 
     def held_out(self, module: DiffusionModule) -> float:
-        """Seconds for the held-out loss of both networks, from a part of its probes."""
-        probe = Probe(self.data.val, module.diffusion)
-        part = slice(0, max(1, min(128, int(PATIENCE / 2 / max(self.per_image, 1e-9)))))
-        with evaluated(module.ema):
+        """Return the seconds of a validation of both networks, from a part of a batch."""
+        batch = next(iter(self.data.val_dataloader()))
+        count = max(1, min(len(batch["y"]), int(PATIENCE / 2 / max(self.per_image, 1e-9))))
+        images = module.codec.encode(batch["image"][:count].to(module.device))
+        y, level = batch["y"][:count].to(module.device), module.levels.of(0, count)
+        eps, t = torch.randn_like(images), module.levels.t[level].to(module.device)
+        with eval_mode(module.ema), torch.no_grad():
             begun = time.perf_counter()
-            count = len(probe.errors(module.ema, part))
-        return (time.perf_counter() - begun) * 2 * len(probe.t) / count
+            module.diffusion.error(module.ema, images, t, eps, y).cpu()
+        return (time.perf_counter() - begun) * 2 * self.data.val_images / count
 
     def at_a_time(self, strategy: dict) -> int:
         """Images of a micro-batch, or fewer where a whole step is too slow to wait for."""
@@ -261,9 +261,9 @@ class Bench:
     def loader_alone(self, at_a_time: int) -> float:
         """Images per second from the stored pictures to floats on the device."""
         begun, batches = time.perf_counter(), iter(self.batches(at_a_time))
-        images = 0
+        images, codec = 0, make_codec(self.config)
         while time.perf_counter() - begun < SECONDS / 2:
-            images += len(to_float(next(batches)["image"].to(self.device)))
+            images += len(codec.encode(next(batches)["image"].to(self.device)))
         wait_for(self.device)
         return images / (time.perf_counter() - begun)
 

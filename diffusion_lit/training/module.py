@@ -1,67 +1,116 @@
-"""The LightningModule: what happens in one training step, and nothing else."""
+"""The LightningModule: one training step, one validation step, and what a checkpoint holds."""
 
 import copy
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from diffusion_lit.diffusion.codecs import Codec, Pixels
+from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.randomness import draw, drop_labels, flip, seed_network
-from diffusion_lit.imaging.grids import to_float
+from diffusion_lit.diffusion.randomness import draw, flip, seed_network
+from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import posthoc_ema
+from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.sampling.previews import rows_of_classes
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training import ema as averaging
-from diffusion_lit.training.optimizer import learning_rate_factor, make_optimizer, optimizer_settings
+from diffusion_lit.training.noise_levels import BINS, ValidationLevels, validation_noise
+from diffusion_lit.training.validation_metric import LossByNoiseLevel
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+DEFAULT_OPTIMIZER = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.99))
+DEFAULT_DECAY = averaging.PowerDecay()
 
 
 class DiffusionModule(L.LightningModule):
-    """Trains `net`; `ema`, its average, is what validation, previews, sampling and export use.
+    """Trains `net`; `ema`, its exponential moving average, is what validation, previews, sampling and export use.
 
-    The two are never swapped. With `decay` None (`ema=none`) they are one and the same object. With
-    `ema_snapshot_every` there are two more `averages`, of power profiles, for averages of any length after training.
+    The two are never swapped. Logs `train/loss`, and in validation `val/loss`, `val/loss_raw` (of `net`), `val/error`
+    and the loss by noise level. Batches are dicts with `image` and optionally `y`, `position` and `flip`
+    (probability of mirroring), pairs of (image, label), or images: uint8 (B, *shape), or float as `codec` encodes
+    them, for pixels in [-1, 1].
 
-    A step whose gradient is not finite is skipped, without waiting for the device: weights, moments and step count of
-    the optimizer, the average and running statistics of norms stay as they were. Learning rate, decay and data are
-    functions of the step, which is the position in the stream of images, and go on.
+    A step whose gradient is not finite is skipped: weights, optimizer state, EMA and running statistics of norms stay
+    as they were. Learning rate, EMA decay and data are functions of the step and go on.
 
     Args:
-        net: the network, see `diffusion_lit.networks`.
-        diffusion: noise table, prediction type and weighting.
-        decay: decay of the average for the update after n earlier ones, n = 0, 1, ..., with `update_every`, the
-            optimizer steps from one update to the next; None for no average.
-        config: the run's configuration, plain data; travels in every checkpoint as text.
+        net: the network, forward(x_t, t, y); see `diffusion_lit.networks`.
+        diffusion: process, prediction type, weighting and loss.
+        shape: (C, H, W) of an image.
+        class_names: names of the classes; empty for an unconditional model.
+        codec: what `net` sees of an image; None for its pixels, scaled to [-1, 1].
+        condition: what y is; None for class labels.
+        ema: decay of the EMA for the update after n earlier ones, n = 0, 1, ..., with `update_every`, the optimizer
+            steps from one update to the next; None for no EMA, then `ema` is `net`.
+        optimizer: makes the optimizer of the parameters.
+        lr_schedule: factor on the learning rate of the step after n finished ones; None for a constant rate.
+        label_dropout: probability of the null label in training, for classifier-free guidance.
+        seed: noise, timesteps, flips and dropped labels are functions of it and the position in the stream of images.
+        global_batch_size: images of an optimizer step, for processes with stratified timesteps.
+        ema_lengths: lengths of the power-function EMAs that are tracked besides, see `runs/posthoc_ema.py`.
+        channels_last: store weights in that memory format.
+        compile_net: apply `torch.compile` to the network.
+        config_text: configuration of the run as yaml, stored in every checkpoint.
     """
 
-    def __init__(self, net: nn.Module, diffusion: Diffusion, decay, config: dict, config_text: str):
+    def __init__(
+        self,
+        net: nn.Module,
+        diffusion: Diffusion,
+        shape: tuple[int, int, int],
+        class_names: Sequence[str] = (),
+        *,
+        codec: Codec | None = None,
+        condition: Condition | None = None,
+        ema: Callable[[int], float] | None = DEFAULT_DECAY,
+        optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
+        lr_schedule: Callable[[int], float] | None = None,
+        label_dropout: float = 0.1,
+        seed: int = 0,
+        global_batch_size: int = 1,
+        ema_lengths: Sequence[float] = (),
+        channels_last: bool = False,
+        compile_net: bool = False,
+        config_text: str = "",
+    ):
         super().__init__()
-        self.net = net
-        self.ema = net if decay is None else copy.deepcopy(net).requires_grad_(False).eval()
-        tracked = posthoc_ema.LENGTHS if config.get("ema_snapshot_every") else ()
-        self.averages = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in tracked).eval()
-        self.diffusion, self.decay = diffusion, decay
-        self.config, self.config_text = config, config_text
-        data = config["data"]
-        self.shape = (data["channels"], data["image_size"], data["image_size"])
-        self.null_label = data["num_classes"]
-        self.strata = diffusion.table.strata(config["global_batch_size"])
+        self.net, self.diffusion = net, diffusion
+        self.ema = net if ema is None else copy.deepcopy(net).requires_grad_(False).eval()
+        self.averages = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in ema_lengths).eval()
+        self.shape, self.class_names = tuple(shape), list(class_names)
+        self.codec = codec or Pixels(self.shape)
+        self.condition = condition or ClassCondition(len(self.class_names))
+        self.decay, self.ema_lengths = ema, tuple(ema_lengths)
+        self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.label_dropout, self.seed = label_dropout, seed
+        self.channels_last, self.compile_net, self.config_text = channels_last, compile_net, config_text
+        self.strata = diffusion.table.strata(global_batch_size)
+        levels = ValidationLevels(diffusion)
+        self.levels = levels
+        self.val_metrics = nn.ModuleDict({name: LossByNoiseLevel(levels) for name in ("raw", "ema")})
+        self.log_steps = True  # a run of the command line logs rows of means over steps and ranks instead
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
-        self.skipped = torch.zeros((), dtype=torch.bool)  # whether the last step was; on the device
+        self.skipped = torch.zeros((), dtype=torch.bool)  # whether the last step was skipped; on the device
         self.learning_rate = 0.0  # of the last step
-        self.tensors: list[averaging.Tensors] = []  # of the network, its average and the two `averages`, in training
+        self.micro_batch = 0  # micro-batches since the last optimizer step
+        self.tensors: list[averaging.Tensors] = []  # of the network, its EMA and the tracked ones, in training
         self.statistics, self.kept = [], []  # running ones of norms, and what they were after the last good step
-        self.in_update = False  # whether weights, optimizer and average are not all of the same step now
+        self.in_update = False  # whether weights, optimizer and EMA are not all of the same step now
         self.replicate(None)
 
     def replicate(self, replicas: nn.Module | None) -> None:
         """Train through `replicas` of `net` (DataParallel) from here on, or through `net` itself again."""
-        # not as a child: names in checkpoints, the average and the optimizer know nothing of it
+        # not as a child: names in checkpoints, the EMA and the optimizer know nothing of it
         object.__setattr__(self, "replicas", replicas)
 
     def setup(self, stage: str) -> None:
-        if self.config["strategy"]["channels_last"]:
+        if self.channels_last:
             self.to(memory_format=torch.channels_last)
-        if self.config["strategy"]["compile"]:
+        if self.compile_net:
             self.net.compile()  # in place: names in checkpoints stay as they are
 
     def train(self, mode: bool = True) -> "DiffusionModule":
@@ -71,93 +120,178 @@ class DiffusionModule(L.LightningModule):
         self.averages.eval()
         return self
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        start, count = batch["position"], len(batch["index"])
-        draws = draw(self.config["seed"], start, count, self.shape, self.device, self.strata)
-        seed_network(self.config["seed"], start)
-        x0 = flip(to_float(batch["image"]), draws, self.config["data"]["flip"])
-        y = drop_labels(batch["y"], draws, self.config["label_dropout"], self.null_label)
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def training_step(self, batch: dict | Sequence[Tensor] | Tensor, batch_idx: int) -> Tensor:
+        images, y, start, mirrored = self._unpack(batch, self._position)
+        self.micro_batch += 1
+        draws = draw(self.seed, start, len(images), self.codec.shape, self.device, self.strata)
+        seed_network(self.seed, start)
+        x0 = self._encode(flip(images, draws, mirrored))
+        y = self.condition.drop(y, draws.drop, self.label_dropout)
         t = self.diffusion.table.draw(draws.timestep)
-        return self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
+        loss = self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
+        if self.log_steps:
+            self.log("train/loss", loss.detach(), batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: dict | Sequence[Tensor] | Tensor, batch_idx: int) -> None:
+        images, y, start, _ = self._unpack(
+            batch, lambda count: (batch_idx * self._world_size + self.global_rank) * count
+        )
+        x0 = self._encode(images)
+        level = self.levels.of(start, len(x0))
+        eps = validation_noise(start, len(x0), self.codec.shape, self.device)
+        t = self.levels.t[level].to(self.device)
+        for name, net in self._validated().items():
+            self.val_metrics[name].update(level, self.diffusion.error(net, x0, t, eps, y))
+
+    def on_validation_epoch_end(self) -> None:
+        losses = {name: self.val_metrics[name].compute() for name in self._validated()}
+        for name in self._validated():
+            self.val_metrics[name].reset()
+        raw, ema = losses.get("raw", losses["ema"]), losses["ema"]
+        row = {"val/loss": ema["loss"], "val/loss_raw": raw["loss"], "val/error": ema["error"]}
+        for name, loss in (("ema", ema), ("raw", raw)):
+            row |= {f"val/{name}_log_snr/{bin}": value for bin, value in zip(BINS, loss["bins"], strict=True)}
+        self.val_row = row
+        self.log_dict(row, logger=self.log_steps)
+
+    def _validated(self) -> dict[str, nn.Module]:
+        return {"ema": self.ema} if self.ema is self.net else {"raw": self.net, "ema": self.ema}
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size
+
+    def _position(self, count: int) -> int:
+        """Return the place in the stream of images of a micro-batch that does not say it itself."""
+        step = self.global_step * self.trainer.accumulate_grad_batches + self.micro_batch
+        return (step * self._world_size + self.global_rank) * count
+
+    def _unpack(self, batch: dict | Sequence[Tensor] | Tensor, position: Callable[[int], int]):
+        """Return images (B, C, H, W), labels int64 (B,), position of the first, probability of a flip."""
+        if isinstance(batch, Tensor):
+            batch = {"image": batch}
+        elif not isinstance(batch, dict):
+            batch = dict(zip(("image", "y"), batch, strict=False))
+        images = batch["image"]
+        shape = self.shape if images.dtype == torch.uint8 else self.codec.shape
+        if images.shape[1:] != shape:
+            raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the module was made for {shape}")
+        y = batch.get("y")
+        if y is None:
+            y = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        start = batch["position"] if "position" in batch else position(len(images))
+        return images, y, start, batch.get("flip", 0.0)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.codec.encode(images) if images.dtype == torch.uint8 else images
+
+    # ------------------------------------------------------------------------------------------------ optimizer
 
     def configure_optimizers(self):
-        config, strategy = self.config["optimizer"], self.config["strategy"]
-        # a fused kernel unscales fp16 gradients inside its step, after our clipping
-        optimizer = make_optimizer(self.net.parameters(), config, fused=strategy["precision"] != "16-mixed")
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config, self.config["max_steps"]))
+        optimizer = self.make_optimizer(self.net.parameters())
+        if self.lr_schedule is None:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer, *_, **__) -> None:
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip as the Trainer was set to, and keep the norm; Lightning's own refuses fused optimizers under AMP."""
         self.in_update = True
-        clip = self.config["optimizer"]["clip"]
-        weights = optimizer.param_groups[0]["params"]
-        self.grad_norm = nn.utils.clip_grad_norm_(weights, clip if clip is not None else float("inf"))
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm([p.grad for p in weights])
         self.skipped = ~self.grad_norm.isfinite()  # of the sum over all ranks, so they agree
-        if optimizer.defaults["fused"]:
-            optimizer.found_inf = self.skipped.float()  # its kernel then changes nothing; else a scaler skips the step
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(weights, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, self.grad_norm)
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = self.skipped.float()  # its kernel then changes nothing, and nobody waits
+        elif self.trainer.precision != "16-mixed" and self.skipped:  # there the scaler skips the step
+            optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient as they are
 
     def on_train_start(self) -> None:
+        self.micro_batch = 0
         self.tensors = [averaging.tensors_of(net) for net in (self.net, self.ema, *self.averages)]
         norms = [module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.kept = [buffer.clone() for buffer in self.statistics]
 
-    def optimizer_step(self, epoch, batch_idx, optimizer, closure) -> None:
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure=None) -> None:
         self.learning_rate = optimizer.param_groups[0]["lr"]
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        self.micro_batch = 0
         for buffer, kept in zip(self.statistics, self.kept, strict=True):
             kept.copy_(torch.where(self.skipped, kept, buffer))
             buffer.copy_(kept)
         net, ema, *averages = self.tensors
-        if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's average
+        if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's EMA
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
                 averaging.update(ema, net, self.decay(updates - 1), self.skipped)
-        for average, length in zip(averages, posthoc_ema.LENGTHS, strict=False):
+        for average, length in zip(averages, self.ema_lengths, strict=True):
             averaging.update(average, net, posthoc_ema.decay(length, self.global_step + 1), self.skipped)
         self.in_update = False
 
     def forget_step(self) -> None:
-        """As after the last whole step, of a step that ended before its update."""
+        """Restore the running statistics of the last finished step, after one that ended before its update."""
         for buffer, kept in zip(self.statistics, self.kept, strict=True):
             buffer.copy_(kept)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["config"] = self.config_text
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """The steps done come from the checkpoint; how the next ones are made is said by today's configuration.
+        """Keep the optimizer's state of the checkpoint, with the settings and the learning rate of today's module.
 
         Raises:
-            UserError: exit 4 for averages that were not tracked from the first step on, or would not be any longer.
+            UserError: exit 4 for EMAs that were not tracked from the first step on, or would not be any longer.
         """
         if bool(self.averages) != any(name.startswith("averages.") for name in checkpoint["state_dict"]):
-            asked = f"ema_snapshot_every={self.config.get('ema_snapshot_every')}"
-            raise UserError(Exit.CHECKPOINT, f"{asked}: a run tracks the two averages from its first step on, or never")
-        # as many micro-batches as today's `accumulate` would have taken, or it would begin in the middle of a step;
-        # the last one is not yet completed, for checkpoints are written while it ends
-        batches = checkpoint["global_step"] * self.config["strategy"]["accumulate"]
-        # (one that was saved in the middle of a step, out of memory, has other numbers)
-        for progress in ("current", "total"):
-            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][progress] |= {
-                "ready": batches, "started": batches, "processed": batches, "completed": batches - 1
-            }  # fmt: skip
-        config = self.config["optimizer"]
-        settings = optimizer_settings(config)
-        rate = config["lr"] * learning_rate_factor(config, self.config["max_steps"])(checkpoint["global_step"])
+            raise UserError(
+                Exit.CHECKPOINT,
+                "`ema_snapshot_every`: a run tracks EMAs for `ema_length` from its first step on, or never. "
+                "Leave the key as it was when the run started.",
+            )
+        if not checkpoint.get("optimizer_states"):
+            return
+        (settings,) = self.make_optimizer(self.net.parameters()).param_groups
+        base = settings["lr"]
+        rate = base * self.lr_schedule(checkpoint["global_step"]) if self.lr_schedule else base
+        settings = {key: value for key, value in settings.items() if key != "params"}
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
-            group |= settings | {"lr": rate, "initial_lr": config["lr"]}
-        checkpoint["lr_schedulers"][0] |= {"base_lrs": [config["lr"]], "_last_lr": [rate]}
+            group |= settings | {"lr": rate, "initial_lr": base}
+        for schedule in checkpoint["lr_schedulers"]:
+            schedule |= {"base_lrs": [base], "_last_lr": [rate]}
+
+    # ------------------------------------------------------------------------------------------------ sampling
+
+    def sample(
+        self, num_images: int = 16, labels: Sequence[int] | None = None, seed: int = 0, **settings: object
+    ) -> Tensor:
+        """Return images uint8 (num_images, C, H, W) of the EMA; image k depends on the seed, k and its label.
+
+        Args:
+            labels: a class for each image; None for about as many of each class.
+            settings: those of `TrainedModel.from_module`, such as `sampler` and `guidance`.
+        """
+        if labels is None:
+            labels = rows_of_classes(list(range(len(self.class_names))) or [0], num_images)
+        return TrainedModel.from_module(self, **settings).generate(list(labels), image_seeds(seed, num_images))
 
 
 def checkpoint_bytes(module: DiffusionModule) -> int:
-    """About the size of a checkpoint: weights, two moments of Adam and the averages, in float32."""
+    """Return about the size of a checkpoint: weights, two moments of Adam and the EMAs, in float32."""
     copies = 3 + (module.ema is not module.net) + len(module.averages)
     return 4 * copies * sum(p.numel() for p in module.net.parameters())
 
 
-def snapshot_bytes(module: DiffusionModule) -> int:
-    """About the size of all snapshots of a run: two averages each, in half precision."""
-    every = module.config.get("ema_snapshot_every")
-    count = module.config["max_steps"] // every if every else 0
+def snapshot_bytes(module: DiffusionModule, config: dict) -> int:
+    """Return about the size of all EMA snapshots of a run, in half precision."""
+    every = config["ema_snapshot_every"]
+    count = config["max_steps"] // every if every else 0
     return 2 * count * len(module.averages) * sum(p.numel() for p in module.net.parameters())

@@ -16,10 +16,11 @@ from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
 from diffusion_lit.runs.build import make_sampler_of
 from diffusion_lit.system.console import duration, progress_bar
-from diffusion_lit.training import setup
+from diffusion_lit.training import run_messages
+from diffusion_lit.training import trainer as run_trainer
 from diffusion_lit.training.benchmark import Bench, Row
+from diffusion_lit.training.callbacks.sample_metrics import metrics_of
 from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
-from diffusion_lit.training.quality import metrics_of
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +38,16 @@ def plan(config: dict, source, words: list[str]) -> None:
         UserError: what the run itself would end with before its first step.
     """
     asked, world = config["strategy"], devices_of(config["strategy"])
-    setup.require_even_shares(config, world)
+    run_trainer.require_even_shares(config, world)
     share = config | {
         "global_batch_size": config["global_batch_size"] // world,
         "strategy": asked | {"name": "single", "devices": 1},
     }
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
-        data = setup.load_data(share, source, Path(scratch))
+        data = run_trainer.load_data(share, source, Path(scratch))
         decoding = time.perf_counter() - begun
-        share["max_steps"] = config["max_steps"] = setup.length_in_steps(config, len(data.train))
+        share["max_steps"] = config["max_steps"] = run_trainer.length_in_steps(config, len(data.train))
         told(config, data, decoding)
         if not steps_left(config):
             log.info("it is as long as it should be already; raise max_steps or max_epochs to go on")
@@ -91,9 +92,9 @@ def told(config: dict, data: ImageDataModule, decoding: float) -> None:
         UserError: exit 4 for weights of `init_from` that do not fit, exit 5 if the disk has no room.
     """
     run = Path(config["run_dir"])
-    module = setup.make_module(config)
-    begun_from = None if config["resume"] else setup.begin(module, config)
-    log.info("%s", setup.summary(config, data, module, run, None).partition("\n")[2])
+    module = run_trainer.make_module(config)
+    begun_from = None if config["resume"] else run_trainer.begin(module, config)
+    log.info("%s", run_messages.summary(config, data, module, run, None).partition("\n")[2])
     stores = [store for store in (data.train, data.val) if store is not None]
     kept = [store for store in stores if isinstance(store, ImageStore)]  # not those that are read in every epoch
     count, size = sum(map(len, kept)), sum(store.images.nbytes for store in kept)
@@ -105,7 +106,7 @@ def told(config: dict, data: ImageDataModule, decoding: float) -> None:
         )  # fmt: skip
     if begun_from:
         log.info("%s", begun_from)
-    one, snapshots = checkpoint_bytes(module), snapshot_bytes(module)
+    one, snapshots = checkpoint_bytes(module), snapshot_bytes(module, config)
     most = (config["keep_checkpoints"] + 2) * one + snapshots  # the best besides, and the one that is written
     log.info("%s", f"disk       {mib(most)} at the most, besides grids and metrics")
     checkpoints.require_room(run, 3 * one + snapshots)

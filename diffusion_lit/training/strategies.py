@@ -50,13 +50,20 @@ class SteadyDDPStrategy(DDPStrategy):
         super().configure_ddp()
         module = self.lightning_module
         buffers = [buffer.clone() for buffer in module.buffers()]
-        count = module.trainer.datamodule.micro_batch_size
-        image = torch.zeros(count, *module.shape, dtype=torch.uint8, device=self.root_device)
+        count = module.trainer.datamodule.batch_size
+        image = torch.zeros(count, *module.codec.image_shape, dtype=torch.uint8, device=self.root_device)
         label = torch.zeros(count, dtype=torch.int64, device=self.root_device)
+        log_steps, module.log_steps = module.log_steps, False  # the Trainer does not take logs yet
         self.training_step({"image": image, "y": label, "index": label, "position": 0}, 0).backward()
+        module.log_steps = log_steps
         module.zero_grad(set_to_none=True)
         for buffer, value in zip(module.buffers(), buffers, strict=True):
             buffer.copy_(value)
+
+    def validation_step(self, *args, **kwargs):
+        """Skip DDP's forward, which synchronizes buffers and would wait for ranks that have fewer batches."""
+        with self.precision_plugin.val_step_context():
+            return self.lightning_module.validation_step(*args, **kwargs)
 
 
 # Lightning would look for SLURM, refuse jobs of several tasks and handle their signals; we do that ourselves.

@@ -1,35 +1,52 @@
-"""What the page of `diffusion_lit.app` does, without the page: from what a visitor asks to pictures."""
+"""What the page of `diffusion_lit.app` does, without the page: from the request of a visitor to images."""
 
-import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.compose import source_of
 from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.groups import list_options, read_option
+from diffusion_lit.data.store import centre, load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation.memorization import nearest
 from diffusion_lit.evaluation.metrics import PIXELS, small
 from diffusion_lit.imaging.grids import beside, grid, on_checkerboard
 from diffusion_lit.imaging.skins import shown
 from diffusion_lit.runs.build import make_sampler_of
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.labels import number_of
 from diffusion_lit.sampling.previews import Film
+from diffusion_lit.system.errors import UserError
 
 IMAGES, STEPS, SCALE = 16, 250, 20.0  # that a visitor may ask for at most
 COLUMNS, NEAREST = 4, 4
 ALL = "all classes"
-SIDE = 512  # px that a picture has at least, by whole factors
+SIDE = 512  # px that a grid has at least, by whole factors
+TRAINING = 20_000  # training images that are searched for neighbors at most
+
+log = logging.getLogger("diffusion_lit.app")
+
+
+def load_training_images(data: dict) -> Tensor | None:
+    """Return the first training images, uint8 (M, C, H, W), or None if they are no longer there or were never kept."""
+    if "_target_" not in data or data.get("streaming") == "every_epoch":
+        return None
+    try:
+        train = centre(load_splits(source_of(data), data)[0], data["image_size"])
+    except (UserError, OSError) as error:
+        log.warning("neighbours the training pictures are not shown: %s", str(error).splitlines()[0])
+        return None
+    return torch.from_numpy(train.images[:TRAINING].copy())
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request, as it came from a browser: nothing in it is trusted."""
+class Request:
+    """A request as it came from a browser: nothing in it is trusted."""
 
     label: str
     count: int
@@ -40,27 +57,27 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Images uint8 (N, C, H, W); pictures of all of them on their way from noise, the last the result."""
+class Result:
+    """Images uint8 (N, C, H, W), and grids of them while they are denoised, the last one of the images."""
 
     images: Tensor
     frames: list[Image.Image]
 
 
 class Studio:
-    """A trained model and what can be asked of it.
+    """A trained model and what a visitor can do with it.
 
     Args:
-        training: uint8 (M, C, H, W), where nearest images are looked for; None: nowhere.
+        training: uint8 (M, C, H, W), searched for nearest images; None: no search.
     """
 
-    def __init__(self, model: Trained, training: Tensor | None = None):
+    def __init__(self, model: TrainedModel, training: Tensor | None = None):
         self.model, self.training = model, training
         self.vectors = None if training is None else small(training, PIXELS)
         process = model.config["diffusion"].get("process", "discrete")
-        files = {file.stem: OmegaConf.load(file) for file in sorted(CONF.glob("sampler/*.yaml"))}
-        there = {name: OmegaConf.to_container(found) for name, found in files.items() if process in found.serves}
-        self.samplers = there | {model.config["sampler"]["name"]: model.config["sampler"]}
+        options = {name: read_option("sampler", name) for name in list_options("sampler")}
+        self.samplers = {name: option for name, option in options.items() if process in option["serves"]}
+        self.samplers |= {model.config["sampler"]["name"]: model.config["sampler"]}
 
     @property
     def classes(self) -> list[str]:
@@ -76,23 +93,24 @@ class Studio:
     def most_steps(self) -> int:
         return min(STEPS, self.model.diffusion.table.num_train_timesteps)
 
-    def make(self, asked: Asked, on_step: Callable[[int, int], None] = lambda done, steps: None) -> Made:
-        """
+    def make(self, request: Request, on_step: Callable[[int, int], None] = lambda done, steps: None) -> Result:
+        """Generate the images of a request.
+
         Args:
-            on_step: is told evaluations of the network that are done, and how many there are.
+            on_step: called with the number of steps that are done, and of all.
         Raises:
-            ValueError: for what cannot be made, in words for a visitor.
+            ValueError: for a request that cannot be served, with a message for the visitor.
         """
-        labels, model = self._labels(asked), self._told(asked)
-        steps = len(model.sampler.build(model.diffusion.table).timesteps)
-        film = Film(range(asked.count), steps, model.shape)
+        labels, model = self._labels(request), self._requested_model(request)
+        steps = model.evaluations
+        film = Film(range(request.count), steps, model.codec)
 
         def step(first: int, k: int, x: Tensor) -> None:
             film(first, k, x)
             on_step(k + 1, steps)
 
-        images = model.generate(labels, image_seeds(asked.seed, asked.count), step)
-        return Made(images, [self._picture(frame) for frame in [*film.frames[:-1], images]])
+        images = model.generate(labels, image_seeds(request.seed, request.count), step)
+        return Result(images, [self._grid(frame) for frame in [*film.frames[:-1], images]])
 
     def neighbours(self, images: Tensor) -> Image.Image | None:
         """Each image, and behind it the training images with the nearest pixels."""
@@ -103,46 +121,43 @@ class Studio:
         halves = rows.split(-(-len(rows) // 2))
         return self._enlarged(beside([grid(self._shown(half.flatten(0, 1)), 1 + NEAREST) for half in halves]))
 
-    def _labels(self, asked: Asked) -> list[int]:
-        _whole("count", asked.count, 1, IMAGES)
-        _whole("seed", asked.seed, 0, 2**32 - 1)
+    def _labels(self, request: Request) -> list[int]:
+        _whole("count", request.count, 1, IMAGES)
+        _whole("seed", request.seed, 0, 2**32 - 1)
         names = self.model.class_names
         if not names:
-            return [0] * asked.count
-        if asked.label == ALL:
-            return [k % len(names) for k in range(asked.count)]
-        return [number_of(str(asked.label), names)] * asked.count
+            return [0] * request.count
+        if request.label == ALL:
+            return [k % len(names) for k in range(request.count)]
+        return [number_of(str(request.label), names)] * request.count
 
-    def _told(self, asked: Asked) -> Trained:
+    def _requested_model(self, request: Request) -> TrainedModel:
         """The model with another sampler and guidance; the network is the same."""
-        _whole("steps", asked.steps, 1, self.most_steps)
-        if asked.sampler not in self.samplers:
+        _whole("steps", request.steps, 1, self.most_steps)
+        if request.sampler not in self.samplers:
             raise ValueError(f"sampler: there are {', '.join(self.samplers)}")
-        sampler = self.samplers[asked.sampler] | {"steps": asked.steps, "batch_size": asked.count}
-        config = self.model.config | {"sampler": sampler}
+        sampler, guidance = self.samplers[request.sampler] | {"steps": request.steps, "batch_size": request.count}, {}
         if self.guided:
-            if not isinstance(asked.guidance_scale, int | float) or not 0 <= asked.guidance_scale <= SCALE:
+            if not isinstance(request.guidance_scale, int | float) or not 0 <= request.guidance_scale <= SCALE:
                 raise ValueError(f"guidance: a number from 0 to {SCALE:g}")
-            config |= {"guidance_scale": float(asked.guidance_scale)}
-            config |= {} if asked.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
+            guidance = {"guidance_scale": float(request.guidance_scale)}
+            guidance |= {} if request.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
         values = {f"sampler.{key}": value for key, value in sampler.items()}
-        faults = conflicts(values | {f"diffusion.{key}": value for key, value in config["diffusion"].items()})
+        faults = conflicts(values | {f"diffusion.{k}": value for k, value in self.model.config["diffusion"].items()})
         if faults:
             raise ValueError(faults[0])
-        model = copy.copy(self.model)
-        model.config, model.sampler = config, make_sampler_of(config)
-        return model
+        return self.model.replaced(make_sampler_of({"sampler": sampler}), **guidance)
 
-    def _picture(self, images: Tensor) -> Image.Image:
+    def _grid(self, images: Tensor) -> Image.Image:
         return self._enlarged(grid(self._shown(images), min(COLUMNS, len(images))))
 
     def _shown(self, images: Tensor) -> Tensor:
-        return shown(images, self.model.config["data"].get("render", "none"))
+        return shown(images, self.model.render)
 
-    def _enlarged(self, picture: Image.Image) -> Image.Image:
-        zoom = max(1, SIDE // max(picture.size))
-        picture = on_checkerboard(picture)
-        return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    def _enlarged(self, image: Image.Image) -> Image.Image:
+        zoom = max(1, SIDE // max(image.size))
+        image = on_checkerboard(image)
+        return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

@@ -13,19 +13,19 @@ from diffusion_lit.data import cache
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.metrics_file import MetricsFile, read_metrics
 from diffusion_lit.system.errors import UserError
-from tests.integration.test_resume import assert_equal_training
+from tests.equal_runs import assert_equal_training
 from tests.runs import TINY, run, trace
 
 SETTINGS = [*TINY, "max_steps=16", "checkpoint_every=4", "val_every=4", "sample_every=4"]
 
 # The prelude of a run in which something happens once step `step` is done, before its row, preview and checkpoint.
 AT_STEP = """
-from diffusion_lit.training.recorder import Recorder
-milestone = Recorder._milestone
-def watched(self, trainer, module, due):
+from diffusion_lit.training.callbacks.non_finite import NonFiniteGuard
+after_step = NonFiniteGuard.after_step
+def watched(self, trainer, module):
     {happens}
-    milestone(self, trainer, module, due)
-Recorder._milestone = watched
+    after_step(self, trainer, module)
+NonFiniteGuard.after_step = watched
 """
 # Root may write anywhere; without this capability it has the rights of a user who owns the folder.
 ORDINARY = """
@@ -103,7 +103,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_row(whole, tmp_path):
         folder = disk / "run"
         prelude = FILLED + at(6, "fill(self.run.parent / 'f')", (11, "os.unlink(self.run.parent / 'f')"))
         printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
-        assert printed.count("training goes on; the next checkpoint is tried at its time") == 1
+        assert printed.count("training goes on; will retry at the next checkpoint interval") == 1
         assert trace(folder) == trace(whole)
         assert_equal_training(whole, folder)
         grids = sorted(path.name for path in (folder / "samples").glob("*.png"))
@@ -118,9 +118,11 @@ def test_a_full_folder_of_logs_ends_no_run(tmp_path):
         here.mkdir()
         with small_disk(here / "full", "64k") as full:
             (full / "filler").write_bytes(bytes(40_000))
-            start = "import os\nfrom diffusion_lit.training.loggers.base import Shielded\nstart = Shielded.start\n"
+            start = (
+                "import os\nfrom diffusion_lit.training.loggers.run_logger import RunLogger\nstart = RunLogger.start\n"
+            )
             start += f"def linked(self, run, *rest):\n    os.symlink({str(full)!r}, run / {logger!r})\n"
-            start += "    start(self, run, *rest)\nShielded.start = linked\n"
+            start += "    start(self, run, *rest)\nRunLogger.start = linked\n"
             printed = run("train", *words, f"logger={logger}", "run_dir=run", cwd=here, prelude=start)
         assert "Traceback" not in printed
         assert printed.count("is switched off, the run goes on: OSError") == 1

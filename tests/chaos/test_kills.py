@@ -14,7 +14,7 @@ import pytest
 
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import read_result
-from tests.integration.test_resume import SETTINGS, assert_equal_runs
+from tests.equal_runs import SETTINGS, assert_equal_runs
 from tests.runs import run, start
 
 KILLED = [*SETTINGS, "max_steps=60", "checkpoint_every=3", "sample_every=20", "sampler.steps=4"]
@@ -24,11 +24,12 @@ TWO = ["strategy=ddp", "strategy.devices=2", "strategy.accelerator=cpu"]
 @pytest.mark.parametrize(
     ("kills", "settings"),
     [
-        (20, [*KILLED, "max_steps=40"]),
+        (8, [*KILLED, "max_steps=40"]),
+        pytest.param(20, [*KILLED, "max_steps=40"], marks=pytest.mark.slow),
         pytest.param(200, KILLED, marks=pytest.mark.slow),
         pytest.param(30, [*KILLED, *TWO], marks=pytest.mark.slow),
     ],
-    ids=["20", "200", "30 of two processes"],
+    ids=["8", "20", "200", "30 of two processes"],
 )
 def test_kills_at_any_moment_change_nothing(tmp_path, kills, settings):
     """Killed while starting, decoding, training, validating, drawing a preview and saving; once through, from the

@@ -8,7 +8,7 @@ import torch
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.system.memory import advice, is_out_of_memory, room_of_groups
 from tests.chaos.test_disks import AT_STEP
-from tests.integration.test_resume import assert_equal_runs, assert_equal_training
+from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.runs import TINY, run
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=6", "val_every=6", "sample_every=6", "strategy.accumulate=3"]
@@ -67,7 +67,7 @@ def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(whole, tmp_pa
     ("where", "saved"),
     [
         (("diffusion_lit.diffusion.loss", "loss", "calls == 24", ".Diffusion"), 7),
-        (("diffusion_lit.training.probe", "errors", "True", ".Probe"), 6),
+        (("diffusion_lit.training.validation_metric", "update", "True", ".LossByNoiseLevel"), 6),
         (("diffusion_lit.training.ema", "update", "calls == 8"), 6),
         (("diffusion_lit.diffusion.loss", "loss", "True", ".Diffusion"), None),
     ],
@@ -81,7 +81,7 @@ def test_training_ends_with_what_it_had_and_the_word_to_use(whole, tmp_path, whe
     assert checkpoints.steps_of(folder)[-1:] == ([saved] if saved else [])
     assert (f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet") in printed
     run("train", f"resume={folder}", cwd=tmp_path)
-    if "probe" not in where[0]:  # the row of that step is lost
+    if "validation_metric" not in where[0]:  # the row of that step is lost
         assert_equal_runs(whole, folder)
 
 

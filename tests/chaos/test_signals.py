@@ -7,15 +7,15 @@ import pytest
 
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import read_result
-from tests.integration.test_resume import assert_equal_runs
+from tests.equal_runs import assert_equal_runs
 from tests.runs import TINY, last_step, run, start
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=4", "val_every=4", "sample_every=6", "model.dropout=0.1"]
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGUSR1": 0}
 # what to slow down so that a signal falls into it; its first call leaves a mark
 SLOW = {
-    "validation": ("diffusion_lit.training.probe", "Probe.errors"),
-    "preview": ("diffusion_lit.training.shared", "generate"),
+    "validation": ("diffusion_lit.training.validation_metric", "LossByNoiseLevel.update"),
+    "preview": ("diffusion_lit.training.collective_sampling", "generate"),
     "save": ("diffusion_lit.runs.checkpoints", "fault"),  # a new file is read back before it has its name
 }
 MARK = """
@@ -92,7 +92,7 @@ def test_a_signal_between_the_lock_and_the_rest_leaves_no_folder(tmp_path):
 
 
 LOST = """
-import os, signal, diffusion_lit.training.setup as setup
+import os, signal, diffusion_lit.training.trainer as setup
 load = setup.load_data
 def swallowed(*args):
     try:  # as in libraries that catch whatever is raised; C code does it without a word

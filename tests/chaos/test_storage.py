@@ -191,7 +191,7 @@ def poisoned(self, *args):
         next(self.net.parameters()).data[0] = float("inf")
 DiffusionModule.optimizer_step = poisoned
 """
-    words = [*SETTINGS, "log_every=100", "optimizer.clip=null", f"run_dir={tmp_path / 'run'}"]
+    words = [*SETTINGS, "log_every=100", "trainer.gradient_clip_val=null", f"run_dir={tmp_path / 'run'}"]
     printed = run("train", *words, cwd=tmp_path, code=6, prelude=prelude)
     assert "the last good checkpoint is step 4" in printed
     assert checkpoints.steps_of(tmp_path / "run") == [4]
@@ -199,7 +199,7 @@ DiffusionModule.optimizer_step = poisoned
 
 def test_the_size_of_a_checkpoint_is_known_before_it_is_written(good):
     from diffusion_lit.runs.stored_config import read_config
-    from diffusion_lit.training.setup import make_module
+    from diffusion_lit.training.trainer import make_module
 
     size = checkpoints.path_of(good, 12).stat().st_size
     assert checkpoint_bytes(make_module(read_config(good))) == pytest.approx(size, rel=0.5)

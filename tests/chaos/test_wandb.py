@@ -5,8 +5,8 @@ import contextlib
 import pytest
 
 from diffusion_lit.runs import checkpoints
-from tests.integration.test_loggers import KEY, environment, server
 from tests.runs import TINY, run, trace
+from tests.wandb_server import KEY, environment, server
 
 SETTINGS = [*TINY, "max_steps=8", "checkpoint_every=4", "val_every=0", "sample_every=0", "logger=wandb"]
 

@@ -11,14 +11,14 @@ import pytest
 
 from diffusion_lit.distributed.slurm import as_torchrun, counts, first_host, port
 from tests.cluster.slurm import ROOT, Slurm, slurm
-from tests.integration.test_resume import assert_equal_runs, assert_equal_training
-from tests.integration.test_strategies import DDP
-from tests.integration.test_sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
+from tests.equal_runs import assert_equal_runs, assert_equal_training
+from tests.ranks import DDP
 from tests.runs import TINY, last_step, run, trace
+from tests.sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
 
 # long enough for SLURM, which looks at time limits every half minute
 LONG = [*TINY, "max_steps=1500", "log_every=20", "checkpoint_every=500", "val_every=500", "sample_every=750"]
-LONG += ["model.dropout=0.1", "data.flip=0.5", "optimizer.warmup_steps=400", "seed=3"]
+LONG += ["model.dropout=0.1", "data.flip=0.5", "lr_schedule.warmup_steps=400", "seed=3"]
 HERE = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--partition=low"]
 
 
@@ -180,7 +180,7 @@ def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
     assert [(row["weighting"], row["seed"], row["status"]) for row in rows] == [
         (name, seed, "finished") for name in ("snr", "min_snr") for seed in "01"
     ]
-    assert len({row["val_loss"] for row in rows}) == 4
+    assert len({row["val/loss"] for row in rows}) == 4
     assert picture_is_drawn(sweep)
     (best,) = [line.split() for line in printed.splitlines() if "<- best" in line]
     assert (best[0] in ("snr", "min_snr"), best[1]) == (True, "2")
@@ -257,6 +257,6 @@ def test_optuna_searches_in_the_queue(cluster, tmp_path):
     rows = rows_of(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 3
     assert len({row["optimizer.lr"] for row in rows}) == 3
-    best = min(float(row["val_loss"]) for row in rows)
+    best = min(float(row["val/loss"]) for row in rows)
     assert f"best_value: {best}" in (sweep / "optimization_results.yaml").read_text()
     assert printed.count("<- best") == 1

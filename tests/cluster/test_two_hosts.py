@@ -14,10 +14,10 @@ from PIL import Image
 
 from diffusion_lit.runs import checkpoints
 from tests.cluster.hosts import Host, two_hosts
-from tests.integration.test_resume import SETTINGS, assert_equal_runs
-from tests.integration.test_strategies import SHORT, WANDB, assert_same_training
+from tests.equal_runs import SETTINGS, assert_equal_runs
+from tests.image_sets import written
+from tests.ranks import SHORT, WANDB, assert_same_training
 from tests.runs import last_step, run
-from tests.unit.test_streaming import written
 
 pytestmark = pytest.mark.cluster
 DDP = ["strategy=ddp", "strategy.num_nodes=2", "strategy.accelerator=cpu"]

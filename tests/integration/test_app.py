@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from diffusion_lit.diffusion.seeds import image_seeds
-from diffusion_lit.runs.load import Trained
-from diffusion_lit.web.session import ALL, Asked, Studio
+from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.web.session import ALL, Request, Studio
 from tests.runs import TINY, address_of, run, start
 
 QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.steps=4"]
-GOOD = Asked("3", 5, 7, "ddim", 4, 1.0)
+GOOD = Request("3", 5, 7, "ddim", 4, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def tiny_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def studio(tiny_run) -> Studio:
     training = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Studio(Trained(tiny_run), training)
+    return Studio(TrainedModel.from_run(tiny_run), training)
 
 
 # ------------------------------------------------------------------------------------------ what it makes
@@ -42,7 +42,7 @@ def test_images_are_those_of_the_model_and_the_film_ends_on_them(studio, tiny_ru
     made = studio.make(GOOD, lambda done, steps: told.append((done, steps)))
     assert told == [(k + 1, 4) for k in range(4)]
     sampler = studio.model.config["sampler"] | {"steps": 4, "batch_size": 5}
-    model = Trained(tiny_run, sampler=sampler)
+    model = TrainedModel.from_run(tiny_run, sampler=sampler)
     assert torch.equal(made.images, model.generate([3] * 5, image_seeds(7, 5)))
     assert len(made.frames) == 4
     assert np.array_equal(tile(made.frames[-1], 0, 0, 4), made.images[0, 0].numpy())
@@ -53,9 +53,9 @@ def test_images_are_those_of_the_model_and_the_film_ends_on_them(studio, tiny_ru
 def test_settings_of_a_request_count(studio):
     whole = studio.make(GOOD).images
     for change in ({"label": "4"}, {"seed": 8}, {"steps": 3}, {"sampler": "euler_a"}, {"guidance_scale": 4.0}):
-        assert not torch.equal(whole, studio.make(Asked(**GOOD.__dict__ | change)).images), change
+        assert not torch.equal(whole, studio.make(Request(**GOOD.__dict__ | change)).images), change
     assert torch.equal(whole, studio.make(GOOD).images)
-    assert len(studio.make(Asked(ALL, 16, 0, "ddim", 1, 1.0)).images) == 16
+    assert len(studio.make(Request(ALL, 16, 0, "ddim", 1, 1.0)).images) == 16
 
 
 def test_neighbours_are_the_nearest(studio):
@@ -84,7 +84,7 @@ def tile(picture: Image.Image, row: int, column: int, columns: int) -> np.ndarra
 ])  # fmt: skip
 def test_what_cannot_be_made_is_a_message(studio, change):
     with pytest.raises((ValueError, TypeError)):
-        studio.make(Asked(**GOOD.__dict__ | change))
+        studio.make(Request(**GOOD.__dict__ | change))
 
 
 # ------------------------------------------------------------------------------------------ the server
@@ -197,7 +197,7 @@ def test_two_visitors_generate_change_the_class_and_download(browser, address, s
     for page in (one, other):
         page.wait_for_selector('img[src*="/file="]', timeout=60_000)
     for page, label in ((one, "3"), (other, "8")):  # each has his own
-        made = studio.make(Asked(label, 16, 0, "ddim", 4, 1.0))
+        made = studio.make(Request(label, 16, 0, "ddim", 4, 1.0))
         picture = downloaded(page, "PNG", tmp_path / f"{label}.png")
         assert np.array_equal(np.array(picture), np.array(made.frames[-1]))
         film = downloaded(page, "GIF", tmp_path / f"{label}.gif")

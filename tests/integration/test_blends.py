@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import sample
+from diffusion_lit.diffusion.conditions import ClassCondition
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.runs import stored_config
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.guidance import classifier_free
 from diffusion_lit.sampling.labels import blend_of, name_of, shares_of
+from tests.cases import each
 from tests.runs import run
 
 NAMES = ["hero", "10", "food", "side-facing"]
@@ -48,7 +50,7 @@ def test_guidance_of_a_blend_of_one_class_is_that_of_the_class(scale):
     x_t, t, labels = torch.randn(5, 3, 16, 16), torch.arange(5), torch.tensor([0, 1, 2, 3, 0])
     blends = torch.eye(len(NAMES))[labels]
     with torch.no_grad():
-        guided = classifier_free(net, len(NAMES), scale)
+        guided = classifier_free(net, ClassCondition(len(NAMES)), scale)
         assert torch.equal(guided(x_t, t, blends), guided(x_t, t, labels))
 
 
@@ -60,7 +62,7 @@ def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_pat
     blended = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
     assert len(blended) == 6
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    model = Trained(sprites_run, device="cpu", sampler=manifest["sampler"], guidance_scale=2)
+    model = TrainedModel.from_run(sprites_run, device="cpu", sampler=manifest["sampler"], guidance_scale=2)
     seeds = image_seeds(0, 3) * 2
     assert torch.equal(model.generate([1] * 3 + [0] * 3, seeds)[:3], blended[:3])
     blends = [(0.0, 1.0, 0.0, 0.0, 0.0)] * 3 + [(0.5, 0.0, 0.0, 0.5, 0.0)] * 3
@@ -84,9 +86,10 @@ def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_pat
         assert np.array_equal(np.asarray(tile), enlarged.permute(1, 2, 0))
 
 
-def test_what_trained_does_not_take(digits_run, sprites_run):
-    digits, sprites = Trained(digits_run, device="cpu"), Trained(sprites_run, device="cpu")
-    digits.net.takes_blends = False
+def test_what_trained_does_not_take(digits_run, sprites_run, monkeypatch):
+    sprites = TrainedModel.from_run(sprites_run, device="cpu")
+    monkeypatch.setattr("diffusion_lit.networks.unet.UNet.takes_blends", False)
+    digits = TrainedModel.from_run(digits_run, device="cpu")
     for labels in ([0.5], [(0.5,) * 10], [(1,) + (0,) * 9]):
         with pytest.raises(ValueError, match="UNet takes one class at a time"):
             digits.generate(labels, [0])
@@ -114,7 +117,7 @@ def unet2d_run(digits_run, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize(
+@each(
     ("of", "words", "told"),
     [
         (

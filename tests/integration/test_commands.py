@@ -11,7 +11,8 @@ import pytest
 from diffusion_lit.config.overrides import as_word, value_of
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.system import console
-from tests.integration.test_resume import assert_equal_runs
+from tests.cases import each
+from tests.equal_runs import assert_equal_runs
 from tests.runs import TINY, last_step, run, signal_at_step, start
 
 QUICK = [*TINY, "max_steps=4", "checkpoint_every=2", "val_every=0", "sample_every=0"]
@@ -29,9 +30,7 @@ def test_a_sweep_is_no_resume_and_no_run_trains_over_another(tmp_path):
     assert (tmp_path / "mine" / "letter").read_text() == "dear"
 
 
-@pytest.mark.parametrize(
-    "text", ["plain", "it's", "a=b, c", "[x]", "\\\\'", "end\\\\", "mid\\\\dle", "ü ${x} {y}", "3", "'"]
-)
+@each("text", ["plain", "it's", "a=b, c", "[x]", "\\\\'", "end\\\\", "mid\\\\dle", "ü ${x} {y}", "3", "'"])
 def test_text_is_quoted_so_that_hydra_reads_it_back(text):
     assert str(value_of("key", [as_word("key", text)])) == text
 
@@ -87,8 +86,8 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path):
 
 
 def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
-    kill = "import os, diffusion_lit.training.recorder as recorder\n"
-    kill += "recorder.draw_preview = lambda *args: os.kill(os.getpid(), 9)"
+    kill = "import os, diffusion_lit.training.callbacks.sample_previews as previews\n"
+    kill += "previews.draw_preview = lambda *args: os.kill(os.getpid(), 9)"
     run("train", *QUICK, "max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=whole", cwd=tmp_path)
     words = ["max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=run"]
     run("train", *QUICK, *words, cwd=tmp_path, code=-9, prelude=kill)
@@ -120,7 +119,7 @@ def test_a_folder_of_runs_names_its_newest(tmp_path):
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path):
     words = ["max_steps=120", "val_every=0", "sample_every=0", "log_every=50", "run_dir=run"]
-    told = run("train", *QUICK, *words, "optimizer.warmup_steps=121", cwd=tmp_path)
+    told = run("train", *QUICK, *words, "lr_schedule.warmup_steps=121", cwd=tmp_path)
     assert "the learning rate rises for 121 steps, longer than the run is" in told
 
 

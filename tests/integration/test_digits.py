@@ -10,15 +10,16 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.sources.folder import Digits
 from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.evaluation.metrics import accuracy
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
-from diffusion_lit.sample import labels_of
-from diffusion_lit.training.probe import BINS, Probe
-from diffusion_lit.training.setup import make_module
+from diffusion_lit.runs.settings import requested_labels
+from diffusion_lit.training.noise_levels import BINS
+from diffusion_lit.training.trainer import make_module
+from tests.probe import Probe
 from tests.runs import run
 
 
@@ -62,19 +63,19 @@ def test_checkpoints_are_plain_data_with_the_configuration_as_text(digits_run):
 
 
 def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digits_run):
-    rows = [row for row in read_metrics(digits_run / "metrics.csv") if row["val_loss"]]
+    rows = [row for row in read_metrics(digits_run / "metrics.csv") if row["val/loss"]]
     assert [int(row["step"]) for row in rows] == [300, 600, 900, 1200]
-    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    assert float(rows[-1]["val/loss"]) < float(rows[0]["val/loss"])
     config = stored_config.read_config(digits_run)
-    data = ImageDataModule(Digits(), config["data"], seed=0, micro_batch_size=1)
+    data = datamodule_from_config(Digits(), config["data"], 0, 1)
     data.setup()
     module = make_module(config)
     untrained, bins, noise = Probe(data.val, module.diffusion).losses(module.ema)
-    assert float(rows[-1]["val_loss"]) < untrained / 4
-    assert float(rows[-1]["val_error"]) < 0.6 * noise
+    assert float(rows[-1]["val/loss"]) < untrained / 4
+    assert float(rows[-1]["val/error"]) < 0.6 * noise
     for name, loss in zip(BINS, bins, strict=True):
-        assert float(rows[-1][f"val_ema_snr{name}"]) < loss, name
-        assert float(rows[-1][f"val_raw_snr{name}"]) < loss, name
+        assert float(rows[-1][f"val/ema_log_snr/{name}"]) < loss, name
+        assert float(rows[-1][f"val/raw_log_snr/{name}"]) < loss, name
 
 
 def test_one_command_line_in_one_line(digits_run):
@@ -126,7 +127,7 @@ def test_folder_names_that_are_numbers_are_meant_as_names():
     names = ["1", "10", "2"]
     for asked, labels in (("[1]", [0]), ("[10]", [1]), ("[2,1]", [2, 0]), ("[0]", [0])):
         config = OmegaConf.create({"classes": yaml.safe_load(asked), "context": None})
-        assert labels_of(config, names) == labels
+        assert requested_labels(config, names) == labels
 
 
 def test_guidance_needs_a_network_that_was_trained_for_it(digits_run, tmp_path):
@@ -167,7 +168,7 @@ def test_every_sampler_makes_digits(digits_run, tmp_path, sampler):
     words = [f"sampler={sampler}", "sampler.steps=50", "num_images=100", "npy=true"]
     run("sample", f"run={digits_run}", *words, f"out={tmp_path / 'out'}", cwd=tmp_path)
     config = stored_config.read_config(digits_run)
-    data = ImageDataModule(Digits(), config["data"], 0, 1)
+    data = datamodule_from_config(Digits(), config["data"], 0, 1)
     data.setup()
     images = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
     judge = classifier(pictures_of(data.train, data.val, config["data"], torch.device("cpu")))

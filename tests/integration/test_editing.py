@@ -12,6 +12,7 @@ from PIL import Image
 from diffusion_lit import sample
 from diffusion_lit.data import originals
 from diffusion_lit.data.decoding import Decoding
+from diffusion_lit.diffusion.conditions import ClassCondition
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.seeds import Between, image_seeds
@@ -20,20 +21,21 @@ from diffusion_lit.imaging.grids import to_float, to_pil, to_uint8
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import SimpleUNet
 from diffusion_lit.networks.unet import UNet
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.editing import Edit, first_noise, slerp, taken_back
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import classifier_free
 from diffusion_lit.sampling.samplers import times_of
+from tests.cases import each
+from tests.images import noise
 from tests.runs import run
-from tests.unit.test_images import noise
-from tests.unit.test_samplers import YAMLS, sampler_of
+from tests.sampled import YAMLS, sampler_of
 
 TABLE = NoiseTable()
 PROCESS = Diffusion(TABLE, "v_prediction", Uniform())
 MEAN, SPREAD = 0.2, 0.3  # of the Gaussian data, every pixel by itself
 SHAPE = (1, 64, 64)
-every_sampler = pytest.mark.parametrize(
+every_sampler = each(
     ("name", "changes"),
     [*[(name, {}) for name in YAMLS], ("ddim", {"eta": 1.0}), ("dpmpp_2m", {"use_karras_sigmas": True})],
 )
@@ -61,8 +63,8 @@ def started_at(name: str, strength: float, **changes) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------ SDEdit
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("ddim", 0.006), ("dpmpp_2m", 0.003)])
-@pytest.mark.parametrize("strength", [0.3, 0.6, 0.9])
+@each(("name", "tolerance"), [("ddim", 0.006), ("dpmpp_2m", 0.003)])
+@each("strength", [0.3, 0.6, 0.9])
 def test_an_edit_without_noise_on_the_way_is_where_the_exact_flow_takes_the_noisy_picture(name, strength, tolerance):
     """Value by value: the flow keeps the distance from the mean in standard deviations."""
     x0 = torch.linspace(-0.9, 0.9, 4).view(4, 1, 1, 1).expand(4, *SHAPE)
@@ -105,7 +107,7 @@ def test_a_little_strength_gives_the_picture_back(name, changes):
 
 
 @every_sampler
-@pytest.mark.parametrize("mask", [False, True])
+@each("mask", [False, True])
 def test_an_edited_image_depends_on_its_seed_and_picture_alone(name, changes, mask):
     x0 = to_float(noise(5, 1, 64, 64))
     area = torch.arange(64 * 64).view(64, 64) % 3 == 0 if mask else None
@@ -120,7 +122,7 @@ def test_an_edited_image_depends_on_its_seed_and_picture_alone(name, changes, ma
 
 
 @every_sampler
-@pytest.mark.parametrize(("strength", "resample"), [(1.0, 1), (0.5, 3)])
+@each(("strength", "resample"), [(1.0, 1), (0.5, 3)])
 def test_what_is_kept_is_the_picture_to_the_bit(name, changes, strength, resample):
     picture = noise(4, 1, 64, 64)
     mask = torch.zeros(64, 64, dtype=torch.bool)
@@ -130,7 +132,7 @@ def test_what_is_kept_is_the_picture_to_the_bit(name, changes, strength, resampl
     assert (images[..., mask] != picture[..., mask]).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("resample", [1, 3])
+@each("resample", [1, 3])
 @every_sampler
 def test_independent_pixels_are_painted_as_if_nothing_were_kept(name, changes, resample):
     """Where no pixel tells of another, repainting is sampling: the same moments, whatever is around."""
@@ -209,7 +211,7 @@ def test_the_ends_of_a_path_are_the_images_of_its_seeds(name, changes):
 NETWORKS = {
     "unet": lambda: UNet(8, 1, 3, [8, 8], [], False, 1, 8, 4),
     "dit": lambda: DiT(8, 1, 3, 4, 16, 1, 2, 2.0),
-    "simple": lambda: SimpleUNet(1, 3, [8, 8], "conv", "linear", [], "linear", "layer"),
+    "simple": lambda: SimpleUNet(8, 1, 3, [8, 8], "conv", "linear", [], "linear", "layer"),
 }
 
 
@@ -224,7 +226,7 @@ def test_a_blend_of_one_class_is_the_class_and_zeros_are_the_null_label(name):
     out = net(x_t, t, y)
     assert torch.equal(net(x_t, t, blends), out)
     assert not torch.equal(net(x_t, t, torch.full((4, 3), 1 / 3)), out)
-    guided = classifier_free(net, 3, 2.0)
+    guided = classifier_free(net, ClassCondition(3), 2.0)
     assert torch.equal(guided(x_t, t, blends), guided(x_t, t, y))
     assert not torch.equal(out, net(x_t, t, y.flip(0)))
 
@@ -261,7 +263,7 @@ def test_the_command_edits_pictures_row_by_row(digits_run, tmp_path):
     digest = hashlib.blake2b((tmp_path / "mask.png").read_bytes(), digest_size=8).hexdigest()
     assert manifest["edit"]["mask"] == {"file": "mask.png", "blake2b": digest}
 
-    model = Trained(digits_run, device="cpu", sampler=manifest["sampler"])
+    model = TrainedModel.from_run(digits_run, device="cpu", sampler=manifest["sampler"])
     seeds = [image["seed"] for image in manifest["images"]]
     edit = Edit(to_float(pictures[[0] * 4 + [1] * 4]), 0.8, mask[0] > 0, 2)
     assert torch.equal(model.generate([3, 3, 8, 8] * 2, seeds, edit=edit), made)
@@ -289,7 +291,7 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
     run("sample", *words, "interpolate=true", "classes=[3,8]", "num_images=5", "seed=3", "out=classes", cwd=tmp_path)
     seeds, classes = pixels(tmp_path / "seeds"), pixels(tmp_path / "classes")
     manifest = json.loads((tmp_path / "seeds" / "manifest.json").read_text())
-    model = Trained(digits_run, device="cpu", sampler=manifest["sampler"])
+    model = TrainedModel.from_run(digits_run, device="cpu", sampler=manifest["sampler"])
     (first,), (second,) = image_seeds(3, 1), image_seeds(8, 1)
     ends = model.generate([3, 3, 8, 8], [first, second, first, second])
     assert torch.equal(seeds[[0, 3, 4, 7]], ends)
@@ -300,14 +302,14 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
     assert manifest["images"][1]["context"] == {"3": 0.75, "8": 0.25}
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "told", "code"),
     [
         (["mask=mask.png", "strength=0.5"], ["mask=mask.png without init", "strength=0.5 without init"], 2),
         (["init=small.png", "resample=3"], ["resample=3 without mask"], 2),
         (["init=small.png", "strength=0"], ["strength=0: must be more than 0"], 2),
         (["seeds=[3,3]"], ["seeds=[3, 3]: must be two different seeds [3,8]"], 2),
-        (["seeds=[3,8]", "seed=1"], ["seed and seeds are two words for one thing"], 2),
+        (["seeds=[3,8]", "seed=1"], ["seed and seeds exclude each other: leave one out"], 2),
         (["init=there.png", "mask=small.png"], ["there.png: cannot be read", "mask=small.png has 4x4 px"], 3),
         (["init=none"], ["init=none: no pictures are in this folder"], 3),
         (["init=small.png", "sampler.starts_anywhere=false"], ["sampler=dpmpp_sde cannot start in the middle; "], 2),

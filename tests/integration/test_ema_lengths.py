@@ -10,12 +10,13 @@ import torch
 from omegaconf import OmegaConf
 
 from diffusion_lit.runs import checkpoints, posthoc_ema
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.posthoc_ema import LENGTHS, decay, gamma_of, mix
 from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
-from diffusion_lit.training.setup import make_module
-from tests.integration.test_resume import SETTINGS, assert_equal_runs, last_checkpoint
+from diffusion_lit.training.trainer import make_module
+from tests.cases import each
+from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import run, signal_at_step, start
 
 EVERY_LENGTH = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.28)
@@ -67,7 +68,7 @@ def test_the_update_makes_the_power_profile():
 # ------------------------------------------------------------------------------------------------------- mixing
 
 
-@pytest.mark.parametrize("length", EVERY_LENGTH)
+@each("length", EVERY_LENGTH)
 def test_dense_snapshots_make_the_tracked_average_exactly(length):
     weights = wandering(300)
     have = {each: tracked(weights, each) for each in LENGTHS}
@@ -83,8 +84,8 @@ def test_dense_snapshots_make_the_tracked_average_exactly(length):
         assert distance(made, tracked(weights, length)[step - 1]) < 1e-12
 
 
-@pytest.mark.parametrize("length", [0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25])
-@pytest.mark.parametrize("last", [1000, 970], ids=["at a snapshot", "between two"])
+@each("length", [0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25])
+@each("last", [1000, 970], ids=["at a snapshot", "between two"])
 def test_twenty_snapshots_in_half_precision_make_it_within_a_hundredth(length, last):
     weights = wandering(1000)
     steps = [step for step in range(50, 1001, 50) if step < last] + [last]
@@ -125,8 +126,8 @@ def test_a_tracked_length_is_taken_as_it_is():
 # ------------------------------------------------------------------------------------------------------- real runs
 
 DENSE = [*SETTINGS, "max_steps=12", "ema_snapshot_every=1", "checkpoint_every=1", "keep_checkpoints=12"]
-DENSE += ["sample_every=0", "val_every=0", "optimizer.lr=0.03", "optimizer.warmup_steps=0"]
-DENSE += ["optimizer.schedule=constant"]
+DENSE += ["sample_every=0", "val_every=0", "optimizer.lr=0.03", "lr_schedule.warmup_steps=0"]
+DENSE += ["lr_schedule=constant"]
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +176,10 @@ def test_a_snapshot_is_plain_data_in_half_precision(dense):
         for name, value in state.items():
             assert value.dtype == torch.float16
             assert torch.equal(value, held[f"averages.{k}.{name}"].half())
-    module = make_module(read_config(dense))
+    config = read_config(dense)
+    module = make_module(config)
     size = sum(posthoc_ema.path_of(dense, step).stat().st_size for step in posthoc_ema.steps_of(dense))
-    assert snapshot_bytes(module) == pytest.approx(size, rel=0.5)  # of a tiny network names are a good part
+    assert snapshot_bytes(module, config) == pytest.approx(size, rel=0.5)  # of a tiny network names are a good part
     assert checkpoint_bytes(module) == pytest.approx(checkpoints.path_of(dense, 12).stat().st_size, rel=0.5)
 
 
@@ -188,8 +190,8 @@ def test_sample_takes_a_length_and_says_so(dense, tmp_path):
     assert manifest["ema_length"] == 0.15
     made = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
     seeds, labels = ([image[key] for image in manifest["images"]] for key in ("seed", "label"))
-    assert torch.equal(Trained(dense, device="cpu", ema_length=0.15).generate(labels, seeds), made)
-    assert not torch.equal(Trained(dense, device="cpu").generate(labels, seeds), made)
+    assert torch.equal(TrainedModel.from_run(dense, device="cpu", ema_length=0.15).generate(labels, seeds), made)
+    assert not torch.equal(TrainedModel.from_run(dense, device="cpu").generate(labels, seeds), made)
 
 
 def test_a_length_that_snapshots_cannot_tell_is_told_of_and_damaged_ones_are_passed_over(dense, tmp_path):
@@ -200,7 +202,7 @@ def test_a_length_that_snapshots_cannot_tell_is_told_of_and_damaged_ones_are_pas
             posthoc_ema.path_of(copy, step).unlink()
     path = posthoc_ema.path_of(copy, 4)
     path.write_bytes(path.read_bytes()[:-100])
-    Trained(copy, device="cpu", ema_length=0.01, warn=told.append)
+    TrainedModel.from_run(copy, device="cpu", ema_length=0.01, warn=told.append)
     assert told[0].startswith(f"{path} is passed over: ")
     assert "ema_length=0.01 is made of 2 snapshots of lengths 0.05 and 0.1: its profile is met within" in told[1]
     names, weights = weights_over_time(copy, 12)
@@ -223,7 +225,10 @@ def test_a_killed_run_keeps_the_same_averages_and_snapshots(tmp_path):
         one, other = (checkpoints.read(posthoc_ema.path_of(folder, step))["averages"] for folder in (whole, broken))
         for a, b in zip(one, other, strict=True):
             assert all(torch.equal(a[name], b[name]) for name in a)
-    made = [Trained(folder, device="cpu", ema_length=0.15).generate([3, 8], [1, 2]) for folder in (whole, broken)]
+    made = [
+        TrainedModel.from_run(folder, device="cpu", ema_length=0.15).generate([3, 8], [1, 2])
+        for folder in (whole, broken)
+    ]
     assert torch.equal(*made)
 
 

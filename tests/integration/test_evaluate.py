@@ -359,4 +359,4 @@ def test_what_decides_the_best_must_be_measured_when_checkpoints_are_written():
     assert "is not measured" in conflicts(values | {"metrics_every": 0})[0]
     assert "is not measured" in conflicts(values | {"metrics": ["kid"]})[0]
     assert "must divide" in conflicts(values | {"metrics_every": 200})[0]
-    assert conflicts(values | {"best_by": "val_error", "metrics_every": 0}) == []
+    assert conflicts(values | {"best_by": "val/error", "metrics_every": 0}) == []

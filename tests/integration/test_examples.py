@@ -20,7 +20,7 @@ def test_parts_of_ones_own_train_and_sample_by_the_commands_of_the_page(tmp_path
     config = read_config(here / "run")
     targets = {config[group]["_target_"] for group in ("data", "model", "weighting", "sampler")}
     assert targets == {f"own_parts.{name}" for name in ("Stripes", "Plain", "Middle", "LateDDIM")}
-    losses = [float(row["loss"]) for row in trace(here / "run")]
+    losses = [float(row["train/loss"]) for row in trace(here / "run")]
     assert losses[-1] < 0.8 * losses[0]  # it learns
     sample = [*more.replace("run=outputs/images/<run>", "run=run").split(), "num_images=4", "out=out"]
     run("sample", *sample, cwd=here)

@@ -10,9 +10,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from diffusion_lit import export
+from diffusion_lit import Pipeline
 from diffusion_lit.diffusion.seeds import image_seeds
-from diffusion_lit.runs.pipeline import Pipeline
+from diffusion_lit.runs import publish
 from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
@@ -262,7 +262,7 @@ def test_a_folder_is_pushed(tmp_path, monkeypatch):
             return f"https://huggingface.co/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    export.upload(tmp_path, "me/digits", private=True)
+    publish.upload(tmp_path, "me/digits", private=True)
     assert asked == [("me/digits", True, True), ("me/digits", tmp_path)]
 
     def refuse(self, *args, **settings):
@@ -270,5 +270,5 @@ def test_a_folder_is_pushed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Api, "create_repo", refuse)
     with pytest.raises(UserError, match="401 Client Error; .* is whole") as raised:
-        export.upload(tmp_path, "me/digits", private=False)
+        publish.upload(tmp_path, "me/digits", private=False)
     assert raised.value.exit_code == Exit.INTERRUPTED

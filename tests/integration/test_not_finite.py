@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lit.diffusion.randomness import drop_labels, flip
+from diffusion_lit.diffusion.conditions import ClassCondition
+from diffusion_lit.diffusion.randomness import flip
 from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.build import make_diffusion, make_network
 from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.window import Window
-from tests.integration.test_resume import SETTINGS, assert_equal_runs, last_checkpoint
+from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import run, signal_at_step, start, trace
 
 # the loss of images at these positions is no number; batches are of 12
@@ -58,8 +59,8 @@ def test_skipped_steps_leave_no_trace_and_a_resumed_run_skips_them_too(tmp_path)
     assert "2 of the last 4" in told
     assert "1 of the last 4" in told
     rows = trace(skipping)
-    assert [float(row["skipped"]) for row in rows] == [0, 2, 1, 0]
-    assert all(float(row["loss"]) > 0 for row in rows)
+    assert [float(row["train/skipped"]) for row in rows] == [0, 2, 1, 0]
+    assert all(float(row["train/loss"]) > 0 for row in rows)
     run("train", *WORDS, f"run_dir={by_hand}", cwd=tmp_path, prelude=BY_HAND.format(positions=STEPS))
     one, other = last_checkpoint(skipping), last_checkpoint(by_hand)
     moments = [checkpoint["optimizer_states"][0]["state"].values() for checkpoint in (one, other)]
@@ -100,7 +101,7 @@ DiffusionModule.training_step = stopping
     assert "SIGTERM" in run("train", *words, f"run_dir={broken}", cwd=tmp_path, prelude=stop, code=143)
     assert checkpoints.steps_of(broken)[-1] == 71
     run("train", f"resume={broken}", cwd=tmp_path, prelude=fault)
-    assert [float(row["skipped"]) for row in trace(broken)] == [0, 5]
+    assert [float(row["train/skipped"]) for row in trace(broken)] == [0, 5]
     run("train", f"resume={whole}", "sample_every=0", cwd=tmp_path)
     assert_same_rows_and_states(whole, broken)
 
@@ -135,7 +136,13 @@ def test_always_no_number_leaves_a_record_that_needs_no_data(tmp_path):
 def test_replay_names_the_layer_where_it_began(tmp_path):
     """Against a pass that stops at the layer: what goes into it is finite, what comes out is not."""
     folder = tmp_path / "run"
-    words = [*SETTINGS, "optimizer.lr=1e30", "optimizer.clip=null", "max_skipped_steps=0", f"run_dir={folder}"]
+    words = [
+        *SETTINGS,
+        "optimizer.lr=1e30",
+        "trainer.gradient_clip_val=null",
+        "max_skipped_steps=0",
+        f"run_dir={folder}",
+    ]
     assert "the loss is" in run("train", *words, cwd=tmp_path, code=6)
     told = run("replay", f"run={folder}", cwd=tmp_path)
     name = told.partition("first      ")[2].split()[0]
@@ -145,7 +152,8 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     draws = {key: value[:12] for key, value in record["draws"].items()}
     draws = type("Numbers", (), draws)
     x0 = flip(to_float(record["image"]), draws, config["data"]["flip"])
-    y = drop_labels(record["y"], draws, config["label_dropout"], config["data"]["num_classes"])
+    condition = ClassCondition(config["data"]["num_classes"])
+    y = condition.drop(record["y"], draws.drop, config["label_dropout"])
     t = diffusion.table.draw(draws.timestep)
 
     class Reached(Exception):
@@ -179,13 +187,13 @@ def net_without_hooks(config: dict, record: dict) -> torch.nn.Module:
 
 def test_replay_names_parameters_whose_gradient_is_not_finite(tmp_path, caplog):
     """sqrt at zero: 0 forward, infinite backward."""
-    from diffusion_lit.replay import tell_backward
+    from diffusion_lit.replay import print_backward
 
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
     torch.nn.init.zeros_(net[1].weight)
     net(torch.ones(1, 2)).sqrt().sum().backward()
     with caplog.at_level("INFO"):
-        tell_backward(net, float("nan"), "32-true")
+        print_backward(net, float("nan"), "32-true")
     assert "the last layer first: 1.weight, 0.bias, 0.weight" in caplog.text
 
 
@@ -208,7 +216,7 @@ def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
         "import sys\n"
         "class Late:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'diffusion_lit.training.setup':\n"
+        "        if name == 'diffusion_lit.training.trainer':\n"
         "            sys.meta_path.remove(self)\n"
         f"            exec({PRELUDE.format(positions=[66])!r}, globals())\n"
         "sys.meta_path.insert(0, Late())\n"
@@ -217,8 +225,8 @@ def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
     told = run("train", *words, cwd=tmp_path, prelude=prelude)
     assert told.count("steps skipped") == 1
     rows = trace(folder)
-    assert [float(row["skipped"]) for row in rows] == [0, 0, 0, 0, 0, 1, 0, 0]
-    assert all(float(row["loss"]) > 0 for row in rows)  # rank 0's half counts
+    assert [float(row["train/skipped"]) for row in rows] == [0, 0, 0, 0, 0, 1, 0, 0]
+    assert all(float(row["train/loss"]) > 0 for row in rows)  # rank 0's half counts
     state = last_checkpoint(folder)
     assert all(value.isfinite().all() for value in state["state_dict"].values())
     assert all(moments["step"] == 7 for moments in state["optimizer_states"][0]["state"].values())

@@ -14,7 +14,7 @@ RUNS = {
     "01_digits": "digits_run", "02_process": "digits_run", "03_classes": "digits_run", "04_sprites": "sprites_run",
     "05_ablation": "sweep", "06_skins": "skins_run",
 }  # fmt: skip
-SLOW = ("04_sprites", "06_skins")  # or the usual tests take too long
+SLOW = ("02_process", "04_sprites", "05_ablation", "06_skins")  # or the usual tests take too long
 PICTURES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
 
 
@@ -31,7 +31,7 @@ def skins_run(tmp_path_factory) -> Path:
 def sweep(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ablation") / "sweep"
     words = [*TINY, "max_steps=4", "val_every=2", "sample_every=0", "checkpoint_every=4", f"hydra.sweep.dir={folder}"]
-    run("train", "--multirun", *words, "seed=0,1", "weighting=x0,snr", "metric=val_error", cwd=folder.parent)
+    run("train", "--multirun", *words, "seed=0,1", "weighting=x0,snr", "metric=val/error", cwd=folder.parent)
     return folder
 
 

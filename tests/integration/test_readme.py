@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.config.compose import composed
-from diffusion_lit.train import expanded
+from diffusion_lit.config.expand import expanded
 from tests.runs import TINY, address_of, run, start
 
 ROOT = Path(__file__).parents[2]

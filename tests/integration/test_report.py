@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.cases import each
 from tests.runs import TINY, run
 
 QUICK = [*TINY, "max_steps=4", "val_every=2", "sample_every=2", "checkpoint_every=2"]
@@ -57,7 +58,7 @@ def test_the_page_of_a_run_holds_all_of_it(sweep, tmp_path):
             assert any(picture.tobytes() == grid.tobytes() for picture in page.pictures if picture.size == grid.size)
     text = " ".join(page.words)
     assert "step 2" in text
-    for word in ("val_error", "40", "class_accuracy", "finished", "python -m diffusion_lit.train"):
+    for word in ("val/error", "40", "class_accuracy", "finished", "python -m diffusion_lit.train"):
         assert word in text, word
     assert "b" not in page.tags  # a name is text, whatever is in it
 
@@ -84,7 +85,7 @@ def test_what_is_missing_is_left_out(sweep, tmp_path):
     assert "unfinished" in text
 
 
-@pytest.mark.parametrize(("words", "code", "told"), [
+@each(("words", "code", "told"), [
     ([], 2, "add one of run=<folder>"),
     (["run=a", "sweep=b"], 2, "add one of run=<folder>"),
     (["run=a"], 4, "a: no such folder"),
@@ -99,4 +100,4 @@ def test_a_sweep_is_sorted_by_what_it_has(sweep, tmp_path):
     assert "by=quality: no run of this sweep has it; there are" in run(
         "report", f"sweep={sweep}", "by=quality", cwd=tmp_path, code=2
     )
-    run("report", f"sweep={sweep}", "by=val_loss", "out=page.html", cwd=tmp_path)
+    run("report", f"sweep={sweep}", "by=val/loss", "out=page.html", cwd=tmp_path)

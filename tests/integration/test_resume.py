@@ -4,7 +4,6 @@ import copy
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,45 +15,9 @@ from diffusion_lit.runs.run_dir import add_command
 from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.train import prepare
-from tests.runs import TINY, last_step, run, signal_at_step, start, trace
-
-# everything random is switched on: dropout in the network, flips, label drops, clipping, a moving learning rate
-SETTINGS = [*TINY, "max_steps=24", "checkpoint_every=4", "val_every=6", "sample_every=10", "model.dropout=0.1"]
-SETTINGS += ["data.flip=0.5", "label_dropout=0.2", "optimizer.warmup_steps=5", "optimizer.clip=0.5", "seed=3"]
-
-
-def last_checkpoint(folder: Path) -> dict:
-    return checkpoints.read(checkpoints.choose(folder))
-
-
-def flat(tree: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(tree, dict):
-        return {k: v for key, node in tree.items() for k, v in flat(node, f"{prefix}/{key}").items()}
-    if isinstance(tree, list | tuple):
-        return {k: v for i, node in enumerate(tree) for k, v in flat(node, f"{prefix}/{i}").items()}
-    return {prefix: tree}
-
-
-def assert_equal_training(one: Path, other: Path) -> None:
-    """Weights, EMA, optimizer, schedule and loss trace: not one bit differs."""
-    a, b = last_checkpoint(one), last_checkpoint(other)
-    assert a["global_step"] == b["global_step"]
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        left, right = flat(a[part]), flat(b[part])
-        assert left.keys() == right.keys()
-        for key, value in left.items():
-            same = torch.equal(value, right[key]) if torch.is_tensor(value) else value == right[key]
-            assert same, f"{part}{key} differs"
-    assert trace(one) == trace(other)
-
-
-def assert_equal_runs(one: Path, other: Path) -> None:
-    """And every sample grid."""
-    assert_equal_training(one, other)
-    grids = sorted(path.name for path in (one / "samples").iterdir())
-    assert grids == sorted(path.name for path in (other / "samples").iterdir())
-    for name in grids:
-        assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes(), name
+from tests.cases import each
+from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
+from tests.runs import last_step, run, signal_at_step, start, trace
 
 
 @pytest.mark.parametrize(
@@ -92,29 +55,30 @@ def test_a_signal_between_two_rows_changes_no_row(tmp_path):
 def test_another_accumulation_after_a_resume_sees_the_same_images_and_noise(tmp_path):
     settings = [*SETTINGS, "model.dropout=0", "val_every=0", "sample_every=0", "checkpoint_every=4"]
     whole, changed = tmp_path / "whole", tmp_path / "changed"
-    run("train", *settings, "max_steps=10", "optimizer.schedule=constant", f"run_dir={whole}", cwd=tmp_path)
-    run("train", *settings, "max_steps=4", "optimizer.schedule=constant", f"run_dir={changed}", cwd=tmp_path)
+    run("train", *settings, "max_steps=10", "lr_schedule=constant", f"run_dir={whole}", cwd=tmp_path)
+    run("train", *settings, "max_steps=4", "lr_schedule=constant", f"run_dir={changed}", cwd=tmp_path)
     run("train", f"resume={changed}", "max_steps=10", "strategy.accumulate=3", cwd=tmp_path)
     for a, b in zip(trace(whole), trace(changed), strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-5)
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
 
 
 def test_an_extended_run_goes_on_at_the_rate_of_its_new_schedule(tmp_path):
-    settings = [*SETTINGS, "optimizer.schedule=cosine", "optimizer.warmup_steps=0", "checkpoint_every=4"]
+    settings = [*SETTINGS, "lr_schedule=cosine", "lr_schedule.warmup_steps=0", "checkpoint_every=4"]
     folder, long = tmp_path / "run", tmp_path / "long"
     run("train", *settings, "max_steps=4", f"run_dir={folder}", cwd=tmp_path)
     run("train", f"resume={folder}", "max_steps=8", cwd=tmp_path)
     run("train", *settings, "max_steps=8", f"run_dir={long}", cwd=tmp_path)
-    assert [row["lr"] for row in trace(folder)][4:] == [row["lr"] for row in trace(long)][4:]
-    assert float(trace(folder)[4]["lr"]) > 0
+    assert [row["train/lr"] for row in trace(folder)][4:] == [row["train/lr"] for row in trace(long)][4:]
+    assert float(trace(folder)[4]["train/lr"]) > 0
 
 
 def test_another_rate_that_was_accepted_is_used(tmp_path):
     folder = tmp_path / "run"
     run("train", *SETTINGS, "max_steps=4", f"run_dir={folder}", cwd=tmp_path)
-    words = ["optimizer.lr=1.0e-5", "optimizer.schedule=constant", "max_steps=6", "accept=[config]"]
+    words = ["optimizer.lr=1.0e-5", "lr_schedule=constant", "lr_schedule.warmup_steps=0", "max_steps=6"]
+    words += ["accept=[config]"]
     run("train", f"resume={folder}", *words, cwd=tmp_path)
-    assert [float(row["lr"]) for row in trace(folder)][4:] == [1e-5, 1e-5]
+    assert [float(row["train/lr"]) for row in trace(folder)][4:] == [1e-5, 1e-5]
 
 
 def test_a_signal_during_a_preview_cuts_it_short_and_the_resumed_run_draws_it(tmp_path):
@@ -141,8 +105,8 @@ def test_accumulated_micro_batches_train_as_one_batch(tmp_path):
     run("train", *settings, f"run_dir={tmp_path / 'one'}", cwd=tmp_path)
     run("train", *settings, "strategy.accumulate=4", f"run_dir={tmp_path / 'four'}", cwd=tmp_path)
     for a, b in zip(trace(tmp_path / "one"), trace(tmp_path / "four"), strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-5)
-        assert a["lr"] == b["lr"]
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
+        assert a["train/lr"] == b["train/lr"]
 
 
 def test_a_signal_saves_and_names_the_way_on(tmp_path):
@@ -162,7 +126,7 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
     assert trace(whole) == trace(moved)
 
 
-@pytest.mark.parametrize(
+@each(
     ("stored", "new", "then"),
     [
         (["max_steps=4"], ["max_epochs=2"], ["max_epochs=2"]),
@@ -183,13 +147,15 @@ def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
     assert [word for word in words if word.startswith("max_")] == then
 
 
-def test_a_run_from_before_a_key_existed_goes_on(digits_run, tmp_path):
-    """What a newer version adds with a default is no other configuration; what the run does say still counts."""
+def test_any_key_that_differs_makes_another_run(digits_run, tmp_path):
     config = read_config(digits_run)
-    old = copy.deepcopy(config)
-    del old["data"]["fit"], old["metric"]
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
+    stored = copy.deepcopy(config)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(stored)))
     check_continuation(tmp_path, config | {"accept": []})
     config["model"]["dropout"] = 0.5
     with pytest.raises(UserError, match="model.dropout: 0.0 in the run, 0.5 now"):
+        check_continuation(tmp_path, config | {"accept": []})
+    del stored["model"]["dropout"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(stored)))
+    with pytest.raises(UserError, match="model.dropout: None in the run, 0.5 now"):
         check_continuation(tmp_path, config | {"accept": []})

@@ -13,12 +13,13 @@ from diffusion_lit import train
 from diffusion_lit.cli import launch
 from diffusion_lit.config import secrets, targets
 from diffusion_lit.config.compose import composed
-from diffusion_lit.config.targets import build, locate, trust
+from diffusion_lit.config.targets import build, locate, trust, trust_typed
 from diffusion_lit.runs import checkpoints, pretrained, resume, run_dir, stored_config
-from diffusion_lit.runs.load import Trained
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.system.errors import Exit, UserError
+from tests.cases import each
 from tests.runs import TINY, run
-from tests.unit.test_house import PACKAGE, modules
+from tests.structure import PACKAGE, modules
 
 # ------------------------------------------------------------------------------------------ the code itself
 
@@ -66,7 +67,7 @@ def call_faults(node: ast.Call, file: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
+@each(
     "code",
     [
         "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)",
@@ -82,7 +83,7 @@ def test_the_check_finds(code):
     assert faults(code)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@each("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_code_of_ours_runs_what_a_file_says(path):
     assert faults(path.read_text(), path.relative_to(PACKAGE).as_posix()) == []
 
@@ -107,7 +108,7 @@ def test_a_variable_of_the_environment_does_not_open_our_files(tmp_path, monkeyp
 # ------------------------------------------------------------------------------------------ classes
 
 
-@pytest.mark.parametrize(
+@each(
     "name",
     [
         "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "pathlib.Path.write_text",
@@ -116,7 +117,9 @@ def test_a_variable_of_the_environment_does_not_open_our_files(tmp_path, monkeyp
         "diffusion_lit.system.errors.sys.exit", "diffusion_lit.config.compose.import_module",
         "diffusion_lit.config.targets.import_module", "diffusion_lit.config.compose.Path",
         "diffusion_lit.distributed.slurm.subprocess.run", "diffusion_lit.cli.launch.launch",
-        "diffusion_lit.distributed.slurm.subprocess", "torch.optim.SGD", "torch.optim.lr_scheduler.LambdaLR",
+        "diffusion_lit.distributed.slurm.subprocess", "torch.optim.optimizer.Callable", "torch.optim.adam.cast",
+        "torchvision.transforms.v2.functional.resize", "torchvision.transforms.v2.Any", "torchvision.io.read_file",
+        "lightning.pytorch.callbacks.Callback.state_dict", "lightning.pytorch.Trainer",
         "diffusion_lit_evil.Net", "diffusers_evil.UNet", "", ".", "diffusion_lit", None, 3, ["os.system"],
         {"_target_": "os.system"},
     ],
@@ -125,6 +128,26 @@ def test_a_configuration_calls_nothing_else(name):
     with pytest.raises(UserError, match="_target_") as caught:
         build({"_target_": name})
     assert caught.value.exit_code == Exit.CONFIG
+
+
+def test_nothing_is_built_before_every_nested_name_is_checked(tmp_path):
+    """However deep in mappings and lists, also in keys that the class itself would take for plain data."""
+    (tmp_path / "proof").touch()
+    evil = {"_target_": "pathlib.Path.unlink", "self": str(tmp_path / "proof")}
+    flip = "torchvision.transforms.v2.RandomHorizontalFlip"
+    for nested in (evil, [evil], {"a": [{"b": evil}]}, [{"_target_": flip, "p": evil}], {"_target_": evil}):
+        leaf = {"_target_": "diffusion_lit.networks.unet.UNet2D", "image_size": 8, "channels": nested}
+        with pytest.raises(UserError, match="_target_") as caught:
+            build(leaf)
+        assert caught.value.exit_code == Exit.CONFIG
+    assert (tmp_path / "proof").exists()
+
+
+def test_nested_leafs_are_built_and_interpolations_are_text():
+    flip = {"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5}
+    (built,) = build([{"_target_": "torchvision.transforms.v2.RandomApply", "transforms": [flip], "p": 1.0}])
+    assert built.transforms[0].p == 0.5
+    assert build({"a": ["${oc.env:HOME}"]}) == {"a": ["${oc.env:HOME}"]}
 
 
 def test_every_class_that_diffusers_samples_and_we_train_with_can_be_named():
@@ -172,21 +195,66 @@ def test_a_class_of_ones_own_is_trained_and_sampled_where_ones_own_files_name_it
     words = [word for word in TINY if not word.startswith("model.")]
     run("train", "--config-dir", "own", "model=mine", *words, "max_steps=2", "run_dir=run", cwd=tmp_path)
     told = run("sample", "run=run", "num_images=1", "sampler.steps=1", cwd=tmp_path, code=2)
-    assert "my_networks.Net is no class of diffusion_lit and is not called" in told
-    assert "let a yaml in a --config-dir of your own name it" in told
+    assert "_target_=my_networks.Net: not a class that a stored configuration may build" in told
+    assert "pass the --config-dir whose yaml names it" in told
     run("sample", "--config-dir", "own", "run=run", "num_images=1", "sampler.steps=1", "out=out", cwd=tmp_path)
     assert (tmp_path / "out" / "00000.png").exists()
 
 
 def test_what_is_trusted_is_the_name_and_no_more(nothing_is_ones_own):
     trust({"model": {"_target_": "json.JSONDecoder", "more": [{"_target_": "os.system"}]}})
-    assert locate("json.JSONDecoder").__name__ == "JSONDecoder"
-    for name in ("json.JSONEncoder", "os.system"):
-        with pytest.raises(UserError, match="is not called"):
+    trust_typed(["+callbacks.x._target_=fractions.Fraction", "data.dataset={_target_: decimal.Decimal, value: 1}"])
+    for name in ("json.JSONDecoder", "fractions.Fraction", "decimal.Decimal"):
+        assert locate(name).__name__ == name.split(".")[1]
+    for name, why in (("json.JSONEncoder", "stored configuration"), ("os.system", "not a class")):
+        with pytest.raises(UserError, match=why):
             locate(name)
 
 
-@pytest.mark.parametrize(
+def test_a_callback_is_ones_own_where_it_is_typed_and_not_where_it_is_stored(tmp_path, nothing_is_ones_own):
+    callback = "import lightning as L\nclass Note(L.Callback): ...\n"
+    (tmp_path / "my_callbacks.py").write_text(callback)
+    words = [*TINY, "max_steps=2", "run_dir=run", "+callbacks.note._target_=my_callbacks.Note"]
+    run("train", *words, cwd=tmp_path)
+    told = run("train", "resume=run", "max_steps=3", cwd=tmp_path, code=2)
+    assert "_target_=my_callbacks.Note: not a class that a stored configuration may build" in told
+    run("train", "resume=run", "max_steps=3", "+callbacks.note._target_=my_callbacks.Note", cwd=tmp_path)
+
+
+SMALL_NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, image_size, channels, num_classes, width):
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"width={width}: must be even")
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.Conv2d(width, channels, 3, padding=1)
+        )
+    @staticmethod
+    def small(settings):
+        return {"width": settings["width"] // 64}
+    def forward(self, x_t, t, y):
+        return self.layers(x_t)
+"""
+
+
+def test_a_new_network_is_one_class_and_one_yaml(tmp_path):
+    """Its checks and its small version for debug=on are the class's own."""
+    (tmp_path / "my_networks.py").write_text(SMALL_NET)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    keys = "image_size: ${data.image_size}\nchannels: ${data.channels}\nnum_classes: ${data.num_classes}\nwidth: 256\n"
+    (tmp_path / "own" / "model" / "mine.yaml").write_text(f"_target_: my_networks.Net\n{keys}")
+    words = ["--config-dir", "own", "model=mine", "run_dir=run"]
+    assert "model: width=3: must be even" in run("train", *words, "model.width=3", cwd=tmp_path, code=2)
+    assert not (tmp_path / "run").exists()
+    run("train", *words, "debug=on", cwd=tmp_path)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "width: 4\n" in config
+    assert "max_steps: 2\n" in config
+
+
+@each(
     "word",
     [
         "+hydra.callbacks.x._target_=os.system", "hydra/launcher=joblib", "+hydra={callbacks: {}}",
@@ -208,8 +276,8 @@ def test_a_stored_network_of_another_class_is_not_built(digits_run, tmp_path):
     (tmp_path / "run").mkdir()
     OmegaConf.save(OmegaConf.create(config), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "checkpoints").symlink_to(digits_run / "checkpoints")
-    with pytest.raises(UserError, match=r"os\.system is no class of diffusion_lit"):
-        Trained(tmp_path / "run")
+    with pytest.raises(UserError, match=r"_target_=os\.system: not a class that a stored configuration may build"):
+        TrainedModel.from_run(tmp_path / "run")
     assert not (tmp_path / "ran").exists()
 
 
@@ -222,7 +290,7 @@ SECRETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("secret", [*SECRETS.values(), "wandb_v1_" + "a1" * 38, "https://me:pw@host/x"])
+@each("secret", [*SECRETS.values(), "wandb_v1_" + "a1" * 38, "https://me:pw@host/x"])
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(monkeypatch, capsys, tmp_path, secret):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "hydra_main", None)
@@ -248,7 +316,7 @@ def test_a_secret_in_a_file_of_ones_own_is_refused_and_not_repeated(tmp_path):
     assert SECRETS["HF_TOKEN"] not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     "word",
     [
         f"init_from=/home/me/.cache/huggingface/hub/models--a--b/snapshots/{WANDB_KEY}/unet", "name=digits",

@@ -25,7 +25,7 @@ QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0"]
 # seven shards of three batches, the last one of both not whole
 MANY = ["num_images=200", "sampler=ddim", "sampler.steps=2", "sampler.batch_size=10", "seed=3"]
 SHARDS = ["shards=7", "out=shared"]
-OWN = ("seconds", "asked", "images")  # of result.json, which differ where the numbers are the same
+OWN = ("seconds", "request", "images")  # of result.json, which differ where the numbers are the same
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +132,16 @@ def test_shards_of_something_else_are_not_gone_on_with(tiny_run, tmp_path):
 def test_a_plan_is_written_once_and_kept_to(tmp_path):
     plan = {"seed": 3, "sampler": {"steps": 2, "name": "ddim"}, "labels": (0.5, 0.5)}
     for _ in range(2):
-        shared_work.keep_to(plan, tmp_path / "new" / "out")
+        shared_work.claim(plan, tmp_path / "new" / "out")
     with pytest.raises(UserError, match=r"(?s)sampler.steps: 2 there, 3 now.*choose a new folder"):
-        shared_work.keep_to(plan | {"sampler": {"steps": 3, "name": "ddim"}}, tmp_path / "new" / "out")
+        shared_work.claim(plan | {"sampler": {"steps": 3, "name": "ddim"}}, tmp_path / "new" / "out")
     with pytest.raises(UserError, match="eta: None there, 1 now"):
-        shared_work.keep_to(plan | {"eta": 1}, tmp_path / "new" / "out")
+        shared_work.claim(plan | {"eta": 1}, tmp_path / "new" / "out")
     with pytest.raises(UserError, match="is not empty"):
-        shared_work.keep_to(plan, tmp_path)
+        shared_work.claim(plan, tmp_path)
     (tmp_path / "new" / "out" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        shared_work.keep_to(plan, tmp_path / "new" / "out")
+        shared_work.claim(plan, tmp_path / "new" / "out")
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -177,9 +177,9 @@ def test_without_locks_pieces_are_made_all_the_same(tmp_path, monkeypatch):
 
 def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
     """Without locks the shards of one who puts them together may be removed by another who has done so."""
-    shared_work.sound([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
+    shared_work.repair([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
     made = []
-    shared_work.sound([tmp_path / "1.npz"], lambda: made.append(shared_work.save(tmp_path / "1.npz", k=1)), print)
+    shared_work.repair([tmp_path / "1.npz"], lambda: made.append(shared_work.save(tmp_path / "1.npz", k=1)), print)
     assert len(made) == 1
 
 

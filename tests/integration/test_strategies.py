@@ -19,17 +19,13 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.networks.unet import UNet
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.build import make_sampler_of
-from diffusion_lit.training import setup, strategies
-from diffusion_lit.training.loggers.base import make_logger
-from diffusion_lit.training.recorder import Recorder
-from tests.integration.test_resume import SETTINGS, assert_equal_runs, last_checkpoint
+from diffusion_lit.training import strategies
+from diffusion_lit.training import trainer as setup
+from diffusion_lit.training.fit import fit
+from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
+from tests.ranks import DDP, SHORT, WANDB, assert_same_training
 from tests.replicas import CPUReplicas, replicate
 from tests.runs import TINY, run, signal_at_step, start, trace
-
-SHORT = [*TINY, "max_steps=8", "checkpoint_every=4", "val_every=4", "sample_every=4", "data.flip=0.5"]
-DDP = ["strategy=ddp", "strategy.devices=2"]
-WANDB = ["logger=wandb", "logger.mode=offline"]
 
 
 def followers(pid: int) -> list[int]:
@@ -50,18 +46,6 @@ def gone(pid: int, seconds: float = 10) -> bool:
     while followers(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not followers(pid)
-
-
-def assert_same_training(one: Path, other: Path) -> None:
-    """Losses, trained and held out, within 1e-5; the same steps and rates."""
-    rows, others = trace(one), trace(other)
-    assert len(rows) == len(others) > 3
-    for a, b in zip(rows, others, strict=True):
-        assert (a["step"], a["lr"]) == (b["step"], b["lr"])
-        for key in ("loss", "val_loss", "val_loss_raw"):
-            assert bool(a[key]) == bool(b[key])
-            if a[key]:
-                assert float(a[key]) == pytest.approx(float(b[key]), abs=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- DDP
@@ -188,10 +172,10 @@ def test_a_signal_saves_on_all_ranks_and_the_run_goes_on_bit_for_bit(tmp_path, w
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, single):
     folder = tmp_path / "run"
-    run("train", *SHORT, "max_steps=4", "optimizer.schedule=constant", f"run_dir={folder}", cwd=tmp_path)
+    run("train", *SHORT, "max_steps=4", "lr_schedule=constant", f"run_dir={folder}", cwd=tmp_path)
     run("train", f"resume={folder}", "max_steps=8", *DDP, cwd=tmp_path)
     whole = tmp_path / "whole"
-    run("train", *SHORT, "optimizer.schedule=constant", f"run_dir={whole}", cwd=tmp_path)
+    run("train", *SHORT, "lr_schedule=constant", f"run_dir={whole}", cwd=tmp_path)
     assert_same_training(whole, folder)
 
 
@@ -212,7 +196,14 @@ def test_a_sweep_of_two_jobs_of_two_processes_leaves_one_folder_each_and_no_proc
 
 @pytest.mark.slow
 def test_the_loss_that_is_no_number_ends_all_ranks_and_is_told_once(tmp_path):
-    words = [*SHORT, *DDP, "optimizer.lr=1e30", "optimizer.clip=null", "max_steps=20", f"run_dir={tmp_path / 'run'}"]
+    words = [
+        *SHORT,
+        *DDP,
+        "optimizer.lr=1e30",
+        "trainer.gradient_clip_val=null",
+        "max_steps=20",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     process = start("train", *words, cwd=tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 6, output
@@ -353,7 +344,7 @@ def test_a_finished_run_that_a_launcher_starts_again_ends_at_once_in_every_proce
     assert (code, printed.count("experiment=cifar10_cond") > 0) == (0, True), printed
 
 
-WORSE = ["optimizer.lr=1e30", "optimizer.clip=null", "max_skipped_steps=0"]
+WORSE = ["optimizer.lr=1e30", "trainer.gradient_clip_val=null", "max_skipped_steps=0"]
 
 
 def test_what_all_ranks_find_is_told_by_rank_0_before_a_launcher_ends_it(tmp_path):
@@ -382,10 +373,7 @@ def train_with_replicas(monkeypatch, folder: Path, *words: str) -> CPUReplicas:
     monkeypatch.setitem(strategies.STRATEGIES, "dp", lambda strategy, net: {"devices": 2, "strategy": "dp"})
     config, source = with_data_facts(composed("train", [*words, f"run_dir={folder}"])[0])
     folder.mkdir()
-    data = setup.load_data(config, source, folder)
-    module = setup.make_module(config)
-    recorder = Recorder(folder, make_sampler_of(config), config, make_logger(config["logger"]))
-    setup.make_trainer(config, folder, module.net, recorder).fit(module, data)
+    fit(config, source, folder, [])
     return made[0]
 
 
@@ -430,7 +418,7 @@ def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "all_gather", lambda value: [value, value])
     data = setup.load_data(config, source, tmp_path)
     assert isinstance(data, ImageDataModule)
-    assert data.micro_batch_size == 2
+    assert data.batch_size == 2
     assert list((tmp_path / "cache").glob("*/train-*.npy"))  # one file for both
 
 

@@ -1,6 +1,5 @@
 """Sweeps: one folder of jobs, whatever becomes of single ones; its table, its picture, and sweepers that optimise."""
 
-import csv
 import itertools
 import json
 import math
@@ -13,26 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from diffusion_lit.cli import summary
-from diffusion_lit.figures.sweep import figure_of
+from diffusion_lit.figures.sweep_results import figure_of
 from diffusion_lit.runs import run_dir, stored_config, sweeps
-from tests.runs import TINY, last_step, run, start, trace
-
-QUICK = [*TINY, "max_steps=3", "checkpoint_every=3", "val_every=0", "sample_every=0", "metric=val_loss"]
-DIVERGING = ["optimizer.clip=null", "max_skipped_steps=0", "optimizer.lr=1e30,1e-3"]
-
-
-def rows_of(sweep: Path) -> list[dict[str, str]]:
-    with open(sweep / "results.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def picture_is_drawn(sweep: Path) -> bool:
-    with Image.open(sweep / "results.png") as picture:
-        return min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
-
+from tests.runs import last_step, run, start, trace
+from tests.sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
 
 # ------------------------------------------------------------------------------------------ folders written by hand
 
@@ -51,7 +36,7 @@ def write_sweep(sweep: Path, space: dict[str, list], result_of) -> Path:
 
 
 def finished(value: float | None, **more) -> dict:
-    return {"status": "finished", "exit_code": 0, "val_loss": value, **more}
+    return {"status": "finished", "exit_code": 0, "val/loss": value, **more}
 
 
 FAILED = {"status": "failed", "exit_code": 6, "error": "the loss is nan"}
@@ -76,14 +61,14 @@ def test_a_row_for_each_job_in_its_order_with_all_of_its_result(tmp_path):
     write_sweep(tmp_path, {"seed": list(range(12))}, lambda seed: results[seed])
     sweeps.write_results(tmp_path)
     rows = rows_of(tmp_path)
-    names = ["job", "seed", "status", "exit_code", "val_loss", "class_accuracy", "error", "folder"]
+    names = ["job", "seed", "status", "exit_code", "val/loss", "class_accuracy", "error", "folder"]
     assert list(rows[0]) == names
     assert [row["job"] for row in rows] == [row["seed"] for row in rows] == [str(k) for k in range(12)]
-    assert [float(row["val_loss"]) for k, row in enumerate(rows) if k not in (3, 10)] == [
-        result["val_loss"] for k, result in enumerate(results) if k not in (3, 10)
+    assert [float(row["val/loss"]) for k, row in enumerate(rows) if k not in (3, 10)] == [
+        result["val/loss"] for k, result in enumerate(results) if k not in (3, 10)
     ]  # to the last digit
     assert (rows[3]["status"], rows[3]["exit_code"], rows[3]["error"]) == ("failed", "6", "the loss is nan")
-    assert (rows[10]["status"], rows[10]["exit_code"], rows[10]["val_loss"]) == ("unfinished", "", "")
+    assert (rows[10]["status"], rows[10]["exit_code"], rows[10]["val/loss"]) == ("unfinished", "", "")
     assert Path(rows[7]["folder"]) == tmp_path / "7"
 
 
@@ -109,10 +94,10 @@ def test_means_are_over_seeds_of_finished_jobs_the_best_first(tmp_path):
 
     def result_of(word, seed):
         value = values[word, seed]
-        return FAILED | {"val_loss": 0.0} if word == "c" and seed == 0 else finished(value, class_accuracy=value)
+        return FAILED | {"val/loss": 0.0} if word == "c" and seed == 0 else finished(value, class_accuracy=value)
 
     jobs = sweeps.jobs_of(write_sweep(tmp_path, {"weighting": ["a", "b", "c"], "seed": [0, 1]}, result_of))
-    lower = sweeps.groups_of(jobs, ["weighting"], "val_loss")
+    lower = sweeps.groups_of(jobs, ["weighting"], "val/loss")
     assert [(g.values[0], g.numbers, g.mean) for g in lower] == [
         ("b", [2.0], 2.0), ("a", [3.0, 5.0], 4.0), ("c", [9.0], 9.0),
     ]  # fmt: skip
@@ -121,9 +106,9 @@ def test_means_are_over_seeds_of_finished_jobs_the_best_first(tmp_path):
 
 
 def test_what_a_sweeper_gets():
-    assert sweeps.objective(finished(0.5), "val_loss") == 0.5
-    for bad in (finished(None), finished(math.nan), FAILED | {"val_loss": 0.1}, {}):
-        assert sweeps.objective(bad, "val_loss") == math.inf
+    assert sweeps.objective(finished(0.5), "val/loss") == 0.5
+    for bad in (finished(None), finished(math.nan), FAILED | {"val/loss": 0.1}, {}):
+        assert sweeps.objective(bad, "val/loss") == math.inf
         assert sweeps.objective(bad, "class_accuracy") == -math.inf
 
 
@@ -132,7 +117,7 @@ def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
     write_sweep(tmp_path, space | {"seed": [0, 1]}, lambda word, lr, seed: finished(int(word.split("_")[-1]) + seed))
     summary.summarise(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["weighting", "n", "val_loss", "±", "95", "%", "not", "finished"]
+    assert lines[0].split() == ["weighting", "n", "val/loss", "±", "95", "%", "not", "finished"]
     assert lines[1].split() == ["a_weighting_with_a_long_name_0", "2", "0.5", "6.3531", "<-", "best"]
     assert lines[45].split()[:3] == ["a_weighting_with_a_long_name_44", "2", "44.5"]
     assert picture_is_drawn(tmp_path)
@@ -149,7 +134,7 @@ def test_a_metric_that_no_result_has(tmp_path, capsys):
     write_sweep(tmp_path, {"seed": [0, 1]}, lambda seed: finished(1.0, class_accuracy=None, grid="x.png"))
     for metric in ("fid", "class_accuracy", "grid"):
         summary.summarise(tmp_path, metric)
-        told = f"no result has a number '{metric}'; there are val_loss: python -m diffusion_lit.cli.summary {tmp_path}"
+        told = f"no result has a number '{metric}'; there are val/loss: python -m diffusion_lit.cli.summary {tmp_path}"
         assert told in capsys.readouterr().out
     assert not (tmp_path / "results.png").exists()
     assert len(rows_of(tmp_path)) == 2
@@ -184,8 +169,8 @@ def drawn(tmp_path: Path, space: dict[str, list], result_of=lambda *values: fini
 
     jobs = sweeps.jobs_of(write_sweep(tmp_path, space, result_of))
     keys = [key for key in sweeps.swept(jobs) if key != "seed"]
-    groups = sweeps.groups_of(jobs, keys, "val_loss")
-    figure = figure_of(groups, keys, "val_loss", "a sweep")
+    groups = sweeps.groups_of(jobs, keys, "val/loss")
+    figure = figure_of(groups, keys, "val/loss", "a sweep")
     FigureCanvasAgg(figure).draw()
     return figure, groups
 
@@ -208,7 +193,7 @@ def test_a_picture_can_be_read(tmp_path, name):
         names = sorted((text.get_window_extent() for text in shown_labels(ax.yaxis)), key=lambda box: box.y0)
         assert all(below.y1 < above.y0 for below, above in itertools.pairwise(names))
     titles = " ".join(ax.get_xlabel() + ax.get_ylabel() for ax in figure.axes)
-    assert "val_loss (lower is better)" in titles
+    assert "val/loss (lower is better)" in titles
     assert figure.get_suptitle().startswith("a sweep\n")
     for legend in figure.legends:
         box = legend.get_window_extent()
@@ -265,7 +250,7 @@ def test_what_optuna_tried_has_a_panel_for_each_key(tmp_path):
         run_dir.write_result(tmp_path / str(k), finished(1.0 + k))
     jobs = sweeps.jobs_of(tmp_path)
     keys = sweeps.swept(jobs)
-    figure = figure_of(sweeps.groups_of(jobs, keys, "val_loss"), keys, "val_loss", "")
+    figure = figure_of(sweeps.groups_of(jobs, keys, "val/loss"), keys, "val/loss", "")
     assert [ax.get_xlabel() for ax in figure.axes] == ["optimizer.lr", "weighting.gamma"]
     assert all(len(line.get_xdata()) == 15 for ax in figure.axes for line in ax.lines)
 
@@ -305,7 +290,7 @@ def test_a_sweep_says_what_starts_what_failed_and_what_is_best(sweep):
     assert "job 3 of 4 ended with exit code 6\n" in printed
     assert "Traceback" not in printed
     assert "HYDRA" not in printed
-    loss = {row["weighting"]: float(row["val_loss"]) for row in rows_of(sweep) if row["status"] == "finished"}
+    loss = {row["weighting"]: float(row["val/loss"]) for row in rows_of(sweep) if row["status"] == "finished"}
     (best,) = [line.split() for line in printed.splitlines() if "<- best" in line]
     assert best[:4] == [min(loss, key=loss.get), "0.001", "1", f"{min(loss.values()):.5g}"]
 
@@ -318,7 +303,7 @@ def test_a_jobs_log_holds_its_own_lines(sweep):
 
 
 def test_a_job_equals_the_run_alone(sweep, tmp_path):
-    words = ["optimizer.clip=null", "optimizer.lr=1e-3", "weighting=min_snr", "run_dir=alone"]
+    words = ["trainer.gradient_clip_val=null", "optimizer.lr=1e-3", "weighting=min_snr", "run_dir=alone"]
     run("train", *QUICK, *words, cwd=tmp_path)
     assert trace(tmp_path / "alone") == trace(sweep / "3")
 
@@ -381,7 +366,7 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.runs import run_dir as folder
 def fit(config, source, run, overrides):
     folder.write_start(run, config, overrides)
-    result = {"status": "finished", "exit_code": 0, "val_loss": float(config["seed"])}
+    result = {"status": "finished", "exit_code": 0, "val/loss": float(config["seed"])}
     number = int(run.name)
     BODY
     folder.write_result(run, result)
@@ -402,16 +387,16 @@ def typed(here: Path, body: str, *words: str, code: int = 0) -> tuple[Path, str,
 
 def test_a_bug_in_a_job_does_not_end_a_sweep(tmp_path):
     body = "number == 0 and 1 / 0"
-    sweep, _, err = typed(tmp_path, body, "--multirun", "seed=5,6", "metric=val_loss", code=1)
+    sweep, _, err = typed(tmp_path, body, "--multirun", "seed=5,6", "metric=val/loss", code=1)
     assert err.count("ZeroDivisionError: division by zero") == 1
     assert "ZeroDivisionError: division by zero" in (sweep / "0" / "train.log").read_text()
     bad, good = rows_of(sweep)
     assert (bad["exit_code"], bad["error"]) == ("1", "ZeroDivisionError: division by zero")
-    assert (good["status"], good["val_loss"]) == ("finished", "6.0")
+    assert (good["status"], good["val/loss"]) == ("finished", "6.0")
 
 
 def test_jobs_of_other_names_are_in_one_folder(tmp_path):
-    sweep, _, _ = typed(tmp_path, "", "--multirun", "name='it, is [odd]',b", "seed=5,6", "metric=val_loss")
+    sweep, _, _ = typed(tmp_path, "", "--multirun", "name='it, is [odd]',b", "seed=5,6", "metric=val/loss")
     assert sweep.parent.name == "it, is [odd]"
     assert [row["seed"] for row in rows_of(sweep)] == ["5", "6", "5", "6"]
     assert [row["name"].strip("'") for row in rows_of(sweep)] == ["it, is [odd]"] * 2 + ["b"] * 2
@@ -421,7 +406,7 @@ def test_a_killed_sweep_has_a_row_for_every_job_that_began(tmp_path):
     body = "number == 2 and os.kill(os.getpid(), signal.SIGKILL)"
     sweep, _, _ = typed(tmp_path, body, "--multirun", "seed=5,6,7,8", code=-9)
     assert [row["seed"] for row in rows_of(sweep)] == ["5", "6"]
-    run("cli.summary", str(sweep), "val_loss", cwd=tmp_path)
+    run("cli.summary", str(sweep), "val/loss", cwd=tmp_path)
     assert [(row["seed"], row["status"]) for row in rows_of(sweep)] == [
         ("5", "finished"), ("6", "finished"), ("7", "unfinished"),
     ]  # fmt: skip
@@ -429,7 +414,7 @@ def test_a_killed_sweep_has_a_row_for_every_job_that_began(tmp_path):
 
 def test_sigterm_while_nothing_trains(tmp_path):
     body = "number == 1 and (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))"
-    sweep, out, err = typed(tmp_path, body, "--multirun", "seed=5,6,7", "metric=val_loss", code=143)
+    sweep, out, err = typed(tmp_path, body, "--multirun", "seed=5,6,7", "metric=val/loss", code=143)
     assert [row["status"] for row in rows_of(sweep)] == ["finished", "interrupted"]
     assert "Traceback" not in err
     assert "interrupted 1 (seed=6)" in out
@@ -443,17 +428,14 @@ def test_a_sweep_into_the_folder_of_another(tmp_path):
     assert (tmp_path / "outputs/digits/s/0/result.json").read_text() == before
 
 
-OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=0"]
-
-
 @pytest.mark.parametrize("direction", [pytest.param("minimize", marks=pytest.mark.slow), "maximize"])
 def test_optuna_goes_on_over_a_failed_trial_and_keeps_its_study(tmp_path, direction):
     import optuna
     import yaml
 
-    metric = {"minimize": "val_loss", "maximize": "class_accuracy"}[direction]
+    metric = {"minimize": "val/loss", "maximize": "class_accuracy"}[direction]
     body = (
-        'result["val_loss"] = result["class_accuracy"] = abs(math.log10(config["optimizer"]["lr"]) + 3)\n'
+        'result["val/loss"] = result["class_accuracy"] = abs(math.log10(config["optimizer"]["lr"]) + 3)\n'
         '    if number == 1: raise UserError(Exit.NON_FINITE, "the loss is nan")'
     )
     words = [*OPTUNA, f"hydra.sweeper.direction={direction}", f"metric={metric}", "ema=power,none"]
@@ -472,9 +454,9 @@ def test_optuna_goes_on_over_a_failed_trial_and_keeps_its_study(tmp_path, direct
 
 
 def test_optuna_when_no_trial_has_the_metric(tmp_path):
-    body = 'del result["val_loss"]'
-    _, out, err = typed(tmp_path, body, "--multirun", *OPTUNA, "seed=range(0,9)", "metric=val_los")
-    assert "no result has a number 'val_los'" in out
+    body = 'del result["val/loss"]'
+    _, out, err = typed(tmp_path, body, "--multirun", *OPTUNA, "seed=range(0,9)", "metric=val/los")
+    assert "no result has a number 'val/los'" in out
     assert "Traceback" not in err
 
 

@@ -18,15 +18,16 @@ from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.seeds import column_seeds, image_seeds
 from diffusion_lit.diffusion.weighting import SNR, MinSNR, Uniform
 from diffusion_lit.figures import album, curves, losses, noising, schedule
-from diffusion_lit.figures.style import picture_of, save, tiles
+from diffusion_lit.figures.style import render_figure, save, tiles
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.runs import stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.training.probe import BINS
+from diffusion_lit.training.noise_levels import BINS
+from tests.cases import each
+from tests.images import enlarged, found, noise
 from tests.runs import run
-from tests.unit.test_images import enlarged, found, noise
 
 FIGURES = {"forward.png", "panels.png", "schedule.png", "denoising.png", "denoising.gif", "classes.gif"}
 FIGURES |= {"samplers.png", "curves.png", "losses.png"}
@@ -54,7 +55,7 @@ def test_the_forward_strip_goes_from_the_picture_to_unit_noise():
     assert not torch.equal(strip, noising.forward_strip(diffusion, x0, t, seed=6))
 
 
-@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@each("prediction", PREDICTION_TYPES)
 def test_the_panels_of_a_network_that_is_right_show_noise_and_picture(prediction):
     diffusion = process(prediction)
     x0 = to_float(noise(4, 1))
@@ -71,7 +72,7 @@ def test_the_panels_of_a_network_that_is_right_show_noise_and_picture(prediction
     torch.testing.assert_close(made.x0_hat, x0, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@each("prediction", PREDICTION_TYPES)
 def test_the_estimates_of_any_network_fit_each_other(prediction):
     diffusion = process(prediction)
     x0, t = to_float(noise(3, 3)), torch.tensor([100, 500, 800])
@@ -97,7 +98,7 @@ def test_shares_count_timesteps_and_their_weight():
     torch.testing.assert_close(uniform[0], uniform[1])
 
 
-@pytest.mark.parametrize(
+@each(
     ("diffusion", "told"),
     [
         (process(), []),
@@ -105,7 +106,7 @@ def test_shares_count_timesteps_and_their_weight():
         (process("epsilon", beta_schedule="linear"), []),
         (process("v_prediction", SNR(), zero_terminal_snr=True), ["never trained"]),
         (process("sample", SNR()), ["next to nothing is trained"]),
-        (process(weighting=lambda snr, gain: 1.0 * (snr > 3000)), ["is 0 at the noisiest", "one bin, log snr >8"]),
+        (process(weighting=lambda snr, gain: 1.0 * (snr > 3000)), ["is 0 at the noisiest", "one bin, log snr above_8"]),
         (process("epsilon", beta_schedule="linear", num_train_timesteps=100), ["still holds signal"]),
         (process(beta_schedule="linear", beta_start=0.02), ["cleanest timestep is still noisy"]),
     ],
@@ -117,7 +118,7 @@ def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffus
         assert words in fault
 
 
-@pytest.mark.parametrize(
+@each(
     ("prediction", "of_x0"),
     [
         ("epsilon", lambda snr: snr),  # |eps - eps_hat|^2 = snr |x0 - x0_hat|^2
@@ -125,7 +126,7 @@ def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffus
         ("v_prediction", lambda snr: snr + 1),
     ],
 )
-@pytest.mark.parametrize("loss", ["mse", "l1"])
+@each("loss", ["mse", "l1"])
 def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, of_x0, loss):
     table = NoiseTable(beta_schedule="linear")
     own, clean = losses.weights(Diffusion(table, prediction, Uniform(), loss))
@@ -207,13 +208,13 @@ def test_the_schedule_is_drawn_from_the_table():
 
 
 def assert_not_cut(figure) -> None:
-    pixels = np.asarray(picture_of(figure))
+    pixels = np.asarray(render_figure(figure))
     for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
         assert (edge == 255).all()
     assert pixels.std() > 10
 
 
-@pytest.mark.parametrize("size", [8, 16, 28, 64, 100])
+@each("size", [8, 16, 28, 64, 100])
 def test_tiles_hold_every_pixel_in_its_place(tmp_path, size):
     images = noise(6, 3, size, size).unflatten(0, (2, 3))
     figure = tiles(images, ["a", "b"], ["x", "y", "z\n2"], "title", [("one", 1), ("two", 2)])
@@ -246,21 +247,21 @@ def test_curves_are_those_of_the_file(digits_run):
     figure = curves.figure_of(rows, "title")
     losses, error, levels, rate = figure.axes
     drawn = {line.get_label(): line for line in [*losses.lines, *levels.lines]}
-    columns = {"training": "loss", "held out, raw": "val_loss_raw", "held out, EMA": "val_loss"}
-    columns |= {name: f"val_ema_snr{name}" for name in BINS}
+    columns = {"training": "train/loss", "validation, raw": "val/loss_raw", "validation, EMA": "val/loss"}
+    columns |= {name: f"val/ema_log_snr/{name}" for name in BINS}
     assert drawn.keys() == columns.keys()
-    drawn["val_error"], drawn["lr"] = error.lines[0], rate.lines[0]
-    for label, column in (columns | {"val_error": "val_error", "lr": "lr"}).items():
+    drawn["val/error"], drawn["train/lr"] = error.lines[0], rate.lines[0]
+    for label, column in (columns | {"val/error": "val/error", "train/lr": "train/lr"}).items():
         measured = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
         assert list(zip(*drawn[label].get_data(), strict=True)) == measured, label
     assert_not_cut(figure)
 
 
 def test_curves_of_a_run_without_held_out_pictures_say_so():
-    rows = [{"step": "1", "loss": "2.0", "lr": "0.1", "val_loss": "", "val_error": "nan"}]
+    rows = [{"step": "1", "train/loss": "2.0", "train/lr": "0.1", "val/loss": "", "val/error": "nan"}]
     figure = curves.figure_of(rows, "title")
     told = [ax.get_title() for ax in figure.axes if any(text.get_text() == "not measured" for text in ax.texts)]
-    assert told == ["held-out error of the noise estimate", "held-out error by log snr, EMA"]
+    assert told == ["validation error of the noise estimate", "validation error by log snr, EMA"]
     assert_not_cut(figure)
 
 
@@ -320,7 +321,7 @@ def test_figures_of_a_recipe(tmp_path):
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["schedule.png"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "told", "code"),
     [
         ("what=[panels,curves]", "what=[curves,panels] needs a trained run: add run=...", 2),

@@ -8,10 +8,12 @@ import sys
 import sysconfig
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from diffusion_lit import __version__
 from tests.runs import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +64,23 @@ def test_every_verb_works_in_an_empty_folder(script, tmp_path):
     assert b"<html" in urllib.request.urlopen(address, timeout=30).read()
     page.send_signal(signal.SIGINT)
     assert page.wait(60) in (0, 130)
+
+
+def test_the_wheel_carries_the_configuration_and_works_outside_the_checkout(tmp_path):
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"diffusion_lit-{__version__}")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        assert f"diffusion_lit/conf/{file.relative_to(ROOT / 'conf')}" in inside
+    assert not [name for name in inside if name.startswith(("tests", "conf"))]
+    out = subprocess.run(
+        [sys.executable, "-m", "diffusion_lit", "train", "--cfg", "job", "weighting=p2"],
+        cwd=tmp_path / "site", env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "diffusion_lit.diffusion.weighting.P2" in out.stdout

@@ -5,6 +5,7 @@ import colorsys
 import numpy as np
 
 from diffusion_lit.data.sources.folder import Split
+from diffusion_lit.imaging.sizes import ImageSize, height_width
 
 
 class Synthetic:
@@ -19,13 +20,13 @@ class Synthetic:
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         num_classes: int | None = None,
         labels: str = "auto",
         num_images: int = 320,
     ):
-        self.size, self.channels, self.num_images = image_size, channels, num_images
+        self.size, self.channels, self.num_images = height_width(image_size), channels, num_images
         count = 0 if labels == "none" else 10 if num_classes is None else num_classes
         self.class_names = [f"colour {k}" for k in range(count)]
 
@@ -43,7 +44,9 @@ class Synthetic:
 
     def _picture(self, hue: float, random: np.random.Generator) -> np.ndarray:
         """uint8 (H, W, C), or (H, W) with one channel."""
-        y, x = np.mgrid[: self.size, : self.size] / self.size
+        height, width = self.size
+        y, x = np.mgrid[:height, :width]
+        y, x = y / height, x / width
         place = random.uniform(0.35, 0.65, 2)
         inside = np.hypot(y - place[0], x - place[1]) < 0.2 + 0.1 * hue
         colour = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255

@@ -132,11 +132,7 @@ def image_column(asked: str, table, path: str) -> str:
     if asked != "auto":
         if asked in typed + encoded:
             return asked
-        raise UserError(
-            Exit.DATA,
-            f"data.image_column={asked}: {'holds no pictures' if asked in features else 'no such column'} in {path}, "
-            f"which has {_described(features)}",
-        )
+        raise _wrong_column("image", asked, features, path)
     found = typed or _opening(encoded, table)
     if len(found) != 1:
         what = f"several columns of pictures ({listed(found)}), name one" if found else "no column of pictures; name it"
@@ -155,11 +151,7 @@ def label_column(asked: str, features, path: str) -> str | None:
     if asked != "auto":
         if asked in classes + plain:
             return asked
-        raise UserError(
-            Exit.DATA,
-            f"data.label_column={asked}: {'holds no classes' if asked in features else 'no such column'} in {path}, "
-            f"which has {_described(features)}; none trains without classes",
-        )
+        raise _wrong_column("label", asked, features, path)
     if len(classes) == 1:
         return classes[0]
     usual = [name for name in LABELS if name in (classes or plain)]
@@ -201,9 +193,18 @@ def undecoded(table, image: str, label: str | None = None):
     return table.cast_column(image, Picture(decode=False)) if typed else table
 
 
-def listed(names: Iterable[str]) -> str:
+def _wrong_column(kind: str, name: str, features, path: str) -> UserError:
+    """Return the error of a column of images or labels that is not there, or holds something else."""
+    holds, hint = {"image": ("pictures", ""), "label": ("classes", "; none trains without classes")}[kind]
+    why = f"holds no {holds}" if name in features else "no such column"
+    where = f"data.{kind}_column={name}: {why} in {path}"
+    return UserError(Exit.DATA, f"{where}, which has {_described(features)}{hint}")
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Return the first names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _is_encoded(feature) -> bool:

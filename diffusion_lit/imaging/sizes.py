@@ -1,0 +1,33 @@
+"""Image sizes as configurations write them: one number for a square, or [height, width]."""
+
+from collections.abc import Sequence
+
+ImageSize = int | Sequence[int]
+
+
+def height_width(size: ImageSize) -> tuple[int, int]:
+    """
+    >>> height_width(32), height_width([8, 12])
+    ((32, 32), (8, 12))
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def enlarge(size: ImageSize, by: int) -> ImageSize:
+    """Return the size with `by` pixels more on each axis, in the form that it has.
+
+    >>> enlarge(32, 2), enlarge([8, 12], 2)
+    (34, [10, 14])
+    """
+    return size + by if isinstance(size, int) else [side + by for side in size]
+
+
+def size_text(size: ImageSize) -> str:
+    """Return width x height, as image programs write it.
+
+    >>> size_text(32), size_text([8, 12])
+    ('32x32', '12x8')
+    """
+    height, width = height_width(size)
+    return f"{width}x{height}"

@@ -1,0 +1,126 @@
+"""The logger of a run, as Lightning's Trainer takes it: it never ends the run."""
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+from diffusion_lit.config.secrets import one_line, without_secrets
+from diffusion_lit.config.targets import build
+from diffusion_lit.system.errors import UserError
+from diffusion_lit.training.loggers.base import Files
+
+log = logging.getLogger(__name__)
+
+
+class RunLogger(Logger):
+    """The logger of a run, as Lightning's Trainer takes it. It never ends the run.
+
+    What goes wrong in the logger that it wraps is reported once and switches it off; the run and its own files go on.
+    Steps are finished optimizer steps. As a context it is finished when the block ends, however that is.
+
+    Args:
+        logger: with the methods of `Files`, below.
+    """
+
+    def __init__(self, logger):
+        super().__init__()
+        self.logger, self.is_on = logger, False
+
+    @property
+    def name(self) -> str:
+        return type(self.logger).__name__
+
+    @property
+    def version(self) -> None:
+        return None
+
+    @property
+    def experiment(self):
+        """The object that the logger writes to, for callbacks of users; None if it has none."""
+        return getattr(self.logger, "experiment", None)
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """Do nothing: `start` logs the configuration of the run."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log what callbacks of users log by `self.log`; Lightning counts their steps from 0."""
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if values:
+            self.log_row((step or 0) + 1, values)
+
+    def start(self, run: Path, config: dict, step: int) -> None:
+        """Begin, or go on with a run of which `step` optimizer steps are done; what it logged past them is void."""
+        self.is_on = True
+        self._call(self.logger.start, run, config, step)
+
+    def log_row(self, step: int, row: dict[str, float]) -> None:
+        """Log a row of metrics.csv; values that are not numbers are left out."""
+        self._call(self.logger.scalars, step, {name: float(value) for name, value in row.items() if value == value})
+
+    def log_file(self, step: int, key: str, path: Path, caption: str) -> None:
+        """Log a PNG or GIF."""
+        self._call(self.logger.picture, step, key, path, caption)
+
+    def summary(self, result: dict) -> None:
+        """Log what is in result.json."""
+        self._call(self.logger.summary, result)
+
+    def finish(self, exit_code: int) -> None:
+        self._call(self.logger.finish, exit_code)
+        self.is_on = False
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.finish(0 if error is None else int(getattr(error, "exit_code", 1)))
+
+    def _call(self, method, *arguments) -> None:
+        if not self.is_on:
+            return
+        try:
+            method(*arguments)
+        except UserError:  # the second Ctrl-C
+            raise
+        except Exception as error:
+            self.is_on = False
+            log.warning("%s is switched off, the run goes on: %s", type(self.logger).__name__, one_line(error))
+            with suppress(Exception):
+                self.logger.finish(1)
+
+
+def make_logger(config: dict, is_first: bool = True) -> RunLogger:
+    """Return the logger of a `logger` group: one of ours, or any of Lightning's; only the first rank logs anything."""
+    logger = build(config) if is_first else Files()
+    return RunLogger(LightningLogger(logger) if isinstance(logger, Logger) else logger)
+
+
+class LightningLogger:
+    """Any logger of `lightning.pytorch.loggers`, or of a package that follows them."""
+
+    def __init__(self, logger: Logger):
+        self.logger = logger
+
+    @property
+    def experiment(self):
+        return self.logger.experiment
+
+    def start(self, run: Path, config: dict, step: int) -> None:
+        self.logger.log_hyperparams(without_secrets(config))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self.logger.log_metrics(values, step=step)
+        self.logger.save()
+
+    def picture(self, step: int, key: str, path: Path, caption: str) -> None:
+        if hasattr(self.logger, "log_image") and path.suffix == ".png":
+            self.logger.log_image(key, [str(path)], step=step, caption=[caption])
+
+    def summary(self, result: dict) -> None:
+        numbers = {f"result/{name}": value for name, value in result.items() if isinstance(value, int | float)}
+        self.logger.log_metrics(numbers, step=result["steps"])
+
+    def finish(self, exit_code: int) -> None:
+        self.logger.finalize("success" if exit_code == 0 else "failed")

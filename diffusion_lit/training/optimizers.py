@@ -1,0 +1,67 @@
+"""The optimizer and its learning-rate schedule, counted in optimizer steps."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from diffusion_lit.config.targets import locate
+
+# Name -> factor on the learning rate, from the progress between the end of the warm-up (0) and the last step (1), and
+# the keys of `lr_schedule`. Progress is an exact fraction: at the edge of a stair rounding would cost a whole step.
+SCHEDULES: dict[str, Callable[[Fraction, dict], float]] = {
+    "constant": lambda progress, config: 1.0,
+    "linear": lambda progress, config: 1.0 - progress,
+    "cosine": lambda progress, config: half_cosine(progress),
+    "cosine_restarts": lambda progress, config: half_cosine(config["cycles"] * progress % 1) if progress < 1 else 0.0,
+    "polynomial": lambda progress, config: (1.0 - progress) ** config["power"],
+    "staircase": lambda progress, config: 1 - math.floor(config["cycles"] * progress) / config["cycles"],
+}
+
+
+def half_cosine(progress: Fraction) -> float:
+    """Return the factor that falls from 1 to 0 (Loshchilov & Hutter 2017, equation 5)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], leaf: dict, fused: bool) -> torch.optim.Optimizer:
+    """Return the optimizer of an `optimizer` group.
+
+    Args:
+        leaf: the class as `_target_`, and its constructor arguments.
+        fused: use the fused kernel if the class has one. It is several times faster and equal up to rounding.
+    """
+    cls, settings = locate(leaf["_target_"]), optimizer_settings(leaf)
+    if fused and "fused" in inspect.signature(cls).parameters:
+        settings = {"fused": True} | settings
+    return cls(parameters, **settings)
+
+
+def optimizer_settings(leaf: dict) -> dict:
+    """Return the constructor arguments of an `optimizer` group, with tuples where PyTorch expects them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in leaf.items() if key != "_target_"}
+
+
+def warmup_steps(lr_schedule: dict, max_steps: int) -> int:
+    """Return the optimizer steps of the warm-up, given as `warmup_steps` or as `warmup_fraction` of the run."""
+    fraction = lr_schedule["warmup_fraction"]
+    return round(fraction * max_steps) if fraction is not None else lr_schedule["warmup_steps"]
+
+
+def learning_rate_factor(lr_schedule: dict, max_steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate of the step after `n` finished ones: linear warm-up, then the schedule.
+
+    The first step of a warm-up of w steps runs at 1 / w, step w at the full rate. The schedule would reach its end with
+    the step after the last (as in diffusers), so that no step is wasted at rate 0; past it, it stays there.
+    """
+    warmup, schedule = warmup_steps(lr_schedule, max_steps), SCHEDULES[lr_schedule["name"]]
+
+    def factor(n: int) -> float:
+        if n < warmup:
+            return (n + 1) / warmup
+        return schedule(min(Fraction(1), Fraction(n - warmup, max(1, max_steps - warmup))), lr_schedule)
+
+    return factor

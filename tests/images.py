@@ -1,0 +1,54 @@
+"""Images of noise, and where they stand in a grid."""
+
+import struct
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def noise(count: int, channels: int, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    # never white, which is what surrounds the images
+    return torch.randint(0, 250, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    """(H, W, C), grey too."""
+    array = np.asarray(picture)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def enlarged(image: torch.Tensor, zoom: int) -> np.ndarray:
+    return np.kron(image.permute(1, 2, 0).numpy(), np.ones((zoom, zoom, 1), np.uint8))
+
+
+def found(picture: Image.Image, tile: np.ndarray) -> list[tuple[int, int]]:
+    """All (top, left) where the tile stands in the picture, pixel by pixel."""
+    array, (height, width, _) = pixels(picture), tile.shape
+    corners = np.argwhere(
+        (array[: len(array) - height + 1, : array.shape[1] - width + 1] == tile[0, 0]).all(2)
+    ).tolist()
+    return [
+        (top, left) for top, left in corners if np.array_equal(array[top : top + height, left : left + width], tile)
+    ]
+
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+ALPHA = RNG.choice(np.array([0, 64, 128, 255], np.uint8), (8, 8))
+RGBA = np.dstack([RGB, ALPHA])
+
+
+def png16(channels: int) -> bytes:
+    """A PNG of 16 bits a channel, written by hand: Pillow writes one channel only."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    kind = {3: 2, 4: 6}[channels]
+    values = (RGBA[..., :channels].astype(int) * 256 + 77).astype(">u2")
+    lines = b"".join(b"\0" + line.tobytes() for line in values)
+    head = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")

@@ -1,0 +1,286 @@
+"""`audit`: exact numbers for a folder with one fault of each kind, and for every sort of source."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.data.decoding import Decoding
+from diffusion_lit.data.sources.folder import Split, hold_out
+from diffusion_lit.inspection.inspect import equal_groups, inspect, near_groups, parts_of, repeats_every
+from tests.cases import each
+from tests.runs import run
+
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, array: np.ndarray | Image.Image, **settings) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(path, **settings)
+
+
+def audited(folder: Path, *words: object, code: int = 0) -> tuple[dict, str]:
+    """audit.json and what was printed."""
+    printed = run("audit", *map(str, words), "out=audit", cwd=folder, code=code)
+    return json.loads((folder / "audit" / "audit.json").read_text()), printed
+
+
+@pytest.fixture(scope="module")
+def every_fault(tmp_path_factory) -> tuple[Path, dict, str]:
+    """One picture with each peculiarity among sound ones, audited."""
+    here = tmp_path_factory.mktemp("audit")
+    cat, dog, val = here / "in" / "train" / "cat", here / "in" / "train" / "dog", here / "in" / "val" / "dog"
+    sound = [noise(32, 32, 3) for _ in range(6)]
+    for k, array in enumerate(sound):
+        save(cat / f"{k}.png", array)
+    save(dog / "small.png", noise(16, 16, 3))
+    save(dog / "large_wide.png", noise(48, 64, 3))
+    save(dog / "deep.png", noise(32, 32, 2).view(np.uint16)[..., 0])
+    films = [Image.fromarray(noise(32, 32)) for _ in range(3)]
+    save(dog / "film.gif", films[0], save_all=True, append_images=films[1:])
+    save(dog / "twin.png", sound[0], compress_level=0)  # another file, the same pixels, another class
+    save(dog / "nearly.png", np.clip(sound[1].astype(int) + 2, 0, 255).astype(np.uint8))
+    save(dog / "clear.png", np.dstack([np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32), np.uint8)]))
+    save(dog / "opaque.png", np.dstack([noise(32, 32, 3), np.full((32, 32), 255, np.uint8)]))
+    save(dog / "holes.png", np.dstack([noise(32, 32, 3) | 1, noise(32, 32) // 128 * 255]))
+    Path(os.fsdecode(os.fsencode(dog) + b"/caf\xe9.jpg")).write_text("<html>404</html>")  # a name that is no UTF-8
+    (dog / "empty.png").write_bytes(b"")
+    save(val / "leak.png", sound[2], compress_level=0)
+    save(val / "near_leak.png", np.clip(sound[3].astype(int) + 2, 0, 255).astype(np.uint8))
+    save(val / "other.png", noise(32, 32, 3))
+    found, printed = audited(here, "data=image_folder", "data.root=in", code=3)
+    return here, found, printed
+
+
+def test_the_numbers_are_exact(every_fault):
+    cat, dog, val = "in/train/cat", "in/train/dog", "in/val/dog"
+    unknown = "cannot be read as a picture (no format of pictures that is known)"
+    assert every_fault[1] == {
+        "pictures": {"train": 17, "val": 3},
+        "broken": [{"picture": f"{dog}/{name}", "why": unknown} for name in ("caf\\xe9.jpg", "empty.png")],
+        "modes": {"RGB": 13, "RGBA": 3, "I;16": 1, "P": 1},
+        "sizes": {"32x32": 16, "64x48": 1, "16x16": 1},
+        "more_than_8_bits": [f"{dog}/deep.png"],
+        "animated": [f"{dog}/film.gif"],
+        "alpha": {"none": 15, "opaque": 1, "used": 1, "empty": 1},
+        "fully_transparent": [f"{dog}/clear.png"],
+        "hidden_colours": 2,
+        "grey": 3,  # deep, film, and nothing to see in clear
+        "pixel_art": False,
+        "resized": {"as_they_are": 16, "enlarged": 1, "shrunk": 1, "not_square": 1},
+        "classes": {"cat": {"train": 6, "val": 0}, "dog": {"train": 11, "val": 3}},
+        "equal": [[f"{cat}/0.png", f"{dog}/twin.png"], [f"{cat}/2.png", f"{val}/leak.png"]],
+        "near": [[f"{cat}/1.png", f"{dog}/nearly.png"], [f"{cat}/3.png", f"{val}/near_leak.png"]],
+        "leaks": {"equal": [f"{val}/leak.png"], "near": [f"{val}/near_leak.png"]},
+        "repeats_every": None,
+        "proposed": {},
+        "command": "python -m diffusion_lit.train data=image_folder data.root=in",
+        "training_would_fail": True,
+    }
+
+
+def test_what_is_printed_says_the_same(every_fault):
+    printed = every_fault[2]
+    for text in (
+        "pictures   20: 17 to train on, 3 held out",
+        "in/train/dog/caf\\xe9.jpg: cannot be read as a picture (no format of pictures that is known)",
+        "modes      RGB 13, RGBA 3, I;16 1, P 1",
+        "deep       1 more than 8 bits, scaled to 8: in/train/dog/deep.png",
+        "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
+        "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 as they are; 1 cut to their centre",
+        "network    32 is a multiple of 4: fits",
+        "equal      4 pictures in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
+        "leaks      1 held out are trained on, too: in/val/dog/leak.png",
+        "leaks      1 held out are nearly trained on: in/val/dog/near_leak.png",
+        "training would fail: repair or remove the broken pictures",
+    ):
+        assert text in printed, text
+    assert printed.splitlines()[-1] == "python -m diffusion_lit.train data=image_folder data.root=in"
+    assert "Traceback" not in printed
+
+
+def test_the_sheets_show_what_the_network_gets(every_fault):
+    here, found, _ = every_fault
+    sheet = np.asarray(Image.open(here / "audit" / "pictures.png"))
+    doubles = np.asarray(Image.open(here / "audit" / "duplicates.png"))
+    for path, within in ((Path("in/train/cat/0.png"), sheet), (Path("in/val/dog/near_leak.png"), doubles)):
+        tile = Decoding(32, 3)(here / path).transpose(1, 2, 0)
+        windows = np.lib.stride_tricks.sliding_window_view(within, (32, 32, 3))[:, :, 0]
+        assert (windows == tile).all(axis=(2, 3, 4)).any(), path
+    assert sorted(file.name for file in (here / "audit").iterdir()) == ["audit.json", "duplicates.png", "pictures.png"]
+
+
+@pytest.mark.parametrize(("sides", "size"), [((16, 48), 48), ((40, 72), 40)])
+def test_of_two_sizes_one_is_proposed_that_there_is(tmp_path, sides, size):
+    """The larger one of pixel art, the smaller one of photos: neither 32 nor 56."""
+    for k in range(12):
+        side = sides[k % 2]
+        pixels = np.random.default_rng(k).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+        save(tmp_path / "in" / f"{k}.png", pixels.repeat(8, 0).repeat(8, 1))
+    found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.channels=3", "near=0")
+    assert found["proposed"]["data.image_size"] == size
+
+
+def test_what_can_be_trained_exits_with_0_and_its_command_line_trains(tmp_path):
+    """Icons of 22 px with holes: nearest, alpha, a size that the network can halve; what was given is left alone."""
+    for k in range(12):
+        icon = np.zeros((22, 22, 4), np.uint8)
+        icon[4 + k : 9 + k, 5:15] = (20 * k, 255 - 20 * k, 90, 255)
+        icon[:4] = (255, 0, 0, 0)
+        save(tmp_path / "in" / "ab"[k % 2] / f"{k}.png", icon)
+    found, printed = audited(tmp_path, "data=image_folder", "data.root=in", "data.val_fraction=0", "near=0")
+    words = ["data.image_size=24", "data.channels=4", "data.resample=nearest", "data.alpha=zero"]
+    assert [f"{key}={value}" for key, value in found["proposed"].items()] == words
+    assert found["pixel_art"]
+    assert not found["training_would_fail"]
+    assert shlex.split(found["command"])[3:] == ["data=image_folder", "data.root=in", "data.val_fraction=0", *words]
+    assert printed.splitlines()[-1] == found["command"]
+    composed("train", shlex.split(found["command"])[3:])  # the check lets it pass
+    again, _ = audited(tmp_path, *shlex.split(found["command"])[3:])
+    assert again["proposed"] == {}
+    found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.image_size=16", "data.channels=3")
+    assert found["proposed"] == {"data.resample": "nearest"}
+
+
+@pytest.mark.parametrize("sound", [0, 1])
+def test_hardly_any_picture(tmp_path, sound):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    for k in range(sound):
+        save(tmp_path / "in" / f"{k}.png", noise(16, 16, 3))
+    found, printed = audited(tmp_path, "data=image_folder", "data.root=in", code=3)
+    assert (len(found["broken"]), found["equal"], found["near"]) == (1, [], [])
+    assert "bad.png: cannot be read" in printed
+    assert "Traceback" not in printed
+    assert (tmp_path / "audit" / "pictures.png").exists() == bool(sound)
+
+
+def test_arrays_that_repeat_are_told_how_to_be_split(tmp_path):
+    np.save(tmp_path / "a.npy", np.tile(noise(30, 16, 16, 3), (4, 1, 1, 1)))
+    found, printed = audited(tmp_path, "data=arrays", "data.images=a.npy", "data.val_fraction=0.2")
+    assert found["repeats_every"] == 30
+    assert len(found["equal"]) == 30
+    assert found["leaks"]["equal"]
+    assert found["proposed"] == {"data.image_size": 16, "data.split_modulo": 30}
+    found, _ = audited(tmp_path, *shlex.split(found["command"])[3:])
+    assert found["leaks"] == {"equal": [], "near": []}
+    assert found["pictures"] == {"train": 96, "val": 24}
+
+
+def test_other_sources(tmp_path):
+    found, _ = audited(tmp_path, "data=digits")
+    assert found["pictures"] == {"train": 1438, "val": 359}
+    assert (found["modes"], found["proposed"], found["equal"]) == ({"L": 1797}, {}, [])
+    table = {"image": [Image.fromarray(noise(8, 8)) for _ in range(9)], "label": [0, 1, 2] * 3}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abc"))})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    found, _ = audited(tmp_path, "data=huggingface", "data.path=a.parquet", "data.val_fraction=0")
+    assert found["classes"] == {name: {"train": 3, "val": 0} for name in "abc"}
+    assert found["proposed"] == {"data.image_size": 8, "data.channels": 1}
+
+
+@each(
+    ("words", "code", "message"),
+    [
+        (["data=image_folder", "data.root=nowhere"], 3, "error: data.root=nowhere: no such folder"),
+        (["data=digits", "data.image_size=0"], 2, "data.image_size=0: must be a number of pixels"),
+        (["data=huggingface", "data.path=x", "data.streaming=true"], 2, "data.streaming=true: pictures are looked at"),
+        (["data=digits", "out=/dev/null/x"], 5, "error: out=/dev/null/x cannot be made"),
+        (["data=digits", "seed=1"], 2, "seed: no such key"),
+    ],
+)
+def test_mistakes_are_told(tmp_path, words, code, message):
+    printed = run("audit", *words, cwd=tmp_path, code=code)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------ its parts
+
+
+def test_parts_are_those_of_training():
+    for n, fraction, groups in ((50, 0.2, None), (50, 0.2, np.arange(50) % 7), (9, 0, None)):
+        split = Split(np.arange(n), np.zeros(n, np.int64), groups)
+        held_out = hold_out({"train": split}, fraction)
+        parts = parts_of({"train": split}, fraction)
+        for name in ("train", "val"):
+            np.testing.assert_array_equal(
+                np.flatnonzero(parts == name), held_out[name].pictures if name in held_out else []
+            )
+
+
+@pytest.mark.parametrize("distance", [0.5, 3, 40, 75])
+def test_near_groups_are_those_of_every_pair_compared(distance):
+    base = RNG.integers(40, 200, (60, 256))
+    close = base[:30] + RNG.integers(-1, 2, (30, 256)) * RNG.integers(0, 4, (30, 1))
+    thumbs = np.concatenate([base, close, (base[:1] + base[1:2]) // 2]).astype(np.uint8)
+    difference = (thumbs[:, None].astype(float) - thumbs[None]) ** 2
+    near = np.sqrt(difference.mean(axis=2)) <= distance
+    reached = np.linalg.matrix_power(near.astype(float), 64) > 0  # in steps
+    groups = {tuple(np.flatnonzero(row).tolist()) for row in reached}
+    assert near_groups(thumbs, distance) == sorted(list(group) for group in groups if len(group) > 1)
+
+
+def test_equal_groups_and_repetitions():
+    assert equal_groups([b"a", b"b", b"a", b"", b"", b"c", b"b", b"a"]) == [[0, 2, 7], [1, 6]]
+    assert repeats_every([b"a", b"b", b"c"] * 4) == 3
+    assert repeats_every([b"a", b"b", b"c"] * 4 + [b"a"]) == 3
+    assert repeats_every([b"a", b"b", b"c", b"d"]) is None
+    assert repeats_every([b"a", b"b", b"a", b"c"]) is None
+    assert repeats_every([]) is None
+
+
+def test_colours_of_16_bits_are_seen_although_pillow_hides_them(tmp_path):
+    from tests.images import png16
+
+    for channels in (3, 4):
+        (tmp_path / "a.png").write_bytes(png16(channels))
+        assert inspect(tmp_path / "a.png", "a", Decoding(8, 4)).deep
+    save(tmp_path / "a.png", noise(16, 16, 3))
+    assert not inspect(tmp_path / "a.png", "a", Decoding(8, 4)).deep
+
+
+def test_near_duplicates_of_real_pictures(shared_data, tmp_path):
+    """Pictures packed again as JPEG are found, other ones are not taken for them."""
+    with np.load(shared_data / "sprites_standin_16x16.npz") as file:
+        pictures = file["sprites"][:300]
+    for k, picture in enumerate(pictures):
+        save(tmp_path / "in" / f"{k:03d}.png", picture)
+        if k % 10 == 0:
+            Image.fromarray(picture).resize((64, 64), 0).save(tmp_path / "in" / f"{k:03d}.webp", quality=90)
+    found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.image_size=16", "data.resample=area")
+    pairs = [set(group) for group in found["near"]]
+    expected = [{f"in/{k:03d}.png", f"in/{k:03d}.webp"} for k in range(0, 300, 10)]
+    assert sum(pair in pairs for pair in expected) >= 28
+    assert len(pairs) <= 34
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['audit', '--help']\nfrom diffusion_lit.audit import main; main()\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "near: 3.0" in done.stdout
+
+
+def test_the_defaults_are_those_of_train():
+    """So that the line it prints means what it looked at."""
+    for words in (["data=image_folder", "data.root=x"], ["data=digits"]):
+        (ours,), (theirs,) = composed("audit", words), composed("train", ["experiment=none", *words])
+        assert (ours.data, ours.model) == (theirs.data, theirs.model)
+    assert with_data_facts(composed("audit", ["data=digits"])[0])[0]["data"]["num_classes"] == 10

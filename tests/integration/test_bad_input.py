@@ -1,0 +1,723 @@
+"""What a user can get wrong, and what they are told: what is wrong, where, and what to do. Never a traceback.
+
+Most cases call the command in this process with Hydra's start replaced, so that what is let through does not train.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_lit import __main__
+from diffusion_lit.cli import launch
+from diffusion_lit.config.compose import CONF
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.system.errors import UserError
+from tests.cases import each
+from tests.runs import TINY, run
+
+
+class Accepted(Exception):
+    """The checks let a command line pass."""
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path, capsys):
+    """Type a command in an empty folder; returns what it printed, having ended with `code` and made nothing."""
+
+    def start_of_hydra(**settings):
+        raise Accepted
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(launch, "hydra_main", start_of_hydra)
+
+    def type_(*words: object, code: int = 2) -> str:
+        monkeypatch.setattr(sys, "argv", ["diffusion-lit", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            __main__.main()
+        printed = capsys.readouterr()
+        assert ended.value.code == code, printed.err
+        assert printed.err.startswith("error: ")
+        assert "Traceback" not in printed.err
+        assert printed.out == ""
+        assert os.listdir(here) == []
+        return printed.err
+
+    return type_
+
+
+@pytest.fixture
+def passes(typed, monkeypatch):
+    """Type a command that the checks must let pass."""
+
+    def type_(*words: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["diffusion-lit", *map(str, words)])
+        with pytest.raises(Accepted):
+            __main__.main()
+
+    return type_
+
+
+def picture(path: Path, size: int = 16) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.linear_gradient("L").resize((size, size)).save(path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+CASES = [
+    # unknown names
+    ("experiment=cifar10", "experiment=cifar10: no such experiment (did you mean cifar10_cond or cifar10_snr_x0"),
+    ("experiment=null", "experiment=null: no such experiment (did you mean none?)"),
+    ("model=unet_smal", "model=unet_smal: no such model (did you mean unet_small"),
+    ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?); there are dpmpp_sde, ddim, ddpm"),
+    ("optimizer=sgd", "optimizer=sgd: no such optimizer; there are adamw, adam"),
+    ("ema=null", "ema=null: no such ema (did you mean none?)"),
+    ("data={a:1}", 'data={"a": 1}: no such data'),
+    ("experiment=[a,b]", 'experiment=["a", "b"]: no such experiment'),
+    ("experiment=", "experiment=: no such experiment"),
+    ("max_step=3", "max_step: no such key (did you mean max_steps"),
+    ("modle.dropout=0.1", "modle.dropout: no such key (did you mean model.dropout or label_dropout?)"),
+    ("model.layers=3", "model.layers: no such key (did you mean model.layers_per_block?); model=unet_digits has "),
+    ("model.dropout.rate=3", "model.dropout.rate: no such key"),
+    ("+new.key=1", "new.key: no such key; --help lists them"),
+    # the right word in the wrong place
+    ("lr=1", "lr: no such key (did you mean optimizer.lr?)"),
+    ("batch_size=8", "batch_size: no such key (did you mean sampler.batch_size or global_batch_size?)"),
+    ("steps=8", "steps: no such key (did you mean sampler.steps or max_steps"),
+    ("optimizer.dropout=0.1", "optimizer.dropout: no such key (did you mean model.dropout?); optimizer=adamw has lr"),
+    ("weighting=uniform weighting.gamma=3", "weighting.gamma: no such key; weighting=uniform has no keys"),
+    ("run=outputs/x", "run: no such key (did you mean run_dir"),
+    # types
+    ("max_steps=abc", "max_steps=abc: must be a whole number"),
+    ("max_steps=1e4", "max_steps=10000.0: must be a whole number"),
+    ("seed=1.5", "seed=1.5: must be a whole number"),
+    ("seed=true", "seed=true: must be a whole number"),
+    ("seed=null", "seed=null: needs a value"),
+    ("seed=[1]", "seed=[1]: must be a whole number"),
+    ("seed={a:1}", "seed={a:1}: must be one value or a list"),
+    ("name=5", "name=5: must be text"),
+    ("optimizer.lr=fast", "optimizer.lr=fast: must be a number"),
+    ("strategy.compile=1", "strategy.compile=1: must be true or false"),
+    ("model.block_out_channels=3", "model.block_out_channels=3: must be a list"),
+    ("model.block_out_channels=[a,b]", 'model.block_out_channels=["a", "b"]: each must be a whole number'),
+    ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be a list of 2"),
+    ("optimizer.betas=[0.9,1]", "optimizer.betas=[0.9, 1]: each must be less than 1"),
+    ("data.background=[0,0,256]", "data.background=[0, 0, 256]: each must be at most 255"),
+    ("accept=config", "accept=config: must be a list"),
+    ("accept=[all]", 'accept=["all"]: each must be one of config, data, weights'),
+    # ranges and choices
+    ("optimizer.lr=-1", "optimizer.lr=-1: must be more than 0"),
+    ("optimizer.lr=nan", "optimizer.lr=NaN: must be a finite number"),
+    ("optimizer.lr=inf", "optimizer.lr=Infinity: must be a finite number"),
+    ("label_dropout=2", "label_dropout=2: must be at most 1"),
+    ("max_steps=0", "max_steps=0: must be at least 1"),
+    ("data.val_fraction=1", "data.val_fraction=1: must be at most 0.9"),
+    ("data.channels=2", "data.channels=2: must be one of 1, 3, 4"),
+    ("diffusion.beta_schedule=cosin", "diffusion.beta_schedule=cosin: must be one of linear, scaled_linear, cosine"),
+    ("strategy.devices=2", "strategy.devices=2: strategy=single trains on one device, use strategy=ddp"),
+    # values that are missing or empty
+    ("data=image_folder", "data.root needs a value: add data.root=..."),
+    ("experiment=cifar10_cond data=image_folder", "data.root needs a value"),
+    ("data=image_folder data.root=", "data.root=: must not be empty"),
+    ("name=", "name=: must not be empty"),
+    ("seed=", "seed=: must be a whole number"),
+    # values that do not go together
+    ("sampler.steps=1001", "sampler.steps=1001 is more than diffusion.num_train_timesteps=1000"),
+    ("diffusion=ddpm diffusion.zero_terminal_snr=true", "predict v_prediction, velocity or sample"),
+    ("diffusion.beta_start=0.5", "diffusion.beta_start=0.5 is more than diffusion.beta_end=0.02"),
+    ("global_batch_size=10 strategy.accumulate=3", "global_batch_size=10 must be a multiple of strategy.accumulate=3"),
+    ("lr_schedule=staircase lr_schedule.cycles=1", "learning rate of lr_schedule=staircase never falls. Set the num"),
+    ("lr_schedule.name=linear", "lr_schedule.name=linear: belongs to the choice of lr_schedule, choose another"),
+    ("lr_schedule.power=2", "lr_schedule.power: no such key (did you mean ema.power?); lr_schedule=cosine has wa"),
+    # arguments of lightning.Trainer, callbacks, transforms
+    ("trainer.max_steps=3", "trainer.max_steps: set by diffusion_lit, use max_steps"),
+    ("+trainer.callbacks=[]", "trainer.callbacks: set by diffusion_lit, use +callbacks.<name>._target_="),
+    ("+trainer.min_step=3", "trainer.min_step: lightning.Trainer has no such argument (did you mean trainer.min_steps"),
+    ("trainer.min_steps=3", "add a new one by +trainer.min_steps="),
+    ("trainer.max_time=3", "trainer.max_time=3: must be DD:HH:MM:SS"),
+    ("trainer.fast_dev_run=0", "trainer.fast_dev_run=0: must be at least 1, or true or false"),
+    ("trainer.limit_val_batches=2.5", "must be a number of batches or a share such as 0.1"),
+    ("trainer.limit_train_batches=3 strategy.accumulate=2", "must be a multiple of strategy.accumulate=2"),
+    ("+callbacks.stop.monitor=val/loss seed=x", "seed=x: must be a whole number"),
+    ("callbacks.stop.patience=3", "callbacks.stop.patience: no such key; --help lists them; add a new one by +"),
+    ("data.transforms=[{a:3}]", 'data.transforms=[{"a": 3}]: must be a list of classes with their arguments'),
+    ("data=dataset", "data.dataset needs a value: add data.dataset=..."),
+    ("max_epochs=0", "max_epochs=0: must be more than 0"),
+    ("max_steps=5 max_epochs=2", "max_steps and max_epochs each say how long the run is: leave one of the two out"),
+    ("ema.update_every=9 max_steps=5", "ema.update_every=9 is more than max_steps=5: the untrained network would be"),
+    ("label_dropout=0 guidance_scale=2", "guidance needs the unconditional model"),
+    ("model.num_classes=3", "model.num_classes=3 follows from data.num_classes: set that instead"),
+    ("model=dit model.num_classes=3", "model.num_classes=3 follows from data.num_classes"),
+    ("model=context_unet model.num_train_timesteps=9", "follows from diffusion.num_train_timesteps: set that instead"),
+    ("sampler.serves=[flow]", "sampler=dpmpp_sde serves flow processes and this one is discrete: use ddim, ddpm"),
+    ("diffusion=edm sampler=flow_euler", "flow_euler serves flow processes and this one is edm: use ddim, ddpm"),
+    ("diffusion=flow diffusion.prediction_type=epsilon", "with diffusion=flow: the last timestep is pure noise"),
+    ("diffusion=flow sampler.prediction_type=epsilon", "cannot be said at diffusion=flow: leave it at sample"),
+    ("diffusion=flow diffusion.beta_start=1", "diffusion.beta_start: no such key; diffusion=flow has prediction_type"),
+    ("diffusion=flow diffusion.process=edm", "diffusion.process=edm: belongs to the choice of diffusion"),
+    ("diffusion=edm diffusion.sigma_min=90", "diffusion.sigma_min=90 must be less than diffusion.sigma_max=80.0"),
+    ("diffusion=edm sampler.steps=1001", "sampler.steps=1001 is more than 1000, the levels there are"),
+    ("diffusion.timestep_sampling=normal", "must be one of uniform, stratified, logit_normal, stratified_logit_normal"),
+    ("sampler=euler_a sampler.prediction_type=sample", "is not taken by this scheduler: leave it at v_prediction"),
+    (
+        "diffusion=flow model=unet2d model.time_embedding_type=learned",
+        "learned has a row for each timestep, and here time is a number: use positional",
+    ),
+    # grammar, flags, interpolations
+    ("lr=[", "lr=[: cannot be read"),
+    ("max_steps", "max_steps: is not of the form key=value"),
+    ("name=${", "name=${: cannot be read"),
+    ("data.root=/a(b)", "text with special signs is quoted: \"key='...'\""),
+    ("~seed", "~seed: only arguments of a class can be removed, such as ~optimizer.betas"),
+    ("~ema", "~ema: only arguments of a class can be removed"),
+    ("+seed=1", "+seed=1: write seed=1"),
+    ("++seed=1", "++seed=1: write seed=1"),
+    ("--lr=3", "--lr=3: no such flag; keys are written key=value, without dashes"),
+    ("--lr 3", "--lr: no such flag; keys are written key=value, without dashes\n  3: is not of the form key=value"),
+    ("max_steps=${epochs}", "max_steps=${epochs}: Interpolation key 'epochs' not found"),
+    ("seed=${max_steps} max_steps=${seed}", "Recursive interpolation"),
+    ("max_steps=${name}", "max_steps=digits: must be a whole number"),
+    ("--multirun hydra/launcher=ray seed=0,1", "Could not find 'hydra/launcher/ray'"),
+    ("--multirun hydra/launcher=ray seed=0,1", 'pip install "diffusion_lit[sweeps]"'),
+    ("--config-dir nowhere", "--config-dir nowhere: no such folder"),
+    # classes
+    ("model._target_=os.system", "model._target_=os.system: belongs to the choice of model, choose another"),
+    # sweeps
+    ("seed=1,2", "seed=1,2: several values are a sweep: add --multirun (a list is written key=[a,b])"),
+    ("--multirun seed=1,2,x", "seed=x: must be a whole number"),
+    ("--multirun sampler=ddim,ddpm,dim", "sampler=dim: no such sampler"),
+    ("max_steps=3 --multirun optimizer.lr=choice(1,-1)", "optimizer.lr=-1: must be more than 0"),
+    ("--multirun diffusion.prediction_type=sample,epsilon diffusion.zero_terminal_snr=false,true", "pure noise"),
+    ("--multirun weighting=min_snr,uniform weighting.gamma=3", "weighting.gamma: no such key; weighting=uniform has"),
+    ("--multirun optimizer.lr=interval(-1,1)", "optimizer.lr=-1.0: must be more than 0"),
+    ("--multirun seed=range(3,1)", "seed=range(3,1): a sweep without values"),
+    ("hydra.mode=MULTIRUN seed=1,x", "seed=x: must be a whole number"),
+    ("--multirun optimizer.lr=interval(0.1,1)", "optimizer.lr=interval(0.1,1): an interval cannot be counted"),
+    ("--multirun hydra/sweeper=optuna seed=0,1", "metric=class_accuracy is better when higher: add hydra.sweeper.dir"),
+    (
+        "--multirun hydra/sweeper=optuna metric=val/loss hydra.sweeper.direction=maximize seed=0,1",
+        "metric=val/loss is better when lower: add hydra.sweeper.direction=minimize",
+    ),
+    ("--multirun seed=0,1 hydra.sweep.dir=a/${hydra.job.num}", "hydra.sweep.dir: "),
+    ("metric=", "metric=: must not be empty"),
+]  # fmt: skip
+
+
+NETWORK_CASES = [  # said by the classes, so torch is imported; no folder is made
+    ("data.image_size=9", "model: image_size=9: must be a multiple of 2, the network halves images 1 time"),
+    ("model=unet_small data.image_size=10", "image_size=10: must be a multiple of 4, the network halves"),
+    ("model.norm_num_groups=7", "block_out_channels=[32, 32]: must be a multiple of 7, norm_num_groups"),
+    ("model.norm_num_groups=0", "norm_num_groups=0: must be above 0"),
+    ("model.layers_per_block=0", "layers_per_block=0: must be above 0"),
+    ("model.dropout=2", "dropout=2: must be in [0, 1]"),
+    ("model.attention_levels=[1] model.attention_head_dim=24", "block_out_channels=[32]: must be a multiple of 24"),
+    ("model.middle_attention=true model.attention_head_dim=64", "block_out_channels=[32]: must be a multiple of 64"),
+    ("model.attention_levels=[2]", "attention_levels=[2]: the network has levels 0 to 1"),
+    ("model.block_out_channels=[]", "block_out_channels=[]: must be above 0"),
+    ("model=unet2d model.down_block_types=[DownBlock2D]", "down_block_types names 1 blocks, block_out_channels="),
+    ("model=unet2d model.up_block_types=[UpBlock]", "up_block_types=UpBlock: must be one of UpBlock2D, AttnUpBlock2D"),
+    ("model=unet2d model.attention_head_dim=1000", "attention_head_dim=1000: more than the channels of a level with"),
+    ("model=unet2d model.block_out_channels=[32,32,8,32] model.norm_num_groups=32", "must be a multiple of 32"),
+    ("model=unet2d model.act_fn=tanh", "act_fn=tanh: must be one of silu, gelu, relu, mish"),
+    ("model=unet2d data.image_size=12", "image_size=12: must be a multiple of 8"),
+    ("model=context_unet data.image_size=10", "image_size=10: must be a multiple of 4, the network halves images 2"),
+    ("model=context_unet model.features=12", "features=12: must be a multiple of 8, the groups of the norms"),
+    ("model=context_unet model.norm=layer", "norm=layer: must be one of group, batch"),
+    ("model=simple_unet data.image_size=10", "image_size=10: must be a multiple of 4"),
+    ("model=simple_unet model.widths=[8]", "widths=[8]: must be two or more"),
+    ("model=simple_unet model.widths=[8,16]", "attention_levels=[0, 1, 2]: the network has levels 0 to 0"),
+    ("model=dit data.image_size=9", "image_size=9: must be a multiple of 2, patch_size"),
+    ("model=dit model.heads=5", "width=192: must be a multiple of 5, heads"),
+    ("optimizer._target_=torch.optim.SGD", "optimizer.betas: torch.optim.SGD has no such argument, it has lr"),
+    ("optimizer._target_=torch.optim.Sgd", "_target_=torch.optim.Sgd: class not found"),
+    ("+optimizer.momentum=0.9", "optimizer.momentum: torch.optim.AdamW has no such argument"),
+    ("+callbacks.stop._target_=os.system", "_target_=os.system: not a class that a configuration may build"),
+    ("+callbacks.stop.monitor=val/loss", "callbacks.stop: add callbacks.stop._target_=package.Class"),
+    (
+        "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
+        "callbacks.stop: lightning.pytorch.callbacks.EarlyStopping needs monitor. Add +callbacks.stop.monitor=...",
+    ),
+    (
+        "data.transforms=[{_target_:torchvision.transforms.v2.ColorJitter,bright:1}]",
+        "data.transforms[0].bright: torchvision.transforms.v2.ColorJitter has no such argument",
+    ),
+]  # fmt: skip
+
+
+NO_TORCH = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+sys.modules["torch"] = None  # an import of it would raise
+from diffusion_lit.__main__ import main
+for line in json.loads(sys.stdin.read()):
+    sys.argv, told, printed, code = ["diffusion-lit", "train", *line.split()], io.StringIO(), io.StringIO(), 0
+    with redirect_stderr(told), redirect_stdout(printed):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            code = repr(error)
+    print(json.dumps([line, code, told.getvalue(), printed.getvalue()]))
+"""
+
+
+def pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Every case of one key and value with the next one of another key, and with the eighth one after it."""
+    plain = [case for case in CASES if case[0].count("=") == 1 and not set(case[0]) & set(" ,~+-")]
+    values = [case for case in plain if not (CONF / key_of(case)).is_dir()]  # what a wrong choice holds is not judged
+    neighbours = [*itertools.pairwise(values), *zip(values, values[8:], strict=False)]
+    return [(a, b) for a, b in neighbours if key_of(a) != key_of(b)]
+
+
+def key_of(case: tuple[str, str]) -> str:
+    return case[0].partition("=")[0].split(".")[0].replace("max_epochs", "max_steps")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+    """Exit code, message and other text for every case and pair, from a process that cannot import torch."""
+    here = tmp_path_factory.mktemp("here")
+    lines = [line for line, _ in CASES] + [f"{a[0]} {b[0]}" for a, b in pairs()]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH], cwd=here, input=json.dumps(lines), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(here) == []
+    return {line: answer for line, *answer in map(json.loads, done.stdout.splitlines())}
+
+
+@each(("line", "told"), CASES, ids=[line for line, _ in CASES])
+def test_train_refuses(answers, line, told):
+    code, said, printed = answers[line]
+    assert (code, printed) == (2, ""), said
+    assert said.startswith("error: ")
+    assert told in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 12
+
+
+@each(("one", "other"), pairs(), ids=[f"{a[0]} {b[0]}" for a, b in pairs()])
+def test_train_tells_two_faults_at_once(answers, one, other):
+    code, said, _ = answers[f"{one[0]} {other[0]}"]
+    assert code == 2, said
+    assert [told for _, told in (one, other) if told not in said] == [], said
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", "run needs a value: add run=..."),
+        ("run= num_images=4", "run=: must not be empty"),
+        ("run=x run=y lr=3", "no such folder"),
+        ("checkpoint=newest", "checkpoint=newest: must be last, best or a step"),
+        ("device=gpu", "device=gpu: must be auto, cpu, cuda, cuda:1 or mps"),
+        ("weights=raw", "weights=raw: must be one of ema, net"),
+        ("num_images=0", "num_images=0: must be at least 1"),
+        ("gif=1", "gif=1: must be true or false"),
+        ("--multirun run=y,z", "run=y,z: one run at a time"),
+        ("model=unet", "model: no such key"),
+        ("sampler=dim", "sampler=dim: no such sampler (did you mean ddim?)"),
+    ],
+)
+def test_sample_refuses(typed, line, told):
+    assert told in typed("sample", *line.split(), code=4 if "run=x" in line else 2)
+
+
+def test_all_faults_are_told_at_once(typed):
+    words = {
+        "lr=1": "optimizer.lr",
+        "batch_size=8": "global_batch_size",
+        "seed=1.5": "seed=1.5: must",
+        "label_dropout=2": "label_dropout=2: must",
+        "model=unte": "unet_small",
+        "ema=pwer": "power",
+        "sampler.steps=2000": "num_train_timesteps=1000",
+        "name=[": "name=[: cannot be read",
+        "--x": "--x: no such flag",
+    }
+    printed = typed("train", *words)
+    assert [told for told in words.values() if told not in printed] == []
+    assert len(printed.splitlines()) == 1 + 9
+
+
+def test_a_faulty_choice_makes_no_further_faults(typed):
+    """What a group would hold is not known, so its keys are not judged."""
+    assert len(typed("train", "data=folder", "data.root=x", "sampler=dim", "sampler.tau=1").splitlines()) == 1 + 2
+    assert len(typed("train", "experiment=mine", "data.root=x", "seed=x").splitlines()) == 1 + 2
+    assert len(typed("train", "data=image_folder", "data.root=/a(b)").splitlines()) == 1 + 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lr_schedule.warmup_fraction=0.1 data.num_classes=10 trainer.gradient_clip_val=null guidance_scale=0",
+        "sample_every=${checkpoint_every} name=x_${seed}",
+        "seed=1 --multirun weighting=glob(*) optimizer.lr=0.1,0.2",
+        "hydra.job.name=other --multirun seed=range(0,3)",
+        "--multirun hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1",
+        "--multirun hydra/sweeper=optuna hydra.sweeper.direction=maximize optimizer.lr=tag(log,interval(0.0001,0.01))",
+    ],
+)
+def test_train_lets_pass(passes, line):
+    passes("train", *line.split())
+
+
+def test_verbs(typed):
+    assert "trian: no such verb (did you mean train?)\nusage:" in typed("trian")
+
+
+# ------------------------------------------------------------------------------------------ yaml files of ones own
+
+
+def own(tmp_path: Path, name: str, text: str) -> Path:
+    file = tmp_path / "own" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return tmp_path / "own"
+
+
+HEAD = "# @package _global_\ndefaults:\n  - override /data: digits\n  - override /model: unet_digits\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (HEAD + "nme: x\n", "experiment=mine: nme: no such key (did you mean name"),
+        (
+            HEAD + "optimizer:\n  lrr: 1\n",
+            "AdamW has no such argument (did you mean optimizer.lr?)",
+        ),
+        (HEAD + "optimizer:\n  lr: -1\n", "optimizer.lr=-1: must be more than 0"),
+        (HEAD + "seed:\n", "seed=null: needs a value"),
+        (HEAD + "ema: none\n", "experiment=mine: ema is chosen under `defaults:` with `- override /ema: none`"),
+        (HEAD.replace("unet_digits", "unte"), "Could not find 'model/unte'"),
+        (HEAD.replace("/model", "/modle"), "Could not override 'modle'"),
+        ("optimizer:\n  lr: 1\n", "experiment=mine: its first line must be # @package _global_"),
+        (HEAD + "optimizer: [1\n", 'own/experiment/mine.yaml", line 6'),
+        (HEAD + "optimizer:\n\tlr: 1\n", 'own/experiment/mine.yaml", line 6'),
+    ],
+)
+def test_a_users_experiment_with_a_mistake(typed, tmp_path, text, told):
+    folder = own(tmp_path, "experiment/mine", text)
+    assert told in typed("train", "--config-dir", folder, "experiment=mine")
+
+
+def test_a_sampler_for_another_process(typed, tmp_path):
+    text = (CONF / "sampler" / "ddim.yaml").read_text().replace("[discrete, flow, edm]", "[flow]")
+    folder = own(tmp_path, "sampler/mine", text)
+    told = "sampler=mine serves flow processes and this one is discrete: use ddim, ddpm, deis"
+    assert told in typed("train", "--config-dir", folder, "sampler=mine")
+
+
+def test_a_file_that_would_hide_behind_ours(typed, tmp_path):
+    folder = own(tmp_path, "model/unet", "_target_: diffusion_lit.networks.unet.UNet\n")
+    assert "rename model/unet.yaml, conf/ has that name" in typed("train", "--config-dir", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("os.system", "not a class that a configuration may build"), ("nowhere.Net", "No module named")]
+)
+def test_a_class_of_ones_own_that_is_none(typed, tmp_path, name, told):
+    folder = own(tmp_path, "ema/mine", f"_target_: {name}\n")
+    printed = typed("train", "--config-dir", folder, "ema=mine")
+    assert f"_target_={name}: " in printed
+    assert told in printed
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+@pytest.fixture
+def data_fault(typed, tmp_path):
+    """The message for data.root = tmp_path / "in"."""
+    return lambda *words: typed("train", "data=image_folder", f"data.root={tmp_path / 'in'}", *words, code=3)
+
+
+def test_no_such_folder(data_fault):
+    assert "/in: no such folder" in data_fault()
+
+
+def test_a_folder_without_pictures(data_fault, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("none yet")
+    assert "/in: no pictures found (.bmp .gif .jpeg .jpg" in data_fault()
+
+
+def test_empty_class_folders_are_named(data_fault, tmp_path):
+    picture(tmp_path / "in" / "cats" / "1.png")
+    picture(tmp_path / "in" / "dogs" / "1.png")
+    for name in ("birds", "fish"):
+        (tmp_path / "in" / name).mkdir()
+    told = "class folders without pictures: birds, fish; remove them, or set data.labels=none"
+    assert told in data_fault()
+
+
+@pytest.mark.parametrize("split", ["", "train", "val"])
+def test_loose_pictures_beside_class_folders(data_fault, tmp_path, split):
+    for folder in ("train/a", "train/b", "val/a", "val/b") if split else ("a", "b"):
+        picture(tmp_path / "in" / folder / "1.png")
+    picture(tmp_path / "in" / split / "loose.png")
+    assert f"{tmp_path / 'in' / split} holds pictures that are in no class folder" in data_fault()
+
+
+def test_val_with_other_classes_than_train(data_fault, tmp_path):
+    for folder in ("train/a", "train/b", "val/a", "val/c"):
+        picture(tmp_path / "in" / folder / "1.png")
+    assert "/in/val: classes that the train folder lacks: c" in data_fault()
+
+
+def test_val_without_classes_or_pictures(data_fault, tmp_path):
+    for folder in ("train/a", "train/b"):
+        picture(tmp_path / "in" / folder / "1.png")
+    (tmp_path / "in" / "val").mkdir()
+    assert "/in/val: no pictures found" in data_fault()
+    picture(tmp_path / "in" / "val" / "1.png")
+    assert "/in/val holds pictures that are in no class folder" in data_fault()
+
+
+def test_splits_without_train(data_fault, tmp_path):
+    picture(tmp_path / "in" / "test" / "1.png")
+    assert "has test but no train folder" in data_fault()
+
+
+def test_splits_and_other_folders(data_fault, tmp_path):
+    """As classes they would be trained on together with what is held out."""
+    for name in ("train/a", "train/b", "test/a", "other"):
+        picture(tmp_path / "in" / name / "1.png")
+    assert "has train, test and beside them other: move that elsewhere" in data_fault()
+
+
+def test_num_classes_that_disagrees(data_fault, typed, tmp_path):
+    assert "data.num_classes=11, but the source has 10 classes" in typed("train", "data.num_classes=11", code=3)
+    picture(tmp_path / "in" / "1.png")
+    assert "data.num_classes=2, but the source has no classes" in data_fault("data.num_classes=2")
+
+
+def test_what_is_fine(passes, tmp_path):
+    picture(tmp_path / "in" / "1.png")
+    passes("train", "data=image_folder", f"data.root={tmp_path / 'in'}")
+    for name in ("a", "b"):
+        picture(tmp_path / "splits" / "train" / name / "1.png")
+    picture(tmp_path / "splits" / "val" / "a" / "1.png")
+    passes("train", "data=image_folder", f"data.root={tmp_path / 'splits'}", "data.num_classes=2")
+
+
+def test_pictures_that_cannot_be_read_are_named_and_leave_no_run(tmp_path):
+    """Found while decoding, after the run folder was made: it goes again."""
+    for k in range(5):
+        picture(tmp_path / "in" / f"good{k}.png")
+    for k in range(12):
+        (tmp_path / "in" / f"bad{k:02d}.jpg").write_text("<html>404</html>")
+    printed = run("train", *TINY, "data=image_folder", "data.root=in", "data.val_fraction=0", cwd=tmp_path, code=3)
+    assert "error: 12 of 17 pictures cannot be read; repair or remove them:\n  in/bad00.jpg: " in printed
+    assert "in/bad09.jpg: cannot be read as a picture" in printed
+    assert "bad10" not in printed
+    assert "and 2 more" in printed
+    assert "Traceback" not in printed
+    assert [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()] == []
+
+
+# ------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A run of 4 steps on 8 pictures in two classes, checkpoints at 2 and 4, and what it printed in printed.txt."""
+    folder = tmp_path_factory.mktemp("finished")
+    for k in range(8):
+        picture(folder / "in" / "ab"[k % 2] / f"{k}.png")
+    words = [*TINY, "data=image_folder", "data.root=in", "data.image_size=8", "sample_every=0"]
+    printed = run("train", *words, "max_steps=4", "checkpoint_every=2", "run_dir=run", cwd=folder)
+    (folder / "run" / "printed.txt").write_text(printed)
+    return folder / "run"
+
+
+@pytest.fixture
+def a_run(finished, tmp_path) -> Path:
+    """A copy to break, beside its pictures."""
+    shutil.copytree(finished.parent / "in", tmp_path / "here" / "in", dirs_exist_ok=True)
+    return shutil.copytree(finished, tmp_path / "a_run", symlinks=True)
+
+
+@pytest.fixture
+def refused(typed, finished, monkeypatch):
+    """Go on with a run where its pictures are, in vain."""
+
+    def type_(*words: object, code: int = 4) -> str:
+        return typed("train", *words, f"data.root={finished.parent / 'in'}", code=code)
+
+    return type_
+
+
+def test_fewer_pictures_than_a_batch_is_said_and_trained(finished):
+    printed = (finished / "printed.txt").read_text()
+    assert "note       fewer pictures (8) than a batch (12): a batch holds some of them twice" in printed
+    assert checkpoints.steps_of(finished) == [2, 4]
+
+
+def test_resume_of_what_is_no_run(typed, tmp_path):
+    assert "nowhere: no such folder" in typed("train", "resume=nowhere", code=4)
+    (tmp_path / "empty").mkdir()
+    assert "empty is no run folder" in typed("train", f"resume={tmp_path / 'empty'}", code=4)
+    assert "empty is no run folder" in typed("sample", f"run={tmp_path / 'empty'}", code=4)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_sample_and_a_resume_starts_at_step_0(typed, finished, tmp_path):
+    bare = shutil.copytree(finished, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints", "result.json"))
+    assert "bare has no checkpoint yet" in typed("sample", f"run={bare}", code=4)
+    printed = run("train", f"resume={bare}", f"data.root={finished.parent / 'in'}", cwd=tmp_path)
+    assert "bare has no checkpoint yet: starting from step 0" in printed
+    assert checkpoints.steps_of(bare) == [2, 4]
+
+
+@pytest.mark.parametrize(("file", "text"), [("config.yaml", "seed: ["), ("config.yaml", "- 1"), ("command.txt", "")])
+def test_a_run_folder_with_a_damaged_file(refused, finished, tmp_path, file, text):
+    damaged = shutil.copytree(finished, tmp_path / "damaged", symlinks=True)
+    (damaged / file).write_text(text)
+    assert f"{file} is damaged" in refused(f"resume={damaged}")
+
+
+def test_nothing_is_trained_over_and_nothing_of_a_users_is_removed(typed, tmp_path, monkeypatch):
+    """A folder with anything in it is no place for a new run, whatever else goes wrong."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    assert "mine is not empty" in typed("train", f"run_dir={mine}", code=5)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "x.png").write_text("no picture")
+    typed("train", "data=image_folder", f"data.root={bad}", f"run_dir={mine}", code=5)
+    assert (mine / "letter.txt").read_text() == "dear"
+    assert "cannot be made" in typed("train", "run_dir=/dev/null/x", code=5)
+
+
+def test_another_network_although_the_configuration_was_accepted(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    words = [f"resume={copy}", "max_steps=6", "model.block_out_channels=[16,16]", "accept=[config]"]
+    printed = run("train", *words, f"data.root={finished.parent / 'in'}", cwd=tmp_path, code=4)
+    assert "step-00000004.ckpt is of another network" in printed
+    assert "Traceback" not in printed
+    assert checkpoints.steps_of(copy) == [2, 4]
+
+
+def test_every_damage_to_a_checkpoint_is_a_message(finished, tmp_path):
+    """Cut or with flipped bytes anywhere, the archive's headers too: named, never a traceback or other weights."""
+    whole = checkpoints.choose(finished).read_bytes()
+    right = checkpoints.read(checkpoints.choose(finished))["state_dict"]
+    dice = random.Random(0)
+    path = tmp_path / "step-00000004.ckpt"
+    for _ in range(200):
+        damaged = bytearray(whole)
+        place = dice.choice([dice.randrange(len(whole)), dice.randrange(300), len(whole) - 1 - dice.randrange(3000)])
+        if dice.random() < 0.3:
+            del damaged[place:]
+        else:
+            damaged[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        if checkpoints.fault(path) is None:
+            with contextlib.suppress(UserError):  # what the checksums missed, torch notices
+                state = checkpoints.read(path)["state_dict"]
+                assert all(torch.equal(state[key], value) for key, value in right.items())
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("model.block_out_channels=[16,16]", "model.block_out_channels: [8, 8] in the run, [16, 16] now"),
+        ("diffusion.beta_schedule=linear", "diffusion.beta_schedule: cosine in the run, linear now"),
+        ("data.channels=1", "data.channels: 3 in the run, 1 now"),
+    ],
+)
+def test_resume_with_another_configuration(refused, passes, finished, word, told):
+    printed = refused(f"resume={finished}", word)
+    assert told in printed
+    assert "accept=[config] to go on all the same" in printed
+    assert len(printed.splitlines()) <= 12
+    passes("train", f"resume={finished}", word, "accept=[config]", f"data.root={finished.parent / 'in'}")
+
+
+def test_resume_with_other_lengths_and_intervals(passes, finished):
+    words = ["max_steps=9", "log_every=2", "checkpoint_every=3", "sampler=ddpm", "guidance_scale=2"]
+    passes("train", f"resume={finished}", *words, f"data.root={finished.parent / 'in'}")
+
+
+def test_a_run_in_use(refused, finished):
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "file.truncate(0); file.write('process 7 on host x'); file.flush(); print('held', flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, finished / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert "run is in use by process 7 on host x" in refused(f"resume={finished}", "max_steps=9", code=5)
+    holder.communicate("\n")
+    with open(finished / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_all_checkpoints_broken(refused, typed, finished, tmp_path):
+    broken = shutil.copytree(finished, tmp_path / "broken", symlinks=True)
+    for step in (2, 4):
+        path = checkpoints.path_of(broken, step)
+        path.write_bytes(path.read_bytes()[: step * 100])
+    for printed in (refused(f"resume={broken}"), typed("sample", f"run={broken}", code=4)):
+        assert "no checkpoint of this run can be used" in printed
+        assert "step-00000002.ckpt (broken: " in printed
+        assert "step-00000004.ckpt (broken: " in printed
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over_and_named(finished, tmp_path):
+    shutil.copytree(finished.parent / "in", tmp_path / "in")
+    cut = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    path = checkpoints.path_of(cut, 4)
+    path.write_bytes(path.read_bytes()[:-1000])
+    printed = run("train", "resume=run", "max_steps=5", cwd=tmp_path)
+    assert f"using step-00000002.ckpt instead of {path} (broken: " in printed
+    assert checkpoints.fault(checkpoints.path_of(cut, 4)) is None  # step 4 was trained and saved again
+    assert checkpoints.steps_of(cut)[-1] == 5
+
+
+def test_sample_asks_for_what_the_run_has(typed, finished):
+    assert "has no checkpoint '3'; there are last, best and steps 2, 4" in typed(
+        "sample", f"run={finished}", "checkpoint=3", code=4
+    )
+    assert "c is no class of this run; there are 0 a, 1 b" in typed("sample", f"run={finished}", "classes=[c]")
+
+
+def test_classes_refuse_arguments_that_they_do_not_take(typed):
+    for line, wanted in NETWORK_CASES:
+        assert wanted in typed("train", *line.split()), line
+
+
+# ------------------------------------------------------------------------------------------ as a real process
+
+
+def test_faults_are_told_before_torch_is_loaded(tmp_path):
+    code = (
+        "import sys; sys.argv = ['diffusion-lit', 'train', 'lr=1', 'data=image_folder', 'data.root=nowhere']\n"
+        "from diffusion_lit.__main__ import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    for word, exit_code in (("lr=1", 2), ("seed=1", 3)):
+        command = [sys.executable, "-c", code.replace("lr=1", word)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == exit_code, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+        assert os.listdir(tmp_path) == []

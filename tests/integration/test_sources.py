@@ -1,0 +1,125 @@
+"""Data sources, as the commands use them."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
+from tests.runs import run
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict:
+    return {
+        "x_train": RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8),
+        "y_train": np.arange(20, dtype=np.uint8) % 10,
+        "x_test": RNG.integers(0, 256, (8, 28, 28), dtype=np.uint8),
+        "y_test": np.arange(8, dtype=np.uint8),
+    }
+
+
+def test_the_check_of_digits_does_not_wait_for_torch(tmp_path, digits):
+    np.savez(tmp_path / "keras.npz", **digits)
+    code = (
+        "import sys\nfrom diffusion_lit.config.compose import composed, with_data_facts\n"
+        f"words = ['experiment=none', 'data=mnist', 'data.root={tmp_path / 'keras.npz'}']\n"
+        "with_data_facts(composed('train', words)[0])[1].splits()\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_command_ends_with_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = run("train", "data=cifar10", "data.root=file", cwd=tmp_path, code=3)
+    assert printed.startswith(f"error: data=cifar10 is not in {tmp_path / 'file'} (as cifar-10-batches-py, ")
+    assert len(printed.splitlines()) == 1
+    printed = run("train", "data=image_folder", "data.root=null", cwd=tmp_path, code=2)
+    assert printed == "error: data.root needs a value: add data.root=...\n"
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_datasets(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+
+
+def module(*words: str) -> ImageDataModule:
+    config, source = with_data_facts(composed("train", ["experiment=none", "data.image_size=8", *words])[0])
+    source.splits()  # as the check does
+    data = datamodule_from_config(source, config["data"], 0, 4)
+    data.setup()
+    return data
+
+
+# ------------------------------------------------------------------------------------------ splits and rows
+
+
+def table_at(path: Path, columns: dict, name: str = "train") -> Path:
+    path.mkdir(exist_ok=True, parents=True)
+    pq.write_table(pa.table(columns), path / f"{name}.parquet")
+    return path
+
+
+def shades(n: int, first: int = 0) -> list[bytes]:
+    """Pictures that are grey, each in its own shade."""
+    found = []
+    for k in range(first, first + n):
+        file = io.BytesIO()
+        Image.new("L", (2, 2), k % 256).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+def shades_of(store) -> list[int]:
+    return store.images[:, 0, 0, 0].tolist()
+
+
+GREY = ["data.channels=1", "data.image_size=4"]
+
+
+def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, monkeypatch):
+    path, cache = table_at(tmp_path / "set", {"image": shades(12)}), tmp_path / "cache"
+    words = ["data=huggingface", f"data.path={path}", *GREY, f"data.cache_dir={cache}"]
+    code = (
+        "from diffusion_lit.config.compose import composed, with_data_facts\n"
+        "from diffusion_lit.data.decoding import Decoding\n"
+        "from diffusion_lit.data.sources.folder import hold_out\n"
+        "from diffusion_lit.data.store import load\n"
+        f"config, source = with_data_facts(composed('train', ['experiment=none', *{words!r}])[0])\n"
+        "for name, split in hold_out(source.splits(), config['data']['val_fraction']).items():\n"
+        "    load(split, Decoding(4, 1, 'bicubic', [255] * 3), config['data']['cache_dir'], name)\n"
+        "import sys\nassert 'torch' not in sys.modules  # nor does the check wait for it"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    files = sorted(cache.glob("*.npy"))
+    assert len(files) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusion_lit.data.store.decode_all", None)  # nothing is decoded again
+        module(*words)
+    table_at(path, {"image": shades(13, 1)})
+    data = module(*words)
+    assert sorted(shades_of(data.train) + shades_of(data.val)) == list(range(1, 14))
+    assert len(list(cache.glob("*.npy"))) == 4
+
+
+def test_offline_the_command_ends_with_a_line(tmp_path):
+    command = [sys.executable, "-m", "diffusion_lit.train", "data=huggingface", "data.path=someone/things"]
+    for offline, why in (("0", "hub cannot be reached"), ("1", "Couldn't reach 'someone/things' on the Hub")):
+        env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}  # nobody listens there
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 3
+        printed = done.stdout + done.stderr
+        assert printed.startswith("error: data.path=someone/things: ")
+        assert why in printed
+        assert len(printed.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""Runs on streamed data: length, kills, lost hubs, ranks."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from diffusion_lit import audit
+from diffusion_lit.config.compose import composed
+from diffusion_lit.data import streaming
+from diffusion_lit.data.sources import parts
+from diffusion_lit.system.errors import UserError
+from tests.equal_runs import assert_equal_runs
+from tests.image_sets import FILES, table_of, written
+from tests.runs import TINY, run, signal_at_step, start, trace
+
+N = sum(FILES)
+SIZE = ["data.image_size=4", "data.flip=0"]
+EVERY = [*SIZE, "data.streaming=every_epoch"]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("sets")
+    table_of(range(N)).save_to_disk(home / "saved")
+    return {
+        "parquet": written(home / "parquet", "train", range(N)),
+        "one large group": written(home / "large", "train", range(N), (N,), N),
+        "saved": home / "saved",
+    }
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(streaming, "WINDOW", 64)
+    monkeypatch.setattr(streaming, "WAITS", (0, 0))
+    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+def settings(path: Path, *words: str) -> list[str]:
+    return ["data=huggingface", f"data.path={path}", *EVERY, *TINY, "data.flip=0.5", "sample_every=0", *words]
+
+
+SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.WAITS = 64, (0, 0)\n"
+NO_HUB = """
+from diffusion_lit.data.sources import huggingface, parts
+files, read, rows = huggingface.parquet_files, parts.ParquetRows.read, []
+huggingface.parquet_files = lambda *args: [f"file://{file}" for file in files(*args)]
+def gone(self, part, skip):
+    for row in read(self, part, skip):
+        if len(rows) > 500:
+            raise ConnectionError("peer is gone")
+        rows.append(None)
+        yield row
+parts.ParquetRows.read = gone
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(sets, tmp_path_factory) -> Path:
+    """A run of three windows an epoch, and into its second epoch."""
+    words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
+    home = tmp_path_factory.mktemp("whole")
+    (home / "printed.txt").write_text(run("train", *words, "run_dir=run", cwd=home, prelude=SMALL))
+    return home / "run"
+
+
+def test_the_length_of_a_run_is_that_of_the_pictures_there_are(whole):
+    printed = (whole.parent / "printed.txt").read_text()
+    assert "434 pictures 4x4x3, 3 classes; 23 held out" in printed
+    assert "58 steps of 12 images = 1.6 epochs" in printed  # 1.6 x 434 / 12
+
+
+def test_commands_that_need_all_pictures_say_so(sets, whole):
+    told = run("evaluate", f"run={whole}", "num_images=20", cwd=whole.parent, code=2)
+    assert "every_epoch keeps no training pictures: add pictures=<a folder" in told
+    words = ["data=huggingface", f"data.path={sets['parquet']}", "data.streaming=every_epoch"]
+    with pytest.raises(UserError, match=r"data\.streaming=every_epoch: pictures are looked at more than once"):
+        audit.check(composed("audit", words)[0])
+
+
+def test_a_killed_run_goes_on_bit_for_bit(sets, whole, tmp_path):
+    words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
+    process = start("train", *words, "run_dir=broken", cwd=tmp_path, prelude=SMALL)
+    assert signal_at_step(33, process, tmp_path / "broken") == -signal.SIGKILL
+    run("train", "resume=broken", cwd=tmp_path, prelude=SMALL)
+    assert_equal_runs(whole, tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_a_run_whose_hub_is_gone_ends_with_75_and_goes_on_bit_for_bit(sets, whole, tmp_path):
+    words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
+    printed = run("train", *words, "run_dir=broken", cwd=tmp_path, prelude=SMALL + NO_HUB, code=75)
+    assert "(peer is gone), also when tried again; a run goes on from its last checkpoint" in printed
+    assert "Traceback" not in printed
+    run("train", "resume=broken", cwd=tmp_path, prelude=SMALL)
+    assert_equal_runs(whole, tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does(sets, tmp_path):
+    words = settings(sets["parquet"], "max_steps=50", "checkpoint_every=10", "val_every=25", "model.dropout=0")
+    run("train", *words, "run_dir=one", cwd=tmp_path)
+    run("train", *words, "strategy=ddp", "strategy.devices=2", "strategy.accumulate=2", "run_dir=two", cwd=tmp_path)
+    for a, b in zip(trace(tmp_path / "one"), trace(tmp_path / "two"), strict=True):
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
+
+
+def test_a_plan_of_pictures_that_are_not_kept(sets, tmp_path):
+    words = ["data=huggingface", f"data.path={sets['parquet']}", *EVERY, *TINY, "model.attention_levels=[]"]
+    prelude = "import diffusion_lit.training.benchmark as bench; bench.SECONDS = 0.05"
+    printed = run("train", *words, "max_steps=40", "plan=true", cwd=tmp_path, prelude=prelude)
+    assert "the whole run: about" in printed

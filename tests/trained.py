@@ -1,0 +1,20 @@
+"""Training in this process, in seconds."""
+
+from pathlib import Path
+
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.training.fit import fit
+from tests.runs import TINY, trace
+
+SHORT = [*TINY, "max_steps=4", "checkpoint_every=4", "val_every=0", "sample_every=0", "keep_checkpoints=1"]
+
+
+def train(run: Path, *overrides: str) -> list[dict[str, str]]:
+    """A run in this process; its metrics without the clock."""
+    config, source = with_data_facts(composed("train", [*SHORT, *overrides])[0])
+    fit(config, source, run, list(overrides))
+    return trace(run)
+
+
+def losses(run: Path, *overrides: str) -> list[float]:
+    return [float(row["train/loss"]) for row in train(run, *overrides)]

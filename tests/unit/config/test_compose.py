@@ -1,0 +1,303 @@
+"""The yaml files, the table of rules and the help fit each other and the code; the check sees what Hydra runs."""
+
+import inspect
+import itertools
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diffusion_lit.__main__ import VERBS
+from diffusion_lit.config import compose as compose_module
+from diffusion_lit.config import overrides
+from diffusion_lit.config.compose import CONF, composed, help_text, hydra_settings, with_data_facts
+from diffusion_lit.config.constraints import CHECKS
+from diffusion_lit.config.schema import RULES, Each, Rule
+from diffusion_lit.config.targets import locate
+from diffusion_lit.system.errors import UserError
+from tests.cases import each
+
+GROUPS = [
+    "data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule", "strategy", "trainer",
+    "callbacks", "logger", "experiment",
+]  # fmt: skip
+LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
+EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
+# keys that our code takes out of a leaf before the class gets the rest
+OURS = {
+    "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
+             "random_crop", "flip", "transforms", "cache_dir", "judge_images", "render"},
+    "sampler": {"name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"},
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}={path.stem}"
+
+
+def run_level(name: str) -> list[str]:
+    return [key for key in OmegaConf.load(CONF / f"{name}.yaml") if key not in ("defaults", "hydra")]
+
+
+# ------------------------------------------------------------------------------------------ the yaml files
+
+
+def test_the_keys_of_a_run():
+    assert run_level("train") == [
+        "name", "seed", "run_dir", "resume", "init_from", "accept", "max_steps", "max_epochs", "global_batch_size",
+        "log_every",
+        "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "best_by", "ema_snapshot_every",
+        "max_skipped_steps", "metrics_every", "metrics", "metrics_images", "metrics_steps", "label_dropout",
+        "guidance_scale", "guidance_interval", "guidance_rescale",
+        "metric", "plan",
+    ]  # fmt: skip
+
+
+def test_the_groups():
+    assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == sorted(GROUPS)
+
+
+@each("path", LEAVES + EXPERIMENTS, ids=name_of)
+def test_every_choice_composes_and_passes(path):
+    words = [name_of(path)] + (["experiment=none"] if path in LEAVES else [])
+    process = OmegaConf.load(path).get("serves", ["discrete"])[0]
+    words += [f"diffusion={process}"] if process != "discrete" else []
+    missing = {"data.root"}  # of the data set of experiment=none
+    if path in EXPERIMENTS or path.parent.name == "data" or "???" in path.read_text():
+        missing = OmegaConf.missing_keys(composed("train", words, complete=False)[0])
+    store = "{_target_: diffusion_lit.data.store.ImageStore, images: 0, labels: 0}"
+    values = {"data.sources": "[a,b.csv]", "data.dataset": store}
+    words += [f"{key}={values.get(key, 'pictures')}" for key in missing]
+    (config,) = composed("train", words)
+    assert [key for key in config if key not in GROUPS] == run_level("train")
+
+
+@each("path", LEAVES, ids=name_of)
+def test_every_key_of_a_leaf_is_an_argument_of_its_class_or_ours(path):
+    leaf, group = OmegaConf.load(path), path.parent.name
+    if "_target_" not in leaf:
+        assert group in ("diffusion", "strategy", "lr_schedule", "trainer", "callbacks")
+        return
+    taken = set(inspect.signature(locate(leaf["_target_"])).parameters) | OURS.get(group, set()) | {"_target_"}
+    if path.stem == "unet2d":  # which hands everything else on, and leaves nothing out
+        from diffusers import UNet2DModel
+
+        taken |= set(inspect.signature(UNet2DModel).parameters) - {"sample_size", "in_channels", "out_channels"}
+        assert taken - set(leaf) <= {"arguments", "num_class_embeds"}
+    if group == "sampler":
+        taken |= set(inspect.signature(locate(leaf["_target_"]).step).parameters)
+    assert set(leaf) <= taken
+
+
+def test_every_key_of_the_diffusion_is_an_argument():
+    from diffusion_lit.diffusion.loss import Diffusion
+    from diffusion_lit.diffusion.processes import PROCESSES
+
+    for path in (CONF / "diffusion").glob("*.yaml"):
+        leaf = OmegaConf.load(path)
+        process = set(inspect.signature(PROCESSES[leaf.pop("process", "discrete")]).parameters)
+        assert set(leaf) - set(inspect.signature(Diffusion).parameters) == process, path
+
+
+@each("group", GROUPS[:-1])
+def test_leaves_of_a_group_that_share_a_class_share_their_keys(group):
+    keys = {}
+    for path in sorted((CONF / group).glob("*.yaml")):
+        leaf = OmegaConf.load(path)
+        assert keys.setdefault(leaf.get("_target_", leaf.get("process", leaf.get("name"))), set(leaf)) == set(leaf), (
+            path
+        )
+
+
+@each("path", [*CONF.glob("*.yaml"), *LEAVES, *EXPERIMENTS], ids=name_of)
+def test_every_file_says_what_it_is(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    if path in EXPERIMENTS:
+        header = "\n".join(line for line in lines if line.startswith("#"))
+        assert lines[0] == "# @package _global_"
+        assert re.search(r"^#   python -m diffusion_lit\.train\b", header, re.M), "the command"
+        assert re.search(r"^# Cost and result: \S", header, re.M), "what it costs and what came out"
+
+
+def test_a_follow_up_command_carries_the_config_dir(tmp_path, monkeypatch):
+    monkeypatch.setattr(overrides, "CONFIG_DIR", kept := [])
+    monkeypatch.setattr(compose_module, "CONFIG_DIR", kept)
+    assert overrides.follow_up("sample", "run=a b") == "python -m diffusion_lit.sample 'run=a b'"
+    composed("train", ["data=digits"], str(tmp_path))
+    assert overrides.follow_up("sample", "run=a") == f"python -m diffusion_lit.sample --config-dir {tmp_path} run=a"
+
+
+# ------------------------------------------------------------------------------------------ the table of rules
+
+
+def test_choices_are_those_of_the_code():
+    from diffusion_lit.config import schema
+    from diffusion_lit.data.decoding import FITS, MODES, RESAMPLE
+    from diffusion_lit.diffusion.loss import LOSSES
+    from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
+    from diffusion_lit.diffusion.schedules import BETA_SCHEDULES
+    from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
+    from diffusion_lit.evaluation.features import EXTRACTORS
+    from diffusion_lit.evaluation.metrics import METRICS
+
+    tables = {
+        "diffusion.beta_schedule": BETA_SCHEDULES,
+        "diffusion.prediction_type": PREDICTION_TYPES,
+        "diffusion.timestep_sampling": TIMESTEP_SAMPLING,
+        "diffusion.loss": LOSSES,
+        "data.resample": RESAMPLE,
+        "data.fit": FITS,
+        "data.channels": MODES,
+        "features": EXTRACTORS,
+    }
+    assert METRICS.keys() == schema.METRICS.keys()
+    for key, table in tables.items():
+        assert sorted(RULES[key].choices) == sorted(table), key
+
+
+def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
+    keys = {key for name in VERBS for key in run_level(name)}
+    for path in LEAVES:
+        for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
+            name = f"{path.parent.name}.{key}"
+            keys.add(name)
+            is_value = value != "???" and not str(value).startswith("${")
+            assert name not in RULES or not is_value or RULES[name](value) is None, f"{path}: {key}"
+    assert RULES.keys() <= keys
+
+
+@each(
+    ("rule", "good", "bad"),
+    [
+        (Rule(int, low=1), [1, 10**12], [0, 1.0, "1", True, None, [1]]),
+        (Rule(low=0, high=1), [0, 1, 0.5], [-0.1, 1.1, float("nan"), float("inf"), "0.5", False, None]),
+        (Rule(above=0, below=1), [0.5], [0, 1]),
+        (Rule(above=0, optional=True), [None, 2], [0]),
+        (Rule(choices=(1, 3)), [1, 3], [2, True, "1", None]),
+        (Rule(bool), [True, False], [1, "true", None]),
+        (Rule(str), ["a", "1"], ["", 1, None, True]),
+        (Each(Rule(int, low=0), length=2), [[0, 1]], [[0], [0, -1], [0, "1"], 3, None]),
+        (Each(shortest=1), [["a"]], [[]]),
+        (RULES["checkpoint"], ["last", "best", 0, 300], ["first", -1, True, 1.5, None]),
+        (RULES["device"], ["auto", "cpu", "cuda", "cuda:1", "mps"], ["gpu", "cuda:", 0, None]),
+    ],
+)
+def test_rules(rule, good, bad):
+    assert [rule(value) for value in good] == [None] * len(good)
+    assert all(isinstance(rule(value), str) for value in bad)
+
+
+def test_every_check_of_values_together_finds_its_keys():
+    """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
+    left = set(CHECKS)
+    for path in [*sorted((CONF / "model").glob("*.yaml")), CONF / "diffusion" / "edm.yaml"]:
+        words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
+        (config,) = composed("train", words + ["model.path=there"] * (path.stem == "pretrained"))
+        values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
+        values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
+        values |= {"init": None, "strength": None, "mask": None, "resample": 1, "shards": None}  # of `sample`
+        values |= {"data.streaming": False}  # of data=huggingface
+        for check in CHECKS:
+            with suppress(KeyError):
+                assert list(check(values)) == []
+                left.discard(check)
+    assert not left
+
+
+# ------------------------------------------------------------------------------------------ composing
+
+
+@each(
+    "words",
+    [
+        ["lr_schedule.warmup_fraction=0.1", "data.num_classes=10", "resume=some/run"],
+        ["sample_every=${checkpoint_every}", "name=x_${seed}", "lr_schedule.warmup_steps=${val_every}"],
+        ["data.background=[0,0,0]", "model.attention_levels=[]", "optimizer.betas=[0,0.5]", "accept=[config,data]"],
+        ['name="it\'s, [odd]"', "data.cache_dir=/a b/c", "optimizer.lr=1", "sampler=ddpm", "sampler.steps=1000"],
+        ["seed=1", "seed=2", "trainer.gradient_clip_val=null", "ema=none", "weighting=p2", "weighting.k=2"],
+        ["hydra.job.name=other", "run_dir=elsewhere"],
+        ["experiment=cifar10_cond", "data.root=/data", "max_steps=5", "strategy.accumulate=2"],
+    ],
+)
+def test_the_check_sees_what_hydra_runs(words):
+    (config,) = composed("train", words)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert OmegaConf.to_container(config) == OmegaConf.to_container(compose("train", words))
+
+
+def test_every_combination_of_a_sweep_is_composed():
+    words = ["weighting=glob(*snr)", "seed=range(0,3)", "optimizer.lr=choice(0.1,0.2)", "name='a,b','c'"]
+    found = [
+        (c.weighting._target_.rpartition(".")[2], c.seed, c.optimizer.lr, c.name) for c in composed("train", words)
+    ]
+    weightings = ["MinSNR", "SNR", "SoftMinSNR", "TruncatedSNR"]
+    assert sorted(found) == list(itertools.product(weightings, range(3), (0.1, 0.2), ("a,b", "c")))
+
+
+def test_yaml_files_of_ones_own(tmp_path):
+    own = tmp_path / "own"
+    for group in ("experiment", "weighting"):
+        (own / group).mkdir(parents=True)
+    (own / "weighting" / "strong.yaml").write_text("_target_: diffusion_lit.diffusion.weighting.MinSNR\ngamma: 1.0\n")
+    (own / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: digits\n  - override /weighting: strong\n"
+        "name: mine\nmodel:\n  norm_num_groups: 4\n"
+    )
+    (config,) = composed("train", ["experiment=mine", "weighting.gamma=2"], config_dir=str(own))
+    assert (config.name, config.weighting.gamma, config.model.norm_num_groups) == ("mine", 2, 4)
+
+
+def test_the_number_of_classes_reaches_the_network():
+    config, source = with_data_facts(composed("train", [])[0])
+    assert config["model"]["num_classes"] == config["data"]["num_classes"] == 10
+    assert config["data"]["class_names"] == source.class_names == [str(digit) for digit in range(10)]
+
+
+# ------------------------------------------------------------------------------------------ help
+
+
+def test_help_holds_every_group_key_and_comment():
+    text = help_text("train", [])
+    unwrapped = re.sub(r"\n {14}", "  ", text)
+    for group in GROUPS:
+        for path in (CONF / group).glob("*.yaml"):
+            assert re.search(rf"^  {group} .*\b{path.stem}\b", unwrapped, re.M), path
+    for key in run_level("train"):
+        assert re.search(rf"^  {key}: ", text, re.M), key
+    assert "optimizer steps, as everywhere below" in text
+    assert "sampler     ddim" in help_text("sample", [])
+    assert len(text.splitlines()) < 68
+    assert max(map(len, text.splitlines())) <= 110
+
+
+@each("verb", VERBS)
+def test_help_of_every_verb_shows_three_examples_at_least(verb):
+    lines = help_text(verb, []).splitlines()
+    assert sum(line.strip().startswith(f"python -m diffusion_lit.{verb} ") for line in lines) >= 2
+    assert sum(f"python -m diffusion_lit.{verb}" in line for line in lines) >= 3
+
+
+def test_help_of_a_group_is_its_files():
+    text = help_text("train", ["ema", "sampler"])
+    for path in [*(CONF / "ema").glob("*.yaml"), *(CONF / "sampler").glob("*.yaml")]:
+        assert path.read_text() in text
+
+
+@pytest.mark.parametrize("experiment", ["minecraft_skins", "cifar10_cond", "digits"])
+def test_another_network_than_the_recipes_is_as_its_own_file_says(experiment):
+    words = [f"experiment={experiment}", "data.root=x"][: 1 if experiment == "digits" else 2]
+    own = OmegaConf.load(CONF / "model" / "unet_small.yaml")
+    (config,) = composed("train", [*words, "model=unet_small", "model.dropout=0.3"])
+    assert dict(config.model) == dict(OmegaConf.merge(config, {"model": own}).model) | {"dropout": 0.3}
+    (plain,) = composed("train", words)
+    (named,) = composed("train", [*words, f"model={hydra_settings('train', words).runtime.choices['model']}"])
+    assert named.model == plain.model  # the recipe's own by name changes nothing
+
+
+def test_a_key_that_is_nearly_a_group_is_taken_for_it():
+    with pytest.raises(UserError, match="optimiser: no such key .did you mean optimizer or "):
+        composed("train", ["optimiser=adam"])

@@ -1,0 +1,552 @@
+"""Hugging Face data sets: whatever they come as, the arrays are those of the same pictures in folders."""
+
+import http.server
+import io
+import threading
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.folder import hold_out
+from diffusion_lit.data.sources.tables import short
+from diffusion_lit.system.errors import Exit, UserError
+from tests.cases import each
+from tests.image_sets import huggingface, module
+from tests.trained import train
+
+SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
+NAMES = ["cat", "dog"]
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_datasets(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Class folders of small pictures, each of another kind: what is read in a special way is read so everywhere."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split, classes in SIZES.items():
+        for name, n in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for k in range(n):
+                noise = rng.integers(0, 256, (12, 8, 4), dtype=np.uint8)
+                kinds = [Image.fromarray(noise), Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 0])]
+                kinds += [Image.fromarray(noise[..., :2].copy().view(np.uint16)[..., 0]), kinds[1].quantize(7)]
+                more = {"exif": exif} if k == 1 else {}
+                kinds[k % 5].save(root / split / name / f"{k}.png", **more)
+    return root
+
+
+def rows(folder: Path, split: str) -> list[tuple[bytes, int]]:
+    return [
+        (path.read_bytes(), k) for k, name in enumerate(NAMES) for path in sorted((folder / split / name).iterdir())
+    ]
+
+
+def typed(folder: Path, split: str, image: str, label: str) -> datasets.Dataset:
+    features = datasets.Features({label: datasets.ClassLabel(names=NAMES), image: datasets.Image()})
+    table = {image: [{"bytes": data, "path": None} for data, _ in rows(folder, split)]}
+    return datasets.Dataset.from_dict(table | {label: [k for _, k in rows(folder, split)]}, features=features)
+
+
+def written_imagefolder(folder: Path, to: Path) -> None:
+    to.rmdir()
+    to.symlink_to(folder)
+
+
+def written_typed_parquet(folder: Path, to: Path) -> None:
+    for split in SIZES:
+        typed(folder, split, "img", "label").to_parquet(to / f"{split}-00000-of-00001.parquet")
+
+
+def written_plain_parquet(folder: Path, to: Path) -> None:
+    """As any other program writes it: no types of Hugging Face, classes as words."""
+    for split in SIZES:
+        pictures, labels = zip(*rows(folder, split), strict=True)
+        table = {"fine_label": [NAMES[k] for k in labels], "image": [{"bytes": data, "path": ""} for data in pictures]}
+        pq.write_table(pa.table(table), to / f"{split}.parquet")
+
+
+def written_binary_parquet(folder: Path, to: Path) -> None:
+    """Beside the pictures other bytes, which are none."""
+    for split in SIZES:
+        pictures, labels = zip(*rows(folder, split), strict=True)
+        table = {"id": [b"x"] * len(labels), "jpeg": list(pictures), "class": [NAMES[k] for k in labels]}
+        pq.write_table(pa.table(table), to / f"{split}.parquet")
+
+
+def written_save_to_disk(folder: Path, to: Path) -> None:
+    datasets.DatasetDict({split: typed(folder, split, "image", "fine_label") for split in SIZES}).save_to_disk(to)
+
+
+WRITERS = {name.removeprefix("written_"): writer for name, writer in globals().items() if name.startswith("written_")}
+
+
+@pytest.fixture(scope="module")
+def sets(folder, tmp_path_factory) -> dict[str, Path]:
+    paths = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
+    for name, writer in WRITERS.items():
+        writer(folder, paths[name])
+    return paths
+
+
+def assert_same(data: ImageDataModule, other: ImageDataModule) -> None:
+    assert data.source.class_names == other.source.class_names
+    assert (data.val is None) == (other.val is None)
+    for store, expected in [(data.train, other.train)] + ([(data.val, other.val)] if data.val else []):
+        np.testing.assert_array_equal(store.images, expected.images)
+        np.testing.assert_array_equal(store.labels, expected.labels)
+        assert store.labels.dtype == np.int64
+        assert store.fingerprint == expected.fingerprint
+
+
+@pytest.fixture(scope="module")
+def oracle(folder) -> ImageDataModule:
+    return module("data=image_folder", f"data.root={folder}")
+
+
+# ------------------------------------------------------------------------------------------ the same arrays
+
+
+@each("kind", WRITERS)
+def test_every_kind_gives_the_arrays_labels_and_names_of_the_folder(kind, sets, oracle):
+    assert (len(oracle.train), len(oracle.val), oracle.source.class_names) == (12, 5, NAMES)
+    assert_same(huggingface(sets[kind]), oracle)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_and_background_are_those_of_our_decoding(channels, sets, folder):
+    words = [f"data.channels={channels}", "data.background=[255,0,9]", "data.resample=area"]
+    assert_same(huggingface(sets["typed_parquet"], *words), module("data=image_folder", f"data.root={folder}", *words))
+
+
+@each("kind", ["imagefolder", "typed_parquet", "save_to_disk"])
+@each("cached", [False, True])
+def test_a_stream_gives_the_same(kind, cached, sets, oracle, tmp_path):
+    words = ["data.streaming=true"] + [f"data.cache_dir={tmp_path / 'cache'}"] * cached
+    assert_same(huggingface(sets[kind], *words), oracle)
+
+
+def test_without_labels_the_model_is_unconditional(sets, folder, tmp_path):
+    loose = tmp_path / "loose.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": data, "path": None} for data, _ in rows(folder, "train")]}), loose)
+    expected = module("data=image_folder", f"data.root={folder / 'train'}", "data.labels=none", "data.val_fraction=0")
+    assert_same(huggingface(loose, "data.val_fraction=0"), expected)
+    assert_same(huggingface(loose, "data.val_fraction=0", "data.streaming=true"), expected)
+    data = huggingface(sets["typed_parquet"], "data.label_column=none")
+    assert data.source.class_names == []
+    np.testing.assert_array_equal(data.train.images, expected.train.images)
+    assert not data.train.labels.any()
+
+
+@each("kind", WRITERS)
+def test_every_kind_trains(kind, sets, tmp_path):
+    words = ["experiment=none", "data=huggingface", f"data.path={sets[kind]}"]
+    trace = train(tmp_path / "run", *words, "data.image_size=8", "max_steps=2")
+    assert np.isfinite([float(row["train/loss"]) for row in trace]).all()
+
+
+def test_an_unlabelled_stream_trains(sets, tmp_path):
+    words = ["experiment=none", "data=huggingface", f"data.path={sets['plain_parquet']}", "data.streaming=true"]
+    trace = train(tmp_path / "run", *words, "data.label_column=none", "data.image_size=8", "max_steps=2")
+    assert np.isfinite([float(row["train/loss"]) for row in trace]).all()
+
+
+# ------------------------------------------------------------------------------------------ splits and rows
+
+
+def table_at(path: Path, columns: dict, name: str = "train") -> Path:
+    path.mkdir(exist_ok=True, parents=True)
+    pq.write_table(pa.table(columns), path / f"{name}.parquet")
+    return path
+
+
+def shades(n: int, first: int = 0) -> list[bytes]:
+    """Pictures that are grey, each in its own shade."""
+    found = []
+    for k in range(first, first + n):
+        file = io.BytesIO()
+        Image.new("L", (2, 2), k % 256).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+def shades_of(store) -> list[int]:
+    return store.images[:, 0, 0, 0].tolist()
+
+
+GREY = ["data.channels=1", "data.image_size=4"]
+
+
+def test_which_split_is_held_out(tmp_path):
+    tables = datasets.DatasetDict()
+    for k, name in enumerate(["train", "test", "valid", "val", "validation"]):
+        tables[name] = datasets.Dataset.from_dict({"image": shades(3, 10 * k)})
+        tables.save_to_disk(tmp_path / name)
+        data = huggingface(tmp_path / name, *GREY, "data.val_fraction=0")
+        assert shades_of(data.train) == [0, 1, 2]
+        assert (data.val and shades_of(data.val)) == ([10 * k, 10 * k + 1, 10 * k + 2] if k else None)
+
+
+def test_a_split_of_ones_own(sets, tmp_path):
+    data = huggingface(sets["typed_parquet"], "data.split='train[:50%]'", "data.val_fraction=0")
+    assert (len(data.train), data.val) == (6, None)
+    for streaming in ("true", "false"):
+        data = huggingface(
+            sets["save_to_disk"], "data.split=test", "data.val_fraction=0.4", f"data.streaming={streaming}"
+        )
+        assert (len(data.train), len(data.val)) == (3, 2)
+    only = table_at(tmp_path / "only", {"image": shades(3)}, "test")
+    assert shades_of(huggingface(only, *GREY, "data.val_fraction=0").train) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_only_the_first_so_many(tmp_path, streaming):
+    path = table_at(tmp_path / "set", {"image": shades(9)})
+    table_at(path, {"image": shades(9, 100)}, "test")
+    data = huggingface(path, *GREY, "data.max_images=4", f"data.streaming={streaming}")
+    assert (shades_of(data.train), shades_of(data.val)) == ([0, 1, 2, 3], [100, 101, 102, 103])
+
+
+def test_held_out_rows_are_taken_without_reading_the_table(tmp_path):
+    path = table_at(tmp_path / "set", {"image": shades(20), "label": list(range(20))})
+    _, source = with_data_facts(composed("train", ["data=huggingface", "experiment=none", f"data.path={path}"])[0])
+    parts = hold_out(source.splits(), 0.25)
+    for split in parts.values():
+        for k, label in enumerate(split.labels):
+            assert split.pictures[k].name == f"row {label} of {path}, train"
+            assert split.pictures[k].data == shades(1, int(label))[0]
+    assert sorted(np.concatenate([split.labels for split in parts.values()])) == list(range(20))
+
+
+# ------------------------------------------------------------------------------------------ streams
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """More rows than are decoded at once, with classes."""
+    path = tmp_path_factory.mktemp("long")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
+    pictures = [{"bytes": data, "path": None} for data in shades(700)]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [k % 2 for k in range(700)]}, features=features)
+    table.to_parquet(path / "train.parquet")
+    return path
+
+
+def test_a_long_stream_keeps_its_order_and_its_end_is_held_out_without_a_copy(long, tmp_path):
+    for words in ([], [f"data.cache_dir={tmp_path / 'cache'}"]):
+        data = huggingface(long, *GREY, "data.streaming=true", "data.val_fraction=0.1", *words)
+        assert shades_of(data.train) == [k % 256 for k in range(630)]
+        assert shades_of(data.val) == [k % 256 for k in range(630, 700)]
+        assert data.train.labels.tolist() + data.val.labels.tolist() == [k % 2 for k in range(700)]
+        train_, val = (np.lib.array_utils.byte_bounds(store.images) for store in (data.train, data.val))
+        assert train_[1] == val[0]
+        assert isinstance(data.train.images, np.memmap) == bool(words)
+
+
+def test_the_check_reads_nothing_of_a_stream(long, monkeypatch):
+    monkeypatch.setattr("datasets.IterableDataset.__iter__", None)
+    words = ["data=huggingface", f"data.path={long}", "data.streaming=true", "experiment=none"]
+    config, source = with_data_facts(composed("train", words)[0])
+    assert config["data"]["class_names"] == ["even", "odd"]
+    assert source.splits()["train"].labels is None
+    with pytest.raises(UserError, match="not iterable"):  # and then it would have
+        huggingface(long, "data.streaming=true")
+
+
+def test_a_finished_stream_is_never_reached_for_again(sets, tmp_path, monkeypatch):
+    words = [sets["typed_parquet"], "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}"]
+    first = huggingface(*words)
+    files = sorted((tmp_path / "cache").iterdir())
+    assert [file.suffix for file in files] == [".json", ".npy", ".npy"]
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusion_lit.data.sources.huggingface.load_tables", None)
+        assert_same(huggingface(*words), first)
+        with pytest.raises(TypeError):
+            huggingface(*words, "data.max_images=3")
+        with pytest.raises(TypeError):
+            huggingface(*words, "data.resample=area")
+    assert sorted((tmp_path / "cache").iterdir()) == files
+
+
+def test_half_a_stream_is_never_used(long, tmp_path):
+    cache = tmp_path / "cache"
+    words = [long, *GREY, "data.streaming=true", "data.val_fraction=0", f"data.cache_dir={cache}"]
+    expected = shades_of(huggingface(*words).train)
+    (images,) = cache.glob("train-*.npy")
+    whole = images.read_bytes()
+    images.unlink()  # of a process killed before the pictures had their name
+    (cache / f".{images.name}.elsewhere-0123abcd.tmp").write_bytes(whole[:1000])
+    assert shades_of(huggingface(*words).train) == expected
+    assert images.read_bytes() == whole
+
+
+def test_what_breaks_a_stream_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    bad = shades(600)
+    bad[517] = b"no picture"
+    path, cache = table_at(tmp_path / "set", {"image": bad}), tmp_path / "cache"
+    words = [path, *GREY, "data.streaming=true", f"data.cache_dir={cache}"]
+    with pytest.raises(UserError, match=rf"row 517 of {path}, train: cannot be read as a picture \(.+\)"):
+        huggingface(*words)
+    assert list(cache.iterdir()) == []
+    assert len(huggingface(*words, "data.max_images=517", "data.val_fraction=0").train) == 517
+
+    def cut_off(self):
+        yield from ({"image": data} for data in shades(3))
+        raise ConnectionError("peer is gone, token hf_abc")
+
+    monkeypatch.setattr("datasets.IterableDataset.__iter__", cut_off)
+    with pytest.raises(
+        UserError, match=rf"{path}, train: broke off at row 3 \(peer is gone, token hf_\.\.\.\)"
+    ) as caught:
+        huggingface(*words, "data.max_images=9")
+    assert caught.value.exit_code == Exit.DATA
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_stream(long, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffusion_lit.data.store.decode_stream", full)
+    with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be .* No space left on device") as caught:
+        huggingface(long, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}")
+    assert caught.value.exit_code == Exit.OUTPUT
+
+
+def test_pictures_that_a_table_only_points_to_are_fetched(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for k, data in enumerate(shades(3)):
+            archive.writestr(f"{k}.png", data)
+    pointers = [{"bytes": None, "path": f"zip://{k}.png::{tmp_path / 'pictures.zip'}"} for k in (2, 0, 1)]
+    path = table_at(tmp_path / "set", {"image": pointers})
+    for streaming in ("true", "false"):
+        words = [*GREY, f"data.streaming={streaming}", "data.val_fraction=0", "data.image_column=image"]
+        assert shades_of(huggingface(path, *words).train) == [2, 0, 1]
+
+
+# ------------------------------------------------------------------------------------------ columns and labels
+
+
+def class_facts(path: Path, *words: str) -> tuple[list[str], list[int]]:
+    data = huggingface(path, *GREY, "data.val_fraction=0", *words)
+    return data.source.class_names, data.train.labels.tolist()
+
+
+def test_labels_become_numbers_in_order(tmp_path):
+    pictures = shades(4)
+    words = table_at(tmp_path / "words", {"image": pictures, "label": ["b", "a", "c", "a"]})
+    assert class_facts(words) == (["a", "b", "c"], [1, 0, 2, 0])
+    numbers = table_at(tmp_path / "numbers", {"image": pictures, "target": [30, 4, 4, 7]})
+    assert class_facts(numbers) == (["4", "7", "30"], [2, 0, 0, 1])
+    unusual = table_at(tmp_path / "unusual", {"image": pictures, "id": [0, 1, 2, 3]})
+    assert class_facts(unusual) == ([], [0, 0, 0, 0])
+    assert class_facts(unusual, "data.label_column=id")[0] == ["0", "1", "2", "3"]
+    several = table_at(tmp_path / "several", {"image": pictures, "coarse": [1] * 4, "fine_label": [0, 1, 1, 0]})
+    assert class_facts(several) == (["0", "1"], [0, 1, 1, 0])
+
+
+def test_class_labels_come_before_numbers_and_keep_names_without_pictures(tmp_path):
+    kinds = {
+        "a": datasets.ClassLabel(names=["x", "y", "z"]),
+        "label": datasets.Value("int64"),
+        "image": datasets.Image(),
+    }
+    table = {"a": [2, 0], "label": [5, 6], "image": [{"bytes": data, "path": None} for data in shades(2)]}
+    datasets.Dataset.from_dict(table, features=datasets.Features(kinds)).save_to_disk(tmp_path / "set")
+    assert class_facts(tmp_path / "set") == (["x", "y", "z"], [2, 0])
+    assert class_facts(tmp_path / "set", "data.label_column=label") == (["5", "6"], [0, 1])
+
+
+def test_a_held_out_part_without_labels_is_passed_over(tmp_path):
+    path = table_at(tmp_path / "set", {"image": shades(3), "label": [0, 1, 1]})
+    table_at(path, {"image": shades(2, 20), "label": [-1, -1]}, "validation")
+    table_at(path, {"image": shades(2, 30), "label": [1, 0]}, "test")
+    data = huggingface(path, *GREY)
+    assert (shades_of(data.val), data.val.labels.tolist()) == ([30, 31], [1, 0])
+
+
+# ------------------------------------------------------------------------------------------ what is told
+
+
+@pytest.fixture
+def fault(tmp_path):
+    """The message about a table of these columns."""
+
+    def told(columns: dict | Path, *words: str, **splits: dict) -> str:
+        path = columns if isinstance(columns, Path) else table_at(tmp_path / "set", columns)
+        for name, more in splits.items():
+            table_at(path, more, name)
+        with pytest.raises(UserError) as caught:
+            huggingface(path, *GREY, *words)
+        assert caught.value.exit_code == Exit.DATA
+        assert "Traceback" not in str(caught.value)
+        return str(caught.value).replace(str(path), "SET")
+
+    return told
+
+
+def test_columns_that_cannot_be_told_apart_are_listed(fault):
+    two = {"image": shades(2), "mask": shades(2), "n": [1, 2]}
+    listed = "image (binary), mask (binary), n (int64)"
+    assert (
+        fault(two)
+        == f"SET has several columns of pictures (image, mask), name one with data.image_column=...: {listed}"
+    )
+    assert fault(two, "data.streaming=true").startswith("SET has several columns of pictures (image, mask)")
+    assert fault({"n": [1, 2], "sound": [b"RIFF", b"RIFF"]}) == (
+        "SET has no column of pictures; name it with data.image_column=...: n (int64), sound (binary)"
+    )
+    assert fault(two, "data.image_column=im") == f"data.image_column=im: no such column in SET, which has {listed}"
+    assert fault(two, "data.image_column=n").startswith("data.image_column=n: holds no pictures in SET")
+    words = [two, "data.image_column=mask", "data.label_column=mask"]
+    assert fault(*words).startswith("data.label_column=mask: holds no classes in SET")
+
+
+def test_several_class_labels_without_a_usual_name_are_listed(fault, tmp_path):
+    kinds = {
+        "smile": datasets.ClassLabel(names=NAMES),
+        "hat": datasets.ClassLabel(names=NAMES),
+        "img": datasets.Image(),
+    }
+    table = {"smile": [0], "hat": [1], "img": [{"bytes": shades(1)[0], "path": None}]}
+    datasets.Dataset.from_dict(table, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
+    assert "SET has several columns of classes, smile, hat: name one" in fault(tmp_path / "saved")
+
+
+def test_missing_and_unknown_labels(fault):
+    labels = [0, -1, None, 1, 2]
+    assert fault({"image": shades(5), "label": labels}).startswith(
+        "data.path=SET: 2 of 5 labels in column label are missing (-1 or none); name another data.label_column, or none"
+    )
+    told = fault({"image": shades(2), "label": ["a", "b"]}, test={"image": shades(1), "label": ["c"]})
+    assert told == "data.path=SET: split test has labels that are no class of train: c"
+    told = fault({"image": shades(2), "label": ["a", "b"]}, "data.streaming=true")
+    assert "how many classes column label (string) has is not known before it is read" in told
+    assert "data.label_column=none" in told
+
+
+def test_a_stream_whose_label_is_no_class(fault, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    pictures = [{"bytes": data, "path": None} for data in shades(3)]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, -1]}, features=features)
+    table.save_to_disk(tmp_path / "saved")
+    told = fault(tmp_path / "saved", "data.streaming=true")
+    assert told.startswith(
+        "row 2 of SET, train has label -1 in column label, which is no class; take another data.split"
+    )
+    assert "2 of 3" not in told
+
+
+def test_broken_rows_are_named_by_their_number_in_the_table(fault):
+    bad = shades(30)
+    bad[17], bad[23] = b"no picture", None
+    told = fault({"image": bad}, "data.val_fraction=0.5").replace(" 15 ", " N ")
+    assert "of 15 pictures cannot be read" in told.replace(" N ", " 15 ")
+    assert "row 17 of SET, train: cannot be read as a picture (" in told or "row 23 of SET, train" in told
+    told = fault({"image": bad}, "data.val_fraction=0").splitlines()
+    assert told[0] == "2 of 30 pictures cannot be read; repair or remove them:"
+    assert told[1] == "  row 17 of SET, train: cannot be read as a picture (no format of pictures that is known)"
+    assert told[2] == "  row 23 of SET, train: there is no picture"
+
+
+def test_splits_that_are_not_there(fault, sets, tmp_path):
+    assert fault({"image": shades(1)}, "data.split=tes").startswith('data.path=SET: Unknown split "tes"')
+    assert fault(sets["save_to_disk"], "data.split=tes") == "data.split=tes: SET has train, test"
+    told = fault(sets["typed_parquet"], "data.split='train[:1]'", "data.streaming=true")
+    assert told.endswith("with data.streaming=true use data.max_images")
+    no_train = table_at(tmp_path / "no_train", {"image": shades(1)}, "test")
+    told = fault(table_at(no_train, {"image": shades(1)}, "validation"))
+    assert told == "data.path=SET has no train split: set data.split to validation, test"
+
+
+def test_a_set_without_rows(fault, tmp_path, monkeypatch):
+    features = datasets.Features({"image": datasets.Image()})
+    empty = datasets.Dataset.from_dict({"image": []}, features=features)
+    stream = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
+    for table, streaming in ((empty, "false"), (stream, "true")):
+        tables = {"train": table}
+        monkeypatch.setattr("diffusion_lit.data.sources.huggingface.load_tables", lambda *args, tables=tables: tables)
+        assert fault(tmp_path, f"data.streaming={streaming}") == "data.path=SET: its split train is empty"
+
+
+def test_files_that_are_none(fault, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "contain any data files" in fault(tmp_path / "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 cut off")
+    assert "data.path=SET: " in fault(tmp_path / "broken")
+    for path in ("./my_pictures", "/no/where", "~/no_such_folder", "a/b/c", "train.parquet", "C:\\pictures"):
+        with pytest.raises(UserError, match="no such file or folder"):
+            huggingface(f"'{path}'")
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that answers every question alike; `asked` counts them."""
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.extend([self.path] * ("/datasets/" in self.path))
+            status, code = answer[0]
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    answer = [(404, "RepoNotFound")]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield asked, answer
+    server.shutdown()
+
+
+def test_the_hub_is_asked_once_and_what_it_says_is_told(hub, fault):
+    asked, answer = hub
+    told = fault(Path("someone/things"))
+    assert "no such folder, and no such data set on the hub (for a private one log in with" in told
+    assert "data.path=<folder>, or use data=image_folder" in told
+    answer[0] = (503, "")
+    told = fault(Path("someone/things"))
+    assert "the Hugging Face hub cannot be reached (" in told
+    assert "503" in told
+    assert "HF_HUB_OFFLINE=1" in told
+    assert len(asked) == 2  # once each: no retries for half a minute
+    assert "hf_secret" not in told
+
+
+def test_a_set_that_asks_for_access(fault, monkeypatch):
+    def gated(**words):
+        text = "Dataset 'a/b' is a gated dataset on the Hub. Visit the dataset page to ask for access."
+        raise datasets.exceptions.DatasetNotFoundError(text)
+
+    monkeypatch.setattr("diffusion_lit.data.sources.tables._require_on_hub", lambda path: None)
+    monkeypatch.setattr("datasets.load_dataset", gated)
+    told = fault(Path("a/b"))
+    assert "SET" not in told.replace("data.path=SET: Dataset 'SET' is a gated dataset", "")
+    assert "download it elsewhere and give data.path=<folder>" in told
+
+
+def test_tokens_are_never_shown():
+    assert short(ValueError("\n401 for hf_AbC123 at x\nmore")) == "401 for hf_... at x"
+    assert short(ValueError()) == "ValueError"
