@@ -24,12 +24,15 @@ def main() -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Raise UserError for a stream, or data that cannot be found."""
+    """Raise UserError for a stream, data that cannot be found, or a network that does not take images of this size."""
     if config.data.get("streaming"):
         override = as_word("data.streaming", config.data.streaming)
         raise UserError(Exit.CONFIG, f"{override}: pictures are looked at more than once, set it to false")
-    _, source = with_data_facts(config)
+    facts, source = with_data_facts(config)
     source.splits()
+    from diffusion_lit.runs.build import check_network  # last, for it imports torch
+
+    check_network(with_architecture(facts))
 
 
 def audit(config: DictConfig) -> None:

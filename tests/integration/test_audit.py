@@ -195,7 +195,7 @@ def test_other_sources(tmp_path):
     ("words", "code", "message"),
     [
         (["data=image_folder", "data.root=nowhere"], 3, "error: data.root=nowhere: no such folder"),
-        (["data=digits", "data.image_size=0"], 2, "data.image_size=0: must be a number of pixels"),
+        (["data=digits", "data.image_size=30"], 2, "must be a multiple of 4"),
         (["data=huggingface", "data.path=x", "data.streaming=true"], 2, "data.streaming=true: pictures are looked at"),
         (["data=digits", "out=/dev/null/x"], 5, "error: out=/dev/null/x cannot be made"),
         (["data=digits", "seed=1"], 2, "seed: no such key"),
