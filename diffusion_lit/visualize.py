@@ -31,6 +31,7 @@ def prepare(recipe: list[DictConfig], overrides: list[str], config_dir: str | No
 
     Args:
         recipe: the composed recipes are appended to it.
+
     Raises:
         UserError: exit 2 for a sweep, or keys of a recipe beside `run=`.
     """

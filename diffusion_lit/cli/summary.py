@@ -34,6 +34,7 @@ def summarise(sweep: Path, metric: str | None = None, others: Sequence[str] = ()
 
     Args:
         others: what the table has besides the metric.
+
     Raises:
         UserError: exit 5 if the folder cannot be written to.
     """

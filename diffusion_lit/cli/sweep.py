@@ -46,6 +46,7 @@ def planned(
 
     Args:
         configs: those of the command line alone; a yaml file can sweep keys too, by `hydra.sweeper.params`.
+
     Raises:
         UserError: exit 2 for what the sweeper cannot do; exit 5 if the folder is in use.
     """
@@ -145,7 +146,8 @@ def is_in_queue() -> bool:
 @contextmanager
 def awaited(sweep: Sweep, codes: list[int]) -> Iterator[None]:
     """Wait for every job in a queue. Hydra's launcher asks them one after the other for what they return, and one that
-    was killed or cancelled, and returns nothing, would end the waiting for all others."""
+    was killed or cancelled, and returns nothing, would end the waiting for all others.
+    """
     if not sweep.queued:
         yield
         return

@@ -62,6 +62,7 @@ def composed(
         config_dir: a folder of more yaml files (`--config-dir`).
         complete: false lets keys without a value (???) pass.
         multirun: false refuses sweeps.
+
     Raises:
         UserError: exit 2, one line for each fault.
     """
@@ -95,7 +96,8 @@ def composed(
 
 def hydra_settings(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """What Hydra itself is set to (the node `hydra`), for a command line that can be composed; of sweeps, with their
-    first values."""
+    first values.
+    """
     folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
     with _composing():
         lines, _, _ = combinations(overrides, _groups(config_name, folders), multirun=True)
@@ -120,7 +122,8 @@ def _searched(folders: Sequence[Path]) -> list[str]:
 
 def _own_folder(config_dir: str) -> Path:
     """The folder of `--config-dir`; classes that its files name are trusted. A file in it that one of ours hides would
-    never be read."""
+    never be read.
+    """
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
         raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: no such folder")

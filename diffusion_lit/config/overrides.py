@@ -23,7 +23,8 @@ def combinations(
     overrides: list[str], groups: dict[str, list[str]], multirun: bool
 ) -> tuple[Iterator[Line], list[str], set[str]]:
     """Every combination of the values of all sweeps (one line without sweeps), without the words that are faulty by
-    themselves; what is wrong with those, and their keys."""
+    themselves; what is wrong with those, and their keys.
+    """
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     columns, faults, broken = [], [], set()
     for word in overrides:

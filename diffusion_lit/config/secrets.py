@@ -43,7 +43,8 @@ def refuse_secrets(words: Iterable[str]) -> None:
 
 def without_secrets(tree, key: str = ""):
     """A configuration (or a text) with everything that looks like a secret, by its name, by its form or because a
-    variable of the environment holds it, replaced by <removed>."""
+    variable of the environment holds it, replaced by <removed>.
+    """
     if isinstance(tree, dict):
         return {name: without_secrets(value, str(name)) for name, value in tree.items()}
     if isinstance(tree, list):

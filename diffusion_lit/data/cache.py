@@ -82,6 +82,7 @@ def read(path: Path, count: int | None, shape: tuple[int, int, int]) -> tuple[np
 
     Args:
         count: N, if it is known.
+
     Raises:
         UserError: exit 3 for a file that is not whole, or not of these pictures.
     """

@@ -183,7 +183,8 @@ def decode_all(
 
 def in_the_faster_way(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
     """What `work` makes of every item, in their order: in threads, or one after the other. Of small pictures most is
-    Python, and threads wait for each other; of large ones, or from a slow disk, it is not. So both ways are tried."""
+    Python, and threads wait for each other; of large ones, or from a slow disk, it is not. So both ways are tried.
+    """
     with ThreadPoolExecutor() as pool:
         ways, taken = (map, map, pool.map), []  # the first time does not count: Pillow loads what it needs
         for k, way in enumerate(ways):
@@ -203,6 +204,7 @@ def decode_stream(
 
     Returns:
         their labels, int64 (N,).
+
     Raises:
         UserError: with the names of pictures that cannot be read, soon after the first: nobody can repair them there.
     """

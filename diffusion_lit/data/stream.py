@@ -136,7 +136,8 @@ class Batches:
 
     def _read(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Micro-batches from position `first` on, decoded in threads, some before they are asked for. What belongs to
-        other ranks is passed over undecoded."""
+        other ranks is passed over undecoded.
+        """
         warnings.filterwarnings("ignore", module="PIL")  # corrupt EXIF and large-picture notes; errors still raise
         rows = self.store.pictures.walk(self.seed, first)
         others, ahead, pool = (self.world - 1) * self.batch_size, deque(), ThreadPoolExecutor()

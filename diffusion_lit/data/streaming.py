@@ -81,7 +81,8 @@ class Anew:
 
     def walk(self, seed: int, position: int) -> Iterator[tuple[int, Path | Encoded, int]]:
         """(number in the set, picture, label) of the pictures at positions `position`, + 1, ... for ever; one window is
-        read ahead, in a thread."""
+        read ahead, in a thread.
+        """
         windows = self._windows(seed, position)
         reader = ThreadPoolExecutor(1)
         try:

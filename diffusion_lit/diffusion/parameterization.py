@@ -24,20 +24,22 @@ def sample(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
 
 
 def v_prediction(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """v = alpha eps - sigma x0, hence x0 = alpha x_t - sigma v where alpha^2 + sigma^2 = 1 (Salimans & Ho 2022,
-    appendix D)."""
+    """V = alpha eps - sigma x0, hence x0 = alpha x_t - sigma v where alpha^2 + sigma^2 = 1 (Salimans & Ho 2022,
+    appendix D).
+    """
     variance = alpha**2 + sigma**2
     return torch.ones_like(alpha), alpha / variance, -sigma / variance
 
 
 def velocity(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """eps - x0, the direction of the flow's straight way (Liu et al. 2023); x0 = x_t - t (eps - x0) there."""
+    """Eps - x0, the direction of the flow's straight way (Liu et al. 2023); x0 = x_t - t (eps - x0) there."""
     return torch.ones_like(alpha), 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
 def edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
     """A mix of image and noise such that input and target are of unit variance, for images of standard deviation
-    `sigma_data` (Karras et al. 2022, table 1, where alpha = 1)."""
+    `sigma_data` (Karras et al. 2022, table 1, where alpha = 1).
+    """
     variance = sigma**2 + (alpha * sigma_data) ** 2
     return 1 / variance.sqrt(), alpha * sigma_data**2 / variance, sigma * sigma_data / variance.sqrt()
 

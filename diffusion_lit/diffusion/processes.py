@@ -15,7 +15,8 @@ ABOVE_0 = 2**-25  # at no noise at all an output counts nothing, and there is no
 @dataclass(frozen=True)
 class Flow(Process):
     """x_t = (1 - t) x0 + t eps for t in (0, 1]: the straight way from image to noise (Lipman et al. 2023, Liu et al.
-    2023), time counted towards noise as everywhere here. t is float32, and its own noise level."""
+    2023), time counted towards noise as everywhere here. t is float32, and its own noise level.
+    """
 
     process, title = "flow", "flow matching"
 

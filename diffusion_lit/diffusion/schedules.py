@@ -91,7 +91,7 @@ class Process:
     sigma_data = 0.5  # standard deviation of the images that prediction_type=edm reckons with
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at times of any shape, float64."""
+        """Alpha and sigma at times of any shape, float64."""
         raise NotImplementedError
 
     def draw(self, u: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What the ranks of a run agree on: that nothing went wrong on one, who goes first on a machine, and that every host
-sees the same pictures, and the checkpoint to go on from."""
+sees the same pictures, and the checkpoint to go on from.
+"""
 
 import hashlib
 import socket
@@ -69,7 +70,8 @@ def check_checkpoint_on_all_hosts(start: Path | None) -> None:
 
 def check_identical_data(data: ImageDataModule) -> None:
     """Raises UserError (exit 3) where the pictures of a host are not those of rank 0, naming host and difference, or
-    are damaged."""
+    are damaged.
+    """
     first_here = not collectives.launcher_env("LOCAL_RANK")
     stores = [store for store in (data.train, data.val) if store]
     hosts = collectives.all_gather(socket.gethostname() if first_here else None)
@@ -89,7 +91,8 @@ def check_identical_data(data: ImageDataModule) -> None:
 
 def difference(ours: dict[str, str], theirs: dict[str, str], here: str, there: str, counts: tuple[int, int]) -> str:
     """In words, how the pictures of two hosts differ; {name: digest} in the order of training, and how many there are
-    here and there."""
+    here and there.
+    """
     parts = [
         (f"missing on {there}", [name for name in ours if name not in theirs]),
         (f"missing on {here}", [name for name in theirs if name not in ours]),
@@ -108,7 +111,8 @@ def _some(names: list[str]) -> str:
 
 def _digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str, str]:
     """Pixels and label of each picture, by its file below data.root, or else by its place; of pictures that are not
-    kept only what is known of all."""
+    kept only what is known of all.
+    """
     if not isinstance(data.train, ImageStore):
         named = {"training pictures": data.train, "held-out pictures": data.val}
         return {name: store.fingerprint for name, store in named.items() if store}

@@ -68,7 +68,7 @@ def interface(address: str) -> str | None:
 
 
 def choose_interface() -> None:
-    """gloo takes the address that the name of this machine has, often loopback; here, what reaches the others."""
+    """Gloo takes the address that the name of this machine has, often loopback; here, what reaches the others."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         return  # there are no others
     name = interface(own_address(os.environ["MASTER_ADDR"]))
@@ -84,6 +84,7 @@ def meet(store, rank: int, count: int) -> str:
 
     Args:
         store: that all of them reach, of torch.distributed.
+
     Raises:
         UserError: exit 75 on rank 0, if some do not come.
     """
@@ -165,7 +166,8 @@ def watch(rank: int, from_first: Callable[[T], T]) -> None:
 
 def await_first() -> None:
     """On any other rank: let rank 0, which tells what all have found, end first. A launcher that sees one process fail
-    ends the others at once."""
+    ends the others at once.
+    """
     first_gone.wait(FINISHING)
 
 
@@ -177,7 +179,7 @@ def lost(error: BaseException) -> UserError:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """gloo and NCCL have no error of their own for a peer that has gone."""
+    """Gloo and NCCL have no error of their own for a peer that has gone."""
     words = ("connection closed", "connection reset", "connection refused", "broken pipe", "remote process exited")
     words += ("timed out waiting", "socket has timed out", "no route to host", "network is unreachable")
     return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)

@@ -1,5 +1,6 @@
 """A small classifier of the training pictures, by which generated ones are judged: where no network for photographs
-fits, or none can be downloaded."""
+fits, or none can be downloaded.
+"""
 
 import hashlib
 from pathlib import Path
@@ -41,7 +42,8 @@ class Classifier(nn.Module):
 
 def trained_classifier(train: ImageStore, num_classes: int, flip: bool, device: torch.device) -> Classifier:
     """Trained on windows of the pictures moved by at most a sixteenth of their size, mirrored half of the time if they
-    are in training. The same for the same pictures on the same machine; no other generator is touched."""
+    are in training. The same for the same pictures on the same machine; no other generator is touched.
+    """
     height, width = train.images.shape[2:]
     room = max(1, width // 16)
     generator = torch.Generator().manual_seed(0)

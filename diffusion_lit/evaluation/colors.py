@@ -8,7 +8,8 @@ CHANNELS = {1: ["grey"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue"
 
 def colour_statistics(generated: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of each channel of uint8 (N, C, H, W) images, in levels of 255, and `distance`: how
-    far its values have to be moved, on average, to turn one histogram into the other (Wasserstein-1)."""
+    far its values have to be moved, on average, to turn one histogram into the other (Wasserstein-1).
+    """
     table, levels = {}, torch.arange(256, dtype=torch.double)
     for c, name in enumerate(CHANNELS[generated.shape[1]]):
         shares = [_counts(z[:, c]).double() / z[:, c].numel() for z in (generated, real)]

@@ -1,5 +1,6 @@
 """What images are compared by. Every extractor takes uint8 images and says what it is; what takes long is kept in a
-folder, under the fingerprints of all that it was made of."""
+folder, under the fingerprints of all that it was made of.
+"""
 
 import hashlib
 import os
@@ -101,7 +102,8 @@ def classes(judge: Extractor, features: Tensor) -> Tensor:
 
 def pixels(pictures: Pictures) -> Extractor:
     """The first 64 principal components of the training pixels, for pictures without labels: layout and colours, and
-    nothing of what is shown. Larger pictures are shrunk to 16 px first."""
+    nothing of what is shown. Larger pictures are shrunk to 16 px first.
+    """
     x = small(torch.from_numpy(np.ascontiguousarray(pictures.train.images)), 16).double()
     mean = x.mean(0)
     values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
@@ -193,7 +195,8 @@ def kept(kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """While one process makes a file others wait, and find it made: trained on a GPU a second time, a classifier is not
-    quite the same. A folder that cannot be written is done without."""
+    quite the same. A folder that cannot be written is done without.
+    """
     with ExitStack() as stack:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ def of_share(hits: Tensor) -> Estimate:
 
 def jackknifed(whole: float, without: list[float]) -> tuple[Estimate, float]:
     """An estimate from all of the data and from the data without each of g groups: it with its interval, and what is
-    left of it without the bias of order 1/n (Quenouille 1956; Tukey 1958)."""
+    left of it without the bias of order 1/n (Quenouille 1956; Tukey 1958).
+    """
     left_out, g = torch.tensor(without, dtype=torch.double), len(without)
     half = student(g - 1) * math.sqrt((g - 1) ** 2 / g) * left_out.std().item()
     return Estimate(whole, whole - half, whole + half), g * whole - (g - 1) * left_out.mean().item()

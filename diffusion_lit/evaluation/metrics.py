@@ -33,7 +33,7 @@ class Images:
         return len(self.labels)
 
     def some(self, n: int | None) -> "Images":
-        """n of them at most, at random, always the same."""
+        """N of them at most, at random, always the same."""
         index = shuffled(len(self))[:n]
         return Images(self.images[index], self.features[index], self.labels[index])
 
@@ -159,7 +159,8 @@ METRICS: dict[str, Callable[[Evidence], dict]] = {
 
 def per_class(e: Evidence) -> list[dict[str, object]]:
     """For each class how many images were asked for, the share judged right, and KID, which has no bias at small N,
-    against the real images of the class (None below 20 of either)."""
+    against the real images of the class (None below 20 of either).
+    """
     right, rows = _right(e.reference.judge, e.generated.images, e.generated.labels), []
     for label, name in enumerate(e.reference.class_names):
         asked, real = (torch.nonzero(z.labels == label)[:, 0] for z in (e.generated, e.real))

@@ -12,7 +12,8 @@ CLASSES = 20  # that are printed
 
 def panel(e: Evidence) -> Image.Image:
     """The generated images that are most like a copy, each beside its nearest training images, by pixels and then by
-    features; the number is the distance to the first over that to the 50 nearest, below 1/3 is a copy."""
+    features; the number is the distance to the first over that to the 50 nearest, below 1/3 is a copy.
+    """
     by_pixels, by_features = e.neighbours["pixels"], e.neighbours["features"]
     order = by_pixels.ratio.argsort()[:ROWS]
     nearest = [ways.index[order, :SHOWN] for ways in e.neighbours.values()]

@@ -16,7 +16,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 def weights(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
     """The weight of each level on the network's own error, times how often training draws the level, and what that is
-    on the error of x0; float64 (T,)."""
+    on the error of x0; float64 (T,).
+    """
     own = diffusion.weight.double().cpu() * diffusion.table.density
     return own, own / diffusion.distance(Row(*diffusion.tables.double().cpu()).c_out)
 
@@ -67,7 +68,8 @@ def told(diffusion: Diffusion, name: str) -> Iterator[str]:
 
 def figure_of(recipes: Mapping[str, Diffusion], title: str):
     """Weight on the network's own error and on that of x0, each of mean 1, over log snr; a line for each recipe. Below
-    the errors of sigma and of x_t in each precision, of the first recipe, tables held and (dotted) made of alpha^2."""
+    the errors of sigma and of x_t in each precision, of the first recipe, tables held and (dotted) made of alpha^2.
+    """
     from matplotlib import colormaps
 
     figure, axes = plots(2, 2, title)

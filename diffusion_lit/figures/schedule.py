@@ -22,7 +22,8 @@ def log_snr(diffusion: Diffusion) -> Tensor:
 
 def shares(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
     """Of all timesteps that training draws, and of the loss's weight on the network's own error, how much lies in each
-    of the ten bins of log snr; float64 (10,) each, both of sum 1."""
+    of the ten bins of log snr; float64 (10,) each, both of sum 1.
+    """
     bin_of = torch.bucketize(log_snr(diffusion), torch.tensor(EDGES, dtype=torch.float64))
     density, weight = diffusion.table.density, diffusion.weight.double().cpu()
     count = torch.bincount(bin_of, weights=density, minlength=len(BINS))

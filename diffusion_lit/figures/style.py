@@ -116,12 +116,12 @@ def tiles(
 
 
 def _height(texts: Sequence[str]) -> int:
-    """px of the tallest text, with some air under it; 0 for none."""
+    """Px of the tallest text, with some air under it; 0 for none."""
     return max([round(FONT * 1.45 * (text.count("\n") + 1)) + 6 for text in texts], default=0)
 
 
 def _width(text: str, weight: str = "normal") -> int:
-    """px of the longest line."""
+    """Px of the longest line."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 

@@ -61,7 +61,8 @@ def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):
 
 def panels_of(groups: list[Group], keys: list[str]) -> list[Panel]:
     """The key with most values makes the axis, the next one colours, the rest panels. Where these would be too many
-    (what optuna tried), every key has a panel with all jobs in it, without means: they would be over the other keys."""
+    (what optuna tried), every key has a panel with all jobs in it, without means: they would be over the other keys.
+    """
     if not keys:
         return [Panel("", None, None, {"": groups}, means=True)]
     axis, *others = sorted(range(len(keys)), key=lambda k: -len({group.values[k] for group in groups}))
@@ -98,7 +99,8 @@ def panel_height(panel: Panel) -> float:
 
 def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colours: dict) -> None:
     """Numbers stand on the horizontal axis, the metric above them. Names stand on the vertical one, where they can be
-    read whatever their length, and the metric lies on the horizontal one."""
+    read whatever their length, and the metric lies on the horizontal one.
+    """
     names = names_of(panel)
     numbers = numbers_of(names)
     key, worse_edge = "" if panel.key is None else keys[panel.key], 0.0 if metric in HIGHER_IS_BETTER else 1.0
@@ -147,7 +149,8 @@ def swapped(points: list[tuple[float, ...]], numbers: list[float] | None) -> lis
 
 def scale_metric(ax, panel: Panel, groups: list[Group], metric: str) -> None:
     """The same limits in every panel: all points, and of the intervals as much as leaves the points apart (that of two
-    seeds can be a hundred times as wide as they are)."""
+    seeds can be a hundred times as wide as they are).
+    """
     values = [number for group in groups for number in group.numbers]
     low, high = min(values), max(values)
     ends = [group.mean + sign * (group.half or 0.0) for group in groups if group.numbers for sign in (-1, 1)]

@@ -6,8 +6,7 @@ ImageSize = int | Sequence[int]
 
 
 def height_width(size: ImageSize) -> tuple[int, int]:
-    """
-    >>> height_width(32), height_width([8, 12])
+    """>>> height_width(32), height_width([8, 12])
     ((32, 32), (8, 12))
     """
     height, width = (size, size) if isinstance(size, int) else size

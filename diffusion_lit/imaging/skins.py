@@ -16,7 +16,8 @@ ZOOM = 2  # a figure from both sides is about as large as the skin it is made of
 
 class Part(NamedTuple):
     """A box of the body: size, (left, top) of its front and back in the skin, and of both in the outer layer, and the
-    place (left, top) of its front in the figure."""
+    place (left, top) of its front in the figure.
+    """
 
     width: int
     height: int
@@ -49,7 +50,8 @@ def shown(images: Tensor, render: str) -> Tensor:
 
 def figures(skins: Tensor, outer: bool = True, threshold: float = 0.5) -> Tensor:
     """Front and back beside each other: uint8 (..., 4, 64, 64) to (..., 4, 64, 76), enlarged by a whole factor; see
-    `figure`."""
+    `figure`.
+    """
     gap = skins.new_zeros(*skins.shape[:-2], HEIGHT, GAP)
     front, behind = (figure(skins, back, outer, threshold) for back in (False, True))
     both = torch.cat([gap, front, gap, behind, gap], dim=-1)
@@ -63,6 +65,7 @@ def figure(skins: Tensor, back: bool = False, outer: bool = True, threshold: flo
         back: from behind, where the right arm is on the right.
         outer: with the outer layer over the body.
         threshold: a pixel is there, fully, where its alpha is more than this share of 255; else it is not there at all.
+
     Raises:
         ValueError: for other shapes, but for the old 64x32 layout, where left limbs are mirrored right ones.
     """

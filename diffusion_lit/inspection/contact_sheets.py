@@ -46,7 +46,7 @@ def _columns(decoding: Decoding) -> int:
 
 
 def _spread(numbers: np.ndarray, n: int) -> np.ndarray:
-    """n of them, evenly from the first to the last."""
+    """N of them, evenly from the first to the last."""
     return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(n, len(numbers))).round().astype(int))]
 
 

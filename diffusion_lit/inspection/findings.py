@@ -107,7 +107,8 @@ def propose(found: dict, data: dict, given: set[str], multiple: int, largest: in
 
 def _image_size(found: dict, multiple: int, largest: int) -> int:
     """Pixel art is not shrunk, photos are not enlarged: the usual size, rounded to what the network can halve. Of two
-    sizes that are equally usual it is the larger or the smaller one, not one between them that no picture has."""
+    sizes that are equally usual it is the larger or the smaller one, not one between them that no picture has.
+    """
     sides = [tuple(map(int, size.split("x"))) for size, n in found["sizes"].items() for _ in range(n)]
     if found["pixel_art"]:
         return -(-median_high(max(side) for side in sides) // multiple) * multiple

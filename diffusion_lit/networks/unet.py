@@ -119,6 +119,7 @@ class PretrainedUNet(UNet2D):
         path: where it was found; not read again.
         take: what of it; the weights are not put in here.
         architecture: the other arguments of UNet2D.
+
     Raises:
         UserError: exit 2 for arguments that the installed diffusers does not take.
     """

@@ -105,6 +105,7 @@ class TrainedModel:
             guide: weaker model for autoguidance, of the same images, noise levels and prediction type.
             warn: called with a message for each broken checkpoint that is skipped.
             guidance: guidance_scale, guidance_interval, guidance_rescale, see `diffusion_lit.sampling.guidance`.
+
         Raises:
             UserError: exit 4 if the folder is not a run or has no intact checkpoint.
         """

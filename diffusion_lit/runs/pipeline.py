@@ -38,6 +38,7 @@ class Pipeline:
 
         Args:
             settings: those of `TrainedModel.from_run`, such as `checkpoint`, `weights`, `guidance_scale`.
+
         Raises:
             UserError: if there is no model, with a message that says what to do.
         """
@@ -60,6 +61,7 @@ class Pipeline:
         Args:
             classes: names or numbers; must be None for a model without classes.
             output_type: "pil"; "np", float32 (N, H, W, C) in [0, 1]; "pt", float32 (N, C, H, W) in [0, 1].
+
         Raises:
             ValueError: for an unknown class or output type.
         """

@@ -69,7 +69,8 @@ def steps_of(run: Path) -> list[int]:
 
 def write(run: Path, step: int, averages: Sequence[nn.Module]) -> None:
     """A snapshot, whole or absent; buffers (running statistics, counts) as they are. Raises UserError as
-    `checkpoints.write`."""
+    `checkpoints.write`.
+    """
     states = [
         average.state_dict() | {name: value.detach().half() for name, value in average.named_parameters()}
         for average in averages
@@ -89,6 +90,7 @@ def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str],
 
     Args:
         warn: is told of damaged snapshots, which are passed over, and where the average is not quite the one asked for.
+
     Raises:
         UserError: exit 4 if the run tracked no averages for it.
     """

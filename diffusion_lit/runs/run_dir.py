@@ -107,7 +107,8 @@ def new_output(out: str | None, run: Path, kind: str) -> Path:
 
 def require_writable(run: Path) -> None:
     """Raises UserError (exit 5) for a run folder that nothing can be written to; tried, because rights say little of a
-    disk that is mounted read-only or at its limit."""
+    disk that is mounted read-only or at its limit.
+    """
     for folder in (run, run / "checkpoints"):
         probe = folder / f".probe-{os.getpid()}"
         try:

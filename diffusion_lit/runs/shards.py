@@ -50,6 +50,7 @@ def generate(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
 
     Returns:
         The manifest, when all images are there.
+
     Raises:
         UserError: exit 5 if `out` holds the shards of another request.
     """

@@ -101,7 +101,8 @@ class Layer:
 @dataclass(frozen=True)
 class Forward:
     """A step's forward pass: `layers` in the order of computation, from x_t to the loss; of each image (N,) the
-    timestep, the loss and the largest |x_t|."""
+    timestep, the loss and the largest |x_t|.
+    """
 
     seed: int
     layers: list[Layer]
@@ -118,7 +119,8 @@ class Forward:
 @torch.no_grad()
 def forward(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -> Forward:
     """The forward pass in chunks of the micro-batch, in training mode, with the dropout of the run (on a device of the
-    same kind), and a look at what every leaf module gives."""
+    same kind), and a look at what every leaf module gives.
+    """
     layers: list[Layer] = []
     times, losses, largest = [], [], []
     net.train()

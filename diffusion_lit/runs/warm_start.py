@@ -89,8 +89,10 @@ def fill(net, config: dict, warn=print) -> str | None:
     Args:
         net: with new weights, which stay where `accept=[weights]` lets some be missing.
         warn: is told of a damaged checkpoint that was passed over.
+
     Returns:
         Lines that say what was loaded; None for a run with new weights.
+
     Raises:
         UserError: exit 4 for weights that cannot be read or do not fit.
     """

@@ -67,7 +67,7 @@ class Edit:
         return [k for k in range(first, steps - 1) for _ in range(self.resample)] + [steps - 1]
 
     def kept(self, x: Tensor, diffusion: Diffusion, t: Tensor | None, generators: Sequence[Generator]) -> Tensor:
-        """x of the level of t (B,), or with t None the end, with the picture where nothing is to be painted."""
+        """X of the level of t (B,), or with t None the end, with the picture where nothing is to be painted."""
         if self.mask is None:
             return x
         known = self.x0 if t is None else diffusion.add_noise(self.x0, t, new_noise(x, generators))
@@ -85,7 +85,7 @@ def edit_of(originals: Originals, of: Sequence[int], config, codec: Codec) -> Ed
 
 
 def taken_back(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: Sequence[Generator]) -> Tensor:
-    """x of the level of s (B,) with so much more noise that it is of the noisier level t: q(x_t | x_s)."""
+    """X of the level of s (B,) with so much more noise that it is of the noisier level t: q(x_t | x_s)."""
     before, after = diffusion.row(s), diffusion.row(t)
     ratio = after.alpha / before.alpha
     added = (after.sigma**2 - (ratio * before.sigma) ** 2).clamp(min=0).sqrt()

@@ -27,7 +27,7 @@ def generate(
     on_step: OnStep = lambda first, k, x: None,
     edit: Edit | None = None,
 ) -> Tensor:
-    """x float32 (N, C, H, W) in [-1, 1] on the CPU, for `Codec.decode`: image k from `seeds[k]`, `y[k]` (as
+    """X float32 (N, C, H, W) in [-1, 1] on the CPU, for `Codec.decode`: image k from `seeds[k]`, `y[k]` (as
     `Condition.to_tensor` returns it) and, in an edit, its picture alone.
 
     They are made `sampler.batch_size` at a time, the last chunk filled up, because the last bits of a convolution

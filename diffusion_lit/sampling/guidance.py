@@ -11,7 +11,7 @@ from diffusion_lit.diffusion.schedules import Process
 
 
 def classifier_free(net: Network, condition: Condition, scale: float, rescale: float = 0.0) -> Network:
-    """out = u + scale (c - u), u without and c with the label (Ho & Salimans 2022, eq. 6, written so that 1 is off).
+    """Out = u + scale (c - u), u without and c with the label (Ho & Salimans 2022, eq. 6, written so that 1 is off).
 
     Scale 1 is the conditional network itself, 0 the unconditional one; both cost one evaluation, others one of twice
     the batch. For `rescale` see `led_away`.
@@ -30,7 +30,7 @@ def classifier_free(net: Network, condition: Condition, scale: float, rescale: f
 
 
 def autoguided(net: Network, guide: Network, scale: float, rescale: float = 0.0) -> Network:
-    """out = g + scale (c - g), g of a worse network with the same label (Karras et al. 2024, "Guiding a diffusion model
+    """Out = g + scale (c - g), g of a worse network with the same label (Karras et al. 2024, "Guiding a diffusion model
     with a bad version of itself"): one trained for less time, or a smaller one. Scale 1 is `net`, 0 is `guide`.
 
     It pushes away from the mistakes that both make and not from other classes, so it serves runs without classes too.
@@ -43,7 +43,7 @@ def autoguided(net: Network, guide: Network, scale: float, rescale: float = 0.0)
 
 
 def led_away(worse: Tensor, better: Tensor, scale: float, rescale: float) -> Tensor:
-    """worse + scale (better - worse), network outputs (B, C, H, W).
+    """Worse + scale (better - worse), network outputs (B, C, H, W).
 
     Large scales make it larger than any output was in training, and images harsh. `rescale` is how far, from 0 to 1,
     the standard deviation of each image is taken back to that of `better` (Lin et al. 2024, section 3.4).

@@ -40,8 +40,7 @@ def shares_of(blend: tuple[float, ...], class_names: Sequence[str]) -> dict[str,
 
 
 def name_of(label: Label, class_names: Sequence[str]) -> str:
-    """
-    >>> name_of(2, ["hero", "side", "food"]), name_of((0.5, 0.0, 0.5), ["hero", "side", "food"])
+    """>>> name_of(2, ["hero", "side", "food"]), name_of((0.5, 0.0, 0.5), ["hero", "side", "food"])
     ('food', '0.5 hero + 0.5 food')
     """
     if isinstance(label, int):

@@ -115,8 +115,7 @@ def caption(config: dict, networks: Sequence[str], evaluations: int) -> str:
 
 
 def steps_told(steps: int | None, evaluations: int) -> str:
-    """
-    >>> steps_told(25, 25), steps_told(None, 1000), steps_told(18, 35)
+    """>>> steps_told(25, 25), steps_told(None, 1000), steps_told(18, 35)
     ('25 steps', '1000 steps', '18 steps, 35 NFE')
     """
     steps = steps or evaluations

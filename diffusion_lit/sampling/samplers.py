@@ -65,7 +65,7 @@ class Sampler:
         return scheduler
 
     def step(self, scheduler, k: int, x0_hat: Tensor, x_t: Tensor, table: Process, generators: list) -> Tensor:
-        """x at the next of `times_of`, from the estimate of x0 at the k-th, handed over in the form that the scheduler
+        """X at the next of `times_of`, from the estimate of x0 at the k-th, handed over in the form that the scheduler
         takes.
 
         The last step has no noise left to keep or to add: it ends on the estimate itself. (diffusers' DDPM adds the
@@ -97,7 +97,8 @@ def size(table: Process, t: Tensor) -> float:
 
 def _scale(scheduler, k: int) -> float:
     """The same of a scheduler's own samples at its k-th timestep: 1 if it preserves variance, as most do; some reckon
-    with alpha = 1, so that their first noise is large, and those of flows with alpha = 1 - sigma."""
+    with alpha = 1, so that their first noise is large, and those of flows with alpha = 1 - sigma.
+    """
     first = getattr(scheduler, "init_noise_sigma", None)
     if first == 1:
         return 1.0
@@ -122,7 +123,8 @@ def make_sampler(config: dict, scheduler: type) -> Sampler:
 
 def to_prediction(prediction_type: str, x0_hat: Tensor, x_t: Tensor, table: Process, t: Tensor) -> Tensor:
     """The network output of `prediction_type` that stands for an estimate of x0 at time t, for a network that is given
-    x_t of unit variance, as schedulers think of it."""
+    x_t of unit variance, as schedulers think of it.
+    """
     alpha, sigma = table.alpha_sigma(t)
     _, c_skip, c_out = PREDICTION_TYPES[prediction_type](alpha / size(table, t), sigma / size(table, t))
     return (x0_hat - float(c_skip) / size(table, t) * x_t) / float(c_out)
@@ -141,6 +143,7 @@ def _finite_betas(table: Process) -> Tensor:
 
 def _name_next_timestep(scheduler, k: int) -> None:
     """DDIM takes `t - T // num_inference_steps` for the next timestep, which is another one than the next of its own
-    list unless the steps divide T. A fraction makes the division come out at the real gap."""
+    list unless the steps divide T. A fraction makes the division come out at the real gap.
+    """
     timesteps = [*scheduler.timesteps.tolist(), -1]
     scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timesteps[k] - timesteps[k + 1])

@@ -45,7 +45,8 @@ def replace_text(path: Path, text: str) -> None:
 
 def is_left_over(beside: Path) -> bool:
     """Whether nobody writes this file of `replacing` with `many` any longer: of this host if nobody holds it, of any if
-    it is a day old. Raises OSError if that cannot be known."""
+    it is a day old. Raises OSError if that cannot be known.
+    """
     state, host = beside.stat(), beside.name.removesuffix(".tmp").rpartition("-")[0]
     if time.time() - state.st_mtime > UNTOUCHED:
         return True

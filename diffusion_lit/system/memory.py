@@ -40,7 +40,8 @@ def begin_peak(device: torch.device) -> bool:
 @contextmanager
 def within_free_memory() -> Iterator[None]:
     """Inside, taking more of this machine's memory than is free is an error that can be caught; without, Linux would
-    end the process. Other systems know no such limit."""
+    end the process. Other systems know no such limit.
+    """
     try:
         free, own = 1024 * _kib("/proc/meminfo", "MemAvailable"), 1024 * _kib("/proc/self/status", "VmData")
         free = min([free, *room_of_groups()])

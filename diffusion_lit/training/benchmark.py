@@ -35,7 +35,8 @@ LOOK = 4  # images at a time, of the first look
 
 class Row(NamedTuple):
     """A way of training: `whole` images are a micro-batch; with `at_a_time` of them, all if they are quick, it made
-    `speed` images per second and took `memory` GiB at the most. Without speed it does not fit into memory."""
+    `speed` images per second and took `memory` GiB at the most. Without speed it does not fit into memory.
+    """
 
     strategy: dict
     whole: int
@@ -57,7 +58,8 @@ class Costs:
 
 class Stopwatch(L.Callback):
     """Ends a fit when it has taken `seconds`, or after its first step if that is slow, unless it `compiles` then;
-    `rate` is then in steps per second. What `then` does comes last, with the trainer still there."""
+    `rate` is then in steps per second. What `then` does comes last, with the trainer still there.
+    """
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ def tensors_of(net: nn.Module) -> Tensors:
 
 @torch.no_grad()
 def update(average: Tensors, net: Tensors, decay: float, skipped: torch.Tensor | None = None) -> None:
-    """average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied).
+    """Average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied).
 
     Where `skipped`, a bool on the device that nothing waits for, is true, the average is left as it is.
     """

@@ -34,6 +34,7 @@ def plan(config: dict, source, words: list[str]) -> None:
     Args:
         config: resolved, as a run has it.
         words: of the command line, for the one that is proposed.
+
     Raises:
         UserError: what the run itself would end with before its first step.
     """
@@ -167,7 +168,8 @@ def parts(accumulate: int, share: int) -> list[int]:
 
 def confirmed(bench: Bench, rows: list[Row]) -> list[Row]:
     """The rows, with a faster way than the one that was asked for measured once more, and that one too: other work of
-    the machine makes a way look slow, never fast."""
+    the machine makes a way look slow, never fast.
+    """
     if fastest(rows) in (None, rows[0]):
         return rows
     again = [bench.measured(row.strategy) if row in (rows[0], fastest(rows)) and row.speed else row for row in rows]

@@ -50,6 +50,7 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
 
     Args:
         source: of the images, or None to make it from the configuration.
+
     Raises:
         UserError: exit 2 if the global batch cannot be shared out evenly, exit 3 if copies differ; on every rank, what
             went wrong on one.

@@ -10,7 +10,8 @@ from diffusion_lit.distributed import collectives
 
 class Totals(NamedTuple):
     """Of all ranks together: mean of the finite losses (NaN if there is none), steps that were skipped, and steps in a
-    row up to now whose loss or gradient was not finite."""
+    row up to now whose loss or gradient was not finite.
+    """
 
     loss: float
     skipped: int

@@ -98,6 +98,7 @@ class Studio:
 
         Args:
             on_step: called with the number of steps that are done, and of all.
+
         Raises:
             ValueError: for a request that cannot be served, with a message for the visitor.
         """

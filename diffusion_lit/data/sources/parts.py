@@ -105,7 +105,8 @@ class ParquetRows:
 
 def parquet_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[int]], str]:
     """Rows of each row group, by file, and a fingerprint of them and their places. Only the ends of the files are read,
-    and with `cache_dir` only once."""
+    and with `cache_dir` only once.
+    """
     states = [file if "://" in file else file_state(Path(file)) for file in files]
     key = hashlib.blake2b("\0".join(states).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     kept = cache_dir / f"parts-{key}.json" if cache_dir else None

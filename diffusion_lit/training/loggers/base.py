@@ -1,5 +1,6 @@
 """Loggers: where a run can be watched besides its folder. They are given the rows of metrics.csv and the pictures of
-samples/ as these are written, and none of them ever ends a run."""
+samples/ as these are written, and none of them ever ends a run.
+"""
 
 import logging
 import shlex
