@@ -83,7 +83,7 @@ def log_to_wandb(run: Path, result: dict) -> None:
         return
     logger = make_logger(config["logger"])
     logger.start(run, config, 0)
-    logger.summary({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
+    logger.log_result({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
     logger.finish(0)
     lock.release()
 

@@ -18,14 +18,14 @@ from diffusion_lit.runs import resume, run_dir, sweeps, warm_start
 from diffusion_lit.system import errors
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.fit import fast_dev_run, fit, follow
-from diffusion_lit.training.loggers import base as loggers
+from diffusion_lit.training.loggers import backends as loggers
 
 log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
-    slurm.as_torchrun()
-    with watchdog.ended_in_order():
+    slurm.export_torchrun_environment()
+    with watchdog.exit_cleanly():
         if not collectives.launcher_env("RANK"):
             launch("train", train, prepare=prepare, check=check, is_trial=is_trial, trial=trial)
         elif not {"-h", "--help", "-c", "--cfg"} & set(sys.argv):  # those rank 0 answers alone
@@ -36,7 +36,7 @@ def check(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
     if config.plan and (is_multirun() or (collectives.launcher_env("WORLD_SIZE") or 1) > 1):
         raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
-    loggers.check(config.logger)
+    loggers.require_package(config.logger)
     facts, source = with_facts(config)
     source.splits()
     if facts["best_by"] == "class_accuracy" and not facts["data"]["class_names"]:
@@ -90,7 +90,7 @@ def train(config: DictConfig) -> float:
             lock.release()
     if result["exit_code"]:
         if result["exit_code"] == Exit.INTERRUPTED and (job.mode != RunMode.MULTIRUN or is_in_queue()):
-            atexit.register(slurm.queue_again)  # SLURM ends the job at once, so when all is written
+            atexit.register(slurm.requeue_job)  # SLURM ends the job at once, so when all is written
         sys.exit(result["exit_code"])
     return sweeps.objective(result, config["metric"])
 

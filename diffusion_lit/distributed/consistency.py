@@ -85,11 +85,15 @@ def check_identical_data(data: ImageDataModule) -> None:
         return
     pictures = collectives.all_gather(_digests(data, stores) if first_here else None)
     counts = collectives.all_gather(sum(map(len, stores)))
-    told = difference(pictures[0], pictures[others[0]], hosts[0], hosts[others[0]], (counts[0], counts[others[0]]))
+    told = describe_data_difference(
+        pictures[0], pictures[others[0]], hosts[0], hosts[others[0]], (counts[0], counts[others[0]])
+    )
     raise_on_all_ranks(UserError(Exit.DATA, told) if collectives.rank() == 0 else None)
 
 
-def difference(ours: dict[str, str], theirs: dict[str, str], here: str, there: str, counts: tuple[int, int]) -> str:
+def describe_data_difference(
+    ours: dict[str, str], theirs: dict[str, str], here: str, there: str, counts: tuple[int, int]
+) -> str:
     """In words, how the pictures of two hosts differ; {name: digest} in the order of training, and how many there are
     here and there.
     """

@@ -23,14 +23,14 @@ from diffusion_lit.system.errors import ENDING, SAVING, Exit, UserError
 T = TypeVar("T")
 STARTED_BY_US = "DIFFUSION_LIT_RANK_0"  # process id of the rank 0 that started this process
 ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", STARTED_BY_US)
-HERE = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 _others: list[subprocess.Popen] = []  # that this rank 0 has started
 
 
 # ------------------------------------------------------------------------------------------------ who is who
 
 
-def processes(strategy: dict) -> tuple[int, int]:
+def resolve_processes(strategy: dict) -> tuple[int, int]:
     """(processes here, nodes) that a `strategy` group asks for. A launcher's word counts where the keys leave it open.
 
     Raises:
@@ -45,7 +45,7 @@ def processes(strategy: dict) -> tuple[int, int]:
                 f"strategy.num_nodes={nodes}: start it on every node by "
                 f"torchrun --nnodes {nodes} --nproc-per-node <devices> -m diffusion_lit.train ...",
             )
-        return devices_here(strategy), 1
+        return count_local_devices(strategy), 1
     here = launcher_env("LOCAL_WORLD_SIZE") or world // nodes
     if devices not in ("auto", here) or nodes not in (1, world // here):
         raise UserError(
@@ -55,7 +55,7 @@ def processes(strategy: dict) -> tuple[int, int]:
     return here, world // here
 
 
-def devices_here(strategy: dict) -> int:
+def count_local_devices(strategy: dict) -> int:
     """Devices of this machine that a `strategy` group asks for; `auto` is all GPUs, else one CPU process."""
     import torch
 
@@ -72,7 +72,7 @@ def devices_here(strategy: dict) -> int:
 
 
 @contextmanager
-def together(strategy: dict) -> Iterator[None]:
+def launch_ranks(strategy: dict) -> Iterator[None]:
     """Rank 0 with all the others in one process group; they are gone and the group is closed when this ends.
 
     Raises:
@@ -81,7 +81,7 @@ def together(strategy: dict) -> Iterator[None]:
     launched = launcher_env("WORLD_SIZE")
     if strategy["name"] != "ddp" and (launched or 1) > 1:
         raise UserError(Exit.CONFIG, f"{launched} processes were started for strategy={strategy['name']}: use ddp")
-    here, nodes = processes(strategy) if strategy["name"] == "ddp" else (1, 1)
+    here, nodes = resolve_processes(strategy) if strategy["name"] == "ddp" else (1, 1)
     if here * nodes == 1:
         yield
         return
@@ -96,7 +96,11 @@ def together(strategy: dict) -> Iterator[None]:
         _leave()
         failed = False
     except Exception as error:
-        lost = (_lost() if _others else watchdog.lost(error)) if watchdog.is_lost_connection(error) else None
+        lost = (
+            (_lost() if _others else watchdog.lost_connection_error(error))
+            if watchdog.is_lost_connection(error)
+            else None
+        )
         if lost:
             raise lost from None
         raise
@@ -110,7 +114,7 @@ def together(strategy: dict) -> Iterator[None]:
 
 
 @contextmanager
-def following() -> Iterator[None]:
+def follow_rank_zero() -> Iterator[None]:
     """Any other rank: it joins those that rank 0 waits for, and ends quietly where it is rank 0 that failed."""
     if STARTED_BY_US in os.environ:
         for number in (*ENDING, *SAVING):
@@ -125,12 +129,12 @@ def following() -> Iterator[None]:
         os._exit(0)  # nothing is left to do, and gloo's threads now and then abort an interpreter that winds down
     except UserError as error:
         if error.exit_code == Exit.NON_FINITE:  # that one all ranks find together, and rank 0 tells
-            watchdog.await_first()
+            watchdog.wait_for_rank_zero()
         else:
             print(f"rank {launcher_env('RANK')} on {socket.gethostname()}: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except SystemExit:  # agreed on
-        watchdog.await_first()
+        watchdog.wait_for_rank_zero()
         raise
     except Exception as error:
         if not watchdog.is_lost_connection(error):
@@ -139,7 +143,7 @@ def following() -> Iterator[None]:
         sys.exit(int(Exit.INTERRUPTED))
 
 
-def tell_others(number: int) -> None:
+def forward_signal(number: int) -> None:
     """Pass a signal on to the processes that this one has started."""
     for process in _others:
         process.send_signal(number)
@@ -149,8 +153,8 @@ def _start_others(count: int):
     """Start ranks 1 .. count - 1 on this machine, as torchrun would; returns the store they all meet at."""
     from torch.distributed import TCPStore
 
-    store = TCPStore(HERE, 0, count, is_master=True, wait_for_workers=False)  # on a port that is free
-    values = (HERE, store.port, count, count, 0, 0, os.getpid())
+    store = TCPStore(LOCALHOST, 0, count, is_master=True, wait_for_workers=False)  # on a port that is free
+    values = (LOCALHOST, store.port, count, count, 0, 0, os.getpid())
     os.environ |= {key: str(value) for key, value in zip(ENVIRONMENT, values, strict=True)}
     for number in range(1, count):
         _others.append(
@@ -169,18 +173,18 @@ def _join(store=None) -> None:
     import torch
     from torch.distributed import PrefixStore, TCPStore, init_process_group, rendezvous
 
-    watchdog.met.set()
+    watchdog.initialized.set()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     number, count = launcher_env("RANK"), launcher_env("WORLD_SIZE")
     if STARTED_BY_US in os.environ:
-        store = store or TCPStore(HERE, int(os.environ["MASTER_PORT"]), count, is_master=False)
+        store = store or TCPStore(LOCALHOST, int(os.environ["MASTER_PORT"]), count, is_master=False)
         init_process_group(backend, store=store, rank=number, world_size=count)
         return
     watchdog.choose_interface()
     store = next(rendezvous("env://"))[0]
-    store = PrefixStore(watchdog.meet(store, number, count), store)
+    store = PrefixStore(watchdog.agree_on_start_token(store, number, count), store)
     init_process_group(backend, store=store, rank=number, world_size=count)
-    watchdog.watch(number, broadcast_from_rank_zero)
+    watchdog.watch_connections(number, broadcast_from_rank_zero)
 
 
 def _leave(wait: bool = True) -> None:
@@ -191,7 +195,7 @@ def _leave(wait: bool = True) -> None:
 
     if wait:
         all_reduce_max(0)  # all have come this far
-        watchdog.over.set()
+        watchdog.finished.set()
     distributed.destroy_process_group()
 
 

@@ -6,7 +6,7 @@ from diffusion_lit.system import console
 
 def choose_device(device: str) -> str:
     """Return the `device` of this process: a GPU of its own where `device` is auto. Only the first process prints."""
-    slurm.as_torchrun()
+    slurm.export_torchrun_environment()
     if collectives.launcher_env("RANK"):
         console.hush()
     local_rank = collectives.launcher_env("LOCAL_RANK")

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 
-from diffusion_lit.distributed.process_group import HERE
+from diffusion_lit.distributed.process_group import LOCALHOST
 from diffusion_lit.system.errors import SAVING
 
 log = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 FIRST_PORT, PORTS = 16000, 16000  # below those that Linux gives to whoever asks for any
 
 
-def as_torchrun() -> None:
+def export_torchrun_environment() -> None:
     """In a process that srun has started beside others: put into the environment what torchrun would have put there.
 
     Rank 0 waits for the others on the first node of the step, at a port that other jobs of the node do not take;
@@ -27,14 +27,14 @@ def as_torchrun() -> None:
     if step is None or tasks == 1 or typed or "RANK" in os.environ:
         return
     nodes = int(os.environ["SLURM_STEP_NUM_NODES"])
-    here = counts(os.environ["SLURM_STEP_TASKS_PER_NODE"])[int(os.environ["SLURM_NODEID"])]
+    here = parse_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[int(os.environ["SLURM_NODEID"])]
     values = {
         "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": str(tasks),
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(here),
-        "MASTER_ADDR": HERE if nodes == 1 else first_host(os.environ["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(port(int(os.environ["SLURM_JOB_ID"]), int(step))),
+        "MASTER_ADDR": LOCALHOST if nodes == 1 else first_host(os.environ["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(choose_port(int(os.environ["SLURM_JOB_ID"]), int(step))),
     }
     for key, value in values.items():
         os.environ.setdefault(key, value)
@@ -47,13 +47,13 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
 
 
-def counts(tasks_per_node: str) -> list[int]:
+def parse_tasks_per_node(tasks_per_node: str) -> list[int]:
     """Tasks of each node, from a list such as `4(x2),3`."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
     return [int(count) for count, times in found for _ in range(int(times or 1))]
 
 
-def port(job: int, step: int) -> int:
+def choose_port(job: int, step: int) -> int:
     """Jobs less than 16,000 apart never meet at one port, nor do the first seven steps of a job and its neighbours'."""
     return FIRST_PORT + (7 * job + step) % PORTS
 
@@ -63,7 +63,7 @@ def is_restarted() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def queue_again() -> None:
+def requeue_job() -> None:
     """Ask SLURM to start this job once more; its script goes on with resume=auto."""
     job = os.environ["SLURM_JOB_ID"]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the answer, which would change the exit code

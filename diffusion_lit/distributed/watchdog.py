@@ -25,23 +25,23 @@ from diffusion_lit.system.platform import fcntl
 T = TypeVar("T")
 GRACE = 10  # seconds that the main thread has to find out for itself, and to end in order
 KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a host is lost after 60 seconds of silence
-PATIENCE = 1800  # seconds for all ranks to start
-FINISHING = 90  # seconds that rank 0 may take to end: loggers send what they still have
-TOKEN = 16  # bytes by which rank 0 knows its own ranks
-ELSEWHERE = "192.0.2.1"  # of no network (RFC 5737): the way there is the default route
+START_TIMEOUT = 1800  # seconds for all ranks to start
+SHUTDOWN_TIMEOUT = 90  # seconds that rank 0 may take to end: loggers send what they still have
+TOKEN_BYTES = 16  # bytes by which rank 0 knows its own ranks
+EXTERNAL_ADDRESS = "192.0.2.1"  # of no network (RFC 5737): the way there is the default route
 GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
-met = threading.Event()  # this process has been one of several
-over = threading.Event()  # the ranks have parted in order
-first_gone = threading.Event()  # rank 0 has closed its connection
-gone: list[str] = []  # who was lost, in words
+initialized = threading.Event()  # this process has been one of several
+finished = threading.Event()  # the ranks have parted in order
+rank_zero_lost = threading.Event()  # rank 0 has closed its connection
+lost_hosts: list[str] = []  # who was lost, in words
 
 
-def own_address(towards: str) -> str:
+def local_address(towards: str) -> str:
     """The IPv4 address of this machine on the way to another one; nothing is sent.
 
     Where a table of hosts gives a machine's own name to loopback, as Debian's does, that of the default route.
     """
-    for target in (towards, ELSEWHERE):
+    for target in (towards, EXTERNAL_ADDRESS):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect((target, 9))
@@ -52,7 +52,7 @@ def own_address(towards: str) -> str:
     return "127.0.0.1"
 
 
-def interface(address: str) -> str | None:
+def interface_of_address(address: str) -> str | None:
     """The network interface that has an IPv4 address; None where that cannot be known."""
     if fcntl is None:
         return None
@@ -71,12 +71,12 @@ def choose_interface() -> None:
     """Gloo takes the address that the name of this machine has, often loopback; here, what reaches the others."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         return  # there are no others
-    name = interface(own_address(os.environ["MASTER_ADDR"]))
+    name = interface_of_address(local_address(os.environ["MASTER_ADDR"]))
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-def meet(store, rank: int, count: int) -> str:
+def agree_on_start_token(store, rank: int, count: int) -> str:
     """A word that the ranks of this start share, and none of an earlier one.
 
     torchrun's store outlives the processes that it starts again, and counts of restarts differ between hosts; without
@@ -94,7 +94,7 @@ def meet(store, rank: int, count: int) -> str:
         word = store.get(f"welcome/{own}").decode()  # waits
         store.set(f"thanks/{word}/{rank}", "")
         return word
-    word, missing, until = secrets.token_hex(8), set(range(1, count)), time.monotonic() + PATIENCE
+    word, missing, until = secrets.token_hex(8), set(range(1, count)), time.monotonic() + START_TIMEOUT
     while missing:
         for other in missing:
             if store.check([f"hello/{other}"]):  # an old one, perhaps: then nobody listens
@@ -102,13 +102,15 @@ def meet(store, rank: int, count: int) -> str:
         time.sleep(0.05)
         missing = {other for other in missing if not store.check([f"thanks/{word}/{other}"])}
         if time.monotonic() > until:
-            told = f"of {count} processes these did not come within {PATIENCE // 60} minutes: ranks {sorted(missing)}"
+            told = (
+                f"of {count} processes these did not come within {START_TIMEOUT // 60} minutes: ranks {sorted(missing)}"
+            )
             raise UserError(Exit.INTERRUPTED, told)
     return word
 
 
 @contextmanager
-def ended_in_order() -> Iterator[None]:
+def exit_cleanly() -> Iterator[None]:
     """What the main line of a process is wrapped in. One that has met others ends without winding the interpreter down,
     after all that it has registered in here for its end: gloo's threads now and then abort one that winds down, and the
     exit code would be that of the abort.
@@ -116,7 +118,7 @@ def ended_in_order() -> Iterator[None]:
     code = 0
 
     def end() -> None:  # registered first, it comes last
-        if met.is_set():
+        if initialized.is_set():
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -136,19 +138,19 @@ def ended_in_order() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ noticing a loss
 
 
-def watch(rank: int, from_first: Callable[[T], T]) -> None:
+def watch_connections(rank: int, from_first: Callable[[T], T]) -> None:
     """End this process, with exit code 75, if rank 0 is lost or, on rank 0, if any other is, and the main thread is
     still waiting after GRACE.
 
     Args:
         from_first: gives rank 0's value to all ranks.
     """
-    over.clear()
-    first_gone.clear()
-    gone.clear()
+    finished.clear()
+    rank_zero_lost.clear()
+    lost_hosts.clear()
     listener = socket.create_server(("", 0)) if rank == 0 else None
-    token = secrets.token_bytes(TOKEN)
-    place = listener and (own_address(os.environ["MASTER_ADDR"]), listener.getsockname()[1])
+    token = secrets.token_bytes(TOKEN_BYTES)
+    place = listener and (local_address(os.environ["MASTER_ADDR"]), listener.getsockname()[1])
     token, place = from_first((token, place))
     if listener:
         threading.Thread(target=_watch_all, args=(listener, token), daemon=True).start()
@@ -164,17 +166,17 @@ def watch(rank: int, from_first: Callable[[T], T]) -> None:
     threading.Thread(target=_watch_first, args=(connection,), daemon=True).start()
 
 
-def await_first() -> None:
+def wait_for_rank_zero() -> None:
     """On any other rank: let rank 0, which tells what all have found, end first. A launcher that sees one process fail
     ends the others at once.
     """
-    first_gone.wait(FINISHING)
+    rank_zero_lost.wait(SHUTDOWN_TIMEOUT)
 
 
-def lost(error: BaseException) -> UserError:
+def lost_connection_error(error: BaseException) -> UserError:
     """Who has gone, for a main thread that finds its connection lost."""
     time.sleep(1)  # for the thread that watches
-    who = (gone or [f"another process has gone ({str(error).splitlines()[0]})"])[0]
+    who = (lost_hosts or [f"another process has gone ({str(error).splitlines()[0]})"])[0]
     return UserError(Exit.INTERRUPTED, f"{who}; earlier checkpoints are whole: resume")
 
 
@@ -195,7 +197,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 def _watch_first(connection: socket.socket) -> None:
     why = _heard(connection)[1]
-    first_gone.set()
+    rank_zero_lost.set()
     _lost("rank 0", why)
 
 
@@ -211,7 +213,7 @@ def _watch_all(listener: socket.socket, token: bytes) -> None:
                 continue
             words, why = _heard(key.fileobj)
             if words.startswith(token):
-                ready.modify(key.fileobj, selectors.EVENT_READ, words[TOKEN:].decode(errors="replace"))
+                ready.modify(key.fileobj, selectors.EVENT_READ, words[TOKEN_BYTES:].decode(errors="replace"))
             elif key.data:
                 _lost(key.data, why)
                 return
@@ -228,7 +230,7 @@ def _heard(connection: socket.socket) -> tuple[bytes, str]:
 
 
 def _lost(who: str, why: str) -> None:
-    gone.append(f"{who} has gone ({why})")
-    if not over.wait(GRACE):
-        print(f"error: {gone[0]}; earlier checkpoints are whole: resume", file=sys.stderr, flush=True)
+    lost_hosts.append(f"{who} has gone ({why})")
+    if not finished.wait(GRACE):
+        print(f"error: {lost_hosts[0]}; earlier checkpoints are whole: resume", file=sys.stderr, flush=True)
         os._exit(int(Exit.INTERRUPTED))

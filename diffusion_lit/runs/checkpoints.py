@@ -185,6 +185,6 @@ def _load_published(path: Path, net) -> None:
 
 
 def state_of(checkpoint: dict, which: str) -> dict:
-    """The state of one network in it: "ema", "net", "averages.0", ...; empty if it is not there."""
+    """The state of one network in it: "ema", "net", "tracked_emas.0", ...; empty if it is not there."""
     state = checkpoint["state_dict"]
     return {key.removeprefix(f"{which}."): value for key, value in state.items() if key.startswith(f"{which}.")}

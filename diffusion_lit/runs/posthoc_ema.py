@@ -5,7 +5,7 @@ The average of exponent gamma after t steps is sum_i w_i theta_i, theta_i the we
 w_i = (i^(gamma+1) - (i-1)^(gamma+1)) / t^(gamma+1): a power profile, whose width is always the same share of the
 training so far. Its `length` is the standard deviation of that profile over t.
 
-snapshots/step-*.pt: {"averages": [of LENGTHS[0], of LENGTHS[1]]}, names to tensors, parameters in half precision as
+snapshots/step-*.pt: {"tracked_emas": [of LENGTHS[0], of LENGTHS[1]]}, names to tensors, parameters in half precision as
 the paper has them. A checkpoint holds both averages of its own step as they are.
 """
 
@@ -75,7 +75,7 @@ def write(run: Path, step: int, averages: Sequence[nn.Module]) -> None:
         average.state_dict() | {name: value.detach().half() for name, value in average.named_parameters()}
         for average in averages
     ]
-    checkpoints.write({"averages": states}, path_of(run, step))
+    checkpoints.write({"tracked_emas": states}, path_of(run, step))
 
 
 def forget_after(run: Path, step: int) -> None:
@@ -95,7 +95,7 @@ def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str],
         UserError: exit 4 if the run tracked no averages for it.
     """
     held = checkpoints.read(checkpoint)
-    own = [checkpoints.state_of(held, f"averages.{k}") for k in range(len(LENGTHS))]
+    own = [checkpoints.state_of(held, f"tracked_emas.{k}") for k in range(len(LENGTHS))]
     if not own[0]:
         raise UserError(Exit.CHECKPOINT, f"{checkpoint} has no averages to make others from; see ema_snapshot_every")
     last, steps = held["global_step"], []
@@ -114,7 +114,7 @@ def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str],
     averages = {name: value for name, value in own[0].items() if value.is_floating_point()}
     mixed = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in averages.items()}
     for step, pair in zip([*steps, last], shares.reshape(-1, len(LENGTHS)), strict=True):
-        states = own if step == last else checkpoints.read(path_of(run, step))["averages"]
+        states = own if step == last else checkpoints.read(path_of(run, step))["tracked_emas"]
         for share, state in zip(pair, states, strict=True):
             for name, value in mixed.items():
                 value.add_(state[name].double(), alpha=share)

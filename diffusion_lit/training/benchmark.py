@@ -24,7 +24,7 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import begin_peak, is_out_of_memory, peak_memory_gib, within_free_memory
 from diffusion_lit.training import trainer as run_trainer
 from diffusion_lit.training.callbacks.sample_previews import draw_preview
-from diffusion_lit.training.collective_sampling import eval_mode, not_fatal
+from diffusion_lit.training.collective_sampling import continue_on_error, eval_mode
 from diffusion_lit.training.loggers.run_logger import make_logger
 from diffusion_lit.training.module import DiffusionModule
 
@@ -198,7 +198,7 @@ class Bench:
             sampler = replace(sampler, batch_size=LOOK)
         bar = Counted()
         quiet = make_logger(self.config["logger"], is_first=False)
-        with not_fatal("the preview"):
+        with continue_on_error("the preview"):
             draw_preview(self.scratch, 0, module, self.config, sampler, quiet, bar.enough, bar)
         self.costs.preview = bar.seconds()
         self.costs.sampled = self.costs.preview / bar.total * make_sampler_of(self.config).batch_size
@@ -217,7 +217,7 @@ class Bench:
         batch = next(iter(self.data.val_dataloader()))
         count = max(1, min(len(batch["y"]), int(PATIENCE / 2 / max(self.per_image, 1e-9))))
         images = module.codec.encode(batch["image"][:count].to(module.device))
-        y, level = batch["y"][:count].to(module.device), module.levels.of(0, count)
+        y, level = batch["y"][:count].to(module.device), module.levels.at(0, count)
         eps, t = torch.randn_like(images), module.levels.t[level].to(module.device)
         with eval_mode(module.ema), torch.no_grad():
             begun = time.perf_counter()

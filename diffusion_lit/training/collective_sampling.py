@@ -22,12 +22,12 @@ from diffusion_lit.training.module import DiffusionModule
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class SamplingStopped(Exception):
     """Raised by `on_step` to ask for the end in the middle of the work."""
 
 
 @contextmanager
-def not_fatal(what: str) -> Iterator[None]:
+def continue_on_error(what: str) -> Iterator[None]:
     """Log what goes wrong inside, on all ranks alike, and go on."""
     try:
         yield
@@ -60,7 +60,7 @@ def generate_on_all_ranks(
     seeds: Sequence[int],
     on_step: Callable[[nn.Module, int, int, Tensor], None] = lambda net, first, k, x: None,
 ) -> list[Tensor] | None:
-    """Return images uint8 (N, C, H, W) of each network, with the run's guidance; None if any rank was `Stopped`.
+    """Return images uint8 (N, C, H, W) of each network, with the run's guidance; None if any rank was `SamplingStopped`.
 
     `on_step` is called as that of `generate`, with the network before its other arguments. Where memory is too small
     for `sampler.batch_size` images at a time, fewer are made.
@@ -86,7 +86,7 @@ def generate_on_all_ranks(
 
         try:
             return _in_memory(make, sampler.batch_size)
-        except Stopped:
+        except SamplingStopped:
             return None
         except UserError:
             raise

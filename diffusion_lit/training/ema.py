@@ -58,7 +58,7 @@ class RisingDecay:
 
 
 @dataclass(frozen=True)
-class NoAverage:
+class NoEMA:
     """`ema=none`: the averaged network is the trained network itself."""
 
 
@@ -69,14 +69,14 @@ class Tensors(NamedTuple):
     others: list[torch.Tensor]
 
 
-def tensors_of(net: nn.Module) -> Tensors:
+def split_tensors(net: nn.Module) -> Tensors:
     """Once the network is where it stays: to walk through its modules at every step would cost milliseconds."""
     tensors = [*net.parameters(), *net.buffers()]
     return Tensors([t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()])
 
 
 @torch.no_grad()
-def update(average: Tensors, net: Tensors, decay: float, skipped: torch.Tensor | None = None) -> None:
+def update_ema(average: Tensors, net: Tensors, decay: float, skipped: torch.Tensor | None = None) -> None:
     """Average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied).
 
     Where `skipped`, a bool on the device that nothing waits for, is true, the average is left as it is.
@@ -91,7 +91,7 @@ def update(average: Tensors, net: Tensors, decay: float, skipped: torch.Tensor |
 
 
 @torch.no_grad()
-def distance(average: nn.Module, net: nn.Module) -> float:
+def relative_distance(average: nn.Module, net: nn.Module) -> float:
     """|average - net| / |net|, the Euclidean norm over all parameters."""
     weights = list(net.parameters())
     differences = torch._foreach_sub(list(average.parameters()), weights)
@@ -102,5 +102,5 @@ def distance(average: nn.Module, net: nn.Module) -> float:
 @torch.no_grad()
 def all_finite(net: nn.Module) -> bool:
     """Whether every weight and floating buffer is a number; waits for the device."""
-    norms = torch._foreach_norm(tensors_of(net).floating, float("inf"))
+    norms = torch._foreach_norm(split_tensors(net).floating, float("inf"))
     return bool(torch.stack(norms).isfinite().all())

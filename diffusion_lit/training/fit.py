@@ -28,7 +28,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     if not is_launched and config["max_epochs"] is None and (done := finished_result(config, run, start)):
         return done
     try:
-        with process_group.together(config["strategy"]):
+        with process_group.launch_ranks(config["strategy"]):
             config, run, start = collectives.broadcast_from_rank_zero((config, run, start))
             parts = prepare(config, source, run, start, overrides)
             if parts.done:
@@ -42,7 +42,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
 
 def follow() -> None:
     """Train on a rank other than 0, with the configuration that rank 0 sends."""
-    with process_group.following():
+    with process_group.follow_rank_zero():
         config, run, start = collectives.broadcast_from_rank_zero(None)
         trust(config)  # rank 0 would not have come here otherwise
         try:
@@ -80,7 +80,7 @@ def fast_dev_run(config: dict, source) -> None:
     config = config | {"strategy": config["strategy"] | {"name": "single", "devices": 1}}
     with tempfile.TemporaryDirectory() as scratch:
         data = trainer.load_data(config, source, Path(scratch))
-        config = config | {"max_steps": trainer.length_in_steps(config, len(data.train))}
+        config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
         module = trainer.make_module(config)
         callbacks = [build(leaf) for leaf in config["callbacks"].values()]
         lightning_trainer = trainer.make_trainer(config, Path(scratch), module.net, callbacks)
@@ -118,7 +118,7 @@ def prepare(config: dict, source, run: Path, start: Path | None, overrides: list
     is_first = collectives.rank() == 0
     consistency.check_checkpoint_on_all_hosts(start)
     data = trainer.load_data(config, source, run)
-    config = config | {"max_steps": trainer.length_in_steps(config, len(data.train))}
+    config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
     trainer.check_limits(config, len(data.train))
     if done := collectives.broadcast_from_rank_zero(finished_result(config, run, start) if is_first else None):
         return Parts(done)
@@ -164,7 +164,7 @@ def finish(parts: Parts) -> dict:
     """Draw what a signal left out, write result.json, measure class accuracy; return the result."""
     from diffusion_lit.training import run_messages
     from diffusion_lit.training.callbacks.sample_metrics import measure_class_accuracy
-    from diffusion_lit.training.collective_sampling import not_fatal
+    from diffusion_lit.training.collective_sampling import continue_on_error
 
     config, run, module, step = parts.config, parts.run, parts.module, parts.trainer.global_step
     module.to(parts.trainer.strategy.root_device)  # Lightning puts it on the CPU when it is done
@@ -176,11 +176,11 @@ def finish(parts: Parts) -> dict:
     if is_first:
         run_dir.write_result(run, result)
     if result["status"] != "interrupted":
-        with not_fatal("measuring class accuracy"):
+        with continue_on_error("measuring class accuracy"):
             result |= measure_class_accuracy(config, parts.data, module, parts.sampler)
         if is_first:
             run_dir.write_result(run, result)
-    parts.logger.summary(result)
+    parts.logger.log_result(result)
     parts.logger.finish(result["exit_code"])
     log.info(run_messages.farewell(result, run))
     return result

@@ -80,7 +80,7 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         self.net, self.diffusion = net, diffusion
         self.ema = net if ema is None else copy.deepcopy(net).requires_grad_(False).eval()
-        self.averages = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in ema_lengths).eval()
+        self.tracked_emas = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in ema_lengths).eval()
         self.shape, self.class_names = tuple(shape), list(class_names)
         self.codec = codec or Pixels(self.shape)
         self.condition = condition or ClassCondition(len(self.class_names))
@@ -117,7 +117,7 @@ class DiffusionModule(L.LightningModule):
         super().train(mode)
         if self.ema is not self.net:
             self.ema.eval()
-        self.averages.eval()
+        self.tracked_emas.eval()
         return self
 
     # ------------------------------------------------------------------------------------------------ steps
@@ -140,7 +140,7 @@ class DiffusionModule(L.LightningModule):
             batch, lambda count: (batch_idx * self._world_size + self.global_rank) * count
         )
         x0 = self._encode(images)
-        level = self.levels.of(start, len(x0))
+        level = self.levels.at(start, len(x0))
         eps = validation_noise(start, len(x0), self.codec.shape, self.device)
         t = self.levels.t[level].to(self.device)
         for name, net in self._validated().items():
@@ -214,7 +214,7 @@ class DiffusionModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.micro_batch = 0
-        self.tensors = [averaging.tensors_of(net) for net in (self.net, self.ema, *self.averages)]
+        self.tensors = [averaging.split_tensors(net) for net in (self.net, self.ema, *self.tracked_emas)]
         norms = [module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.kept = [buffer.clone() for buffer in self.statistics]
@@ -230,9 +230,9 @@ class DiffusionModule(L.LightningModule):
         if self.decay is not None:  # here and not in a batch hook, so that every checkpoint holds this step's EMA
             updates, since = divmod(self.global_step + 1, self.decay.update_every)
             if since == 0:
-                averaging.update(ema, net, self.decay(updates - 1), self.skipped)
+                averaging.update_ema(ema, net, self.decay(updates - 1), self.skipped)
         for average, length in zip(averages, self.ema_lengths, strict=True):
-            averaging.update(average, net, posthoc_ema.decay(length, self.global_step + 1), self.skipped)
+            averaging.update_ema(average, net, posthoc_ema.decay(length, self.global_step + 1), self.skipped)
         self.in_update = False
 
     def forget_step(self) -> None:
@@ -251,7 +251,7 @@ class DiffusionModule(L.LightningModule):
         Raises:
             UserError: exit 4 for EMAs that were not tracked from the first step on, or would not be any longer.
         """
-        if bool(self.averages) != any(name.startswith("averages.") for name in checkpoint["state_dict"]):
+        if bool(self.tracked_emas) != any(name.startswith("tracked_emas.") for name in checkpoint["state_dict"]):
             raise UserError(
                 Exit.CHECKPOINT,
                 "`ema_snapshot_every`: a run tracks EMAs for `ema_length` from its first step on, or never. "
@@ -286,7 +286,7 @@ class DiffusionModule(L.LightningModule):
 
 def checkpoint_bytes(module: DiffusionModule) -> int:
     """Return about the size of a checkpoint: weights, two moments of Adam and the EMAs, in float32."""
-    copies = 3 + (module.ema is not module.net) + len(module.averages)
+    copies = 3 + (module.ema is not module.net) + len(module.tracked_emas)
     return 4 * copies * sum(p.numel() for p in module.net.parameters())
 
 
@@ -294,4 +294,4 @@ def snapshot_bytes(module: DiffusionModule, config: dict) -> int:
     """Return about the size of all EMA snapshots of a run, in half precision."""
     every = config["ema_snapshot_every"]
     count = config["max_steps"] // every if every else 0
-    return 2 * count * len(module.averages) * sum(p.numel() for p in module.net.parameters())
+    return 2 * count * len(module.tracked_emas) * sum(p.numel() for p in module.net.parameters())

@@ -51,7 +51,7 @@ class ValidationLevels:
     def __len__(self) -> int:
         return len(self.t)
 
-    def of(self, position: int, count: int) -> Tensor:
+    def at(self, position: int, count: int) -> Tensor:
         """Return the level of each of `count` images from a position on, int64 (count,)."""
         return torch.arange(position, position + count) % len(self)
 

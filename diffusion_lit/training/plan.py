@@ -48,7 +48,7 @@ def plan(config: dict, source, words: list[str]) -> None:
         begun = time.perf_counter()
         data = run_trainer.load_data(share, source, Path(scratch))
         decoding = time.perf_counter() - begun
-        share["max_steps"] = config["max_steps"] = run_trainer.length_in_steps(config, len(data.train))
+        share["max_steps"] = config["max_steps"] = run_trainer.total_steps(config, len(data.train))
         told(config, data, decoding)
         if not steps_left(config):
             log.info("it is as long as it should be already; raise max_steps or max_epochs to go on")
@@ -70,8 +70,8 @@ def plan(config: dict, source, words: list[str]) -> None:
 def devices_of(strategy: dict) -> int:
     """Devices among which a batch is shared out."""
     if strategy["name"] == "ddp":
-        return process_group.processes(strategy)[0]
-    return process_group.devices_here(strategy) if strategy["name"] == "dp" else 1
+        return process_group.resolve_processes(strategy)[0]
+    return process_group.count_local_devices(strategy) if strategy["name"] == "dp" else 1
 
 
 def existing(config: dict) -> Path:

@@ -39,7 +39,7 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
         f"on disk    {checkpoint_bytes(module) / 2**20:,.1f} MiB a checkpoint, "
         f"{config['keep_checkpoints']} and the best are kept",
     ]
-    if module.averages:
+    if module.tracked_emas:
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
     if note := getattr(data.source, "note", None):
         lines.append(f"note       {note}")

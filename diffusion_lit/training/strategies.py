@@ -38,7 +38,7 @@ class DataParallelStrategy(SingleDeviceStrategy):
         super().teardown()
 
 
-class SteadyDDPStrategy(DDPStrategy):
+class DeterministicDDPStrategy(DDPStrategy):
     """DDP in which every step adds up gradients in the same order.
 
     DDP sorts its buckets anew after the first backward pass it sees. Among three processes or more, another order gives
@@ -81,7 +81,7 @@ def _single(strategy: dict, net: nn.Module) -> dict:
 
 
 def _dp(strategy: dict, net: nn.Module) -> dict:
-    count = process_group.devices_here(strategy)
+    count = process_group.count_local_devices(strategy)
     if count > 1 and torch.cuda.is_available() and strategy["accelerator"] in ("auto", "gpu", "cuda"):
         return {"devices": count, "strategy": "dp"} | ALONE
     log.info("note       strategy=dp needs two GPUs or more; here it trains on one device, as strategy=single does")
@@ -92,12 +92,12 @@ def _ddp(strategy: dict, net: nn.Module) -> dict:
     if collectives.world_size() == 1:
         log.info("note       strategy=ddp finds one device here; it trains as strategy=single does")
         return _single(strategy, net)
-    here, nodes = process_group.processes(strategy)
+    here, nodes = process_group.resolve_processes(strategy)
     batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
     return {
         "devices": here,
         "num_nodes": nodes,
-        "strategy": SteadyDDPStrategy(
+        "strategy": DeterministicDDPStrategy(
             cluster_environment=TorchElasticEnvironment(),  # the processes have met already
             broadcast_buffers=batch_norm,  # else the buffers are tables, the same everywhere
             gradient_as_bucket_view=True,

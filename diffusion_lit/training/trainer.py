@@ -57,7 +57,7 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
     """
     strategy = config["strategy"]
     world = collectives.world_size()
-    require_even_shares(config, process_group.devices_here(strategy) if strategy["name"] == "dp" else world)
+    require_even_shares(config, process_group.count_local_devices(strategy) if strategy["name"] == "dp" else world)
     own = config["data"]
     if world > 1 and not own["cache_dir"]:  # a file that one machine has mapped is never replaced by another's
         own = own | {"cache_dir": str(run / "cache" / socket.gethostname())}
@@ -89,7 +89,7 @@ def require_even_shares(config: dict, devices: int) -> None:
         )
 
 
-def length_in_steps(config: dict, images: int) -> int:
+def total_steps(config: dict, images: int) -> int:
     """Optimizer steps of the run: `max_steps`, or as many as `max_epochs` passes over the images take."""
     epochs = config["max_epochs"]
     return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
@@ -100,7 +100,7 @@ def check_limits(config: dict, images: int) -> None:
     limit, accumulate = config["trainer"].get("limit_train_batches"), config["strategy"]["accumulate"]
     if limit in (None, 1.0):
         return
-    batches = limit if isinstance(limit, int) else int(limit * steps_of_epoch(images, config) * accumulate)
+    batches = limit if isinstance(limit, int) else int(limit * steps_per_pass(images, config) * accumulate)
     if batches < accumulate or batches % accumulate:
         raise UserError(
             Exit.CONFIG,
@@ -109,7 +109,7 @@ def check_limits(config: dict, images: int) -> None:
         )
 
 
-def steps_of_epoch(images: int, config: dict) -> int:
+def steps_per_pass(images: int, config: dict) -> int:
     """Return the optimizer steps of one pass over the images, the last one filled up."""
     return math.ceil(images / config["global_batch_size"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lit.distributed.slurm import as_torchrun, counts, first_host, port
+from diffusion_lit.distributed.slurm import choose_port, export_torchrun_environment, first_host, parse_tasks_per_node
 from tests.cluster.slurm import ROOT, Slurm, slurm
 from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.ranks import DDP
@@ -42,26 +42,26 @@ def environment(monkeypatch) -> dict[str, str]:
 
 
 def test_a_step_of_several_tasks_is_told_in_torchruns_words(environment):
-    as_torchrun()
+    export_torchrun_environment()
     assert [environment[key] for key in TORCHRUN[:5]] == ["3", "5", "1", "2", "gpu07"]
     assert environment["MASTER_PORT"] == str(16000 + 7 * 77 + 2)
 
 
 def test_tasks_that_write_unbuffered_have_a_terminal_to_write_to(environment, monkeypatch):
     monkeypatch.setattr(os, "isatty", lambda number: number == 1)
-    as_torchrun()
+    export_torchrun_environment()
     assert environment["RANK"] == "3"
 
 
 def test_the_environment_can_name_another_meeting_point(environment):
     environment |= {"MASTER_ADDR": "login", "MASTER_PORT": "1"}
-    as_torchrun()
+    export_torchrun_environment()
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"], environment["RANK"]) == ("login", "1", "3")
 
 
 def test_one_node_meets_at_itself(environment):
     environment |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "5", "SLURM_NODEID": "0"}
-    as_torchrun()
+    export_torchrun_environment()
     assert environment["MASTER_ADDR"] == "127.0.0.1"
 
 
@@ -74,7 +74,7 @@ def test_what_is_a_run_of_its_own(environment, monkeypatch, case):
     if case == "a shell":
         monkeypatch.setattr(os, "isatty", lambda number: number == 0)
     before = dict(environment)
-    as_torchrun()
+    export_torchrun_environment()
     assert environment == before
 
 
@@ -93,12 +93,12 @@ def test_the_first_host_of_a_list(nodes, first):
 
 
 def test_tasks_of_each_node():
-    assert counts("8") == [8]
-    assert counts("4(x2),3,1(x3)") == [4, 4, 3, 1, 1, 1]
+    assert parse_tasks_per_node("8") == [8]
+    assert parse_tasks_per_node("4(x2),3,1(x3)") == [4, 4, 3, 1, 1, 1]
 
 
 def test_no_two_jobs_of_a_node_meet_at_one_port():
-    ports = {port(job, step) for job in range(500, 2700) for step in range(7)}
+    ports = {choose_port(job, step) for job in range(500, 2700) for step in range(7)}
     assert len(ports) == 2200 * 7
     assert min(ports) >= 1024
     assert max(ports) < 32768

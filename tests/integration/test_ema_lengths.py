@@ -156,7 +156,7 @@ def test_a_run_makes_the_averages_of_its_own_weights(dense, steps):
     checkpoint = checkpoints.path_of(dense, steps)
     held = checkpoints.read(checkpoint)["state_dict"]
     for k, length in enumerate(LENGTHS):  # tracked in float32, by the network's own update
-        own = flat(names, {name: held[f"averages.{k}.{name}"] for name in names})
+        own = flat(names, {name: held[f"tracked_emas.{k}.{name}"] for name in names})
         assert distance(own, tracked(weights, length)[-1]) < 1e-6
     told = []
     for length in (0.07, 0.15, 0.28):
@@ -172,10 +172,10 @@ def test_a_run_makes_the_averages_of_its_own_weights(dense, steps):
 def test_a_snapshot_is_plain_data_in_half_precision(dense):
     held = checkpoints.read(checkpoints.path_of(dense, 6))["state_dict"]
     snapshot = checkpoints.read(posthoc_ema.path_of(dense, 6))
-    for k, state in enumerate(snapshot["averages"]):
+    for k, state in enumerate(snapshot["tracked_emas"]):
         for name, value in state.items():
             assert value.dtype == torch.float16
-            assert torch.equal(value, held[f"averages.{k}.{name}"].half())
+            assert torch.equal(value, held[f"tracked_emas.{k}.{name}"].half())
     config = read_config(dense)
     module = make_module(config)
     size = sum(posthoc_ema.path_of(dense, step).stat().st_size for step in posthoc_ema.steps_of(dense))
@@ -219,10 +219,10 @@ def test_a_killed_run_keeps_the_same_averages_and_snapshots(tmp_path):
     posthoc_ema.write(broken, 9999, [])  # of a future that the run will not have again
     run("train", f"resume={broken}", cwd=tmp_path)
     assert_equal_runs(whole, broken)
-    assert any(name.startswith("averages.1.") for name in last_checkpoint(whole)["state_dict"])
+    assert any(name.startswith("tracked_emas.1.") for name in last_checkpoint(whole)["state_dict"])
     assert posthoc_ema.steps_of(whole) == posthoc_ema.steps_of(broken) == list(range(3, 25, 3))
     for step in posthoc_ema.steps_of(whole):
-        one, other = (checkpoints.read(posthoc_ema.path_of(folder, step))["averages"] for folder in (whole, broken))
+        one, other = (checkpoints.read(posthoc_ema.path_of(folder, step))["tracked_emas"] for folder in (whole, broken))
         for a, b in zip(one, other, strict=True):
             assert all(torch.equal(a[name], b[name]) for name in a)
     made = [

@@ -109,7 +109,7 @@ UNIFORM = {"weighting._target_": "diffusion_lit.diffusion.weighting.Uniform", "d
 ADAM = {"optimizer._target_": "torch.optim.Adam", "optimizer.betas": [0.9, 0.999], "optimizer.weight_decay": 0.0}
 ADAMW = {"optimizer._target_": "torch.optim.AdamW", "optimizer.eps": 1e-8, "lr_schedule.name": "cosine"}
 NO_EXTRAS = {
-    "ema._target_": "diffusion_lit.training.ema.NoAverage", "trainer.gradient_clip_val": None, "data.val_fraction": 0.0
+    "ema._target_": "diffusion_lit.training.ema.NoEMA", "trainer.gradient_clip_val": None, "data.val_fraction": 0.0
 }  # fmt: skip
 FLOWERS = {
     "data.image_size": 64, "data.channels": 3, "data.resample": "bilinear", "data.fit": "crop", "data.flip": 0.5
@@ -178,7 +178,7 @@ def test_debug_keeps_what_pictures_and_classes_there_are(experiment):
         assert small(experiment).data[key] == plain(experiment).data[key]
     assert small(experiment).diffusion.prediction_type == plain(experiment).diffusion.prediction_type
     assert small(experiment).model._target_ == plain(experiment).model._target_
-    assert (small(experiment).max_steps, small(experiment).logger._target_.rpartition(".")[2]) == (2, "Files")
+    assert (small(experiment).max_steps, small(experiment).logger._target_.rpartition(".")[2]) == (2, "FilesOnly")
     assert small(experiment).sampler.steps == 2
 
 

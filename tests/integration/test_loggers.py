@@ -30,8 +30,8 @@ from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.sampling.previews import FRAMES, Film
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training import ema
-from diffusion_lit.training.loggers import base
-from diffusion_lit.training.loggers.base import Files
+from diffusion_lit.training.loggers import backends
+from diffusion_lit.training.loggers.backends import FilesOnly
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.loggers.wandb import refusal
 from tests.runs import TINY, last_step, run, signal_at_step, start
@@ -417,7 +417,7 @@ def test_tensorboard_has_every_row_and_picture_also_after_a_kill(tmp_path):
 def test_a_missing_tensorboard_is_told_before_anything_starts(monkeypatch):
     (config,) = composed("train", ["logger=tensorboard"])
     train.check(config)
-    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "diffusion_lit\[tensorboard\]"') as caught:
         train.check(config)
     assert caught.value.exit_code == 2
@@ -436,7 +436,7 @@ def test_a_logger_that_cannot_write_leaves_the_run_alone(tmp_path, caplog):
 # ------------------------------------------------------------------------------------------------ the shield
 
 
-class Broken(Files):
+class Broken(FilesOnly):
     """Fails in one of its calls, and in every `finish`."""
 
     def __init__(self, call: str, error: Exception):
@@ -459,7 +459,7 @@ def use(logger: RunLogger) -> None:
         logger.log_row(1, {"train/loss": 1.0, "val/loss": float("nan")})
         logger.log_row(2, {"train/loss": 1.0})
         logger.log_file(2, "samples/grid", Path(), "")
-        logger.summary({})
+        logger.log_result({})
         logger.finish(0)
 
 
@@ -480,7 +480,7 @@ def test_the_second_ctrl_c_passes_through_a_logger():
 
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (ValueError(), 1), (UserError(6, "nan"), 6), (SystemExit(), 1)])
 def test_a_logger_is_finished_with_how_the_run_ended(error, code):
-    class Ended(Files):
+    class Ended(FilesOnly):
         def finish(self, exit_code):
             self.codes = [*getattr(self, "codes", []), exit_code]
 
@@ -524,8 +524,8 @@ def test_distance_of_the_average(wandb_run):
     net, average = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     flat = [torch.nn.utils.parameters_to_vector(module.parameters()) for module in (average, net)]
     wanted = (flat[0] - flat[1]).norm() / flat[1].norm()
-    assert ema.distance(average, net) == pytest.approx(wanted.item(), rel=1e-6)
-    assert ema.distance(net, net) == 0
+    assert ema.relative_distance(average, net) == pytest.approx(wanted.item(), rel=1e-6)
+    assert ema.relative_distance(net, net) == 0
     rows = rows_of(wandb_run)
     assert rows[0]["train/ema_distance"] == 0  # the first update copies
     assert all(0 < row["train/ema_distance"] < 1 for row in rows[1:])

@@ -13,7 +13,7 @@ from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.build import make_diffusion, make_network
 from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.training import ema as averaging
-from diffusion_lit.training.window import Window
+from diffusion_lit.training.loss_window import LossWindow
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import run, signal_at_step, start, trace
 
@@ -31,7 +31,7 @@ BY_HAND = """
 import torch
 from diffusion_lit.training import module
 from diffusion_lit.training.module import DiffusionModule
-step, adam, update = DiffusionModule.training_step, torch.optim.AdamW.step, module.averaging.update
+step, adam, update = DiffusionModule.training_step, torch.optim.AdamW.step, module.averaging.update_ema
 now = 0
 def noted(self, batch, index):
     global now
@@ -42,7 +42,7 @@ def adam_step(self, closure):
     loss = closure()
     return loss if now in {positions} else adam(self)
 DiffusionModule.training_step, torch.optim.AdamW.step = noted, adam_step
-module.averaging.update = lambda *args: None if now in {positions} else update(*args)
+module.averaging.update_ema = lambda *args: None if now in {positions} else update(*args)
 """
 STEPS = [12 * step for step in (5, 6, 9)]  # of batches that begin there
 WORDS = [*SETTINGS, "max_steps=16", "log_every=4", "val_every=0", "sample_every=0", "model=context_unet"]
@@ -237,12 +237,12 @@ def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
 
 def test_a_window_leaves_out_what_is_not_finite_and_goes_on_from_its_state():
     strategy = {"accumulate": 2, "precision": "32-true"}
-    window = Window(strategy, torch.device("cpu"))
+    window = LossWindow(strategy, torch.device("cpu"))
     for losses, skipped in (((0.5, 0.25), False), ((0.5, float("nan")), True), ((float("inf"), 0.5), True)):
         for loss in losses:
             window.add(torch.tensor(loss))
         window.end_step(torch.tensor(skipped))
-    again = Window(strategy, torch.device("cpu"), window.state())
+    again = LossWindow(strategy, torch.device("cpu"), window.state())
     for found in (window.totals(), again.totals()):
         assert found == (1.75 / 2, 2, 2)  # four losses of halves, which are two steps
     again.begin()
@@ -253,7 +253,7 @@ def test_a_window_leaves_out_what_is_not_finite_and_goes_on_from_its_state():
     again.add(torch.tensor(1.0))
     again.end_step(torch.tensor(True))  # an infinite gradient of a finite loss
     assert again.totals().in_a_row == 1
-    scaled = Window(strategy | {"precision": "16-mixed"}, torch.device("cpu"))
+    scaled = LossWindow(strategy | {"precision": "16-mixed"}, torch.device("cpu"))
     scaled.end_step(torch.tensor(True))
     assert scaled.totals()[1:] == (1, 0)
 
@@ -261,8 +261,8 @@ def test_a_window_leaves_out_what_is_not_finite_and_goes_on_from_its_state():
 def test_an_average_that_skips_is_left_as_it_is_and_else_is_a_lerp():
     net, average = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     before = average.weight.detach().clone()
-    tensors = averaging.tensors_of(average), averaging.tensors_of(net)
-    averaging.update(*tensors, 0.9, torch.tensor(True))
+    tensors = averaging.split_tensors(average), averaging.split_tensors(net)
+    averaging.update_ema(*tensors, 0.9, torch.tensor(True))
     assert torch.equal(average.weight, before)
-    averaging.update(*tensors, 0.9, torch.tensor(False))
+    averaging.update_ema(*tensors, 0.9, torch.tensor(False))
     assert torch.equal(average.weight, torch.lerp(before, net.weight, 1 - 0.9))

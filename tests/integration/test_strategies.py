@@ -92,7 +92,9 @@ def test_ranks_share_one_global_batch_and_end_with_equal_weights(tmp_path):
     assert zero["ema"] == one["ema"]
     assert zero["net"] != zero["ema"]
     assert len(whole["draws"]) == 8
-    for a, b, c in zip(zero["draws"][1:], one["draws"][1:], whole["draws"], strict=True):  # [0]: SteadyDDPStrategy's
+    for a, b, c in zip(
+        zero["draws"][1:], one["draws"][1:], whole["draws"], strict=True
+    ):  # [0]: DeterministicDDPStrategy's
         assert a[3] + b[3] == c[3]  # timesteps
         assert (a[0], b[0]) == (c[0], c[0] + 6)
         assert a[2] != b[2]  # never the same noise
@@ -138,7 +140,7 @@ def test_a_run_of_two_processes_killed_and_resumed_equals_one_that_was_not(tmp_p
 
 @pytest.mark.slow
 def test_with_more_than_two_processes_the_order_of_additions_is_kept(tmp_path):
-    """Two summands have one order; from three on, DDP's buckets decide it (see SteadyDDPStrategy)."""
+    """Two summands have one order; from three on, DDP's buckets decide it (see DeterministicDDPStrategy)."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = [*SETTINGS, "strategy=ddp", "strategy.devices=4"]
     run("train", *words, f"run_dir={whole}", cwd=tmp_path)

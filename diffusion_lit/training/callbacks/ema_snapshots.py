@@ -31,6 +31,6 @@ class EmaSnapshots(StepCallback):
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         if self.every and self.step % self.every == 0 and collectives.rank() == 0:
             try:
-                posthoc_ema.write(self.run, self.step, module.averages)
+                posthoc_ema.write(self.run, self.step, module.tracked_emas)
             except UserError as error:  # a full disk may have room again; lengths are made from those that there are
                 log.warning("%s", error)

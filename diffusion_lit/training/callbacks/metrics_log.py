@@ -99,7 +99,7 @@ class MetricsLog(StepCallback):
             "train/grad_norm": module.grad_norm.item(),
             "train/skipped": totals.skipped,
             "train/ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
-            "train/ema_distance": averaging.distance(module.ema, module.net),
+            "train/ema_distance": averaging.relative_distance(module.ema, module.net),
             "images_per_second": speed,
             "seconds": self.clock.seconds,
             "memory_gib": peak_memory_gib(module.device),

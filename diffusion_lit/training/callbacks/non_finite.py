@@ -12,8 +12,8 @@ from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.run_dir import shown
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.step import Clock, Milestones, StepCallback
+from diffusion_lit.training.loss_window import LossWindow, Totals
 from diffusion_lit.training.module import DiffusionModule
-from diffusion_lit.training.window import Totals, Window
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class NonFiniteGuard(StepCallback):
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         super().on_train_start(trainer, module)
-        self.window = Window(self.config["strategy"], module.device, self.carried)
+        self.window = LossWindow(self.config["strategy"], module.device, self.carried)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, outputs, batch, batch_idx: int) -> None:
         self.window.add(outputs["loss"])  # already divided by the micro-batches of a step

@@ -16,7 +16,7 @@ from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.evaluation.metrics import METRICS, Evidence, accuracy, labels_like, reference_of
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.training.callbacks.step import Milestones, StepCallback
-from diffusion_lit.training.collective_sampling import generate_on_all_ranks, not_fatal
+from diffusion_lit.training.collective_sampling import continue_on_error, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
 
 
@@ -60,7 +60,7 @@ class SampleMetrics(StepCallback):
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.row = {}
         if self.milestones.is_due("metrics_every"):
-            with not_fatal(f"measuring samples of step {self.step}"):
+            with continue_on_error(f"measuring samples of step {self.step}"):
                 self.row = self.measure(module)
 
     def measure(self, module: DiffusionModule) -> dict[str, float]:

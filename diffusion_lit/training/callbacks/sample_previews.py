@@ -22,7 +22,7 @@ from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
 from diffusion_lit.training.callbacks.signals import GracefulStop
 from diffusion_lit.training.callbacks.step import Milestones, StepCallback
-from diffusion_lit.training.collective_sampling import Stopped, generate_on_all_ranks, not_fatal
+from diffusion_lit.training.collective_sampling import SamplingStopped, continue_on_error, generate_on_all_ranks
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.module import DiffusionModule
 
@@ -55,7 +55,7 @@ class Previews(StepCallback):
             self.draw(module)
 
     def draw(self, module: DiffusionModule) -> None:
-        with not_fatal(f"the preview of step {self.step}"):
+        with continue_on_error(f"the preview of step {self.step}"):
             draw_preview(
                 self.run, self.step, module, self.config, self.sampler,
                 self.metrics.logger, self.stop.is_ending, self.metrics.bar,
@@ -93,7 +93,7 @@ def draw_preview(
 
     def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
         if is_stopped():
-            raise Stopped
+            raise SamplingStopped
         bar.advance(task)
         if net is module.ema:
             film(first, k, x)

@@ -77,7 +77,7 @@ class GracefulStop(StepCallback):
         if ends_run(self.signal) and number == signal.SIGINT:
             raise UserError(Exit.SIGINT, f"stopped at once; {last_checkpoint(self.checkpoints.run)}")
         self.signal = number if ends_run(number) else self.signal or number  # one that only saves takes no end back
-        process_group.tell_others(number)
+        process_group.forward_signal(number)
         then = "" if ends_run(self.signal) else ", then going on"
         log.info("%s: finishing this step and saving%s", signal.Signals(number).name, then)
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from diffusion_lit.config.secrets import one_line, without_secrets
 from diffusion_lit.config.targets import build
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.training.loggers.base import Files
+from diffusion_lit.training.loggers.backends import FilesOnly
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class RunLogger(Logger):
     Steps are finished optimizer steps. As a context it is finished when the block ends, however that is.
 
     Args:
-        logger: with the methods of `Files`, below.
+        logger: with the methods of `FilesOnly`, below.
     """
 
     def __init__(self, logger):
@@ -57,15 +57,15 @@ class RunLogger(Logger):
 
     def log_row(self, step: int, row: dict[str, float]) -> None:
         """Log a row of metrics.csv; values that are not numbers are left out."""
-        self._call(self.logger.scalars, step, {name: float(value) for name, value in row.items() if value == value})
+        self._call(self.logger.log_scalars, step, {name: float(value) for name, value in row.items() if value == value})
 
     def log_file(self, step: int, key: str, path: Path, caption: str) -> None:
         """Log a PNG or GIF."""
-        self._call(self.logger.picture, step, key, path, caption)
+        self._call(self.logger.log_image, step, key, path, caption)
 
-    def summary(self, result: dict) -> None:
+    def log_result(self, result: dict) -> None:
         """Log what is in result.json."""
-        self._call(self.logger.summary, result)
+        self._call(self.logger.log_result, result)
 
     def finish(self, exit_code: int) -> None:
         self._call(self.logger.finish, exit_code)
@@ -93,7 +93,7 @@ class RunLogger(Logger):
 
 def make_logger(config: dict, is_first: bool = True) -> RunLogger:
     """Return the logger of a `logger` group: one of ours, or any of Lightning's; only the first rank logs anything."""
-    logger = build(config) if is_first else Files()
+    logger = build(config) if is_first else FilesOnly()
     return RunLogger(LightningLogger(logger) if isinstance(logger, Logger) else logger)
 
 
@@ -110,15 +110,15 @@ class LightningLogger:
     def start(self, run: Path, config: dict, step: int) -> None:
         self.logger.log_hyperparams(without_secrets(config))
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def log_scalars(self, step: int, values: dict[str, float]) -> None:
         self.logger.log_metrics(values, step=step)
         self.logger.save()
 
-    def picture(self, step: int, key: str, path: Path, caption: str) -> None:
+    def log_image(self, step: int, key: str, path: Path, caption: str) -> None:
         if hasattr(self.logger, "log_image") and path.suffix == ".png":
             self.logger.log_image(key, [str(path)], step=step, caption=[caption])
 
-    def summary(self, result: dict) -> None:
+    def log_result(self, result: dict) -> None:
         numbers = {f"result/{name}": value for name, value in result.items() if isinstance(value, int | float)}
         self.logger.log_metrics(numbers, step=result["steps"])
 

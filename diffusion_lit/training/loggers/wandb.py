@@ -106,21 +106,21 @@ class WandB:
                 ),
             )
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def log_scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.run:
             return
         self.run.log({"step": step} | values)
         if shutil.disk_usage(self.run.dir).free < 4096:  # its service says nothing of what it cannot write
             raise OSError(errno.ENOSPC, "no room for the records of W&B", self.run.dir)
 
-    def picture(self, step: int, key: str, path: Path, caption: str) -> None:
+    def log_image(self, step: int, key: str, path: Path, caption: str) -> None:
         import wandb
 
         if self.run:
             kind = wandb.Video if path.suffix == ".gif" else wandb.Image
             self.run.log({"step": step, key: kind(str(path), caption=caption)})
 
-    def summary(self, result: dict) -> None:
+    def log_result(self, result: dict) -> None:
         if self.run:
             self.run.summary.update(result)
 

@@ -19,7 +19,7 @@ def watched(monkeypatch) -> tuple[queue.Queue, bytes, tuple[str, int]]:
     lost, shared = queue.Queue(), []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(watchdog, "_lost", lambda who, why: lost.put((who, why)))
-    watchdog.watch(0, lambda value: shared.append(value) or value)
+    watchdog.watch_connections(0, lambda value: shared.append(value) or value)
     ((token, place),) = shared
     return lost, token, place
 
@@ -40,36 +40,38 @@ def test_a_rank_that_has_gone_is_named_and_a_stranger_is_not_taken_for_one(watch
 def test_rank_0_that_has_gone_is_noticed(watched, monkeypatch):
     lost, token, _ = watched
     with socket.create_server(("127.0.0.1", 0)) as first:
-        watchdog.watch(1, lambda value: (token, first.getsockname()))
+        watchdog.watch_connections(1, lambda value: (token, first.getsockname()))
         connection, _ = first.accept()
         assert connection.recv(1024) == token + f"rank 1 on {socket.gethostname()}".encode()
         with pytest.raises(queue.Empty):
             lost.get(timeout=0.3)
-        assert not watchdog.first_gone.is_set()
+        assert not watchdog.rank_zero_lost.is_set()
         connection.close()
     assert lost.get(timeout=30)[0] == "rank 0"
-    assert watchdog.first_gone.is_set()  # who waits for it to end need not wait any more
+    assert watchdog.rank_zero_lost.is_set()  # who waits for it to end need not wait any more
 
 
 def test_who_has_gone_is_told_or_else_what_the_network_said(monkeypatch):
     monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(watchdog, "gone", [])
-    assert "another process has gone (broken pipe)" in str(watchdog.lost(RuntimeError("broken pipe\nat line 7")))
-    monkeypatch.setattr(watchdog, "gone", ["rank 3 on host2 has gone (no route to host)"])
-    assert "rank 3 on host2 has gone" in str(watchdog.lost(RuntimeError("broken pipe")))
+    monkeypatch.setattr(watchdog, "lost_hosts", [])
+    assert "another process has gone (broken pipe)" in str(
+        watchdog.lost_connection_error(RuntimeError("broken pipe\nat line 7"))
+    )
+    monkeypatch.setattr(watchdog, "lost_hosts", ["rank 3 on host2 has gone (no route to host)"])
+    assert "rank 3 on host2 has gone" in str(watchdog.lost_connection_error(RuntimeError("broken pipe")))
 
 
 def test_a_rank_that_cannot_reach_rank_0_says_so_and_trains(capsys):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         place = closed.getsockname()
-    watchdog.watch(1, lambda value: (b"", place))
+    watchdog.watch_connections(1, lambda value: (b"", place))
     assert "a lost host may be noticed late" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo chooses by itself there")
 def test_the_interface_of_an_address():
-    assert watchdog.interface("127.0.0.1") == "lo"
-    assert watchdog.interface("192.0.2.77") is None
+    assert watchdog.interface_of_address("127.0.0.1") == "lo"
+    assert watchdog.interface_of_address("192.0.2.77") is None
 
 
 @pytest.mark.parametrize(("local", "chosen"), [("1", "eth7"), ("2", None)])
@@ -78,7 +80,7 @@ def test_the_interface_is_chosen_where_there_are_other_hosts(monkeypatch, local,
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    monkeypatch.setattr(watchdog, "interface", lambda address: "eth7")
+    monkeypatch.setattr(watchdog, "interface_of_address", lambda address: "eth7")
     watchdog.choose_interface()
     assert watchdog.os.environ.get("GLOO_SOCKET_IFNAME") == chosen
 
@@ -86,16 +88,16 @@ def test_the_interface_is_chosen_where_there_are_other_hosts(monkeypatch, local,
 def test_the_difference_of_two_copies_names_hosts_and_pictures():
     ours = {f"a/{k}.png": str(k) for k in range(6)}
     theirs = {name: digest for name, digest in ours.items() if name != "a/3.png"} | {"a/5.png": "x", "b.png": "y"}
-    assert consistency.difference(ours, theirs, "host1", "host2", (6, 6)) == (
+    assert consistency.describe_data_difference(ours, theirs, "host1", "host2", (6, 6)) == (
         "the pictures on host2 are others (6 there, 6 on host1):\n"
         "  missing on host2: a/3.png\n"
         "  missing on host1: b.png\n"
         "  not the same on both: a/5.png\n"
         "give every host the same copy of them"
     )
-    told = consistency.difference(ours, {}, "host1", "host2", (6, 0))
+    told = consistency.describe_data_difference(ours, {}, "host1", "host2", (6, 0))
     assert "missing on host2: a/0.png, a/1.png, a/2.png and 3 more" in told
-    assert "they have another order" in consistency.difference(
+    assert "they have another order" in consistency.describe_data_difference(
         ours, dict(reversed(ours.items())), "host1", "host2", (6, 6)
     )
 
@@ -115,12 +117,15 @@ def test_ranks_that_are_started_again_do_not_take_a_word_of_those_before(monkeyp
     store, words = HashStore(), []
     for _ in range(3):
         with ThreadPoolExecutor(3) as ranks:
-            later = [ranks.submit(watchdog.meet, store, rank, 3) for rank in (1, 2)]
+            later = [ranks.submit(watchdog.agree_on_start_token, store, rank, 3) for rank in (1, 2)]
             time.sleep(0.1)  # old words are there before rank 0 is
-            met = {ranks.submit(watchdog.meet, store, 0, 3).result(60), *[found.result(60) for found in later]}
+            met = {
+                ranks.submit(watchdog.agree_on_start_token, store, 0, 3).result(60),
+                *[found.result(60) for found in later],
+            }
         assert len(met) == 1
         words += met
     assert len(set(words)) == 3
-    monkeypatch.setattr(watchdog, "PATIENCE", 0)
+    monkeypatch.setattr(watchdog, "START_TIMEOUT", 0)
     with pytest.raises(UserError, match=r"of 3 processes these did not come within .* ranks \[1, 2\]"):
-        watchdog.meet(store, 0, 3)
+        watchdog.agree_on_start_token(store, 0, 3)

@@ -27,7 +27,7 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.weighting import MinSNR
 from diffusion_lit.runs.build import make_decay
-from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, tensors_of, update
+from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, split_tensors, update_ema
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer
 from tests.cases import each
@@ -78,7 +78,7 @@ def test_the_average_is_the_weighted_sum_of_all_that_it_saw(decay):
     decays = [decay(n) for n in range(40)]
     for d in decays:
         wander(net, generator)
-        update(tensors_of(average), tensors_of(net), d)
+        update_ema(split_tensors(average), split_tensors(net), d)
         for name, value in net.state_dict().items():
             seen[name].append(value.double().numpy().copy())
     for name, value in average.state_dict().items():
@@ -97,7 +97,7 @@ def test_the_average_is_that_of_diffusers_and_crowson():
     decay = make_decay({"ema": EMAS["power"]})
     for n in range(60):
         wander(net, generator)
-        update(tensors_of(average), tensors_of(net), decay(n))
+        update_ema(split_tensors(average), split_tensors(net), decay(n))
         theirs.step(net.parameters())
         assert decay(n) == pytest.approx(theirs.cur_decay_value, abs=1e-12)
         for a, b in zip(average.parameters(), theirs.shadow_params, strict=True):

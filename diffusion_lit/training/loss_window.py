@@ -18,7 +18,7 @@ class Totals(NamedTuple):
     in_a_row: int
 
 
-class Window:
+class LossWindow:
     """Losses and skipped steps since the last row.
 
     Args:

@@ -15,7 +15,7 @@ from diffusion_lit.system.errors import Exit, UserError
 log = logging.getLogger(__name__)
 
 
-def check(config: dict) -> None:
+def require_package(config: dict) -> None:
     """Raise UserError (exit 2) if the logger of a `logger` group needs a package that is not installed."""
     target = str(config["_target_"])
     needs = locate(target).needs if target.startswith("diffusion_lit.") else None  # others fail when they are built
@@ -28,18 +28,18 @@ def check(config: dict) -> None:
 # ------------------------------------------------------------------------------------------------ the loggers
 
 
-class Files:
+class FilesOnly:
     """`logger=none` and `logger=csv`: the files of the run folder are all there is."""
 
     needs = None
 
     def start(self, run: Path, config: dict, step: int) -> None: ...
 
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def log_scalars(self, step: int, values: dict[str, float]) -> None: ...
 
-    def picture(self, step: int, key: str, path: Path, caption: str) -> None: ...
+    def log_image(self, step: int, key: str, path: Path, caption: str) -> None: ...
 
-    def summary(self, result: dict) -> None: ...
+    def log_result(self, result: dict) -> None: ...
 
     def finish(self, exit_code: int) -> None: ...
 
@@ -60,12 +60,12 @@ class TensorBoard:
         self.writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
         log.info("watch      tensorboard --logdir %s", shlex.quote(str(shown(run / "tensorboard"))))
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def log_scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def picture(self, step: int, key: str, path: Path, caption: str) -> None:
+    def log_image(self, step: int, key: str, path: Path, caption: str) -> None:
         """The file as it is, so that a GIF moves."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -77,7 +77,7 @@ class TensorBoard:
         self.writer.file_writer.add_summary(Summary(value=[value]), step)
         self.writer.flush()
 
-    def summary(self, result: dict) -> None:
+    def log_result(self, result: dict) -> None:
         for name, value in result.items():
             if isinstance(value, int | float):
                 self.writer.add_scalar(f"result/{name}", value, result["steps"])
