@@ -60,7 +60,7 @@ def generate_on_all_ranks(
     seeds: Sequence[int],
     on_step: Callable[[nn.Module, int, int, Tensor], None] = lambda net, first, k, x: None,
 ) -> list[Tensor] | None:
-    """Return images uint8 (N, C, H, W) of each network, with the run's guidance; None if any rank was `SamplingStopped`.
+    """Return images uint8 (N, C, H, W) of each network, or None if any rank raised `SamplingStopped`.
 
     `on_step` is called as that of `generate`, with the network before its other arguments. Where memory is too small
     for `sampler.batch_size` images at a time, fewer are made.
