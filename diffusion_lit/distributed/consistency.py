@@ -64,8 +64,8 @@ def local_rank_zero_first() -> Iterator[None]:
 def check_checkpoint_on_all_hosts(start: Path | None) -> None:
     """Raises UserError (exit 4) where a host does not see the checkpoint to go on from."""
     missing = start is not None and not start.is_file()
-    told = f"{start} is not on this host, and every host reads it: share the run folder, or copy it there"
-    raise_on_all_ranks(UserError(Exit.CHECKPOINT, told) if missing else None)
+    message = f"{start} is not on this host, and every host reads it: share the run folder, or copy it there"
+    raise_on_all_ranks(UserError(Exit.CHECKPOINT, message) if missing else None)
 
 
 def check_identical_data(data: ImageDataModule) -> None:

@@ -96,11 +96,9 @@ def launch_ranks(strategy: dict) -> Iterator[None]:
         _leave()
         failed = False
     except Exception as error:
-        lost = (
-            (_lost() if _others else watchdog.lost_connection_error(error))
-            if watchdog.is_lost_connection(error)
-            else None
-        )
+        lost = None
+        if watchdog.is_lost_connection(error):
+            lost = _lost() if _others else watchdog.lost_connection_error(error)
         if lost:
             raise lost from None
         raise
