@@ -1,6 +1,7 @@
-"""What the processes of a run do together: who they are, one value from rank 0, the values of all of them.
+"""Exchange small Python values between the processes (ranks) of a run.
 
-With one process every function returns at once. Torch is not imported before it is needed.
+Data, seeds and decisions must be the same on every rank. These functions wrap `torch.distributed` so that the calling
+code needs no case for a run of one process: there, each function returns at once. Torch is imported only when needed.
 """
 
 import os
@@ -8,50 +9,56 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-T = TypeVar("T")
+Value = TypeVar("Value")
+LAUNCHER_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launcher_env(name: str) -> int | None:
-    """RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE, if a launcher has set all that it takes to meet."""
-    launched = all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
-    return int(os.environ[name]) if launched and name in os.environ else None
+    """Return a variable that a launcher such as torchrun sets, or None if no launcher started this process.
+
+    Args:
+        name: RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE.
+    """
+    is_launched = all(key in os.environ for key in LAUNCHER_KEYS)
+    return int(os.environ[name]) if is_launched and name in os.environ else None
 
 
 def rank() -> int:
+    """Return the rank of this process; 0 as long as there is no process group."""
     return launcher_env("RANK") or 0 if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """Processes of this run, all nodes together; 1 before they have met."""
+    """Return the number of processes on all nodes; 1 as long as there is no process group."""
     distributed = sys.modules.get("torch.distributed")
     return distributed.get_world_size() if distributed and distributed.is_initialized() else 1
 
 
-def broadcast_from_rank_zero(value: T) -> T:
-    """Rank 0's value, on every rank."""
+def broadcast_from_rank_zero(value: Value) -> Value:
+    """Return the value that rank 0 passes, on every rank."""
     if world_size() == 1:
         return value
     from torch import distributed
 
-    box = [value]
-    distributed.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def all_reduce_max(number: int) -> int:
-    """The highest of the numbers of all ranks, on every rank; waits for all, so it is a barrier too."""
+    """Return the maximum over all ranks, on every rank. Serves as a barrier too."""
     if world_size() == 1:
         return number
     import torch
     from torch import distributed
 
-    box = torch.tensor([number])  # on the CPU: no waiting for the device
-    distributed.all_reduce(box, distributed.ReduceOp.MAX)
-    return int(box)
+    maximum = torch.tensor([number])  # on the CPU, so that nothing waits for the GPU
+    distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
+    return int(maximum)
 
 
-def all_gather(value: T) -> list[T]:
-    """The values of all ranks, in their order, on every rank."""
+def all_gather(value: Value) -> list[Value]:
+    """Return the values of all ranks in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     from torch import distributed
@@ -61,8 +68,8 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def map_across_ranks(work: Callable[[int], T], count: int) -> list[T]:
-    """work(0) ... work(count - 1), each done by one rank, all of them on every rank."""
+def map_across_ranks(task: Callable[[int], Value], count: int) -> list[Value]:
+    """Return [task(0), ..., task(count - 1)] on every rank; each task runs on one rank."""
     size = world_size()
-    done = all_gather([work(k) for k in range(rank(), count, size)])
-    return [done[k % size][k // size] for k in range(count)]
+    results = all_gather([task(k) for k in range(rank(), count, size)])
+    return [results[k % size][k // size] for k in range(count)]

@@ -1,5 +1,8 @@
-"""What the ranks of a run agree on: that nothing went wrong on one, who goes first on a machine, and that every host
-sees the same pictures, and the checkpoint to go on from.
+"""Keep the ranks of a run together where one of them could fail or see different files.
+
+A rank that raises while the others enter a collective leaves them waiting. So errors are exchanged first, and then
+raised on every rank with one message. Before training, each host checks that it sees the checkpoint and the same images
+as rank 0.
 """
 
 import hashlib
@@ -9,127 +12,129 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.folder import hold_out
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import collectives
+from diffusion_lit.distributed.collectives import Value
 from diffusion_lit.system.errors import Exit, UserError
 
-T = TypeVar("T")
-NAMED = 3  # pictures
+MAX_LISTED = 3  # images named in a message
 
 
-def capture_user_error(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
-    """What it returns, or the error of a user that it raises: the other ranks wait, and are to know of it."""
+def capture_user_error(task: Callable[[], Value]) -> tuple[Value | None, UserError | None]:
+    """Return (result, None), or (None, error) if the task raises a UserError."""
     try:
-        return work(), None
+        return task(), None
     except UserError as error:
         return None, error
 
 
-def raise_on_all_ranks(fault: UserError | None) -> None:
-    """Raise on every rank the first error that one of them has; rank 0 tells it, the others end without a word."""
-    own = fault and (int(fault.exit_code), str(fault), socket.gethostname())
-    found = [(rank, *error) for rank, error in enumerate(collectives.all_gather(own)) if error]
-    if not found:
+def raise_on_all_ranks(error: UserError | None) -> None:
+    """Raise the error of the first rank that has one on every rank. Rank 0 reports it, the others exit silently."""
+    own = error and (int(error.exit_code), str(error), socket.gethostname())
+    errors = [(rank, *other) for rank, other in enumerate(collectives.all_gather(own)) if other]
+    if not errors:
         return
-    rank, code, words, host = found[0]
+    rank, code, message, host = errors[0]
     if collectives.rank():
         sys.exit(code)
-    raise UserError(Exit(code), f"rank {rank} on {host}: {words}" if rank else words)
+    raise UserError(Exit(code), f"rank {rank} on {host}: {message}" if rank else message)
 
 
-def run_on_all_ranks_or_raise(work: Callable[[], T]) -> T:
-    """What it returns on this rank; raises on every rank what goes wrong on one."""
-    done, fault = capture_user_error(work)
-    raise_on_all_ranks(fault)
-    return done
+def run_on_all_ranks_or_raise(task: Callable[[], Value]) -> Value:
+    """Return the result of this rank's task; raise a UserError of any rank on all of them."""
+    result, error = capture_user_error(task)
+    raise_on_all_ranks(error)
+    return result
 
 
 @contextmanager
 def local_rank_zero_first() -> Iterator[None]:
-    """The first process of each machine does it while the others wait, and find it done."""
-    first = collectives.world_size() == 1 or not collectives.launcher_env("LOCAL_RANK")
-    if not first:
-        collectives.all_reduce_max(0)
+    """Run the block on the first process of each machine, then on the others, which can reuse what it has written."""
+    is_first = collectives.world_size() == 1 or not collectives.launcher_env("LOCAL_RANK")
+    if not is_first:
+        collectives.all_reduce_max(0)  # a barrier
     try:
         yield
     finally:
-        if first:
+        if is_first:
             collectives.all_reduce_max(0)
 
 
 def check_checkpoint_on_all_hosts(start: Path | None) -> None:
-    """Raises UserError (exit 4) where a host does not see the checkpoint to go on from."""
-    missing = start is not None and not start.is_file()
-    message = f"{start} is not on this host, and every host reads it: share the run folder, or copy it there"
-    raise_on_all_ranks(UserError(Exit.CHECKPOINT, message) if missing else None)
+    """Raise UserError (exit 4) if a host does not see the checkpoint to resume from."""
+    is_missing = start is not None and not start.is_file()
+    message = f"{start}: not found on this host. Every host reads it: share the run folder, or copy it there."
+    raise_on_all_ranks(UserError(Exit.CHECKPOINT, message) if is_missing else None)
 
 
 def check_identical_data(data: ImageDataModule) -> None:
-    """Raises UserError (exit 3) where the pictures of a host are not those of rank 0, naming host and difference, or
-    are damaged.
+    """Raise UserError (exit 3) if the images of a host are damaged or differ from those of rank 0.
+
+    The processes of one machine share a cache, so only the first process of each machine compares.
     """
-    first_here = not collectives.launcher_env("LOCAL_RANK")
+    is_first = not collectives.launcher_env("LOCAL_RANK")
     stores = [store for store in (data.train, data.val) if store]
-    hosts = collectives.all_gather(socket.gethostname() if first_here else None)
-    if sum(host is not None for host in hosts) < 2:  # all share one file
+    hosts = collectives.all_gather(socket.gethostname() if is_first else None)
+    if sum(host is not None for host in hosts) < 2:
         return
-    prints = collectives.all_gather(
-        run_on_all_ranks_or_raise(lambda: [store.fingerprint for store in stores] if first_here else None)
+    fingerprints = collectives.all_gather(
+        run_on_all_ranks_or_raise(lambda: [store.fingerprint for store in stores] if is_first else None)
     )
-    others = [rank for rank, found in enumerate(prints) if found and found != prints[0]]
-    if not others:
+    differing = [rank for rank, prints in enumerate(fingerprints) if prints and prints != fingerprints[0]]
+    if not differing:
         return
-    pictures = collectives.all_gather(_digests(data, stores) if first_here else None)
+    digests = collectives.all_gather(_image_digests(data, stores) if is_first else None)
     counts = collectives.all_gather(sum(map(len, stores)))
-    told = describe_data_difference(
-        pictures[0], pictures[others[0]], hosts[0], hosts[others[0]], (counts[0], counts[others[0]])
-    )
-    raise_on_all_ranks(UserError(Exit.DATA, told) if collectives.rank() == 0 else None)
+    ours, theirs = ((hosts[rank], digests[rank], counts[rank]) for rank in (0, differing[0]))
+    message = describe_data_difference(ours, theirs)
+    raise_on_all_ranks(UserError(Exit.DATA, message) if collectives.rank() == 0 else None)
 
 
-def describe_data_difference(
-    ours: dict[str, str], theirs: dict[str, str], here: str, there: str, counts: tuple[int, int]
-) -> str:
-    """In words, how the pictures of two hosts differ; {name: digest} in the order of training, and how many there are
-    here and there.
+def describe_data_difference(ours: tuple[str, dict, int], theirs: tuple[str, dict, int]) -> str:
+    """Return the message on how the images of two hosts differ.
+
+    Args:
+        ours: host, {image: digest} in training order, and number of images of rank 0.
+        theirs: the same of the other host.
     """
-    parts = [
-        (f"missing on {there}", [name for name in ours if name not in theirs]),
-        (f"missing on {here}", [name for name in theirs if name not in ours]),
-        ("not the same on both", [name for name in ours if theirs.get(name, ours[name]) != ours[name]]),
-    ]
-    lines = [f"{what}: {_some(names)}" for what, names in parts if names] or ["they have another order"]
-    many = f"{counts[1]:,} there, {counts[0]:,} on {here}"
-    copied = "give every host the same copy of them"
-    return f"the pictures on {there} are others ({many}):\n  " + "\n  ".join(lines) + f"\n{copied}"
+    (here, own, own_count), (there, other, other_count) = ours, theirs
+    groups = {
+        f"missing on {there}": [name for name in own if name not in other],
+        f"missing on {here}": [name for name in other if name not in own],
+        "with different content": [name for name in own if other.get(name, own[name]) != own[name]],
+    }
+    lines = [f"  {group}: {_shorten(names)}" for group, names in groups.items() if names]
+    lines = lines or ["  the order of the images differs"]
+    head = f"the images on {there} ({other_count:,}) differ from those on {here} ({own_count:,}):"
+    return "\n".join([head, *lines, "Give every host the same copy."])
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+def _shorten(names: list[str]) -> str:
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str, str]:
-    """Pixels and label of each picture, by its file below data.root, or else by its place; of pictures that are not
-    kept only what is known of all.
+def _image_digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str, str]:
+    """Return a digest of pixels and label of each image, by its path below data.root or else its index.
+
+    Images that are read from disk in every epoch have one digest per split.
     """
     if not isinstance(data.train, ImageStore):
-        named = {"training pictures": data.train, "held-out pictures": data.val}
-        return {name: store.fingerprint for name, store in named.items() if store}
+        by_split = {"training images": data.train, "validation images": data.val}
+        return {name: store.fingerprint for name, store in by_split.items() if store}
     splits = hold_out(data.source.splits(), data.config["val_fraction"])
-    listed = list(chain.from_iterable(splits[name].pictures for name in ("train", "val") if _has_files(splits, name)))
-    rows = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]
+    paths = list(chain.from_iterable(splits[name].pictures for name in ("train", "val") if _has_files(splits, name)))
+    images = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]
     root = Path(getattr(data.source, "root", None) or "")
-    names = [f"picture {k}" for k in range(len(rows))]
-    if len(listed) == len(rows):
-        names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in listed]
+    names = [f"image {k}" for k in range(len(images))]
+    if len(paths) == len(images):
+        names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths]
     return {
         name: hashlib.blake2b(image.tobytes() + label.tobytes(), digest_size=8).hexdigest()
-        for name, (image, label) in zip(names, rows, strict=True)
+        for name, (image, label) in zip(names, images, strict=True)
     }
 
 

@@ -1,11 +1,15 @@
-"""Processes that a launcher starts beside each other to share the shards of one command."""
+"""Share the shards of one `sample` or `evaluate` command among several processes.
+
+torchrun or srun starts the same command several times. The processes need no process group: they claim shards through
+files in the output folder. All that is left to do here is to give each one a GPU of its own and silence all but one.
+"""
 
 from diffusion_lit.distributed import collectives, slurm
 from diffusion_lit.system import console
 
 
 def choose_device(device: str) -> str:
-    """Return the `device` of this process: a GPU of its own where `device` is auto. Only the first process prints."""
+    """Return the device of this process: with `auto`, a GPU of its own. All ranks but 0 stop printing."""
     slurm.export_torchrun_environment()
     if collectives.launcher_env("RANK"):
         console.hush()

@@ -1,8 +1,12 @@
-"""What processes on several machines need: the interface between them, and to notice a machine that has fallen silent.
+"""Notice that another host of a run is lost, and end this process instead of waiting for it.
 
-A host without power, or behind a cut cable, tells nobody: who waits for its part waits on, half an hour with gloo, ten
-minutes with NCCL. So every rank holds a connection to rank 0 on which nothing is said after a greeting. The kernels of
-both hosts see to it that the other one is there, however busy the processes are. No torch.
+A host that loses power or network says nothing, so the other ranks wait in their next collective: half an hour with
+gloo, ten minutes with NCCL. Therefore each rank keeps one TCP connection to rank 0 open, with keep-alive probes that
+the kernels of both hosts send even while the processes are busy. When a connection breaks, a thread waits `GRACE`
+seconds for the main thread to notice the loss and to end in order, then ends the process with exit code 75.
+
+The module also chooses the network interface for gloo, lets the ranks of one start find each other in a store that may
+hold entries of an earlier start, and ends a process without interpreter shutdown. It does not import torch.
 """
 
 import atexit
@@ -17,34 +21,38 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.platform import fcntl
 
-T = TypeVar("T")
-GRACE = 10  # seconds that the main thread has to find out for itself, and to end in order
-KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a host is lost after 60 seconds of silence
-START_TIMEOUT = 1800  # seconds for all ranks to start
-SHUTDOWN_TIMEOUT = 90  # seconds that rank 0 may take to end: loggers send what they still have
-TOKEN_BYTES = 16  # bytes by which rank 0 knows its own ranks
-EXTERNAL_ADDRESS = "192.0.2.1"  # of no network (RFC 5737): the way there is the default route
-GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
-initialized = threading.Event()  # this process has been one of several
-finished = threading.Event()  # the ranks have parted in order
+GRACE = 10  # seconds in which the main thread can notice a loss by itself and end in order
+KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a host is lost after 60 s of silence
+START_TIMEOUT = 1800  # seconds in which all ranks must start
+SHUTDOWN_TIMEOUT = 90  # seconds in which rank 0 must end; loggers may still be sending
+TOKEN_BYTES = 16
+EXTERNAL_ADDRESS = "192.0.2.1"  # reserved for documentation (RFC 5737), so it is reached by the default route
+SIOCGIFADDR = 0x8915  # ioctl of Linux: the address of an interface
+RESUME_HINT = "Earlier checkpoints are intact: resume the run."
+
+initialized = threading.Event()  # this process is or was one of several
+finished = threading.Event()  # all ranks have left the process group in order
 rank_zero_lost = threading.Event()  # rank 0 has closed its connection
-lost_hosts: list[str] = []  # who was lost, in words
+lost_hosts: list[str] = []  # messages on the ranks that were lost
 
 
-def local_address(towards: str) -> str:
-    """The IPv4 address of this machine on the way to another one; nothing is sent.
+# ------------------------------------------------------------------------------------------------ starting
 
-    Where a table of hosts gives a machine's own name to loopback, as Debian's does, that of the default route.
+
+def local_address(target: str) -> str:
+    """Return the IPv4 address that this machine uses to reach a target. Nothing is sent.
+
+    If the hosts file maps the target to loopback, as Debian does for a machine's own name, return the address of the
+    default route.
     """
-    for target in (towards, EXTERNAL_ADDRESS):
+    for host in (target, EXTERNAL_ADDRESS):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect((target, 9))
+                probe.connect((host, 9))
             except OSError:
                 continue
             if not probe.getsockname()[0].startswith("127."):
@@ -53,78 +61,84 @@ def local_address(towards: str) -> str:
 
 
 def interface_of_address(address: str) -> str | None:
-    """The network interface that has an IPv4 address; None where that cannot be known."""
+    """Return the network interface that has an IPv4 address, or None if it cannot be determined."""
     if fcntl is None:
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
-                found = fcntl.ioctl(any_socket, GET_ADDRESS, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
+                reply = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # this interface has no address
                 continue
-            if socket.inet_ntoa(found[20:24]) == address:
+            if socket.inet_ntoa(reply[20:24]) == address:
                 return name
     return None
 
 
 def choose_interface() -> None:
-    """Gloo takes the address that the name of this machine has, often loopback; here, what reaches the others."""
+    """Set GLOO_SOCKET_IFNAME to the interface that reaches the other hosts.
+
+    Gloo would take the address that the name of this machine resolves to, which is often loopback.
+    """
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        return  # there are no others
+        return  # all ranks are on this machine
     name = interface_of_address(local_address(os.environ["MASTER_ADDR"]))
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def agree_on_start_token(store, rank: int, count: int) -> str:
-    """A word that the ranks of this start share, and none of an earlier one.
+    """Return a random token that the ranks of this start share, and that no earlier start has used.
 
-    torchrun's store outlives the processes that it starts again, and counts of restarts differ between hosts; without
-    this gloo may find the addresses of processes that are no more.
+    The store of torchrun outlives the processes that it restarts, so gloo could read addresses of dead processes. The
+    restart counts differ between hosts and cannot serve as the token. Each rank greets rank 0 with a random key of its
+    own, gets the token under that key, and confirms it.
 
     Args:
-        store: that all of them reach, of torch.distributed.
+        store: a `torch.distributed.Store` that all ranks reach.
+        rank: rank of this process.
+        count: number of ranks.
 
     Raises:
-        UserError: exit 75 on rank 0, if some do not come.
+        UserError: exit 75 on rank 0 if some ranks do not start in time.
     """
     if rank:
-        own = secrets.token_hex(8)
-        store.set(f"hello/{rank}", own)
-        word = store.get(f"welcome/{own}").decode()  # waits
-        store.set(f"thanks/{word}/{rank}", "")
-        return word
-    word, missing, until = secrets.token_hex(8), set(range(1, count)), time.monotonic() + START_TIMEOUT
+        own_key = secrets.token_hex(8)
+        store.set(f"hello/{rank}", own_key)
+        token = store.get(f"token/{own_key}").decode()  # waits
+        store.set(f"confirmed/{token}/{rank}", "")
+        return token
+    token, missing, deadline = secrets.token_hex(8), set(range(1, count)), time.monotonic() + START_TIMEOUT
     while missing:
         for other in missing:
-            if store.check([f"hello/{other}"]):  # an old one, perhaps: then nobody listens
-                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
+            if store.check([f"hello/{other}"]):  # may be of an earlier start, then nobody reads the answer
+                store.set(f"token/{store.get(f'hello/{other}').decode()}", token)
         time.sleep(0.05)
-        missing = {other for other in missing if not store.check([f"thanks/{word}/{other}"])}
-        if time.monotonic() > until:
-            told = (
-                f"of {count} processes these did not come within {START_TIMEOUT // 60} minutes: ranks {sorted(missing)}"
-            )
-            raise UserError(Exit.INTERRUPTED, told)
-    return word
+        missing = {other for other in missing if not store.check([f"confirmed/{token}/{other}"])}
+        if time.monotonic() > deadline:
+            ranks = ", ".join(map(str, sorted(missing)))
+            message = f"ranks {ranks} of {count} did not start within {START_TIMEOUT // 60} minutes. Check their hosts."
+            raise UserError(Exit.INTERRUPTED, message)
+    return token
 
 
 @contextmanager
 def exit_cleanly() -> Iterator[None]:
-    """What the main line of a process is wrapped in. One that has met others ends without winding the interpreter down,
-    after all that it has registered in here for its end: gloo's threads now and then abort one that winds down, and the
-    exit code would be that of the abort.
+    """Wrap the main function: a process that was one of several ends by `os._exit`, with the right exit code.
+
+    Gloo's threads sometimes abort an interpreter that shuts down, which would replace the exit code. The exit happens
+    after all functions that were registered with `atexit` inside the block.
     """
     code = 0
 
-    def end() -> None:  # registered first, it comes last
+    def end_process() -> None:  # registered first, so it runs last
         if initialized.is_set():
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
 
-    atexit.register(end)
+    atexit.register(end_process)
     try:
         yield
     except SystemExit as stop:
@@ -138,56 +152,56 @@ def exit_cleanly() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ noticing a loss
 
 
-def watch_connections(rank: int, from_first: Callable[[T], T]) -> None:
-    """End this process, with exit code 75, if rank 0 is lost or, on rank 0, if any other is, and the main thread is
-    still waiting after GRACE.
+def watch_connections(rank: int, broadcast: Callable) -> None:
+    """Connect this rank to rank 0 and start the thread that ends the process if a connection breaks.
 
     Args:
-        from_first: gives rank 0's value to all ranks.
+        rank: rank of this process.
+        broadcast: returns rank 0's value on all ranks.
     """
     finished.clear()
     rank_zero_lost.clear()
     lost_hosts.clear()
-    listener = socket.create_server(("", 0)) if rank == 0 else None
-    token = secrets.token_bytes(TOKEN_BYTES)
-    place = listener and (local_address(os.environ["MASTER_ADDR"]), listener.getsockname()[1])
-    token, place = from_first((token, place))
-    if listener:
-        threading.Thread(target=_watch_all, args=(listener, token), daemon=True).start()
+    if rank == 0:
+        listener, token = socket.create_server(("", 0)), secrets.token_bytes(TOKEN_BYTES)
+        broadcast((token, (local_address(os.environ["MASTER_ADDR"]), listener.getsockname()[1])))
+        threading.Thread(target=_watch_other_ranks, args=(listener, token), daemon=True).start()
         return
+    token, address = broadcast(None)
     try:
-        connection = socket.create_connection(place, timeout=30)
+        connection = socket.create_connection(address, timeout=30)
         connection.sendall(token + f"rank {rank} on {socket.gethostname()}".encode())
     except OSError as error:
-        told = f"rank {rank}: no connection to {place[0]} port {place[1]} ({error}): a lost host may be noticed late"
-        print(told, file=sys.stderr)
+        message = f"rank {rank}: no connection to {address[0]}:{address[1]} ({error}). A lost host is noticed late."
+        print(message, file=sys.stderr)
         return
-    _keep_alive(connection)
-    threading.Thread(target=_watch_first, args=(connection,), daemon=True).start()
+    _enable_keepalive(connection)
+    threading.Thread(target=_watch_rank_zero, args=(connection,), daemon=True).start()
 
 
 def wait_for_rank_zero() -> None:
-    """On any other rank: let rank 0, which tells what all have found, end first. A launcher that sees one process fail
-    ends the others at once.
+    """Let rank 0 report an error that all ranks have seen, and end first.
+
+    A launcher that sees one process fail kills the others at once.
     """
     rank_zero_lost.wait(SHUTDOWN_TIMEOUT)
 
 
 def lost_connection_error(error: BaseException) -> UserError:
-    """Who has gone, for a main thread that finds its connection lost."""
-    time.sleep(1)  # for the thread that watches
-    who = (lost_hosts or [f"another process has gone ({str(error).splitlines()[0]})"])[0]
-    return UserError(Exit.INTERRUPTED, f"{who}; earlier checkpoints are whole: resume")
+    """Return the error (exit 75) that names the lost rank, for a collective that failed with `error`."""
+    time.sleep(1)  # for the thread that watches the connections
+    reason = lost_hosts[0] if lost_hosts else f"another process is lost ({str(error).splitlines()[0]})"
+    return UserError(Exit.INTERRUPTED, f"{reason}. {RESUME_HINT}")
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Gloo and NCCL have no error of their own for a peer that has gone."""
-    words = ("connection closed", "connection reset", "connection refused", "broken pipe", "remote process exited")
-    words += ("timed out waiting", "socket has timed out", "no route to host", "network is unreachable")
-    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
+    """Return whether a collective failed because a peer is gone. Gloo and NCCL raise no error type of their own."""
+    phrases = ("connection closed", "connection reset", "connection refused", "broken pipe", "remote process exited")
+    phrases += ("timed out waiting", "socket has timed out", "no route to host", "network is unreachable")
+    return isinstance(error, RuntimeError | OSError) and any(phrase in str(error).lower() for phrase in phrases)
 
 
-def _keep_alive(connection: socket.socket) -> None:
+def _enable_keepalive(connection: socket.socket) -> None:
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
@@ -195,42 +209,45 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _watch_first(connection: socket.socket) -> None:
-    why = _heard(connection)[1]
+def _watch_rank_zero(connection: socket.socket) -> None:
+    reason = _receive(connection)[1]
     rank_zero_lost.set()
-    _lost("rank 0", why)
+    _end_after_loss("rank 0", reason)
 
 
-def _watch_all(listener: socket.socket, token: bytes) -> None:
-    ready = selectors.DefaultSelector()
-    ready.register(listener, selectors.EVENT_READ)
+def _watch_other_ranks(listener: socket.socket, token: bytes) -> None:
+    """Accept connections, learn from the greeting who each one is, and act on the first rank that is lost."""
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
     while True:
-        for key, _ in ready.select():
+        for key, _ in selector.select():
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                _keep_alive(connection)
-                ready.register(connection, selectors.EVENT_READ, "")
+                _enable_keepalive(connection)
+                selector.register(connection, selectors.EVENT_READ, "")
                 continue
-            words, why = _heard(key.fileobj)
-            if words.startswith(token):
-                ready.modify(key.fileobj, selectors.EVENT_READ, words[TOKEN_BYTES:].decode(errors="replace"))
+            data, reason = _receive(key.fileobj)
+            if data.startswith(token):
+                name = data[TOKEN_BYTES:].decode(errors="replace")
+                selector.modify(key.fileobj, selectors.EVENT_READ, name)
             elif key.data:
-                _lost(key.data, why)
+                _end_after_loss(key.data, reason)
                 return
-            else:  # somebody else's
-                ready.unregister(key.fileobj)
+            else:  # no rank of this run
+                selector.unregister(key.fileobj)
                 key.fileobj.close()
 
 
-def _heard(connection: socket.socket) -> tuple[bytes, str]:
+def _receive(connection: socket.socket) -> tuple[bytes, str]:
+    """Return what was received, and the reason if the connection is broken."""
     try:
         return connection.recv(1024), "its connection was closed"
     except OSError as error:
         return b"", (error.strerror or str(error)).lower()
 
 
-def _lost(who: str, why: str) -> None:
-    lost_hosts.append(f"{who} has gone ({why})")
+def _end_after_loss(name: str, reason: str) -> None:
+    lost_hosts.append(f"{name} is lost ({reason})")
     if not finished.wait(GRACE):
-        print(f"error: {lost_hosts[0]}; earlier checkpoints are whole: resume", file=sys.stderr, flush=True)
+        print(f"error: {lost_hosts[0]}. {RESUME_HINT}", file=sys.stderr, flush=True)
         os._exit(int(Exit.INTERRUPTED))

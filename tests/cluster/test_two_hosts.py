@@ -143,7 +143,7 @@ def test_what_is_lost_ends_the_rest_and_the_job_started_again_equals_one_that_lo
     job.reach(9, tmp_path / "run")
     if lost == "cable":
         hosts[1].do("ip", "link", "set", "eth0", "down")
-        job.await_words(1, "rank 0 has gone (connection timed out)")  # training has ended there
+        job.await_words(1, "rank 0 is lost (connection timed out)")  # training has ended there
         hosts[1].kill()  # torchrun itself waits longer for the endpoint that it cannot reach
     else:
         hosts[int(lost[-1]) - 1].kill()
@@ -217,7 +217,7 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
     again = Job(hosts, tmp_path, "resume=run", "max_steps=12", cwds=[place, place])
     assert 0 not in again.codes()
     assert "rank 1 on host2: " in again.printed(0)
-    assert "is not on this host, and every host reads it" in again.printed(0)
+    assert "not found on this host. Every host reads it" in again.printed(0)
     assert re.search(r"exitcode *: 4", again.printed(0))
 
 
@@ -225,7 +225,7 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
     ("change", "told"),
     [
         (lambda root: (root / "b" / "3.png").unlink(), "missing on host2: b/3.png"),
-        (lambda root: Image.new("L", (8, 8), 99).save(root / "a" / "4.png"), "not the same on both: a/4.png"),
+        (lambda root: Image.new("L", (8, 8), 99).save(root / "a" / "4.png"), "with different content: a/4.png"),
         (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 2 on host2: data.root=pictures"),
     ],
     ids=["a file is missing", "another picture", "nothing is there"],
@@ -247,6 +247,6 @@ def test_hosts_that_read_other_tables_do_not_train(hosts, apart, tmp_path):
     place = tmp_path / "disk"
     job = Job(hosts, tmp_path, *words, "run_dir=run", cwds=[place, place])
     assert 0 not in job.codes()
-    assert "the pictures on host2 are others (40 there, 40 on host1)" in job.printed(0), job.printed()
-    assert "not the same on both: training pictures" in job.printed(0)
+    assert "the images on host2 (40) differ from those on host1 (40)" in job.printed(0), job.printed()
+    assert "with different content: training images" in job.printed(0)
     assert re.search(r"exitcode *: 3", job.printed(0))

@@ -314,8 +314,8 @@ def test_one_device_is_a_strategy_too_and_says_so(tmp_path, single, strategy, sa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["strategy=single"], "2 processes were started for strategy=single: use ddp"),
-        (["strategy=ddp", "strategy.devices=4"], "2 processes were started, 2 on a node"),
+        (["strategy=single"], "strategy=single: the launcher started 2 processes. Use strategy=ddp."),
+        (["strategy=ddp", "strategy.devices=4"], "the launcher started 2 processes, 2 per node"),
         (["strategy=ddp", "--multirun", "seed=0,1"], "use python -m, not torchrun"),
     ],
 )
@@ -408,7 +408,7 @@ def test_dp_is_a_strategy_that_lightning_knows_by_name():
 @pytest.mark.parametrize(("layer", "broadcast"), [(nn.BatchNorm2d(4), True), (nn.GroupNorm(2, 4), False)])
 def test_buffers_are_broadcast_only_for_batch_norm(monkeypatch, layer, broadcast):
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    monkeypatch.setattr(process_group, "processes", lambda strategy: (2, 1))
+    monkeypatch.setattr(process_group, "resolve_processes", lambda strategy: (2, 1))
     made = strategies.trainer_arguments({"name": "ddp", "accelerator": "cpu"}, nn.Sequential(nn.Conv2d(1, 4, 3), layer))
     assert made["strategy"]._ddp_kwargs["broadcast_buffers"] is broadcast
 

@@ -18,7 +18,7 @@ def watched(monkeypatch) -> tuple[queue.Queue, bytes, tuple[str, int]]:
     """(who was lost, the token, the address) of a rank 0 that watches."""
     lost, shared = queue.Queue(), []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(watchdog, "_lost", lambda who, why: lost.put((who, why)))
+    monkeypatch.setattr(watchdog, "_end_after_loss", lambda who, why: lost.put((who, why)))
     watchdog.watch_connections(0, lambda value: shared.append(value) or value)
     ((token, place),) = shared
     return lost, token, place
@@ -54,18 +54,18 @@ def test_rank_0_that_has_gone_is_noticed(watched, monkeypatch):
 def test_who_has_gone_is_told_or_else_what_the_network_said(monkeypatch):
     monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(watchdog, "lost_hosts", [])
-    assert "another process has gone (broken pipe)" in str(
+    assert "another process is lost (broken pipe)" in str(
         watchdog.lost_connection_error(RuntimeError("broken pipe\nat line 7"))
     )
-    monkeypatch.setattr(watchdog, "lost_hosts", ["rank 3 on host2 has gone (no route to host)"])
-    assert "rank 3 on host2 has gone" in str(watchdog.lost_connection_error(RuntimeError("broken pipe")))
+    monkeypatch.setattr(watchdog, "lost_hosts", ["rank 3 on host2 is lost (no route to host)"])
+    assert "rank 3 on host2 is lost" in str(watchdog.lost_connection_error(RuntimeError("broken pipe")))
 
 
 def test_a_rank_that_cannot_reach_rank_0_says_so_and_trains(capsys):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         place = closed.getsockname()
     watchdog.watch_connections(1, lambda value: (b"", place))
-    assert "a lost host may be noticed late" in capsys.readouterr().err
+    assert "A lost host is noticed late" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo chooses by itself there")
@@ -85,21 +85,21 @@ def test_the_interface_is_chosen_where_there_are_other_hosts(monkeypatch, local,
     assert watchdog.os.environ.get("GLOO_SOCKET_IFNAME") == chosen
 
 
-def test_the_difference_of_two_copies_names_hosts_and_pictures():
+def test_the_difference_of_two_copies_names_hosts_and_images():
     ours = {f"a/{k}.png": str(k) for k in range(6)}
     theirs = {name: digest for name, digest in ours.items() if name != "a/3.png"} | {"a/5.png": "x", "b.png": "y"}
-    assert consistency.describe_data_difference(ours, theirs, "host1", "host2", (6, 6)) == (
-        "the pictures on host2 are others (6 there, 6 on host1):\n"
+    here = ("host1", ours, 6)
+    assert consistency.describe_data_difference(here, ("host2", theirs, 6)) == (
+        "the images on host2 (6) differ from those on host1 (6):\n"
         "  missing on host2: a/3.png\n"
         "  missing on host1: b.png\n"
-        "  not the same on both: a/5.png\n"
-        "give every host the same copy of them"
+        "  with different content: a/5.png\n"
+        "Give every host the same copy."
     )
-    told = consistency.describe_data_difference(ours, {}, "host1", "host2", (6, 0))
-    assert "missing on host2: a/0.png, a/1.png, a/2.png and 3 more" in told
-    assert "they have another order" in consistency.describe_data_difference(
-        ours, dict(reversed(ours.items())), "host1", "host2", (6, 6)
-    )
+    message = consistency.describe_data_difference(here, ("host2", {}, 0))
+    assert "missing on host2: a/0.png, a/1.png, a/2.png and 3 more" in message
+    reordered = dict(reversed(ours.items()))
+    assert "the order of the images differs" in consistency.describe_data_difference(here, ("host2", reordered, 6))
 
 
 def test_an_error_of_another_rank_is_raised_with_its_host(monkeypatch):
@@ -127,5 +127,5 @@ def test_ranks_that_are_started_again_do_not_take_a_word_of_those_before(monkeyp
         words += met
     assert len(set(words)) == 3
     monkeypatch.setattr(watchdog, "START_TIMEOUT", 0)
-    with pytest.raises(UserError, match=r"of 3 processes these did not come within .* ranks \[1, 2\]"):
+    with pytest.raises(UserError, match=r"ranks 1, 2 of 3 did not start within"):
         watchdog.agree_on_start_token(store, 0, 3)
