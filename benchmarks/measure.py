@@ -15,8 +15,8 @@ from itertools import chain
 from math import comb
 from pathlib import Path
 
-from diffusion_lit.config.compose import composed, with_data_facts
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.expand import expand_overrides
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -41,7 +41,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def config_of(*words: str) -> tuple[dict, object]:
     """The resolved configuration of a `train` command line, and its source of pictures."""
-    return with_data_facts(composed("train", expanded(list(words), None))[0])
+    return resolve_data(compose_configs("train", expand_overrides(list(words), None))[0])
 
 
 def command(verb: str, *words: str) -> tuple[str, float]:

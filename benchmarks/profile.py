@@ -28,8 +28,8 @@ MEASURED = """
 import cProfile, json, pstats, sys, tempfile
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
-from diffusion_lit.config.compose import composed, with_data_facts
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.training.fit import fit
 from diffusion_lit.training import trainer as setup
 steps, profile, make_trainer = int(sys.argv[1]), cProfile.Profile(), setup.make_trainer
@@ -43,7 +43,7 @@ setup.make_trainer = lambda config, run, net, callbacks, *rest: make_trainer(
     config, run, net, [*callbacks, Profiled()], *rest
 )
 words = [f"max_steps={steps + 30}", "data.judge_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000"]
-config, source = with_data_facts(composed("train", expanded(words, None))[0])
+config, source = resolve_data(compose_configs("train", expand_overrides(words, None))[0])
 with tempfile.TemporaryDirectory() as folder:
     fit(config, source, Path(folder) / "run", [])
 print("found", json.dumps([[*key, value[3]] for key, value in pstats.Stats(profile).stats.items()]))

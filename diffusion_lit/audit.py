@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.compose import with_data_facts
-from diffusion_lit.config.overrides import as_word
+from diffusion_lit.config.compose import resolve_data
+from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.warm_start import with_architecture
 from diffusion_lit.system.errors import Exit, UserError
@@ -26,9 +26,9 @@ def main() -> None:
 def check(config: DictConfig) -> None:
     """Raise UserError for a stream, data that cannot be found, or a network that does not take images of this size."""
     if config.data.get("streaming"):
-        override = as_word("data.streaming", config.data.streaming)
+        override = format_override("data.streaming", config.data.streaming)
         raise UserError(Exit.CONFIG, f"{override}: pictures are looked at more than once, set it to false")
-    facts, source = with_data_facts(config)
+    facts, source = resolve_data(config)
     source.splits()
     from diffusion_lit.runs.build import check_network  # last, for it imports torch
 
@@ -46,7 +46,7 @@ def audit(config: DictConfig) -> None:
     from diffusion_lit.system.console import progress_bar
 
     overrides = list(HydraConfig.get().overrides.task)
-    config, source = with_data_facts(config)
+    config, source = resolve_data(config)
     out = run_dir.made(Path(config["out"]))
     data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
     labels = np.concatenate([split.labels for split in splits.values()])
@@ -60,7 +60,7 @@ def audit(config: DictConfig) -> None:
     given = {override.partition("=")[0] for override in overrides}
     proposed = propose(found, data, given, multiple, config["largest"])
     overrides = [override for override in overrides if override.partition("=")[0] not in OWN]
-    overrides += [as_word(*item) for item in proposed.items()]
+    overrides += [format_override(*item) for item in proposed.items()]
     found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     found["training_would_fail"] = bool(found["broken"])
 

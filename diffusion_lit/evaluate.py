@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.schema import METRICS as COLUMNS
+from diffusion_lit.config.schema import METRIC_COLUMNS
 from diffusion_lit.distributed.shard_worker import choose_device
 from diffusion_lit.runs import run_dir, stored_config, sweeps
 from diffusion_lit.runs.measure_request import check_evaluation, expand_runs, make_out
@@ -66,7 +66,7 @@ def write(out: Path, result: dict, evidence, config: DictConfig) -> None:
 def set_default(config: DictConfig, result: dict, why: str) -> None:
     """Keep the settings of a result as those that the run is sampled with from now on."""
     path = stored_config.write_sampling(Path(config.run).expanduser(), result["settings"], why)
-    summary.show(f"default    {run_dir.shown(path)}: {why}")
+    summary.print_lines(f"default    {run_dir.shown(path)}: {why}")
 
 
 def log_to_wandb(run: Path, result: dict) -> None:
@@ -93,18 +93,18 @@ def summarise(sweep: Path, config: DictConfig) -> None:
     from diffusion_lit.figures import pareto
 
     jobs = sweeps.write_results(sweep)
-    keys, columns = sweeps.swept(jobs), [column for name in config.metrics for column in COLUMNS[name]]
+    keys, columns = sweeps.swept(jobs), [column for name in config.metrics for column in METRIC_COLUMNS[name]]
     measured = [name for name in dict.fromkeys([config.metric, *columns]) if name in sweeps.metrics(jobs)]
     if not measured:
-        summary.show(*summary.failures(jobs, keys))
+        summary.print_lines(*summary.format_failures(jobs, keys))
         return
     metric, *others = measured
     if len({job.result.get("run") for job in jobs} - {None}) > 1:
-        summary.summarise(sweep, metric, others)
+        summary.summarize_sweep(sweep, metric, others)
         return
-    summary.show(*summary.failures(jobs, keys), pareto.table(jobs, keys, metric, others))
-    summary.show(f"picture    {run_dir.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
-    summary.show(f"rows       {run_dir.shown(sweep / 'results.csv')}")
+    summary.print_lines(*summary.format_failures(jobs, keys), pareto.table(jobs, keys, metric, others))
+    summary.print_lines(f"picture    {run_dir.shown(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
+    summary.print_lines(f"rows       {run_dir.shown(sweep / 'results.csv')}")
     if config.set_default:
         best = sweeps.groups_of(jobs, [key for key in keys if key != "seed"], metric)[0]
         result = run_dir.read_result(best.jobs[0].folder)

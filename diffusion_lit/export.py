@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.overrides import as_word, follow_up
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import pretrained, run_dir
 from diffusion_lit.runs.settings import find_faults, insert_stored_sampler, raise_if, read_requested_config
 
@@ -35,7 +35,7 @@ def export(config: DictConfig) -> None:
     with run_dir.whole(out) as building:
         publish(building, model, config)
     log.info("exported   %s", run_dir.shown(out))
-    log.info("more       %s", follow_up("sample", as_word("run", run_dir.shown(out))))
+    log.info("more       %s", format_command("sample", format_override("run", run_dir.shown(out))))
     if config.push:
         upload(out, config.push, config.private)
 

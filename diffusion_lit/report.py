@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger("diffusion_lit.report")
 
@@ -53,7 +53,7 @@ def report(config: DictConfig) -> None:
     text = page(runs, sweep, config.grids)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, text)
+        write_text_atomically(out, text)
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {error.strerror}") from None
     log.info("report     %s (%.1f MiB)", run_dir.shown(out), out.stat().st_size / 2**20)

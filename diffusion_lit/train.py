@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.cli.sweep import is_in_queue
-from diffusion_lit.cli.train_overrides import is_multirun, prepare
-from diffusion_lit.config.compose import with_data_facts
+from diffusion_lit.cli.train_overrides import is_multirun, prepare_train_overrides
+from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, sweeps, warm_start
 from diffusion_lit.system import errors
@@ -27,7 +27,7 @@ def main() -> None:
     slurm.export_torchrun_environment()
     with watchdog.exit_cleanly():
         if not collectives.launcher_env("RANK"):
-            launch("train", train, prepare=prepare, check=check, is_trial=is_trial, trial=trial)
+            launch("train", train, prepare=prepare_train_overrides, check=check, is_trial=is_trial, trial=trial)
         elif not {"-h", "--help", "-c", "--cfg"} & set(sys.argv):  # those rank 0 answers alone
             follow()
 
@@ -53,7 +53,7 @@ def check(config: DictConfig) -> None:
 
 def with_facts(config: DictConfig) -> tuple[dict, object]:
     """The resolved configuration with what data and a pretrained network say themselves, and the source."""
-    facts, source = with_data_facts(config)
+    facts, source = resolve_data(config)
     return warm_start.with_architecture(facts), source
 
 
@@ -66,7 +66,7 @@ def train(config: DictConfig) -> float:
     run, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
     lock, ours = None, False
     try:
-        with errors.signals_held():  # one between the two would leave a lock behind and nothing else
+        with errors.hold_signals():  # one between the two would leave a lock behind and nothing else
             lock = run_dir.Lock(run)
             if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not run_dir.is_free(run):
                 config.resume = str(run)  # nobody types it: the queue starts a job of a sweep as it was

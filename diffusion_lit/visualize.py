@@ -8,11 +8,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.compose import CONF, composed, serving_faults, with_data_facts
-from diffusion_lit.config.constraints import conflicts
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import CONF, compose_configs, resolve_data, sampler_faults
+from diffusion_lit.config.constraints import find_conflicts
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.groups import read_option
-from diffusion_lit.config.overrides import value_of
+from diffusion_lit.config.overrides import read_override
 from diffusion_lit.config.schema import FIGURES
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from diffusion_lit.system.errors import Exit, UserError
@@ -40,9 +40,9 @@ def prepare(recipe: list[DictConfig], overrides: list[str], config_dir: str | No
     keys, train = set(OmegaConf.load(CONF / "visualize.yaml")), OmegaConf.load(CONF / "train.yaml")
     own = [word for word in overrides if _first(word) in keys]
     others = [word for word in overrides if word not in own]
-    if value_of("run", overrides) is None:
-        recipe += composed("train", expanded(others, config_dir), config_dir)
-        if len(recipe) > 1 and value_of("what", own) != ["losses"]:
+    if read_override("run", overrides) is None:
+        recipe += compose_configs("train", expand_overrides(others, config_dir), config_dir)
+        if len(recipe) > 1 and read_override("what", own) != ["losses"]:
             raise UserError(Exit.CONFIG, "several values are several recipes, which only 'what=[losses]' compares")
         return own
     of_recipe = {*train, *[group for entry in train.defaults if entry != "_self_" for group in entry]}
@@ -73,8 +73,8 @@ def check(config: DictConfig) -> None:
         checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     for name, sampler in samplers.items():
-        faults = conflicts(values | {f"sampler.{key}": value for key, value in sampler.items()})
-        faults += serving_faults(sampler, run_config["diffusion"], name)
+        faults = find_conflicts(values | {f"sampler.{key}": value for key, value in sampler.items()})
+        faults += sampler_faults(sampler, run_config["diffusion"], name)
         if faults and (not config.what or "samplers" in config.what):
             raise UserError(Exit.CONFIG, f"samplers: {name}: {faults[0]}; leave it out of samplers=[...]")
 
@@ -110,7 +110,7 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
 
 def _resolve(recipe: DictConfig, with_data: bool) -> dict:
     """Return the resolved recipe; its data are read only if a figure shows images, so that a schedule needs none."""
-    return with_data_facts(recipe)[0] if with_data else OmegaConf.to_container(recipe, resolve=True)
+    return resolve_data(recipe)[0] if with_data else OmegaConf.to_container(recipe, resolve=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 
 FILES = (250, 130, 77)  # rows
@@ -38,7 +38,7 @@ def written(folder: Path, split: str, numbers: range, sizes=FILES, group: int = 
 
 
 def module(*words: str) -> ImageDataModule:
-    config, source = with_data_facts(composed("train", ["experiment=none", "data.image_size=8", *words])[0])
+    config, source = resolve_data(compose_configs("train", ["experiment=none", "data.image_size=8", *words])[0])
     source.splits()  # as the check does
     data = datamodule_from_config(source, config["data"], 0, 4)
     data.setup()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.training.fit import fit
 from tests.runs import TINY, trace
 
@@ -11,7 +11,7 @@ SHORT = [*TINY, "max_steps=4", "checkpoint_every=4", "val_every=0", "sample_ever
 
 def train(run: Path, *overrides: str) -> list[dict[str, str]]:
     """A run in this process; its metrics without the clock."""
-    config, source = with_data_facts(composed("train", [*SHORT, *overrides])[0])
+    config, source = resolve_data(compose_configs("train", [*SHORT, *overrides])[0])
     fit(config, source, run, list(overrides))
     return trace(run)
 

@@ -11,21 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
-from diffusion_lit.cli.sweep import Task, planned, run_sweep
-from diffusion_lit.config.compose import CONF, composed, help_text, hydra_settings
-from diffusion_lit.config.overrides import as_word
+from diffusion_lit.cli.sweep import Task, plan_sweep, run_sweep
+from diffusion_lit.config.compose import CONF, compose_configs, compose_hydra_settings, render_help
+from diffusion_lit.config.overrides import format_override
 from diffusion_lit.config.secrets import refuse_secrets
-from diffusion_lit.config.targets import trust_typed
+from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
-from diffusion_lit.system.errors import HEARD, reported
+from diffusion_lit.system.errors import PENDING_SIGNALS, report_errors
 
 Check = Callable[[DictConfig], None]
 Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
 Summarise = Callable[[Path, DictConfig], None]  # (folder of a sweep, configuration of its first job)
-
-
-def of_runs(sweep: Path, config: DictConfig) -> None:
-    summary.summarise(sweep)
 
 
 def launch(
@@ -33,41 +29,41 @@ def launch(
     task: Task,
     prepare: Prepare,
     check: Check,
-    summarise: Summarise = of_runs,
+    summarise: Summarise = lambda sweep, config: summary.summarize_sweep(sweep),
     is_trial: Check = lambda config: False,
     trial: Check | None = None,
 ) -> None:
-    """Run a command: rewrite the overrides (`prepare`), check them all, `check` what they name, then Hydra and `task`;
-    after a sweep `summarise`. Where `is_trial` holds, `trial` in place of Hydra, which would make a folder.
+    """Run a command: `prepare` the overrides, check all of them, then Hydra runs `task`.
 
-    A UserError anywhere ends the command with its message and exit code; nothing is created before the checks pass.
+    A UserError ends the command with its message and exit code. Nothing is created
+    before the checks pass. Where `is_trial` holds, `trial` runs without Hydra's folder.
     """
-    HEARD.clear()
+    PENDING_SIGNALS.clear()
     args, unknown_flags = get_args_parser().parse_known_intermixed_args()
     if args.help:
-        print(help_text(config_name, args.overrides))
+        print(render_help(config_name, args.overrides))
         return
     overrides, sweep, configs = unknown_flags + args.overrides, None, []
-    with reported():
+    with report_errors():
         refuse_secrets(sys.argv[1:])
         if not (args.hydra_help or args.info or args.shell_completion):
-            trust_typed(args.overrides)  # and no words that `prepare` reads from a run folder
+            trust_overrides(args.overrides)  # and no words that `prepare` reads from a run folder
             overrides = prepare(overrides, args.config_dir)
             multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
-            configs = composed(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
+            configs = compose_configs(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
             if multirun and not args.cfg:
-                sweep, configs = planned(config_name, overrides, args.config_dir, configs)
-                overrides = [*overrides, as_word("hydra.sweep.dir", sweep.folder)]
+                sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
+                overrides = [*overrides, format_override("hydra.sweep.dir", sweep.folder)]
             for config in configs if not args.cfg else []:
                 check(config)
     if args.cfg == "job" and not args.package:  # Hydra's own would show what belongs to no choice
         print(OmegaConf.to_yaml(configs[0], resolve=args.resolve), end="")
         return
-    threading.excepthook = console.thread_ended
+    threading.excepthook = console.log_thread_exception
     if configs and not args.cfg and is_trial(configs[0]):
-        settings = hydra_settings(config_name, overrides, args.config_dir)
-        console.without_file(OmegaConf.to_container(settings.job_logging))
-        with reported():
+        settings = compose_hydra_settings(config_name, overrides, args.config_dir)
+        console.configure_logging_without_file(OmegaConf.to_container(settings.job_logging))
+        with report_errors():
             trial(configs[0])
         return
     sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
@@ -77,14 +73,14 @@ def launch(
         """Return the configuration that was checked, which is Hydra's without what belongs to no choice."""
         overrides = list(HydraConfig.get().overrides.task)
         if sweep:  # this may be another process, and no run is resumed by a sweep
-            trust_typed(overrides)
-        return composed(config_name, overrides, args.config_dir)[0]
+            trust_overrides(overrides)
+        return compose_configs(config_name, overrides, args.config_dir)[0]
 
     if sweep:
         sys.exit(run_sweep(start, lambda _: task(checked()), sweep, lambda _: summarise(sweep.folder, configs[0])))
 
     def job(config: DictConfig) -> None:
-        with reported():
+        with report_errors():
             task(checked())
 
     start(job)()

@@ -21,10 +21,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.cli import summary
-from diffusion_lit.config.compose import composed, hydra_settings
+from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system import console
-from diffusion_lit.system.errors import Exit, UserError, reported
+from diffusion_lit.system.errors import Exit, UserError, report_errors
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class Sweep(NamedTuple):
     metric: str | None  # that a sweeper optimises
 
 
-def planned(
+def plan_sweep(
     config_name: str, overrides: list[str], config_dir: str | None, configs: list[DictConfig]
 ) -> tuple[Sweep, list[DictConfig]]:
-    """The sweep of a command line, and the configurations of its jobs as far as they are known before it starts.
+    """The sweep of a command line, and the configurations of its jobs as far as they
+    are known before it starts.
 
     Args:
         configs: those of the command line alone; a yaml file can sweep keys too, by `hydra.sweeper.params`.
@@ -50,12 +51,12 @@ def planned(
     Raises:
         UserError: exit 2 for what the sweeper cannot do; exit 5 if the folder is in use.
     """
-    hydra = hydra_settings(config_name, overrides, config_dir)
+    hydra = compose_hydra_settings(config_name, overrides, config_dir)
     params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     if params:
         overrides = [*params, *overrides]
-        configs = composed(config_name, overrides, config_dir)
-        hydra = hydra_settings(config_name, overrides, config_dir)
+        configs = compose_configs(config_name, overrides, config_dir)
+        hydra = compose_hydra_settings(config_name, overrides, config_dir)
     swept = [word for word in OverridesParser.create().parse_overrides(overrides) if word.is_sweep_override()]
     intervals = [word.input_line for word in swept if word.is_interval_sweep()]
     if intervals and "BasicSweeper" in hydra.sweeper._target_:
@@ -90,14 +91,15 @@ def check_direction(metric: str | None, direction: object) -> None:
 
 
 def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarise: Task) -> int:
-    """Run every job, whatever becomes of the others; the largest of their exit codes. Ctrl-C and SIGTERM end it all.
+    """Run every job, whatever becomes of the others; the largest of their exit codes.
+    Ctrl-C and SIGTERM end it all.
 
-    Jobs may run in other processes (hydra/launcher=joblib) and on other machines (submitit_slurm), so what they end
-    with is kept on disk, beside them.
+    Jobs may run in other processes (hydra/launcher=joblib) and on other machines
+    (submitit_slurm), so what they end with is kept on disk, beside them.
     """
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # warned by it a run saves; submitit's own loses the rest
     os.environ.setdefault("SBATCH_REQUEUE", "1")  # whatever the cluster does by itself
-    here, codes = process(), [0]
+    here, codes = (socket.gethostname(), os.getpid()), [0]
     ended = sweep.folder.resolve() / f".ended-{secrets.token_hex(4)}"
 
     def job(config: DictConfig) -> float | None:
@@ -105,9 +107,9 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
         number = hydra.job.num + 1
         words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
         log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
-        if process() != here:
-            console.hush()
-        value, code = outcome(task, config)
+        if (socket.gethostname(), os.getpid()) != here:
+            console.silence_console()
+        value, code = run_and_report(task, config)
         saved = run_dir.read_result(Path(hydra.runtime.output_dir)).get("status") == "interrupted"
         again = code == Exit.INTERRUPTED and saved and is_in_queue()  # until it has run again it has no result
         codes.append(code)
@@ -125,7 +127,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
     def jobs(_) -> None:
         ended.mkdir(parents=True)
         try:
-            with counted(ended, sweep), awaited(sweep, codes):
+            with show_queue_progress(ended, sweep), wait_for_queue(sweep, codes):
                 start(job)()
         finally:
             codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in ended.iterdir())
@@ -133,8 +135,8 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
             with suppress(OSError):  # jobs of sample leave nothing in it
                 sweep.folder.rmdir()
 
-    codes.append(outcome(jobs, None)[1])
-    summary_code = outcome(summarise, None)[1]
+    codes.append(run_and_report(jobs, None)[1])
+    summary_code = run_and_report(summarise, None)[1]
     return max(codes) or summary_code
 
 
@@ -144,9 +146,10 @@ def is_in_queue() -> bool:
 
 
 @contextmanager
-def awaited(sweep: Sweep, codes: list[int]) -> Iterator[None]:
-    """Wait for every job in a queue. Hydra's launcher asks them one after the other for what they return, and one that
-    was killed or cancelled, and returns nothing, would end the waiting for all others.
+def wait_for_queue(sweep: Sweep, codes: list[int]) -> Iterator[None]:
+    """Wait for every job in a queue. Hydra's launcher asks them one after the other for
+    what they return, and one that was killed or cancelled, and returns nothing, would
+    end the waiting for all others.
     """
     if not sweep.queued:
         yield
@@ -172,12 +175,14 @@ def awaited(sweep: Sweep, codes: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def counted(ended: Path, sweep: Sweep) -> Iterator[None]:
+def show_queue_progress(ended: Path, sweep: Sweep) -> Iterator[None]:
     """A bar of the jobs in a queue that have ended; those that run here have bars of their own."""
     if not sweep.queued:
         yield
         return
-    summary.show(f"queued     {sweep.jobs} jobs; what they print is in {run_dir.shown(sweep.folder / '.submitit')}")
+    summary.print_lines(
+        f"queued     {sweep.jobs} jobs; what they print is in {run_dir.shown(sweep.folder / '.submitit')}"
+    )
     over = threading.Event()
 
     def count() -> None:
@@ -197,15 +202,10 @@ def counted(ended: Path, sweep: Sweep) -> Iterator[None]:
         thread.join()
 
 
-def process() -> tuple[str, int]:
-    """This process among those of all machines."""
-    return socket.gethostname(), os.getpid()
-
-
-def outcome(task: Task, config: DictConfig | None) -> tuple[float | None, int]:
+def run_and_report(task: Task, config: DictConfig | None) -> tuple[float | None, int]:
     """What a task returns, and the exit code it ends with; its errors are told, in words or by a traceback."""
     try:
-        with reported():
+        with report_errors():
             return task(config), 0
     except SystemExit as end:
         return None, end.code if isinstance(end.code, int) else int(end.code is not None)

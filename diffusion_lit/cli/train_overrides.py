@@ -3,39 +3,39 @@
 import sys
 from pathlib import Path
 
-from diffusion_lit.config.compose import composed
-from diffusion_lit.config.expand import expanded, with_one_length
-from diffusion_lit.config.overrides import value_of
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.expand import expand_overrides, merge_run_length
+from diffusion_lit.config.overrides import read_override
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import resume, run_dir
 from diffusion_lit.system.errors import Exit, UserError
 
 
-def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
+def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides of a run; with `resume=` those of the run that is continued.
 
     Raises:
         UserError: exit 2 for a sweep that resumes, or that several processes start; exit 4 if there is no such run.
     """
-    requested = value_of("resume", overrides)
+    requested = read_override("resume", overrides)
     multirun = is_multirun()
     if multirun and (collectives.launcher_env("WORLD_SIZE") or 1) > 1:
         raise UserError(
             Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun or srun"
         )
     if not isinstance(requested, str) or not requested:
-        return expanded(overrides, config_dir)
+        return expand_overrides(overrides, config_dir)
     if multirun:
         raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
     if requested != "auto":
-        return with_one_length(resume.continued_overrides(run_dir.require_run(requested), rest))
-    name = composed("train", expanded(rest, config_dir), config_dir, complete=False)[0].name
+        return merge_run_length(resume.continued_overrides(run_dir.require_run(requested), rest))
+    name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
     run = run_dir.newest_run(Path("outputs", name))
     if run is None:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
-        return expanded(rest, config_dir)
-    return with_one_length(resume.continued_overrides(run, rest))
+        return expand_overrides(rest, config_dir)
+    return merge_run_length(resume.continued_overrides(run, rest))
 
 
 def is_multirun() -> bool:

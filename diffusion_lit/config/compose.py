@@ -1,7 +1,9 @@
-"""The configuration of a command line: composed, and checked completely before anything heavy is imported.
+"""The configuration of a command line: composed, and checked completely before anything
+heavy is imported.
 
-The yaml files are the schema: a key is one that they have, of the type that it has there. `config/schema.py` adds
-ranges and choices, `config/constraints.py` what does not go together.
+The yaml files are the schema: a key is one that they have, of the type that it has
+there. `config/schema.py` adds ranges and choices, `config/constraints.py` what does not
+go together.
 """
 
 import copy
@@ -22,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from diffusion_lit.config.overrides import CONFIG_DIR, combinations
+from diffusion_lit.config.overrides import CONFIG_DIR, expand_sweeps
 from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, argument_faults, flatten
 from diffusion_lit.system.errors import Exit, UserError
@@ -33,7 +35,7 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  #
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
 
 
-def help_text(config_name: str, words: list[str]) -> str:
+def render_help(config_name: str, words: list[str]) -> str:
     """What `--help` prints: the command, its groups and run-level keys; with names of groups, the files of those."""
     text = (CONF / f"{config_name}.yaml").read_text()
     groups = _groups(config_name, [CONF])
@@ -53,10 +55,11 @@ def help_text(config_name: str, words: list[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- composing
 
 
-def composed(
+def compose_configs(
     config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True, multirun: bool = True
 ) -> list[DictConfig]:
-    """The configurations of a command line (one, or all of a sweep), every fault reported at once.
+    """The configurations of a command line (one, or all of a sweep), every fault
+    reported at once.
 
     Args:
         config_dir: a folder of more yaml files (`--config-dir`).
@@ -70,7 +73,7 @@ def composed(
     groups = _groups(config_name, folders)
     configs = []
     with _composing():
-        lines, faults, broken = combinations(overrides, groups, multirun)
+        lines, faults, broken = expand_sweeps(overrides, groups, multirun)
         broken |= set(groups) if "experiment" in broken else set()
         try:
             for line in lines:
@@ -84,7 +87,7 @@ def composed(
                 if complete and not faults:  # the classes are imported for this, and torch with them
                     faults += argument_faults(config, choices)
                 if "diffusion" in config:
-                    faults += serving_faults(config.sampler, config.diffusion, choices.chosen["sampler"], folders)
+                    faults += sampler_faults(config.sampler, config.diffusion, choices.chosen["sampler"], folders)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
             if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
@@ -94,13 +97,13 @@ def composed(
     return configs
 
 
-def hydra_settings(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """What Hydra itself is set to (the node `hydra`), for a command line that can be composed; of sweeps, with their
-    first values.
+def compose_hydra_settings(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """What Hydra itself is set to (the node `hydra`), for a command line that can be
+    composed; of sweeps, with their first values.
     """
     folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
     with _composing():
-        lines, _, _ = combinations(overrides, _groups(config_name, folders), multirun=True)
+        lines, _, _ = expand_sweeps(overrides, _groups(config_name, folders), multirun=True)
         words = [*_searched(folders[1:]), *[word.input_line for word in next(lines)]]
         return compose(config_name, words, return_hydra_config=True).hydra
 
@@ -121,8 +124,8 @@ def _searched(folders: Sequence[Path]) -> list[str]:
 
 
 def _own_folder(config_dir: str) -> Path:
-    """The folder of `--config-dir`; classes that its files name are trusted. A file in it that one of ours hides would
-    never be read.
+    """The folder of `--config-dir`; classes that its files name are trusted. A file in
+    it that one of ours hides would never be read.
     """
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
@@ -175,7 +178,7 @@ def _another_model(config_name: str, searched: list[str], words: tuple[str, ...]
     return own != chosen["model"]
 
 
-def serving_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+def sampler_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
     """A sampler for another process (it says in `serves` for which it is), and the names of those for this one."""
     serves, process = sampler.get("serves"), diffusion.get("process", "discrete")  # which older runs do not name
     if not isinstance(serves, Sequence) or isinstance(serves, str) or process in serves:
@@ -189,15 +192,15 @@ def serving_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[
 # -------------------------------------------------------------------------------------------------------- data
 
 
-def source_of(data: dict) -> object:
+def build_source(data: dict) -> object:
     """The source of a `data` group; it takes the keys that its constructor names."""
     source = locate(data.get("_target_"))
     return build({key: data[key] for key in ("_target_", *inspect.signature(source).parameters) if key in data})
 
 
-def with_data_facts(config: DictConfig) -> tuple[dict, object]:
+def resolve_data(config: DictConfig) -> tuple[dict, object]:
     """The resolved configuration, with the classes that the source found, and the source."""
-    source = source_of(OmegaConf.to_container(config.data, resolve=True))
+    source = build_source(OmegaConf.to_container(config.data, resolve=True))
     asked, found = config.data.num_classes, len(source.class_names)
     if asked is not None and asked != found:
         raise UserError(Exit.DATA, f"data.num_classes={asked}, but the source has {found or 'no'} classes")

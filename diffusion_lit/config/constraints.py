@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from diffusion_lit.config.schema import METRICS, shown
+from diffusion_lit.config.schema import METRIC_COLUMNS, format_value
 
 
-def conflicts(values: dict[str, object]) -> list[str]:
+def find_conflicts(values: dict[str, object]) -> list[str]:
     """What cannot work together, one line each.
 
     Args:
@@ -83,7 +83,7 @@ def guidance_details(v: dict) -> Iterator[str]:
         yield f"guidance_interval=[{low}, {high}]: the cleaner end comes first, [{high}, {low}]"
     for key in ("guidance_interval", "guidance_rescale", "guide"):
         if v.get(key) and v["guidance_scale"] == 1:
-            yield f"{key}={shown(v[key])} does nothing at guidance_scale=1, which is no guidance: set another scale too"
+            yield f"{key}={format_value(v[key])} has no effect at guidance_scale=1. Set another guidance_scale too"
 
 
 def averaging(v: dict) -> Iterator[str]:
@@ -105,7 +105,8 @@ def train_batches(v: dict) -> Iterator[str]:
 
 def conditions(v: dict) -> Iterator[str]:
     if v["classes"] is not None and v["context"] is not None:
-        yield f"classes={shown(v['classes'])} and context={shown(v['context'])}: leave one out; {{a: 1}} is the class a"
+        classes, context = format_value(v["classes"]), format_value(v["context"])
+        yield f"classes={classes} and context={context}: leave one out. context={{a: 1}} is the class a"
 
 
 def editing(v: dict) -> Iterator[str]:
@@ -122,7 +123,7 @@ def shards(v: dict) -> Iterator[str]:
         yield f"{told}: name the folder where all processes meet, by out="
     for key in ("init", "seeds", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
         if v.get(key):
-            yield f"{told} and {key}={shown(v[key])}: leave one out, shards are for many images of a kind"
+            yield f"{told} and {key}={format_value(v[key])}: leave one out, shards are for many images of a kind"
 
 
 def pictures(v: dict) -> Iterator[str]:
@@ -130,7 +131,7 @@ def pictures(v: dict) -> Iterator[str]:
         for key in keys:
             here, there = f"model.{key}", f"{of}.{key}"
             if here in v and there in v and v[here] != v[there]:
-                yield f"{here}={shown(v[here])} follows from {there}: set that instead"
+                yield f"{here}={format_value(v[here])} follows from {there}: set that instead"
 
 
 def labels(v: dict) -> Iterator[str]:
@@ -158,7 +159,7 @@ def alpha(v: dict) -> Iterator[str]:
 
 def best(v: dict) -> Iterator[str]:
     name, metrics, every, saved = (v[k] for k in ("best_by", "metrics", "metrics_every", "checkpoint_every"))
-    owner = next((metric for metric, columns in METRICS.items() if name in columns), None)
+    owner = next((metric for metric, columns in METRIC_COLUMNS.items() if name in columns), None)
     if owner and not (every and owner in metrics):
         yield f"best_by={name} is not measured: add metrics_every={saved} 'metrics=[{owner}]'"
     elif owner and every % saved and saved % every:

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import CONF
-from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 
 SHORT = {
@@ -23,8 +23,9 @@ SHORT = {
 }
 
 
-def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
-    """The words of a command line with those that make it small before them; what they name themselves is left.
+def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
+    """The words of a command line with those that make it small before them; what they
+    name themselves is left.
 
     Args:
         overrides: without `debug=on`.
@@ -37,18 +38,17 @@ def with_debug(overrides: list[str], config: DictConfig) -> list[str]:
         small = network.small(OmegaConf.to_container(config.model, resolve=True))
         words |= {f"model.{key}": value for key, value in small.items()}
     words |= {"logger": "none"}
-    if value_of("max_epochs", overrides) is not None:
+    if read_override("max_epochs", overrides) is not None:
         del words["max_steps"]
     of_any_data = {f"data.{key}" for key in OmegaConf.load(CONF / "data" / "synthetic.yaml")}
     own_data = "data" in named or any(key.startswith("data.") for key in named - of_any_data)
     if not own_data and not config.data._target_.endswith(".Digits"):
-        kept = {
-            key: config.data[key] for key in ("image_size", "channels", "num_classes", "labels") if key in config.data
-        }
+        keys = ("image_size", "channels", "num_classes", "labels")
+        kept = {key: config.data[key] for key in keys if key in config.data}
         if config.data.get("label_column") == "none":
             kept["labels"] = "none"
         words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
-    return [*[as_word(key, value) for key, value in words.items() if key not in named], *overrides]
+    return [*[format_override(key, value) for key, value in words.items() if key not in named], *overrides]
 
 
 def _has(config: DictConfig, key: str) -> bool:

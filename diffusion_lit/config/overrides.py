@@ -13,17 +13,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from diffusion_lit.config.schema import MAPPINGS, is_open, shown
+from diffusion_lit.config.schema import MAPPINGS, format_value, is_open
 
 Line = tuple[Override, ...]
 CONFIG_DIR: list[str] = []  # the --config-dir of this process, as it is typed
 
 
-def combinations(
+def expand_sweeps(
     overrides: list[str], groups: dict[str, list[str]], multirun: bool
 ) -> tuple[Iterator[Line], list[str], set[str]]:
-    """Every combination of the values of all sweeps (one line without sweeps), without the words that are faulty by
-    themselves; what is wrong with those, and their keys.
+    """Every combination of the values of all sweeps (one line without sweeps), without
+    the words that are faulty by themselves; what is wrong with those, and their keys.
     """
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     columns, faults, broken = [], [], set()
@@ -75,10 +75,10 @@ def _word_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
     if key not in groups or value in groups[key]:
         return None
     names = groups[key]
-    return f"{key}={shown(value)}: no such {key}{did_you_mean(str(value), names)}; there are {', '.join(names)}"
+    return f"{key}={format_value(value)}: no such {key}{did_you_mean(str(value), names)}; there are {', '.join(names)}"
 
 
-def value_of(key: str, overrides: list[str]) -> object:
+def read_override(key: str, overrides: list[str]) -> object:
     """The last value that the words give a key, as Hydra reads it; None if they give none or it cannot be read."""
     words = [word for word in overrides if word.partition("=")[0] == key]
     with suppress(HydraException):
@@ -86,10 +86,10 @@ def value_of(key: str, overrides: list[str]) -> object:
     return None
 
 
-def as_word(key: str, value: object) -> str:
+def format_override(key: str, value: object) -> str:
     """`key=value` as Hydra reads it back, text quoted where it has to be."""
     if not isinstance(value, str | Path):
-        return f"{key}={shown(value)}"
+        return f"{key}={format_value(value)}"
     if re.fullmatch(r"[\w./~-]+", str(value)):
         return f"{key}={value}"
     # Hydra takes a backslash for itself, except before a quote
@@ -97,7 +97,7 @@ def as_word(key: str, value: object) -> str:
     return f"{key}='{text}'"
 
 
-def follow_up(verb: str, *overrides: str) -> str:
+def format_command(verb: str, *overrides: str) -> str:
     """Return the command line of a follow-up command, which carries the --config-dir of this one."""
     return shlex.join(["python", "-m", f"diffusion_lit.{verb}", *CONFIG_DIR, *overrides])
 

@@ -2,7 +2,7 @@
 
 import re
 
-from diffusion_lit.config.value_types import Check, Each, Rule, shown
+from diffusion_lit.config.value_types import Check, Each, Rule, format_value
 
 
 def checkpoint_fault(value: object) -> str | None:
@@ -77,9 +77,9 @@ def seeds_fault(value: object) -> str | None:
     return None if is_pair else "must be two different seeds [3,8]"
 
 
-METRICS = {name: [name] for name in ("fd", "kid", "class_accuracy")}  # and their columns in metrics.csv
-METRICS |= {"precision_recall": ["precision", "recall", "density", "coverage"], "colours": ["colour_distance"]}
-METRICS |= {"memorisation": ["copied_pixels", "copied_features"]}
+METRIC_COLUMNS = {name: [name] for name in ("fd", "kid", "class_accuracy")}  # and their columns in metrics.csv
+METRIC_COLUMNS |= {"precision_recall": ["precision", "recall", "density", "coverage"], "colours": ["colour_distance"]}
+METRIC_COLUMNS |= {"memorisation": ["copied_pixels", "copied_features"]}
 FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in the order of drawing
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)
@@ -108,7 +108,7 @@ RULES: dict[str, Check] = {
     "metrics_every": WHOLE,
     "metrics_images": Rule(int, low=20),
     "metrics_steps": COUNT,
-    "best_by": Rule(choices=("val/loss", "val/error", *[name for names in METRICS.values() for name in names])),
+    "best_by": Rule(choices=("val/loss", "val/error", *[name for names in METRIC_COLUMNS.values() for name in names])),
     "label_dropout": PROBABILITY,
     "guidance_scale": Rule(low=0, high=100, optional=True),
     "guidance_interval": Each(PROBABILITY, length=2, optional=True),
@@ -213,7 +213,7 @@ RULES: dict[str, Check] = {
     "out": OPTIONAL_TEXT,
     "shards": Rule(int, low=1, optional=True),
     "device": device_fault,
-    "metrics": Each(Rule(choices=tuple(METRICS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
+    "metrics": Each(Rule(choices=tuple(METRIC_COLUMNS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
     "pictures": OPTIONAL_TEXT,
     "features": Rule(choices=("classifier", "pixels", "inception"), optional=True),
     "reference": Rule(choices=("train", "val")),
@@ -238,11 +238,11 @@ RULES: dict[str, Check] = {
 def value_fault(key: str, value: object, default: object) -> str | None:
     """Why a key cannot have this value, by its rule or else by the type of its default; None if it can."""
     if key.endswith(FIXED) and value != default and not is_open(key):
-        return f"{key}={shown(value)}: belongs to the choice of {key.partition('.')[0]}, choose another"
+        return f"{key}={format_value(value)}: belongs to the choice of {key.partition('.')[0]}, choose another"
     if value is None and key.startswith("model."):
         return None  # the class decides
     fault = (RULES.get(key) or _rule_like(default))(value)
-    return f"{key}={shown(value)}: {fault}" if fault else None
+    return f"{key}={format_value(value)}: {fault}" if fault else None
 
 
 def is_open(key: str) -> bool:

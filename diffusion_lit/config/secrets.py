@@ -25,7 +25,7 @@ WHERE_TO_PUT_IT = (
 )
 
 
-def looks_secret(text: str) -> bool:
+def is_secret(text: str) -> bool:
     """Whether a word or a value has the form of a key or a token, or says so by its name."""
     key, sign, value = text.partition("=")
     named = sign and value not in ("", "null", "true", "false") and SECRET_NAME.search(key)
@@ -35,20 +35,21 @@ def looks_secret(text: str) -> bool:
 def refuse_secrets(words: Iterable[str]) -> None:
     """Raises UserError (exit 2) for a word of a command line that looks like a secret, without repeating it."""
     for k, word in enumerate(words, start=1):
-        if looks_secret(word):
+        if is_secret(word):
             key, sign, _ = word.partition("=")
             what = key if sign and not SECRET_TEXT.search(key) else f"word {k} of the command line"
             raise UserError(Exit.CONFIG, f"{what}: looks like a secret: {WHERE_TO_PUT_IT}")
 
 
-def without_secrets(tree, key: str = ""):
-    """A configuration (or a text) with everything that looks like a secret, by its name, by its form or because a
-    variable of the environment holds it, replaced by <removed>.
+def redact_secrets(tree, key: str = ""):
+    """A configuration (or a text) with everything that looks like a secret, by its
+    name, by its form or because a variable of the environment holds it, replaced by
+    <removed>.
     """
     if isinstance(tree, dict):
-        return {name: without_secrets(value, str(name)) for name, value in tree.items()}
+        return {name: redact_secrets(value, str(name)) for name, value in tree.items()}
     if isinstance(tree, list):
-        return [without_secrets(value, key) for value in tree]
+        return [redact_secrets(value, key) for value in tree]
     if tree is None or isinstance(tree, bool):
         return tree
     known = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
@@ -58,17 +59,17 @@ def without_secrets(tree, key: str = ""):
 
 
 @contextmanager
-def command_line_without_secrets():
+def redact_command_line():
     """W&B writes down the command line."""
     words = sys.argv
     pairs = [word.partition("=") for word in words]
-    sys.argv = [f"{without_secrets(key)}{sign}{without_secrets(value, key)}" for key, sign, value in pairs]
+    sys.argv = [f"{redact_secrets(key)}{sign}{redact_secrets(value, key)}" for key, sign, value in pairs]
     try:
         yield
     finally:
         sys.argv = words
 
 
-def one_line(error: Exception) -> str:
+def format_exception(error: Exception) -> str:
     """What an error says, for a log line: without line breaks and secrets."""
-    return without_secrets(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+    return redact_secrets(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]

@@ -1,8 +1,10 @@
-"""From the names of classes in a configuration to these classes, and which may be built.
+"""From the names of classes in a configuration to these classes, and which may be
+built.
 
-A configuration that is stored in a run, a checkpoint or an export is data and may come from anybody: it builds only
-classes of this project and of the lists below, and classes of packages that are installed as plugins. Names that a user
-types, or has in a yaml of `--config-dir`, are the user's own: this process builds them as well.
+A configuration that is stored in a run, a checkpoint or an export is data and may come
+from anybody: it builds only classes of this project and of the lists below, and classes
+of packages that are installed as plugins. Names that a user types, or has in a yaml of
+`--config-dir`, are the user's own: this process builds them as well.
 """
 
 import inspect
@@ -15,7 +17,7 @@ from importlib.metadata import entry_points
 from diffusion_lit.config.overrides import did_you_mean
 from diffusion_lit.system.errors import Exit, UserError
 
-PLACES = {  # what a name begins with, and where a class of such a name must be defined
+TRUSTED_MODULES = {  # what a name begins with, and where a class of such a name must be defined
     "diffusion_lit": ("diffusion_lit",),
     "diffusers": ("diffusers.schedulers", "diffusers.models.unets"),
     "torch.optim": ("torch.optim",),
@@ -32,7 +34,7 @@ def trust(config: object) -> None:
     _own.update(map(str, target_names(config)))
 
 
-def trust_typed(overrides: Iterable[str]) -> None:
+def trust_overrides(overrides: Iterable[str]) -> None:
     """Let this process build every class that the user typed as a `_target_`."""
     for word in overrides:
         for names in re.findall(r"_target_['\"]?\s*[=:]\s*(?:choice\()?['\"]?([\w.,]+)", word):
@@ -109,7 +111,8 @@ def argument_fault(where: str, leaf: object) -> str | None:
 
 
 def build(tree: object) -> object:
-    """Return a plain tree with every leaf, a mapping with `_target_`, replaced by the object that it describes.
+    """Return a plain tree with every leaf, a mapping with `_target_`, replaced by the
+    object that it describes.
 
     All names are checked before the first object is built.
 
@@ -139,7 +142,7 @@ def _built(tree: object) -> object:
 
 def _places(name: str) -> tuple[str, ...]:
     """Return where a class of a trusted name must be defined; nothing for a name that is not trusted."""
-    ours = next((places for start, places in PLACES.items() if _is_in(name, start)), ())
+    ours = next((places for start, places in TRUSTED_MODULES.items() if _is_in(name, start)), ())
     return ours or tuple(entry.module for entry in entry_points(group=PLUGINS) if _is_in(name, entry.module))
 
 

@@ -8,10 +8,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.overrides import did_you_mean
 from diffusion_lit.config.schema import FIXED, MAPPINGS, is_open, value_fault
-from diffusion_lit.config.secrets import WHERE_TO_PUT_IT, looks_secret
+from diffusion_lit.config.secrets import WHERE_TO_PUT_IT, is_secret
 from diffusion_lit.config.targets import argument_fault, target_fault, target_names
 from diffusion_lit.config.trainer_arguments import trainer_fault
 
@@ -29,9 +29,11 @@ class Choices(NamedTuple):
 def apply_overrides(
     choices: Choices, overrides: list[Override], broken: set[str], complete: bool
 ) -> tuple[DictConfig, list[str]]:
-    """The configuration with its values set as Hydra sets them, and everything that is wrong with it.
+    """The configuration with its values set as Hydra sets them, and everything that is
+    wrong with it.
 
-    Of keys and groups whose word on the command line was `broken` nothing is said: they would have another value.
+    Of keys and groups whose word on the command line was `broken` nothing is said: they
+    would have another value.
     """
     config, faults = copy.deepcopy(choices.config), {}
     for override in overrides:
@@ -51,7 +53,7 @@ def apply_overrides(
     missing = {key for key, value in values.items() if value == MISSING}
     good = {key: value for key, value in values.items() if key not in faults.keys() | missing | unsure}
     silent = unsure | (set() if complete else missing)
-    return config, [fault for key, fault in faults.items() if key not in silent] + conflicts(good)
+    return config, [fault for key, fault in faults.items() if key not in silent] + find_conflicts(good)
 
 
 def _override_fault(override: Override, config: DictConfig, choices: Choices) -> str | None:
@@ -106,7 +108,7 @@ def _fault(key: str, value: object, choices: Choices) -> str | None:
         return f"{experiment}: {_unknown(key, choices)}"
     if value == MISSING:
         return f"{key} needs a value: add {key}=..."
-    if looks_secret(str(value)):
+    if is_secret(str(value)):
         return f"{key}: looks like a secret: {WHERE_TO_PUT_IT}"
     return value_fault(key, value, choices.defaults.get(key))
 

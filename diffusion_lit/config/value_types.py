@@ -76,6 +76,6 @@ def type_fault(value: object, kind: type) -> str | None:
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number as text: '\"5\"')"}
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

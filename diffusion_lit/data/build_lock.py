@@ -19,7 +19,7 @@ from pathlib import Path
 from diffusion_lit.system import platform as platforms
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import is_at, is_free, is_left_over, replacing
+from diffusion_lit.system.files import is_abandoned, is_same_file, is_unlocked, write_atomically
 
 log = logging.getLogger(__name__)
 TOLD_EVERY = 2  # seconds between two words of a builder to those who wait
@@ -42,7 +42,7 @@ def built_once(path: Path, build: Callable[[Path, Tell], None]) -> None:
             if tell is None:
                 return
             _sweep(path.parent)
-            with replacing(path, many=True) as building:
+            with write_atomically(path, many=True) as building:
                 build(building, tell)
     except OSError as error:
         where = f"data.cache_dir={path.parent} cannot be made or written"
@@ -73,7 +73,7 @@ def _locked(lock: Path, path: Path) -> int | None:
             file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 platforms.lock(file, wait=False)
-                if is_at(file, lock):
+                if is_same_file(file, lock):
                     return file
                 os.close(file)
                 continue
@@ -149,5 +149,5 @@ def _sweep(folder: Path) -> None:
     """Remove what killed builders left: of this host what nobody holds any longer, and all that is a day old."""
     for file in folder.iterdir():
         with suppress(OSError):  # the folder may hold other things, with locks of their own
-            if OURS.fullmatch(file.name) and (is_free if file.suffix == ".lock" else is_left_over)(file):
+            if OURS.fullmatch(file.name) and (is_unlocked if file.suffix == ".lock" else is_abandoned)(file):
                 file.unlink()

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.platform import take_room
+from diffusion_lit.system.platform import preallocate
 
 
 class Pictures:
@@ -68,7 +68,7 @@ def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
     try:
         images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         with open(path, "r+b") as file:
-            take_room(file.fileno(), path.stat().st_size)
+            preallocate(file.fileno(), path.stat().st_size)
     except OSError as error:
         size = math.prod(shape) / 2**20
         raise UserError(Exit.OUTPUT, f"{path.parent} cannot hold {size:,.0f} MiB: {error.strerror}") from None

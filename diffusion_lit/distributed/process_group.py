@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from diffusion_lit.distributed import watchdog
 from diffusion_lit.distributed.collectives import all_reduce_max, broadcast_from_rank_zero, launcher_env, world_size
-from diffusion_lit.system.errors import ENDING, SAVING, Exit, UserError
+from diffusion_lit.system.errors import SAVE_SIGNALS, STOP_SIGNALS, Exit, UserError
 
 STARTED_BY_US = "DIFFUSION_LIT_RANK_0"  # process id of the rank 0 that started this process
 ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", STARTED_BY_US)
@@ -188,7 +188,7 @@ def follow_rank_zero() -> Iterator[None]:
     If rank 0 fails, this process ends quietly: rank 0 reports the error.
     """
     if STARTED_BY_US in os.environ:
-        for number in (*ENDING, *SAVING):
+        for number in (*STOP_SIGNALS, *SAVE_SIGNALS):
             signal.signal(number, signal.SIG_IGN)  # rank 0 decides when to stop
         threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -12,7 +12,7 @@ def choose_device(device: str) -> str:
     """Return the device of this process: with `auto`, a GPU of its own. All ranks but 0 stop printing."""
     slurm.export_torchrun_environment()
     if collectives.launcher_env("RANK"):
-        console.hush()
+        console.silence_console()
     local_rank = collectives.launcher_env("LOCAL_RANK")
     if local_rank is None or device != "auto":
         return device

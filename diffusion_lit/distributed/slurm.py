@@ -11,7 +11,7 @@ import signal
 import subprocess
 
 from diffusion_lit.distributed.process_group import LOCALHOST
-from diffusion_lit.system.errors import SAVING
+from diffusion_lit.system.errors import SAVE_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def export_torchrun_environment() -> None:
     }
     for key, value in values.items():
         os.environ.setdefault(key, value)
-    for number in SAVING:  # SLURM sends them to all tasks, and before training there is nothing to save
+    for number in SAVE_SIGNALS:  # SLURM sends them to all tasks, and before training there is nothing to save
         signal.signal(number, signal.SIG_IGN)
 
 

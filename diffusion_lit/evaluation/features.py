@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from diffusion_lit.data.store import ImageStore, centre
 from diffusion_lit.evaluation.classifier import RECIPE, Classifier, premultiplied, trained_classifier
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import lock
 
 BATCH = 250
@@ -187,7 +187,7 @@ def kept(kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor
         if path.exists():
             return _read(path, made_of)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
-        with suppress(OSError, SafetensorError), replacing(path, many=True) as beside:
+        with suppress(OSError, SafetensorError), write_atomically(path, many=True) as beside:
             save_file(tensors, beside, made_of)
         return tensors
 

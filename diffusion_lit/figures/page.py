@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffusion_lit.config.schema import METRICS
+from diffusion_lit.config.schema import METRIC_COLUMNS
 from diffusion_lit.figures import curves
 from diffusion_lit.figures.style import plots
 from diffusion_lit.runs import run_dir
@@ -21,7 +21,7 @@ COMPARED = ("train/loss", "val/loss", "val/error", "fd", "class_accuracy", "imag
 COMPARED_RUNS = 10  # curves that can be told apart in one figure
 EVALUATIONS = 20  # that are shown, the newest
 FILES = {"Command": "command.txt", "Settings": "config.yaml", "Versions": "versions.txt"}
-METRIC_COLUMNS = [name for names in METRICS.values() for name in names]
+COLUMNS = [name for names in METRIC_COLUMNS.values() for name in names]
 
 
 def page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
@@ -78,7 +78,7 @@ def summarize(result: dict, metrics: list[dict[str, str]]) -> list[tuple[str, st
 def draw_curves(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Return the figures of metrics.csv as pairs of image and description."""
     figures = [(_uri_of_figure(curves.figure_of(rows, "")), "curves of training")]
-    names = [*METRIC_COLUMNS, "train/grad_norm", "images_per_second", "memory_gib"]
+    names = [*COLUMNS, "train/grad_norm", "images_per_second", "memory_gib"]
     if more := [name for name in names if curves.series(rows, name)[0]]:
         figures.append((_draw_columns({"": rows}, more, columns=3), "metrics, gradient and times"))
     return figures
@@ -112,7 +112,7 @@ def list_evaluations(run: Path) -> dict:
     """Return the newest results of `evaluate` as a table, and the newest image of the nearest neighbors."""
     files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)[-EVALUATIONS:]
     results = [result for file in reversed(files) if "settings" in (result := run_dir.read_result(file.parent))]
-    names = [name for name in METRIC_COLUMNS if any(name in result for result in results)]
+    names = [name for name in COLUMNS if any(name in result for result in results)]
     rows = []
     for result in results:
         settings = result["settings"]

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.imaging.grids import on_checkerboard, to_pil
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # of Okabe & Ito (2008)
 DPI = 100
@@ -21,7 +21,7 @@ GAP, GROUP_GAP, MARGIN = 3, 20, 10  # px
 def save(figure, path: Path) -> Path:
     """Write a PNG; a reader sees the old one or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
+    with write_atomically(path) as beside:
         figure.savefig(beside, format="png", dpi=figure.dpi)
     return path
 

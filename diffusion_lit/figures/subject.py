@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lit.config.compose import source_of
+from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.decoding import decoding_of
 from diffusion_lit.data.sources.folder import Split
 from diffusion_lit.data.store import load
@@ -71,7 +71,7 @@ class Subject:
         Where a class has fewer, they come again. Raises UserError (exit 3) where the pictures are no longer there.
         """
         data = self.config["data"]
-        split = _listed(source_of(data).splits()["train"])
+        split = _listed(build_source(data).splits()["train"])
         if self.class_names:
             members = [np.flatnonzero(split.labels == label) for label in self.rows]
         else:

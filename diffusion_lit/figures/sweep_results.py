@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Group, short
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 
 MANY = 10  # more colours or panels cannot be told apart
 SPAN = 20  # from this ratio on an axis is logarithmic
@@ -22,7 +22,7 @@ class Panel(NamedTuple):
 
 def draw(groups: list[Group], keys: list[str], metric: str, sweep: Path) -> None:
     """Write results.png into the folder of the sweep."""
-    with replacing(sweep / "results.png") as beside:
+    with write_atomically(sweep / "results.png") as beside:
         figure_of(groups, keys, metric, sweep.resolve().name).savefig(beside, format="png", dpi=120)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config.compose import source_of
+from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation.features import Pictures, pictures_of
@@ -33,7 +33,7 @@ class Task(NamedTuple):
 def prepare_task(config: DictConfig, model: TrainedModel) -> Task:
     """Load the reference of a run and extract its features."""
     data, names = reference_data(config, model.config["data"]), model.class_names
-    pictures = pictures_of(*load_splits(source_of(data), data), data, model.device)
+    pictures = pictures_of(*load_splits(build_source(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
     reference = reference_of(pictures, features, names, config.reference_images)
     return Task(config, model, pictures, reference, labels_like(reference.training.labels, config.num_images))

@@ -7,9 +7,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config.compose import source_of
-from diffusion_lit.config.overrides import as_word, value_of
-from diffusion_lit.config.schema import shown
+from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.overrides import format_override, read_override
+from diffusion_lit.config.schema import format_value
 from diffusion_lit.runs import run_dir, stored_config, sweeps
 from diffusion_lit.runs.settings import check_sampling, insert_stored_sampler, raise_if
 from diffusion_lit.system.errors import Exit, UserError
@@ -26,14 +26,14 @@ def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
     Raises:
         UserError: exit 4 if none has finished; exit 2 if their samplers differ.
     """
-    run = value_of("run", overrides)
+    run = read_override("run", overrides)
     sweep = Path(run).expanduser() if isinstance(run, str) else None
     if not sweep or run_dir.is_run(sweep) or not (jobs := sweeps.jobs_of(sweep)):
         return insert_stored_sampler(overrides, config_dir)
-    runs = [as_word("run", job.folder) for job in jobs if job.status == "finished"]
+    runs = [format_override("run", job.folder) for job in jobs if job.status == "finished"]
     if not runs:
         raise UserError(Exit.CHECKPOINT, f"run={run}: no run of this sweep has finished")
-    if value_of("set_default", overrides):
+    if read_override("set_default", overrides):
         raise UserError(Exit.CONFIG, "set_default: one run at a time")
     rest = [word for word in overrides if not word.startswith("run=")]
     samplers = {tuple(insert_stored_sampler([*rest, word], config_dir)[:-1]): word for word in runs}
@@ -42,7 +42,7 @@ def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
         raise UserError(Exit.CONFIG, f"{differing} have other samplers: name one for all, such as sampler=ddim")
     out = sweep / "evaluations" / f"sweep-{run_dir.stamp()}"
     every = "run=" + ",".join(word.partition("=")[2] for word in runs)
-    return ["hydra.mode=MULTIRUN", as_word("hydra.sweep.dir", out), *next(iter(samplers)), every]
+    return ["hydra.mode=MULTIRUN", format_override("hydra.sweep.dir", out), *next(iter(samplers)), every]
 
 
 def check_evaluation(config: DictConfig) -> None:
@@ -62,9 +62,9 @@ def check_evaluation(config: DictConfig) -> None:
         why = "data.streaming=every_epoch keeps no training pictures"
         faults.append(f"{why}: add pictures=<a folder, .npy, .npz, .csv or .tsv> with enough of them")
     else:
-        source = source_of(data)
+        source = build_source(data)
         if list(source.class_names) != data["class_names"]:
-            names = shown(list(source.class_names))
+            names = format_value(list(source.class_names))
             faults.append(f"pictures={config.pictures}: its classes are {names}, not the model's")
         if config.reference == "val" and "val" not in source.splits() and not data["val_fraction"]:
             faults.append("reference=val: this run holds nothing out")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 
 
 class MetricsFile:
@@ -18,7 +18,7 @@ class MetricsFile:
     def __init__(self, path: Path, columns: Sequence[str], step: int = 0):
         self.path, self.columns = path, ["step", *columns]
         kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if path.exists() else []
-        with replacing(path) as beside, open(beside, "w", newline="") as file:
+        with write_atomically(path) as beside, open(beside, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)

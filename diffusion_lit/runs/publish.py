@@ -17,7 +17,7 @@ from diffusion_lit.runs.model_card import card
 from diffusion_lit.runs.stored_config import GUIDANCE
 from diffusion_lit.sampling.previews import class_grid, preview_labels
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger("diffusion_lit.export")
 # the recipe, and how images are decoded; no path of this machine
@@ -42,13 +42,13 @@ def publish(out: Path, model: TrainedModel, config: DictConfig) -> None:
         "data": checkpoint.get("ImageDataModule", {}).get("fingerprint"),
         "versions": versions(),
     }
-    replace_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+    write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
     labels, names = preview_labels(len(model.class_names)), model.class_names
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     on_checkerboard(class_grid(shown(images, model.render), labels, names)).save(out / "grid.png")
     measured = find_evaluation(Path(config.run).expanduser(), settings_of(model, config))
     name, by_diffusers = config.push or Path(config.out).name, (out / "model_index.json").exists()
-    replace_text(out / "README.md", card(settings, measured, config.license, name, by_diffusers))
+    write_text_atomically(out / "README.md", card(settings, measured, config.license, name, by_diffusers))
 
 
 def write_network(out: Path, model: TrainedModel) -> None:
@@ -66,7 +66,7 @@ def write_network(out: Path, model: TrainedModel) -> None:
         scheduler.save_pretrained(out / "scheduler")
         parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
         index = {"_class_name": "DDPMPipeline", "_diffusers_version": version("diffusers")} | parts
-        replace_text(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+        write_text_atomically(out / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:

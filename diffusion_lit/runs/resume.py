@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import Lock, read_overrides, read_run_config, require_writable
 from diffusion_lit.system.errors import Exit, UserError
@@ -29,9 +29,9 @@ def continued_overrides(run: Path, overrides: list[str]) -> list[str]:
     old = {_key(word): word for word in read_overrides(run) if _key(word) not in ("resume", "run_dir", "accept")}
     changed = {key for key in new if new[key] != old.get(key)}
     changed |= {"max_epochs"} if "max_steps" in new else set()
-    changed |= {"max_steps"} if value_of("max_epochs", overrides) is not None else set()
+    changed |= {"max_steps"} if read_override("max_epochs", overrides) is not None else set()
     kept = [word for key, word in old.items() if key not in new and key.split(".")[0] not in changed]
-    return [*kept, *new.values(), as_word("resume", run), as_word("run_dir", run)]
+    return [*kept, *new.values(), format_override("resume", run), format_override("run_dir", run)]
 
 
 def check_continuation(run: Path, config: dict) -> None:

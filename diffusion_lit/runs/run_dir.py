@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 from diffusion_lit.system.platform import lock
 
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
@@ -154,8 +154,8 @@ def read_overrides(run: Path) -> list[str]:
 def write_start(run: Path, config: dict, overrides: list[str]) -> None:
     """Write down what was started."""
     run.mkdir(parents=True, exist_ok=True)
-    replace_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    replace_text(run / "versions.txt", _versions())
+    write_text_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_text_atomically(run / "versions.txt", _versions())
     add_command(run, overrides)
 
 
@@ -166,7 +166,7 @@ def add_command(run: Path, overrides: list[str], verb: str = "train") -> None:
 
 
 def write_result(run: Path, result: dict) -> None:
-    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+    write_text_atomically(run / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def read_result(run: Path) -> dict:

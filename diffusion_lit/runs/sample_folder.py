@@ -16,7 +16,7 @@ from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.labels import name_of, shares_of
 from diffusion_lit.sampling.previews import CLASS_MS, class_pages
 from diffusion_lit.sampling.request import ImageRequest, draw_requests
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 
 
 def write_samples(
@@ -57,7 +57,7 @@ def write_samples(
         "edit": describe_edit(originals, edit) if originals else None,
         "images": entries,
     }
-    replace_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 def describe(request: ImageRequest, names: list[str], originals: Originals | None) -> dict:

@@ -6,11 +6,11 @@ from pathlib import Path
 from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config.compose import serving_faults
-from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.compose import sampler_faults
+from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
-from diffusion_lit.config.overrides import as_word, value_of
-from diffusion_lit.config.schema import shown
+from diffusion_lit.config.overrides import format_override, read_override
+from diffusion_lit.config.schema import format_value
 from diffusion_lit.config.targets import locate
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.stored_config import GUIDANCE
@@ -27,7 +27,7 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
     Raises:
         UserError: exit 2 for a sweep over `run`, or two keys that exclude each other; exit 4 if there is no run.
     """
-    run = value_of("run", overrides)
+    run = read_override("run", overrides)
     if isinstance(run, Sweep):
         word = next(word for word in overrides if word.startswith("run="))
         raise UserError(Exit.CONFIG, f"{word}: one run at a time, its sampler is taken from it")
@@ -38,14 +38,14 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
         return overrides
     found = diffusers_format.located(run)
     if str(found) != str(Path(run).expanduser()):  # of the hub, and now on this machine
-        overrides = [as_word("run", found) if word.startswith("run=") else word for word in overrides]
+        overrides = [format_override("run", found) if word.startswith("run=") else word for word in overrides]
     settings = dict(stored_config.read_sampling(run_dir.require_run(found))["sampler"])
     name = settings.pop("name", None)
-    if value_of("sampler", overrides) not in (None, name):
+    if read_override("sampler", overrides) not in (None, name):
         return overrides
     rest = [word for word in overrides if not word.startswith("sampler=")]
     settings.pop("_target_", None)
-    return [f"sampler={name}", *[as_word(f"sampler.{key}", value) for key, value in settings.items()], *rest]
+    return [f"sampler={name}", *[format_override(f"sampler.{key}", value) for key, value in settings.items()], *rest]
 
 
 def read_requested_config(config: DictConfig) -> dict:
@@ -77,7 +77,7 @@ def check_sampling(config: DictConfig) -> None:
             )
     for key in ("images_per_class", "per_class", "interpolate"):
         if config[key] and not names:
-            raise UserError(Exit.CONFIG, f"{key}={shown(config[key])}: this run has no classes")
+            raise UserError(Exit.CONFIG, f"{key}={format_value(config[key])}: this run has no classes")
     if config.interpolate and len(stops) < 2:
         raise UserError(Exit.CONFIG, "interpolate=true: needs two classes or blends to go between")
     faults = find_faults(config, run_config)
@@ -114,7 +114,7 @@ def requested_labels(config: DictConfig, names: list[str]) -> list[Label]:
     if config[key] is None:
         return list(range(len(names)))
     values = OmegaConf.to_container(config[key]) if OmegaConf.is_config(config[key]) else config[key]
-    where = f"{key}={shown(values)}"
+    where = f"{key}={format_value(values)}"
     if not names:
         raise UserError(Exit.CONFIG, f"{where}: this run has no classes")
     try:
@@ -141,7 +141,7 @@ def find_faults(config: DictConfig, run_config: dict) -> list[str]:
         values |= guidance | {"label_dropout": run_config["label_dropout"]}
     elif guidance["guidance_scale"] != 1:
         why = "the run has no classes to guide by; guide=<run> guides by a weaker model"
-        faults += [f"{key}={shown(value)}: {why}" for key, value in requested.items()]
+        faults += [f"{key}={format_value(value)}: {why}" for key, value in requested.items()]
     if config["guide_checkpoint"] != "last" and not config["guide"]:
         faults.append(f"guide_checkpoint={config['guide_checkpoint']}: of no run, add guide=<run>")
     if config["ema_length"] and not run_config.get("ema_snapshot_every"):  # a published model has no such key
@@ -152,7 +152,7 @@ def find_faults(config: DictConfig, run_config: dict) -> list[str]:
             f"ema_length={config['ema_length']} is an average, weights={config['weights']} none: leave one out"
         )
     sampler = config["sampler"]
-    return conflicts(values) + faults + serving_faults(sampler, run_config["diffusion"], sampler["name"])
+    return find_conflicts(values) + faults + sampler_faults(sampler, run_config["diffusion"], sampler["name"])
 
 
 def find_guide_faults(config: dict, run_config: dict) -> Iterator[str]:
@@ -167,7 +167,8 @@ def find_guide_faults(config: dict, run_config: dict) -> Iterator[str]:
         for key in keys:
             own, its = run_config[group][key], its_config[group].get(key, run_config[group][key])
             if own != its and key not in NOT_OF_THE_NETWORK:
-                yield f"{where} has {group}.{key}={shown(its)}, the run {shown(own)}: both must have the same"
+                values = f"{group}.{key}={format_value(its)}, the run {format_value(own)}"
+                yield f"{where} has {values}: both must have the same"
     if its_config["data"]["class_names"] not in ([], run_config["data"]["class_names"]):
         yield f"{where} has other classes than the run"
     network = locate(its_config["model"].get("_target_"))

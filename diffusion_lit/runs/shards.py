@@ -27,7 +27,7 @@ from diffusion_lit.runs.load import TrainedModel, generate_with_progress
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.previews import COLUMNS, ROWS, class_grid
 from diffusion_lit.system.console import progress_bar
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import sync_folder
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _merge(files: Sequence[Path], model: TrainedModel, request: ShardRequest, ou
     channels, *size = model.codec.image_shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(request.seeds), *size, channels)}
     whole, made = hashlib.blake2b(digest_size=16), []
-    with replacing(out / "images.npy", many=True) as beside, open(beside, "wb") as stream:
+    with write_atomically(out / "images.npy", many=True) as beside, open(beside, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for file in files:
             shard = np.load(file)
@@ -168,7 +168,7 @@ def _merge(files: Sequence[Path], model: TrainedModel, request: ShardRequest, ou
             whole.update(data)
             made.append({"images": len(shard["images"]), "blake2b": _digest(data)})
             made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
-    with replacing(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
+    with write_atomically(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
         np.save(stream, np.array(request.labels))
     _grid(open_images(out), request.labels, model).save(out / "grid.png")
     manifest = request.settings | {

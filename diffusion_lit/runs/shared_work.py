@@ -16,7 +16,7 @@ from pathlib import Path
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.runs.resume import flat
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import is_left_over, replacing
+from diffusion_lit.system.files import is_abandoned, write_atomically
 from diffusion_lit.system.platform import lock_byte
 
 WAIT = 0.5  # seconds between two looks at what the others do
@@ -75,12 +75,12 @@ def save(file: Path, **arrays) -> None:
     import numpy as np
 
     file.parent.mkdir(exist_ok=True)
-    with replacing(file, many=True) as beside, open(beside, "wb") as stream:
+    with write_atomically(file, many=True) as beside, open(beside, "wb") as stream:
         np.savez(stream, **arrays)
 
 
 def write_json(file: Path, value: dict) -> None:
-    with replacing(file, many=True) as beside:
+    with write_atomically(file, many=True) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -88,7 +88,7 @@ def sweep(run_dir: Path) -> None:
     """Remove what processes left that were killed: of this host at once, of others when it is a day old."""
     for file in run_dir.glob(".*.tmp"):
         with suppress(OSError):
-            if is_left_over(file):
+            if is_abandoned(file):
                 file.unlink()
 
 

@@ -18,7 +18,7 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.randomness import Draws, flip, seed_network
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.build import make_codec, make_condition
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 
 NAME = "flight.ckpt"
 
@@ -66,7 +66,7 @@ def write_summary(run: Path, record: dict, found: "Forward") -> None:
         ],
         "layers": [{key: _plain(value) for key, value in asdict(row).items()} for row in found.layers],
     }
-    replace_text(run / "flight.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_text_atomically(run / "flight.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value):

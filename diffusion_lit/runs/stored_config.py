@@ -9,7 +9,7 @@ from yaml import YAMLError
 from diffusion_lit.runs.diffusers_format import config_of
 from diffusion_lit.runs.run_dir import is_of_diffusers, read_run_config
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 
 GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_rescale")
 
@@ -40,5 +40,5 @@ def read_sampling(run: Path) -> dict:
 def write_sampling(run: Path, settings: dict, why: str) -> Path:
     """Write sampling.yaml, which `sample` and all that loads the run take from now on, and return its path."""
     best = {key: settings[key] for key in ("sampler", *GUIDANCE) if settings[key] is not None}
-    replace_text(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
+    write_text_atomically(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
     return run / "sampling.yaml"

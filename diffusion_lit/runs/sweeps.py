@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 
 from diffusion_lit.runs import run_dir
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import lock
 
 HIGHER_IS_BETTER = {  # of result.json; else lower is
@@ -157,7 +157,7 @@ def write_results(sweep: Path) -> list[Job]:
         found = dict.fromkeys(name for job in jobs for name in job.result)
         names = [name for name in found if name not in ("status", "exit_code")]
         # many: the lock may hold on one machine only
-        with replacing(sweep / "results.csv", many=True) as beside, open(beside, "w", newline="") as file:
+        with write_atomically(sweep / "results.csv", many=True) as beside, open(beside, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["job", *keys, "status", "exit_code", *names, "folder"])
             for job in jobs:

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.imaging.grids import beside, grid, on_checkerboard, save_gif
 from diffusion_lit.sampling.labels import Label, name_of
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 
 ROWS, COLUMNS = 16, 8  # of a preview at most
 FRAMES = 40  # of its film at most
@@ -95,9 +95,9 @@ def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], pa
     Each is moved in place when it is whole, the PNG last: where there is one, the preview is complete.
     """
     moving = path.with_suffix(".gif")
-    with replacing(moving) as unfinished:
+    with write_atomically(moving) as unfinished:
         save_gif(frames, unfinished)
-    with replacing(path) as unfinished:
+    with write_atomically(path) as unfinished:
         on_checkerboard(beside(grids)).save(unfinished, format="PNG")
     return moving
 

@@ -40,19 +40,19 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
-def thread_ended(error) -> None:
+def log_thread_exception(error) -> None:
     """As `threading.excepthook`: what ends a thread of a library (TensorBoard, a full disk) is a line of the log."""
     log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
     log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"in_bar": True})
 
 
-def without_file(job_logging: dict) -> None:
+def configure_logging_without_file(job_logging: dict) -> None:
     """Set logging up as Hydra does by its `job_logging`, but for the log file."""
     handlers = {name: handler for name, handler in job_logging["handlers"].items() if name != "file"}
     dictConfig(job_logging | {"handlers": handlers, "root": job_logging["root"] | {"handlers": list(handlers)}})
 
 
-def hush() -> None:
+def silence_console() -> None:
     """In a process beside others on one terminal: no bars, and of log lines only warnings; log files get them all."""
     import rich
 
@@ -65,7 +65,8 @@ def hush() -> None:
 def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False):
     """A rich progress bar: description, count, speed, time left.
 
-    Where standard output is no terminal, a line of the log after ten seconds and then every minute.
+    Where standard output is no terminal, a line of the log after ten seconds and then
+    every minute.
     """
     import rich
     from rich import progress
@@ -81,7 +82,7 @@ def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False
                 self.next_line = time.monotonic() + LATER_LINES
                 task = next(task for task in self.tasks if task.id == task_id)
                 total = "" if task.total is None else f"/{task.total:g}"
-                left = "" if task.time_remaining is None else f", about {duration(task.time_remaining)} left"
+                left = "" if task.time_remaining is None else f", about {format_duration(task.time_remaining)} left"
                 log.info("%s %g%s%s", task.fields.get("unit", unit), task.completed, total, left)
 
     return Bar(
@@ -98,7 +99,7 @@ def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False
     )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """In its two largest units: "3 h 20 min", "12 min", "45 s"."""
     if seconds < 10:
         return f"{seconds:.1f} s"

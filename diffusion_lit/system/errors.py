@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-from diffusion_lit.system.platform import signals
+from diffusion_lit.system.platform import available_signals
 
 
 class Exit(IntEnum):
@@ -25,11 +25,20 @@ class Exit(IntEnum):
     SIGTERM = 143
 
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # of the operating system
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+}  # of the operating system
 
-ENDING = signals("SIGINT", "SIGTERM", "SIGHUP")
-SAVING = signals("SIGUSR1")  # and going on
-HEARD: list[int] = []  # signals that were to end the command; a run that trains all the same ends at its first step
+STOP_SIGNALS = available_signals("SIGINT", "SIGTERM", "SIGHUP")
+SAVE_SIGNALS = available_signals("SIGUSR1")  # and going on
+PENDING_SIGNALS: list[
+    int
+] = []  # signals that were to end the command; a run that trains all the same ends at its first step
 
 
 class UserError(Exception):
@@ -41,15 +50,16 @@ class UserError(Exception):
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn a UserError, a full or read-only disk, or a signal into its message and exit code; the outermost line of
-    every command.
+def report_errors() -> Iterator[None]:
+    """Turn a UserError, a full or read-only disk, or a signal into its message and exit
+    code; the outermost line of every command.
 
-    A run that trains has handlers of its own, which save first; before it does, SIGUSR1 finds nothing to save.
+    A run that trains has handlers of its own, which save first; before it does, SIGUSR1
+    finds nothing to save.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = dict.fromkeys(ENDING, _stop) | dict.fromkeys(SAVING, signal.SIG_IGN)
+        handlers = dict.fromkeys(STOP_SIGNALS, _stop) | dict.fromkeys(SAVE_SIGNALS, signal.SIG_IGN)
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             del handlers[signal.SIGINT]
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -59,7 +69,7 @@ def reported() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         told = f"error: {where}{error.strerror}; what was saved before is whole: make room or get the right to write"
@@ -74,12 +84,12 @@ def reported() -> Iterator[None]:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
+def hold_signals() -> Iterator[None]:
     """A signal that would end the command waits until this is done."""
     heard: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in ENDING}
+        before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -91,7 +101,7 @@ def signals_held() -> Iterator[None]:
 
 def _stop(number: int, frame: object) -> None:
     """Raise what ends the command. Libraries that catch everything can lose it, so it is written down too."""
-    HEARD.append(number)
+    PENDING_SIGNALS.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     print(f"{signal.Signals(number).name}: stopped; what was saved before is kept", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lit.system.platform import peak_bytes, resource
+from diffusion_lit.system.platform import peak_memory_bytes, resource
 
 # of cgroups 2 and 1: where they are, the limit, what is taken, and what of that are pages of files
 VERSIONS = {
@@ -20,10 +20,10 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most that tensors took on a GPU, or else the most that this process took, since it began; in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_bytes() / 2**30
+    return peak_memory_bytes() / 2**30
 
 
-def begin_peak(device: torch.device) -> bool:
+def reset_peak_memory(device: torch.device) -> bool:
     """Let `peak_memory_gib` begin anew; false where the peak of a process cannot be reset (it can on Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -38,13 +38,13 @@ def begin_peak(device: torch.device) -> bool:
 
 
 @contextmanager
-def within_free_memory() -> Iterator[None]:
-    """Inside, taking more of this machine's memory than is free is an error that can be caught; without, Linux would
-    end the process. Other systems know no such limit.
+def limit_to_free_memory() -> Iterator[None]:
+    """Inside, taking more of this machine's memory than is free is an error that can be
+    caught; without, Linux would end the process. Other systems know no such limit.
     """
     try:
         free, own = 1024 * _kib("/proc/meminfo", "MemAvailable"), 1024 * _kib("/proc/self/status", "VmData")
-        free = min([free, *room_of_groups()])
+        free = min([free, *free_cgroup_bytes()])
     except (OSError, StopIteration):
         yield
         return
@@ -57,7 +57,7 @@ def within_free_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def room_of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+def free_cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
     """Bytes that the groups of this process may still take: by cgroups containers and SLURM limit memory."""
     found = []
     for line in own.read_text().splitlines():
@@ -83,7 +83,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def advice(config: dict, world_size: int) -> str:
+def suggest_smaller_batch(config: dict, world_size: int) -> str:
     """Overrides that make the same training fit, or what else there is to do."""
     batch, now = config["global_batch_size"], config["strategy"]["accumulate"] * world_size
     at_a_time = batch // now

@@ -16,7 +16,7 @@ except ImportError:  # Windows
 RENAMES_OPEN_FILES = os.name != "nt"
 
 
-def signals(*names: str) -> tuple[int, ...]:
+def available_signals(*names: str) -> tuple[int, ...]:
     """Those of the named signals that exist here."""
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
@@ -34,15 +34,15 @@ def lock(descriptor: int, wait: bool) -> None:
 
 
 def lock_byte(descriptor: int, k: int, held: bool = True) -> None:
-    """Lock byte k of a file for this process, or give it back; of the kind that NFS has too. Raises as `lock` does,
-    PermissionError too if another process has it.
+    """Lock byte k of a file for this process, or give it back; of the kind that NFS has
+    too. Raises as `lock` does, PermissionError too if another process has it.
     """
     if fcntl is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN, 1, k)
 
 
-def take_room(descriptor: int, size: int) -> None:
+def preallocate(descriptor: int, size: int) -> None:
     """Take `size` bytes on the disk for an open file. Raises OSError if they are not there."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
@@ -58,7 +58,7 @@ def sync_folder(folder: os.PathLike) -> None:
             os.close(descriptor)
 
 
-def peak_bytes() -> float:
+def peak_memory_bytes() -> float:
     """The most memory that this process took since it began; NaN where nobody counts."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else math.nan

@@ -21,7 +21,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.runs.build import make_codec, make_sampler_of
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.memory import begin_peak, is_out_of_memory, peak_memory_gib, within_free_memory
+from diffusion_lit.system.memory import is_out_of_memory, limit_to_free_memory, peak_memory_gib, reset_peak_memory
 from diffusion_lit.training import trainer as run_trainer
 from diffusion_lit.training.callbacks.sample_previews import draw_preview
 from diffusion_lit.training.collective_sampling import continue_on_error, eval_mode
@@ -72,7 +72,7 @@ class Stopwatch(L.Callback):
         self.memory: float | None = None
 
     def setup(self, trainer: L.Trainer, module: DiffusionModule, stage: str) -> None:
-        self.known = begin_peak(trainer.strategy.root_device)
+        self.known = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.begun = time.perf_counter()
@@ -162,7 +162,7 @@ class Bench:
         module = run_trainer.make_module(config)
         trainer = run_trainer.make_trainer(config, self.scratch, module.net, [watch])
         one = next(iter(self.batches(at_a_time)))
-        with within_free_memory():
+        with limit_to_free_memory():
             trainer.fit(module, itertools.repeat(one) if same else data, weights_only=True)
 
     def batches(self, at_a_time: int) -> Batches:

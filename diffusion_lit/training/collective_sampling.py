@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.config.secrets import one_line
+from diffusion_lit.config.secrets import format_exception
 from diffusion_lit.distributed.collectives import map_across_ranks
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.runs.stored_config import GUIDANCE
@@ -34,7 +34,7 @@ def continue_on_error(what: str) -> Iterator[None]:
     except UserError:  # the second Ctrl-C
         raise
     except Exception as error:
-        log.warning("%s failed, the run goes on: %s", what, one_line(error))
+        log.warning("%s failed, the run goes on: %s", what, format_exception(error))
         log.info(traceback.format_exc(), extra={"in_bar": True})  # for the log file
 
 
@@ -91,7 +91,7 @@ def generate_on_all_ranks(
         except UserError:
             raise
         except Exception as error:  # the others wait for this rank's part
-            return one_line(error)
+            return format_exception(error)
 
     with eval_mode(*nets):
         done = map_across_ranks(work, len(tasks))

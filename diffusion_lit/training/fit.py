@@ -141,7 +141,7 @@ def prepare(config: dict, source, run: Path, start: Path | None, overrides: list
 @contextmanager
 def explained_errors(parts: Parts) -> Iterator[None]:
     """Raise UserError for memory that ran out (exit 75) and for a checkpoint of another network (exit 4)."""
-    from diffusion_lit.system.memory import advice, is_out_of_memory
+    from diffusion_lit.system.memory import is_out_of_memory, suggest_smaller_batch
     from diffusion_lit.training.callbacks.non_finite import last_checkpoint
 
     try:
@@ -151,7 +151,7 @@ def explained_errors(parts: Parts) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             where = f"out of memory after step {parts.trainer.global_step}; {last_checkpoint(parts.run)}, resume it"
-            hint = advice(parts.config, collectives.world_size())
+            hint = suggest_smaller_batch(parts.config, collectives.world_size())
             raise UserError(Exit.INTERRUPTED, f"{where}: {hint}") from None
         if "loading state_dict" not in str(error):
             raise

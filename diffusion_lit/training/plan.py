@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lit.config.overrides import as_word
+from diffusion_lit.config.overrides import format_override
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
 from diffusion_lit.runs.build import make_sampler_of
-from diffusion_lit.system.console import duration, progress_bar
+from diffusion_lit.system.console import format_duration, progress_bar
 from diffusion_lit.training import run_messages
 from diffusion_lit.training import trainer as run_trainer
 from diffusion_lit.training.benchmark import Bench, Row
@@ -103,7 +103,7 @@ def told(config: dict, data: ImageDataModule, decoding: float) -> None:
     if kept:
         log.info(
             "decoded    %s pictures in %s, %s img/s; %s %s",
-            f"{count:,}", duration(decoding), number(count / decoding), mib(size), where,
+            f"{count:,}", format_duration(decoding), number(count / decoding), mib(size), where,
         )  # fmt: skip
     if begun_from:
         log.info("%s", begun_from)
@@ -213,7 +213,7 @@ def table(rows: list[Row], world: int) -> str:
         notes = ["as asked"] * (row is rows[0]) + ["best"] * (row is best and row is not rows[0])
         notes += ["out of memory"] * (row.speed is None)
         notes += [f"measured with {row.at_a_time} at a time"] * part
-        notes += [f"after {duration(row.compiling)} of compiling"] * bool(row.compiling)
+        notes += [f"after {format_duration(row.compiling)} of compiling"] * bool(row.compiling)
         layout, compiled = ("true" if strategy[key] else "false" for key in ("channels_last", "compile"))
         line = f"{strategy['accumulate']:10}  {row.whole:9}  {strategy['precision']:<10}  {layout:<13}  {compiled:<7}"
         lines.append(f"{line}  {speed:>9}  {memory:>9}  {', '.join(notes)}".rstrip())
@@ -238,7 +238,7 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
     if len(precisions(bench.device)) == 1:
         lines.append("note       half precision is not tried: this device has no instructions for it")
     other = {key: value for key, value in best.strategy.items() if value != asked.strategy[key]}
-    changed = [as_word(f"strategy.{key}", value) for key, value in other.items()]
+    changed = [format_override(f"strategy.{key}", value) for key, value in other.items()]
     if changed:
         lines.append(f"with {' '.join(changed)}: {whole(bench, config, best, world)}")
     elif len(rows) > 1:
@@ -252,8 +252,8 @@ def conclusion(bench: Bench, config: dict, rows: list[Row], world: int, words: l
 def whole(bench: Bench, config: dict, row: Row, world: int) -> str:
     """Time in all, and of what: training, and what comes every so many steps or at the end."""
     spans = spans_of(bench, config, row, world)
-    told = ", ".join(f"{what} {duration(seconds)}" for what, seconds in spans.items() if seconds >= 0.5)
-    return f"about {duration(sum(spans.values()))} ({told})"
+    told = ", ".join(f"{what} {format_duration(seconds)}" for what, seconds in spans.items() if seconds >= 0.5)
+    return f"about {format_duration(sum(spans.values()))} ({told})"
 
 
 def spans_of(bench: Bench, config: dict, row: Row, world: int) -> dict[str, float]:

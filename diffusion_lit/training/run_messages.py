@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lit.config.overrides import as_word, follow_up
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.sizes import size_text
 from diffusion_lit.runs.checkpoints import path_of
 from diffusion_lit.runs.run_dir import shown
-from diffusion_lit.system.errors import SAVING, Exit
+from diffusion_lit.system.errors import SAVE_SIGNALS, Exit
 from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.optimizers import warmup_steps
 from diffusion_lit.training.trainer import RunCallbacks
@@ -83,13 +83,13 @@ def exit_code_of(ended_by: int | None) -> int:
     """0, or what a signal ends with; SIGUSR1 ends a run that is queued again."""
     if ended_by is None:
         return 0
-    return int(Exit.INTERRUPTED) if ended_by in SAVING else 128 + ended_by
+    return int(Exit.INTERRUPTED) if ended_by in SAVE_SIGNALS else 128 + ended_by
 
 
 def farewell(result: dict, run: Path) -> str:
     """The last lines of a run: where everything is and how to go on."""
     if result["status"] == "interrupted":
-        command = follow_up("train", as_word("resume", shown(run)))
+        command = format_command("train", format_override("resume", shown(run)))
         return f"stopped at step {result['steps']}, saved; go on with: {command}"
     lines = [f"run        {shown(run)}"]
     if result["status"] == "stopped early":
@@ -102,5 +102,5 @@ def farewell(result: dict, run: Path) -> str:
             f"judged     {result['class_accuracy']:.1%} of {result['judged_images']} generated images are the class "
             f"they were asked to be{real}"
         )
-    lines.append(f"more       {follow_up('sample', as_word('run', shown(run)))}")
+    lines.append(f"more       {format_command('sample', format_override('run', shown(run)))}")
     return "\n".join(lines)

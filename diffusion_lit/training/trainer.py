@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lit.config.compose import source_of
+from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.diffusion.seeds import fold
 from diffusion_lit.distributed import collectives, consistency, process_group
@@ -66,7 +66,7 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
         share = config["global_batch_size"] // (strategy["accumulate"] * world)
         accepts = "data" in config["accept"]
         data = datamodule_from_config(
-            source or source_of(config["data"]), own, config["seed"], share, accept_changed_data=accepts
+            source or build_source(config["data"]), own, config["seed"], share, accept_changed_data=accepts
         )
         data.setup()
         return data

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.config.compose import source_of
-from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.data.store import centre, load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
@@ -37,7 +37,7 @@ def load_training_images(data: dict) -> Tensor | None:
     if "_target_" not in data or data.get("streaming") == "every_epoch":
         return None
     try:
-        train = centre(load_splits(source_of(data), data)[0], data["image_size"])
+        train = centre(load_splits(build_source(data), data)[0], data["image_size"])
     except (UserError, OSError) as error:
         log.warning("neighbours the training pictures are not shown: %s", str(error).splitlines()[0])
         return None
@@ -144,7 +144,9 @@ class Studio:
             guidance = {"guidance_scale": float(request.guidance_scale)}
             guidance |= {} if request.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
         values = {f"sampler.{key}": value for key, value in sampler.items()}
-        faults = conflicts(values | {f"diffusion.{k}": value for k, value in self.model.config["diffusion"].items()})
+        faults = find_conflicts(
+            values | {f"diffusion.{k}": value for k, value in self.model.config["diffusion"].items()}
+        )
         if faults:
             raise ValueError(faults[0])
         return self.model.replaced(make_sampler_of({"sampler": sampler}), **guidance)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.system.memory import advice, is_out_of_memory, room_of_groups
+from diffusion_lit.system.memory import free_cgroup_bytes, is_out_of_memory, suggest_smaller_batch
 from tests.chaos.test_disks import AT_STEP
 from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.runs import TINY, run
@@ -115,11 +115,13 @@ def limit():
 
 def test_the_advice_divides_the_batch():
     config = {"global_batch_size": 12, "strategy": {"accumulate": 1}}
-    assert advice(config, 1).startswith("strategy.accumulate=2 ")
-    assert "with 6 images at a time instead of 12" in advice(config, 1)
-    assert advice(config, 4).startswith("strategy.accumulate=3 ")
-    assert advice(config | {"global_batch_size": 7}, 1).startswith("strategy.accumulate=7 ")
-    assert advice(config, 12) == "1 images at a time are the fewest; a smaller network or image needs less"
+    assert suggest_smaller_batch(config, 1).startswith("strategy.accumulate=2 ")
+    assert "with 6 images at a time instead of 12" in suggest_smaller_batch(config, 1)
+    assert suggest_smaller_batch(config, 4).startswith("strategy.accumulate=3 ")
+    assert suggest_smaller_batch(config | {"global_batch_size": 7}, 1).startswith("strategy.accumulate=7 ")
+    assert (
+        suggest_smaller_batch(config, 12) == "1 images at a time are the fewest; a smaller network or image needs less"
+    )
 
 
 def test_sample_says_how_many_images_at_a_time_may_fit(whole, tmp_path):
@@ -141,9 +143,9 @@ def test_the_room_that_groups_of_processes_leave(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "own").write_text("0::/job\n")
-    assert room_of_groups(tmp_path, tmp_path / "own") == [2500]
+    assert free_cgroup_bytes(tmp_path, tmp_path / "own") == [2500]
     (tmp_path / "own").write_text("4:memory:/a/b\n3:cpuset:/\n")
-    assert room_of_groups(tmp_path, tmp_path / "own")[0] == 0
+    assert free_cgroup_bytes(tmp_path, tmp_path / "own")[0] == 0
     (tmp_path / "memory/a/b/memory.limit_in_bytes").write_text("2000")
-    assert room_of_groups(tmp_path, tmp_path / "own")[0] == 1040
-    assert room_of_groups(tmp_path / "nothing", tmp_path / "own") == []
+    assert free_cgroup_bytes(tmp_path, tmp_path / "own")[0] == 1040
+    assert free_cgroup_bytes(tmp_path / "nothing", tmp_path / "own") == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.folder import Split, hold_out
 from diffusion_lit.inspection.inspect import equal_groups, inspect, near_groups, parts_of, repeats_every
@@ -147,7 +147,7 @@ def test_what_can_be_trained_exits_with_0_and_its_command_line_trains(tmp_path):
     assert not found["training_would_fail"]
     assert shlex.split(found["command"])[3:] == ["data=image_folder", "data.root=in", "data.val_fraction=0", *words]
     assert printed.splitlines()[-1] == found["command"]
-    composed("train", shlex.split(found["command"])[3:])  # the check lets it pass
+    compose_configs("train", shlex.split(found["command"])[3:])  # the check lets it pass
     again, _ = audited(tmp_path, *shlex.split(found["command"])[3:])
     assert again["proposed"] == {}
     found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.image_size=16", "data.channels=3")
@@ -281,6 +281,6 @@ def test_help_needs_no_torch():
 def test_the_defaults_are_those_of_train():
     """So that the line it prints means what it looked at."""
     for words in (["data=image_folder", "data.root=x"], ["data=digits"]):
-        (ours,), (theirs,) = composed("audit", words), composed("train", ["experiment=none", *words])
+        (ours,), (theirs,) = compose_configs("audit", words), compose_configs("train", ["experiment=none", *words])
         assert (ours.data, ours.model) == (theirs.data, theirs.model)
-    assert with_data_facts(composed("audit", ["data=digits"])[0])[0]["data"]["num_classes"] == 10
+    assert resolve_data(compose_configs("audit", ["data=digits"])[0])[0]["data"]["num_classes"] == 10

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from diffusion_lit.config.overrides import as_word, value_of
+from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.system import console
 from tests.cases import each
@@ -32,12 +32,12 @@ def test_a_sweep_is_no_resume_and_no_run_trains_over_another(tmp_path):
 
 @each("text", ["plain", "it's", "a=b, c", "[x]", "\\\\'", "end\\\\", "mid\\\\dle", "ü ${x} {y}", "3", "'"])
 def test_text_is_quoted_so_that_hydra_reads_it_back(text):
-    assert str(value_of("key", [as_word("key", text)])) == text
+    assert str(read_override("key", [format_override("key", text)])) == text
 
 
 def test_a_path_with_every_sign_trains_resumes_and_samples_as_the_last_lines_say(tmp_path):
     strange = tmp_path / "it's, a=b [ü] \\ x"
-    words = ["python", "-m", "diffusion_lit.train", *QUICK, "max_steps=500", as_word("run_dir", strange)]
+    words = ["python", "-m", "diffusion_lit.train", *QUICK, "max_steps=500", format_override("run_dir", strange)]
     process = start("train", *words[3:], cwd=tmp_path)
     while process.poll() is None and last_step(strange) < 3:
         time.sleep(0.01)
@@ -104,7 +104,7 @@ def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch, caplog):
         for _ in range(50):
             bar.advance(task)
     assert [line.partition(",")[0] for line in caplog.messages] == ["sampling 1/50"]  # the next one in a minute
-    assert [console.duration(seconds) for seconds in (7, 119, 120, 7140, 7200, 172800, 864000)] == [
+    assert [console.format_duration(seconds) for seconds in (7, 119, 120, 7140, 7200, 172800, 864000)] == [
         "7.0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 days 0 h", "10 days",
     ]  # fmt: skip
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from diffusion_lit.config.compose import source_of
-from diffusion_lit.config.constraints import conflicts
+from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.evaluation import classifier as classifiers
 from diffusion_lit.evaluation import features
@@ -42,7 +42,7 @@ def tiny_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def digits(tiny_run) -> features.Pictures:
     data = stored_config.read_config(tiny_run)["data"]
-    return features.pictures_of(*load_splits(source_of(data), data), data, CPU)
+    return features.pictures_of(*load_splits(build_source(data), data), data, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +355,8 @@ def test_without_metrics_every_there_are_no_columns(tiny_run):
 
 def test_what_decides_the_best_must_be_measured_when_checkpoints_are_written():
     values = {"best_by": "fd", "metrics": ["fd"], "metrics_every": 100, "checkpoint_every": 300}
-    assert conflicts(values) == []
-    assert "is not measured" in conflicts(values | {"metrics_every": 0})[0]
-    assert "is not measured" in conflicts(values | {"metrics": ["kid"]})[0]
-    assert "must divide" in conflicts(values | {"metrics_every": 200})[0]
-    assert conflicts(values | {"best_by": "val/error", "metrics_every": 0}) == []
+    assert find_conflicts(values) == []
+    assert "is not measured" in find_conflicts(values | {"metrics_every": 0})[0]
+    assert "is not measured" in find_conflicts(values | {"metrics": ["kid"]})[0]
+    assert "must divide" in find_conflicts(values | {"metrics_every": 200})[0]
+    assert find_conflicts(values | {"best_by": "val/error", "metrics_every": 0}) == []

@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.config.compose import CONF, composed, source_of, with_data_facts
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import CONF, build_source, compose_configs, resolve_data
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.targets import build
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel
@@ -31,7 +31,7 @@ def _resolver():
 
 
 def configuration(*words: str, complete: bool = True):
-    return composed("train", expanded(list(words), None), complete=complete)[0]
+    return compose_configs("train", expand_overrides(list(words), None), complete=complete)[0]
 
 
 small = cache(lambda experiment: configuration(f"experiment={experiment}", "debug=on"))
@@ -46,7 +46,7 @@ QUICK = [pytest.param(name, marks=pytest.mark.slow if name in FAITHFUL else []) 
 def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
     monkeypatch.setattr(noise_levels, "LEVELS_PER_BIN", 1)  # fewer of both along the same path
     monkeypatch.setattr(sample_previews, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
-    settings, source = with_data_facts(small(experiment))
+    settings, source = resolve_data(small(experiment))
     settings["data"]["judge_images"] = 0
     for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):
         fit(settings | more, source, tmp_path, [f"experiment={experiment}"])
@@ -195,8 +195,8 @@ def test_steps_on_the_command_line_win_over_the_epochs_of_an_experiment(tmp_path
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmax_epochs: 50\n")
 
     def lengths(*words: str) -> tuple:
-        words = expanded(["experiment=mine", "data=synthetic", *words], str(tmp_path))
-        config = composed("train", words, str(tmp_path))[0]
+        words = expand_overrides(["experiment=mine", "data=synthetic", *words], str(tmp_path))
+        config = compose_configs("train", words, str(tmp_path))[0]
         return config.max_steps, config.max_epochs
 
     assert lengths() == (20000, 50)
@@ -214,9 +214,9 @@ def test_another_choice_leaves_out_what_the_experiment_says_of_its_own(tmp_path)
     text = "# @package _global_\ndefaults:\n  - override /weighting: min_snr\nweighting:\n  gamma: 3.0\nmax_steps: 3\n"
     (own / "mine.yaml").write_text(text)
     mine = ["experiment=mine", "data=synthetic"]
-    config = composed("train", mine, str(own.parent))[0]
+    config = compose_configs("train", mine, str(own.parent))[0]
     assert config.weighting.gamma == 3.0
-    config = composed("train", [*mine, "weighting=uniform"], str(own.parent))[0]
+    config = compose_configs("train", [*mine, "weighting=uniform"], str(own.parent))[0]
     assert "gamma" not in config.weighting
     words = ["--config-dir", str(own.parent), *mine, "weighting=uniform", "debug=on", f"run_dir={tmp_path / 'run'}"]
     run("train", *words, cwd=tmp_path)
@@ -231,7 +231,7 @@ def test_synthetic_pictures_are_the_same_each_time_and_show_their_class(channels
         "channels": channels,
         "labels": labels,
     }
-    one, two = (source_of(node).splits() for _ in range(2))
+    one, two = (build_source(node).splits() for _ in range(2))
     assert {name: len(split.labels) for name, split in one.items()} == {"train": 256, "val": 64}
     for name in one:
         np.testing.assert_array_equal(one[name].pictures, two[name].pictures)

@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import train
-from diffusion_lit.config.compose import CONF, composed, with_data_facts
-from diffusion_lit.config.secrets import command_line_without_secrets, without_secrets
+from diffusion_lit.config.compose import CONF, compose_configs, resolve_data
+from diffusion_lit.config.secrets import redact_command_line, redact_secrets
 from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.runs import run_dir as folder
 from diffusion_lit.runs.metrics_file import read_metrics
@@ -118,9 +118,9 @@ def rows_of(run_dir: Path) -> list[dict[str, float]]:
 def test_secrets_are_taken_out(monkeypatch, key, value):
     monkeypatch.setenv("SOME_SERVICE_TOKEN", HIDDEN)
     tree = {"a": [1, {key: value}], "b": {"c": [value]} if key == "a" else 1}
-    assert str(value) not in str(without_secrets(tree))
+    assert str(value) not in str(redact_secrets(tree))
     monkeypatch.setattr(sys, "argv", ["train", f"x.{key}={value}", "seed=1"])
-    with command_line_without_secrets():
+    with redact_command_line():
         assert sys.argv == ["train", f"x.{key}=<removed>", "seed=1"]
     assert sys.argv[1] == f"x.{key}={value}"
 
@@ -141,13 +141,13 @@ def test_secrets_are_taken_out(monkeypatch, key, value):
 )
 def test_what_is_no_secret_stays(monkeypatch, tree):
     monkeypatch.setenv("SHORT_TOKEN", "a")
-    assert without_secrets(tree) == tree
+    assert redact_secrets(tree) == tree
 
 
 def test_nothing_in_the_yaml_files_looks_like_a_secret():
     for path in CONF.rglob("*.yaml"):
         tree = OmegaConf.to_container(OmegaConf.load(path))
-        assert without_secrets(tree) == tree, path
+        assert redact_secrets(tree) == tree, path
 
 
 # ------------------------------------------------------------------------------------------------ W&B, read back
@@ -415,19 +415,19 @@ def test_tensorboard_has_every_row_and_picture_also_after_a_kill(tmp_path):
 
 
 def test_a_missing_tensorboard_is_told_before_anything_starts(monkeypatch):
-    (config,) = composed("train", ["logger=tensorboard"])
+    (config,) = compose_configs("train", ["logger=tensorboard"])
     train.check(config)
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "diffusion_lit\[tensorboard\]"') as caught:
         train.check(config)
     assert caught.value.exit_code == 2
-    train.check(composed("train", ["logger=csv"])[0])
+    train.check(compose_configs("train", ["logger=csv"])[0])
 
 
 def test_a_logger_that_cannot_write_leaves_the_run_alone(tmp_path, caplog):
     (tmp_path / "tensorboard").write_text("a file in the way")
     words = [*SHORT, "logger=tensorboard"]
-    config, source = with_data_facts(composed("train", words)[0])
+    config, source = resolve_data(compose_configs("train", words)[0])
     assert train.fit(config, source, tmp_path, words)["status"] == "finished"
     assert caplog.text.count("TensorBoard is switched off, the run goes on: FileExistsError") == 1
     assert len(rows_of(tmp_path)) == 6

@@ -5,7 +5,7 @@ import shlex
 from functools import cache
 from pathlib import Path
 
-from diffusion_lit.config.compose import CONF, composed
+from diffusion_lit.config.compose import CONF, compose_configs
 from tests.cases import each
 
 PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
@@ -95,7 +95,7 @@ def clash(some: list[str], others: list[str]) -> bool:
 @each("section", SECTIONS)
 def test_every_key_and_value_that_the_page_names_is_accepted(section):
     for command, words in command_lines(section):
-        composed(command, words, complete=False)
+        compose_configs(command, words, complete=False)
 
 
 @each("section", FLAGS)
@@ -106,7 +106,7 @@ def test_every_word_that_looks_like_one_is_looked_at(section):
     assert set(named) <= looked_at
     keys = {word.partition("=")[0] for word in looked_at}
     bare = [token for token in quoted(SECTIONS[section]) if re.fullmatch(rf"({'|'.join(GROUPS)})\.\w+", token)]
-    config = composed("train", [re.search(r"experiment=\w+_faithful", SECTIONS[section])[0]], complete=False)[0]
+    config = compose_configs("train", [re.search(r"experiment=\w+_faithful", SECTIONS[section])[0]], complete=False)[0]
     for key in set(bare) - keys:
         group, _, name = key.partition(".")
         assert name in config[group], key
@@ -116,12 +116,12 @@ def test_the_six_notebooks_are_one_command_line():
     text = (CONF / "experiment" / "sprites_context_faithful.yaml").read_text()
     comments = "".join(line.lstrip("# ") for line in text.splitlines(keepends=True) if line[0] == "#")
     (words,) = re.findall(r"--multirun ((?:.*\\\n)*.*)\n", comments)
-    jobs = composed("train", shlex.split(words.replace("\\\n", " ")))
+    jobs = compose_configs("train", shlex.split(words.replace("\\\n", " ")))
     found = {(c.max_epochs, c.optimizer.lr, c.model.features, c.diffusion.num_train_timesteps) for c in jobs}
     table = [row for row in cells(SECTIONS["Sprites with a context"]) if len(row) > 3]
     assert len(jobs) == len(table) == 6
     assert found == {(int(row[1]), float(row[2]), int(row[3]), int(row[4])) for row in table}
     assert all(c.lr_schedule.cycles == c.max_epochs and c.data.split_modulo == 1788 for c in jobs)
     for row in table:
-        (config,) = composed("train", [*quoted(row[5]), "data.images=sprites.npy"])
+        (config,) = compose_configs("train", [*quoted(row[5]), "data.images=sprites.npy"])
         assert (config.max_epochs, config.optimizer.lr) == (int(row[1]), float(row[2]))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_lit.config.compose import composed
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.train import with_facts
 from diffusion_lit.training import benchmark
 from tests.runs import TINY, run, start
@@ -75,8 +75,8 @@ def test_every_way_has_a_speed_and_the_global_batch_stays(planned):
 def test_the_words_it_ends_with_are_a_command_line_of_the_same_training(planned):
     words = proposed(planned[0])
     assert not [word for word in words if word.startswith("plan")]
-    (before,) = composed("train", expanded([*TINY, *LENGTH, "name=a b"], None))
-    (after,) = composed("train", expanded(words, None))
+    (before,) = compose_configs("train", expand_overrides([*TINY, *LENGTH, "name=a b"], None))
+    (after,) = compose_configs("train", expand_overrides(words, None))
     for config in (before, after):
         OmegaConf.set_struct(config, False)
         del config["run_dir"], config["strategy"]
@@ -111,7 +111,7 @@ def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
     real = stream.windows
     monkeypatch.setattr(stream, "windows", lambda *given: time.sleep(wait) or real(*given))
     monkeypatch.setattr(benchmark, "SECONDS", 0.05)
-    config, source = with_facts(composed("train", TINY)[0])
+    config, source = with_facts(compose_configs("train", TINY)[0])
     measuring = benchmark.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
     measuring.device = torch.device("cpu")
     row = benchmark.Row(config["strategy"], whole=12, at_a_time=12, speed=1.0, memory=1.0)

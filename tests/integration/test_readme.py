@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lit.config.compose import composed
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.expand import expand_overrides
 from tests.runs import TINY, address_of, run, start
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,9 @@ def test_every_word_is_one_that_there_is():
         words = [word for word in words if word not in ("--multirun", "-m")]
         if "sampler.steps" in command and "sampler=" not in command:
             words.append("sampler=ddim")  # for that of the run
-        assert composed(verb, expanded(words, None) if verb == "train" else words, complete=False), command
+        assert compose_configs(verb, expand_overrides(words, None) if verb == "train" else words, complete=False), (
+            command
+        )
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from diffusion_lit.cli.train_overrides import prepare_train_overrides
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.resume import check_continuation
 from diffusion_lit.runs.run_dir import add_command
 from diffusion_lit.runs.stored_config import read_config
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.train import prepare
 from tests.cases import each
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import last_step, run, signal_at_step, start, trace
@@ -143,7 +143,7 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
 def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
     (tmp_path / "config.yaml").touch()
     add_command(tmp_path, stored)
-    words = prepare([f"resume={tmp_path}", *new], None)
+    words = prepare_train_overrides([f"resume={tmp_path}", *new], None)
     assert [word for word in words if word.startswith("max_")] == then
 
 

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from diffusion_lit import train
 from diffusion_lit.cli import launch
 from diffusion_lit.config import secrets, targets
-from diffusion_lit.config.compose import composed
-from diffusion_lit.config.targets import build, locate, trust, trust_typed
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.targets import build, locate, trust, trust_overrides
 from diffusion_lit.runs import checkpoints, pretrained, resume, run_dir, stored_config
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.system.errors import Exit, UserError
@@ -203,7 +203,7 @@ def test_a_class_of_ones_own_is_trained_and_sampled_where_ones_own_files_name_it
 
 def test_what_is_trusted_is_the_name_and_no_more(nothing_is_ones_own):
     trust({"model": {"_target_": "json.JSONDecoder", "more": [{"_target_": "os.system"}]}})
-    trust_typed(["+callbacks.x._target_=fractions.Fraction", "data.dataset={_target_: decimal.Decimal, value: 1}"])
+    trust_overrides(["+callbacks.x._target_=fractions.Fraction", "data.dataset={_target_: decimal.Decimal, value: 1}"])
     for name in ("json.JSONDecoder", "fractions.Fraction", "decimal.Decimal"):
         assert locate(name).__name__ == name.split(".")[1]
     for name, why in (("json.JSONEncoder", "stored configuration"), ("os.system", "not a class")):
@@ -312,7 +312,7 @@ def test_a_secret_in_a_file_of_ones_own_is_refused_and_not_repeated(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nname: {SECRETS['HF_TOKEN']}\n")
     with pytest.raises(UserError, match="name: looks like a secret") as caught:
-        composed("train", ["experiment=mine"], config_dir=str(tmp_path))
+        compose_configs("train", ["experiment=mine"], config_dir=str(tmp_path))
     assert SECRETS["HF_TOKEN"] not in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_lit.runs import shared_work
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 from tests.forks import Process
 from tests.runs import TINY, run, start
 
@@ -184,7 +184,7 @@ def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
 
 
 def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
-    with replacing(tmp_path / "labels.npy", many=True) as living:
+    with write_atomically(tmp_path / "labels.npy", many=True) as living:
         living.write_bytes(b"half")
         dead, elsewhere, old = (tmp_path / f".images.npy.{who}-0123abcd.tmp" for who in (platform.node(), "an", "old"))
         for path in (dead, elsewhere, old, tmp_path / "images.npy"):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from tests.runs import run
 
@@ -32,9 +32,9 @@ def digits() -> dict:
 def test_the_check_of_digits_does_not_wait_for_torch(tmp_path, digits):
     np.savez(tmp_path / "keras.npz", **digits)
     code = (
-        "import sys\nfrom diffusion_lit.config.compose import composed, with_data_facts\n"
+        "import sys\nfrom diffusion_lit.config.compose import compose_configs, resolve_data\n"
         f"words = ['experiment=none', 'data=mnist', 'data.root={tmp_path / 'keras.npz'}']\n"
-        "with_data_facts(composed('train', words)[0])[1].splits()\nassert 'torch' not in sys.modules"
+        "resolve_data(compose_configs('train', words)[0])[1].splits()\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
@@ -54,7 +54,7 @@ def _cache_of_datasets(tmp_path_factory, monkeypatch):
 
 
 def module(*words: str) -> ImageDataModule:
-    config, source = with_data_facts(composed("train", ["experiment=none", "data.image_size=8", *words])[0])
+    config, source = resolve_data(compose_configs("train", ["experiment=none", "data.image_size=8", *words])[0])
     source.splits()  # as the check does
     data = datamodule_from_config(source, config["data"], 0, 4)
     data.setup()
@@ -91,11 +91,11 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
     path, cache = table_at(tmp_path / "set", {"image": shades(12)}), tmp_path / "cache"
     words = ["data=huggingface", f"data.path={path}", *GREY, f"data.cache_dir={cache}"]
     code = (
-        "from diffusion_lit.config.compose import composed, with_data_facts\n"
+        "from diffusion_lit.config.compose import compose_configs, resolve_data\n"
         "from diffusion_lit.data.decoding import Decoding\n"
         "from diffusion_lit.data.sources.folder import hold_out\n"
         "from diffusion_lit.data.store import load\n"
-        f"config, source = with_data_facts(composed('train', ['experiment=none', *{words!r}])[0])\n"
+        f"config, source = resolve_data(compose_configs('train', ['experiment=none', *{words!r}])[0])\n"
         "for name, split in hold_out(source.splits(), config['data']['val_fraction']).items():\n"
         "    load(split, Decoding(4, 1, 'bicubic', [255] * 3), config['data']['cache_dir'], name)\n"
         "import sys\nassert 'torch' not in sys.modules  # nor does the check wait for it"

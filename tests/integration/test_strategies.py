@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lit.config.compose import CONF, composed, with_data_facts
+from diffusion_lit.config.compose import CONF, compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.networks.unet import UNet
@@ -373,7 +373,7 @@ def train_with_replicas(monkeypatch, folder: Path, *words: str) -> CPUReplicas:
     made = []
     monkeypatch.setattr(nn, "DataParallel", lambda net, devices: made.append(CPUReplicas(net, devices)) or made[-1])
     monkeypatch.setitem(strategies.STRATEGIES, "dp", lambda strategy, net: {"devices": 2, "strategy": "dp"})
-    config, source = with_data_facts(composed("train", [*words, f"run_dir={folder}"])[0])
+    config, source = resolve_data(compose_configs("train", [*words, f"run_dir={folder}"])[0])
     folder.mkdir()
     fit(config, source, folder, [])
     return made[0]
@@ -414,7 +414,7 @@ def test_buffers_are_broadcast_only_for_batch_norm(monkeypatch, layer, broadcast
 
 
 def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
-    config, source = with_data_facts(composed("train", [*TINY, "strategy=ddp", "strategy.accumulate=3"])[0])
+    config, source = resolve_data(compose_configs("train", [*TINY, "strategy=ddp", "strategy.accumulate=3"])[0])
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     monkeypatch.setattr(collectives, "all_reduce_max", lambda number: number)
     monkeypatch.setattr(collectives, "all_gather", lambda value: [value, value])

@@ -115,7 +115,7 @@ def test_what_a_sweeper_gets():
 def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
     space = {"weighting": [f"a_weighting_with_a_long_name_{k}" for k in range(45)], "optimizer.lr": ["0.00123456789"]}
     write_sweep(tmp_path, space | {"seed": [0, 1]}, lambda word, lr, seed: finished(int(word.split("_")[-1]) + seed))
-    summary.summarise(tmp_path)
+    summary.summarize_sweep(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["weighting", "n", "val/loss", "±", "95", "%", "not", "finished"]
     assert lines[1].split() == ["a_weighting_with_a_long_name_0", "2", "0.5", "6.3531", "<-", "best"]
@@ -125,7 +125,7 @@ def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
 
 def test_failures_are_told_with_their_reason(tmp_path, capsys):
     write_sweep(tmp_path, {"seed": [0, 1, 2]}, lambda seed: [FAILED, None, finished(1.0)][seed])
-    summary.summarise(tmp_path)
+    summary.summarize_sweep(tmp_path)
     printed = capsys.readouterr().out
     assert "failed     0 (seed=0): the loss is nan\nunfinished 1 (seed=1)\n" in printed
 
@@ -133,7 +133,7 @@ def test_failures_are_told_with_their_reason(tmp_path, capsys):
 def test_a_metric_that_no_result_has(tmp_path, capsys):
     write_sweep(tmp_path, {"seed": [0, 1]}, lambda seed: finished(1.0, class_accuracy=None, grid="x.png"))
     for metric in ("fid", "class_accuracy", "grid"):
-        summary.summarise(tmp_path, metric)
+        summary.summarize_sweep(tmp_path, metric)
         told = f"no result has a number '{metric}'; there are val/loss: python -m diffusion_lit.cli.summary {tmp_path}"
         assert told in capsys.readouterr().out
     assert not (tmp_path / "results.png").exists()

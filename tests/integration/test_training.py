@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.config.compose import CONF, composed, with_data_facts
+from diffusion_lit.config.compose import CONF, compose_configs, resolve_data
 from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.stream import indices
 from diffusion_lit.diffusion.randomness import draw
@@ -90,7 +90,7 @@ def test_without_an_average_there_is_one_network(tmp_path):
     state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
     for key in [key for key in state if key.startswith("net.")]:
         assert torch.equal(state[key], state[key.replace("net.", "ema.", 1)])
-    config, _ = with_data_facts(composed("train", [*SHORT, "ema=none"])[0])
+    config, _ = resolve_data(compose_configs("train", [*SHORT, "ema=none"])[0])
     module = make_module(config)
     assert module.ema is module.net
 
@@ -115,7 +115,7 @@ def test_two_steps_are_those_of_a_plain_loop(tmp_path):
         "label_dropout=0",
     ]
     rows = train(tmp_path, *words[len(SHORT) :])
-    config, source = with_data_facts(composed("train", words)[0])
+    config, source = resolve_data(compose_configs("train", words)[0])
     module, data = make_module(config), datamodule_from_config(source, config["data"], config["seed"], 12)
     data.setup()
     net, settings = module.net, config["optimizer"]
@@ -309,7 +309,7 @@ def test_cifar10_from_class_folders(tmp_path, shared_data):
             if member.name.endswith(("/0000.jpg", "/0001.jpg")):
                 archive.extract(member, tmp_path / "cifar10", filter="data")
     words = ["experiment=cifar10_cond", f"data.root={tmp_path / 'cifar10'}", "model.dropout=0.1"]
-    config, source = with_data_facts(composed("train", [*SHORT, *words])[0])
+    config, source = resolve_data(compose_configs("train", [*SHORT, *words])[0])
     assert config["data"]["class_names"][:3] == ["airplane", "automobile", "bird"]
     fit(config, source, tmp_path / "run", words)
     assert np.isfinite([float(row["train/loss"]) for row in trace(tmp_path / "run")]).all()
@@ -346,11 +346,11 @@ def words_of(model: str) -> list[str]:
 @every_model
 def test_every_model_trains(tmp_path, model):
     """Two steps on the digits, by the command's own path."""
-    from diffusion_lit.config.compose import with_data_facts
+    from diffusion_lit.config.compose import resolve_data
 
     short = [word for word in TINY if not word.startswith("model.")]
     words = [*short, *words_of(model), "max_steps=2", "checkpoint_every=2", "val_every=0", "sample_every=0"]
-    config, source = with_data_facts(composed("train", words)[0])
+    config, source = resolve_data(compose_configs("train", words)[0])
     fit(config, source, tmp_path, words)
     losses = [float(row["train/loss"]) for row in trace(tmp_path)]
     assert len(losses) == 2

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion_lit import train
-from diffusion_lit.config.compose import CONF, composed
-from diffusion_lit.config.expand import expanded
+from diffusion_lit.config.compose import CONF, compose_configs
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.build import make_network
 from diffusion_lit.runs.load import TrainedModel
@@ -52,7 +52,7 @@ def unet(channels: int = 3, classes: int | None = None, **arguments) -> UNet2DMo
 
 
 def recipe(*words: object) -> dict:
-    config = composed("train", [*DATA, "data.labels=none", *map(str, words)])[0]
+    config = compose_configs("train", [*DATA, "data.labels=none", *map(str, words)])[0]
     return train.with_facts(config)[0]
 
 
@@ -421,7 +421,7 @@ def test_networks_that_cannot_be_taken(tmp_path, change, code, told):
 def test_debug_keeps_the_layout_and_makes_it_small(tmp_path):
     big = unet(block_out_channels=(64, 128), norm_num_groups=32, attn_norm_num_groups=16, layers_per_block=3)
     big.save_pretrained(tmp_path)
-    (config,) = composed("train", expanded([*DATA, *pretrained(tmp_path), "debug=on"], None))
+    (config,) = compose_configs("train", expand_overrides([*DATA, *pretrained(tmp_path), "debug=on"], None))
     net, told = filled(train.with_facts(config)[0])
     assert told is None
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in big.parameters()) / 50
@@ -434,7 +434,7 @@ def test_debug_keeps_the_layout_and_makes_it_small(tmp_path):
 
 def fit(path: Path, *words: object) -> dict:
     words = [*DATA, *map(str, words), f"run_dir={path}"]
-    config, source = train.with_facts(composed("train", words)[0])
+    config, source = train.with_facts(compose_configs("train", words)[0])
     train.fit(config, source, path, words)
     return checkpoints.read(checkpoints.choose(path))
 
@@ -466,7 +466,7 @@ def test_a_run_begins_with_the_average_of_another_and_needs_it_no_more(tmp_path)
     again = [*small, *STILL, "seed=5", f"resume={tmp_path / '1'}", "max_steps=2", f"init_from={sources[1]}"]
     assert_equal(part(fit(tmp_path / "1", *again), "net."), part(first, "ema."))
     with pytest.raises(UserError, match=f"init_from: {sources[1]} in the run, elsewhere now"):
-        train.check(composed("train", [*DATA, *again, f"run_dir={tmp_path / '1'}", "init_from=elsewhere"])[0])
+        train.check(compose_configs("train", [*DATA, *again, f"run_dir={tmp_path / '1'}", "init_from=elsewhere"])[0])
 
 
 def test_a_new_source_of_an_older_run_is_refused(tmp_path):
@@ -475,9 +475,9 @@ def test_a_new_source_of_an_older_run_is_refused(tmp_path):
     del config["init_from"]
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     words = [*DATA, "max_steps=2", f"resume={tmp_path / 'run'}", f"run_dir={tmp_path / 'run'}"]
-    train.check(composed("train", words)[0])
+    train.check(compose_configs("train", words)[0])
     with pytest.raises(UserError, match="init_from: None in the run, elsewhere now"):
-        train.check(composed("train", [*words, "init_from=elsewhere"])[0])
+        train.check(compose_configs("train", [*words, "init_from=elsewhere"])[0])
 
 
 def test_a_pretrained_run_outlives_the_folder_it_came_from(tmp_path):
@@ -508,12 +508,13 @@ def test_weights_that_do_not_fit_leave_no_run(tmp_path):
 
 def test_looking_for_weights_needs_no_torch(tmp_path):
     unet().save_pretrained(tmp_path)
+    words = [*DATA, *pretrained(tmp_path), f"run_dir={tmp_path / 'run'}"]
     code = (
-        "import sys\nfrom diffusion_lit import train\nfrom diffusion_lit.config.compose import composed\n"
+        "import sys\nfrom diffusion_lit import train\nfrom diffusion_lit.config.compose import compose_configs\n"
         "import diffusion_lit.runs\nfrom types import SimpleNamespace\n"
         # the last check builds the network
         "sys.modules['diffusion_lit.runs.build'] = SimpleNamespace(check_network=lambda facts: None)\n"
-        f"train.check(composed('train', {[*DATA, *pretrained(tmp_path), 'run_dir=' + str(tmp_path / 'run')]!r})[0])\n"
+        f"train.check(compose_configs('train', {words!r})[0])\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,7 +33,7 @@ from diffusion_lit.data.sources.tables import (
 )
 from diffusion_lit.data.streaming import EVERY_EPOCH, Anew, Reread
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 
 HELD_OUT = ("validation", "val", "valid", "test")  # the first that is there
 # what a table may have fetched, in archives too; some of fsspec's other protocols do what a file says
@@ -174,7 +174,10 @@ class HuggingFace:
     def remember(self) -> None:
         """Keep the facts beside the decoded stream, so that the next run reaches for nothing."""
         if not self._facts_file.exists():
-            with suppress(OSError), replacing(self._facts_file, many=True) as beside:  # a folder that cannot be written
+            with (
+                suppress(OSError),
+                write_atomically(self._facts_file, many=True) as beside,
+            ):  # a folder that cannot be written
                 beside.write_text(json.dumps(asdict(self.facts)))
 
 

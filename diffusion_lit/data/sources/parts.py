@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.data.sources.folder import file_state
-from diffusion_lit.system.files import replacing
+from diffusion_lit.system.files import write_atomically
 
 ROWS = 64  # read at once
 BUFFER = 2**20  # bytes of a column, read at once: row groups of any size are never held whole
@@ -121,7 +121,7 @@ def parquet_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[
     if kept:
         with suppress(OSError):  # a folder that cannot be written; then they are read again the next time
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(kept, many=True) as building:
+            with write_atomically(kept, many=True) as building:
                 building.write_text(json.dumps(found))
     return found
 

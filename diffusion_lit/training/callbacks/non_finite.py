@@ -5,7 +5,7 @@ from pathlib import Path
 
 import lightning as L
 
-from diffusion_lit.config.overrides import as_word, follow_up
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.diffusion.randomness import draw
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, step_record
@@ -85,7 +85,7 @@ def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: 
             draws = draw(module.seed, *of_batch)
             taken = step_record.taken(step, module.config_text, module.net, batch, draws, data.batch_size)
             step_record.write(run, taken)
-            hint = f". To see where it began: {follow_up('replay', as_word('run', shown(run)))}"
+            hint = f". To see where it began: {format_command('replay', format_override('run', shown(run)))}"
             with trainer.precision_plugin.forward_context():
                 found = step_record.forward(module.net, module.diffusion, config, taken)
             step_record.write_summary(run, taken, found)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import lightning as L
 import torch
 
-from diffusion_lit.config.schema import METRICS as COLUMNS
+from diffusion_lit.config.schema import METRIC_COLUMNS
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.diffusion.seeds import fold, image_seeds
 from diffusion_lit.distributed import consistency
@@ -27,7 +27,7 @@ def metrics_of(config: dict) -> list[str]:
 
 
 def columns_of(config: dict) -> list[str]:
-    return [column for name in metrics_of(config) for column in COLUMNS[name]]
+    return [column for name in metrics_of(config) for column in METRIC_COLUMNS[name]]
 
 
 class SampleMetrics(StepCallback):

@@ -7,7 +7,7 @@ import signal
 import lightning as L
 
 from diffusion_lit.distributed import collectives, process_group
-from diffusion_lit.system.errors import ENDING, HEARD, SAVING, Exit, UserError
+from diffusion_lit.system.errors import PENDING_SIGNALS, SAVE_SIGNALS, STOP_SIGNALS, Exit, UserError
 from diffusion_lit.training.callbacks.non_finite import last_checkpoint
 from diffusion_lit.training.callbacks.run_checkpoints import RunCheckpoints
 from diffusion_lit.training.callbacks.step import Clock, StepCallback
@@ -15,7 +15,7 @@ from diffusion_lit.training.module import DiffusionModule
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (*ENDING, *SAVING)
+SIGNALS = (*STOP_SIGNALS, *SAVE_SIGNALS)
 
 
 def ends_run(number: int) -> bool:
@@ -24,7 +24,7 @@ def ends_run(number: int) -> bool:
     SIGUSR1 does only where a job can be queued again: under SLURM, which sends it some time before the job's end
     (--signal=USR1@120).
     """
-    return number != 0 and (number not in SAVING or "SLURM_JOB_ID" in os.environ)
+    return number != 0 and (number not in SAVE_SIGNALS or "SLURM_JOB_ID" in os.environ)
 
 
 class GracefulStop(StepCallback):
@@ -45,7 +45,7 @@ class GracefulStop(StepCallback):
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         super().on_train_start(trainer, module)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        for number in HEARD[:1]:
+        for number in PENDING_SIGNALS[:1]:
             self._on_signal(number, None)
 
     def is_ending(self) -> bool:

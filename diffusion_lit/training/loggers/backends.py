@@ -7,7 +7,7 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffusion_lit.config.secrets import without_secrets
+from diffusion_lit.config.secrets import redact_secrets
 from diffusion_lit.config.targets import locate
 from diffusion_lit.runs.run_dir import shown
 from diffusion_lit.system.errors import Exit, UserError
@@ -56,7 +56,7 @@ class TensorBoard:
 
         # purged is what has this step or a later one
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
-        text = OmegaConf.to_yaml(OmegaConf.create(without_secrets(config)))
+        text = OmegaConf.to_yaml(OmegaConf.create(redact_secrets(config)))
         self.writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
         log.info("watch      tensorboard --logdir %s", shlex.quote(str(shown(run / "tensorboard"))))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from diffusion_lit.config.secrets import one_line, without_secrets
+from diffusion_lit.config.secrets import format_exception, redact_secrets
 from diffusion_lit.config.targets import build
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training.loggers.backends import FilesOnly
@@ -86,7 +86,7 @@ class RunLogger(Logger):
             raise
         except Exception as error:
             self.is_on = False
-            log.warning("%s is switched off, the run goes on: %s", type(self.logger).__name__, one_line(error))
+            log.warning("%s is switched off, the run goes on: %s", type(self.logger).__name__, format_exception(error))
             with suppress(Exception):
                 self.logger.finish(1)
 
@@ -108,7 +108,7 @@ class LightningLogger:
         return self.logger.experiment
 
     def start(self, run: Path, config: dict, step: int) -> None:
-        self.logger.log_hyperparams(without_secrets(config))
+        self.logger.log_hyperparams(redact_secrets(config))
 
     def log_scalars(self, step: int, values: dict[str, float]) -> None:
         self.logger.log_metrics(values, step=step)

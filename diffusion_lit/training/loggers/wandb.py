@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lit.config.secrets import command_line_without_secrets, one_line, without_secrets
+from diffusion_lit.config.secrets import format_exception, redact_command_line, redact_secrets
 from diffusion_lit.runs.run_dir import shown
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.system.files import replace_text
+from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class WandB:
             except UserError:  # the second Ctrl-C
                 raise
             except Exception as error:
-                why = one_line(error)
+                why = format_exception(error)
                 stop_service()
         self.run = self.run or self._init("offline", run, config)
         self.run.define_metric("*", step_metric="step")  # W&B's own counter never goes back, a resumed run does
@@ -85,7 +85,7 @@ class WandB:
         import wandb
 
         sweep = run.absolute().parent
-        with command_line_without_secrets():
+        with redact_command_line():
             return wandb.init(
                 dir=str(run),
                 project=self.project,
@@ -95,7 +95,7 @@ class WandB:
                 id=_run_id(run / "wandb" / "run_id"),
                 resume="allow",
                 mode=mode,
-                config=without_secrets(config),
+                config=redact_secrets(config),
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
@@ -155,7 +155,7 @@ def refusal(address: str, key: str, seconds: float) -> str | None:
     try:
         return answers.get(timeout=seconds)
     except queue.Empty:
-        return without_secrets(f"{address} does not answer within {seconds:g} s")
+        return redact_secrets(f"{address} does not answer within {seconds:g} s")
 
 
 def _answer(address: str, key: str, seconds: float) -> str | None:
@@ -167,15 +167,15 @@ def _answer(address: str, key: str, seconds: float) -> str | None:
         answer = requests.post(f"{address}/graphql", json=question, auth=("api", key), timeout=seconds)
         known = answer.ok and (answer.json().get("data") or {}).get("viewer")
     except Exception as error:  # of the network, or not the JSON of a W&B server
-        return without_secrets(f"{address} gives no answer: {type(error).__name__}")
+        return redact_secrets(f"{address} gives no answer: {type(error).__name__}")
     if answer.ok or answer.status_code in (401, 403):
-        return None if known else without_secrets(f"{address} does not take the API key")
-    return without_secrets(f"{address} answers {answer.status_code} {answer.reason}")
+        return None if known else redact_secrets(f"{address} does not take the API key")
+    return redact_secrets(f"{address} answers {answer.status_code} {answer.reason}")
 
 
 def _run_id(path: Path) -> str:
     """Made once and kept, so that a resumed run is the same run there."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        replace_text(path, secrets.token_hex(4))
+        write_text_atomically(path, secrets.token_hex(4))
     return path.read_text().strip()

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from diffusion_lit.__main__ import VERBS
 from diffusion_lit.config import compose as compose_module
 from diffusion_lit.config import overrides
-from diffusion_lit.config.compose import CONF, composed, help_text, hydra_settings, with_data_facts
+from diffusion_lit.config.compose import CONF, compose_configs, compose_hydra_settings, render_help, resolve_data
 from diffusion_lit.config.constraints import CHECKS
 from diffusion_lit.config.schema import RULES, Each, Rule
 from diffusion_lit.config.targets import locate
@@ -67,11 +67,11 @@ def test_every_choice_composes_and_passes(path):
     words += [f"diffusion={process}"] if process != "discrete" else []
     missing = {"data.root"}  # of the data set of experiment=none
     if path in EXPERIMENTS or path.parent.name == "data" or "???" in path.read_text():
-        missing = OmegaConf.missing_keys(composed("train", words, complete=False)[0])
+        missing = OmegaConf.missing_keys(compose_configs("train", words, complete=False)[0])
     store = "{_target_: diffusion_lit.data.store.ImageStore, images: 0, labels: 0}"
     values = {"data.sources": "[a,b.csv]", "data.dataset": store}
     words += [f"{key}={values.get(key, 'pictures')}" for key in missing]
-    (config,) = composed("train", words)
+    (config,) = compose_configs("train", words)
     assert [key for key in config if key not in GROUPS] == run_level("train")
 
 
@@ -126,9 +126,11 @@ def test_every_file_says_what_it_is(path):
 def test_a_follow_up_command_carries_the_config_dir(tmp_path, monkeypatch):
     monkeypatch.setattr(overrides, "CONFIG_DIR", kept := [])
     monkeypatch.setattr(compose_module, "CONFIG_DIR", kept)
-    assert overrides.follow_up("sample", "run=a b") == "python -m diffusion_lit.sample 'run=a b'"
-    composed("train", ["data=digits"], str(tmp_path))
-    assert overrides.follow_up("sample", "run=a") == f"python -m diffusion_lit.sample --config-dir {tmp_path} run=a"
+    assert overrides.format_command("sample", "run=a b") == "python -m diffusion_lit.sample 'run=a b'"
+    compose_configs("train", ["data=digits"], str(tmp_path))
+    assert (
+        overrides.format_command("sample", "run=a") == f"python -m diffusion_lit.sample --config-dir {tmp_path} run=a"
+    )
 
 
 # ------------------------------------------------------------------------------------------ the table of rules
@@ -154,7 +156,7 @@ def test_choices_are_those_of_the_code():
         "data.channels": MODES,
         "features": EXTRACTORS,
     }
-    assert METRICS.keys() == schema.METRICS.keys()
+    assert METRICS.keys() == schema.METRIC_COLUMNS.keys()
     for key, table in tables.items():
         assert sorted(RULES[key].choices) == sorted(table), key
 
@@ -196,7 +198,7 @@ def test_every_check_of_values_together_finds_its_keys():
     left = set(CHECKS)
     for path in [*sorted((CONF / "model").glob("*.yaml")), CONF / "diffusion" / "edm.yaml"]:
         words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
-        (config,) = composed("train", words + ["model.path=there"] * (path.stem == "pretrained"))
+        (config,) = compose_configs("train", words + ["model.path=there"] * (path.stem == "pretrained"))
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
         values |= {"init": None, "strength": None, "mask": None, "resample": 1, "shards": None}  # of `sample`
@@ -224,7 +226,7 @@ def test_every_check_of_values_together_finds_its_keys():
     ],
 )
 def test_the_check_sees_what_hydra_runs(words):
-    (config,) = composed("train", words)
+    (config,) = compose_configs("train", words)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert OmegaConf.to_container(config) == OmegaConf.to_container(compose("train", words))
 
@@ -232,7 +234,8 @@ def test_the_check_sees_what_hydra_runs(words):
 def test_every_combination_of_a_sweep_is_composed():
     words = ["weighting=glob(*snr)", "seed=range(0,3)", "optimizer.lr=choice(0.1,0.2)", "name='a,b','c'"]
     found = [
-        (c.weighting._target_.rpartition(".")[2], c.seed, c.optimizer.lr, c.name) for c in composed("train", words)
+        (c.weighting._target_.rpartition(".")[2], c.seed, c.optimizer.lr, c.name)
+        for c in compose_configs("train", words)
     ]
     weightings = ["MinSNR", "SNR", "SoftMinSNR", "TruncatedSNR"]
     assert sorted(found) == list(itertools.product(weightings, range(3), (0.1, 0.2), ("a,b", "c")))
@@ -247,12 +250,12 @@ def test_yaml_files_of_ones_own(tmp_path):
         "# @package _global_\ndefaults:\n  - override /data: digits\n  - override /weighting: strong\n"
         "name: mine\nmodel:\n  norm_num_groups: 4\n"
     )
-    (config,) = composed("train", ["experiment=mine", "weighting.gamma=2"], config_dir=str(own))
+    (config,) = compose_configs("train", ["experiment=mine", "weighting.gamma=2"], config_dir=str(own))
     assert (config.name, config.weighting.gamma, config.model.norm_num_groups) == ("mine", 2, 4)
 
 
 def test_the_number_of_classes_reaches_the_network():
-    config, source = with_data_facts(composed("train", [])[0])
+    config, source = resolve_data(compose_configs("train", [])[0])
     assert config["model"]["num_classes"] == config["data"]["num_classes"] == 10
     assert config["data"]["class_names"] == source.class_names == [str(digit) for digit in range(10)]
 
@@ -261,7 +264,7 @@ def test_the_number_of_classes_reaches_the_network():
 
 
 def test_help_holds_every_group_key_and_comment():
-    text = help_text("train", [])
+    text = render_help("train", [])
     unwrapped = re.sub(r"\n {14}", "  ", text)
     for group in GROUPS:
         for path in (CONF / group).glob("*.yaml"):
@@ -269,20 +272,20 @@ def test_help_holds_every_group_key_and_comment():
     for key in run_level("train"):
         assert re.search(rf"^  {key}: ", text, re.M), key
     assert "optimizer steps, as everywhere below" in text
-    assert "sampler     ddim" in help_text("sample", [])
+    assert "sampler     ddim" in render_help("sample", [])
     assert len(text.splitlines()) < 68
     assert max(map(len, text.splitlines())) <= 110
 
 
 @each("verb", VERBS)
 def test_help_of_every_verb_shows_three_examples_at_least(verb):
-    lines = help_text(verb, []).splitlines()
+    lines = render_help(verb, []).splitlines()
     assert sum(line.strip().startswith(f"python -m diffusion_lit.{verb} ") for line in lines) >= 2
     assert sum(f"python -m diffusion_lit.{verb}" in line for line in lines) >= 3
 
 
 def test_help_of_a_group_is_its_files():
-    text = help_text("train", ["ema", "sampler"])
+    text = render_help("train", ["ema", "sampler"])
     for path in [*(CONF / "ema").glob("*.yaml"), *(CONF / "sampler").glob("*.yaml")]:
         assert path.read_text() in text
 
@@ -291,13 +294,15 @@ def test_help_of_a_group_is_its_files():
 def test_another_network_than_the_recipes_is_as_its_own_file_says(experiment):
     words = [f"experiment={experiment}", "data.root=x"][: 1 if experiment == "digits" else 2]
     own = OmegaConf.load(CONF / "model" / "unet_small.yaml")
-    (config,) = composed("train", [*words, "model=unet_small", "model.dropout=0.3"])
+    (config,) = compose_configs("train", [*words, "model=unet_small", "model.dropout=0.3"])
     assert dict(config.model) == dict(OmegaConf.merge(config, {"model": own}).model) | {"dropout": 0.3}
-    (plain,) = composed("train", words)
-    (named,) = composed("train", [*words, f"model={hydra_settings('train', words).runtime.choices['model']}"])
+    (plain,) = compose_configs("train", words)
+    (named,) = compose_configs(
+        "train", [*words, f"model={compose_hydra_settings('train', words).runtime.choices['model']}"]
+    )
     assert named.model == plain.model  # the recipe's own by name changes nothing
 
 
 def test_a_key_that_is_nearly_a_group_is_taken_for_it():
     with pytest.raises(UserError, match="optimiser: no such key .did you mean optimizer or "):
-        composed("train", ["optimiser=adam"])
+        compose_configs("train", ["optimiser=adam"])

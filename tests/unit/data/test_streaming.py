@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffusion_lit.config.compose import composed
+from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data import store, streaming
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
@@ -299,6 +299,8 @@ def test_sets_of_other_files_are_refused(tmp_path):
 )
 def test_what_cannot_be_asked_of_it(words, told):
     with pytest.raises(UserError) as caught:
-        composed("train", ["experiment=none", "data=huggingface", "data.path=x", "data.streaming=every_epoch", *words])
+        compose_configs(
+            "train", ["experiment=none", "data=huggingface", "data.path=x", "data.streaming=every_epoch", *words]
+        )
     assert told in str(caught.value)
     assert caught.value.exit_code == Exit.CONFIG

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.stream import windows
@@ -62,7 +62,7 @@ class Step(L.LightningModule):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_steps_and_samples_at_8_x_12(name, tmp_path):
     words = ["experiment=none", "data=synthetic", "data.image_size=8", "data.num_classes=2", f"model={name}"]
-    config, _ = with_data_facts(composed("train", [*words, *NETWORKS[name], "sampler.steps=2"])[0])
+    config, _ = resolve_data(compose_configs("train", [*words, *NETWORKS[name], "sampler.steps=2"])[0])
     config["data"]["image_size"] = [8, 12]
     if "image_size" in config["model"]:
         config["model"]["image_size"] = [8, 12]

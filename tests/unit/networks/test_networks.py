@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lit.config.compose import CONF, composed
+from diffusion_lit.config.compose import CONF, compose_configs
 from diffusion_lit.config.targets import build
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.networks.dit import DiT
@@ -50,7 +50,7 @@ def words_of(model: str) -> list[str]:
 
 def leaf(*words: str, classes: int = CLASSES, size: int = 16, channels: int = 3) -> dict:
     data = [f"data.num_classes={classes}", f"data.image_size={size}", f"data.channels={channels}"]
-    (config,) = composed("train", ["experiment=none", "data.root=pictures", *data, *words])
+    (config,) = compose_configs("train", ["experiment=none", "data.root=pictures", *data, *words])
     return OmegaConf.to_container(config, resolve=True)["model"]
 
 

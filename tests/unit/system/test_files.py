@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.system import platform
-from diffusion_lit.system.files import is_free, replace_text, replacing
+from diffusion_lit.system.files import is_unlocked, write_atomically, write_text_atomically
 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, many):
     path = tmp_path / "result.json"
-    replace_text(path, "old")
-    with replacing(path, many) as beside:
+    write_text_atomically(path, "old")
+    with write_atomically(path, many) as beside:
         beside.write_text("ne")
         assert path.read_text() == "old"
         assert {*tmp_path.iterdir()} == {path, beside}
@@ -25,8 +25,8 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, many):
 @pytest.mark.parametrize("many", [False, True])
 def test_what_fails_leaves_the_old_file_alone(tmp_path, many):
     path = tmp_path / "result.json"
-    replace_text(path, "old")
-    with pytest.raises(ZeroDivisionError), replacing(path, many) as beside:
+    write_text_atomically(path, "old")
+    with pytest.raises(ZeroDivisionError), write_atomically(path, many) as beside:
         beside.write_text(f"half of {1 / 0}")
     assert path.read_text() == "old"
     assert [*tmp_path.iterdir()] == [path]
@@ -34,17 +34,17 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path, many):
 
 def test_what_a_killed_process_left_is_written_over(tmp_path):
     (tmp_path / ".result.json.tmp").write_text("half, and longer than the whole")
-    replace_text(tmp_path / "result.json", "whole")
+    write_text_atomically(tmp_path / "result.json", "whole")
     assert (tmp_path / "result.json").read_text() == "whole"
     assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_many_writers_of_one_file_are_not_in_each_others_way(tmp_path):
     path = tmp_path / "a.npy"
-    with replacing(path, many=True) as one, replacing(path, many=True) as two:
+    with write_atomically(path, many=True) as one, write_atomically(path, many=True) as two:
         assert one != two
-        assert not is_free(one)
-        assert not is_free(two)
+        assert not is_unlocked(one)
+        assert not is_unlocked(two)
         one.write_text("one")
         two.write_text("two")
     assert path.read_text() == "one"  # the last to be whole
@@ -64,8 +64,8 @@ def test_where_open_files_cannot_be_renamed_it_is_closed_before(tmp_path, monkey
         pytest.skip("no /proc")
     monkeypatch.setattr(os, "replace", closed_only)
     monkeypatch.setattr(platform, "RENAMES_OPEN_FILES", False)
-    replace_text(tmp_path / "result.json", "whole")
+    write_text_atomically(tmp_path / "result.json", "whole")
     assert (tmp_path / "result.json").read_text() == "whole"
     monkeypatch.setattr(platform, "RENAMES_OPEN_FILES", True)
     with pytest.raises(AssertionError):
-        replace_text(tmp_path / "result.json", "it is looked at")
+        write_text_atomically(tmp_path / "result.json", "it is looked at")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.sources.folder import hold_out
 from diffusion_lit.data.stream import Batches
@@ -25,7 +25,7 @@ CLASS = np.arange(40) % 3
 
 def module(*words: object) -> ImageDataModule:
     words = ["experiment=none", "data.image_size=8", *map(str, words)]
-    config, source = with_data_facts(composed("train", words)[0])
+    config, source = resolve_data(compose_configs("train", words)[0])
     source.splits()  # as the check does
     data = datamodule_from_config(source, config["data"], 0, 4)
     data.setup()
@@ -126,7 +126,7 @@ def test_grey_and_alpha(tmp_path, channels):
 def test_an_npy_is_read_row_by_row(tmp_path):
     """Also after holding out: rows are numbers, and a picture is read when it is decoded."""
     path = npy(tmp_path / "a.npy", np.zeros((200, 64, 64, 3), np.uint8))
-    _, source = with_data_facts(composed("train", ["experiment=none", "data=arrays", f"data.images={path}"])[0])
+    _, source = resolve_data(compose_configs("train", ["experiment=none", "data=arrays", f"data.images={path}"])[0])
     for split in hold_out(source.splits(), 0.5).values():
         assert isinstance(split.pictures.array, np.memmap)
         assert split.pictures.rows.nbytes < 1000

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.config.compose import composed
+from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.folder import ImageFolder, Split
 from diffusion_lit.data.store import load
@@ -264,14 +264,14 @@ def test_zero_is_the_same_for_pictures_that_look_the_same(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_zero_needs_a_channel_for_alpha(channels):
     with pytest.raises(UserError, match=r"data\.alpha=zero with data\.channels=.*set data\.channels=4"):
-        composed("train", ["data.alpha=zero", f"data.channels={channels}"])
+        compose_configs("train", ["data.alpha=zero", f"data.channels={channels}"])
 
 
 def test_labels_of_folders_are_auto_or_none():
     """Only arrays can name an array or a file of labels."""
     with pytest.raises(UserError, match=r"data\.labels=y: must be one of auto, none"):
-        composed("train", ["data=image_folder", "data.root=x", "data.labels=y"])
-    composed("train", ["data=arrays", "data.images=x.npz", "data.labels=y"])
+        compose_configs("train", ["data=image_folder", "data.root=x", "data.labels=y"])
+    compose_configs("train", ["data=arrays", "data.images=x.npz", "data.labels=y"])
 
 
 # ------------------------------------------------------------------------------------------ fit

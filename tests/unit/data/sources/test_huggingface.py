@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.folder import hold_out
 from diffusion_lit.data.sources.tables import short
@@ -222,7 +222,7 @@ def test_only_the_first_so_many(tmp_path, streaming):
 
 def test_held_out_rows_are_taken_without_reading_the_table(tmp_path):
     path = table_at(tmp_path / "set", {"image": shades(20), "label": list(range(20))})
-    _, source = with_data_facts(composed("train", ["data=huggingface", "experiment=none", f"data.path={path}"])[0])
+    _, source = resolve_data(compose_configs("train", ["data=huggingface", "experiment=none", f"data.path={path}"])[0])
     parts = hold_out(source.splits(), 0.25)
     for split in parts.values():
         for k, label in enumerate(split.labels):
@@ -259,7 +259,7 @@ def test_a_long_stream_keeps_its_order_and_its_end_is_held_out_without_a_copy(lo
 def test_the_check_reads_nothing_of_a_stream(long, monkeypatch):
     monkeypatch.setattr("datasets.IterableDataset.__iter__", None)
     words = ["data=huggingface", f"data.path={long}", "data.streaming=true", "experiment=none"]
-    config, source = with_data_facts(composed("train", words)[0])
+    config, source = resolve_data(compose_configs("train", words)[0])
     assert config["data"]["class_names"] == ["even", "odd"]
     assert source.splits()["train"].labels is None
     with pytest.raises(UserError, match="not iterable"):  # and then it would have

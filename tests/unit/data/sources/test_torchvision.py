@@ -17,7 +17,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from diffusion_lit.config.compose import composed, with_data_facts
+from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.sources.torchvision import SETS
 from diffusion_lit.system.errors import Exit, UserError
@@ -30,7 +30,7 @@ NOBODY = "http://127.0.0.1:9/"  # nobody listens there
 
 
 def module(*words: object) -> ImageDataModule:
-    config, source = with_data_facts(composed("train", ["experiment=none", *map(str, words)])[0])
+    config, source = resolve_data(compose_configs("train", ["experiment=none", *map(str, words)])[0])
     data = datamodule_from_config(source, config["data"], 0, 4)
     data.setup()
     return data
