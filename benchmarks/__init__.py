@@ -1,1 +1,1 @@
-"""Timings: `python -m benchmarks` makes all tables. No part of the package or of its tests."""
+"""Timings and comparisons: `python -m benchmarks --help`. Neither the package nor its tests import this."""

@@ -1,40 +1,57 @@
-"""`python -m benchmarks [table ...] [train_unconditional.py of diffusers]`: tables of timings, as Markdown, on a
-machine left alone. Those beside others need `pip install accelerate denoising-diffusion-pytorch`, and that file."""
+"""Print benchmark tables as Markdown: `python -m benchmarks --help`."""
 
+import argparse
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 
-from benchmarks.measure import Absent, machine
+from benchmarks.measure import MissingRequirement, describe_machine
 
 TABLES = {
-    "harness": "a step of `train` beside a step of a bare loop",
-    "data": "pictures a second, and what a large data set costs in memory",
-    "start": "from the command to its first step",
-    "sampling": "the default sampler beside DDPM and diffusers' loop",
-    "digits": "class accuracy over seconds of training",
-    "growth": "time and memory over sizes",
-    "loops": "beside a loop with accelerate and denoising-diffusion-pytorch's Trainer",
-    "peers": "beside the script of diffusers",
-    "quality": "FD over seconds of training, here and by the script of diffusers",
+    "harness": "a training step against a step of a bare PyTorch loop",
+    "data": "images per second from the cache to the network, decoding, memory of a large data set",
+    "start": "seconds from the command line to --help and to the first training step",
+    "sampling": "the default sampler against DDIM and DDPM: FD, class accuracy, images per second",
+    "digits": "class accuracy of the digits over seconds of training",
+    "growth": "time and memory over data set size, image size, batch size, processes and samples",
+    "gpu": "layout, precision and compilation on a GPU (on the digits where there is none)",
+    "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
+    "peers": "training against diffusers' train_unconditional.py; needs --script",
+    "quality": "FD over seconds of training against the same script; needs --script",
 }
 
 
+def parse_arguments() -> argparse.Namespace:
+    lines = "\n".join(f"  {name:10}{description}" for name, description in TABLES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Print benchmark tables as Markdown, each row as soon as it is measured.\n"
+        "Without a table name: all of them, which takes hours. Run on an otherwise idle machine.",
+        epilog=f"tables:\n{lines}\n\nloops, peers and quality need accelerate; loops also denoising-diffusion-pytorch.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tables", nargs="*", metavar="table", help="names of tables, see below")
+    parser.add_argument(
+        "--script", type=Path, help="examples/unconditional_image_generation/train_unconditional.py of diffusers"
+    )
+    parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.tables if name not in TABLES]:
+        parser.error(f"unknown table {', '.join(unknown)}. Choose from {', '.join(TABLES)}")
+    return arguments
+
+
 def main() -> None:
-    asked = [word for word in sys.argv[1:] if not word.endswith((".py", ".png"))] or list(TABLES)
-    if unknown := [name for name in asked if name not in TABLES]:
-        lines = [f"  {name:10}{told}" for name, told in TABLES.items()]
-        sys.exit("\n".join([f"no such table: {', '.join(unknown)}; there are", *lines]))
-    print(machine(), flush=True)
-    failed = []
-    for name in asked:
-        told = TABLES[name][0].upper() + TABLES[name][1:]
-        print(f"\n## {told}: `python -m benchmarks {name}`\n", flush=True)
+    arguments, failed = parse_arguments(), []
+    print(describe_machine(), flush=True)
+    for name in arguments.tables or TABLES:
+        print(f"\n## {TABLES[name][0].upper()}{TABLES[name][1:]}: `python -m benchmarks {name}`\n", flush=True)
         try:
-            import_module(f"benchmarks.{name}").main()
-        except Absent as absent:
-            print(f"left out: {absent}", flush=True)
-        except (Exception, SystemExit):  # the next table may be made all the same
+            import_module(f"benchmarks.{name}").main(arguments)
+        except MissingRequirement as missing:
+            print(f"skipped: {missing}", flush=True)
+        except (Exception, SystemExit):  # the other tables do not depend on this one
             traceback.print_exc()
             failed.append(name)
     if failed:

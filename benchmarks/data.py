@@ -1,24 +1,41 @@
-"""The path of the pictures: into the cache, and from there to the training step."""
+"""Throughput from the image store to what the network gets, decoding into the cache, and memory of a large data set."""
 
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.measure import anonymous_memory, config_of, interval, table
+from benchmarks.measure import compose_config, format_interval, print_table, read_memory, save_blurred_noise
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.imaging.grids import to_float
 
 BATCH = 128
+COUNTS = (2_000, 50_000, 200_000)  # images: a small data set, one for throughput, a large one
+JPEGS = 20_000
+PRINT_MEMORY = "import sys; from benchmarks.data import print_memory; print_memory(*sys.argv[1:])"
 
 
-def rate(store: ImageStore, seconds: float = 2.0, rounds: int = 7) -> tuple[float, float, float]:
-    """Images a second from uint8 pictures to what the network is given: float, in [-1, 1]."""
+def make_store(images: np.ndarray) -> ImageStore:
+    return ImageStore(images, np.zeros(len(images), np.int64))
+
+
+def write_mapped(folder: Path, count: int) -> Path:
+    path = folder / f"{count}.npy"
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, 32, 32))
+    images[:] = np.arange(32, dtype=np.uint8)
+    images.flush()
+    return path
+
+
+def measure_rates(store: ImageStore, seconds: float = 2.0, rounds: int = 7) -> list[float]:
+    """Return images per second from uint8 to float in [-1, 1]; one round more warms the pages up."""
     batches = iter(Batches(store, seed=0, batch_size=BATCH, step=lambda: 0))
     rates = []
     for _ in range(rounds + 1):
@@ -27,62 +44,36 @@ def rate(store: ImageStore, seconds: float = 2.0, rounds: int = 7) -> tuple[floa
             to_float(next(batches)["image"])
             count += BATCH
         rates.append(count / (time.perf_counter() - start))
-    return interval(rates[1:])  # the first one warms the pages up
+    return rates[1:]
 
 
-def mapped(folder: Path, count: int) -> ImageStore:
-    path = folder / f"{count}.npy"
-    images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, 32, 32))
-    images[:] = np.arange(32, dtype=np.uint8)
-    images.flush()
-    return ImageStore(np.load(path, mmap_mode="r"), np.zeros(count, np.int64))
-
-
-def jpegs(folder: Path, count: int) -> Path:
-    from PIL import Image
-
-    random = np.random.default_rng(0)
-    for k in range(count):
-        file = folder / f"{k % 10}" / f"{k}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        small = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((32, 32)).save(file, quality=90)
-    return folder
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder, rows = Path(name), []
-        ram = ImageStore(np.zeros((50_000, 3, 32, 32), np.uint8), np.zeros(50_000, np.int64))
-        for told, store in (("50,000 from RAM", ram), ("50,000 from the map", mapped(folder, 50_000))):
-            middle, low, high = rate(store)
-            rows.append([f"{told}, 32x32x3", f"{middle:,.0f} img/s ({low:,.0f} to {high:,.0f})"])
-        pictures = jpegs(folder / "jpegs", 20_000)
-        words = ("data=image_folder", f"data.root={pictures}", "data.image_size=32", "data.channels=3")
-        config, source = config_of(*words, f"data.cache_dir={folder / 'cache'}")
-        start = time.perf_counter()
-        load_splits(source, config["data"])
-        rows.append(["20,000 JPEGs of 32 px into the cache", f"{20_000 / (time.perf_counter() - start):,.0f} img/s"])
-        used = {count: in_a_process(folder, count) for count in (2_000, 200_000)}
-        more = used[200_000] - used[2_000]
-        rows.append(["anonymous memory, 200,000 beside 2,000 on the map", f"{more:+.0f} MiB"])
-        table(["", f"{torch.get_num_threads()} threads"], rows)
-
-
-def in_a_process(folder: Path, count: int) -> float:
-    """MiB of anonymous memory of a process that went twice through so many pictures of a map."""
-    mapped(folder, count)
-    code = (
-        "import sys; from pathlib import Path; from benchmarks.data import passes;"
-        " print(passes(Path(sys.argv[1]), int(sys.argv[2])))"
-    )
-    words = [sys.executable, "-c", code, str(folder), str(count)]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-
-
-def passes(folder: Path, count: int) -> float:
-    store = ImageStore(np.load(folder / f"{count}.npy", mmap_mode="r"), np.zeros(count, np.int64))
-    batches = iter(Batches(store, seed=0, batch_size=BATCH, step=lambda: 0))
-    for _ in range(2 * count // BATCH):
+def print_memory(path: str, count: str) -> None:
+    """Print the anonymous memory in MiB of this process after two epochs over a mapped array of images."""
+    batches = iter(Batches(make_store(np.load(path, mmap_mode="r")), seed=0, batch_size=BATCH, step=lambda: 0))
+    for _ in range(2 * int(count) // BATCH):
         to_float(next(batches)["image"])
-    return anonymous_memory()
+    print(read_memory("RssAnon"))
+
+
+def measure_rows(folder: Path) -> Iterator[list[str]]:
+    small, middle, large = COUNTS
+    images = np.zeros((middle, 3, 32, 32), np.uint8)
+    yield [f"{middle:,} images from RAM", format_interval(measure_rates(make_store(images)), " img/s", 0)]
+    images = np.load(write_mapped(folder, middle), mmap_mode="r")
+    yield [f"{middle:,} images, memory-mapped", format_interval(measure_rates(make_store(images)), " img/s", 0)]
+    root = save_blurred_noise(folder / "jpegs", JPEGS, 32, "jpg", classes=10)
+    overrides = ("data=image_folder", f"data.root={root}", "data.image_size=32", "data.channels=3")
+    config, source = compose_config(*overrides, f"data.cache_dir={folder / 'cache'}")
+    start = time.perf_counter()
+    load_splits(source, config["data"])
+    yield [f"{JPEGS:,} JPEG files into the cache", f"{JPEGS / (time.perf_counter() - start):,.0f} img/s"]
+    used = []
+    for count in (small, large):
+        command = [sys.executable, "-c", PRINT_MEMORY, str(write_mapped(folder, count)), str(count)]
+        used.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    yield [f"anonymous memory, {large:,} mapped images against {small:,}", f"{used[1] - used[0]:+.0f} MiB"]
+
+
+def main(arguments: Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print_table(["images of 32x32x3", f"{torch.get_num_threads()} threads"], measure_rows(Path(folder)))

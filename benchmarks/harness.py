@@ -1,40 +1,44 @@
-"""Steps of `train`, all of it, and steps of a bare loop with the same network, batch, optimizer and average: in one
-process, so many of the one and then so many of the other."""
+"""A step of `train`, with everything around it, against a step of a bare loop with the same network, batch, optimizer
+and EMA. Both run in one process, in alternating segments."""
 
 import copy
 import statistics
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from benchmarks.measure import config_of, shown, table
+from benchmarks.measure import compose_config, format_interval, print_table
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.runs.build import make_network
-from diffusion_lit.training import trainer as setup
+from diffusion_lit.training import trainer as run_trainer
 from diffusion_lit.training.fit import fit
 from diffusion_lit.training.optimizers import make_optimizer
 
-PHOTOS = (
+# only rows of metrics.csv: previews, validation and checkpoints have intervals of their own
+QUIET = ("data.judge_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000", "log_every=50")
+RGB = (
     "data=synthetic", "data.image_size=32", "data.channels=3", "data.num_images=5000", "data.num_classes=10",
     "model=unet_small", "model.layers_per_block=1",
 )  # fmt: skip
-CASES = {  # name: (words, steps of a segment, pairs)
+CASES = {  # name: (overrides, steps of a segment, pairs of segments)
     "digits, 0.27 M, 8x8": ((), 40, 30),
-    "1.1 M, 32x32": (PHOTOS, 4, 20),
+    "1.1 M, 32x32": (RGB, 4, 20),
 }
 
 
-class Bare:
-    """What somebody writes by hand who wants nothing but the loss."""
+class BareLoop:
+    """A training loop without logging, checkpoints, validation or resume: cosine noise, v-prediction, MSE."""
 
     def __init__(self, config: dict, source):
         store, _ = load_splits(source, config["data"])
         self.images, self.labels = torch.from_numpy(store.images.copy()), torch.from_numpy(store.labels)
-        self.batch, self.classes = config["global_batch_size"], config["data"]["num_classes"]
+        self.batch_size, self.num_classes = config["global_batch_size"], config["data"]["num_classes"]
         self.net = make_network(config)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
         self.optimizer = make_optimizer(self.net.parameters(), config["optimizer"], fused=True)
@@ -42,10 +46,10 @@ class Bare:
         self.alpha, self.sigma = angle.cos(), angle.sin()
 
     def step(self) -> None:
-        index = torch.randint(len(self.images), (self.batch,))
+        index = torch.randint(len(self.images), (self.batch_size,))
         x0 = self.images[index].float() / 127.5 - 1
-        y = torch.where(torch.rand(self.batch) < 0.1, self.classes, self.labels[index])
-        t, eps = torch.randint(len(self.alpha), (self.batch,)), torch.randn_like(x0)
+        y = torch.where(torch.rand(self.batch_size) < 0.1, self.num_classes, self.labels[index])
+        t, eps = torch.randint(len(self.alpha), (self.batch_size,)), torch.randn_like(x0)
         alpha, sigma = self.alpha[t, None, None, None], self.sigma[t, None, None, None]
         v = self.net(alpha * x0 + sigma * eps, t, y)
         loss = (v - (alpha * eps - sigma * x0)).pow(2).mean()
@@ -57,49 +61,56 @@ class Bare:
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 0.001)
 
 
-class Turns(Callback):
-    """After every `steps` steps of the trainer, as many of the bare loop."""
+class AlternateSteps(Callback):
+    """After every `steps` steps of the Trainer, run as many of the bare loop; keep seconds per step of both."""
 
-    def __init__(self, bare: Bare, steps: int):
+    def __init__(self, bare: BareLoop, steps: int):
         self.bare, self.steps = bare, steps
-        self.full: list[float] = []
-        self.plain: list[float] = []
+        self.trainer_seconds: list[float] = []
+        self.bare_seconds: list[float] = []
 
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step % self.steps:
             return
+        is_warm = trainer.global_step > self.steps
         now = time.perf_counter()
-        if trainer.global_step > self.steps:  # the first segment warms up
-            self.full.append((now - self.start) / self.steps)
+        if is_warm:
+            self.trainer_seconds.append((now - self.start) / self.steps)
         for _ in range(self.steps):
             self.bare.step()
         self.start = time.perf_counter()
-        if trainer.global_step > self.steps:
-            self.plain.append((self.start - now) / self.steps)
+        if is_warm:
+            self.bare_seconds.append((self.start - now) / self.steps)
 
 
-def pairs_of(words: tuple[str, ...], steps: int, pairs: int) -> Turns:
-    config, source = config_of(*words, f"max_steps={steps * (pairs + 1) + 1}", "data.judge_images=0")
-    turns, make_trainer = Turns(Bare(config, source), steps), setup.make_trainer
-    setup.make_trainer = lambda config, run, net, callbacks, *rest: make_trainer(
-        config, run, net, [*callbacks, turns], *rest
-    )
+def time_pairs(overrides: tuple[str, ...], steps: int, pairs: int) -> AlternateSteps:
+    config, source = compose_config(*overrides, *QUIET, f"max_steps={steps * (pairs + 1) + 1}")
+    timer, make_trainer = AlternateSteps(BareLoop(config, source), steps), run_trainer.make_trainer
+
+    def make_timed_trainer(config, run, net, callbacks, *rest):
+        return make_trainer(config, run, net, [*callbacks, timer], *rest)
+
+    run_trainer.make_trainer = make_timed_trainer
     try:
         with tempfile.TemporaryDirectory() as folder:
             fit(config, source, Path(folder) / "run", [])
     finally:
-        setup.make_trainer = make_trainer
-    return turns
+        run_trainer.make_trainer = make_trainer
+    return timer
 
 
-def main() -> None:
-    rows = []
-    for name, (words, steps, pairs) in CASES.items():
-        # with its rows of metrics.csv; previews, probes and checkpoints, which come every so many steps, are apart
-        quiet = ("val_every=0", "sample_every=0", "checkpoint_every=100000", "log_every=50")
-        turns = pairs_of((*words, *quiet), steps, pairs)
-        extra = [1000 * (full - plain) for full, plain in zip(turns.full, turns.plain, strict=True)]
-        ratio = [full / plain for full, plain in zip(turns.full, turns.plain, strict=True)]
-        plain = 1000 * statistics.median(turns.plain)
-        rows.append([name, f"{plain:.1f} ms", shown(extra, " ms", 2), shown(ratio, "", 3), f"{len(extra)} x {steps}"])
-    table(["", "bare step", "more in `train`", "ratio", "pairs x steps"], rows)
+def measure_rows() -> Iterator[list[str]]:
+    for name, (overrides, steps, pairs) in CASES.items():
+        timer = time_pairs(overrides, steps, pairs)
+        both = list(zip(timer.trainer_seconds, timer.bare_seconds, strict=True))
+        yield [
+            name,
+            f"{1000 * statistics.median(timer.bare_seconds):.1f} ms",
+            format_interval([1000 * (full - bare) for full, bare in both], " ms", 2),
+            format_interval([full / bare for full, bare in both], "", 3),
+            f"{len(both)} x {steps}",
+        ]
+
+
+def main(arguments: Namespace) -> None:
+    print_table(["", "bare step", "more in `train`", "ratio", "pairs x steps"], measure_rows())

@@ -1,39 +1,50 @@
-"""What images of the digits cost: the run's own sampler beside DDPM through every step, guidance, and memory."""
+"""Sampling the digits: the default sampler against DDIM and DDPM with every step; speed and memory, with guidance."""
 
 import json
 import re
 import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import command, table
+from benchmarks.measure import print_table, run_command
 
-METRICS = ("metrics=[fd,class_accuracy]", "reference=val", "num_images=1000")
+METRICS = ("metrics=[fd,class_accuracy]", "reference=val")
+SAMPLERS = {
+    "the default": (),
+    "`sampler=ddim sampler.steps=25`": ("sampler=ddim", "sampler.steps=25"),
+    "`sampler=ddpm sampler.steps=1000`": ("sampler=ddpm", "sampler.steps=1000"),
+}
+IMAGES = 1_000
 
 
-def sampled(*words: str) -> tuple[float, float]:
-    """Images a second and the largest resident memory, MiB, of a `sample` command."""
-    printed, memory = command("sample", *words)
-    return float(re.search(r"([\d.,]+) img/s", printed)[1].replace(",", "")), memory
+def measure_sampling(*overrides: str) -> tuple[float, float]:
+    """Return images per second and peak resident memory in MiB of a `sample` command."""
+    output, memory = run_command("sample", *overrides)
+    return float(re.search(r"([\d.,]+) img/s", output)[1].replace(",", "")), memory
 
 
-def main() -> None:
+def evaluate_samplers(home: Path) -> Iterator[list[str]]:
+    for k, (name, overrides) in enumerate(SAMPLERS.items()):
+        out = home / f"evaluated-{k}"
+        run_command("evaluate", f"run={home / 'run'}", *METRICS, *overrides, f"num_images={IMAGES}", f"out={out}")
+        result = json.loads((out / "result.json").read_text())
+        fd = f"{result['fd']:.2f} ({result['fd_low']:.2f} to {result['fd_high']:.2f})"
+        rate = result["num_images"] / result["seconds"]
+        yield [name, f"{result['nfe']:g}", fd, f"{result['class_accuracy']:.1%}", f"{rate:,.1f}"]
+
+
+def measure_cost(home: Path) -> Iterator[list[str]]:
+    for k, (count, *more) in enumerate(((IMAGES,), (10 * IMAGES,), (IMAGES, "guidance_scale=2"))):
+        out = f"out={home / f'sampled-{k}'}"
+        rate, memory = measure_sampling(f"run={home / 'run'}", f"num_images={count}", out, *more)
+        yield [f"{count:,} images {' '.join(more)}", f"{rate:,.0f}", f"{memory:,.0f} MiB"]
+
+
+def main(arguments: Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
-        run = f"run={Path(name) / 'run'}"
-        command("train", f"run_dir={Path(name) / 'run'}")
-        rows = []
-        for words in ([], ["sampler=ddim", "sampler.steps=25"], ["sampler=ddpm", "sampler.steps=1000"]):
-            out = Path(name) / f"evaluated{len(rows)}"
-            command("evaluate", run, *METRICS, *words, f"out={out}")
-            found = json.loads((out / "result.json").read_text())
-            told = " ".join(words).replace("sampler.", "") or "the default"
-            interval = f"{found['fd']:.2f} ({found['fd_low']:.2f} to {found['fd_high']:.2f})"
-            right, rate = f"{found['class_accuracy']:.1%}", f"{found['num_images'] / found['seconds']:,.1f}"
-            rows.append([told, f"{found['nfe']:g}", interval, right, rate])
-        table(["", "NFE", "FD to held-out digits", "class accuracy", "img/s"], rows)
+        home = Path(name)
+        run_command("train", f"run_dir={home / 'run'}")
+        print_table(["", "NFE", "FD to validation digits", "class accuracy", "img/s"], evaluate_samplers(home))
         print()
-        rows = []
-        for count, more in ((1_000, []), (10_000, []), (1_000, ["guidance_scale=2"])):
-            out = f"out={Path(name) / f'many{len(rows)}'}"
-            rate, memory = sampled(run, f"num_images={count}", out, *more)
-            rows.append([f"{count:,} images {' '.join(more)}", f"{rate:,.0f}", f"{memory:,.0f} MiB"])
-        table(["", "img/s", "largest memory"], rows)
+        print_table(["", "img/s", "peak memory"], measure_cost(home))
