@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.runs.settings import find_faults, insert_stored_sampler, raise_if, read_requested_config
+from diffusion_lit.runs import sample_request
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.app")
@@ -18,23 +18,24 @@ CSS = "img { image-rendering: pixelated }"
 
 
 def main() -> None:
-    launch("app", app, prepare=insert_stored_sampler, check=check)
+    launch("app", app, prepare=sample_request.insert_stored_sampler, check=check_app)
 
 
-def check(config: DictConfig) -> None:
+def check_app(config: DictConfig) -> None:
     """Raise UserError (exit 2) without gradio, or if the run cannot be sampled with these keys."""
     if not find_spec("gradio"):
         raise UserError(Exit.CONFIG, 'the page needs gradio: pip install "diffusion_lit[app]"')
-    raise_if(find_faults(config, read_requested_config(config)), "shown")
+    faults = sample_request.sampling_faults(config, sample_request.read_requested_config(config))
+    sample_request.raise_faults(faults, "sampled")
 
 
 def app(config: DictConfig) -> None:
     """Serve the page until Ctrl-C. A visitor can read nothing but what the page generated."""
-    from diffusion_lit.runs.load import load_requested
+    from diffusion_lit.runs.load import load_requested_model
     from diffusion_lit.web.session import Studio, load_training_images
 
-    model = load_requested(config, log.warning)
-    studio = Studio(model, load_training_images(model.config["data"]) if config.neighbours else None)
+    model = load_requested_model(config, log.warning)
+    studio = Studio(model, load_training_images(model.config["data"]) if config.neighbors else None)
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         os.chdir(home)  # gradio serves files of the folder it is started in

@@ -12,7 +12,7 @@ from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import run_dir
-from diffusion_lit.runs.warm_start import with_architecture
+from diffusion_lit.runs.warm_start import resolve_architecture
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.audit")
@@ -20,10 +20,10 @@ OWN = ("out", "near", "largest")  # keys that train does not know
 
 
 def main() -> None:
-    launch("audit", audit, prepare=lambda overrides, config_dir: overrides, check=check)
+    launch("audit", audit, prepare=lambda overrides, config_dir: overrides, check=check_audit)
 
 
-def check(config: DictConfig) -> None:
+def check_audit(config: DictConfig) -> None:
     """Raise UserError for a stream, data that cannot be found, or a network that does not take images of this size."""
     if config.data.get("streaming"):
         override = format_override("data.streaming", config.data.streaming)
@@ -32,7 +32,7 @@ def check(config: DictConfig) -> None:
     source.splits()
     from diffusion_lit.runs.build import check_network  # last, for it imports torch
 
-    check_network(with_architecture(facts))
+    check_network(resolve_architecture(facts))
 
 
 def audit(config: DictConfig) -> None:
@@ -47,7 +47,7 @@ def audit(config: DictConfig) -> None:
 
     overrides = list(HydraConfig.get().overrides.task)
     config, source = resolve_data(config)
-    out = run_dir.made(Path(config["out"]))
+    out = run_dir.make_folder(Path(config["out"]))
     data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
     labels = np.concatenate([split.labels for split in splits.values()])
     parts = parts_of(splits, data["val_fraction"])
@@ -55,7 +55,7 @@ def audit(config: DictConfig) -> None:
         facts = list(bar.track(inspect_all(splits, decoding), total=len(labels), description=""))
     found = find(facts, labels, parts, data, config["near"])
 
-    model = with_architecture(config)["model"]
+    model = resolve_architecture(config)["model"]
     multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
     given = {override.partition("=")[0] for override in overrides}
     proposed = propose(found, data, given, multiple, config["largest"])
@@ -67,7 +67,7 @@ def audit(config: DictConfig) -> None:
     log.info("\n".join(lines(found, data, multiple)))
     if note := getattr(source, "note", None):
         log.info("%-11s%s", "note", note)
-    write(out, found, facts, splits, labels, decoding, data["class_names"])
+    write_audit(out, found, facts, splits, labels, decoding, data["class_names"])
     if found["training_would_fail"]:
         log.info("training would fail: repair or remove the broken pictures; then")
     log.info(found["command"])
@@ -75,7 +75,7 @@ def audit(config: DictConfig) -> None:
         sys.exit(int(Exit.DATA))
 
 
-def write(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
+def write_audit(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
     """Write audit.json, and sheets of images as the network would get them."""
     from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 

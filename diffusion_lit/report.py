@@ -26,15 +26,15 @@ def runs_of(config: DictConfig) -> list[Path]:
     if sum(config[key] is not None for key in ("run", "runs", "sweep")) != 1:
         raise UserError(Exit.CONFIG, "add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
     if config.sweep is None:
-        return [run_dir.require_run(run) for run in config.runs or [config.run]]
+        return [run_dir.require_run_dir(run) for run in config.runs or [config.run]]
     sweep = Path(config.sweep).expanduser()
-    jobs = sweeps.jobs_of(sweep)
-    runs = [job for job in jobs if run_dir.is_run(job.folder)]
+    jobs = sweeps.list_jobs(sweep)
+    runs = [job for job in jobs if run_dir.is_run_dir(job.folder)]
     if not runs:
         raise UserError(Exit.CHECKPOINT, f"sweep={config.sweep}: there are no runs in it")
-    metric = config.by or sweeps.metric_of(jobs)
-    if config.by and config.by not in sweeps.metrics(jobs):
-        there = ", ".join(sweeps.metrics(jobs)) or "none yet"
+    metric = config.by or sweeps.read_sweep_metric(jobs)
+    if config.by and config.by not in sweeps.list_metrics(jobs):
+        there = ", ".join(sweeps.list_metrics(jobs)) or "none yet"
         raise UserError(Exit.CONFIG, f"by={metric}: no run of this sweep has it; there are {there}")
     sign = -1 if metric in sweeps.HIGHER_IS_BETTER else 1
     worst = float("inf")
@@ -56,7 +56,7 @@ def report(config: DictConfig) -> None:
         write_text_atomically(out, text)
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {error.strerror}") from None
-    log.info("report     %s (%.1f MiB)", run_dir.shown(out), out.stat().st_size / 2**20)
+    log.info("report     %s (%.1f MiB)", run_dir.display_path(out), out.stat().st_size / 2**20)
 
 
 if __name__ == "__main__":

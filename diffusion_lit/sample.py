@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.distributed.shard_worker import choose_device
 from diffusion_lit.runs import run_dir
-from diffusion_lit.runs.settings import check_sampling, insert_stored_sampler, read_originals, requested_labels
+from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, parse_labels, read_originals
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -22,19 +22,17 @@ def sample(config: DictConfig) -> None:
     if config.shards:
         sample_in_shards(config)
         return
-    from diffusion_lit.runs.load import generate_with_progress, load_requested
+    from diffusion_lit.runs.load import generate_with_progress, load_requested_model
     from diffusion_lit.runs.sample_folder import write_samples
     from diffusion_lit.sampling.editing import edit_of
     from diffusion_lit.sampling.previews import Film
     from diffusion_lit.sampling.request import make_requests
 
-    model = load_requested(config, log.warning)
+    model = load_requested_model(config, log.warning)
     names, originals = model.class_names, read_originals(config, model.config)
-    requests = make_requests(
-        config, requested_labels(config, names), len(names), len(originals.files) if originals else 1
-    )
+    requests = make_requests(config, parse_labels(config, names), len(names), len(originals.files) if originals else 1)
     edit = edit_of(originals, [request.row[0] for request in requests], config, model.codec) if originals else None
-    out = run_dir.new_output(config.out, Path(config.run).expanduser(), "generated")
+    out = run_dir.make_output_dir(config.out, Path(config.run).expanduser(), "generated")
 
     begin = edit.plan(model.evaluations)[0] if edit else 0
     film = Film(range(len(requests)) if config.gif else [], model.evaluations - begin, model.codec)
@@ -48,25 +46,25 @@ def sample(config: DictConfig) -> None:
     write_samples(out, model, requests, images, film.frames, config, originals, edit)
     rates = len(images) / seconds, model.count_steps(len(images), edit) / seconds
     log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
-    log.info("grid       %s", run_dir.shown(out / "grid.png"))
-    log.info("images     %s", run_dir.shown(out))
+    log.info("grid       %s", run_dir.display_path(out / "grid.png"))
+    log.info("images     %s", run_dir.display_path(out))
 
 
 def sample_in_shards(config: DictConfig) -> None:
     """Generate many images, shared with every process that is started with the same overrides."""
     from diffusion_lit.runs import shards
-    from diffusion_lit.runs.load import load_requested, settings_of
+    from diffusion_lit.runs.load import load_requested_model, sampling_settings
     from diffusion_lit.sampling.request import make_requests
 
     config = OmegaConf.merge(config, {"device": choose_device(config.device)})
-    model, out = load_requested(config, log.warning), Path(config.out).expanduser()
-    requests = make_requests(config, requested_labels(config, model.class_names), len(model.class_names))
+    model, out = load_requested_model(config, log.warning), Path(config.out).expanduser()
+    requests = make_requests(config, parse_labels(config, model.class_names), len(model.class_names))
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
-    settings = settings_of(model, config) | {"same_noise": config.same_noise}
-    made = shards.generate(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)
+    settings = sampling_settings(model, config) | {"same_noise": config.same_noise}
+    made = shards.generate_in_shards(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)
     log.info("%d images in %.1f s of all processes, %d shards", len(labels), made["seconds"], len(made["shards"]))
-    log.info("grid       %s", run_dir.shown(out / "grid.png"))
-    log.info("images     %s  %s", run_dir.shown(out / made["file"]), made["blake2b"])
+    log.info("grid       %s", run_dir.display_path(out / "grid.png"))
+    log.info("images     %s  %s", run_dir.display_path(out / made["file"]), made["blake2b"])
 
 
 if __name__ == "__main__":

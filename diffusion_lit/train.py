@@ -27,12 +27,12 @@ def main() -> None:
     slurm.export_torchrun_environment()
     with watchdog.exit_cleanly():
         if not collectives.launcher_env("RANK"):
-            launch("train", train, prepare=prepare_train_overrides, check=check, is_trial=is_trial, trial=trial)
+            launch("train", train, prepare=prepare_train_overrides, check=check_train, is_trial=is_trial, trial=trial)
         elif not {"-h", "--help", "-c", "--cfg"} & set(sys.argv):  # those rank 0 answers alone
             follow()
 
 
-def check(config: DictConfig) -> None:
+def check_train(config: DictConfig) -> None:
     """What can be known of data, loggers and checkpoints without torch."""
     if config.plan and (is_multirun() or (collectives.launcher_env("WORLD_SIZE") or 1) > 1):
         raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
@@ -44,8 +44,8 @@ def check(config: DictConfig) -> None:
     if facts["resume"]:
         resume.check_continuation(Path(facts["resume"]), facts)
     else:
-        run_dir.require_free(Path(facts["run_dir"]))
-        warm_start.check(facts)
+        run_dir.require_unused(Path(facts["run_dir"]))
+        warm_start.check_initial_weights(facts)
     from diffusion_lit.runs.build import check_network  # last, for it imports torch
 
     check_network(facts)
@@ -54,7 +54,7 @@ def check(config: DictConfig) -> None:
 def with_facts(config: DictConfig) -> tuple[dict, object]:
     """The resolved configuration with what data and a pretrained network say themselves, and the source."""
     facts, source = resolve_data(config)
-    return warm_start.with_architecture(facts), source
+    return warm_start.resolve_architecture(facts), source
 
 
 def train(config: DictConfig) -> float:
@@ -67,21 +67,21 @@ def train(config: DictConfig) -> float:
     lock, ours = None, False
     try:
         with errors.hold_signals():  # one between the two would leave a lock behind and nothing else
-            lock = run_dir.Lock(run)
-            if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not run_dir.is_free(run):
+            lock = run_dir.RunLock(run)
+            if job.mode == RunMode.MULTIRUN and slurm.is_restarted() and not run_dir.is_unused(run):
                 config.resume = str(run)  # nobody types it: the queue starts a job of a sweep as it was
             if not config.resume:
-                run_dir.require_free(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
+                run_dir.require_unused(run)  # again: in a sweep, or with hydra.run.dir, it is not the folder of the key
             ours = True
         config, source = with_facts(config)
-        config["run_dir"] = str(run_dir.shown(run))  # of a sweep's job it is another one than the key says
+        config["run_dir"] = str(run_dir.display_path(run))  # of a sweep's job it is another one than the key says
         result = fit(config, source, run, overrides)
     except BaseException as error:
         if not ours:
             raise
         begun = config["resume"] or (run / "metrics.csv").exists()
         if job.mode == RunMode.MULTIRUN:
-            sweeps.write_failure(run, overrides, error)
+            sweeps.write_failed_job(run, overrides, error)
         elif isinstance(error, UserError | OSError | KeyboardInterrupt | SystemExit) and not begun:
             shutil.rmtree(run, ignore_errors=True)  # it was new, and training never began: leave nothing behind
         raise
@@ -92,7 +92,7 @@ def train(config: DictConfig) -> float:
         if result["exit_code"] == Exit.INTERRUPTED and (job.mode != RunMode.MULTIRUN or is_in_queue()):
             atexit.register(slurm.requeue_job)  # SLURM ends the job at once, so when all is written
         sys.exit(result["exit_code"])
-    return sweeps.objective(result, config["metric"])
+    return sweeps.sweep_objective(result, config["metric"])
 
 
 def is_trial(config: DictConfig) -> bool:

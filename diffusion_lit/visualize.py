@@ -23,10 +23,10 @@ NEEDS_A_RUN = ("panels", "denoising", "samplers", "curves")
 
 def main() -> None:
     recipe: list[DictConfig] = []
-    launch("visualize", partial(visualize, recipe), prepare=partial(prepare, recipe), check=check)
+    launch("visualize", partial(visualize, recipe), prepare=partial(prepare_recipe, recipe), check=check_visualize)
 
 
-def prepare(recipe: list[DictConfig], overrides: list[str], config_dir: str | None) -> list[str]:
+def prepare_recipe(recipe: list[DictConfig], overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides of this command. Without `run=` the others are a recipe, composed and checked as by `train`.
 
     Args:
@@ -58,7 +58,7 @@ def _first(word: str) -> str:
     return word.partition("=")[0].lstrip("+~").split(".")[0]
 
 
-def check(config: DictConfig) -> None:
+def check_visualize(config: DictConfig) -> None:
     """Raise UserError (exit 2 or 4) for what can be found wrong without torch."""
     if config.images_per_class is None:
         raise UserError(Exit.CONFIG, "images_per_class=null: needs a value")
@@ -68,9 +68,9 @@ def check(config: DictConfig) -> None:
         if missing:
             raise UserError(Exit.CONFIG, f"what=[{','.join(missing)}] needs a trained run: add run=...")
         return
-    run_config = stored_config.read_config(run_dir.require_run(config.run))
+    run_config = stored_config.read_model_config(run_dir.require_run_dir(config.run))
     if not config.what or {"panels", "denoising", "samplers"} & set(config.what):
-        checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
+        checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     for name, sampler in samplers.items():
         faults = find_conflicts(values | {f"sampler.{key}": value for key, value in sampler.items()})
@@ -81,7 +81,7 @@ def check(config: DictConfig) -> None:
 
 def samplers_of(config: DictConfig) -> dict[str, dict]:
     """Return the settings of the samplers to compare by name; the run's own sampler as the run has it."""
-    own = stored_config.read_sampling(run_dir.require_run(config.run))["sampler"] if config.run else {}
+    own = stored_config.read_sampling_config(run_dir.require_run_dir(config.run))["sampler"] if config.run else {}
     return {name: own if name == own.get("name") else read_option("sampler", name) for name in config.samplers}
 
 
@@ -99,10 +99,10 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     else:
         subject, others = album.of_run(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
-    out = run_dir.made(out)
+    out = run_dir.make_folder(out)
     samplers = samplers_of(config)
     for path in album.draw(subject, wanted, out, config, samplers, log, others):
-        log.info("figure     %s", run_dir.shown(path))
+        log.info("figure     %s", run_dir.display_path(path))
     left_out = [name for name in FIGURES if name not in wanted]
     if left_out and config.run is None and not config.what:
         log.info("left out   %s: they need a trained run (run=...)", ", ".join(left_out))

@@ -14,7 +14,7 @@ SETTINGS += ["trainer.gradient_clip_val=0.5", "seed=3"]
 
 
 def last_checkpoint(folder: Path) -> dict:
-    return checkpoints.read(checkpoints.choose(folder))
+    return checkpoints.load_checkpoint(checkpoints.select_checkpoint(folder))
 
 
 def flat(tree: object, prefix: str = "") -> dict[str, object]:

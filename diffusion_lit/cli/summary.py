@@ -28,22 +28,26 @@ def summarize_sweep(sweep: Path, metric: str | None = None, others: Sequence[str
         UserError: exit 5 if the folder cannot be written to.
     """
     try:
-        jobs = sweeps.write_results(sweep)
+        jobs = sweeps.write_sweep_results(sweep)
         if not jobs:
             return
-        metric = metric or sweeps.metric_of(jobs)
-        keys = [key for key in sweeps.swept(jobs) if key != "seed"]
-        groups = sweeps.groups_of(jobs, keys, metric)
+        metric = metric or sweeps.read_sweep_metric(jobs)
+        keys = [key for key in sweeps.find_swept_keys(jobs) if key != "seed"]
+        groups = sweeps.group_jobs(jobs, keys, metric)
         better = "higher" if metric in sweeps.HIGHER_IS_BETTER else "lower"
         told = f"mean of {metric} over n seeds and its 95 % interval; {better} is better"
-        print_lines(format_summary(groups, keys, [metric, *others]), told, *format_failures(jobs, sweeps.swept(jobs)))
+        print_lines(
+            format_summary(groups, keys, [metric, *others]), told, *format_failures(jobs, sweeps.find_swept_keys(jobs))
+        )
         if any(group.numbers for group in groups):
             draw(groups, keys, metric, sweep)
-            print_lines(f"picture    {run_dir.shown(sweep / 'results.png')}")
+            print_lines(f"picture    {run_dir.display_path(sweep / 'results.png')}")
         elif any(job.status == "finished" for job in jobs):
-            command = f"python -m diffusion_lit.cli.summary {shlex.quote(str(run_dir.shown(sweep)))} <metric>"
-            print_lines(f"no result has a number {metric!r}; there are {', '.join(sweeps.metrics(jobs))}: {command}")
-        print_lines(f"rows       {run_dir.shown(sweep / 'results.csv')}")
+            command = f"python -m diffusion_lit.cli.summary {shlex.quote(str(run_dir.display_path(sweep)))} <metric>"
+            print_lines(
+                f"no result has a number {metric!r}; there are {', '.join(sweeps.list_metrics(jobs))}: {command}"
+            )
+        print_lines(f"rows       {run_dir.display_path(sweep / 'results.csv')}")
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"{sweep} cannot be written to: {error}") from None
 
@@ -60,7 +64,7 @@ def format_failures(jobs: list[sweeps.Job], keys: list[str]) -> list[str]:
     return lines + ([f"and {len(bad) - FAILURES_TOLD} more did not finish"] if len(bad) > FAILURES_TOLD else [])
 
 
-def format_summary(groups: list[sweeps.Group], keys: list[str], names: Sequence[str]):
+def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequence[str]):
     """A rich table, one line for each combination of swept values over seeds; `groups` are of the first metric."""
     from rich.table import Table
 
@@ -72,10 +76,12 @@ def format_summary(groups: list[sweeps.Group], keys: list[str], names: Sequence[
     numbers.add_column("")
     for k, group in enumerate(groups):
         bad = sum(job.status != "finished" for job in group.jobs)
-        means = [(group.mean, group.half), *[sweeps.mean_of(group.jobs, metric) for metric in names[1:]]]
+        means = [(group.mean, group.half), *[sweeps.mean_over_jobs(group.jobs, metric) for metric in names[1:]]]
         cells = ["" if value is None else f"{value:.5g}" for pair in means for value in pair]
         best = "<- best" if k == 0 and group.numbers and len(groups) > 1 else ""
-        numbers.add_row(*map(sweeps.short, group.values), str(len(group.numbers)), *cells, str(bad or ""), best)
+        numbers.add_row(
+            *map(sweeps.shorten_number, group.values), str(len(group.numbers)), *cells, str(bad or ""), best
+        )
     return numbers
 
 
@@ -94,7 +100,7 @@ def main() -> None:
     with report_errors():
         if len(sys.argv) not in (2, 3):
             raise UserError(Exit.CONFIG, "usage: python -m diffusion_lit.cli.summary <folder> [metric]")
-        if not sweeps.jobs_of(Path(sys.argv[1])):
+        if not sweeps.list_jobs(Path(sys.argv[1])):
             raise UserError(Exit.CHECKPOINT, f"{sys.argv[1]} is no folder of a sweep: there are no jobs in it")
         summarize_sweep(*[Path(sys.argv[1]), *sys.argv[2:]])
 

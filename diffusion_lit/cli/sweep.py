@@ -73,7 +73,7 @@ def plan_sweep(
         run_dir = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
         raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
-    if config_name == "train" and sweeps.jobs_of(run_dir):
+    if config_name == "train" and sweeps.list_jobs(run_dir):
         raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={run_dir} holds the jobs of another sweep: choose a new folder")
     keys, jobs = {word.get_key_element() for word in swept}, hydra.sweeper.get("n_trials") or len(configs)
     queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
@@ -118,11 +118,11 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
         with suppress(OSError):  # on a full disk, or when nobody waits any more
             (ended / str(number)).write_text(str(code))
         with suppress(OSError):  # told of at the end
-            sweeps.write_results(sweep.folder)
+            sweeps.write_sweep_results(sweep.folder)
         if again or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
             sys.exit(code)
         gc.collect()  # what the job held of the device is free for the next one
-        return sweeps.worst(config.get("metric")) if code else value
+        return sweeps.worst_objective(config.get("metric")) if code else value
 
     def jobs(_) -> None:
         ended.mkdir(parents=True)
@@ -165,7 +165,7 @@ def wait_for_queue(sweep: Sweep, codes: list[int]) -> Iterator[None]:
             told = str(error).splitlines()[0]
             log.error("job %s left no result (%s); what it printed: %s", job.job_id, told, job.paths.stderr)
             codes.append(Exit.INTERRUPTED)
-            return [JobReturn(_return_value=sweeps.worst(sweep.metric), status=JobStatus.COMPLETED)]
+            return [JobReturn(_return_value=sweeps.worst_objective(sweep.metric), status=JobStatus.COMPLETED)]
 
     core.Job.results = found
     try:
@@ -181,7 +181,7 @@ def show_queue_progress(ended: Path, sweep: Sweep) -> Iterator[None]:
         yield
         return
     summary.print_lines(
-        f"queued     {sweep.jobs} jobs; what they print is in {run_dir.shown(sweep.folder / '.submitit')}"
+        f"queued     {sweep.jobs} jobs; what they print is in {run_dir.display_path(sweep.folder / '.submitit')}"
     )
     over = threading.Event()
 

@@ -29,13 +29,13 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
         raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
     rest = [word for word in overrides if not word.startswith("resume=")]
     if requested != "auto":
-        return merge_run_length(resume.continued_overrides(run_dir.require_run(requested), rest))
+        return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(requested), rest))
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
-    run = run_dir.newest_run(Path("outputs", name))
+    run = run_dir.find_newest_run(Path("outputs", name))
     if run is None:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expand_overrides(rest, config_dir)
-    return merge_run_length(resume.continued_overrides(run, rest))
+    return merge_run_length(resume.merge_resume_overrides(run, rest))
 
 
 def is_multirun() -> bool:

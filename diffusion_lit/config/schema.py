@@ -78,8 +78,8 @@ def seeds_fault(value: object) -> str | None:
 
 
 METRIC_COLUMNS = {name: [name] for name in ("fd", "kid", "class_accuracy")}  # and their columns in metrics.csv
-METRIC_COLUMNS |= {"precision_recall": ["precision", "recall", "density", "coverage"], "colours": ["colour_distance"]}
-METRIC_COLUMNS |= {"memorisation": ["copied_pixels", "copied_features"]}
+METRIC_COLUMNS |= {"precision_recall": ["precision", "recall", "density", "coverage"], "colors": ["color_distance"]}
+METRIC_COLUMNS |= {"memorization": ["copied_pixels", "copied_features"]}
 FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in the order of drawing
 TEXT = Rule(str)
 OPTIONAL_TEXT = Rule(str, optional=True)

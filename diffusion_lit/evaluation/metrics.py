@@ -126,7 +126,7 @@ def _right(judge: Extractor, images: Tensor, labels: Sequence[int]) -> Tensor:
     return classes(judge, judge(images)) == torch.as_tensor(labels)
 
 
-def memorisation(e: Evidence) -> dict[str, float]:
+def memorization(e: Evidence) -> dict[str, float]:
     """The share of images that are copies of a training image, by pixels and by features, and of held-out real ones."""
     found = {"copied": e.neighbours}
     if e.held_out:
@@ -146,14 +146,14 @@ def neighbours_of(images: Images, training: Images) -> dict[str, Neighbours]:
     }
 
 
-def colours(e: Evidence) -> dict[str, object]:
+def colors(e: Evidence) -> dict[str, object]:
     table = colour_statistics(e.generated.images, e.real.images)
-    return {"colour_distance": sum(row["distance"] for row in table.values()) / len(table), "colours": table}
+    return {"color_distance": sum(row["distance"] for row in table.values()) / len(table), "colors": table}
 
 
 METRICS: dict[str, Callable[[Evidence], dict]] = {
     "fd": fd, "kid": kid, "precision_recall": manifold, "class_accuracy": class_accuracy,
-    "memorisation": memorisation, "colours": colours,
+    "memorization": memorization, "colors": colors,
 }  # fmt: skip
 
 

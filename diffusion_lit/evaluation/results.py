@@ -49,8 +49,8 @@ def lines(result: dict, per_class: list[dict]) -> list[str]:
             held_out = f"copied_held_out_{how}"
             beside = f" (held-out ones: {_interval(result, held_out, '.1%')})" if held_out in result else ""
             told.append(f"copied     {_interval(result, f'copied_{how}', '.1%')} by {how}{beside}")
-    if "colours" in result:
-        told.append(f"colours    histograms {result['colour_distance']:.1f} of 255 levels apart")
+    if "colors" in result:
+        told.append(f"colors     histograms {result['color_distance']:.1f} of 255 levels apart")
     for row in per_class[:CLASSES]:
         values = [
             f"{key} {_interval(row, key, form)}"

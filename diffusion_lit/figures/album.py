@@ -12,9 +12,9 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.figures import curves, losses, noising, samples, schedule
 from diffusion_lit.figures.style import save
 from diffusion_lit.figures.subject import Subject
-from diffusion_lit.runs.build import make_diffusion, make_sampler_of
+from diffusion_lit.runs.build import make_configured_sampler, make_diffusion
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -25,7 +25,7 @@ def of_run(config: DictConfig, warn: Callable[[str], None]) -> Subject:
     """Return a run by the configuration of `conf/visualize.yaml`, with its weights if a figure needs them."""
     run = Path(config.run).expanduser()
     if config.what and not set(SAMPLED) & set(config.what):
-        return Subject(read_config(run), config.seed, run)
+        return Subject(read_model_config(run), config.seed, run)
     model = TrainedModel.from_run(run, str(config.checkpoint), config.weights, config.device, warn=warn)
     return Subject(model.config, config.seed, run, model)
 
@@ -61,7 +61,8 @@ def draw(
     """
     count, model, models = config.images_per_class, subject.model, {}
     if model:
-        models = {name: model.replaced(make_sampler_of({"sampler": settings})) for name, settings in samplers.items()}
+        make = make_configured_sampler
+        models = {name: model.replaced(make({"sampler": settings})) for name, settings in samplers.items()}
     compared = others or {subject.name: subject.diffusion}
     with progress_bar("sampling") as bar:
 

@@ -13,7 +13,7 @@ from diffusion_lit.figures import curves
 from diffusion_lit.figures.style import plots
 from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.metrics_file import read_metrics
-from diffusion_lit.runs.resume import flat
+from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import UserError
 
@@ -53,7 +53,7 @@ def describe_run(run: Path, grids: int) -> dict:
     kept = [files[round(k * (len(files) - 1) / max(1, count - 1))] for k in range(count - 1)] + files[-1:]
     rows = _read_metrics(run)
     return {
-        "name": str(run_dir.shown(run)),
+        "name": str(run_dir.display_path(run)),
         "summary": summarize(run_dir.read_result(run), rows),
         "samples": [(int(re.sub(r"\D", "", file.stem)), _uri_of(file)) for file in kept],
         "film": files and _uri_of(files[-1].with_suffix(".gif")),
@@ -122,14 +122,14 @@ def list_evaluations(run: Path) -> dict:
         against = f"{settings['features']['name']}, {settings['reference']['split']}"
         cells = [_format_interval(result, name) for name in names]
         rows.append([sampling, f"{result['num_images']:,}", against, *cells])
-    panels = (_uri_of(file.parent / "neighbours.png") for file in reversed(files))
+    panels = (_uri_of(file.parent / "neighbors.png") for file in reversed(files))
     panel = next(filter(None, panels), None)
     return {"rows": rows, "heads": ["settings", "images", "features, reference", *names], "panel": panel}
 
 
 def find_differences(runs: Sequence[Path]) -> dict:
     """Return a table with a row per run: settings that differ between the runs, and the numbers of their results."""
-    configs, results = [flat(_read_config(run)) for run in runs], [run_dir.read_result(run) for run in runs]
+    configs, results = [flatten_config(_read_config(run)) for run in runs], [run_dir.read_result(run) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
     keys = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1 and key != "run_dir"]
     numbers = dict.fromkeys(key for result in results for key, value in result.items() if _is_number(value))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from diffusion_lit.figures.style import BLUE, GREY, ORANGE, plots, save
-from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, short
+from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, shorten_number
 
 
 def front(jobs: list[Job], metric: str) -> list[Job]:
@@ -29,7 +29,7 @@ def table(jobs: list[Job], keys: list[str], metric: str, metrics: list[str]):
         low, high = (job.result.get(f"{metric}_{end}") for end in ("low", "high"))
         interval = f"  [{low:.4g}, {high:.4g}]" if low is not None else ""
         others = [f"{value:.4g}" if (value := job.number(name)) is not None else "" for name in metrics]
-        values = [short(job.words.get(key, "")) for key in keys]
+        values = [shorten_number(job.words.get(key, "")) for key in keys]
         mark = "on the front" if job in on_front else ""
         lines.add_row(*values, f"{job.result['nfe']:g}", f"{job.number(metric):.4g}{interval}", *others, mark)
     return lines
@@ -51,7 +51,7 @@ def draw(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Path:
         reach = [[abs(value - ends[0])], [abs(ends[1] - value)]]
         ax.errorbar(place, value, yerr=reach, fmt="o", ms=4, color=colour, capsize=2, elinewidth=0.6)
         if job in on_front:
-            label = "  ".join(short(job.words.get(key, "")) for key in keys)
+            label = "  ".join(shorten_number(job.words.get(key, "")) for key in keys)
             ax.annotate(label, (place, value), (6, -12), textcoords="offset points", fontsize=8, color=colour)
     ax.plot([j.result["nfe"] for j in on_front], [j.number(metric) for j in on_front], color=GREY, zorder=0)
     ax.set_xlabel(f"network evaluations of an image (NFE); named: {', '.join(keys)} of the best" if keys else "NFE")

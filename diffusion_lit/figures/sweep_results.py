@@ -5,7 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Group, short
+from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, JobGroup, shorten_number
 from diffusion_lit.system.files import write_atomically
 
 MANY = 10  # more colours or panels cannot be told apart
@@ -16,17 +16,17 @@ class Panel(NamedTuple):
     title: str
     key: int | None  # on the axis, as a place in a group's values; None where nothing but seeds was swept
     colour: int | None  # as well
-    series: dict[str, list[Group]]  # by the value that has a colour
+    series: dict[str, list[JobGroup]]  # by the value that has a colour
     means: bool  # else only points
 
 
-def draw(groups: list[Group], keys: list[str], metric: str, sweep: Path) -> None:
+def draw(groups: list[JobGroup], keys: list[str], metric: str, sweep: Path) -> None:
     """Write results.png into the folder of the sweep."""
     with write_atomically(sweep / "results.png") as beside:
         figure_of(groups, keys, metric, sweep.resolve().name).savefig(beside, format="png", dpi=120)
 
 
-def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):
+def figure_of(groups: list[JobGroup], keys: list[str], metric: str, title: str):
     """A matplotlib Figure; no window and no global state of pyplot."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def figure_of(groups: list[Group], keys: list[str], metric: str, title: str):
     return figure
 
 
-def panels_of(groups: list[Group], keys: list[str]) -> list[Panel]:
+def panels_of(groups: list[JobGroup], keys: list[str]) -> list[Panel]:
     """The key with most values makes the axis, the next one colours, the rest panels. Where these would be too many
     (what optuna tried), every key has a panel with all jobs in it, without means: they would be over the other keys.
     """
@@ -67,10 +67,10 @@ def panels_of(groups: list[Group], keys: list[str]) -> list[Panel]:
         return [Panel("", None, None, {"": groups}, means=True)]
     axis, *others = sorted(range(len(keys)), key=lambda k: -len({group.values[k] for group in groups}))
     colour, rest = others[0] if others else None, others[1:]
-    panels: dict[str, dict[str, list[Group]]] = {}
+    panels: dict[str, dict[str, list[JobGroup]]] = {}
     for group in groups:
-        title = "  ".join(f"{keys[k]}={short(group.values[k])}" for k in rest)
-        label = "" if colour is None else short(group.values[colour])
+        title = "  ".join(f"{keys[k]}={shorten_number(group.values[k])}" for k in rest)
+        label = "" if colour is None else shorten_number(group.values[colour])
         panels.setdefault(title, {}).setdefault(label, []).append(group)
     if len(panels) > MANY or any(len(series) > MANY for series in panels.values()):
         return [Panel("", k, None, {"": groups}, means=False) for k in range(len(keys))]
@@ -106,7 +106,7 @@ def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colours: dict) ->
     key, worse_edge = "" if panel.key is None else keys[panel.key], 0.0 if metric in HIGHER_IS_BETTER else 1.0
     step = 0.7 / len(panel.series)
 
-    def place(group: Group, k: int) -> float:
+    def place(group: JobGroup, k: int) -> float:
         if panel.key is None:
             return 0.0
         if numbers:
@@ -136,7 +136,7 @@ def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colours: dict) ->
             ax.set_xscale("log")
     else:
         ax.set_ylabel(key)
-        ax.set_yticks(range(len(names)), [short(name)[:40] for name in names])
+        ax.set_yticks(range(len(names)), [shorten_number(name)[:40] for name in names])
         ax.tick_params(axis="y", length=3 if key else 0)
         ax.set_ylim(len(names) - 0.5, -0.5)
 
@@ -147,7 +147,7 @@ def swapped(points: list[tuple[float, ...]], numbers: list[float] | None) -> lis
     return columns if numbers else columns[::-1]
 
 
-def scale_metric(ax, panel: Panel, groups: list[Group], metric: str) -> None:
+def scale_metric(ax, panel: Panel, groups: list[JobGroup], metric: str) -> None:
     """The same limits in every panel: all points, and of the intervals as much as leaves the points apart (that of two
     seeds can be a hundred times as wide as they are).
     """

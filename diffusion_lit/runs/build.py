@@ -59,7 +59,7 @@ def make_diffusion(config: dict) -> Diffusion:
     return Diffusion(process, prediction_type, build(config["weighting"]), loss)
 
 
-def make_sampler_of(config: dict) -> Sampler:
+def make_configured_sampler(config: dict) -> Sampler:
     return make_sampler(config["sampler"], locate(config["sampler"].get("_target_")))
 
 
@@ -84,7 +84,7 @@ def guide_network(
     return model if guidance_interval is None or model is net else Within(model, net, tuple(guidance_interval))
 
 
-def make_decay(config: dict):
+def make_ema_decay(config: dict):
     """The EMA's decay, or None for `ema=none`. One that follows the length of the run is told it as `max_steps`."""
     ema = config["ema"]
     if "max_steps" in inspect.signature(locate(ema["_target_"])).parameters:

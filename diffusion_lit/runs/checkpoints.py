@@ -10,21 +10,21 @@ from pathlib import Path
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.platform import sync_folder
 
-UNET = "unet/diffusion_pytorch_model.safetensors"  # in a published folder; of a network that diffusers knows
-NETWORK = "network.safetensors"  # of any other
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # in a published folder; of a network that diffusers knows
+NETWORK_WEIGHTS = "network.safetensors"  # of any other
 
 
-def path_of(run: Path, step: int) -> Path:
+def checkpoint_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}.ckpt"
 
 
-def steps_of(run: Path) -> list[int]:
+def list_steps(run: Path) -> list[int]:
     """Steps with a checkpoint, ascending; the name counts, never the clock."""
     files = (run / "checkpoints").glob("step-*.ckpt")
     return sorted(int(match[1]) for file in files if (match := re.fullmatch(r"step-(\d+)\.ckpt", file.name)))
 
 
-def write(checkpoint: dict, path: Path) -> None:
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
     """Beside its place, synced to disk, read back, then moved in place: a kill or a full disk leaves the old file as it
     was, and a file that has its name is whole.
 
@@ -40,7 +40,7 @@ def write(checkpoint: dict, path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        why = fault(beside)
+        why = find_damage(beside)
         if why:
             raise OSError(f"read back, {why}")
         os.replace(beside, path)
@@ -56,7 +56,7 @@ def write(checkpoint: dict, path: Path) -> None:
         ) from None
 
 
-def require_room(run: Path, size: int) -> None:
+def require_disk_space(run: Path, size: int) -> None:
     """Raises UserError (exit 5) if the disk of a run cannot hold `size` bytes, before an hour is spent on it."""
     free = _free(run)
     if free < size:
@@ -67,21 +67,21 @@ def require_room(run: Path, size: int) -> None:
         )
 
 
-def sweep_up(run: Path) -> None:
+def remove_partial_files(run: Path) -> None:
     """Remove what killed processes left half-written. Only for the process that holds the run's lock."""
     for file in [*run.glob("checkpoints/.*.tmp"), *run.glob("snapshots/.*.tmp")]:
         with suppress(OSError):
             file.unlink()
 
 
-def set_aside(run: Path, used: Path) -> None:
-    """Rename to *.corrupt what `choose` passed over: newer checkpoints than the one that is `used`, all of them broken.
+def rename_corrupt(run: Path, used: Path) -> None:
+    """Rename the damaged checkpoints that are newer than the one that is `used` to *.corrupt.
 
     The run will write files of their names; nothing is lost.
     """
-    for step in steps_of(run):
-        if path_of(run, step).name > used.name:
-            os.replace(path_of(run, step), path_of(run, step).with_suffix(".ckpt.corrupt"))
+    for step in list_steps(run):
+        if checkpoint_path(run, step).name > used.name:
+            os.replace(checkpoint_path(run, step), checkpoint_path(run, step).with_suffix(".ckpt.corrupt"))
 
 
 def _free(path: Path) -> int:
@@ -89,7 +89,7 @@ def _free(path: Path) -> int:
     return shutil.disk_usage(next(folder for folder in [path, *path.absolute().parents] if folder.exists())).free
 
 
-def link(path: Path, name: str) -> None:
+def link_checkpoint(path: Path, name: str) -> None:
     """Point `name` (last.ckpt, best.ckpt) at a checkpoint by a relative link, so that a moved run still works."""
     beside = path.with_name(f".{name}.tmp")
     beside.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def link(path: Path, name: str) -> None:
     os.replace(beside, path.with_name(name))
 
 
-def fault(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """Why a checkpoint cannot be used, by the checksums that torch.save writes; None if it is whole."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -110,23 +110,23 @@ def fault(path: Path) -> str | None:
     return f"{broken} does not match its checksum" if broken else None
 
 
-def choose(run: Path, which: str = "last", warn=print) -> Path:
+def select_checkpoint(run: Path, which: str = "last", warn=print) -> Path:
     """The checkpoint to use: "last" (newest whole one by step), "best" (by `best_by`) or a step number; of a published
     folder its only weights.
 
     Raises:
         UserError: exit 4 if there is none, naming every broken file; `warn` is told of broken ones passed over.
     """
-    published = next((run / name for name in (UNET, NETWORK) if (run / name).is_file()), None)
+    published = next((run / name for name in (UNET_WEIGHTS, NETWORK_WEIGHTS) if (run / name).is_file()), None)
     if published:
         if which == "last":
             return published
         raise UserError(Exit.CHECKPOINT, f"checkpoint={which}: {run} is a published model, with one set of weights")
     if which == "last":
         faults = []
-        for step in reversed(steps_of(run)):
-            path = path_of(run, step)
-            why = fault(path)
+        for step in reversed(list_steps(run)):
+            path = checkpoint_path(run, step)
+            why = find_damage(path)
             if why is None:
                 if faults:
                     warn(f"using {path.name} instead of " + "; ".join(faults))
@@ -135,28 +135,28 @@ def choose(run: Path, which: str = "last", warn=print) -> Path:
         if faults:
             raise UserError(Exit.CHECKPOINT, "no checkpoint of this run can be used:\n  " + "\n  ".join(faults))
         raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet; train resume={run} starts it again")
-    path = run / "checkpoints" / "best.ckpt" if which == "best" else path_of(run, int(which))
+    path = run / "checkpoints" / "best.ckpt" if which == "best" else checkpoint_path(run, int(which))
     if not path.exists():
-        have = ", ".join(map(str, steps_of(run))) or "none"
+        have = ", ".join(map(str, list_steps(run))) or "none"
         raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint {which!r}; there are last, best and steps {have}")
-    why = fault(path)
+    why = find_damage(path)
     if why:
         raise UserError(Exit.CHECKPOINT, f"{path} is broken: {why}")
     return path
 
 
-def read(path: Path, device: str = "cpu") -> dict:
+def load_checkpoint(path: Path, device: str = "cpu") -> dict:
     """The checkpoint as plain data; nothing in it is ever executed. Raises UserError (exit 4) if it is damaged."""
     import torch
 
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # as in `fault`
+    except Exception as error:  # as in `find_damage`
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be read: {why}") from None
 
 
-def load_network(path: Path, which: str, net):
+def load_network_weights(path: Path, which: str, net):
     """Put the weights of "ema" or "net" from a checkpoint into a network, in evaluation mode; of a published folder
     those that there are.
 
@@ -166,7 +166,7 @@ def load_network(path: Path, which: str, net):
     if path.suffix == ".safetensors":
         _load_published(path, net)
     else:
-        net.load_state_dict(state_of(read(path), which))
+        net.load_state_dict(extract_network_state(load_checkpoint(path), which))
     return net.eval()
 
 
@@ -176,7 +176,7 @@ def _load_published(path: Path, net) -> None:
 
     table = "class_embedding.weight"
     try:
-        inner, state = net if path.name == NETWORK else net.unet, load_file(path)
+        inner, state = net if path.name == NETWORK_WEIGHTS else net.unet, load_file(path)
         if table in state and len(state[table]) == len(inner.state_dict()[table]) - 1:  # others have no null label
             state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
         inner.load_state_dict(state)
@@ -184,7 +184,7 @@ def _load_published(path: Path, net) -> None:
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def state_of(checkpoint: dict, which: str) -> dict:
+def extract_network_state(checkpoint: dict, which: str) -> dict:
     """The state of one network in it: "ema", "net", "tracked_emas.0", ...; empty if it is not there."""
     state = checkpoint["state_dict"]
     return {key.removeprefix(f"{which}."): value for key, value in state.items() if key.startswith(f"{which}.")}

@@ -9,14 +9,14 @@ from pathlib import Path
 from diffusion_lit.config.groups import read_option
 from diffusion_lit.runs import checkpoints, pretrained
 from diffusion_lit.runs.pretrained import PREDICTION_TYPES, SCHEDULES
-from diffusion_lit.runs.warm_start import with_architecture
+from diffusion_lit.runs.warm_start import resolve_architecture
 from diffusion_lit.system.errors import Exit, UserError
 
-FILES = ("config.yaml", "model_index.json", "unet/config.json", checkpoints.UNET, checkpoints.NETWORK)
-FILES += ("scheduler/scheduler_config.json",)
+HUB_FILES = ("config.yaml", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+HUB_FILES += (checkpoints.UNET_WEIGHTS, checkpoints.NETWORK_WEIGHTS)
 
 
-def located(run: str) -> Path:
+def resolve_pretrained(run: str) -> Path:
     """The folder that `run=` means: one that is here, or of an id of the hub what was downloaded of it.
 
     Raises:
@@ -25,16 +25,16 @@ def located(run: str) -> Path:
     here = Path(run).expanduser()
     if here.exists() or not pretrained.is_hub_id(run):
         return here
-    return pretrained.downloaded(run, "run", FILES)
+    return pretrained.download_from_hub(run, "run", HUB_FILES)
 
 
-def config_of(folder: Path) -> dict:
+def config_from_diffusers(folder: Path) -> dict:
     """What config.yaml of a run would say, of a folder that has only the files of diffusers.
 
     Raises:
         UserError: exit 2 for a network or noise levels that are not here; exit 4 for files that are damaged.
     """
-    network = pretrained.unet_config(str(folder), "run")
+    network = pretrained.read_unet_config(str(folder), "run")
     scheduler = pretrained.read_json(folder / "scheduler" / "scheduler_config.json")
     schedule, prediction = scheduler.get("beta_schedule", "linear"), scheduler.get("prediction_type", "epsilon")
     if schedule not in SCHEDULES or scheduler.get("trained_betas") is not None or prediction not in PREDICTION_TYPES:
@@ -64,7 +64,7 @@ def config_of(folder: Path) -> dict:
         "sampler": _sampler(scheduler),
         "label_dropout": 0.0, "guidance_scale": 1.0, "guidance_interval": None, "guidance_rescale": 0.0,
     }  # fmt: skip
-    return with_architecture(config)
+    return resolve_architecture(config)
 
 
 def _sampler(scheduler: dict) -> dict:

@@ -17,18 +17,10 @@ from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.seeds import Seed
-from diffusion_lit.runs import checkpoints, posthoc_ema
-from diffusion_lit.runs.build import (
-    guide_network,
-    make_codec,
-    make_condition,
-    make_diffusion,
-    make_network,
-    make_sampler_of,
-)
-from diffusion_lit.runs.run_dir import require_run
-from diffusion_lit.runs.settings import NO_GUIDE
-from diffusion_lit.runs.stored_config import GUIDANCE, read_sampling
+from diffusion_lit.runs import build, checkpoints, posthoc_ema
+from diffusion_lit.runs.run_dir import require_run_dir
+from diffusion_lit.runs.sample_request import NO_GUIDE
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS, read_sampling_config
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
@@ -78,7 +70,7 @@ class TrainedModel:
         self.net, self.diffusion, self.codec = net, diffusion, codec
         self.class_names, self.sampler = list(class_names), sampler
         self.condition = condition or ClassCondition(len(self.class_names))
-        self.guidance = dict(zip(GUIDANCE, (1.0, None, 0.0), strict=True)) | (guidance or {})
+        self.guidance = dict(zip(GUIDANCE_KEYS, (1.0, None, 0.0), strict=True)) | (guidance or {})
         self.guide, self.config, self.checkpoint = guide, config or {}, checkpoint
 
     @classmethod
@@ -109,25 +101,26 @@ class TrainedModel:
         Raises:
             UserError: exit 4 if the folder is not a run or has no intact checkpoint.
         """
-        run = require_run(run)
-        config = read_sampling(run)
+        run = require_run_dir(run)
+        config = read_sampling_config(run)
         config["sampler"] = sampler or config["sampler"]
-        if unknown := guidance.keys() - set(GUIDANCE):
+        if unknown := guidance.keys() - set(GUIDANCE_KEYS):
             raise TypeError(f"from_run: unknown argument {min(unknown)}")
         config |= {key: value for key, value in guidance.items() if value is not None}
-        path, on_device, net = checkpoints.choose(run, checkpoint, warn), device_of(device), make_network(config)
+        path = checkpoints.select_checkpoint(run, checkpoint, warn)
+        on_device, net = resolve_device(device), build.make_network(config)
         if ema_length is None:
-            checkpoints.load_network(path, weights, net)
+            checkpoints.load_network_weights(path, weights, net)
         else:
-            net.load_state_dict(posthoc_ema.weights_of(run, path, ema_length, warn))
+            net.load_state_dict(posthoc_ema.reconstruct_ema(run, path, ema_length, warn))
         return cls(
             net.to(on_device).eval(),
-            make_diffusion(config).to(on_device),
-            make_codec(config),
+            build.make_diffusion(config).to(on_device),
+            build.make_codec(config),
             config["data"]["class_names"],
-            make_sampler_of(config),
-            make_condition(config, net),
-            guidance={key: config[key] for key in GUIDANCE},
+            build.make_configured_sampler(config),
+            build.make_condition(config, net),
+            guidance={key: config[key] for key in GUIDANCE_KEYS},
             guide=guide,
             config=config,
             checkpoint=path,
@@ -143,7 +136,7 @@ class TrainedModel:
             settings: `guidance` and `guide` of the constructor.
         """
         net = module.net if module.ema is None else module.ema
-        sampler = make_sampler_of({"sampler": sampler or read_option("sampler", "ddim")})
+        sampler = build.make_configured_sampler({"sampler": sampler or read_option("sampler", "ddim")})
         return cls(net, module.diffusion, module.codec, module.class_names, sampler, module.condition, **settings)
 
     @property
@@ -187,7 +180,7 @@ class TrainedModel:
             UserError: exit 75 if memory is too small for `sampler.batch_size` images at a time.
         """
         y = self.condition.to_tensor(labels)
-        net = guide_network(self.net, self.condition, **self.guidance, guide=self.guide and self.guide.net)
+        net = build.guide_network(self.net, self.condition, **self.guidance, guide=self.guide and self.guide.net)
         training = self.net.training
         self.net.eval()
         try:
@@ -203,13 +196,13 @@ class TrainedModel:
         raise UserError(Exit.INTERRUPTED, message)
 
 
-def load_requested(config: DictConfig, warn: Callable[[str], None]) -> TrainedModel:
+def load_requested_model(config: DictConfig, warn: Callable[[str], None]) -> TrainedModel:
     """Load the run of a command with the overrides of its configuration, keys of `conf/sample.yaml`."""
     config = NO_GUIDE | OmegaConf.to_container(config)
     guide, device = config["guide"], config["device"]
     if guide is not None:
         guide = TrainedModel.from_run(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
-    settings = {key: config[key] for key in ("weights", "ema_length", "device", "sampler", *GUIDANCE)}
+    settings = {key: config[key] for key in ("weights", "ema_length", "device", "sampler", *GUIDANCE_KEYS)}
     return TrainedModel.from_run(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **settings)
 
 
@@ -239,26 +232,26 @@ def generate_with_progress(
     return Generated(images, sum(evaluations) / (-(-len(labels) // size) * size), seconds)
 
 
-def settings_of(model: TrainedModel, config: DictConfig) -> dict:
-    """Return what images are made with, for a manifest or a result; `config` as for `load_requested`."""
+def sampling_settings(model: TrainedModel, config: DictConfig) -> dict:
+    """Return what images are made with, for a manifest or a result; `config` as for `load_requested_model`."""
     has_guidance = model.class_names or model.guide
     return {
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
         "ema_length": config.ema_length,
         "seed": config.seed,
-        **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE},
+        **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE_KEYS},
         "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")}
 
 
-def device_of(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """Return the device of a `device` key. Raises UserError (exit 2) if this machine does not have it."""
     here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name == "auto":

@@ -6,15 +6,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffusion_lit.imaging.sizes import size_text
 
-METRICS = {
+METRIC_NAMES = {
     "fd": "Fréchet distance", "kid": "kernel distance", "precision": "precision", "recall": "recall",
     "class_accuracy": "class accuracy", "copied_pixels": "copies of training images, by pixels",
     "copied_features": "copies of training images, by features",
 }  # fmt: skip
-CHANNELS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
-def card(config: dict, measured: dict, license: str | None, name: str, by_diffusers: bool) -> str:
+def render_model_card(config: dict, measured: dict, license: str | None, name: str, by_diffusers: bool) -> str:
     """Return the card as Markdown, with the metadata in front that the Hugging Face hub reads.
 
     Args:
@@ -43,7 +43,11 @@ def card(config: dict, measured: dict, license: str | None, name: str, by_diffus
         "versions": ", ".join(f"{key} {value}" for key, value in exported["versions"].items()),
         "license": license or "not stated",
     }
-    intervals = [(key, measured.get(f"{key}_low"), measured.get(f"{key}_high")) for key in METRICS if key in measured]
+    rows = [
+        (METRIC_NAMES[key], measured[key], measured.get(f"{key}_low"), measured.get(f"{key}_high"))
+        for key in METRIC_NAMES
+        if key in measured
+    ]
     environment = Environment(
         loader=PackageLoader("diffusion_lit", "runs"), trim_blocks=True, keep_trailing_newline=True,
         undefined=StrictUndefined,
@@ -52,8 +56,8 @@ def card(config: dict, measured: dict, license: str | None, name: str, by_diffus
     return environment.get_template("model_card.md").render(
         head=head | ({"license": license} if license else {}),
         size=size_text(data["image_size"]),
-        channels=CHANNELS.get(data["channels"], f"{data['channels']}-channel"),
-        metrics=[(METRICS[key], measured[key], low, high) for key, low, high in intervals],
+        channels=CHANNEL_NAMES.get(data["channels"], f"{data['channels']}-channel"),
+        metrics=rows,
         settings=measured.get("settings"),
         **{"name": name, "names": names, "config": config, "data": data, "exported": exported},
         **{"recipe": recipe, "measured": measured, "by_diffusers": by_diffusers},

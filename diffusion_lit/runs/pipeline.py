@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import to_pil
-from diffusion_lit.runs.diffusers_format import located
+from diffusion_lit.runs.diffusers_format import resolve_pretrained
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
 from diffusion_lit.sampling.labels import number_of
 from diffusion_lit.sampling.previews import rows_of_classes
@@ -42,7 +42,7 @@ class Pipeline:
         Raises:
             UserError: if there is no model, with a message that says what to do.
         """
-        return cls(TrainedModel.from_run(located(str(path)), device=device, **settings))
+        return cls(TrainedModel.from_run(resolve_pretrained(str(path)), device=device, **settings))
 
     @property
     def class_names(self) -> list[str]:

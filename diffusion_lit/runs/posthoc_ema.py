@@ -26,18 +26,18 @@ CANCELLATION = 50  # a larger one is told of: half precision leaves 2^-11 of a w
 
 
 @cache
-def gamma_of(length: float) -> float:
+def gamma_from_length(length: float) -> float:
     """The exponent of a length = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2), for lengths below 1 / sqrt(12)."""
     square = length**-2
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
-def decay(length: float, step: int) -> float:
+def power_ema_decay(length: float, step: int) -> float:
     """Of the update after `step` steps, 1 for the first: (1 - 1/step)^(gamma+1); the first update copies."""
-    return (1 - 1 / step) ** (gamma_of(length) + 1)
+    return (1 - 1 / step) ** (gamma_from_length(length) + 1)
 
 
-def mix(snapshots: Sequence[tuple[float, int]], length: float, step: int) -> tuple[np.ndarray, float]:
+def solve_coefficients(snapshots: Sequence[tuple[float, int]], length: float, step: int) -> tuple[np.ndarray, float]:
     """How much of each snapshot, a (length, step), makes the average of `length` after `step` steps.
 
     The shares (N,), float64, bring their profiles nearest to the one asked for, by least squares over the steps, and
@@ -45,9 +45,9 @@ def mix(snapshots: Sequence[tuple[float, int]], length: float, step: int) -> tup
     them comes the misfit, the distance of the profiles as a share of the norm of the one asked for.
     """
     place = np.arange(step + 1) / step  # in the training so far: powers of it neither overflow nor lose the last steps
-    profile = {each: np.diff(place ** (gamma_of(each) + 1)) for each in {length, *LENGTHS}}
+    profile = {each: np.diff(place ** (gamma_from_length(each) + 1)) for each in {length, *LENGTHS}}
     until = {(a, b): np.append(0, np.cumsum(profile[a] * profile[b])) for a in profile for b in profile}
-    scale = np.array([(step / s) ** (gamma_of(each) + 1) for each, s in snapshots])
+    scale = np.array([(step / s) ** (gamma_from_length(each) + 1) for each, s in snapshots])
     products = np.array([[until[a, b][min(s, t)] for b, t in snapshots] for a, s in snapshots]) * scale[:, None] * scale
     wanted = np.array([until[each, length][s] for each, s in snapshots]) * scale
     norms = np.sqrt(np.diag(products))  # of the profiles, which differ much: solved for profiles of norm 1
@@ -58,34 +58,34 @@ def mix(snapshots: Sequence[tuple[float, int]], length: float, step: int) -> tup
     return shares, float(np.sqrt(max(rest, 0) / total))
 
 
-def path_of(run: Path, step: int) -> Path:
+def snapshot_path(run: Path, step: int) -> Path:
     return run / "snapshots" / f"step-{step:08d}.pt"
 
 
-def steps_of(run: Path) -> list[int]:
+def list_snapshot_steps(run: Path) -> list[int]:
     """Steps with a snapshot, ascending."""
     return sorted(int(file.stem.removeprefix("step-")) for file in (run / "snapshots").glob("step-*.pt"))
 
 
-def write(run: Path, step: int, averages: Sequence[nn.Module]) -> None:
+def save_snapshot(run: Path, step: int, averages: Sequence[nn.Module]) -> None:
     """A snapshot, whole or absent; buffers (running statistics, counts) as they are. Raises UserError as
-    `checkpoints.write`.
+    `checkpoints.save_checkpoint`.
     """
     states = [
         average.state_dict() | {name: value.detach().half() for name, value in average.named_parameters()}
         for average in averages
     ]
-    checkpoints.write({"tracked_emas": states}, path_of(run, step))
+    checkpoints.save_checkpoint({"tracked_emas": states}, snapshot_path(run, step))
 
 
-def forget_after(run: Path, step: int) -> None:
+def remove_snapshots_after(run: Path, step: int) -> None:
     """Remove the snapshots of steps that a run which goes on from `step` does again."""
-    for later in steps_of(run):
+    for later in list_snapshot_steps(run):
         if later > step:
-            path_of(run, later).unlink(missing_ok=True)
+            snapshot_path(run, later).unlink(missing_ok=True)
 
 
-def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str], None]) -> dict[str, Tensor]:
+def reconstruct_ema(run: Path, checkpoint: Path, length: float, warn: Callable[[str], None]) -> dict[str, Tensor]:
     """The average of `length` at the step of a checkpoint, as a network's state dict in the dtype of its averages.
 
     Args:
@@ -94,18 +94,18 @@ def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str],
     Raises:
         UserError: exit 4 if the run tracked no averages for it.
     """
-    held = checkpoints.read(checkpoint)
-    own = [checkpoints.state_of(held, f"tracked_emas.{k}") for k in range(len(LENGTHS))]
+    held = checkpoints.load_checkpoint(checkpoint)
+    own = [checkpoints.extract_network_state(held, f"tracked_emas.{k}") for k in range(len(LENGTHS))]
     if not own[0]:
         raise UserError(Exit.CHECKPOINT, f"{checkpoint} has no averages to make others from; see ema_snapshot_every")
     last, steps = held["global_step"], []
-    for step in steps_of(run):
-        why = checkpoints.fault(path_of(run, step)) if step < last else None
+    for step in list_snapshot_steps(run):
+        why = checkpoints.find_damage(snapshot_path(run, step)) if step < last else None
         if why:
-            warn(f"{path_of(run, step)} is passed over: {why}")
+            warn(f"{snapshot_path(run, step)} is passed over: {why}")
         elif step < last:
             steps.append(step)
-    shares, misfit = mix([(each, step) for step in [*steps, last] for each in LENGTHS], length, last)
+    shares, misfit = solve_coefficients([(each, step) for step in [*steps, last] for each in LENGTHS], length, last)
     if misfit > MISFIT or np.abs(shares).sum() > CANCELLATION:
         warn(
             f"ema_length={length} is made of {len(steps) + 1} snapshots of lengths {' and '.join(map(str, LENGTHS))}: "
@@ -114,7 +114,7 @@ def weights_of(run: Path, checkpoint: Path, length: float, warn: Callable[[str],
     averages = {name: value for name, value in own[0].items() if value.is_floating_point()}
     mixed = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in averages.items()}
     for step, pair in zip([*steps, last], shares.reshape(-1, len(LENGTHS)), strict=True):
-        states = own if step == last else checkpoints.read(path_of(run, step))["tracked_emas"]
+        states = own if step == last else checkpoints.load_checkpoint(snapshot_path(run, step))["tracked_emas"]
         for share, state in zip(pair, states, strict=True):
             for name, value in mixed.items():
                 value.add_(state[name].double(), alpha=share)

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.run_dir import is_run
+from diffusion_lit.runs.run_dir import is_run_dir
 from diffusion_lit.system.errors import Exit, UserError
 
-FILES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
-IN_A_FOLDER = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # of diffusers, the first counts
-SETTINGS = ("config.json", "scheduler_config.json", "scheduler/scheduler_config.json")
+WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
+DIFFUSERS_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)  # of diffusers, the first counts
+CONFIG_FILES = ("config.json", "scheduler_config.json", "scheduler/scheduler_config.json")
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # theirs to ours
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # that diffusers names as we do
 HUB_ID = r"[\w.-]+/[\w.-]+"
@@ -20,7 +23,7 @@ WRAPPERS = (  # what a file of weights and more calls them; an average before th
 )  # fmt: skip
 
 
-def find(path: str, key: str, warn=print) -> Path:
+def find_weights_file(path: str, key: str, warn=print) -> Path:
     """The file of weights that `key=path` means: of a run its newest whole checkpoint, of a diffusers folder or an id
     of the hub (then downloaded, or from the cache) its UNet2DModel.
 
@@ -29,19 +32,21 @@ def find(path: str, key: str, warn=print) -> Path:
     """
     here = _here(path, key, weights=True)
     if here.is_file():
-        if here.suffix not in FILES:
-            raise UserError(Exit.CHECKPOINT, f"{key}={path}: must end in {', '.join(FILES)}")
+        if here.suffix not in WEIGHT_SUFFIXES:
+            raise UserError(Exit.CHECKPOINT, f"{key}={path}: must end in {', '.join(WEIGHT_SUFFIXES)}")
         return here
-    if is_run(here):
-        return checkpoints.choose(here, warn=warn)
+    if is_run_dir(here):
+        return checkpoints.select_checkpoint(here, warn=warn)
     folder = _unet_folder(here, f"{key}={path}")
-    file = next((folder / name for name in IN_A_FOLDER if (folder / name).is_file()), None)
+    file = next((folder / name for name in DIFFUSERS_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(Exit.CHECKPOINT, f"{key}={path}: no weights in it, such as {folder.name}/{IN_A_FOLDER[0]}")
+        raise UserError(
+            Exit.CHECKPOINT, f"{key}={path}: no weights in it, such as {folder.name}/{DIFFUSERS_WEIGHTS[0]}"
+        )
     return file
 
 
-def unet_config(path: str, key: str) -> dict:
+def read_unet_config(path: str, key: str) -> dict:
     """config.json of a UNet2DModel: of a folder, of a pipeline's folder or of an id of the hub.
 
     Raises:
@@ -61,15 +66,21 @@ def _here(path: str, key: str, weights: bool) -> Path:
         return here
     if not is_hub_id(path):
         raise UserError(Exit.CHECKPOINT, f"{key}={path}: no such file or folder")
-    wanted = [f"{folder}{name}" for folder in ("", "unet/") for name in (*SETTINGS, *(IN_A_FOLDER if weights else ()))]
-    return downloaded(path, key, wanted)
+    wanted = [
+        f"{folder}{name}"
+        for folder in ("", "unet/")
+        for name in (*CONFIG_FILES, *(DIFFUSERS_WEIGHTS if weights else ()))
+    ]
+    return download_from_hub(path, key, wanted)
 
 
 def is_hub_id(path: str) -> bool:
-    return path[:1] not in ("", ".", "/", "~") and bool(re.fullmatch(HUB_ID, path)) and not path.endswith(FILES)
+    return (
+        path[:1] not in ("", ".", "/", "~") and bool(re.fullmatch(HUB_ID, path)) and not path.endswith(WEIGHT_SUFFIXES)
+    )
 
 
-def downloaded(path: str, key: str, wanted: Sequence[str]) -> Path:
+def download_from_hub(path: str, key: str, wanted: Sequence[str]) -> Path:
     """The folder of a model of the hub, with no more in it than is `wanted` of it and there. Of weights in two formats
     the first. Asked once, before anything is tried.
 
@@ -120,7 +131,7 @@ def read_json(file: Path) -> dict:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read(file: Path) -> tuple[dict, dict]:
+def read_weights(file: Path) -> tuple[dict, dict]:
     """Name to tensor, without what only wraps them; and what they were made with, as far as it is known: dotted keys
     of a configuration of ours.
 
@@ -191,8 +202,8 @@ def _made_by_diffusers(file: Path) -> dict:
     made = {}
     if (file.parent / "config.json").is_file():
         made |= {f"model.{key}": value for key, value in read_json(file.parent / "config.json").items()}
-    for beside in (file.parent / SETTINGS[1], file.parent.parent / SETTINGS[2]):
-        if file.name in IN_A_FOLDER and beside.is_file():
+    for beside in (file.parent / CONFIG_FILES[1], file.parent.parent / CONFIG_FILES[2]):
+        if file.name in DIFFUSERS_WEIGHTS and beside.is_file():
             scheduler = read_json(beside)
             made |= {
                 f"diffusion.{key}": SCHEDULES.get(scheduler[key], scheduler[key])

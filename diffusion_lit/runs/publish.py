@@ -12,16 +12,16 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import on_checkerboard
 from diffusion_lit.imaging.skins import shown
 from diffusion_lit.runs import checkpoints, pretrained, run_dir
-from diffusion_lit.runs.load import TrainedModel, generate_with_progress, settings_of, versions
-from diffusion_lit.runs.model_card import card
-from diffusion_lit.runs.stored_config import GUIDANCE
+from diffusion_lit.runs.load import TrainedModel, generate_with_progress, package_versions, sampling_settings
+from diffusion_lit.runs.model_card import render_model_card
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.previews import class_grid, preview_labels
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger("diffusion_lit.export")
 # the recipe, and how images are decoded; no path of this machine
-KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUIDANCE)
+KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUIDANCE_KEYS)
 KEYS += ("model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule")
 OF_DATA = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
@@ -29,10 +29,10 @@ OF_DATA = (
 OF_DIFFUSERS = {ours: theirs for theirs, ours in pretrained.SCHEDULES.items()}
 
 
-def publish(out: Path, model: TrainedModel, config: DictConfig) -> None:
+def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     """Write network, scheduler, config.yaml, grid and model card into a folder."""
     write_network(out, model)
-    checkpoint = checkpoints.read(model.checkpoint) if model.checkpoint.suffix == ".ckpt" else {}
+    checkpoint = checkpoints.load_checkpoint(model.checkpoint) if model.checkpoint.suffix == ".ckpt" else {}
     settings = published_config(model.config)
     settings["exported"] = {
         "checkpoint": model.checkpoint.name,
@@ -40,15 +40,15 @@ def publish(out: Path, model: TrainedModel, config: DictConfig) -> None:
         "weights": config.weights,
         "ema_length": config.ema_length,
         "data": checkpoint.get("ImageDataModule", {}).get("fingerprint"),
-        "versions": versions(),
+        "versions": package_versions(),
     }
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
     labels, names = preview_labels(len(model.class_names)), model.class_names
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     on_checkerboard(class_grid(shown(images, model.render), labels, names)).save(out / "grid.png")
-    measured = find_evaluation(Path(config.run).expanduser(), settings_of(model, config))
+    measured = find_evaluation(Path(config.run).expanduser(), sampling_settings(model, config))
     name, by_diffusers = config.push or Path(config.out).name, (out / "model_index.json").exists()
-    write_text_atomically(out / "README.md", card(settings, measured, config.license, name, by_diffusers))
+    write_text_atomically(out / "README.md", render_model_card(settings, measured, config.license, name, by_diffusers))
 
 
 def write_network(out: Path, model: TrainedModel) -> None:
@@ -58,7 +58,7 @@ def write_network(out: Path, model: TrainedModel) -> None:
     unet = getattr(model.net, "unet", None)
     if not hasattr(unet, "save_pretrained"):
         state = {name: tensor.contiguous().cpu() for name, tensor in model.net.state_dict().items()}
-        save_file(state, out / checkpoints.NETWORK, {"format": "pt"})
+        save_file(state, out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
     unet.save_pretrained(out / "unet")
     scheduler = ddpm_scheduler(model)
@@ -100,13 +100,13 @@ def published_config(config: dict) -> dict:
 
 def find_evaluation(run: Path, settings: dict) -> dict:
     """Return the newest result of `evaluate` with the weights, sampler and guidance of `settings`, or {}."""
-    same = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE)
+    same = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE_KEYS)
     files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     results = (run_dir.read_result(file.parent) for file in files)
     return next((r for r in results if all(r.get("settings", {}).get(key) == settings[key] for key in same)), {})
 
 
-def upload(out: Path, name: str, private: bool) -> None:
+def upload_to_hub(out: Path, name: str, private: bool) -> None:
     """Upload a folder to the hub. Raises UserError (exit 75) if the hub does not take it; the folder stays."""
     from huggingface_hub import HfApi
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.run_dir import Lock, read_overrides, read_run_config, require_writable
+from diffusion_lit.runs.run_dir import RunLock, read_overrides, read_run_config, require_writable
 from diffusion_lit.system.errors import Exit, UserError
 
 # What may differ between a run and its continuation; everything else makes it another run.
-FREE = {
+CHANGEABLE = {
     "run_dir", "resume", "accept", "max_steps", "max_epochs", "log_every", "val_every", "sample_every",
     "checkpoint_every", "metrics_every", "metrics", "keep_checkpoints", "max_skipped_steps", "guidance_scale",
     "guidance_interval", "guidance_rescale", "logger", "sampler", "name",
@@ -19,7 +19,7 @@ FREE = {
 }  # fmt: skip
 
 
-def continued_overrides(run: Path, overrides: list[str]) -> list[str]:
+def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
     """The run's stored overrides, the new ones over them, and the run folder itself to go on in.
 
     A new choice in a group drops what was said of the old choice (`sampler=dpmpp_2m` drops `sampler.eta=0.5`), a new
@@ -42,11 +42,11 @@ def check_continuation(run: Path, config: dict) -> None:
             cannot be written to.
     """
     require_writable(run)
-    Lock(run).release()
-    if checkpoints.steps_of(run):
-        checkpoints.choose(run, warn=lambda message: None)
-    before, now = flat(read_run_config(run)), flat(config)
-    free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in FREE)}
+    RunLock(run).release()
+    if checkpoints.list_steps(run):
+        checkpoints.select_checkpoint(run, warn=lambda message: None)
+    before, now = flatten_config(read_run_config(run)), flatten_config(config)
+    free = {key for key in before | now if any(key == word or key.startswith(f"{word}.") for word in CHANGEABLE)}
     differing = sorted(key for key in (before | now).keys() - free if before.get(key) != now.get(key))
     if differing and "config" not in config["accept"]:
         lines = [f"{key}: {before.get(key)} in the run, {now.get(key)} now" for key in differing[:5]]
@@ -62,9 +62,9 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def flat(config: dict, prefix: str = "") -> dict:
+def flatten_config(config: dict, prefix: str = "") -> dict:
     """The values of a tree by their dotted keys."""
     values = {}
     for key, value in config.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        values |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return values

@@ -31,42 +31,42 @@ from diffusion_lit.system.platform import lock
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
 
 
-def is_run(folder: Path) -> bool:
+def is_run_dir(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
-def is_of_diffusers(folder: Path) -> bool:
+def is_diffusers_folder(folder: Path) -> bool:
     """The folder of a pipeline that somebody else made (ours have config.yaml too)."""
-    return (folder / "model_index.json").is_file() and not is_run(folder)
+    return (folder / "model_index.json").is_file() and not is_run_dir(folder)
 
 
-def require_run(folder: str | Path) -> Path:
+def require_run_dir(folder: str | Path) -> Path:
     """The folder of a run. Raises UserError (exit 4) for a folder that is none."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(Exit.CHECKPOINT, f"{folder}: no such folder")
-    if not is_run(path) and not is_of_diffusers(path):
-        newest = newest_run(path) or newest_run(path, "*/*")
+    if not is_run_dir(path) and not is_diffusers_folder(path):
+        newest = find_newest_run(path) or find_newest_run(path, "*/*")
         hint = f"; the newest run in it is {newest}" if newest else ""
         raise UserError(Exit.CHECKPOINT, f"{folder} is no run folder: it has no config.yaml{hint}")
     return path
 
 
-def newest_run(folder: Path, pattern: str = "*") -> Path | None:
+def find_newest_run(folder: Path, pattern: str = "*") -> Path | None:
     """The run in outputs/<name> that was started last, by the time of its command.txt."""
-    runs = [path for path in folder.glob(pattern) if is_run(path) and (path / "command.txt").exists()]
+    runs = [path for path in folder.glob(pattern) if is_run_dir(path) and (path / "command.txt").exists()]
     return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 
-def is_free(run: Path) -> bool:
+def is_unused(run: Path) -> bool:
     return not run.is_dir() or {path.name for path in run.iterdir()} <= {"train.log", ".lock"}
 
 
-def require_free(run: Path) -> None:
+def require_unused(run: Path) -> None:
     """Raises UserError (exit 5) for a folder that holds anything (nothing is ever trained over) or cannot be made."""
     if len(run.name) > 255:
         raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: the name is too long")
-    if not is_free(run):
+    if not is_unused(run):
         raise UserError(
             Exit.OUTPUT, f"run_dir={run} is not empty: choose a new folder, or go on in it with resume={run}"
         )
@@ -75,7 +75,7 @@ def require_free(run: Path) -> None:
         raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: {parent} is no folder that can be written to")
 
 
-def made(out: Path) -> Path:
+def make_folder(out: Path) -> Path:
     """The folder that `out` names, made if it is not there. Raises UserError (exit 5) if it cannot be."""
     out = out.expanduser()
     try:
@@ -85,12 +85,12 @@ def made(out: Path) -> Path:
     return out
 
 
-def stamp() -> str:
+def make_timestamp() -> str:
     """Return the time and four random digits: a name for a new folder."""
     return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
 
 
-def new_output(out: str | None, run: Path, kind: str) -> Path:
+def make_output_dir(out: str | None, run: Path, kind: str) -> Path:
     """Make the folder for what a command makes of a run: `out`, else a new one inside the run.
 
     A published model stays as it is; without `out` its folder is in outputs/.
@@ -99,10 +99,10 @@ def new_output(out: str | None, run: Path, kind: str) -> Path:
         UserError: exit 5 if `out` is not empty or cannot be made.
     """
     home = run if (run / "checkpoints").is_dir() else Path("outputs")
-    path = Path(out).expanduser() if out else home / kind / stamp()
+    path = Path(out).expanduser() if out else home / kind / make_timestamp()
     if path.is_dir() and any(path.iterdir()):
         raise UserError(Exit.OUTPUT, f"out={path} is not empty: choose a new folder")
-    return made(path)
+    return make_folder(path)
 
 
 def require_writable(run: Path) -> None:
@@ -151,15 +151,15 @@ def read_overrides(run: Path) -> list[str]:
     return words
 
 
-def write_start(run: Path, config: dict, overrides: list[str]) -> None:
+def record_start(run: Path, config: dict, overrides: list[str]) -> None:
     """Write down what was started."""
     run.mkdir(parents=True, exist_ok=True)
     write_text_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     write_text_atomically(run / "versions.txt", _versions())
-    add_command(run, overrides)
+    append_command(run, overrides)
 
 
-def add_command(run: Path, overrides: list[str], verb: str = "train") -> None:
+def append_command(run: Path, overrides: list[str], verb: str = "train") -> None:
     """Each start of a run adds a line to command.txt."""
     with open(run / "command.txt", "a") as file:
         file.write(shlex.join(["python", "-m", f"diffusion_lit.{verb}", *overrides]) + "\n")
@@ -177,13 +177,13 @@ def read_result(run: Path) -> dict:
         return {}
 
 
-def shown(path: Path) -> Path:
+def display_path(path: Path) -> Path:
     """A path as a person here would type it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @contextmanager
-def whole(folder: Path) -> Iterator[Path]:
+def fill_atomically(folder: Path) -> Iterator[Path]:
     """A folder beside an empty one, to fill; it takes its place when it is whole, and is gone if it never is."""
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
@@ -208,7 +208,7 @@ def _versions() -> str:
     return "\n".join(lines) + "\n"
 
 
-class Lock:
+class RunLock:
     """Holds a run folder for one process. The lock falls with the process, however it ends."""
 
     def __init__(self, run: Path):

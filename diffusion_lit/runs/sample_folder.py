@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lit.data.originals import Originals, fingerprint
 from diffusion_lit.imaging.grids import on_checkerboard, save_gif, to_pil
 from diffusion_lit.imaging.skins import shown
-from diffusion_lit.runs.load import TrainedModel, settings_of
+from diffusion_lit.runs.load import TrainedModel, sampling_settings
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.labels import name_of, shares_of
 from diffusion_lit.sampling.previews import CLASS_MS, class_pages
@@ -39,7 +39,9 @@ def write_samples(
     """
     names, render = model.class_names, model.render
     draw = partial(draw_requests, requests=requests, class_names=names, originals=originals, render=render)
-    entries = [{"file": f"{k:05d}.png", **describe(request, names, originals)} for k, request in enumerate(requests)]
+    entries = [
+        {"file": f"{k:05d}.png", **describe_image(request, names, originals)} for k, request in enumerate(requests)
+    ]
     for entry, image in zip(entries, images, strict=True):
         to_pil(image).save(out / entry["file"])
     on_checkerboard(draw(images)).save(out / "grid.png")
@@ -52,7 +54,7 @@ def write_samples(
         save_gif([draw(frame) for frame in frames], out / "denoising.gif")
     if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
-    manifest = settings_of(model, config) | {
+    manifest = sampling_settings(model, config) | {
         "same_noise": config.same_noise,
         "edit": describe_edit(originals, edit) if originals else None,
         "images": entries,
@@ -60,7 +62,7 @@ def write_samples(
     write_text_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
-def describe(request: ImageRequest, names: list[str], originals: Originals | None) -> dict:
+def describe_image(request: ImageRequest, names: list[str], originals: Originals | None) -> dict:
     """Return what an image is of and from, for the manifest; a blend as its shares."""
     entry = {"seed": request.seed if isinstance(request.seed, int) else request.seed._asdict()}
     if originals:

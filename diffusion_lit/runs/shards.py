@@ -43,7 +43,7 @@ class ShardRequest(NamedTuple):
     settings: dict
 
 
-def generate(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
+def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
     """Generate images into `out` together with all processes that have the same request, or go on with what is there.
 
     A shard is a number of whole generation batches, so its images have the bits that one process would give them.
@@ -57,7 +57,7 @@ def generate(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
     labels, seeds, batch = request.labels, request.seeds, model.sampler.batch_size
     size = -(-len(seeds) // (request.shards * batch)) * batch
     parts = [slice(start, start + size) for start in range(0, len(seeds), size)]
-    shared_work.claim(_plan(model, request, size), out)
+    shared_work.claim_folder(_plan(model, request, size), out)
     files = [out / "shards" / f"{k:05d}.npz" for k in range(len(parts))]
     calls = model.count_steps(size)  # of a shard
 
@@ -68,28 +68,28 @@ def generate(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
         part = parts[k]
         made = generate_with_progress(model, labels[part], seeds[part], lambda *step: bar.advance(task), shown=False)
         arrays = {"images": made.images.permute(0, 2, 3, 1).numpy(), "nfe": made.nfe, "seconds": made.seconds}
-        shared_work.save(files[k], **arrays)
+        shared_work.save_arrays(files[k], **arrays)
 
     def tell(done: int) -> None:
         bar.update(task, completed=done * calls)
         bar.advance(task, 0)
 
     def shards() -> None:  # the shards go when all is complete, so that is looked at after them
-        shared_work.share(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
+        shared_work.share_work(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
 
     def merge(_: int) -> None:
-        shared_work.repair(files, shards, log.warning, complete)
+        shared_work.recreate_damaged(files, shards, log.warning, complete)
         try:
             _merge(files, model, request, out)
         except FileNotFoundError:
             if not complete():  # by another process, which has removed the shards: only where there are no locks
                 raise
 
-    shared_work.share(out / ".lock", 1, lambda _: not complete() or _is_intact(out), lambda _: _begin_again(out))
+    shared_work.share_work(out / ".lock", 1, lambda _: not complete() or _is_intact(out), lambda _: _begin_again(out))
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=len(files) * calls)
         shards()
-    shared_work.share(out / ".lock", 1, lambda _: complete(), merge)
+    shared_work.share_work(out / ".lock", 1, lambda _: complete(), merge)
     sync_folder(out)
     shutil.rmtree(out / "shards", ignore_errors=True)
     return json.loads((out / "manifest.json").read_text())
@@ -115,27 +115,27 @@ def _begin_again(out: Path) -> None:
         shutil.rmtree(features, ignore_errors=True)
 
 
-def open_images(out: Path) -> Tensor:
+def open_sharded_images(out: Path) -> Tensor:
     """Return the images uint8 (N, C, H, W) of a complete folder, memory-mapped."""
     return torch.from_numpy(np.load(out / "images.npy", mmap_mode="c")).permute(0, 3, 1, 2)
 
 
-def share_features(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
+def extract_features_in_shards(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
     """Extract the features of all images together with the other processes, and return the files that hold them."""
     home = out / f"features-{extractor.name}-{extractor.digest}"
     files = [home / f"{k:05d}.npz" for k in range(-(-len(images) // PART))]
 
     def make(k: int) -> None:
-        shared_work.save(files[k], features=extractor(images[k * PART : (k + 1) * PART]).numpy())
+        shared_work.save_arrays(files[k], features=extractor(images[k * PART : (k + 1) * PART]).numpy())
 
-    shared_work.share(out / ".features.lock", len(files), lambda k: files[k].exists(), make)
+    shared_work.share_work(out / ".features.lock", len(files), lambda k: files[k].exists(), make)
     return files
 
 
-def read_features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
+def read_sharded_features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
     """Return features (N, D) of all images, bit for bit those of `extractor(images)`."""
-    files = share_features(extractor, images, out)
-    shared_work.repair(files, lambda: share_features(extractor, images, out), log.warning)
+    files = extract_features_in_shards(extractor, images, out)
+    shared_work.recreate_damaged(files, lambda: extract_features_in_shards(extractor, images, out), log.warning)
     return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])
 
 
@@ -155,7 +155,7 @@ def _plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
 
 def _merge(files: Sequence[Path], model: TrainedModel, request: ShardRequest, out: Path) -> None:
     """Write images.npy, a shard at a time, labels.npy and the grid; the manifest comes last."""
-    shared_work.sweep(out)
+    shared_work.remove_left_overs(out)
     channels, *size = model.codec.image_shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(request.seeds), *size, channels)}
     whole, made = hashlib.blake2b(digest_size=16), []
@@ -170,7 +170,7 @@ def _merge(files: Sequence[Path], model: TrainedModel, request: ShardRequest, ou
             made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
     with write_atomically(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
         np.save(stream, np.array(request.labels))
-    _grid(open_images(out), request.labels, model).save(out / "grid.png")
+    _grid(open_sharded_images(out), request.labels, model).save(out / "grid.png")
     manifest = request.settings | {
         "num_images": len(request.seeds),
         "nfe": made[0]["nfe"],

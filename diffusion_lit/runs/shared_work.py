@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.runs import checkpoints, run_dir
-from diffusion_lit.runs.resume import flat
+from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import is_abandoned, write_atomically
 from diffusion_lit.system.platform import lock_byte
@@ -22,7 +22,7 @@ from diffusion_lit.system.platform import lock_byte
 WAIT = 0.5  # seconds between two looks at what the others do
 
 
-def share(
+def share_work(
     lock: Path,
     count: int,
     done: Callable[[int], bool],
@@ -70,7 +70,7 @@ def _held(file, k: int) -> Iterator[bool]:
             lock_byte(file.fileno(), k, held=False)
 
 
-def save(file: Path, **arrays) -> None:
+def save_arrays(file: Path, **arrays) -> None:
     """Write arrays to an .npz file."""
     import numpy as np
 
@@ -84,7 +84,7 @@ def write_json(file: Path, value: dict) -> None:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def sweep(run_dir: Path) -> None:
+def remove_left_overs(run_dir: Path) -> None:
     """Remove what processes left that were killed: of this host at once, of others when it is a day old."""
     for file in run_dir.glob(".*.tmp"):
         with suppress(OSError):
@@ -92,7 +92,7 @@ def sweep(run_dir: Path) -> None:
                 file.unlink()
 
 
-def repair(
+def recreate_damaged(
     files: Sequence[Path],
     again: Callable[[], None],
     warn: Callable[[str], None],
@@ -102,14 +102,14 @@ def repair(
 
     Stops early where `done` says that other processes have finished everything.
     """
-    while (faults := {file: why for file in files if (why := checkpoints.fault(file))}) and not done():
+    while (faults := {file: why for file in files if (why := checkpoints.find_damage(file))}) and not done():
         for file, why in faults.items():
             warn(f"{file} is damaged ({why}): it is made again")
             file.unlink(missing_ok=True)
         again()
 
 
-def claim(plan: dict, out: Path) -> None:
+def claim_folder(plan: dict, out: Path) -> None:
     """Write to plan.json what is made in a folder, or check that the plan there is the same.
 
     Raises:
@@ -122,10 +122,10 @@ def claim(plan: dict, out: Path) -> None:
             raise UserError(Exit.OUTPUT, f"out={out} is not empty, and no shards: choose a new folder")
         write_json(file, plan)
 
-    run_dir.made(out)
-    share(out / ".lock", 1, lambda _: file.exists(), write)
+    run_dir.make_folder(out)
+    share_work(out / ".lock", 1, lambda _: file.exists(), write)
     try:
-        before, now = flat(json.loads(file.read_text())), flat(json.loads(json.dumps(plan)))
+        before, now = flatten_config(json.loads(file.read_text())), flatten_config(json.loads(json.dumps(plan)))
     except (ValueError, AttributeError) as error:
         raise UserError(Exit.OUTPUT, f"{file} is damaged ({error}): choose a new folder") from None
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]

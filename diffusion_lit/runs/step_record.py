@@ -1,15 +1,15 @@
-"""The flight record of a run that ended because loss or gradient were not finite: its last step, to be gone through
-again without the run's pictures.
+"""Record of the optimizer step at which a run ended because its loss or gradient was not finite (exit code 6).
 
-flight.ckpt holds weights, images and random numbers of the step, flight.json what a person or a script looks at first.
+nonfinite_step.ckpt holds weights, images and random numbers of the step, so that `replay` can compute it again without
+the training data. nonfinite_step.json summarizes the losses of the images and the ranges of the layers.
 """
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,139 +20,126 @@ from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.build import make_codec, make_condition
 from diffusion_lit.system.files import write_text_atomically
 
-NAME = "flight.ckpt"
+RECORD_FILE = "nonfinite_step.ckpt"
 
 
-# ------------------------------------------------------------------------------------------------ the record
-
-
-def taken(step: int, config_text: str, net: nn.Module, batch: dict, draws: Draws, micro_batch: int) -> dict:
-    """The record of optimizer step `step`, as `read` gives it; numbers of `draws` as they were drawn on the device."""
-    return {
-        "step": step,
-        "config": config_text,
-        "net": net.state_dict(),
-        "micro_batch": micro_batch,  # whose dropout has a seed of its own
-        "draws": dict(vars(draws)),
-        **{key: batch[key] for key in ("image", "y", "index", "position")},
-    }
-
-
-def write(run: Path, record: dict) -> None:
-    checkpoints.write(record, run / NAME)
-
-
-def read(run: Path) -> dict:
-    """The record of a run. Raises UserError (exit 4) if it has none, or a broken one; nothing in it is executed."""
-    return checkpoints.read(run / NAME)
-
-
-def write_summary(run: Path, record: dict, found: "Forward") -> None:
-    """flight.json; what is not finite is written as text."""
-    summary = {
-        "step": record["step"],
-        "position": record["position"],  # of the first image in the stream
-        "seed": found.seed,
-        "images": [
-            {"index": index, "label": label, "timestep": t, "loss": _plain(loss), "largest_x_t": _plain(largest)}
-            for index, label, t, loss, largest in zip(
-                record["index"].tolist(),
-                record["y"].tolist(),
-                found.t.tolist(),
-                found.losses.tolist(),
-                found.largest.tolist(),
-                strict=True,
-            )
-        ],
-        "layers": [{key: _plain(value) for key, value in asdict(row).items()} for row in found.layers],
-    }
-    write_text_atomically(run / "flight.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-
-
-def _plain(value):
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ------------------------------------------------------------------------------------------------ going through it
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a layer of the network gave for all images: the range of its finite values, and how many are not."""
+class LayerRange(NamedTuple):
+    """Range of the finite outputs of a layer over all images, and the number of values that are not finite."""
 
     name: str
     low: float  # +inf, and high -inf, if no value is finite
     high: float
     values: int
     not_finite: int
-    fed_not_finite: int = 0  # values that it was given
+    not_finite_inputs: int = 0
 
-    def __add__(self, other: "Layer") -> "Layer":
-        return replace(
-            self,
-            low=min(self.low, other.low),
-            high=max(self.high, other.high),
-            values=self.values + other.values,
-            not_finite=self.not_finite + other.not_finite,
-            fed_not_finite=self.fed_not_finite + other.fed_not_finite,
-        )
+    def merge(self, other: "LayerRange") -> "LayerRange":
+        """Return the range over the images of both."""
+        counts = [a + b for a, b in zip(self[3:], other[3:], strict=True)]
+        return LayerRange(self.name, min(self.low, other.low), max(self.high, other.high), *counts)
 
 
-@dataclass(frozen=True)
-class Forward:
-    """A step's forward pass: `layers` in the order of computation, from x_t to the loss; of each image (N,) the
-    timestep, the loss and the largest |x_t|.
+class ForwardTrace(NamedTuple):
+    """Forward pass of a step: `layers` in order of computation from x_t to the loss; for each image (N,) the timestep,
+    the loss and the largest |x_t|.
     """
 
     seed: int
-    layers: list[Layer]
+    layers: list[LayerRange]
     t: Tensor
     losses: Tensor
     largest: Tensor
 
     @property
     def first_bad(self) -> int | None:
-        """Place in `layers` of the first one that is not finite."""
+        """Index in `layers` of the first one that is not finite."""
         return next((k for k, layer in enumerate(self.layers) if layer.not_finite), None)
 
 
-@torch.no_grad()
-def forward(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -> Forward:
-    """The forward pass in chunks of the micro-batch, in training mode, with the dropout of the run (on a device of the
-    same kind), and a look at what every leaf module gives.
+# ------------------------------------------------------------------------------------------ files
+
+
+def make_step_record(step: int, config_text: str, net: nn.Module, batch: dict, draws: Draws, micro_batch: int) -> dict:
+    """Return the record of optimizer step `step`.
+
+    Args:
+        batch: the global batch of the step.
+        draws: random numbers of the batch, as they were drawn on the device of the run.
+        micro_batch: images per forward pass; each pass has its own dropout seed.
     """
-    layers: list[Layer] = []
-    times, losses, largest = [], [], []
+    record = {"step": step, "config": config_text, "net": net.state_dict(), "micro_batch": micro_batch}
+    return record | {"draws": dict(vars(draws))} | {key: batch[key] for key in ("image", "y", "index", "position")}
+
+
+def save_step_record(run: Path, record: dict) -> None:
+    """Write nonfinite_step.ckpt."""
+    checkpoints.save_checkpoint(record, run / RECORD_FILE)
+
+
+def load_step_record(run: Path) -> dict:
+    """Return the record of a run. Raises UserError (exit 4) if it is missing or damaged."""
+    return checkpoints.load_checkpoint(run / RECORD_FILE)
+
+
+def write_step_summary(run: Path, record: dict, trace: ForwardTrace) -> None:
+    """Write nonfinite_step.json, with numbers that are not finite as text."""
+    columns = {"index": record["index"], "label": record["y"], "timestep": trace.t, "loss": trace.losses}
+    columns["largest_x_t"] = trace.largest
+    images = zip(*[values.tolist() for values in columns.values()], strict=True)
+    rows = [dict(zip(columns, image, strict=True)) for image in images]
+    summary = {
+        "step": record["step"],
+        "position": record["position"],  # of the first image in the stream
+        "seed": trace.seed,
+        "images": [_with_finite_numbers(row) for row in rows],
+        "layers": [_with_finite_numbers(layer._asdict()) for layer in trace.layers],
+    }
+    write_text_atomically(run / "nonfinite_step.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+
+
+def _with_finite_numbers(row: dict) -> dict:
+    """Return a row with NaN and infinity as text, which JSON does not have."""
+    return {key: str(x) if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+
+
+# ------------------------------------------------------------------------------------------ computing the step again
+
+
+@torch.no_grad()
+def trace_forward(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -> ForwardTrace:
+    """Compute the forward pass in training mode and record the range of what every leaf module returns.
+
+    Micro-batches and dropout are those of the run, on a device of the same kind.
+    """
+    layers: list[LayerRange] = []
+    parts = []
     net.train()
-    for x0, t, eps, y in chunks(diffusion, config, record):
+    leaves = [(name or type(net).__name__, module) for name, module in net.named_modules() if not [*module.children()]]
+    for x0, t, eps, y in iterate_micro_batches(diffusion, config, record):
         x_t = diffusion.add_noise(x0, t, eps)
-        seen = [_range("x_t", x_t)]
-        hooks = [
-            module.register_forward_hook(partial(_look, seen, name or type(net).__name__))
-            for name, module in net.named_modules()
-            if not any(True for _ in module.children())
-        ]
+        ranges = [_range_of("x_t", x_t)]
+        hooks = [module.register_forward_hook(partial(_append_range, ranges, name)) for name, module in leaves]
         try:
-            loss = diffusion.loss(net.forward, x0, t, eps, y)  # not by its call, which may be a compiled one
+            loss = diffusion.loss(net.forward, x0, t, eps, y)  # not net(...), whose call may be compiled
         finally:
             for hook in hooks:
                 hook.remove()
-        seen.append(_range("loss", loss))
-        layers = [a + b for a, b in zip(layers, seen, strict=True)] if layers else seen
-        times.append(t), losses.append(loss), largest.append(x_t.abs().flatten(1).amax(1))
-    return Forward(config["seed"], layers, *[torch.cat(parts).cpu() for parts in (times, losses, largest)])
+        ranges.append(_range_of("loss", loss))
+        layers = [a.merge(b) for a, b in zip(layers, ranges, strict=True)] if layers else ranges
+        parts.append((t, loss, x_t.abs().flatten(1).amax(1)))
+    return ForwardTrace(config["seed"], layers, *[torch.cat(part).cpu() for part in zip(*parts, strict=True)])
 
 
-def backward(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -> float:
-    """Leave the step's gradient in the parameters, as training computes it; returns its Euclidean norm."""
+def compute_gradient(net: nn.Module, diffusion: Diffusion, config: dict, record: dict) -> float:
+    """Leave the gradient of the step in the parameters, as training computes it, and return its Euclidean norm."""
     net.train().requires_grad_(True).zero_grad()
-    for x0, t, eps, y in chunks(diffusion, config, record):
+    for x0, t, eps, y in iterate_micro_batches(diffusion, config, record):
         (diffusion.loss(net.forward, x0, t, eps, y).sum() / len(record["index"])).backward()
     return nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]).item()
 
 
-def chunks(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """(x0, t, eps, y) of every micro-batch, as the training step makes them; sets the seed of its dropout."""
+def iterate_micro_batches(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[Tensor, ...]]:
+    """Yield (x0, t, eps, y) of every micro-batch as the training step makes them, after seeding its dropout."""
     device, codec, condition = diffusion.tables.device, make_codec(config), make_condition(config)
     for start in range(0, len(record["index"]), record["micro_batch"]):
         part = slice(start, start + record["micro_batch"])
@@ -163,15 +150,16 @@ def chunks(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[T
         yield x0, diffusion.table.draw(draws.timestep), draws.eps, y
 
 
-def _look(seen: list[Layer], name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+def _append_range(ranges: list[LayerRange], name: str, module: nn.Module, inputs: tuple, output: object) -> None:
     if not torch.is_tensor(output):
         return
-    fed = sum(int((~x.isfinite()).sum()) for x in inputs if torch.is_tensor(x))
-    calls = sum(layer.name.partition(" #")[0] == name for layer in seen)
-    seen.append(replace(_range(f"{name} #{calls + 1}" if calls else name, output), fed_not_finite=fed))
+    not_finite = sum(int((~x.isfinite()).sum()) for x in inputs if torch.is_tensor(x))
+    calls = sum(layer.name.partition(" #")[0] == name for layer in ranges)
+    layer = _range_of(f"{name} #{calls + 1}" if calls else name, output)
+    ranges.append(layer._replace(not_finite_inputs=not_finite))
 
 
-def _range(name: str, values: Tensor) -> Layer:
+def _range_of(name: str, values: Tensor) -> LayerRange:
     finite = values[values.isfinite()].float()
     low, high = (finite.min().item(), finite.max().item()) if len(finite) else (math.inf, -math.inf)
-    return Layer(name, low, high, values.numel(), values.numel() - len(finite))
+    return LayerRange(name, low, high, values.numel(), values.numel() - len(finite))

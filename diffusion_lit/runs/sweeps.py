@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Group:
+class JobGroup:
     """The jobs of one combination of swept values, over seeds."""
 
     values: tuple[str, ...]
@@ -56,34 +56,34 @@ class Group:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def jobs_of(sweep: Path) -> list[Job]:
+def list_jobs(sweep: Path) -> list[Job]:
     """The jobs that were started, in their order."""
     folders = [path for path in sweep.glob("*/") if (path / "train.log").exists() or (path / "command.txt").exists()]
     return [_job(path) for path in sorted(folders, key=lambda path: (path.name.zfill(9), path.name))]
 
 
 def _job(path: Path) -> Job:
-    words = words_of(path)
+    words = read_job_overrides(path)
     result = run_dir.read_result(path)
     words = result.get("trained", {}) | words
     numbers = {key: value for key, value in result.items() if not isinstance(value, list | dict)}
     return Job(path, {key: value for key, value in words.items() if key not in NOT_SWEPT}, numbers)
 
 
-def words_of(path: Path) -> dict[str, str]:
+def read_job_overrides(path: Path) -> dict[str, str]:
     """Key to value of the command line that a folder holds; nothing of one that was stopped before it wrote one."""
     with suppress(UserError):
         return dict(word.partition("=")[::2] for word in run_dir.read_overrides(path))
     return {}
 
 
-def swept(jobs: list[Job]) -> list[str]:
+def find_swept_keys(jobs: list[Job]) -> list[str]:
     """The keys that have more than one value."""
     keys = dict.fromkeys(key for job in jobs for key in job.words)
     return [key for key in keys if len({job.words.get(key) for job in jobs if job.words}) > 1]
 
 
-def metric_of(jobs: list[Job]) -> str:
+def read_sweep_metric(jobs: list[Job]) -> str:
     """What the sweep compares, by the configuration of its first job that has one."""
     for job in jobs:
         with suppress(UserError):
@@ -91,7 +91,7 @@ def metric_of(jobs: list[Job]) -> str:
     return "val/loss"
 
 
-def groups_of(jobs: list[Job], keys: list[str], metric: str) -> list[Group]:
+def group_jobs(jobs: list[Job], keys: list[str], metric: str) -> list[JobGroup]:
     """The jobs by their values of `keys`, best mean first, those without a mean last."""
     members: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
@@ -99,12 +99,12 @@ def groups_of(jobs: list[Job], keys: list[str], metric: str) -> list[Group]:
     groups = []
     for values, same in members.items():
         numbers = [number for job in same if (number := job.number(metric)) is not None]
-        groups.append(Group(values, jobs.index(same[0]), same, numbers, *mean_and_half(numbers)))
+        groups.append(JobGroup(values, jobs.index(same[0]), same, numbers, *mean_and_half_width(numbers)))
     sign = -1 if metric in HIGHER_IS_BETTER else 1
     return sorted(groups, key=lambda group: math.inf if group.mean is None else sign * group.mean)
 
 
-def mean_and_half(numbers: list[float]) -> tuple[float | None, float | None]:
+def mean_and_half_width(numbers: list[float]) -> tuple[float | None, float | None]:
     """The mean and half the width of its 95 % interval, mean ± t(0.975, n - 1) s / sqrt(n) (Student 1908)."""
     from scipy.special import stdtrit
 
@@ -117,18 +117,18 @@ def mean_and_half(numbers: list[float]) -> tuple[float | None, float | None]:
 # ------------------------------------------------------------------------------------------- what jobs leave
 
 
-def objective(result: dict, metric: str) -> float:
+def sweep_objective(result: dict, metric: str) -> float:
     """The value of a finished run that a sweeper optimises, the worst one there is if the run has none."""
     number = Job(Path(), {}, result).number(metric)
-    return worst(metric) if number is None else number
+    return worst_objective(metric) if number is None else number
 
 
-def worst(metric: str | None) -> float:
+def worst_objective(metric: str | None) -> float:
     """What a failed job counts: optuna ends a study at a value that is none, and ranks an infinite one last."""
     return -math.inf if metric in HIGHER_IS_BETTER else math.inf
 
 
-def write_failure(run: Path, overrides: list[str], error: BaseException) -> None:
+def write_failed_job(run: Path, overrides: list[str], error: BaseException) -> None:
     """command.txt and result.json of a job that ended by an error."""
     code = getattr(error, "exit_code", getattr(error, "code", 1))
     code = int(Exit.SIGINT) if isinstance(error, KeyboardInterrupt) else int(code)
@@ -136,13 +136,13 @@ def write_failure(run: Path, overrides: list[str], error: BaseException) -> None
     stopped = code in (Exit.SIGINT, Exit.SIGTERM)
     with suppress(OSError):  # a full disk; the error itself is told
         if not (run / "command.txt").exists():
-            run_dir.add_command(run, overrides)
+            run_dir.append_command(run, overrides)
         text = name + (str(error).splitlines() or [""])[0]
         status = "interrupted" if stopped else "failed"
         run_dir.write_result(run, {"status": status, "exit_code": code, "error": text})
 
 
-def write_results(sweep: Path) -> list[Job]:
+def write_sweep_results(sweep: Path) -> list[Job]:
     """results.csv: a row for each job with what was swept, how it ended and every single value of its result.json.
 
     Written anew after every job; jobs in several processes wait for each other. Nothing in a folder without jobs.
@@ -150,10 +150,10 @@ def write_results(sweep: Path) -> list[Job]:
     if not sweep.is_dir():
         return []
     with _locked(sweep):
-        jobs = jobs_of(sweep)
+        jobs = list_jobs(sweep)
         if not jobs:  # of another command, such as sample
             return []
-        keys = swept(jobs)
+        keys = find_swept_keys(jobs)
         found = dict.fromkeys(name for job in jobs for name in job.result)
         names = [name for name in found if name not in ("status", "exit_code")]
         # many: the lock may hold on one machine only
@@ -163,7 +163,7 @@ def write_results(sweep: Path) -> list[Job]:
             for job in jobs:
                 values = [job.words.get(key) for key in keys]
                 ended = [job.status, job.result.get("exit_code"), *[job.result.get(name) for name in names]]
-                writer.writerow([job.folder.name, *values, *ended, run_dir.shown(job.folder)])
+                writer.writerow([job.folder.name, *values, *ended, run_dir.display_path(job.folder)])
     return jobs
 
 
@@ -178,18 +178,18 @@ def _locked(path: Path):
         os.close(descriptor)
 
 
-def metrics(jobs: list[Job]) -> list[str]:
+def list_metrics(jobs: list[Job]) -> list[str]:
     """What could be compared: the numbers of the results."""
     names = dict.fromkeys(name for job in jobs for name in job.result)
     return [name for name in names if name != "exit_code" and any(job.number(name) is not None for job in jobs)]
 
 
-def short(value: str) -> str:
+def shorten_number(value: str) -> str:
     """A number with at most four digits (optuna's have sixteen), other text as it is."""
     with suppress(ValueError):
         return min(value, f"{float(value):.4g}", key=len)
     return value
 
 
-def mean_of(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
-    return mean_and_half([number for job in jobs if (number := job.number(metric)) is not None])
+def mean_over_jobs(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
+    return mean_and_half_width([number for job in jobs if (number := job.number(metric)) is not None])

@@ -15,16 +15,16 @@ NOT_COMPARED = {f"model.{key}" for key in (  # may differ, or follow from the da
     "dropout", "image_size", "sample_size", "channels", "in_channels", "out_channels", "num_classes",
     "num_class_embeds", "class_embed_type", "num_train_timesteps", "path", "take", "architecture",
 )}  # fmt: skip
-OF_AN_AVERAGE = {  # what diffusers' EMAModel writes into the config.json of the network that it averages
+EMA_MODEL_KEYS = {  # what diffusers' EMAModel writes into the config.json of the network that it averages
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 }  # fmt: skip
-COLOURS = {1: 1, 3: 3, 4: 3}  # channels of pictures to those of them that are colours
+COLOR_CHANNELS = {1: 1, 3: 3, 4: 3}  # channels of pictures to those of them that are colours
 
 
 # ------------------------------------------------------------------------------------------ architecture
 
 
-def with_architecture(config: dict) -> dict:
+def resolve_architecture(config: dict) -> dict:
     """The resolved configuration; with `model=pretrained` also what the network at `model.path` is made of, so that a
     run needs that place no more. A run that goes on keeps what it has. No torch.
 
@@ -49,7 +49,7 @@ def with_architecture(config: dict) -> dict:
 
 def _architecture(path: str, num_classes: int) -> dict:
     """Arguments of UNet2D, without those that follow from the data."""
-    found = pretrained.unet_config(path, "model.path")
+    found = pretrained.read_unet_config(path, "model.path")
     kind = found.get("class_embed_type") or "table"
     entering, leaving = found.get("in_channels", 3), found.get("out_channels", 3)
     fault = None
@@ -62,28 +62,28 @@ def _architecture(path: str, num_classes: int) -> dict:
     if fault:
         raise UserError(Exit.CONFIG, f"model.path={path}: its network {fault}: it cannot be taken")
     ours = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type"}
-    kept = {key: value for key, value in found.items() if key not in ours | OF_AN_AVERAGE and not key.startswith("_")}
+    kept = {key: value for key, value in found.items() if key not in ours | EMA_MODEL_KEYS and not key.startswith("_")}
     return {"class_embed_type": kind} | kept
 
 
 # ------------------------------------------------------------------------------------------ weights
 
 
-def source(config: dict) -> tuple[str, str] | None:
+def weights_source(config: dict) -> tuple[str, str] | None:
     """Key and path of the weights that training starts from; None: new ones."""
     if config.get("init_from"):
         return "init_from", config["init_from"]
     return ("model.path", config["model"]["path"]) if config["model"].get("take") == "weights" else None
 
 
-def check(config: dict) -> None:
+def check_initial_weights(config: dict) -> None:
     """Refuse weights that are nowhere, without torch. Of the hub they are then on this machine."""
-    if source(config):
-        key, path = source(config)
-        pretrained.find(path, key, warn=lambda message: None)
+    if weights_source(config):
+        key, path = weights_source(config)
+        pretrained.find_weights_file(path, key, warn=lambda message: None)
 
 
-def fill(net, config: dict, warn=print) -> str | None:
+def load_initial_weights(net, config: dict, warn=print) -> str | None:
     """Put the weights that a new run starts from into its network.
 
     Args:
@@ -96,18 +96,18 @@ def fill(net, config: dict, warn=print) -> str | None:
     Raises:
         UserError: exit 4 for weights that cannot be read or do not fit.
     """
-    if not source(config):
+    if not weights_source(config):
         return None
-    key, path = source(config)
-    file = pretrained.find(path, key, warn)
-    found, made_with = pretrained.read(file)
+    key, path = weights_source(config)
+    file = pretrained.find_weights_file(path, key, warn)
+    found, made_with = pretrained.read_weights(file)
     own = {_core(name): name for name in net.state_dict()}
     state = {_core(name): tensor for name, tensor in found.items()}
     shapes = {name: tuple(net.state_dict()[full].shape) for name, full in own.items()}
     if key == "model.path":
-        state = adapted(state, shapes)
+        state = adapt_unet_weights(state, shapes)
     fitting = {name for name in own.keys() & state.keys() if tuple(state[name].shape) == shapes[name]}
-    lines = difference(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    lines = describe_mismatch(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
     if lines and ("weights" not in config["accept"] or not fitting):
         hint = "choose the model that it was made with" + ", or load the rest with accept=[weights]" * bool(fitting)
         told = [f"{key}={path}: weights of another network ({len(fitting)} of {len(own)} tensors fit):", *lines]
@@ -119,7 +119,7 @@ def fill(net, config: dict, warn=print) -> str | None:
     return "\n".join(told + _notes(net, config, made_with))
 
 
-def difference(here: dict[str, tuple], there: dict[str, tuple]) -> list[str]:
+def describe_mismatch(here: dict[str, tuple], there: dict[str, tuple]) -> list[str]:
     """What keeps weights from fitting, names to shapes: a line each for missing, unknown and of another shape."""
     other = sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
     found = {
@@ -130,7 +130,7 @@ def difference(here: dict[str, tuple], there: dict[str, tuple]) -> list[str]:
     return [f"{what} ({len(names)}): {listed(names, 5)}" for what, names in found.items() if names]
 
 
-def adapted(state: dict, shapes: dict[str, tuple]) -> dict:
+def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
     """Weights of a UNet2DModel for other channels and classes, as far as there is an obvious way.
 
     Colours: into grey the input weights of R, G and B are summed, so that a grey picture is seen as it was, and the
@@ -149,8 +149,8 @@ def adapted(state: dict, shapes: dict[str, tuple]) -> dict:
     for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
         if name in state and state[name].ndim == len(shapes[name]):
             here, there = shapes[name][axis], state[name].shape[axis]
-            if here != there and {here, there} <= COLOURS.keys():
-                share = 1 / (COLOURS[here] if axis else COLOURS[there])
+            if here != there and {here, there} <= COLOR_CHANNELS.keys():
+                share = 1 / (COLOR_CHANNELS[here] if axis else COLOR_CHANNELS[there])
                 state[name] = _mixed(state[name], here, there, share, axis)
     if not any(name.startswith("class_embedding.") for name in shapes):
         return {name: tensor for name, tensor in state.items() if not name.startswith("class_embedding.")}
@@ -166,7 +166,7 @@ def _mixed(weight, here: int, there: int, share: float, axis: int):
     """Another number of channels along an axis: colours as they are or each a share of all, alpha as it is or 0."""
     import torch
 
-    colours, before = COLOURS[here], COLOURS[there]
+    colours, before = COLOR_CHANNELS[here], COLOR_CHANNELS[there]
     matrix = torch.zeros(here, there)
     matrix[:colours, :before] = torch.eye(colours) if colours == before else share
     matrix[colours:, before:] = 1

@@ -19,7 +19,7 @@ import torch
 
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.stream import Batches
-from diffusion_lit.runs.build import make_codec, make_sampler_of
+from diffusion_lit.runs.build import make_codec, make_configured_sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory, limit_to_free_memory, peak_memory_gib, reset_peak_memory
 from diffusion_lit.training import trainer as run_trainer
@@ -193,7 +193,7 @@ class Bench:
         self.device, self.table = module.device, module.diffusion.table
         # a GPU is never too slow, and a few images say little of how long many take
         self.per_image = 1 / watch.rate / min(LOOK, self.share) if self.device.type == "cpu" else 0.0
-        sampler = make_sampler_of(self.config)
+        sampler = make_configured_sampler(self.config)
         if self.per_image * sampler.batch_size > PATIENCE:
             sampler = replace(sampler, batch_size=LOOK)
         bar = Counted()
@@ -201,7 +201,7 @@ class Bench:
         with continue_on_error("the preview"):
             draw_preview(self.scratch, 0, module, self.config, sampler, quiet, bar.enough, bar)
         self.costs.preview = bar.seconds()
-        self.costs.sampled = self.costs.preview / bar.total * make_sampler_of(self.config).batch_size
+        self.costs.sampled = self.costs.preview / bar.total * make_configured_sampler(self.config).batch_size
         self.costs.sampled *= len(sampler.build(module.diffusion.table).timesteps) / sampler.batch_size
         if self.data.val is not None:
             self.costs.held_out = self.held_out(module)

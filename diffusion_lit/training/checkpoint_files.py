@@ -20,12 +20,12 @@ class CheckpointFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         self.error = None
         try:
-            checkpoints.write(checkpoint, path)
+            checkpoints.save_checkpoint(checkpoint, path)
         except UserError as error:
             self.error = error
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
-        return checkpoints.read(path, "cpu")
+        return checkpoints.load_checkpoint(path, "cpu")
 
     def remove_checkpoint(self, path) -> None:
         path.unlink(missing_ok=True)

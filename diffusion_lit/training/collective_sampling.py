@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion_lit.config.secrets import format_exception
 from diffusion_lit.distributed.collectives import map_across_ranks
 from diffusion_lit.runs.build import guide_network
-from diffusion_lit.runs.stored_config import GUIDANCE
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import UserError
@@ -77,7 +77,7 @@ def generate_on_all_ranks(
         def watch(first: int, step: int, x: Tensor) -> None:
             on_step(net, part.start + first, step, x)
 
-        model = guide_network(net, module.condition, **{key: config[key] for key in GUIDANCE})
+        model = guide_network(net, module.condition, **{key: config[key] for key in GUIDANCE_KEYS})
 
         def make(batch_size: int) -> Tensor:
             fewer = replace(sampler, batch_size=batch_size)

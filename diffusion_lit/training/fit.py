@@ -18,12 +18,16 @@ log = logging.getLogger(__name__)
 
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     """Train on all ranks and return result.json; for rank 0, which alone writes and logs. Imports torch late."""
-    start = checkpoints.choose(run, warn=log.warning) if config["resume"] and checkpoints.steps_of(run) else None
-    checkpoints.sweep_up(run)
+    start = (
+        checkpoints.select_checkpoint(run, warn=log.warning)
+        if config["resume"] and checkpoints.list_steps(run)
+        else None
+    )
+    checkpoints.remove_partial_files(run)
     if start:
-        checkpoints.set_aside(run, start)
+        checkpoints.rename_corrupt(run, start)
     if config["resume"] and not start:
-        log.info("%s has no checkpoint yet: starting from step 0", run_dir.shown(run))
+        log.info("%s has no checkpoint yet: starting from step 0", run_dir.display_path(run))
     is_launched = collectives.launcher_env("WORLD_SIZE")  # then the other ranks wait already
     if not is_launched and config["max_epochs"] is None and (done := finished_result(config, run, start)):
         return done
@@ -110,7 +114,7 @@ class Parts(NamedTuple):
 def prepare(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> Parts:
     """Return the data, module and Trainer of this rank; rank 0 also writes config.yaml and logs a summary."""
     from diffusion_lit.distributed import consistency
-    from diffusion_lit.runs.build import make_sampler_of
+    from diffusion_lit.runs.build import make_configured_sampler
     from diffusion_lit.training import run_messages, trainer
     from diffusion_lit.training.loggers.run_logger import make_logger
     from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
@@ -124,17 +128,17 @@ def prepare(config: dict, source, run: Path, start: Path | None, overrides: list
         return Parts(done)
     module = trainer.make_module(config)
     init_message = None if start else consistency.run_on_all_ranks_or_raise(lambda: trainer.begin(module, config))
-    logger, sampler = make_logger(config["logger"], is_first), make_sampler_of(config)
+    logger, sampler = make_logger(config["logger"], is_first), make_configured_sampler(config)
     callbacks = trainer.make_callbacks(config, run, sampler, logger)
     own = [build(leaf) for leaf in config["callbacks"].values()]
     lightning_trainer = trainer.make_trainer(config, run, module.net, [*own, *callbacks.in_order()], logger)
     if is_first:
-        run_dir.write_start(run, config, overrides)
+        run_dir.record_start(run, config, overrides)
         log.info(run_messages.summary(config, data, module, run, start))
         if init_message:
             log.info(init_message)
     room = 3 * checkpoint_bytes(module) + snapshot_bytes(module, config)
-    consistency.run_on_all_ranks_or_raise(lambda: is_first and checkpoints.require_room(run, room))
+    consistency.run_on_all_ranks_or_raise(lambda: is_first and checkpoints.require_disk_space(run, room))
     return Parts({}, config, run, start, data, module, sampler, callbacks, lightning_trainer, logger)
 
 

@@ -14,7 +14,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
-from diffusion_lit.runs.build import make_sampler_of
+from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.system.console import format_duration, progress_bar
 from diffusion_lit.training import run_messages
 from diffusion_lit.training import trainer as run_trainer
@@ -82,7 +82,7 @@ def existing(config: dict) -> Path:
 
 def steps_left(config: dict) -> range:
     """Steps that are still to be done, of a resumed run from its last checkpoint on."""
-    done = checkpoints.steps_of(Path(config["resume"])) if config["resume"] else []
+    done = checkpoints.list_steps(Path(config["resume"])) if config["resume"] else []
     return range((done[-1] if done else 0) + 1, config["max_steps"] + 1)
 
 
@@ -110,7 +110,7 @@ def told(config: dict, data: ImageDataModule, decoding: float) -> None:
     one, snapshots = checkpoint_bytes(module), snapshot_bytes(module, config)
     most = (config["keep_checkpoints"] + 2) * one + snapshots  # the best besides, and the one that is written
     log.info("%s", f"disk       {mib(most)} at the most, besides grids and metrics")
-    checkpoints.require_room(run, 3 * one + snapshots)
+    checkpoints.require_disk_space(run, 3 * one + snapshots)
 
 
 # ------------------------------------------------------------------------------------------------ what is tried
@@ -134,7 +134,7 @@ def tried(bench: Bench, asked: dict, tell: Callable[[str], None]) -> Iterator[Ro
     for key, values in keys.items():
         for value in values:
             base = fastest(rows) or rows[-1]
-            if value != base.strategy[key] and (not bench.config["resume"] or f"strategy.{key}" in resume.FREE):
+            if value != base.strategy[key] and (not bench.config["resume"] or f"strategy.{key}" in resume.CHANGEABLE):
                 yield measured(base.strategy | {key: value})
     base, smaller = fastest(rows) or rows[-1], 0
     for accumulate in parts(asked["accumulate"], bench.share):
@@ -258,7 +258,7 @@ def whole(bench: Bench, config: dict, row: Row, world: int) -> str:
 
 def spans_of(bench: Bench, config: dict, row: Row, world: int) -> dict[str, float]:
     """Seconds by what they are for."""
-    left, costs, sampler = steps_left(config), bench.costs, make_sampler_of(config)
+    left, costs, sampler = steps_left(config), bench.costs, make_configured_sampler(config)
 
     def times(*names: str) -> int:
         every = [config[name] for name in names if config[name]]

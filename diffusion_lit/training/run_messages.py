@@ -8,8 +8,8 @@ from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.sizes import size_text
-from diffusion_lit.runs.checkpoints import path_of
-from diffusion_lit.runs.run_dir import shown
+from diffusion_lit.runs.checkpoints import checkpoint_path
+from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import SAVE_SIGNALS, Exit
 from diffusion_lit.training.module import DiffusionModule, checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.optimizers import warmup_steps
@@ -29,7 +29,7 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     if collectives.world_size() > 1:
         device += f" in each of {collectives.world_size()} processes"
     lines = [
-        f"run        {shown(run)}",
+        f"run        {display_path(run)}",
         f"data       {n:,} pictures {size}x{config['data']['channels']}, {classes}; {held_out}",
         f"network    {type(module.net).__name__}, {parameters / 1e6:.2f} M parameters, "
         f"{config['strategy']['precision']} on {device}",
@@ -74,7 +74,7 @@ def result_of(config: dict, callbacks: RunCallbacks, step: int) -> dict:
         "images_per_second": step * config["global_batch_size"] / seconds if seconds else None,
         **callbacks.validation.last,
         "class_accuracy": None,
-        "checkpoint": str(path_of(Path(), step)),
+        "checkpoint": str(checkpoint_path(Path(), step)),
         "grid": str(grid) if (callbacks.checkpoints.run / grid).exists() else None,
     }
 
@@ -89,18 +89,18 @@ def exit_code_of(ended_by: int | None) -> int:
 def farewell(result: dict, run: Path) -> str:
     """The last lines of a run: where everything is and how to go on."""
     if result["status"] == "interrupted":
-        command = format_command("train", format_override("resume", shown(run)))
+        command = format_command("train", format_override("resume", display_path(run)))
         return f"stopped at step {result['steps']}, saved; go on with: {command}"
-    lines = [f"run        {shown(run)}"]
+    lines = [f"run        {display_path(run)}"]
     if result["status"] == "stopped early":
         lines.append(f"stopped    early, by a callback, at step {result['steps']}")
     if result["grid"]:
-        lines.append(f"samples    {shown(run / result['grid'])}")
+        lines.append(f"samples    {display_path(run / result['grid'])}")
     if result["class_accuracy"] is not None:
         real = f" (real held-out ones: {result['class_accuracy_real']:.1%})" if "class_accuracy_real" in result else ""
         lines.append(
             f"judged     {result['class_accuracy']:.1%} of {result['judged_images']} generated images are the class "
             f"they were asked to be{real}"
         )
-    lines.append(f"more       {format_command('sample', format_override('run', shown(run)))}")
+    lines.append(f"more       {format_command('sample', format_override('run', display_path(run)))}")
     return "\n".join(lines)

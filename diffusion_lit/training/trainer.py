@@ -22,7 +22,7 @@ from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_confi
 from diffusion_lit.diffusion.seeds import fold
 from diffusion_lit.distributed import collectives, consistency, process_group
 from diffusion_lit.runs import posthoc_ema, warm_start
-from diffusion_lit.runs.build import make_codec, make_condition, make_decay, make_diffusion, make_network
+from diffusion_lit.runs.build import make_codec, make_condition, make_diffusion, make_ema_decay, make_network
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.ema_snapshots import EmaSnapshots
@@ -127,7 +127,7 @@ def make_module(config: dict) -> DiffusionModule:
         class_names=config["data"]["class_names"],
         codec=codec,
         condition=make_condition(config),
-        ema=make_decay(config),
+        ema=make_ema_decay(config),
         optimizer=partial(make_optimizer, leaf=config["optimizer"], fused=fused),
         lr_schedule=learning_rate_factor(config["lr_schedule"], config["max_steps"]),
         label_dropout=config["label_dropout"],
@@ -141,9 +141,9 @@ def make_module(config: dict) -> DiffusionModule:
 
 
 def begin(module: DiffusionModule, config: dict) -> str | None:
-    """The weights that a new run starts from, in the network and in its average; see `warm_start.fill`."""
+    """The weights that a new run starts from, in the network and in its average; see `load_initial_weights`."""
     with consistency.local_rank_zero_first():  # it may download them
-        told = warm_start.fill(module.net, config, log.warning)
+        told = warm_start.load_initial_weights(module.net, config, log.warning)
     if told and module.ema is not module.net:
         module.ema.load_state_dict(module.net.state_dict())
     return told

@@ -17,7 +17,7 @@ from diffusion_lit.evaluation.memorization import nearest
 from diffusion_lit.evaluation.metrics import PIXELS, small
 from diffusion_lit.imaging.grids import beside, grid, on_checkerboard
 from diffusion_lit.imaging.skins import shown
-from diffusion_lit.runs.build import make_sampler_of
+from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.labels import number_of
 from diffusion_lit.sampling.previews import Film
@@ -149,7 +149,7 @@ class Studio:
         )
         if faults:
             raise ValueError(faults[0])
-        return self.model.replaced(make_sampler_of({"sampler": sampler}), **guidance)
+        return self.model.replaced(make_configured_sampler({"sampler": sampler}), **guidance)
 
     def _grid(self, images: Tensor) -> Image.Image:
         return self._enlarged(grid(self._shown(images), min(COLUMNS, len(images))))

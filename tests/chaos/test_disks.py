@@ -66,7 +66,7 @@ def small_disk(path: Path, size: str):
 def ends_like(whole: Path, folder: Path) -> None:
     """Resumed on a good disk the run is the run that nothing happened to, pictures that failed aside."""
     run("train", f"resume={folder}", cwd=folder.parent)
-    assert checkpoints.steps_of(folder)[-1] == 16
+    assert checkpoints.list_steps(folder)[-1] == 16
     assert_equal_training(whole, folder)
 
 
@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_and_stays_full(whole, tmp_path):
         assert printed.count("TensorBoard is switched off") == 1
         assert printed.count("train.log cannot be written") == 1
         assert "Traceback" not in printed
-        assert checkpoints.steps_of(folder) == [4]
+        assert checkpoints.list_steps(folder) == [4]
         assert not list((folder / "samples").glob("*.tmp"))
         (disk / "filler").unlink()
         shutil.copytree(folder, tmp_path / "run", symlinks=True)
@@ -128,7 +128,7 @@ def test_a_full_folder_of_logs_ends_no_run(tmp_path):
         assert printed.count("is switched off, the run goes on: OSError") == 1
         assert said in printed
         assert len(trace(here / "run")) == 16
-        assert checkpoints.steps_of(here / "run")[-1] == 16
+        assert checkpoints.list_steps(here / "run")[-1] == 16
 
 
 def test_a_limit_on_the_size_of_files(whole, tmp_path):
@@ -138,7 +138,7 @@ def test_a_limit_on_the_size_of_files(whole, tmp_path):
     printed = run("train", *words, cwd=tmp_path, code=75, prelude=prelude)
     assert printed.count("cannot be written") >= 3
     assert "Traceback" not in printed
-    assert checkpoints.steps_of(folder) == [4]
+    assert checkpoints.list_steps(folder) == [4]
     ends_like(whole, folder)
 
 
@@ -181,7 +181,7 @@ def test_a_folder_that_becomes_read_only(whole, tmp_path):
     assert printed.count("cannot be written") == 3
     assert printed.count("Permission denied; earlier checkpoints are whole") == 3
     assert "Traceback" not in printed
-    assert checkpoints.steps_of(folder) == [4]
+    assert checkpoints.list_steps(folder) == [4]
     for name in (".", "checkpoints", "samples"):
         (folder / name).chmod(0o755)
     ends_like(whole, folder)

@@ -62,8 +62,8 @@ def killed_until_it_ends(settings: list[str], folder: Path, dice: random.Random,
             kills += 1
         printed = process.communicate(timeout=120)[0]
         assert process.returncode in (0, -9), printed
-        steps = checkpoints.steps_of(folder)
-        whole = [step for step in steps if checkpoints.fault(checkpoints.path_of(folder, step)) is None]
+        steps = checkpoints.list_steps(folder)
+        whole = [step for step in steps if checkpoints.find_damage(checkpoints.checkpoint_path(folder, step)) is None]
         assert whole == steps, "a checkpoint that has its name is whole"
         assert max(steps, default=0) >= newest, "a checkpoint was lost"
         assert len(steps) >= min(2, newest // 3), "the last two are kept"

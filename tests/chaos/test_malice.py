@@ -52,7 +52,7 @@ def of_data(*words: object) -> list[object]:
 
 def checkpoint(mark: Path, here: Path, good: Path) -> Case:
     run = shutil.copytree(good, here / "run", symlinks=True)
-    torch.save({"state_dict": Evil(mark)}, checkpoints.path_of(run, 2))
+    torch.save({"state_dict": Evil(mark)}, checkpoints.checkpoint_path(run, 2))
     return 4, "step-00000002.ckpt cannot be read", sampled(run)
 
 
@@ -93,7 +93,7 @@ def of_config(name: str, **keys: str) -> Callable[[Path, Path, Path], Case]:
     def case(mark: Path, here: Path, good: Path) -> Case:
         run = shutil.copytree(good, here / "run", symlinks=True)
         filled = {key: value.format(mark=mark, here=here) for key, value in keys.items()}
-        config = stored_config.read_config(run) | {"model": {"_target_": name} | filled}
+        config = stored_config.read_model_config(run) | {"model": {"_target_": name} | filled}
         (run / "config.yaml").write_text(json.dumps(config))
         return 2, f"_target_={name}: not a class", sampled(run)
 
@@ -116,7 +116,7 @@ def command_line(mark: Path, here: Path, good: Path) -> Case:
     run = shutil.copytree(good, here / "run", symlinks=True)
     words = run_dir.read_overrides(run)
     evil = [f"+hydra.callbacks.x={{_target_: os.system, command: 'touch {mark}'}}"]
-    run_dir.add_command(run, [*words, *evil])
+    run_dir.append_command(run, [*words, *evil])
     return 4, "no run sets that", ["train", f"resume={run}", "max_steps=3"]
 
 

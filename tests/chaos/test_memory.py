@@ -78,7 +78,7 @@ def test_training_ends_with_what_it_had_and_the_word_to_use(whole, tmp_path, whe
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
     assert "Traceback" not in printed
     assert "strategy.accumulate=6 is the same training with 2 images at a time instead of 4" in printed
-    assert checkpoints.steps_of(folder)[-1:] == ([saved] if saved else [])
+    assert checkpoints.list_steps(folder)[-1:] == ([saved] if saved else [])
     assert (f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet") in printed
     run("train", f"resume={folder}", cwd=tmp_path)
     if "validation_metric" not in where[0]:  # the row of that step is lost
@@ -110,7 +110,7 @@ def limit():
     assert "out of memory" in printed
     assert "Traceback" not in printed
     step = int(re.search(r"the last good checkpoint is step (\d+)", printed)[1])
-    assert checkpoints.steps_of(folder)[-1] == step >= 4
+    assert checkpoints.list_steps(folder)[-1] == step >= 4
 
 
 def test_the_advice_divides_the_batch():

@@ -16,7 +16,7 @@ CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGUSR1": 0}
 SLOW = {
     "validation": ("diffusion_lit.training.validation_metric", "LossByNoiseLevel.update"),
     "preview": ("diffusion_lit.training.collective_sampling", "generate"),
-    "save": ("diffusion_lit.runs.checkpoints", "fault"),  # a new file is read back before it has its name
+    "save": ("diffusion_lit.runs.checkpoints", "find_damage"),  # a new file is read back before it has its name
 }
 MARK = """
 import functools, importlib, pathlib, time
@@ -126,7 +126,7 @@ def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(whole, tmp_p
     process.send_signal(getattr(signal, second))
     process.communicate(timeout=120)
     assert process.returncode == 143
-    assert checkpoints.fault(checkpoints.choose(folder)) is None
+    assert checkpoints.find_damage(checkpoints.select_checkpoint(folder)) is None
     run("train", f"resume={folder}", cwd=tmp_path)
     assert_equal_runs(whole, folder)
 

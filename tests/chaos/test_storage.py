@@ -25,7 +25,7 @@ from diffusion_lit.runs import checkpoints
 run = Path(sys.argv[1])
 state = lambda step: {"step": step, "weights": torch.arange(20000) * step}
 for step in (1, 2):
-    checkpoints.write(state(step), checkpoints.path_of(run, step))
+    checkpoints.save_checkpoint(state(step), checkpoints.checkpoint_path(run, step))
 calls, last = 0, 0
 def counted(function):
     def call(*args, **kwargs):
@@ -60,18 +60,19 @@ while True:
         for name in ("fsync", "replace", "open"):
             setattr(os, name, counted(getattr(os, name)))
         zipfile.ZipFile.testzip = counted(zipfile.ZipFile.testzip)
-        checkpoints.write(state(3), checkpoints.path_of(run, 3))
+        checkpoints.save_checkpoint(state(3), checkpoints.checkpoint_path(run, 3))
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    steps = checkpoints.steps_of(run)
+    steps = checkpoints.list_steps(run)
     assert steps in ([1, 2], [1, 2, 3]), steps
     for step in steps:
-        assert checkpoints.fault(checkpoints.path_of(run, step)) is None
-        assert torch.equal(checkpoints.read(checkpoints.path_of(run, step))["weights"], state(step)["weights"])
+        assert checkpoints.find_damage(checkpoints.checkpoint_path(run, step)) is None
+        loaded = checkpoints.load_checkpoint(checkpoints.checkpoint_path(run, step))
+        assert torch.equal(loaded["weights"], state(step)["weights"])
     if code == 0:
         break
-    checkpoints.path_of(run, 3).unlink(missing_ok=True)
-    checkpoints.sweep_up(run)
+    checkpoints.checkpoint_path(run, 3).unlink(missing_ok=True)
+    checkpoints.remove_partial_files(run)
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")] == []
 print(last - 1)
 """
@@ -100,9 +101,9 @@ def good(tmp_path_factory) -> Path:
 
 def test_no_damage_is_read_as_if_it_were_whole(good, tmp_path):
     """Nine truncations and 200 flipped bits: refused by name, or, where a flip changes nothing, read as it was."""
-    path = checkpoints.path_of(good, 12)
+    path = checkpoints.checkpoint_path(good, 12)
     data, broken = path.read_bytes(), tmp_path / "step-00000012.ckpt"
-    truth = checkpoints.read(path)
+    truth = checkpoints.load_checkpoint(path)
     dice = random.Random(0)
     damaged = [data[: int(len(data) * share)] for share in (0, 0.0001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.99, 0.9999)]
     for _ in range(200):
@@ -112,12 +113,12 @@ def test_no_damage_is_read_as_if_it_were_whole(good, tmp_path):
     refused = 0
     for bits in damaged:
         broken.write_bytes(bits)
-        if checkpoints.fault(broken):
+        if checkpoints.find_damage(broken):
             refused += 1
             continue
         read = None
         with suppress(UserError):
-            read = checkpoints.read(broken)
+            read = checkpoints.load_checkpoint(broken)
         refused += read is None
         for key, value in truth["state_dict"].items() if read else ():
             assert torch.equal(read["state_dict"][key], value)
@@ -127,7 +128,7 @@ def test_no_damage_is_read_as_if_it_were_whole(good, tmp_path):
 def test_broken_checkpoints_are_set_aside_and_the_run_goes_on_from_the_one_before(good, tmp_path):
     folder = tmp_path / "run"
     subprocess.run(["cp", "-a", good, folder], check=True)
-    newest = checkpoints.path_of(folder, 12)
+    newest = checkpoints.checkpoint_path(folder, 12)
     newest.write_bytes(newest.read_bytes()[:-100])
     (folder / "checkpoints" / ".step-00000016.ckpt.tmp").write_bytes(b"half")
     printed = run("train", f"resume={folder}", "max_steps=16", cwd=tmp_path)
@@ -135,20 +136,20 @@ def test_broken_checkpoints_are_set_aside_and_the_run_goes_on_from_the_one_befor
     assert str(newest) in printed
     assert newest.with_suffix(".ckpt.corrupt").exists()
     assert not list((folder / "checkpoints").glob(".*"))
-    assert checkpoints.steps_of(folder) == [12, 16]
+    assert checkpoints.list_steps(folder) == [12, 16]
 
 
 # The prelude of a run whose checkpoints from step `first` to `last` cannot be written.
 FULL = """
 import errno, os
 from diffusion_lit.runs import checkpoints
-fsync, now = os.fsync, checkpoints.write
+fsync, now = os.fsync, checkpoints.save_checkpoint
 def write(checkpoint, path):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync = full if {first} <= checkpoint["global_step"] <= {last} else fsync
     now(checkpoint, path)
-checkpoints.write = write
+checkpoints.save_checkpoint = write
 """
 
 
@@ -158,7 +159,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_run(tmp_path):
     printed = run("train", *SETTINGS, "max_steps=16", f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
     assert printed.count("cannot be written") == 2
     assert printed.count("training goes on") == 2
-    assert checkpoints.steps_of(folder) == [12, 16]
+    assert checkpoints.list_steps(folder) == [12, 16]
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_what_it_had(tmp_path):
@@ -167,10 +168,10 @@ def test_a_disk_that_stays_full_ends_the_run_with_what_it_had(tmp_path):
     words = [*SETTINGS, "max_steps=40", f"run_dir={folder}"]
     printed = run("train", *words, cwd=tmp_path, code=75, prelude=prelude)
     assert printed.count("cannot be written") == 3  # at steps 8, 12 and 16
-    assert checkpoints.steps_of(folder) == [4]
+    assert checkpoints.list_steps(folder) == [4]
     assert not list((folder / "checkpoints").glob(".*"))
     run("train", f"resume={folder}", cwd=tmp_path)
-    assert checkpoints.steps_of(folder)[-1] == 40
+    assert checkpoints.list_steps(folder)[-1] == 40
 
 
 def test_a_disk_too_small_is_refused_before_training(good, tmp_path):
@@ -194,12 +195,12 @@ DiffusionModule.optimizer_step = poisoned
     words = [*SETTINGS, "log_every=100", "trainer.gradient_clip_val=null", f"run_dir={tmp_path / 'run'}"]
     printed = run("train", *words, cwd=tmp_path, code=6, prelude=prelude)
     assert "the last good checkpoint is step 4" in printed
-    assert checkpoints.steps_of(tmp_path / "run") == [4]
+    assert checkpoints.list_steps(tmp_path / "run") == [4]
 
 
 def test_the_size_of_a_checkpoint_is_known_before_it_is_written(good):
-    from diffusion_lit.runs.stored_config import read_config
+    from diffusion_lit.runs.stored_config import read_model_config
     from diffusion_lit.training.trainer import make_module
 
-    size = checkpoints.path_of(good, 12).stat().st_size
-    assert checkpoint_bytes(make_module(read_config(good))) == pytest.approx(size, rel=0.5)
+    size = checkpoints.checkpoint_path(good, 12).stat().st_size
+    assert checkpoint_bytes(make_module(read_model_config(good))) == pytest.approx(size, rel=0.5)

@@ -32,5 +32,5 @@ def test_a_fault_of_the_server_leaves_the_run_offline(tmp_path, fault):
     assert "Traceback" not in printed
     assert KEY not in printed
     assert len(trace(tmp_path / "run")) == 8
-    assert checkpoints.steps_of(tmp_path / "run") == [4, 8]
+    assert checkpoints.list_steps(tmp_path / "run") == [4, 8]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))) == 1

@@ -212,7 +212,7 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
     place = tmp_path / "disk"
     job = Job(hosts, tmp_path, *WORDS, cwds=[place, place])
     assert job.codes() == [0, 0], job.printed()
-    assert checkpoints.steps_of(apart[0] / "run") == [4, 8]
+    assert checkpoints.list_steps(apart[0] / "run") == [4, 8]
     assert [path.name for path in apart[1].iterdir()] == ["pictures"]
     again = Job(hosts, tmp_path, "resume=run", "max_steps=12", cwds=[place, place])
     assert 0 not in again.codes()

@@ -567,7 +567,7 @@ def refused(typed, finished, monkeypatch):
 def test_fewer_pictures_than_a_batch_is_said_and_trained(finished):
     printed = (finished / "printed.txt").read_text()
     assert "note       fewer pictures (8) than a batch (12): a batch holds some of them twice" in printed
-    assert checkpoints.steps_of(finished) == [2, 4]
+    assert checkpoints.list_steps(finished) == [2, 4]
 
 
 def test_resume_of_what_is_no_run(typed, tmp_path):
@@ -582,7 +582,7 @@ def test_without_a_checkpoint_there_is_nothing_to_sample_and_a_resume_starts_at_
     assert "bare has no checkpoint yet" in typed("sample", f"run={bare}", code=4)
     printed = run("train", f"resume={bare}", f"data.root={finished.parent / 'in'}", cwd=tmp_path)
     assert "bare has no checkpoint yet: starting from step 0" in printed
-    assert checkpoints.steps_of(bare) == [2, 4]
+    assert checkpoints.list_steps(bare) == [2, 4]
 
 
 @pytest.mark.parametrize(("file", "text"), [("config.yaml", "seed: ["), ("config.yaml", "- 1"), ("command.txt", "")])
@@ -612,13 +612,13 @@ def test_another_network_although_the_configuration_was_accepted(finished, tmp_p
     printed = run("train", *words, f"data.root={finished.parent / 'in'}", cwd=tmp_path, code=4)
     assert "step-00000004.ckpt is of another network" in printed
     assert "Traceback" not in printed
-    assert checkpoints.steps_of(copy) == [2, 4]
+    assert checkpoints.list_steps(copy) == [2, 4]
 
 
 def test_every_damage_to_a_checkpoint_is_a_message(finished, tmp_path):
     """Cut or with flipped bytes anywhere, the archive's headers too: named, never a traceback or other weights."""
-    whole = checkpoints.choose(finished).read_bytes()
-    right = checkpoints.read(checkpoints.choose(finished))["state_dict"]
+    whole = checkpoints.select_checkpoint(finished).read_bytes()
+    right = checkpoints.load_checkpoint(checkpoints.select_checkpoint(finished))["state_dict"]
     dice = random.Random(0)
     path = tmp_path / "step-00000004.ckpt"
     for _ in range(200):
@@ -629,9 +629,9 @@ def test_every_damage_to_a_checkpoint_is_a_message(finished, tmp_path):
         else:
             damaged[place] ^= 1 << dice.randrange(8)
         path.write_bytes(damaged)
-        if checkpoints.fault(path) is None:
+        if checkpoints.find_damage(path) is None:
             with contextlib.suppress(UserError):  # what the checksums missed, torch notices
-                state = checkpoints.read(path)["state_dict"]
+                state = checkpoints.load_checkpoint(path)["state_dict"]
                 assert all(torch.equal(state[key], value) for key, value in right.items())
 
 
@@ -674,7 +674,7 @@ def test_a_run_in_use(refused, finished):
 def test_all_checkpoints_broken(refused, typed, finished, tmp_path):
     broken = shutil.copytree(finished, tmp_path / "broken", symlinks=True)
     for step in (2, 4):
-        path = checkpoints.path_of(broken, step)
+        path = checkpoints.checkpoint_path(broken, step)
         path.write_bytes(path.read_bytes()[: step * 100])
     for printed in (refused(f"resume={broken}"), typed("sample", f"run={broken}", code=4)):
         assert "no checkpoint of this run can be used" in printed
@@ -685,12 +685,12 @@ def test_all_checkpoints_broken(refused, typed, finished, tmp_path):
 def test_a_truncated_newest_checkpoint_is_passed_over_and_named(finished, tmp_path):
     shutil.copytree(finished.parent / "in", tmp_path / "in")
     cut = shutil.copytree(finished, tmp_path / "run", symlinks=True)
-    path = checkpoints.path_of(cut, 4)
+    path = checkpoints.checkpoint_path(cut, 4)
     path.write_bytes(path.read_bytes()[:-1000])
     printed = run("train", "resume=run", "max_steps=5", cwd=tmp_path)
     assert f"using step-00000002.ckpt instead of {path} (broken: " in printed
-    assert checkpoints.fault(checkpoints.path_of(cut, 4)) is None  # step 4 was trained and saved again
-    assert checkpoints.steps_of(cut)[-1] == 5
+    assert checkpoints.find_damage(checkpoints.checkpoint_path(cut, 4)) is None  # step 4 was trained and saved again
+    assert checkpoints.list_steps(cut)[-1] == 5
 
 
 def test_sample_asks_for_what_the_run_has(typed, finished):

@@ -101,7 +101,7 @@ def test_what_trained_does_not_take(digits_run, sprites_run, monkeypatch):
 @pytest.fixture
 def unlabelled_run(sprites_run, tmp_path):
     copy = shutil.copytree(sprites_run, tmp_path / "unlabelled", symlinks=True)
-    config = stored_config.read_config(copy)
+    config = stored_config.read_model_config(copy)
     config["data"] |= {"class_names": [], "num_classes": 0}
     OmegaConf.save(config, copy / "config.yaml")
     return copy
@@ -111,7 +111,7 @@ def unlabelled_run(sprites_run, tmp_path):
 def unet2d_run(digits_run, tmp_path):
     """By its configuration."""
     copy = shutil.copytree(digits_run, tmp_path / "unet2d", symlinks=True)
-    config = stored_config.read_config(copy)
+    config = stored_config.read_model_config(copy)
     config["model"]["_target_"] = "diffusion_lit.networks.unet.UNet2D"
     OmegaConf.save(config, copy / "config.yaml")
     return copy

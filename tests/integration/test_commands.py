@@ -46,10 +46,10 @@ def test_a_path_with_every_sign_trains_resumes_and_samples_as_the_last_lines_say
     assert process.returncode == 143, printed
     command = printed.strip().splitlines()[-1].partition("go on with: ")[2]
     command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
-    last = checkpoints.steps_of(strange)[-1] + 1
+    last = checkpoints.list_steps(strange)[-1] + 1
     more = subprocess.run(f"{command} max_steps={last}", shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert more.returncode == 0, more.stderr
-    assert checkpoints.steps_of(strange)[-1] == last
+    assert checkpoints.list_steps(strange)[-1] == last
     command = (
         more.stdout.strip().splitlines()[-1].partition("more       ")[2].replace("python ", f"{sys.executable} ", 1)
     )
@@ -82,7 +82,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path):
     process = start("train", *QUICK, "max_steps=500", "run_dir=run", cwd=tmp_path)
     assert signal_at_step(3, process, tmp_path / "run", signal.SIGINT) == 130
     assert run_dir.read_result(tmp_path / "run")["status"] == "interrupted"
-    assert checkpoints.steps_of(tmp_path / "run")[-1] >= 3
+    assert checkpoints.list_steps(tmp_path / "run")[-1] >= 3
 
 
 def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
@@ -91,7 +91,7 @@ def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
     run("train", *QUICK, "max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=whole", cwd=tmp_path)
     words = ["max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=run"]
     run("train", *QUICK, *words, cwd=tmp_path, code=-9, prelude=kill)
-    assert checkpoints.steps_of(tmp_path / "run") == [2]
+    assert checkpoints.list_steps(tmp_path / "run") == [2]
     run("train", "resume=run", cwd=tmp_path)
     for name in ("step-00000002.png", "step-00000004.png"):
         assert (tmp_path / "run/samples" / name).read_bytes() == (tmp_path / "whole/samples" / name).read_bytes()
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
     assert limited.returncode == 75, limited.stderr
     assert "step-00000004.ckpt cannot be written" in limited.stderr
     assert "Traceback" not in limited.stderr
-    assert checkpoints.fault(checkpoints.choose(tmp_path / "run")) is None
+    assert checkpoints.find_damage(checkpoints.select_checkpoint(tmp_path / "run")) is None
     run("train", "resume=run", cwd=tmp_path)
 
 

@@ -16,7 +16,7 @@ from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.evaluation.metrics import accuracy
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
-from diffusion_lit.runs.settings import requested_labels
+from diffusion_lit.runs.sample_request import parse_labels
 from diffusion_lit.training.noise_levels import BINS
 from diffusion_lit.training.trainer import make_module
 from tests.probe import Probe
@@ -55,8 +55,8 @@ def test_a_run_folder_holds_what_the_contract_says(digits_run):
 
 
 def test_checkpoints_are_plain_data_with_the_configuration_as_text(digits_run):
-    checkpoint = checkpoints.read(digits_run / "checkpoints" / "last.ckpt")  # weights_only
-    assert yaml.safe_load(checkpoint["config"]) == stored_config.read_config(digits_run)
+    checkpoint = checkpoints.load_checkpoint(digits_run / "checkpoints" / "last.ckpt")  # weights_only
+    assert yaml.safe_load(checkpoint["config"]) == stored_config.read_model_config(digits_run)
     names = {key.split(".")[0] for key in checkpoint["state_dict"]}
     assert names == {"net", "ema"}
     assert "hyper_parameters" not in checkpoint
@@ -66,7 +66,7 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
     rows = [row for row in read_metrics(digits_run / "metrics.csv") if row["val/loss"]]
     assert [int(row["step"]) for row in rows] == [300, 600, 900, 1200]
     assert float(rows[-1]["val/loss"]) < float(rows[0]["val/loss"])
-    config = stored_config.read_config(digits_run)
+    config = stored_config.read_model_config(digits_run)
     data = datamodule_from_config(Digits(), config["data"], 0, 1)
     data.setup()
     module = make_module(config)
@@ -120,14 +120,14 @@ def test_sample_takes_classes_sampler_guidance_and_seed(digits_run, tmp_path):
 def test_sample_uses_the_sampler_of_the_run_and_changes_one_key_of_it(digits_run, tmp_path):
     run("sample", f"run={digits_run}", "sampler.steps=3", "num_images=2", f"out={tmp_path / 'out'}", cwd=tmp_path)
     sampler = json.loads((tmp_path / "out" / "manifest.json").read_text())["sampler"]
-    assert sampler == stored_config.read_config(digits_run)["sampler"] | {"steps": 3}
+    assert sampler == stored_config.read_model_config(digits_run)["sampler"] | {"steps": 3}
 
 
 def test_folder_names_that_are_numbers_are_meant_as_names():
     names = ["1", "10", "2"]
     for asked, labels in (("[1]", [0]), ("[10]", [1]), ("[2,1]", [2, 0]), ("[0]", [0])):
         config = OmegaConf.create({"classes": yaml.safe_load(asked), "context": None})
-        assert requested_labels(config, names) == labels
+        assert parse_labels(config, names) == labels
 
 
 def test_guidance_needs_a_network_that_was_trained_for_it(digits_run, tmp_path):
@@ -167,7 +167,7 @@ def test_every_sampler_makes_digits(digits_run, tmp_path, sampler):
     """The judge of the run, on the samples of another sampler than the run's."""
     words = [f"sampler={sampler}", "sampler.steps=50", "num_images=100", "npy=true"]
     run("sample", f"run={digits_run}", *words, f"out={tmp_path / 'out'}", cwd=tmp_path)
-    config = stored_config.read_config(digits_run)
+    config = stored_config.read_model_config(digits_run)
     data = datamodule_from_config(Digits(), config["data"], 0, 1)
     data.setup()
     images = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)

@@ -41,7 +41,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(tiny_run) -> features.Pictures:
-    data = stored_config.read_config(tiny_run)["data"]
+    data = stored_config.read_model_config(tiny_run)["data"]
     return features.pictures_of(*load_splits(build_source(data), data), data, CPU)
 
 
@@ -172,7 +172,7 @@ def test_real_images_score_what_real_images_score(reference, digits):
     assert distance["fd_floor_images"] == len(held_out)
     against_itself = Evidence(reference, held_out.images, held_out.labels.tolist(), split="val", floor=False)
     assert METRICS["fd"](against_itself)["fd"] == pytest.approx(0, abs=1e-5)
-    assert METRICS["colours"](against_itself)["colour_distance"] == 0
+    assert METRICS["colors"](against_itself)["color_distance"] == 0
     rows = per_class(e)
     assert sum(row["images"] for row in rows) == len(held_out)
     right = sum(row["class_accuracy"] * row["images"] for row in rows) / len(held_out)
@@ -194,7 +194,7 @@ def test_a_set_of_hardly_any_pictures_is_no_floor_and_no_reference(reference):
 def test_a_generator_that_replays_k_of_n_training_images_is_told_k_of_n(reference):
     fresh = torch.from_numpy(noise(70, 1, 8, 8))
     images = torch.cat([reference.training.images[100:130], fresh])
-    found = METRICS["memorisation"](Evidence(reference, images, [0] * 100))
+    found = METRICS["memorization"](Evidence(reference, images, [0] * 100))
     assert found["copied_pixels"] == 0.3
     assert found["copied_features"] >= 0.3
     assert found["copied_pixels_low"] < 0.3 < found["copied_pixels_high"]
@@ -213,12 +213,12 @@ def test_every_number_says_what_it_is_of(tiny_run, tmp_path):
     assert settings["reference"]["split"] == "train"
     assert settings["reference"]["images"] == 200
     assert settings["features"]["name"] == "classifier"
-    assert settings["sampler"] == stored_config.read_config(tiny_run)["sampler"]
+    assert settings["sampler"] == stored_config.read_model_config(tiny_run)["sampler"]
     assert (settings["guidance_scale"], settings["checkpoint"]) == (2, "step-00000004.ckpt")
     for name in ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy", "copied_pixels"):
         assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
     assert [row["class"] for row in result["per_class"]] == [str(digit) for digit in range(10)]
-    assert (tmp_path / "out" / "neighbours.png").exists()
+    assert (tmp_path / "out" / "neighbors.png").exists()
     told = "40 images of step-00000004.ckpt, net, seed 3; dpmpp_sde, NFE 4, guidance scale 2"
     for word in (told, "train, 200 images"):
         assert word in printed
@@ -314,7 +314,7 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     run("evaluate", "run=run", "num_images=24", "out=out", cwd=tmp_path)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["settings"]["features"]["name"] == "pixels"
-    assert list(result["colours"]) == ["red", "green", "blue", "alpha"]
+    assert list(result["colors"]) == ["red", "green", "blue", "alpha"]
     assert result["copied_pixels"] == 0
     assert not {"class_accuracy", "per_class", "fd_floor", "copied_held_out_pixels"} & set(result)
 
@@ -346,7 +346,7 @@ def test_metrics_of_training_decide_the_best_checkpoint_and_survive_a_stop(tmp_p
     for row in trace(halved):
         if row["step"] in ("2", "4", "6"):
             assert row == steps[row["step"]]
-    assert checkpoints.choose(halved, "best").resolve().name == f"step-{best:08d}.ckpt"
+    assert checkpoints.select_checkpoint(halved, "best").resolve().name == f"step-{best:08d}.ckpt"
 
 
 def test_without_metrics_every_there_are_no_columns(tiny_run):

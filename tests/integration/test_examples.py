@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from tests.runs import run, trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -17,7 +17,7 @@ def test_parts_of_ones_own_train_and_sample_by_the_commands_of_the_page(tmp_path
     assert (verb, other) == ("train", "sample")
     quick = ["max_steps=60", "log_every=10", "val_every=0", "sample_every=0", "checkpoint_every=60", "run_dir=run"]
     run("train", *words.split(), *quick, cwd=here)
-    config = read_config(here / "run")
+    config = read_model_config(here / "run")
     targets = {config[group]["_target_"] for group in ("data", "model", "weighting", "sampler")}
     assert targets == {f"own_parts.{name}" for name in ("Stripes", "Plain", "Middle", "LateDDIM")}
     losses = [float(row["train/loss"]) for row in trace(here / "run")]

@@ -15,7 +15,7 @@ from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.targets import build
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.training import noise_levels
 from diffusion_lit.training.callbacks import sample_previews
@@ -53,7 +53,7 @@ def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, expe
     rows = trace(tmp_path)
     assert [row["step"] for row in rows] == ["1", "2"]
     assert all(np.isfinite(float(row["train/loss"])) for row in rows)
-    assert checkpoints.steps_of(tmp_path)[-1] == 2
+    assert checkpoints.list_steps(tmp_path)[-1] == 2
     with Image.open(tmp_path / "samples" / "step-00000002.png") as grid:
         assert len(set(grid.convert("L").getdata())) > 2
     model = TrainedModel.from_run(tmp_path)
@@ -220,7 +220,7 @@ def test_another_choice_leaves_out_what_the_experiment_says_of_its_own(tmp_path)
     assert "gamma" not in config.weighting
     words = ["--config-dir", str(own.parent), *mine, "weighting=uniform", "debug=on", f"run_dir={tmp_path / 'run'}"]
     run("train", *words, cwd=tmp_path)
-    assert "gamma" not in read_config(tmp_path / "run")["weighting"]
+    assert "gamma" not in read_model_config(tmp_path / "run")["weighting"]
 
 
 @pytest.mark.parametrize(("channels", "labels"), [(1, "auto"), (3, "none"), (4, "auto")])

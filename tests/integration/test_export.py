@@ -13,7 +13,7 @@ from PIL import Image
 from diffusion_lit import Pipeline
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import publish
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
 
@@ -189,7 +189,7 @@ def test_the_folder_says_what_it_is_and_nothing_of_this_machine(digits):
     result = next(json.loads(file.read_text()) for file in digits.glob("run/evaluations/*/result.json"))
     for told in ('license: "mit"', f"{result['fd']:.4g}", f"{result['fd_low']:.4g} to", "40 images, seed 0", "MinSNR"):
         assert told in card, told
-    config = read_config(out)
+    config = read_model_config(out)
     assert config["exported"]["step"] == 4
     assert f"`{config['exported']['data']}`" in card
     assert "_target_" not in config["data"]
@@ -200,7 +200,7 @@ def test_what_was_not_measured_is_not_told(digits, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Nothing, with these weights and this sampler." in card
     assert "license:" not in card
-    assert read_config(tmp_path / "out")["sampler"]["steps"] == 3
+    assert read_model_config(tmp_path / "out")["sampler"]["steps"] == 3
 
 
 def test_training_starts_from_a_folder(digits, tmp_path):
@@ -262,7 +262,7 @@ def test_a_folder_is_pushed(tmp_path, monkeypatch):
             return f"https://huggingface.co/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    publish.upload(tmp_path, "me/digits", private=True)
+    publish.upload_to_hub(tmp_path, "me/digits", private=True)
     assert asked == [("me/digits", True, True), ("me/digits", tmp_path)]
 
     def refuse(self, *args, **settings):
@@ -270,5 +270,5 @@ def test_a_folder_is_pushed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Api, "create_repo", refuse)
     with pytest.raises(UserError, match="401 Client Error; .* is whole") as raised:
-        publish.upload(tmp_path, "me/digits", private=False)
+        publish.upload_to_hub(tmp_path, "me/digits", private=False)
     assert raised.value.exit_code == Exit.INTERRUPTED

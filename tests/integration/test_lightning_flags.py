@@ -56,10 +56,10 @@ def test_early_stopping_ends_a_run_for_good(tmp_path):
     result = run_dir.read_result(tmp_path / "run")
     assert (result["status"], result["exit_code"]) == ("stopped early", 0)
     assert result["steps"] < 40
-    assert checkpoints.steps_of(tmp_path / "run") == [result["steps"]]
+    assert checkpoints.list_steps(tmp_path / "run") == [result["steps"]]
     printed = run("train", "resume=run", cwd=tmp_path)
     assert "was stopped early by a callback" in printed
-    assert checkpoints.steps_of(tmp_path / "run") == [result["steps"]]
+    assert checkpoints.list_steps(tmp_path / "run") == [result["steps"]]
 
 
 def test_early_stopping_of_a_killed_run_stops_where_the_unbroken_one_does(tmp_path):

@@ -416,12 +416,12 @@ def test_tensorboard_has_every_row_and_picture_also_after_a_kill(tmp_path):
 
 def test_a_missing_tensorboard_is_told_before_anything_starts(monkeypatch):
     (config,) = compose_configs("train", ["logger=tensorboard"])
-    train.check(config)
+    train.check_train(config)
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "diffusion_lit\[tensorboard\]"') as caught:
-        train.check(config)
+        train.check_train(config)
     assert caught.value.exit_code == 2
-    train.check(compose_configs("train", ["logger=csv"])[0])
+    train.check_train(compose_configs("train", ["logger=csv"])[0])
 
 
 def test_a_logger_that_cannot_write_leaves_the_run_alone(tmp_path, caplog):

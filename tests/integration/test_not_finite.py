@@ -11,7 +11,7 @@ from diffusion_lit.diffusion.randomness import flip
 from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.build import make_diffusion, make_network
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.loss_window import LossWindow
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
@@ -74,7 +74,7 @@ def test_skipped_steps_leave_no_trace_and_a_resumed_run_skips_them_too(tmp_path)
     assert {int(count) for count in counts} == {13}
     process = start("train", *WORDS, "log_every=1", f"run_dir={broken}", cwd=tmp_path, prelude=fault)
     assert signal_at_step(6, process, broken, number=15) == 143
-    assert 60 < checkpoints.steps_of(broken)[-1] * 12 < 16 * 12
+    assert 60 < checkpoints.list_steps(broken)[-1] * 12 < 16 * 12
     run("train", f"resume={broken}", "log_every=1", cwd=tmp_path, prelude=fault)
     ours, theirs = last_checkpoint(skipping), last_checkpoint(broken)
     for key, value in ours["state_dict"].items():
@@ -99,7 +99,7 @@ DiffusionModule.training_step = stopping
 """
     )
     assert "SIGTERM" in run("train", *words, f"run_dir={broken}", cwd=tmp_path, prelude=stop, code=143)
-    assert checkpoints.steps_of(broken)[-1] == 71
+    assert checkpoints.list_steps(broken)[-1] == 71
     run("train", f"resume={broken}", cwd=tmp_path, prelude=fault)
     assert [float(row["train/skipped"]) for row in trace(broken)] == [0, 5]
     run("train", f"resume={whole}", "sample_every=0", cwd=tmp_path)
@@ -121,10 +121,10 @@ def test_always_no_number_leaves_a_record_that_needs_no_data(tmp_path):
     assert "11 steps in a row; the last good checkpoint is step 4." in told
     assert "python -m diffusion_lit.replay run=run" in told
     assert "Traceback" not in told
-    assert checkpoints.steps_of(folder) == [4]  # at 8, 12 and 16 the weights would have been those of step 6
-    record = step_record.read(folder)
+    assert checkpoints.list_steps(folder) == [4]  # at 8, 12 and 16 the weights would have been those of step 6
+    record = step_record.load_step_record(folder)
     assert (record["step"], record["position"], record["micro_batch"]) == (17, 12 * 16, 6)
-    summary = json.loads((folder / "flight.json").read_text())
+    summary = json.loads((folder / "nonfinite_step.json").read_text())
     assert [image["index"] for image in summary["images"]] == record["index"].tolist()
     assert {layer["not_finite"] for layer in summary["layers"]} == {0}  # the fault is not in the step itself
     (folder / "config.yaml").write_text("data: {}\nmodel: {}\ndiffusion: {}\nsampler: {}\n")  # it is enough by itself
@@ -146,7 +146,7 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     assert "the loss is" in run("train", *words, cwd=tmp_path, code=6)
     told = run("replay", f"run={folder}", cwd=tmp_path)
     name = told.partition("first      ")[2].split()[0]
-    record, config = step_record.read(folder), read_config(folder)
+    record, config = step_record.load_step_record(folder), read_model_config(folder)
     net, diffusion = make_network(config), make_diffusion(config)
     net.load_state_dict(record["net"])
     draws = {key: value[:12] for key, value in record["draws"].items()}
@@ -171,7 +171,7 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     assert before
     assert all(line.endswith("none") for line in before)
     broken = (
-        step_record.forward(net_without_hooks(config, record), diffusion, config, record)
+        step_record.trace_forward(net_without_hooks(config, record), diffusion, config, record)
         .losses.isfinite()
         .logical_not()
     )
@@ -198,10 +198,10 @@ def test_replay_names_parameters_whose_gradient_is_not_finite(tmp_path, caplog):
 
 
 def test_replay_of_a_run_that_ended_well_or_of_a_broken_record(tmp_path, digits_run):
-    assert "has no flight.ckpt" in run("replay", f"run={digits_run}", cwd=tmp_path, code=4)
-    (digits_run / "flight.ckpt").write_text("no")
+    assert "has no nonfinite_step.ckpt" in run("replay", f"run={digits_run}", cwd=tmp_path, code=4)
+    (digits_run / "nonfinite_step.ckpt").write_text("no")
     assert "cannot be read" in run("replay", f"run={digits_run}", cwd=tmp_path, code=4)
-    (digits_run / "flight.ckpt").unlink()
+    (digits_run / "nonfinite_step.ckpt").unlink()
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from diffusion_lit.cli.train_overrides import prepare_train_overrides
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.resume import check_continuation
-from diffusion_lit.runs.run_dir import add_command
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.run_dir import append_command
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import UserError
 from tests.cases import each
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
@@ -47,7 +47,7 @@ def test_a_signal_between_two_rows_changes_no_row(tmp_path):
     run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
     process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
     assert signal_at_step(50, process, broken, signal.SIGTERM, delay=0.05) == 143
-    assert checkpoints.steps_of(broken)[-1] % 50  # stopped between two rows
+    assert checkpoints.list_steps(broken)[-1] % 50  # stopped between two rows
     run("train", f"resume={broken}", cwd=tmp_path)
     assert trace(whole) == trace(broken)
 
@@ -91,7 +91,7 @@ def test_a_signal_during_a_preview_cuts_it_short_and_the_resumed_run_draws_it(tm
     process.terminate()
     process.communicate(timeout=10)
     assert process.returncode == 143
-    assert checkpoints.steps_of(folder) == [4]
+    assert checkpoints.list_steps(folder) == [4]
     assert not (folder / "samples").exists()
     run("train", f"resume={folder}", "sampler.steps=2", cwd=tmp_path)
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
@@ -114,7 +114,7 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
     run("train", *SETTINGS, f"run_dir={whole}", cwd=tmp_path)
     process = start("train", *SETTINGS, f"run_dir={broken}", cwd=tmp_path)
     assert signal_at_step(7, process, broken, signal.SIGTERM) == 143
-    saved = checkpoints.steps_of(broken)[-1]
+    saved = checkpoints.list_steps(broken)[-1]
     assert saved >= 7
     moved = tmp_path / "moved"  # a run folder may be moved before it goes on
     broken.rename(moved)
@@ -142,13 +142,13 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
 )
 def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
     (tmp_path / "config.yaml").touch()
-    add_command(tmp_path, stored)
+    append_command(tmp_path, stored)
     words = prepare_train_overrides([f"resume={tmp_path}", *new], None)
     assert [word for word in words if word.startswith("max_")] == then
 
 
 def test_any_key_that_differs_makes_another_run(digits_run, tmp_path):
-    config = read_config(digits_run)
+    config = read_model_config(digits_run)
     stored = copy.deepcopy(config)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(stored)))
     check_continuation(tmp_path, config | {"accept": []})

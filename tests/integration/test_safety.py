@@ -97,7 +97,7 @@ def test_a_variable_of_the_environment_does_not_open_our_files(tmp_path, monkeyp
 
     torch.save({"state_dict": Evil()}, tmp_path / "a.ckpt")
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    for read in (checkpoints.read, pretrained.read):
+    for read in (checkpoints.load_checkpoint, pretrained.read_weights):
         with pytest.raises(UserError):
             read(tmp_path / "a.ckpt")
     assert not ran.exists()
@@ -263,14 +263,14 @@ def test_a_new_network_is_one_class_and_one_yaml(tmp_path):
     ],
 )  # fmt: skip
 def test_the_stored_words_of_a_run_set_nothing_of_hydra(tmp_path, word):
-    run_dir.add_command(tmp_path, ["seed=1", word])
+    run_dir.append_command(tmp_path, ["seed=1", word])
     with pytest.raises(UserError, match=r"command\.txt") as caught:
-        resume.continued_overrides(tmp_path, [])
+        resume.merge_resume_overrides(tmp_path, [])
     assert caught.value.exit_code == Exit.CHECKPOINT
 
 
 def test_a_stored_network_of_another_class_is_not_built(digits_run, tmp_path):
-    config = stored_config.read_config(digits_run) | {
+    config = stored_config.read_model_config(digits_run) | {
         "model": {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
     }
     (tmp_path / "run").mkdir()

@@ -107,7 +107,7 @@ def test_two_processes_measure_what_one_measures(tiny_run, tmp_path):
     assert [process.returncode for process in two] == [0, 0], printed
     assert sum("by another process" in text for text in printed) == 1
     assert numbers(tmp_path / "shared") == numbers(tmp_path / "alone")
-    neighbours = [(tmp_path / name / "neighbours.png").read_bytes() for name in ("shared", "alone")]
+    neighbours = [(tmp_path / name / "neighbors.png").read_bytes() for name in ("shared", "alone")]
     assert neighbours[0] == neighbours[1]
     (file,) = (tmp_path / "shared").glob("features-*/*.npz")
     file.write_bytes(file.read_bytes()[:-100])
@@ -132,16 +132,16 @@ def test_shards_of_something_else_are_not_gone_on_with(tiny_run, tmp_path):
 def test_a_plan_is_written_once_and_kept_to(tmp_path):
     plan = {"seed": 3, "sampler": {"steps": 2, "name": "ddim"}, "labels": (0.5, 0.5)}
     for _ in range(2):
-        shared_work.claim(plan, tmp_path / "new" / "out")
+        shared_work.claim_folder(plan, tmp_path / "new" / "out")
     with pytest.raises(UserError, match=r"(?s)sampler.steps: 2 there, 3 now.*choose a new folder"):
-        shared_work.claim(plan | {"sampler": {"steps": 3, "name": "ddim"}}, tmp_path / "new" / "out")
+        shared_work.claim_folder(plan | {"sampler": {"steps": 3, "name": "ddim"}}, tmp_path / "new" / "out")
     with pytest.raises(UserError, match="eta: None there, 1 now"):
-        shared_work.claim(plan | {"eta": 1}, tmp_path / "new" / "out")
+        shared_work.claim_folder(plan | {"eta": 1}, tmp_path / "new" / "out")
     with pytest.raises(UserError, match="is not empty"):
-        shared_work.claim(plan, tmp_path)
+        shared_work.claim_folder(plan, tmp_path)
     (tmp_path / "new" / "out" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        shared_work.claim(plan, tmp_path / "new" / "out")
+        shared_work.claim_folder(plan, tmp_path / "new" / "out")
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -162,24 +162,26 @@ def test_without_locks_pieces_are_made_all_the_same(tmp_path, monkeypatch):
 
     def make(k: int) -> None:
         made.append(k)
-        shared_work.save(files[k], k=k)
+        shared_work.save_arrays(files[k], k=k)
 
     def no_locks(*args, **kwargs) -> None:
         raise OSError(shared_work.errno.ENOLCK, "no locks available")
 
-    shared_work.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
+    shared_work.share_work(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
     assert sorted(made) == list(range(5))
     files[3].unlink()
     monkeypatch.setattr(shared_work, "lock_byte", no_locks)
-    shared_work.share(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
+    shared_work.share_work(tmp_path / ".lock", 5, lambda k: files[k].exists(), make)
     assert made[5:] == [3]
 
 
 def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
     """Without locks the shards of one who puts them together may be removed by another who has done so."""
-    shared_work.repair([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
+    shared_work.recreate_damaged([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
     made = []
-    shared_work.repair([tmp_path / "1.npz"], lambda: made.append(shared_work.save(tmp_path / "1.npz", k=1)), print)
+    shared_work.recreate_damaged(
+        [tmp_path / "1.npz"], lambda: made.append(shared_work.save_arrays(tmp_path / "1.npz", k=1)), print
+    )
     assert len(made) == 1
 
 
@@ -190,7 +192,7 @@ def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
         for path in (dead, elsewhere, old, tmp_path / "images.npy"):
             path.write_bytes(b"half")
         os.utime(old, (0, 0))
-        shared_work.sweep(tmp_path)
+        shared_work.remove_left_overs(tmp_path)
         assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "images.npy"}
 
 

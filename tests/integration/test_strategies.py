@@ -166,7 +166,7 @@ def test_a_signal_saves_on_all_ranks_and_the_run_goes_on_bit_for_bit(tmp_path, w
     process = start("train", *words, cwd=tmp_path)
     assert signal_at_step(7, process, broken, number) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert gone(process.pid)
-    assert checkpoints.steps_of(broken)[-1] >= 7
+    assert checkpoints.list_steps(broken)[-1] >= 7
     run("train", f"resume={broken}", cwd=tmp_path)
     assert trace(whole_ddp) == trace(broken)
 

@@ -80,7 +80,7 @@ def test_commands_that_need_all_pictures_say_so(sets, whole):
     assert "every_epoch keeps no training pictures: add pictures=<a folder" in told
     words = ["data=huggingface", f"data.path={sets['parquet']}", "data.streaming=every_epoch"]
     with pytest.raises(UserError, match=r"data\.streaming=every_epoch: pictures are looked at more than once"):
-        audit.check(compose_configs("audit", words)[0])
+        audit.check_audit(compose_configs("audit", words)[0])
 
 
 def test_a_killed_run_goes_on_bit_for_bit(sets, whole, tmp_path):

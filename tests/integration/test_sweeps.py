@@ -28,7 +28,7 @@ def write_sweep(sweep: Path, space: dict[str, list], result_of) -> Path:
         job = sweep / str(number)
         job.mkdir(parents=True)
         words = [f"{key}={value}" for key, value in zip(space, values, strict=True)]
-        run_dir.add_command(job, ["max_steps=3", *words])
+        run_dir.append_command(job, ["max_steps=3", *words])
         result = result_of(*values)
         if result:
             run_dir.write_result(job, result)
@@ -44,22 +44,22 @@ FAILED = {"status": "failed", "exit_code": 6, "error": "the loss is nan"}
 
 def test_swept_keys_are_those_with_more_than_one_value(tmp_path):
     space = {"weighting": ["snr", "p2"], "ema": ["none"], "model.attention_levels": ["[]", "[1,2]"], "seed": [0, 1]}
-    jobs = sweeps.jobs_of(write_sweep(tmp_path, space, lambda *values: None))
-    assert sweeps.swept(jobs) == ["weighting", "model.attention_levels", "seed"]
+    jobs = sweeps.list_jobs(write_sweep(tmp_path, space, lambda *values: None))
+    assert sweeps.find_swept_keys(jobs) == ["weighting", "model.attention_levels", "seed"]
     assert jobs[2].words["model.attention_levels"] == "[1,2]"
 
 
 def test_a_job_that_was_resumed_is_the_same_job(tmp_path):
     write_sweep(tmp_path, {"seed": [0, 1]}, lambda seed: finished(1.0))
-    run_dir.add_command(tmp_path / "1", ["max_steps=3", "seed=1", "resume=x/1", "run_dir=x/1", "accept=[data]"])
-    assert sweeps.swept(sweeps.jobs_of(tmp_path)) == ["seed"]
+    run_dir.append_command(tmp_path / "1", ["max_steps=3", "seed=1", "resume=x/1", "run_dir=x/1", "accept=[data]"])
+    assert sweeps.find_swept_keys(sweeps.list_jobs(tmp_path)) == ["seed"]
 
 
 def test_a_row_for_each_job_in_its_order_with_all_of_its_result(tmp_path):
     results = [finished(0.1 * k, class_accuracy=None, many=[1, 2]) for k in range(12)]
     results[3], results[10] = FAILED, None
     write_sweep(tmp_path, {"seed": list(range(12))}, lambda seed: results[seed])
-    sweeps.write_results(tmp_path)
+    sweeps.write_sweep_results(tmp_path)
     rows = rows_of(tmp_path)
     names = ["job", "seed", "status", "exit_code", "val/loss", "class_accuracy", "error", "folder"]
     assert list(rows[0]) == names
@@ -77,16 +77,16 @@ def test_the_interval_is_students(n):
     from scipy import stats
 
     numbers = [math.sin(k) for k in range(n)]
-    mean, half = sweeps.mean_and_half(numbers)
+    mean, half = sweeps.mean_and_half_width(numbers)
     low, high = stats.t.interval(0.95, n - 1, loc=sum(numbers) / n, scale=stats.sem(numbers))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
 
 
 def test_the_interval_of_two_in_closed_form_and_of_one_there_is_none():
     # Student's t with one degree of freedom is Cauchy's: its 97.5 % point is tan(0.475 pi)
-    assert sweeps.mean_and_half([1.0, 3.0]) == (2.0, pytest.approx(math.tan(0.475 * math.pi)))
-    assert sweeps.mean_and_half([4.0]) == (4.0, None)
-    assert sweeps.mean_and_half([]) == (None, None)
+    assert sweeps.mean_and_half_width([1.0, 3.0]) == (2.0, pytest.approx(math.tan(0.475 * math.pi)))
+    assert sweeps.mean_and_half_width([4.0]) == (4.0, None)
+    assert sweeps.mean_and_half_width([]) == (None, None)
 
 
 def test_means_are_over_seeds_of_finished_jobs_the_best_first(tmp_path):
@@ -96,20 +96,20 @@ def test_means_are_over_seeds_of_finished_jobs_the_best_first(tmp_path):
         value = values[word, seed]
         return FAILED | {"val/loss": 0.0} if word == "c" and seed == 0 else finished(value, class_accuracy=value)
 
-    jobs = sweeps.jobs_of(write_sweep(tmp_path, {"weighting": ["a", "b", "c"], "seed": [0, 1]}, result_of))
-    lower = sweeps.groups_of(jobs, ["weighting"], "val/loss")
+    jobs = sweeps.list_jobs(write_sweep(tmp_path, {"weighting": ["a", "b", "c"], "seed": [0, 1]}, result_of))
+    lower = sweeps.group_jobs(jobs, ["weighting"], "val/loss")
     assert [(g.values[0], g.numbers, g.mean) for g in lower] == [
         ("b", [2.0], 2.0), ("a", [3.0, 5.0], 4.0), ("c", [9.0], 9.0),
     ]  # fmt: skip
-    higher = sweeps.groups_of(jobs, ["weighting"], "class_accuracy")
+    higher = sweeps.group_jobs(jobs, ["weighting"], "class_accuracy")
     assert [g.values[0] for g in higher] == ["c", "a", "b"]
 
 
 def test_what_a_sweeper_gets():
-    assert sweeps.objective(finished(0.5), "val/loss") == 0.5
+    assert sweeps.sweep_objective(finished(0.5), "val/loss") == 0.5
     for bad in (finished(None), finished(math.nan), FAILED | {"val/loss": 0.1}, {}):
-        assert sweeps.objective(bad, "val/loss") == math.inf
-        assert sweeps.objective(bad, "class_accuracy") == -math.inf
+        assert sweeps.sweep_objective(bad, "val/loss") == math.inf
+        assert sweeps.sweep_objective(bad, "class_accuracy") == -math.inf
 
 
 def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
@@ -167,9 +167,9 @@ def drawn(tmp_path: Path, space: dict[str, list], result_of=lambda *values: fini
     """The figure of a sweep, laid out, with its groups."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    jobs = sweeps.jobs_of(write_sweep(tmp_path, space, result_of))
-    keys = [key for key in sweeps.swept(jobs) if key != "seed"]
-    groups = sweeps.groups_of(jobs, keys, "val/loss")
+    jobs = sweeps.list_jobs(write_sweep(tmp_path, space, result_of))
+    keys = [key for key in sweeps.find_swept_keys(jobs) if key != "seed"]
+    groups = sweeps.group_jobs(jobs, keys, "val/loss")
     figure = figure_of(groups, keys, "val/loss", "a sweep")
     FigureCanvasAgg(figure).draw()
     return figure, groups
@@ -244,13 +244,13 @@ def test_a_colour_that_always_failed_is_in_the_legend(tmp_path):
 def test_what_optuna_tried_has_a_panel_for_each_key(tmp_path):
     for k in range(15):
         (tmp_path / str(k)).mkdir()
-        run_dir.add_command(
+        run_dir.append_command(
             tmp_path / str(k), [f"optimizer.lr={0.001 * 1.3**k}", f"weighting.gamma={1 + k % 7 + k / 9}"]
         )
         run_dir.write_result(tmp_path / str(k), finished(1.0 + k))
-    jobs = sweeps.jobs_of(tmp_path)
-    keys = sweeps.swept(jobs)
-    figure = figure_of(sweeps.groups_of(jobs, keys, "val/loss"), keys, "val/loss", "")
+    jobs = sweeps.list_jobs(tmp_path)
+    keys = sweeps.find_swept_keys(jobs)
+    figure = figure_of(sweeps.group_jobs(jobs, keys, "val/loss"), keys, "val/loss", "")
     assert [ax.get_xlabel() for ax in figure.axes] == ["optimizer.lr", "weighting.gamma"]
     assert all(len(line.get_xdata()) == 15 for ax in figure.axes for line in ax.lines)
 
@@ -281,7 +281,7 @@ def test_a_job_that_fails_does_not_end_a_sweep_and_every_job_has_its_row(sweep):
     assert (sweep / "0" / "metrics.csv").exists()  # a run that diverged is there to be looked at
     assert picture_is_drawn(sweep)
     here = sweep.parents[2]
-    assert stored_config.read_config(sweep / "1")["run_dir"] == str((sweep / "1").relative_to(here))
+    assert stored_config.read_model_config(sweep / "1")["run_dir"] == str((sweep / "1").relative_to(here))
 
 
 def test_a_sweep_says_what_starts_what_failed_and_what_is_best(sweep):
@@ -365,7 +365,7 @@ from diffusion_lit import train
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.runs import run_dir as folder
 def fit(config, source, run, overrides):
-    folder.write_start(run, config, overrides)
+    folder.record_start(run, config, overrides)
     result = {"status": "finished", "exit_code": 0, "val/loss": float(config["seed"])}
     number = int(run.name)
     BODY

@@ -15,7 +15,7 @@ from diffusion_lit.data.stream import indices
 from diffusion_lit.diffusion.randomness import draw
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training.fit import fit
 from diffusion_lit.training.trainer import make_module
@@ -87,7 +87,7 @@ def test_what_is_watched_does_not_change_what_is_learned(tmp_path, default, word
 
 def test_without_an_average_there_is_one_network(tmp_path):
     train(tmp_path, "ema=none")
-    state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    state = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path))["state_dict"]
     for key in [key for key in state if key.startswith("net.")]:
         assert torch.equal(state[key], state[key.replace("net.", "ema.", 1)])
     config, _ = resolve_data(compose_configs("train", [*SHORT, "ema=none"])[0])
@@ -100,7 +100,7 @@ def test_bf16_mixed_stays_close_to_fp32_and_keeps_weights_in_fp32(tmp_path, defa
     assert found != default  # autocast was on
     np.testing.assert_allclose(found, default, rtol=0.02)
     assert all(float(row["train/grad_norm"]) > 0 for row in trace(tmp_path))
-    state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    state = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path))["state_dict"]
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
@@ -140,7 +140,7 @@ def test_two_steps_are_those_of_a_plain_loop(tmp_path):
         assert float(rows[step]["train/loss"]) == pytest.approx(loss.item(), rel=1e-5)
         assert float(rows[step]["train/grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
         assert norm > 0
-    saved = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
+    saved = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path))["state_dict"]
     for name, value in net.state_dict().items():
         torch.testing.assert_close(saved[f"net.{name}"], value, rtol=1e-4, atol=1e-6)
 
@@ -155,7 +155,10 @@ def test_a_faster_layout_or_a_compiled_network_trains_the_same_under_the_same_na
     np.testing.assert_allclose(losses(tmp_path / "fast", word), default, rtol=1e-4)
     assert bool(compiled) == (word == "strategy.compile=true")
     train(tmp_path / "plain")
-    fast, plain = (checkpoints.read(checkpoints.choose(tmp_path / name))["state_dict"] for name in ("fast", "plain"))
+    fast, plain = (
+        checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path / name))["state_dict"]
+        for name in ("fast", "plain")
+    )
     assert fast.keys() == plain.keys()
 
 
@@ -170,7 +173,9 @@ def test_the_gradient_is_clipped_before_the_step(tmp_path):
     assert float(free[0]["train/grad_norm"]) > 0.01
     steps = {}
     for name in ("free", "clip"):
-        state = checkpoints.read(checkpoints.choose(tmp_path / name))["optimizer_states"][0]["state"]
+        state = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path / name))["optimizer_states"][0][
+            "state"
+        ]
         steps[name] = torch.cat([value["exp_avg"].flatten() for value in state.values()]).norm()
     assert steps["clip"] < 0.01 < steps["free"]
 
@@ -209,7 +214,7 @@ def test_epochs_are_steps_once_the_pictures_are_counted(tmp_path, caplog):
     train(steps, *words, "max_steps=6")
     train(epochs, *words, "max_epochs=1.4")
     assert_equal_runs(steps, epochs)
-    config = read_config(epochs)
+    config = read_model_config(epochs)
     assert (config["max_steps"], config["max_epochs"]) == (6, 1.4)
     rows = trace(epochs)
     with caplog.at_level("INFO"):
@@ -224,8 +229,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(tmp_path):
     with pytest.raises(UserError, match="last good checkpoint is step") as caught:
         train(tmp_path, "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "checkpoint_every=1", "max_steps=20")
     assert caught.value.exit_code == 6
-    state = checkpoints.read(checkpoints.choose(tmp_path))["state_dict"]
-    assert checkpoints.steps_of(tmp_path)
+    state = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path))["state_dict"]
+    assert checkpoints.list_steps(tmp_path)
     assert all(value.isfinite().all() for value in state.values())
 
 
@@ -234,11 +239,11 @@ UP_AND_DOWN = ["optimizer.lr=0.1", "lr_schedule.warmup_steps=8", "ema=none"]  # 
 
 def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
     train(tmp_path, "checkpoint_every=1", "max_steps=8", "keep_checkpoints=2", *UP_AND_DOWN)
-    steps = checkpoints.steps_of(tmp_path)
+    steps = checkpoints.list_steps(tmp_path)
     rows = {int(row["step"]): float(row["val/loss"]) for row in trace(tmp_path)}
     best = min(rows, key=rows.get)
     assert best not in (7, 8)  # else this shows nothing
-    assert (tmp_path / "checkpoints" / "best.ckpt").resolve() == checkpoints.path_of(tmp_path, best).resolve()
+    assert (tmp_path / "checkpoints" / "best.ckpt").resolve() == checkpoints.checkpoint_path(tmp_path, best).resolve()
     assert set(steps) == {7, 8, best}
 
 
@@ -248,7 +253,7 @@ def test_the_best_checkpoint_is_one_that_exists(tmp_path):
     rows = {int(row["step"]): float(row["val/loss"]) for row in trace(tmp_path)}
     assert min(rows, key=rows.get) not in (4, 8)  # else this shows nothing
     best = min((4, 8), key=rows.get)
-    assert (tmp_path / "checkpoints" / "best.ckpt").resolve() == checkpoints.path_of(tmp_path, best).resolve()
+    assert (tmp_path / "checkpoints" / "best.ckpt").resolve() == checkpoints.checkpoint_path(tmp_path, best).resolve()
 
 
 def test_without_an_average_held_out_loss_is_measured_without_dropout(tmp_path):
@@ -276,7 +281,7 @@ def test_class_folders_train_a_conditional_model(tmp_path):
     pictures(tmp_path / "in" / "cats", 7)
     pictures(tmp_path / "in" / "dogs", 8)
     assert np.isfinite(losses(tmp_path / "run", *FOLDER, f"data.root={tmp_path / 'in'}")).all()
-    state = checkpoints.read(checkpoints.choose(tmp_path / "run"))["state_dict"]
+    state = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path / "run"))["state_dict"]
     assert len(state["net.unet.class_embedding.weight"]) == 3  # two classes and the null label
 
 
@@ -285,7 +290,7 @@ def test_loose_pictures_train_an_unconditional_model_and_keep_their_channels(tmp
     pictures(tmp_path / "in", 5, mode)  # fewer than a batch of 12
     words = [f"data.root={tmp_path / 'in'}", f"data.channels={channels}"]
     assert np.isfinite(losses(tmp_path / "run", *FOLDER, *words)).all()
-    state = checkpoints.read(checkpoints.choose(tmp_path / "run"))["state_dict"]
+    state = checkpoints.load_checkpoint(checkpoints.select_checkpoint(tmp_path / "run"))["state_dict"]
     assert not [key for key in state if "class_embedding" in key]
     assert Image.open(tmp_path / "run" / "samples" / "step-00000004.png").mode == mode
 

@@ -287,7 +287,7 @@ def test_figures_of_a_run(digits_run, tmp_path):
     for k in (0, 12, 36):  # the first of a row, after the last step, is what `sample` makes of seed and class
         assert len(found(denoising, enlarged(ours[k], 9))) == 1
         assert len(found(compared, enlarged(ours[k + 1], 9))) == 1
-    originals = Subject(stored_config.read_config(digits_run), seed=0).originals(4)
+    originals = Subject(stored_config.read_model_config(digits_run), seed=0).originals(4)
     assert all(found(compared, enlarged(image, 9)) for image in originals[:, 2])
 
     with Image.open(tmp_path / "figures" / "classes.gif") as gif:
@@ -301,7 +301,7 @@ def test_originals_are_of_the_class_of_their_row(digits_run):
 
     digits = load_digits()
     pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    originals = Subject(stored_config.read_config(digits_run), seed=0).originals(3)
+    originals = Subject(stored_config.read_model_config(digits_run), seed=0).originals(3)
     assert originals.shape == (10, 3, 1, 8, 8)
     for label, row in enumerate(originals):
         for k, image in enumerate(row):
@@ -355,7 +355,7 @@ def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, monkey
 
 
 def test_what_is_no_longer_there_is_left_out_unless_it_is_named(digits_run, tmp_path, caplog):
-    lost = Subject(stored_config.read_config(digits_run) | {"name": "moved"}, seed=0, run=tmp_path)
+    lost = Subject(stored_config.read_model_config(digits_run) | {"name": "moved"}, seed=0, run=tmp_path)
     lost.config["data"] |= {"_target_": "diffusion_lit.data.sources.folder.ImageFolder", "root": str(tmp_path / "gone")}
     config = OmegaConf.create({"columns": 3, "images_per_class": 1, "what": None})
     wanted, log = ["forward", "schedule", "curves"], logging.getLogger("test")

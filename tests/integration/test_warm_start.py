@@ -23,7 +23,7 @@ from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.build import make_network
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.runs.stored_config import read_config
+from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import UserError
 from tests.cases import each
 from tests.runs import run
@@ -69,7 +69,7 @@ def same_shape(channels: int = 3) -> list[str]:
 def filled(config: dict) -> tuple[nn.Module, str]:
     torch.manual_seed(0)
     net = make_network(config)
-    return net.eval(), warm_start.fill(net, config)
+    return net.eval(), warm_start.load_initial_weights(net, config)
 
 
 def noise(channels: int = 3) -> tuple[Tensor, Tensor]:
@@ -249,7 +249,7 @@ def test_places_without_weights_are_refused_before_torch(tmp_path, monkeypatch):
         "download it elsewhere and give init_from=<folder>",
     }.items():
         with pytest.raises(UserError) as error:
-            warm_start.check(recipe(*same_shape(), word))
+            warm_start.check_initial_weights(recipe(*same_shape(), word))
         assert error.value.exit_code == 4
         assert told in str(error.value)
         assert "\n" not in str(error.value)
@@ -436,7 +436,7 @@ def fit(path: Path, *words: object) -> dict:
     words = [*DATA, *map(str, words), f"run_dir={path}"]
     config, source = train.with_facts(compose_configs("train", words)[0])
     train.fit(config, source, path, words)
-    return checkpoints.read(checkpoints.choose(path))
+    return checkpoints.load_checkpoint(checkpoints.select_checkpoint(path))
 
 
 def part(state: dict, which: str) -> dict[str, Tensor]:
@@ -454,7 +454,7 @@ def test_a_run_begins_with_the_average_of_another_and_needs_it_no_more(tmp_path)
     small += ["model.attention_head_dim=8", "ema.power=0.1"]
     first = fit(tmp_path / "first", *small, "max_steps=3", "optimizer.lr=0.01", "lr_schedule.warmup_steps=0")
     assert not torch.equal(*(part(first, f"{which}.")["unet.conv_in.weight"] for which in ("net", "ema")))
-    sources = [tmp_path / "first", checkpoints.path_of(tmp_path / "first", 3)]
+    sources = [tmp_path / "first", checkpoints.checkpoint_path(tmp_path / "first", 3)]
     wanted = TrainedModel.from_run(tmp_path / "first").generate([0, 3], [1, 2])
     for number, source in enumerate(sources):
         second = fit(tmp_path / str(number), *small, *STILL, "max_steps=1", "seed=5", f"init_from={source}")
@@ -466,18 +466,20 @@ def test_a_run_begins_with_the_average_of_another_and_needs_it_no_more(tmp_path)
     again = [*small, *STILL, "seed=5", f"resume={tmp_path / '1'}", "max_steps=2", f"init_from={sources[1]}"]
     assert_equal(part(fit(tmp_path / "1", *again), "net."), part(first, "ema."))
     with pytest.raises(UserError, match=f"init_from: {sources[1]} in the run, elsewhere now"):
-        train.check(compose_configs("train", [*DATA, *again, f"run_dir={tmp_path / '1'}", "init_from=elsewhere"])[0])
+        train.check_train(
+            compose_configs("train", [*DATA, *again, f"run_dir={tmp_path / '1'}", "init_from=elsewhere"])[0]
+        )
 
 
 def test_a_new_source_of_an_older_run_is_refused(tmp_path):
     fit(tmp_path / "run", "max_steps=1")
-    config = read_config(tmp_path / "run")
+    config = read_model_config(tmp_path / "run")
     del config["init_from"]
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     words = [*DATA, "max_steps=2", f"resume={tmp_path / 'run'}", f"run_dir={tmp_path / 'run'}"]
-    train.check(compose_configs("train", words)[0])
+    train.check_train(compose_configs("train", words)[0])
     with pytest.raises(UserError, match="init_from: None in the run, elsewhere now"):
-        train.check(compose_configs("train", [*words, "init_from=elsewhere"])[0])
+        train.check_train(compose_configs("train", [*words, "init_from=elsewhere"])[0])
 
 
 def test_a_pretrained_run_outlives_the_folder_it_came_from(tmp_path):
@@ -493,7 +495,7 @@ def test_a_pretrained_run_outlives_the_folder_it_came_from(tmp_path):
     x_t[:, :3] = rgb
     torch.testing.assert_close(out(model.net, x_t, t, 3)[:, :3], out(unet(), rgb, t), atol=1e-6, rtol=1e-5)
     run("train", "resume=run", "max_steps=2", "strategy=single", cwd=tmp_path)
-    assert checkpoints.steps_of(tmp_path / "run")[-1] == 2
+    assert checkpoints.list_steps(tmp_path / "run")[-1] == 2
     run("sample", "run=run", "num_images=2", "out=made", "checkpoint=1", cwd=tmp_path)
     assert (tmp_path / "made" / "grid.png").exists()
 

@@ -26,11 +26,11 @@ class EmaSnapshots(StepCallback):
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         super().on_train_start(trainer, module)
         if collectives.rank() == 0:
-            posthoc_ema.forget_after(self.run, self.step)
+            posthoc_ema.remove_snapshots_after(self.run, self.step)
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         if self.every and self.step % self.every == 0 and collectives.rank() == 0:
             try:
-                posthoc_ema.write(self.run, self.step, module.tracked_emas)
+                posthoc_ema.save_snapshot(self.run, self.step, module.tracked_emas)
             except UserError as error:  # a full disk may have room again; lengths are made from those that there are
                 log.warning("%s", error)

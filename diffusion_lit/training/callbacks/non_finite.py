@@ -9,7 +9,7 @@ from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.diffusion.randomness import draw
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, step_record
-from diffusion_lit.runs.run_dir import shown
+from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.step import Clock, Milestones, StepCallback
 from diffusion_lit.training.loss_window import LossWindow, Totals
@@ -67,12 +67,12 @@ class NonFiniteGuard(StepCallback):
 
 def last_checkpoint(run: Path) -> str:
     """Return which checkpoint of a run is the last, for a message."""
-    steps = checkpoints.steps_of(run)
+    steps = checkpoints.list_steps(run)
     return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: DiffusionModule) -> str:
-    """Write flight.ckpt and flight.json of an optimizer step; return the sentence that says how to look at it.
+    """Write nonfinite_step.ckpt and .json of an optimizer step; return the sentence that says how to look at it.
 
     Rank 0 writes while the others wait, or they would seem to be lost. Nothing that goes wrong here is raised.
     """
@@ -83,12 +83,12 @@ def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: 
             batch = data.global_batch(step - 1)
             of_batch = batch["position"], len(batch["index"]), module.codec.shape, module.device, module.strata
             draws = draw(module.seed, *of_batch)
-            taken = step_record.taken(step, module.config_text, module.net, batch, draws, data.batch_size)
-            step_record.write(run, taken)
-            hint = f". To see where it began: {format_command('replay', format_override('run', shown(run)))}"
+            taken = step_record.make_step_record(step, module.config_text, module.net, batch, draws, data.batch_size)
+            step_record.save_step_record(run, taken)
+            hint = f". To see where it began: {format_command('replay', format_override('run', display_path(run)))}"
             with trainer.precision_plugin.forward_context():
-                found = step_record.forward(module.net, module.diffusion, config, taken)
-            step_record.write_summary(run, taken, found)
+                found = step_record.trace_forward(module.net, module.diffusion, config, taken)
+            step_record.write_step_summary(run, taken, found)
         except Exception as error:  # a full disk, no memory for a pass: the run ends with its own message all the same
             log.warning("the record of step %d is incomplete: %s", step, error)
     collectives.all_reduce_max(0)

@@ -69,7 +69,7 @@ class RunCheckpoints(StepCallback):
     def on_exception(self, trainer: L.Trainer, module: DiffusionModule, exception: BaseException) -> None:
         self.step = trainer.global_step  # a callback before this one may have failed
         is_alone = collectives.world_size() == 1  # others would wait for their part of a save
-        is_saved = self.step in checkpoints.steps_of(self.run)
+        is_saved = self.step in checkpoints.list_steps(self.run)
         if is_out_of_memory(exception) and is_alone and self.step and not (is_saved or module.in_update):
             module.forget_step()
             self.save(trainer, module, is_needed=True)
@@ -86,14 +86,14 @@ class RunCheckpoints(StepCallback):
         if not (averaging.all_finite(module.net) and averaging.all_finite(module.ema)):
             hint = last_checkpoint(self.run) + record_step(self.run, self.config, self.step, trainer, module)
             raise UserError(Exit.NON_FINITE, f"at step {self.step} weights are not finite; {hint}")
-        older = [step for step in checkpoints.steps_of(self.run) if step < self.step]
+        older = [step for step in checkpoints.list_steps(self.run) if step < self.step]
         steps = [*older, self.step]
         measured = {step: score for step, score in self.scores.items() if step in steps}
         first = max if self.config["best_by"] in HIGHER_IS_BETTER else min
         best = first(measured, key=measured.get, default=None)
         keep = {*steps[-self.config["keep_checkpoints"] :], best}
         self.scores = {step: score for step, score in measured.items() if step in keep}
-        path = checkpoints.path_of(self.run, self.step)
+        path = checkpoints.checkpoint_path(self.run, self.step)
         trainer.save_checkpoint(path)  # by rank 0; the others wait
         error = trainer.strategy.checkpoint_io.error if collectives.rank() == 0 else None
         self.failed_saves = self.failed_saves + 1 if error else 0
@@ -106,11 +106,11 @@ class RunCheckpoints(StepCallback):
         if error or collectives.rank():
             return
         try:
-            checkpoints.link(path, "last.ckpt")
+            checkpoints.link_checkpoint(path, "last.ckpt")
             if best is not None:
-                checkpoints.link(checkpoints.path_of(self.run, best), "best.ckpt")
+                checkpoints.link_checkpoint(checkpoints.checkpoint_path(self.run, best), "best.ckpt")
             for step in set(older) - keep:
-                checkpoints.path_of(self.run, step).unlink(missing_ok=True)
+                checkpoints.checkpoint_path(self.run, step).unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s is complete, but links beside it could not be moved: %s", path, error.strerror)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffusion_lit.config.secrets import redact_secrets
 from diffusion_lit.config.targets import locate
-from diffusion_lit.runs.run_dir import shown
+from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TensorBoard:
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
         text = OmegaConf.to_yaml(OmegaConf.create(redact_secrets(config)))
         self.writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
-        log.info("watch      tensorboard --logdir %s", shlex.quote(str(shown(run / "tensorboard"))))
+        log.info("watch      tensorboard --logdir %s", shlex.quote(str(display_path(run / "tensorboard"))))
 
     def log_scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lit.config.secrets import format_exception, redact_command_line, redact_secrets
-from diffusion_lit.runs.run_dir import shown
+from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.system.files import write_text_atomically
 
@@ -63,7 +63,7 @@ class WandB:
         self.run.define_metric("*", step_metric="step")  # W&B's own counter never goes back, a resumed run does
         offline = sorted((run / "wandb").glob("offline-run-*"))  # one for each start of the run
         folders = offline if self.run.offline else [Path(self.run.sync_dir).absolute()]
-        self.sync = shlex.join(["wandb", "sync", *[str(shown(folder)) for folder in folders]])
+        self.sync = shlex.join(["wandb", "sync", *[str(display_path(folder)) for folder in folders]])
         if self.run.offline:
             log.info("W&B        offline%s; to upload: %s", f" ({why})" if why else "", self.sync)
         else:

@@ -176,7 +176,7 @@ def test_the_manifolds_are_those_of_the_definitions_point_by_point(monkeypatch):
     assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(expected)
 
 
-# ------------------------------------------------------------------------------------------ memorisation
+# ------------------------------------------------------------------------------------------ memorization
 
 
 @pytest.mark.parametrize("copies", [0, 3, 40])

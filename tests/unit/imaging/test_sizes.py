@@ -15,9 +15,9 @@ from diffusion_lit.runs.build import (
     guide_network,
     make_codec,
     make_condition,
+    make_configured_sampler,
     make_diffusion,
     make_network,
-    make_sampler_of,
 )
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.previews import class_grid
@@ -73,7 +73,7 @@ def test_two_steps_and_samples_at_8_x_12(name, tmp_path):
     assert trainer.callback_metrics is not None
     assert data.val.images.shape == (4, 3, 8, 12)
     net = guide_network(module.net.eval(), make_condition(config), guidance_scale=2.0)
-    x = generate(net, module.diffusion, make_sampler_of(config), [0, 1, 1], [1, 2, 3], module.codec.shape)
+    x = generate(net, module.diffusion, make_configured_sampler(config), [0, 1, 1], [1, 2, 3], module.codec.shape)
     images = module.codec.decode(x)
     assert images.shape == (3, 3, 8, 12)
     assert class_grid(images, [0, 1, 1], ["a", "b"]).width > 0

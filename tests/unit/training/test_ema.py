@@ -26,7 +26,7 @@ from diffusion_lit.data.stream import Batches
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.weighting import MinSNR
-from diffusion_lit.runs.build import make_decay
+from diffusion_lit.runs.build import make_ema_decay
 from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, split_tensors, update_ema
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer
@@ -94,7 +94,7 @@ def test_the_average_is_that_of_diffusers_and_crowson():
     net, generator = Tiny(), torch.Generator().manual_seed(1)
     average = copy.deepcopy(net)
     theirs = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1, power=3 / 4)
-    decay = make_decay({"ema": EMAS["power"]})
+    decay = make_ema_decay({"ema": EMAS["power"]})
     for n in range(60):
         wander(net, generator)
         update_ema(split_tensors(average), split_tensors(net), decay(n))
@@ -116,30 +116,30 @@ def test_power_decay_reaches_its_promised_values_and_no_more():
 
 
 def test_a_rising_decay_goes_from_its_base_to_1_over_the_run():
-    decay = make_decay({"ema": EMAS["rising"], "max_steps": 400})
+    decay = make_ema_decay({"ema": EMAS["rising"], "max_steps": 400})
     # BYOL's momentum at k of K steps, and where half a cosine must be without computing one
     wanted = [1 - (1 - 0.996) * (math.cos(math.pi * k / 400) + 1) / 2 for k in range(400)]
     assert [decay(n) for n in range(400)] == pytest.approx(wanted, abs=1e-15)
     assert [decay(n) for n in (0, 100, 200, 300, 400, 500)] == pytest.approx(
         [0.996, 1 - 0.002 * (1 + 0.5**0.5), 0.998, 1 - 0.002 * (1 - 0.5**0.5), 1, 1], abs=1e-15
     )
-    seldom = make_decay({"ema": EMAS["rising"] | {"update_every": 10}, "max_steps": 400})
+    seldom = make_ema_decay({"ema": EMAS["rising"] | {"update_every": 10}, "max_steps": 400})
     assert [seldom(n) for n in range(40)] == pytest.approx(wanted[::10], abs=1e-15)  # of 40 updates
 
 
 def test_a_constant_decay_leaves_as_much_of_the_untrained_network_as_it_says():
-    decay = make_decay({"ema": EMAS["constant"]})
+    decay = make_ema_decay({"ema": EMAS["constant"]})
     assert {decay(n) for n in (0, 1, 10**6)} == {0.995}
     assert math.prod(decay(n) for n in range(1000)) == pytest.approx(0.007, abs=4e-4)
 
 
 def test_runs_from_before_the_key_average_at_every_step():
     old = {key: value for key, value in EMAS["power"].items() if key != "update_every"}
-    assert make_decay({"ema": old}) == make_decay({"ema": EMAS["power"]}) == PowerDecay()
+    assert make_ema_decay({"ema": old}) == make_ema_decay({"ema": EMAS["power"]}) == PowerDecay()
 
 
 def test_no_average_has_no_decay():
-    assert make_decay({"ema": EMAS["none"]}) is None
+    assert make_ema_decay({"ema": EMAS["none"]}) is None
 
 
 # ----------------------------------------------------------------------------------------------- the learning rate
@@ -270,7 +270,7 @@ def train(ema: dict, accumulate: int, schedule: str = "cosine") -> tuple[Diffusi
             net,
             diffusion,
             shape=(1, 4, 4),
-            ema=make_decay({"max_steps": STEPS, "ema": ema}),
+            ema=make_ema_decay({"max_steps": STEPS, "ema": ema}),
             optimizer=partial(make_optimizer, leaf=leaf, fused=True),
             lr_schedule=learning_rate_factor(lr_schedule, STEPS),
             label_dropout=0.0,

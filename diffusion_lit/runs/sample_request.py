@@ -13,12 +13,12 @@ from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.schema import format_value
 from diffusion_lit.config.targets import locate
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
-from diffusion_lit.runs.stored_config import GUIDANCE
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, blend_of, number_of
 from diffusion_lit.system.errors import Exit, UserError
 
 NO_GUIDE = {"guide": None, "guide_checkpoint": "last"}  # for a command without these keys
-NOT_OF_THE_NETWORK = ("loss", "timestep_sampling")  # keys of `diffusion` that a trained network does not depend on
+TRAINING_ONLY = ("loss", "timestep_sampling")  # keys of `diffusion` that a trained network does not depend on
 
 
 def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -36,10 +36,10 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
             raise UserError(Exit.CONFIG, f"{' and '.join(pair)} exclude each other: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
-    found = diffusers_format.located(run)
+    found = diffusers_format.resolve_pretrained(run)
     if str(found) != str(Path(run).expanduser()):  # of the hub, and now on this machine
         overrides = [format_override("run", found) if word.startswith("run=") else word for word in overrides]
-    settings = dict(stored_config.read_sampling(run_dir.require_run(found))["sampler"])
+    settings = dict(stored_config.read_sampling_config(run_dir.require_run_dir(found))["sampler"])
     name = settings.pop("name", None)
     if read_override("sampler", overrides) not in (None, name):
         return overrides
@@ -56,8 +56,8 @@ def read_requested_config(config: DictConfig) -> dict:
     """
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
-    run_config = stored_config.read_sampling(run_dir.require_run(config.run))
-    checkpoints.choose(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
+    run_config = stored_config.read_sampling_config(run_dir.require_run_dir(config.run))
+    checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     return run_config
 
 
@@ -65,7 +65,7 @@ def check_sampling(config: DictConfig) -> None:
     """Raise UserError (exit 2) if the run cannot be sampled by the keys of `conf/sample.yaml`."""
     run_config = read_requested_config(config)
     names = run_config["data"]["class_names"]
-    stops = requested_labels(config, names)
+    stops = parse_labels(config, names)
     if config.context is not None or config.interpolate:
         network = locate(run_config["model"].get("_target_"))
         if not getattr(network, "takes_blends", False):
@@ -80,15 +80,15 @@ def check_sampling(config: DictConfig) -> None:
             raise UserError(Exit.CONFIG, f"{key}={format_value(config[key])}: this run has no classes")
     if config.interpolate and len(stops) < 2:
         raise UserError(Exit.CONFIG, "interpolate=true: needs two classes or blends to go between")
-    faults = find_faults(config, run_config)
+    faults = sampling_faults(config, run_config)
     if config.init is not None and not config.sampler.get("starts_anywhere"):
         able = [name for name in list_options("sampler") if read_option("sampler", name).get("starts_anywhere")]
         faults.append(f"init: sampler={config.sampler.name} cannot start in the middle; {', '.join(able)} can")
-    raise_if(faults, "sampled")
+    raise_faults(faults, "sampled")
     read_originals(config, run_config)
 
 
-def raise_if(faults: list[str], verb: str) -> None:
+def raise_faults(faults: list[str], verb: str) -> None:
     """Raise UserError (exit 2) with all faults, if there are any."""
     if faults:
         raise UserError(Exit.CONFIG, "\n  ".join([f"this run cannot be {verb} so:", *faults]))
@@ -104,7 +104,7 @@ def read_originals(config: DictConfig, run_config: dict):
     return read(config.init, config.mask, decoding_of(run_config["data"]))
 
 
-def requested_labels(config: DictConfig, names: list[str]) -> list[Label]:
+def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:
     """Return the labels of `classes`, by number or name, or the blends of `context`; all classes without either.
 
     Raises:
@@ -123,7 +123,7 @@ def requested_labels(config: DictConfig, names: list[str]) -> list[Label]:
         raise UserError(Exit.CONFIG, f"{where}: {error}") from None
 
 
-def find_faults(config: DictConfig, run_config: dict) -> list[str]:
+def sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
     """Return why a run cannot be sampled with a sampler, guidance and weights, a line for each reason.
 
     Raises:
@@ -132,7 +132,7 @@ def find_faults(config: DictConfig, run_config: dict) -> list[str]:
     config, faults = NO_GUIDE | OmegaConf.to_container(config), []
     values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     values |= {f"sampler.{key}": value for key, value in config["sampler"].items()}
-    requested = {key: config[key] for key in GUIDANCE if config[key] is not None}
+    requested = {key: config[key] for key in GUIDANCE_KEYS if config[key] is not None}
     guidance = {"guidance_scale": run_config["guidance_scale"], "guide": config["guide"]} | requested
     if config["guide"]:
         values |= guidance
@@ -157,16 +157,18 @@ def find_faults(config: DictConfig, run_config: dict) -> list[str]:
 
 def find_guide_faults(config: dict, run_config: dict) -> Iterator[str]:
     """Yield why `guide` cannot guide: it must predict the same from the same, with the same classes."""
-    where, guide = f"guide={config['guide']}", run_dir.require_run(config["guide"])
+    where, guide = f"guide={config['guide']}", run_dir.require_run_dir(config["guide"])
     places = (guide, config["guide_checkpoint"]), (Path(config["run"]).expanduser(), config["checkpoint"])
-    used, using = (checkpoints.choose(run, str(which), lambda message: None).resolve() for run, which in places)
-    its_config = stored_config.read_config(guide)
+    used, using = (
+        checkpoints.select_checkpoint(run, str(which), lambda message: None).resolve() for run, which in places
+    )
+    its_config = stored_config.read_model_config(guide)
     if used == using and config["weights"] == "ema" and not config["ema_length"]:
         yield f"{where} is the network itself: take an earlier guide_checkpoint or a run of a smaller network"
     for group, keys in {"data": ["image_size", "channels"], "diffusion": run_config["diffusion"]}.items():
         for key in keys:
             own, its = run_config[group][key], its_config[group].get(key, run_config[group][key])
-            if own != its and key not in NOT_OF_THE_NETWORK:
+            if own != its and key not in TRAINING_ONLY:
                 values = f"{group}.{key}={format_value(its)}, the run {format_value(own)}"
                 yield f"{where} has {values}: both must have the same"
     if its_config["data"]["class_names"] not in ([], run_config["data"]["class_names"]):

@@ -11,7 +11,7 @@ from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.schema import format_value
 from diffusion_lit.runs import run_dir, stored_config, sweeps
-from diffusion_lit.runs.settings import check_sampling, insert_stored_sampler, raise_if
+from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, raise_faults
 from diffusion_lit.system.errors import Exit, UserError
 
 ONLY_OF_SAMPLE = dict.fromkeys(
@@ -28,7 +28,7 @@ def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
     """
     run = read_override("run", overrides)
     sweep = Path(run).expanduser() if isinstance(run, str) else None
-    if not sweep or run_dir.is_run(sweep) or not (jobs := sweeps.jobs_of(sweep)):
+    if not sweep or run_dir.is_run_dir(sweep) or not (jobs := sweeps.list_jobs(sweep)):
         return insert_stored_sampler(overrides, config_dir)
     runs = [format_override("run", job.folder) for job in jobs if job.status == "finished"]
     if not runs:
@@ -40,7 +40,7 @@ def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
     if len(samplers) > 1:
         differing = " and ".join(list(samplers.values())[:2])
         raise UserError(Exit.CONFIG, f"{differing} have other samplers: name one for all, such as sampler=ddim")
-    out = sweep / "evaluations" / f"sweep-{run_dir.stamp()}"
+    out = sweep / "evaluations" / f"sweep-{run_dir.make_timestamp()}"
     every = "run=" + ",".join(word.partition("=")[2] for word in runs)
     return ["hydra.mode=MULTIRUN", format_override("hydra.sweep.dir", out), *next(iter(samplers)), every]
 
@@ -48,7 +48,8 @@ def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
 def check_evaluation(config: DictConfig) -> None:
     """Raise UserError (exit 2) if the run cannot be measured by the keys of `conf/evaluate.yaml`."""
     check_sampling(OmegaConf.merge(ONLY_OF_SAMPLE, config))
-    data, faults = reference_data(config, stored_config.read_config(Path(config.run).expanduser())["data"]), []
+    run_config = stored_config.read_model_config(Path(config.run).expanduser())
+    data, faults = reference_data_config(config, run_config["data"]), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
@@ -68,10 +69,10 @@ def check_evaluation(config: DictConfig) -> None:
             faults.append(f"pictures={config.pictures}: its classes are {names}, not the model's")
         if config.reference == "val" and "val" not in source.splits() and not data["val_fraction"]:
             faults.append("reference=val: this run holds nothing out")
-    raise_if(faults, "measured")
+    raise_faults(faults, "measured")
 
 
-def reference_data(config: DictConfig, data: dict) -> dict:
+def reference_data_config(config: DictConfig, data: dict) -> dict:
     """Return the `data` group of the run, or that of `pictures`, decoded as the run's were."""
     if config.pictures is None:
         return data
@@ -79,14 +80,14 @@ def reference_data(config: DictConfig, data: dict) -> dict:
     return NOT_CACHED | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 
-def make_out(config: DictConfig) -> Path:
+def make_evaluation_dir(config: DictConfig) -> Path:
     """Return a new folder; in a sweep that of the job."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         if config.shards:
             raise UserError(Exit.CONFIG, f"shards={config.shards} and --multirun: one evaluation at a time")
         out = Path(job.runtime.output_dir)
-        run_dir.add_command(out, list(job.overrides.task), "evaluate")
+        run_dir.append_command(out, list(job.overrides.task), "evaluate")
         return out
     run = Path(config.run).expanduser()
-    return Path(config.out).expanduser() if config.shards else run_dir.new_output(config.out, run, "evaluations")
+    return Path(config.out).expanduser() if config.shards else run_dir.make_output_dir(config.out, run, "evaluations")
