@@ -96,6 +96,16 @@ def test_any_logger_of_lightning(tmp_path, logger):
         assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
 
 
+def test_a_logger_that_cannot_be_created_is_refused(tmp_path):
+    words = ["logger._target_=lightning.pytorch.loggers.CSVLogger", "+logger.save_dir=logs", "run_dir=run"]
+    prelude = "from lightning.pytorch.loggers import CSVLogger\n"
+    prelude += "def refuse(self, *args, **keys): raise ModuleNotFoundError('no backend')\nCSVLogger.__init__ = refuse\n"
+    printed = run("train", *SHORT, *words, cwd=tmp_path, code=2, prelude=prelude)
+    assert "lightning.pytorch.loggers.CSVLogger cannot be created: ModuleNotFoundError: no backend" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+
+
 @each("name", ["RAdam", "NAdam"])
 def test_any_optimizer_of_torch_resumes_exactly(tmp_path, name):
     words = [f"optimizer._target_=torch.optim.{name}", "lr_schedule=constant"]

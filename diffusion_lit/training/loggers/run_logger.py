@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from diffusion_lit.config.secrets import format_exception, redact_secrets
 from diffusion_lit.config.targets import build
-from diffusion_lit.system.errors import UserError
+from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.loggers.backends import FilesOnly
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,13 @@ class RunLogger(Logger):
 
 def make_logger(config: dict, is_first: bool = True) -> RunLogger:
     """Return the logger of a `logger` group: one of ours, or any of Lightning's; only the first rank logs anything."""
-    logger = build(config) if is_first else FilesOnly()
+    try:
+        logger = build(config) if is_first else FilesOnly()
+    except UserError:
+        raise
+    except Exception as error:  # its package is missing, or it refuses an argument
+        message = f"logger._target_={config['_target_']} cannot be created: {format_exception(error)}"
+        raise UserError(Exit.CONFIG, message) from None
     return RunLogger(LightningLogger(logger) if isinstance(logger, Logger) else logger)
 
 
