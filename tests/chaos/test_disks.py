@@ -45,8 +45,8 @@ def at(step: int, happens: str, *more: tuple[int, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
     run("train", *SETTINGS, f"run_dir={folder}", cwd=folder.parent)
     return folder
 
@@ -63,11 +63,11 @@ def small_disk(path: Path, size: str):
         subprocess.run(["umount", "-l", path], check=True)
 
 
-def ends_like(whole: Path, folder: Path) -> None:
-    """Resumed on a good disk the run is the run that nothing happened to, pictures that failed aside."""
+def ends_like(unbroken: Path, folder: Path) -> None:
+    """Resume on a good disk: the run equals one that nothing happened to, previews that failed aside."""
     run("train", f"resume={folder}", cwd=folder.parent)
     assert checkpoints.list_steps(folder)[-1] == 16
-    assert_equal_training(whole, folder)
+    assert_equal_training(unbroken, folder)
 
 
 # ------------------------------------------------------------------------------------------------ full
@@ -78,12 +78,12 @@ FILLED += "        for k in (1 << 16, 1 << 10, 1):\n            with suppress(OS
 FILLED += "                while file.write(bytes(k)): pass\n"
 
 
-def test_a_disk_that_fills_up_and_stays_full(whole, tmp_path):
+def test_a_disk_that_fills_up_and_stays_full(unbroken, tmp_path):
     with small_disk(tmp_path / "disk", "4m") as disk:
         folder = disk / "run"
         prelude = FILLED + at(6, "fill(self.run.parent / 'filler')")
-        words = [*SETTINGS, "max_steps=40", "logger=tensorboard", f"run_dir={folder}"]
-        printed = run("train", *words, cwd=tmp_path, code=75, prelude=prelude)
+        overrides = [*SETTINGS, "max_steps=40", "logger=tensorboard", f"run_dir={folder}"]
+        printed = run("train", *overrides, cwd=tmp_path, code=75, prelude=prelude)
         assert printed.count("cannot be written (0.0 MiB free") == 3
         assert printed.count("the preview of step 8 failed, the run goes on: OSError: [Errno 28]") == 1
         assert printed.count("metrics.csv cannot be written") >= 1
@@ -95,25 +95,25 @@ def test_a_disk_that_fills_up_and_stays_full(whole, tmp_path):
         (disk / "filler").unlink()
         shutil.copytree(folder, tmp_path / "run", symlinks=True)
         run("train", f"resume={folder}", "max_steps=16", cwd=tmp_path)
-        assert trace(folder) == trace(whole)
+        assert trace(folder) == trace(unbroken)
 
 
-def test_a_disk_that_is_full_for_a_while_loses_no_row(whole, tmp_path):
+def test_a_disk_that_is_full_for_a_while_loses_no_row(unbroken, tmp_path):
     with small_disk(tmp_path / "disk", "4m") as disk:
         folder = disk / "run"
         prelude = FILLED + at(6, "fill(self.run.parent / 'f')", (11, "os.unlink(self.run.parent / 'f')"))
         printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
         assert printed.count("training goes on; will retry at the next checkpoint interval") == 1
-        assert trace(folder) == trace(whole)
-        assert_equal_training(whole, folder)
+        assert trace(folder) == trace(unbroken)
+        assert_equal_training(unbroken, folder)
         grids = sorted(path.name for path in (folder / "samples").glob("*.png"))
         assert grids == [f"step-{step:08d}.png" for step in (4, 12, 16)]
 
 
 def test_a_full_folder_of_logs_ends_no_run(tmp_path):
-    """W&B and TensorBoard on a disk of their own, which is full; the run's own record is whole."""
-    words = [*SETTINGS, "sample_every=0"]
-    for logger, said in (("wandb", "no room for the records of W&B"), ("tensorboard", "No space left on device")):
+    """W&B and TensorBoard on a disk of their own, which is full; the run's own files are complete."""
+    overrides = [*SETTINGS, "sample_every=0"]
+    for logger, message in (("wandb", "no room for the records of W&B"), ("tensorboard", "No space left on device")):
         here = tmp_path / logger
         here.mkdir()
         with small_disk(here / "full", "64k") as full:
@@ -123,27 +123,27 @@ def test_a_full_folder_of_logs_ends_no_run(tmp_path):
             )
             start += f"def linked(self, run, *rest):\n    os.symlink({str(full)!r}, run / {logger!r})\n"
             start += "    start(self, run, *rest)\nRunLogger.start = linked\n"
-            printed = run("train", *words, f"logger={logger}", "run_dir=run", cwd=here, prelude=start)
+            printed = run("train", *overrides, f"logger={logger}", "run_dir=run", cwd=here, prelude=start)
         assert "Traceback" not in printed
         assert printed.count("is switched off, the run goes on: OSError") == 1
-        assert said in printed
+        assert message in printed
         assert len(trace(here / "run")) == 16
         assert checkpoints.list_steps(here / "run")[-1] == 16
 
 
-def test_a_limit_on_the_size_of_files(whole, tmp_path):
+def test_a_limit_on_the_size_of_files(unbroken, tmp_path):
     folder = tmp_path / "run"
     prelude = at(6, "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))")
-    words = [*SETTINGS, f"run_dir={folder}"]
-    printed = run("train", *words, cwd=tmp_path, code=75, prelude=prelude)
+    overrides = [*SETTINGS, f"run_dir={folder}"]
+    printed = run("train", *overrides, cwd=tmp_path, code=75, prelude=prelude)
     assert printed.count("cannot be written") >= 3
     assert "Traceback" not in printed
     assert checkpoints.list_steps(folder) == [4]
-    ends_like(whole, folder)
+    ends_like(unbroken, folder)
 
 
-def test_pictures_for_which_the_disk_has_no_room_are_told_of(tmp_path):
-    """Written into a map of a full disk they would end the process by a signal."""
+def test_decoded_images_that_do_not_fit_on_the_disk_are_refused(tmp_path):
+    """Writing into a memory map on a full disk would end the process by a signal."""
     with small_disk(tmp_path / "disk", "64k") as disk, pytest.raises(UserError, match="cannot hold 3 MiB") as refused:
         cache._mapped(disk / "images.npy", (1000, 3, 32, 32))
     assert refused.value.exit_code == 5
@@ -162,9 +162,9 @@ def test_a_row_that_is_cut_by_a_full_disk_is_completed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "write", limited)
     values = np.random.default_rng(0).random(20).tolist()
-    told = [metrics.add(step, {"loss": value}) for step, value in enumerate(values[:10], 1)]
-    assert told == sorted(told, reverse=True)
-    assert not told[-1]
+    is_written = [metrics.add(step, {"loss": value}) for step, value in enumerate(values[:10], 1)]
+    assert is_written == sorted(is_written, reverse=True)
+    assert not is_written[-1]
     room = 10_000
     assert all(metrics.add(step, {"loss": value}) for step, value in enumerate(values[10:], 11))
     metrics.close()
@@ -174,7 +174,7 @@ def test_a_row_that_is_cut_by_a_full_disk_is_completed(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ read-only
 
 
-def test_a_folder_that_becomes_read_only(whole, tmp_path):
+def test_a_folder_that_becomes_read_only(unbroken, tmp_path):
     folder = tmp_path / "run"
     prelude = ORDINARY + at(6, READ_ONLY.format("555"))
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
@@ -184,13 +184,13 @@ def test_a_folder_that_becomes_read_only(whole, tmp_path):
     assert checkpoints.list_steps(folder) == [4]
     for name in (".", "checkpoints", "samples"):
         (folder / name).chmod(0o755)
-    ends_like(whole, folder)
+    ends_like(unbroken, folder)
 
 
 @pytest.mark.parametrize("name", [".", "checkpoints"])
-def test_a_run_in_a_read_only_folder_is_not_resumed(whole, tmp_path, name):
+def test_a_run_in_a_read_only_folder_is_not_resumed(unbroken, tmp_path, name):
     folder = tmp_path / "run"
-    shutil.copytree(whole, folder, symlinks=True)
+    shutil.copytree(unbroken, folder, symlinks=True)
     before = sorted(os.listdir(folder))
     (folder / name).chmod(0o555)
     try:
@@ -209,9 +209,9 @@ def test_a_read_only_folder_is_refused_before_anything_is_read(tmp_path):
     assert "Traceback" not in printed
 
 
-def test_a_read_only_disk_is_refused(whole, tmp_path):
+def test_a_read_only_disk_is_refused(unbroken, tmp_path):
     with small_disk(tmp_path / "disk", "4m") as disk:
-        shutil.copytree(whole, disk / "run", symlinks=True)
+        shutil.copytree(unbroken, disk / "run", symlinks=True)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         new = run("train", *SETTINGS, f"run_dir={disk / 'new'}", cwd=tmp_path, code=5)
         old = run("train", f"resume={disk / 'run'}", "max_steps=20", cwd=tmp_path, code=5)

@@ -32,29 +32,29 @@ TWO = ["strategy=ddp", "strategy.devices=2", "strategy.accelerator=cpu"]
     ids=["8", "20", "200", "30 of two processes"],
 )
 def test_kills_at_any_moment_change_nothing(tmp_path, kills, settings):
-    """Killed while starting, decoding, training, validating, drawing a preview and saving; once through, from the
-    beginning, until there were enough."""
-    whole, dice, done = tmp_path / "whole", random.Random(kills), 0
+    """Kill at random moments: at start-up, while decoding, training, validating, sampling a preview and saving; begin
+    new runs until there were enough kills."""
+    unbroken, dice, done = tmp_path / "unbroken", random.Random(kills), 0
     started = time.monotonic()
-    run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
+    run("train", *settings, f"run_dir={unbroken}", cwd=tmp_path)
     seconds = time.monotonic() - started
     for number in count():
         broken = tmp_path / f"broken-{number}"
-        done += killed_until_it_ends(settings, broken, dice, seconds, kills - done)
-        assert_equal_runs(whole, broken)
+        done += kill_until_finished(settings, broken, dice, seconds, kills - done)
+        assert_equal_runs(unbroken, broken)
         if done >= kills:
             break
 
 
-def killed_until_it_ends(settings: list[str], folder: Path, dice: random.Random, seconds: float, most: int) -> int:
-    """Start, kill and go on until the run ends by itself, or after `most` kills; returns the kills that there were."""
+def kill_until_finished(settings: list[str], folder: Path, dice: random.Random, seconds: float, most: int) -> int:
+    """Start, kill and resume a run until it finishes; return the number of kills, at most `most`."""
     kills, newest = 0, 0
     while read_result(folder).get("status") != "finished":
         begun = (folder / "command.txt").exists()
         if not begun and folder.exists():
-            subprocess.run(["rm", "-r", folder], check=True)  # killed before there was anything to go on from
-        words = [f"resume={folder}"] if begun else [*settings, f"run_dir={folder}"]
-        process = start("train", *words, cwd=folder.parent)
+            subprocess.run(["rm", "-r", folder], check=True)  # killed before there was anything to resume
+        overrides = [f"resume={folder}"] if begun else [*settings, f"run_dir={folder}"]
+        process = start("train", *overrides, cwd=folder.parent)
         try:
             process.wait(timeout=dice.uniform(0, 0.9 * seconds) if kills < most else None)
         except subprocess.TimeoutExpired:
@@ -63,8 +63,8 @@ def killed_until_it_ends(settings: list[str], folder: Path, dice: random.Random,
         printed = process.communicate(timeout=120)[0]
         assert process.returncode in (0, -9), printed
         steps = checkpoints.list_steps(folder)
-        whole = [step for step in steps if checkpoints.find_damage(checkpoints.checkpoint_path(folder, step)) is None]
-        assert whole == steps, "a checkpoint that has its name is whole"
+        intact = [step for step in steps if checkpoints.find_damage(checkpoints.checkpoint_path(folder, step)) is None]
+        assert intact == steps, "a checkpoint under its final name is not intact"
         assert max(steps, default=0) >= newest, "a checkpoint was lost"
         assert len(steps) >= min(2, newest // 3), "the last two are kept"
         newest = max(steps, default=0)

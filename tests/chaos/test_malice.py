@@ -22,7 +22,7 @@ import torch
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from tests.runs import TINY, run, start
 
-Case = tuple[int, str, list[object]]  # exit code, what is told, words of the command
+Case = tuple[int, str, list[object]]  # exit code, message, command and its overrides
 
 
 class Evil:
@@ -46,8 +46,8 @@ def warm(path: Path) -> list[object]:
     return ["train", *TINY, "max_steps=1", "run_dir=new", f"init_from={path}"]
 
 
-def of_data(*words: object) -> list[object]:
-    return ["train", "max_steps=1", "run_dir=new", *words]
+def of_data(*overrides: object) -> list[object]:
+    return ["train", "max_steps=1", "run_dir=new", *overrides]
 
 
 def checkpoint(mark: Path, here: Path, good: Path) -> Case:
@@ -114,9 +114,9 @@ def yaml_tags(mark: Path, here: Path, good: Path) -> Case:
 
 def command_line(mark: Path, here: Path, good: Path) -> Case:
     run = shutil.copytree(good, here / "run", symlinks=True)
-    words = run_dir.read_overrides(run)
+    overrides = run_dir.read_overrides(run)
     evil = [f"+hydra.callbacks.x={{_target_: os.system, command: 'touch {mark}'}}"]
-    run_dir.append_command(run, [*words, *evil])
+    run_dir.append_command(run, [*overrides, *evil])
     return 4, "no run sets that", ["train", f"resume={run}", "max_steps=3"]
 
 
@@ -152,20 +152,20 @@ def data_set_script(mark: Path, here: Path, good: Path) -> Case:
 def data_set_archive(mark: Path, here: Path, good: Path) -> Case:
     """`datasets` unpacks archives itself."""
     (here / "set").mkdir()
-    with tarfile.open(here / "set" / "pictures.tar", "w") as packed:
-        slip(packed, "a.png", b"no picture")
+    with tarfile.open(here / "set" / "images.tar", "w") as packed:
+        slip(packed, "a.png", b"not an image")
         slip(packed, f"../../../../../../../../..{mark}", b"out")
         slip(packed, str(mark), b"out")
     return 3, "", of_data("data=huggingface", f"data.path={here / 'set'}", "data.image_size=8")
 
 
 def fetched(mark: Path, here: Path, good: Path) -> Case:
-    """A table whose picture is to be fetched by a protocol that reads templates from a file."""
+    """A table whose image is to be fetched by a protocol that reads templates from a file."""
     key = f"{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}"
     gen = [{"key": key, "url": "a", "dimensions": {"i": [1]}}]
     (here / "evil.json").write_text(json.dumps({"version": 1, "refs": {"a.png": "x"}, "gen": gen}))
-    picture = {"bytes": None, "path": f"reference://a.png::file://{here}/evil.json"}
-    column = pa.array([picture] * 4, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    cell = {"bytes": None, "path": f"reference://a.png::file://{here}/evil.json"}
+    column = pa.array([cell] * 4, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     metadata = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
     pq.write_table(pa.table({"image": column}).replace_schema_metadata(metadata), here / "a.parquet")
     return 3, "is not fetched from", of_data("data=huggingface", f"data.path={here / 'a.parquet'}", "data.image_size=8")
@@ -215,7 +215,7 @@ def ended(tmp_path_factory) -> dict[str, tuple[Case, int, str, list[str]]]:
     """Every case, typed: what was expected, exit code, what was printed, and the marks it left."""
     here = tmp_path_factory.mktemp("malice")
     run("train", *TINY, "max_steps=2", "checkpoint_every=2", "val_every=0", "sample_every=0", "run_dir=good", cwd=here)
-    patch, started, found = pytest.MonkeyPatch(), {}, {}
+    patch, started, results = pytest.MonkeyPatch(), {}, {}
     patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as a machine may have it set
     patch.setenv("HF_HUB_OFFLINE", "1")
     patch.setenv("HF_DATASETS_CACHE", str(here / "cache"))
@@ -227,16 +227,16 @@ def ended(tmp_path_factory) -> dict[str, tuple[Case, int, str, list[str]]]:
     for name, (case, process) in started.items():
         printed, _ = process.communicate(timeout=300)
         escaped = [path for path in (here / "ran", here.parent / "ran") if path.exists()]
-        found[name] = case, process.returncode, printed, [*os.listdir(here / name / "marks"), *escaped]
-    return found
+        results[name] = case, process.returncode, printed, [*os.listdir(here / name / "marks"), *escaped]
+    return results
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_of_a_file_is_run(ended, name):
-    (code, told, _), returned, printed, marks = ended[name]
+    (code, message, _), returned, printed, marks = ended[name]
     assert marks == []
     assert returned == code, printed
-    assert told in printed
+    assert message in printed
     assert "Traceback" not in printed
 
 

@@ -1,4 +1,4 @@
-"""Memory that runs out: fewer images at a time in a preview; in training the last whole step is saved."""
+"""Memory that runs out: fewer images at a time in a preview; in training the last complete step is saved."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.runs import TINY, run
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=6", "val_every=6", "sample_every=6", "strategy.accumulate=3"]
 
-# `where` runs out of memory while `fails` is true, as CUDA says it
+# `where` runs out of memory while `fails` is true, with CUDA's message
 FAILS = """
 import torch
 import {module} as module
@@ -35,32 +35,32 @@ def failing(module: str, name: str, fails: str, owner: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
     run("train", *SETTINGS, f"run_dir={folder}", cwd=folder.parent)
     return folder
 
 
-def test_a_preview_is_made_of_fewer_images_at_a_time(whole, tmp_path):
+def test_a_preview_is_made_of_fewer_images_at_a_time(unbroken, tmp_path):
     prelude = failing("diffusion_lit.sampling.generate", "_denoise", "len(args[3]) > 16")
     folder = tmp_path / "run"
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
     assert "out of memory while sampling; now 32 images at a time (sampler.batch_size)" in printed
     assert "now 16 images at a time" in printed
     assert "now 8 images" not in printed
-    assert_equal_training(whole, folder)
-    grids = [sorted(path.name for path in (one / "samples").iterdir()) for one in (whole, folder)]
+    assert_equal_training(unbroken, folder)
+    grids = [sorted(path.name for path in (one / "samples").iterdir()) for one in (unbroken, folder)]
     assert grids[0] == grids[1]
 
 
-def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(whole, tmp_path):
+def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(unbroken, tmp_path):
     prelude = failing("diffusion_lit.sampling.generate", "_denoise", "True")
     folder = tmp_path / "run"
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
-    told = "the run goes on: RuntimeError: OutOfMemoryError: CUDA out of memory"
-    assert printed.count(told) == 3  # at steps 6 and 12, and once more at the end, where one is missing
+    message = "the run goes on: RuntimeError: OutOfMemoryError: CUDA out of memory"
+    assert printed.count(message) == 3  # at steps 6 and 12, and once more at the end, where one is missing
     assert "Traceback" not in printed
-    assert_equal_training(whole, folder)
+    assert_equal_training(unbroken, folder)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(whole, tmp_pa
     ],
     ids=["third micro-batch of step 8", "measurement after step 6", "in the update of step 8", "first step"],
 )
-def test_training_ends_with_what_it_had_and_the_word_to_use(whole, tmp_path, where, saved):
+def test_training_saves_the_last_step_and_names_the_override_to_use(unbroken, tmp_path, where, saved):
     prelude, folder = failing(*where), tmp_path / "run"
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
     assert "Traceback" not in printed
@@ -82,7 +82,7 @@ def test_training_ends_with_what_it_had_and_the_word_to_use(whole, tmp_path, whe
     assert (f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet") in printed
     run("train", f"resume={folder}", cwd=tmp_path)
     if "validation_metric" not in where[0]:  # the row of that step is lost
-        assert_equal_runs(whole, folder)
+        assert_equal_runs(unbroken, folder)
 
 
 def test_a_real_allocation_that_fails_is_known_as_one():
@@ -94,7 +94,7 @@ def test_a_real_allocation_that_fails_is_known_as_one():
 
 
 @pytest.mark.slow
-def test_the_limit_of_a_process_is_met_in_words(tmp_path):
+def test_a_limit_on_the_address_space_is_reported(tmp_path):
     """A real one: the address space ends a little above what the process has at step 4."""
     happens = "if self.step == 4: limit()"
     prelude = """
@@ -103,10 +103,10 @@ def limit():
     size = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20), resource.RLIM_INFINITY))
 """ + AT_STEP.format(happens=happens)
-    words = [*TINY, "max_steps=12", "global_batch_size=1024", "sample_every=4", "sampler.batch_size=256"]
-    words += ["model.block_out_channels=[64,64]", "val_every=0"]
+    overrides = [*TINY, "max_steps=12", "global_batch_size=1024", "sample_every=4", "sampler.batch_size=256"]
+    overrides += ["model.block_out_channels=[64,64]", "val_every=0"]
     folder = tmp_path / "run"
-    printed = run("train", *words, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
+    printed = run("train", *overrides, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
     assert "out of memory" in printed
     assert "Traceback" not in printed
     step = int(re.search(r"the last good checkpoint is step (\d+)", printed)[1])
@@ -124,9 +124,9 @@ def test_the_advice_divides_the_batch():
     )
 
 
-def test_sample_says_how_many_images_at_a_time_may_fit(whole, tmp_path):
+def test_sample_reports_how_many_images_at_a_time_may_fit(unbroken, tmp_path):
     prelude, out = failing("diffusion_lit.sampling.generate", "_denoise", "True"), tmp_path / "x"
-    printed = run("sample", f"run={whole}", "num_images=4", f"out={out}", cwd=tmp_path, code=75, prelude=prelude)
+    printed = run("sample", f"run={unbroken}", "num_images=4", f"out={out}", cwd=tmp_path, code=75, prelude=prelude)
     assert "error: out of memory with 64 images at a time: add sampler.batch_size=32" in printed
     assert "Traceback" not in printed
 

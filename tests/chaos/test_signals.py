@@ -1,4 +1,4 @@
-"""Signals at any moment: the run saves and ends with the right code, or goes on; resumed it equals a whole one."""
+"""Signals at any moment: the run saves and ends with the right code, or goes on; resumed it equals an unbroken one."""
 
 import signal
 import time
@@ -45,14 +45,14 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
     run("train", *SETTINGS, f"run_dir={folder / 'run'}", cwd=folder)
     return folder / "run"
 
 
 @pytest.mark.parametrize(("name", "phase"), CASES)
-def test_a_signal(name, phase, whole, tmp_path):
+def test_a_signal(name, phase, unbroken, tmp_path):
     folder, mark = tmp_path / "run", tmp_path / "mark"
     prelude = MARK.format(module=SLOW[phase][0], name=SLOW[phase][1], mark=str(mark)) if phase in SLOW else ""
     process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
@@ -71,7 +71,7 @@ def test_a_signal(name, phase, whole, tmp_path):
     if phase != "start":
         assert f"{name}: finishing this step and saving" in printed
     run("train", f"resume={folder}", cwd=tmp_path)
-    assert_equal_runs(whole, folder)
+    assert_equal_runs(unbroken, folder)
 
 
 CLAIMED = """
@@ -95,7 +95,7 @@ LOST = """
 import os, signal, diffusion_lit.training.trainer as setup
 load = setup.load_data
 def swallowed(*args):
-    try:  # as in libraries that catch whatever is raised; C code does it without a word
+    try:  # as in libraries that catch whatever is raised; C code does it silently
         os.kill(os.getpid(), signal.{name})
     except BaseException:
         pass
@@ -105,18 +105,18 @@ setup.load_data = swallowed
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_what_a_library_swallows_before_training_still_ends_the_run(whole, tmp_path, name):
+def test_a_signal_that_a_library_swallows_before_training_still_ends_the_run(unbroken, tmp_path, name):
     folder = tmp_path / "run"
     prelude = LOST.format(name=name)
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=CODES[name], prelude=prelude)
     assert f"{name}: finishing this step and saving" in printed
     assert last_step(folder) == 1
     run("train", f"resume={folder}", cwd=tmp_path)
-    assert_equal_runs(whole, folder)
+    assert_equal_runs(unbroken, folder)
 
 
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
-def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(whole, tmp_path, second):
+def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(unbroken, tmp_path, second):
     folder = tmp_path / "run"
     process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)
     while process.poll() is None and last_step(folder) < 3:
@@ -128,13 +128,13 @@ def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(whole, tmp_p
     assert process.returncode == 143
     assert checkpoints.find_damage(checkpoints.select_checkpoint(folder)) is None
     run("train", f"resume={folder}", cwd=tmp_path)
-    assert_equal_runs(whole, folder)
+    assert_equal_runs(unbroken, folder)
 
 
-def test_slurm_queues_a_job_again_that_it_warns(whole, tmp_path, monkeypatch):
+def test_slurm_queues_a_job_again_that_it_warns(unbroken, tmp_path, monkeypatch):
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'asked'}\n")
+    scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'requeued'}\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
@@ -145,6 +145,6 @@ def test_slurm_queues_a_job_again_that_it_warns(whole, tmp_path, monkeypatch):
     process.send_signal(signal.SIGUSR1)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 75, printed
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     run("train", f"resume={folder}", cwd=tmp_path)
-    assert_equal_runs(whole, folder)
+    assert_equal_runs(unbroken, folder)

@@ -99,7 +99,7 @@ def good(tmp_path_factory) -> Path:
     return folder
 
 
-def test_no_damage_is_read_as_if_it_were_whole(good, tmp_path):
+def test_damage_is_never_read_as_an_intact_checkpoint(good, tmp_path):
     """Nine truncations and 200 flipped bits: refused by name, or, where a flip changes nothing, read as it was."""
     path = checkpoints.checkpoint_path(good, 12)
     data, broken = path.read_bytes(), tmp_path / "step-00000012.ckpt"
@@ -165,8 +165,8 @@ def test_a_disk_that_is_full_for_a_while_costs_no_run(tmp_path):
 def test_a_disk_that_stays_full_ends_the_run_with_what_it_had(tmp_path):
     folder = tmp_path / "run"
     prelude = FULL.format(first=8, last=99)
-    words = [*SETTINGS, "max_steps=40", f"run_dir={folder}"]
-    printed = run("train", *words, cwd=tmp_path, code=75, prelude=prelude)
+    overrides = [*SETTINGS, "max_steps=40", f"run_dir={folder}"]
+    printed = run("train", *overrides, cwd=tmp_path, code=75, prelude=prelude)
     assert printed.count("cannot be written") == 3  # at steps 8, 12 and 16
     assert checkpoints.list_steps(folder) == [4]
     assert not list((folder / "checkpoints").glob(".*"))
@@ -176,8 +176,8 @@ def test_a_disk_that_stays_full_ends_the_run_with_what_it_had(tmp_path):
 
 def test_a_disk_too_small_is_refused_before_training(good, tmp_path):
     prelude = "import shutil\nfull = shutil.disk_usage('/')._replace(free=1000)\nshutil.disk_usage = lambda path: full"
-    words = [*SETTINGS, f"run_dir={tmp_path / 'run'}"]
-    printed = run("train", *words, cwd=tmp_path, code=5, prelude=prelude)
+    overrides = [*SETTINGS, f"run_dir={tmp_path / 'run'}"]
+    printed = run("train", *overrides, cwd=tmp_path, code=5, prelude=prelude)
     assert "its checkpoints need 1 MiB and 0 MiB are free" in printed
     assert not (tmp_path / "run").exists()
 
@@ -192,8 +192,8 @@ def poisoned(self, *args):
         next(self.net.parameters()).data[0] = float("inf")
 DiffusionModule.optimizer_step = poisoned
 """
-    words = [*SETTINGS, "log_every=100", "trainer.gradient_clip_val=null", f"run_dir={tmp_path / 'run'}"]
-    printed = run("train", *words, cwd=tmp_path, code=6, prelude=prelude)
+    overrides = [*SETTINGS, "log_every=100", "trainer.gradient_clip_val=null", f"run_dir={tmp_path / 'run'}"]
+    printed = run("train", *overrides, cwd=tmp_path, code=6, prelude=prelude)
     assert "the last good checkpoint is step 4" in printed
     assert checkpoints.list_steps(tmp_path / "run") == [4]
 

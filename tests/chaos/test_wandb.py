@@ -22,13 +22,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_server_leaves_the_run_offline(tmp_path, fault):
-    answer, told = FAULTS[fault]
+    answer, messages = FAULTS[fault]
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(server(*answer)) if answer else "http://127.0.0.1:9"
         stack.enter_context(environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address))
         printed = run("train", *SETTINGS, "logger.connect_seconds=3", "run_dir=run", cwd=tmp_path)
     assert "W&B        offline (" in printed
-    assert any(words in printed for words in told.split("|")), printed
+    assert any(message in printed for message in messages.split("|")), printed
     assert "Traceback" not in printed
     assert KEY not in printed
     assert len(trace(tmp_path / "run")) == 8

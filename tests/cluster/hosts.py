@@ -37,18 +37,18 @@ class Host:
         children = Path(f"/proc/{self.power.pid}/task/{self.power.pid}/children").read_text()
         self.init = int(children.split()[0])
 
-    def words(self, *command: object) -> list[str]:
-        """The command line that runs a command here."""
+    def command_line(self, *command: object) -> list[str]:
+        """Return the command line that runs a command on this host."""
         return ["nsenter", f"--target={self.init}", "--net", "--uts", "--mount", "--pid", "--ipc", *map(str, command)]
 
     def do(self, *command: object) -> None:
-        subprocess.run(self.words(*command), check=True, timeout=60)
+        subprocess.run(self.command_line(*command), check=True, timeout=60)
 
     def start(self, *command: object, cwd: Path, output=subprocess.PIPE) -> subprocess.Popen:
         """A process, in a folder; its two outputs are one."""
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        here = self.words("sh", "-c", 'cd "$0" && exec "$@"', cwd, *command)
+        here = self.command_line("sh", "-c", 'cd "$0" && exec "$@"', cwd, *command)
         return subprocess.Popen(here, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
 
     def kill(self) -> None:

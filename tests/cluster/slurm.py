@@ -50,7 +50,7 @@ PartitionName=low Nodes=ALL Default=YES PriorityTier=1
 PartitionName=high Nodes=ALL PriorityTier=10
 """
 
-# submitit asks sacct what became of a job; that one needs a database, which this SLURM has not
+# submitit reads the state of a job from sacct, which needs a database that this SLURM does not have
 SACCT = r"""#!/bin/sh
 echo 'JobID|State|NodeList'
 while [ $# -gt 0 ]; do
@@ -68,15 +68,16 @@ class Slurm:
     def __init__(self, folder: Path, env: dict[str, str]):
         self.folder, self.env = folder, env
 
-    def __call__(self, *words: str, cwd: Path | None = None) -> str:
+    def __call__(self, *command: str, cwd: Path | None = None) -> str:
         """What a command of SLURM prints; it has to succeed."""
-        done = subprocess.run(words, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM knows of a job: JobState, Restarts, ExitCode..."""
-        return dict(word.partition("=")[::2] for word in self("scontrol", "--oneliner", "show", "job", number).split())
+        line = self("scontrol", "--oneliner", "show", "job", number)
+        return dict(field.partition("=")[::2] for field in line.split())
 
     def until(self, condition, what: str, seconds: float = 400) -> None:
         end = time.monotonic() + seconds
@@ -117,7 +118,7 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
-    env["MASTER_ADDR"] = "127.0.0.1"  # nobody can look up n1
+    env["MASTER_ADDR"] = "127.0.0.1"  # n1 has no address
     places = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
     daemons = [
         ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *places],
@@ -153,12 +154,12 @@ def end(conf: Path, started: list[subprocess.Popen]) -> None:
     """Kill every process of this SLURM, daemons, steps and tasks alike, and only those."""
     mark = f"SLURM_CONF={conf}".encode()
     for _ in range(50):
-        found = [pid for pid in processes() if mark in environment(pid)]
-        for pid in found:
+        pids = [pid for pid in processes() if mark in environment(pid)]
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         ended = [process.poll() for process in started]  # or they stay as zombies
-        if not found and None not in ended:
+        if not pids and None not in ended:
             return
         time.sleep(0.1)
 

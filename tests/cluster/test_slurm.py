@@ -22,7 +22,7 @@ LONG += ["model.dropout=0.1", "data.flip=0.5", "lr_schedule.warmup_steps=400", "
 HERE = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--partition=low"]
 
 
-# ------------------------------------------------------------------------------------------ what srun says of itself
+# -------------------------------------------------------------------------------------- the environment of srun
 
 STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NUM_NODES": "3",
@@ -41,7 +41,7 @@ def environment(monkeypatch) -> dict[str, str]:
     return environment
 
 
-def test_a_step_of_several_tasks_is_told_in_torchruns_words(environment):
+def test_a_step_of_several_tasks_gets_torchruns_variables(environment):
     export_torchrun_environment()
     assert [environment[key] for key in TORCHRUN[:5]] == ["3", "5", "1", "2", "gpu07"]
     assert environment["MASTER_PORT"] == str(16000 + 7 * 77 + 2)
@@ -114,9 +114,9 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def unbroken(tmp_path_factory) -> Path:
     """The unbroken run, of two processes that rank 0 starts itself."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
     run("train", *LONG, *DDP, f"run_dir={folder}", cwd=folder.parent)
     return folder
 
@@ -132,16 +132,16 @@ def submitted(cluster: Slurm, here: Path, name: str) -> tuple[str, Path]:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("how", ["its time limit", "a job of higher priority"])
-def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unbroken(cluster, whole, tmp_path, how):
+def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unbroken(cluster, unbroken, tmp_path, how):
     job, folder = submitted(cluster, tmp_path, how.split()[-1])
     if how == "its time limit":
         cluster("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-        told, code = "SIGUSR1", 75
+        name, code = "SIGUSR1", 75
     else:
         other = cluster(
             "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path
         )
-        told, code = "SIGTERM", 143
+        name, code = "SIGTERM", 143
     cluster.until(lambda: cluster.job(job)["Restarts"] == "1", "the job is queued again")
     cluster.until((folder / "result.json").exists, "saving")  # SLURM counts a restart before the tasks have ended
     stopped = json.loads((folder / "result.json").read_text())
@@ -153,19 +153,19 @@ def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unb
     printed = (tmp_path / f"{folder.parent.name}-{job}.log").read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), printed
     assert how == "its time limit" or cluster.ended(other.strip())["JobState"] == "COMPLETED"
-    assert f"{told}: finishing this step and saving" in printed
+    assert f"{name}: finishing this step and saving" in printed
     assert printed.count("is queued again") == (code == 75)
     assert f"task 0: Exited with exit code {code}" in printed
     assert printed.count("step 1500/1500") == 1
     assert "Traceback" not in printed
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert_equal_runs(whole, folder)
+    assert_equal_runs(unbroken, folder)
 
 
-def swept(cluster: Slurm, here: Path, *words: str, code: int = 0) -> tuple[Path, str]:
+def run_sweep(cluster: Slurm, here: Path, *overrides: str, code: int = 0) -> tuple[Path, str]:
     """A sweep whose jobs SLURM runs, one CPU each; its folder and what it printed."""
     queue = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=1"]
-    command = ["python", "-m", "diffusion_lit.train", "--multirun", *queue, *QUICK, *words]
+    command = ["python", "-m", "diffusion_lit.train", "--multirun", *queue, *QUICK, *overrides]
     done = subprocess.run(command, cwd=here, env=cluster.env, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stdout + done.stderr
     (sweep,) = (here / "outputs" / "digits").iterdir()
@@ -175,7 +175,7 @@ def swept(cluster: Slurm, here: Path, *words: str, code: int = 0) -> tuple[Path,
 
 @pytest.mark.cluster
 def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
-    sweep, printed = swept(cluster, tmp_path, "weighting=snr,min_snr", "seed=0,1")
+    sweep, printed = run_sweep(cluster, tmp_path, "weighting=snr,min_snr", "seed=0,1")
     rows = rows_of(sweep)
     assert [(row["weighting"], row["seed"], row["status"]) for row in rows] == [
         (name, seed, "finished") for name in ("snr", "min_snr") for seed in "01"
@@ -189,8 +189,8 @@ def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
 
 
 @pytest.mark.cluster
-def test_a_job_that_fails_in_the_queue_is_told_with_its_exit_code(cluster, tmp_path):
-    sweep, printed = swept(cluster, tmp_path, *DIVERGING, code=6)
+def test_a_job_that_fails_in_the_queue_is_reported_with_its_exit_code(cluster, tmp_path):
+    sweep, printed = run_sweep(cluster, tmp_path, *DIVERGING, code=6)
     assert [(row["status"], row["exit_code"]) for row in rows_of(sweep)] == [("failed", "6"), ("finished", "0")]
     assert "failed     0 (optimizer.lr=1e+30): by step" in printed
     assert "Traceback" not in printed
@@ -198,9 +198,9 @@ def test_a_job_that_fails_in_the_queue_is_told_with_its_exit_code(cluster, tmp_p
 
 @pytest.mark.cluster
 def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, tmp_path):
-    words = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
+    overrides = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
     with ThreadPoolExecutor() as pool:
-        ended = pool.submit(swept, cluster, tmp_path, *words)
+        ended = pool.submit(run_sweep, cluster, tmp_path, *overrides)
         jobs = {}
         for number in "01":
             cluster.until(lambda: any(map(last_step, tmp_path.glob(f"outputs/digits/*/{number}"))), "training")  # noqa: B023
@@ -210,24 +210,24 @@ def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, t
         cluster("scancel", "--signal=USR1", jobs["1"])  # as before the time limit
         sweep, printed = ended.result()
     assert [(row["status"], row["steps"]) for row in rows_of(sweep)] == [("finished", "600"), ("finished", "601")]
-    told = [(sweep / number / "train.log").read_text() for number in "01"]
-    assert ["SIGTERM: finishing" in told[0], "SIGUSR1: finishing" in told[1]] == [True, True]
-    assert [text.count("resuming ") for text in told] == [1, 1]
-    run("train", *QUICK, *words[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
+    logs = [(sweep / number / "train.log").read_text() for number in "01"]
+    assert ["SIGTERM: finishing" in logs[0], "SIGUSR1: finishing" in logs[1]] == [True, True]
+    assert [text.count("resuming ") for text in logs] == [1, 1]
+    run("train", *QUICK, *overrides[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
     assert_equal_training(tmp_path / "alone", sweep / "1")
 
 
 def process_of(job: str) -> int:
     """Process id of a job of a sweep, `array_task`."""
-    words = dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), job.split("_"), strict=True))
-    wanted = {f"{key}={value}".encode() for key, value in words.items()}
+    variables = dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), job.split("_"), strict=True))
+    expected = {f"{key}={value}".encode() for key, value in variables.items()}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command, *rest = (process / "cmdline").read_bytes().split(b"\0")
             environment = {*(process / "environ").read_bytes().split(b"\0")}
         except OSError:  # it has just ended
             continue
-        if b"python" in command and b"submitit.core._submit" in rest and wanted <= environment:  # and not srun
+        if b"python" in command and b"submitit.core._submit" in rest and expected <= environment:  # and not srun
             return int(process.name)
     raise ProcessLookupError(job)
 
@@ -235,9 +235,9 @@ def process_of(job: str) -> int:
 @pytest.mark.cluster
 @pytest.mark.parametrize(("how", "status", "code"), [("cancelled", "interrupted", 143), ("killed", "unfinished", 75)])
 def test_a_job_that_ends_without_a_result_does_not_end_the_waiting_for_the_others(cluster, tmp_path, how, status, code):
-    words = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
+    overrides = [*LONG, "val_every=0", "sample_every=0", "max_steps=600,601"]
     with ThreadPoolExecutor() as pool:
-        ended = pool.submit(swept, cluster, tmp_path, *words, code=code)
+        ended = pool.submit(run_sweep, cluster, tmp_path, *overrides, code=code)
         cluster.until(lambda: any(map(last_step, tmp_path.glob("outputs/digits/*/0"))), "training")
         (log,) = tmp_path.glob("outputs/digits/*/.submitit/*_0/")
         if how == "killed":
@@ -252,8 +252,8 @@ def test_a_job_that_ends_without_a_result_does_not_end_the_waiting_for_the_other
 
 @pytest.mark.cluster
 def test_optuna_searches_in_the_queue(cluster, tmp_path):
-    words = [*OPTUNA, "hydra.sweeper.n_trials=3", "hydra.sweeper.direction=minimize"]
-    sweep, printed = swept(cluster, tmp_path, *words, "optimizer.lr=tag(log,interval(0.0001,0.01))")
+    overrides = [*OPTUNA, "hydra.sweeper.n_trials=3", "hydra.sweeper.direction=minimize"]
+    sweep, printed = run_sweep(cluster, tmp_path, *overrides, "optimizer.lr=tag(log,interval(0.0001,0.01))")
     rows = rows_of(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 3
     assert len({row["optimizer.lr"] for row in rows}) == 3

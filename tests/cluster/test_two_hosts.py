@@ -1,4 +1,4 @@
-"""torchrun on two hosts: one run, a host or a cable that is lost, restarts, and copies of the pictures."""
+"""torchrun on two hosts: one run, a host or a cable that is lost, restarts, and copies of the images."""
 
 import os
 import re
@@ -52,12 +52,18 @@ class Job:
     """torchrun on both hosts, `each` processes on one; what each host prints is in a file."""
 
     def __init__(
-        self, hosts: list[Host], cwd: Path, *words: str, launcher=C10D, cwds: list[Path] | None = None, each: int = 1
+        self,
+        hosts: list[Host],
+        cwd: Path,
+        *overrides: str,
+        launcher=C10D,
+        cwds: list[Path] | None = None,
+        each: int = 1,
     ):
         self.files = [cwd / f"printed-{time.monotonic_ns()}-{host.name}" for host in hosts]
         self.processes = []
         for k, host in enumerate(hosts):
-            flags = ["--nnodes=2", f"--nproc-per-node={each}", *launcher[k], "-m", "diffusion_lit.train", *words]
+            flags = ["--nnodes=2", f"--nproc-per-node={each}", *launcher[k], "-m", "diffusion_lit.train", *overrides]
             command = [sys.executable, "-m", "torch.distributed.run", *flags]
             with open(self.files[k], "w") as output:
                 self.processes.append(host.start(*command, cwd=(cwds or [cwd, cwd])[k], output=output))
@@ -72,9 +78,9 @@ class Job:
     def printed(self, k: int | None = None) -> str:
         return "\n".join(file.read_text() for file in (self.files if k is None else self.files[k : k + 1]))
 
-    def await_words(self, k: int, words: str) -> None:
+    def await_text(self, k: int, text: str) -> None:
         until = time.monotonic() + ENOUGH
-        while words not in self.printed(k):
+        while text not in self.printed(k):
             assert time.monotonic() < until, f"it hangs:\n{self.printed()}"
             time.sleep(0.1)
 
@@ -88,11 +94,11 @@ def worker(rank: int, folder: Path) -> int:
     """Process id of the training process of a rank that works in a folder."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            values, words = ((process / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
+            values, command = ((process / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
             here = Path(os.readlink(process / "cwd")) == folder
         except OSError:  # it has just ended
             continue
-        if here and b"RANK=%d" % rank in values and b"torch.distributed.run" not in words:
+        if here and b"RANK=%d" % rank in values and b"torch.distributed.run" not in command:
             return int(process.name)
     raise ProcessLookupError(f"rank {rank} in {folder}")
 
@@ -122,8 +128,8 @@ def test_the_interface_is_found_whatever_the_hosts_call_themselves(tmp_path, tab
     """By the static rendezvous, with devices and nodes left to the launcher."""
     made = two_hosts(tmp_path, (table.format("host1"), table.format("host2")))
     try:
-        words = [*SHORT, "strategy=ddp", "strategy.accelerator=cpu", "run_dir=run"]
-        job = Job(made, tmp_path, *words, launcher=STATIC)
+        overrides = [*SHORT, "strategy=ddp", "strategy.accelerator=cpu", "run_dir=run"]
+        job = Job(made, tmp_path, *overrides, launcher=STATIC)
         assert job.codes() == [0, 0], job.printed()
         assert last_step(tmp_path / "run") == 8
     finally:
@@ -138,12 +144,12 @@ def test_the_interface_is_found_whatever_the_hosts_call_themselves(tmp_path, tab
 def test_what_is_lost_ends_the_rest_and_the_job_started_again_equals_one_that_lost_nothing(
     hosts, tmp_path, unbroken, lost
 ):
-    """host1 has rank 0 and the rendezvous. A cut cable says nothing to anybody."""
+    """host1 has rank 0 and the rendezvous. A cut cable sends no signal."""
     job = Job(hosts, tmp_path, *SETTINGS, *DDP, "run_dir=run")
     job.reach(9, tmp_path / "run")
     if lost == "cable":
         hosts[1].do("ip", "link", "set", "eth0", "down")
-        job.await_words(1, "rank 0 is lost (connection timed out)")  # training has ended there
+        job.await_text(1, "rank 0 is lost (connection timed out)")  # training has ended there
         hosts[1].kill()  # torchrun itself waits longer for the endpoint that it cannot reach
     else:
         hosts[int(lost[-1]) - 1].kill()
@@ -177,7 +183,7 @@ def test_torchrun_starts_a_killed_process_again_and_resume_auto_goes_on(hosts, t
 # ------------------------------------------------------------------------------------------------ copies
 
 
-def pictures(folder: Path) -> Path:
+def save_images(folder: Path) -> Path:
     for label in ("a", "b"):
         (folder / label).mkdir(parents=True)
         for k in range(12):
@@ -189,7 +195,7 @@ def separate(tmp_path: Path) -> list[Path]:
     """A folder of each host's own, as without a shared file system: relative paths are its own."""
     cwds = [tmp_path / "disk1", tmp_path / "disk2"]
     for folder in cwds:
-        pictures(folder / "pictures")
+        save_images(folder / "images")
     return cwds
 
 
@@ -204,16 +210,16 @@ def apart(hosts, tmp_path) -> list[Path]:
     return cwds
 
 
-WORDS = [*SHORT, *DDP, "data=image_folder", "data.root=pictures", "data.image_size=8", "data.channels=1"]
-WORDS += ["model=unet_digits", "val_every=0", "data.val_fraction=0", "run_dir=run"]
+OVERRIDES = [*SHORT, *DDP, "data=image_folder", "data.root=images", "data.image_size=8", "data.channels=1"]
+OVERRIDES += ["model=unet_digits", "val_every=0", "data.val_fraction=0", "run_dir=run"]
 
 
 def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path):
     place = tmp_path / "disk"
-    job = Job(hosts, tmp_path, *WORDS, cwds=[place, place])
+    job = Job(hosts, tmp_path, *OVERRIDES, cwds=[place, place])
     assert job.codes() == [0, 0], job.printed()
     assert checkpoints.list_steps(apart[0] / "run") == [4, 8]
-    assert [path.name for path in apart[1].iterdir()] == ["pictures"]
+    assert [path.name for path in apart[1].iterdir()] == ["images"]
     again = Job(hosts, tmp_path, "resume=run", "max_steps=12", cwds=[place, place])
     assert 0 not in again.codes()
     assert "rank 1 on host2: " in again.printed(0)
@@ -222,20 +228,20 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda root: (root / "b" / "3.png").unlink(), "missing on host2: b/3.png"),
         (lambda root: Image.new("L", (8, 8), 99).save(root / "a" / "4.png"), "with different content: a/4.png"),
-        (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 2 on host2: data.root=pictures"),
+        (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 2 on host2: data.root=images"),
     ],
-    ids=["a file is missing", "another picture", "nothing is there"],
+    ids=["a file is missing", "another image", "nothing is there"],
 )
-def test_hosts_that_read_other_pictures_do_not_train(hosts, apart, tmp_path, change, told):
-    change(apart[1] / "pictures")
+def test_hosts_that_read_other_images_do_not_train(hosts, apart, tmp_path, change, message):
+    change(apart[1] / "images")
     place = tmp_path / "disk"
-    job = Job(hosts, tmp_path, *WORDS, cwds=[place, place], each=2)
+    job = Job(hosts, tmp_path, *OVERRIDES, cwds=[place, place], each=2)
     assert 0 not in job.codes()
-    assert told in job.printed(0), job.printed()
+    assert message in job.printed(0), job.printed()
     assert re.search(r"exitcode *: 3", job.printed(0))
     assert not list(tmp_path.rglob("metrics.csv"))
 
@@ -243,9 +249,9 @@ def test_hosts_that_read_other_pictures_do_not_train(hosts, apart, tmp_path, cha
 def test_hosts_that_read_other_tables_do_not_train(hosts, apart, tmp_path):
     for k, folder in enumerate(apart):
         written(folder / "table", "train", range(k, 40 + k), sizes=(40,))
-    words = [*SHORT, *DDP, "data=huggingface", "data.path=table", "data.streaming=every_epoch", "data.image_size=4"]
+    overrides = [*SHORT, *DDP, "data=huggingface", "data.path=table", "data.streaming=every_epoch", "data.image_size=4"]
     place = tmp_path / "disk"
-    job = Job(hosts, tmp_path, *words, "run_dir=run", cwds=[place, place])
+    job = Job(hosts, tmp_path, *overrides, "run_dir=run", cwds=[place, place])
     assert 0 not in job.codes()
     assert "the images on host2 (40) differ from those on host1 (40)" in job.printed(0), job.printed()
     assert "with different content: training images" in job.printed(0)
