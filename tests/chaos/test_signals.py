@@ -76,12 +76,12 @@ def test_a_signal(name, phase, unbroken, tmp_path):
 
 CLAIMED = """
 import os, signal, diffusion_lit.runs.run_dir as folder
-require_free = folder.require_free
+require_unused = folder.require_unused
 def claimed(run):
     if (run / ".lock").exists():
         os.kill(os.getpid(), signal.SIGTERM)
-    require_free(run)
-folder.require_free = claimed
+    require_unused(run)
+folder.require_unused = claimed
 """
 
 
