@@ -20,7 +20,7 @@ from benchmarks.peers import BATCH, script_arguments, time_steps
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.evaluation.distances import frechet_distance
 from diffusion_lit.evaluation.features import classifier, pictures_of
-from diffusion_lit.figures.style import BLUE, GREY, ORANGE, logarithmic, plots, save
+from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure, set_log_scale
 from diffusion_lit.runs.build import make_network
 
 STEPS_HERE, STEPS_THERE = (150, 300, 600, 900, 1200), (300, 600, 1200, 2400)
@@ -62,17 +62,17 @@ def sample_images(home: Path, *overrides: str) -> np.ndarray:
 
 
 def draw_curves(curves: dict[str, list[Point]], validation: float, path: Path) -> None:
-    figure, ((ax,),) = plots(1, 1, "Unconditional digits: FD over seconds of training")
+    figure, ((ax,),) = create_axes(1, 1, "Unconditional digits: FD over seconds of training")
     for (name, points), color in zip(curves.items(), (BLUE, ORANGE), strict=True):
         _, seconds, fd, low, high = zip(*points, strict=True)
         ax.plot(seconds, fd, "o-", color=color, label=name)
         ax.fill_between(seconds, np.maximum(low, 0.01), high, color=color, alpha=0.2, linewidth=0)
-    ax.axhline(validation, color=GREY, linestyle="--", label="validation digits")
+    ax.axhline(validation, color=GRAY, linestyle="--", label="validation digits")
     ax.set_xlabel("seconds of training")
     ax.set_ylabel("FD to the training digits")
-    logarithmic(ax)
+    set_log_scale(ax)
     ax.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def measure_rows(home: Path, script: str, figure: Path | None) -> Iterator[list[object]]:

@@ -32,16 +32,16 @@ def check_app(config: DictConfig) -> None:
 def app(config: DictConfig) -> None:
     """Serve the page until Ctrl-C. A visitor can read nothing but what the page generated."""
     from diffusion_lit.runs.load import load_requested_model
-    from diffusion_lit.web.session import Studio, load_training_images
+    from diffusion_lit.web.session import ImageSession, load_training_images
 
     model = load_requested_model(config, log.warning)
-    studio = Studio(model, load_training_images(model.config["data"]) if config.neighbors else None)
+    session = ImageSession(model, load_training_images(model.config["data"]) if config.neighbors else None)
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         os.chdir(home)  # gradio serves files of the folder it is started in
         from diffusion_lit.web.interface import build_page  # gradio reads the environment when it is imported
 
-        page = build_page(studio, model, Path(home))
+        page = build_page(session, model, Path(home))
         try:
             _, address, _ = page.launch(
                 server_name="127.0.0.1", server_port=config.port or None, share=False, quiet=True, inbrowser=False,

@@ -102,8 +102,10 @@ def summarize_sweep(sweep: Path, config: DictConfig) -> None:
     if len({job.result.get("run") for job in jobs} - {None}) > 1:
         summary.summarize_sweep(sweep, metric, others)
         return
-    summary.print_lines(*summary.format_failures(jobs, keys), pareto.table(jobs, keys, metric, others))
-    summary.print_lines(f"picture    {run_dir.display_path(pareto.draw(jobs, keys, metric, sweep / 'pareto.png'))}")
+    summary.print_lines(*summary.format_failures(jobs, keys), pareto.format_pareto(jobs, keys, metric, others))
+    summary.print_lines(
+        f"picture    {run_dir.display_path(pareto.draw_pareto(jobs, keys, metric, sweep / 'pareto.png'))}"
+    )
     summary.print_lines(f"rows       {run_dir.display_path(sweep / 'results.csv')}")
     if config.set_default:
         best = sweeps.group_jobs(jobs, [key for key in keys if key != "seed"], metric)[0]

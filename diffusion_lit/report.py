@@ -44,13 +44,13 @@ def runs_of(config: DictConfig) -> list[Path]:
 
 def report(config: DictConfig) -> None:
     """Write the page of a run, of several runs or of a sweep."""
-    from diffusion_lit.figures.page import page
+    from diffusion_lit.figures.page import render_page
 
     runs = runs_of(config)
     sweep = Path(config.sweep).expanduser() if config.sweep else None
     home = sweep or (runs[0] if len(runs) == 1 else Path())
     out = Path(config.out).expanduser() if config.out else home / "report.html"
-    text = page(runs, sweep, config.grids)
+    text = render_page(runs, sweep, config.grids)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(out, text)

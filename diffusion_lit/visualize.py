@@ -94,14 +94,14 @@ def visualize(recipe: list[DictConfig], config: DictConfig) -> None:
     if config.run is None:
         facts = _resolve(recipe[0], with_data="forward" in wanted)
         subject = Subject(facts, config.seed)
-        others = album.compared(recipe) if len(recipe) > 1 else {}
+        others = album.name_recipes(recipe) if len(recipe) > 1 else {}
         out = Path(config.out or Path("outputs", str(facts["name"]), "figures"))
     else:
-        subject, others = album.of_run(config, log.warning), {}
+        subject, others = album.load_subject(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
     out = run_dir.make_folder(out)
     samplers = samplers_of(config)
-    for path in album.draw(subject, wanted, out, config, samplers, log, others):
+    for path in album.draw_figures(subject, wanted, out, config, samplers, log, others):
         log.info("figure     %s", run_dir.display_path(path))
     left_out = [name for name in FIGURES if name not in wanted]
     if left_out and config.run is None and not config.what:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion_lit.figures.sweep_results import draw
+from diffusion_lit.figures.sweep_results import draw_sweep
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system.errors import Exit, UserError, report_errors
 
@@ -40,7 +40,7 @@ def summarize_sweep(sweep: Path, metric: str | None = None, others: Sequence[str
             format_summary(groups, keys, [metric, *others]), told, *format_failures(jobs, sweeps.find_swept_keys(jobs))
         )
         if any(group.numbers for group in groups):
-            draw(groups, keys, metric, sweep)
+            draw_sweep(groups, keys, metric, sweep)
             print_lines(f"picture    {run_dir.display_path(sweep / 'results.png')}")
         elif any(job.status == "finished" for job in jobs):
             command = f"python -m diffusion_lit.cli.summary {shlex.quote(str(run_dir.display_path(sweep)))} <metric>"

@@ -1,4 +1,4 @@
-"""From picture to noise: the strip over t, and the panels of what the network makes of it."""
+"""The forward process on images, and the predictions of a trained network at single noise levels."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,48 +8,48 @@ from torch import Tensor
 
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.seeds import fold
-from diffusion_lit.figures.style import save, tiles
+from diffusion_lit.figures.style import plot_tiles, save_figure
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.sampling.samplers import size
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the panels, as shares of all levels
+PANEL_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the panels, as fractions of all timesteps
 
 
-def noise_like(x0: Tensor, seed: int) -> Tensor:
-    """Standard normal noise of the shape of `x0`, a function of the seed."""
+def draw_noise(x0: Tensor, seed: int) -> Tensor:
+    """Return standard normal noise of the shape of `x0`, a function of the seed."""
     generator = torch.Generator().manual_seed(fold(seed, "figures"))
     return torch.randn(x0.shape, generator=generator)
 
 
-def forward_strip(diffusion: Diffusion, x0: Tensor, times: Tensor, seed: int) -> Tensor:
-    """x_t of pictures x0 (R, C, H, W) at times (K,), each picture with one noise: (R, K, C, H, W).
+def make_noise_strip(diffusion: Diffusion, x0: Tensor, times: Tensor, seed: int) -> Tensor:
+    """Return x_t (R, K, C, H, W) of images x0 (R, C, H, W) at times (K,), with one noise for each image.
 
-    Where noise is added to the whole picture, x_t is scaled to the variance of noise.
+    Variance-exploding x_t are scaled to unit variance of the noise.
     """
-    eps = noise_like(x0, seed)
+    eps = draw_noise(x0, seed)
     columns = [diffusion.add_noise(x0, t.expand(len(x0)), eps) / max(1, size(diffusion.table, t)) for t in times]
     return torch.stack(columns, dim=1)
 
 
 def draw_forward(subject: Subject, columns: int, out: Path) -> list[Path]:
-    """forward.png: a picture of each class, and what is left of it at each t."""
+    """Write forward.png: an image of each class at increasing noise levels."""
     diffusion = subject.diffusion
     levels = torch.linspace(0, diffusion.table.num_train_timesteps - 1, columns).round().long().unique()
-    x0 = subject.originals(1)
-    x = subject.codec.encode(x0[:, 0])
-    noisy = subject.codec.decode(forward_strip(diffusion, x, diffusion.table.times[levels], subject.seed))
-    names = ["clean", *[level_name(diffusion, k) for k in levels]]
-    title = f"Noising: {subject.name}"
-    return [save(tiles(subject.shown(torch.cat([x0, noisy], dim=1)), subject.row_names, names, title), out)]
+    originals = subject.load_originals(1)
+    x0 = subject.codec.encode(originals[:, 0])
+    strip = make_noise_strip(diffusion, x0, diffusion.table.times[levels], subject.seed)
+    images = torch.cat([originals, subject.codec.decode(strip)], dim=1)
+    names = ["clean", *[_name_level(diffusion, k) for k in levels]]
+    return [save_figure(plot_tiles(subject.render(images), subject.row_names, names, f"Noising: {subject.name}"), out)]
 
 
-def level_name(diffusion: Diffusion, k: int) -> str:
+def _name_level(diffusion: Diffusion, k: int) -> str:
     log_snr = round(diffusion.table.snr[k].log().item(), 1) + 0.0  # never -0.0
-    return f"t = {diffusion.table.times[k].item():.4g}\nlog snr {log_snr:g}"
+    return f"t = {diffusion.table.times[k].item():.4g}\nlog SNR {log_snr:g}"
 
 
-class Panels(NamedTuple):
-    """Each (B, C, H, W): clean picture, noise, noisy picture, estimates of the noise and of the clean picture."""
+class Prediction(NamedTuple):
+    """Inputs and predictions of a network, each (B, C, H, W)."""
 
     x0: Tensor
     eps: Tensor
@@ -59,30 +59,38 @@ class Panels(NamedTuple):
 
 
 @torch.no_grad()
-def panels(net: Network, diffusion: Diffusion, x0: Tensor, t: Tensor, y: Tensor, seed: int) -> Panels:
-    """What a network makes of pictures x0 (B, C, H, W) at times t (B,), whatever it predicts.
+def predict(net: Network, diffusion: Diffusion, x0: Tensor, t: Tensor, y: Tensor, seed: int) -> Prediction:
+    """Return the estimates of noise and clean image of a network with any prediction type.
 
     eps_hat = (x_t - alpha x0_hat) / sigma, so x0_hat = (x_t - sigma eps_hat) / alpha.
+
+    Args:
+        net: the network.
+        diffusion: its process.
+        x0: clean images (B, C, H, W). All get the same noise, so that only t differs.
+        t: times (B,).
+        y: labels (B,).
+        seed: seed of the noise.
     """
-    eps = noise_like(x0[:1], seed).expand_as(x0)  # one noise for all, so that only t differs
+    eps = draw_noise(x0[:1], seed).expand_as(x0)
     device = diffusion.tables.device
     x0, eps, t, y = (value.to(device) for value in (x0, eps, t, y))
     x_t = diffusion.add_noise(x0, t, eps)
     x0_hat = diffusion.estimate_x0(diffusion.output(net, x_t, t, y), x_t, t)
     alpha, sigma = (values[:, None, None, None] for values in diffusion.row(t)[:2])
     eps_hat = (x_t - alpha * x0_hat) / sigma
-    return Panels(*[value.cpu() for value in (x0, eps, x_t, eps_hat, x0_hat)])
+    return Prediction(*[value.cpu() for value in (x0, eps, x_t, eps_hat, x0_hat)])
 
 
 def draw_panels(subject: Subject, out: Path) -> list[Path]:
-    """panels.png: clean, noise, noisy, predicted noise and predicted picture, a row for each of a few t."""
-    model, diffusion = subject.model, subject.model.diffusion  # on the model's device
-    levels = [round(share * (diffusion.table.num_train_timesteps - 1)) for share in LEVELS]
-    x0 = model.codec.encode(subject.originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
+    """Write panels.png: clean, noise, noisy, predicted noise and predicted clean image at a few noise levels."""
+    model, diffusion = subject.model, subject.model.diffusion
+    levels = [round(fraction * (diffusion.table.num_train_timesteps - 1)) for fraction in PANEL_LEVELS]
+    x0 = model.codec.encode(subject.load_originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
     y = torch.full((len(levels),), subject.rows[0])
-    made = panels(model.net, diffusion, x0, diffusion.table.times[levels], y, subject.seed)
-    images = subject.shown(model.codec.decode(torch.stack(made, dim=1)))
-    off = (made.eps_hat - made.eps).square().flatten(1).mean(1).sqrt()
-    names = [f"{level_name(diffusion, k)}\nnoise off by {rmse:.2f}" for k, rmse in zip(levels, off, strict=True)]
-    columns = ["clean", "noise", "noisy at t", "predicted\nnoise", "predicted\nclean"]
-    return [save(tiles(images, names, columns, f"What the network sees: {subject.name}"), out)]
+    prediction = predict(model.net, diffusion, x0, diffusion.table.times[levels], y, subject.seed)
+    images = subject.render(model.codec.decode(torch.stack(prediction, dim=1)))
+    errors = (prediction.eps_hat - prediction.eps).square().flatten(1).mean(1).sqrt()
+    names = [f"{_name_level(diffusion, k)}\nnoise RMSE {error:.2f}" for k, error in zip(levels, errors, strict=True)]
+    columns = ["clean", "noise", "noisy", "predicted\nnoise", "predicted\nclean"]
+    return [save_figure(plot_tiles(images, names, columns, f"Predictions: {subject.name}"), out)]

@@ -1,62 +1,66 @@
-"""Settings of one checkpoint side by side: what they cost in network evaluations and what they give."""
+"""Quality over cost of one checkpoint's sampling settings."""
 
 from pathlib import Path
 
-from diffusion_lit.figures.style import BLUE, GREY, ORANGE, plots, save
+from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, shorten_number
 
 
-def front(jobs: list[Job], metric: str) -> list[Job]:
-    """The jobs that no other one beats at its cost or less, cheapest first: nfe up, the metric strictly better."""
+def sort_jobs(jobs: list[Job], metric: str) -> list[Job]:
+    """Return the jobs that have the metric, best first, cheaper first where equal."""
     sign = -1 if metric in HIGHER_IS_BETTER else 1
-    best = []
     measured = [job for job in jobs if job.number(metric) is not None]
-    for job in sorted(measured, key=lambda job: (job.result["nfe"], sign * job.number(metric))):
-        if not best or sign * job.number(metric) < sign * best[-1].number(metric):
-            best.append(job)
-    return best
+    return sorted(measured, key=lambda job: (sign * job.number(metric), job.result["nfe"]))
 
 
-def table(jobs: list[Job], keys: list[str], metric: str, metrics: list[str]):
-    """A rich table, a line for each evaluation, the best first; on the front is what nothing cheaper beats."""
+def find_pareto_front(jobs: list[Job], metric: str) -> list[Job]:
+    """Return the jobs with a better metric than every job of the same NFE or less, cheapest first."""
+    front = []
+    for job in sort_jobs(jobs, metric):
+        if not front or job.result["nfe"] < front[0].result["nfe"]:
+            front.insert(0, job)
+    return front
+
+
+def format_pareto(jobs: list[Job], keys: list[str], metric: str, metrics: list[str]):
+    """Return a rich Table with a row for each evaluation, best first; the Pareto front is marked."""
     from rich.table import Table
 
-    lines = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for name in (*keys, "NFE", f"{metric} and its 95 % interval", *metrics, ""):
-        lines.add_column(name, justify="left" if name in keys else "right")
-    sign, on_front = -1 if metric in HIGHER_IS_BETTER else 1, front(jobs, metric)
-    for job in sorted((j for j in jobs if j.number(metric) is not None), key=lambda j: sign * j.number(metric)):
+        table.add_column(name, justify="left" if name in keys else "right")
+    front = find_pareto_front(jobs, metric)
+    for job in sort_jobs(jobs, metric):
         low, high = (job.result.get(f"{metric}_{end}") for end in ("low", "high"))
         interval = f"  [{low:.4g}, {high:.4g}]" if low is not None else ""
         others = [f"{value:.4g}" if (value := job.number(name)) is not None else "" for name in metrics]
         values = [shorten_number(job.words.get(key, "")) for key in keys]
-        mark = "on the front" if job in on_front else ""
-        lines.add_row(*values, f"{job.result['nfe']:g}", f"{job.number(metric):.4g}{interval}", *others, mark)
-    return lines
+        mark = "Pareto front" if job in front else ""
+        table.add_row(*values, f"{job.result['nfe']:g}", f"{job.number(metric):.4g}{interval}", *others, mark)
+    return table
 
 
-def draw(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Path:
-    """The metric over NFE: a point for each evaluation with its interval; the front as a line, and by name."""
-    figure, ((ax,),) = plots(1, 1, f"{metric} ({'higher' if metric in HIGHER_IS_BETTER else 'lower'} is better)")
+def draw_pareto(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Path:
+    """Write a plot of the metric over NFE: a point with its interval for each job, the Pareto front as a line."""
+    figure, ((ax,),) = create_axes(1, 1, f"{metric} ({'higher' if metric in HIGHER_IS_BETTER else 'lower'} is better)")
     figure.set_size_inches(8, 5)
-    on_front = front(jobs, metric)
-    measured = [job for job in jobs if job.number(metric) is not None]
-    costs = sorted({job.result["nfe"] for job in measured})
-    seen = dict.fromkeys(costs, 0)
-    for job in measured:
+    front, jobs = find_pareto_front(jobs, metric), [job for job in jobs if job.number(metric) is not None]
+    costs = dict.fromkeys(sorted(job.result["nfe"] for job in jobs), 0)
+    ticks = list(costs)
+    for job in jobs:
         value, cost = job.number(metric), job.result["nfe"]
-        place, seen[cost] = cost * 1.015 ** seen[cost], seen[cost] + 1  # side by side where the cost is the same
-        ends = [job.result.get(f"{metric}_{end}", value) for end in ("low", "high")]
-        colour = ORANGE if job in on_front else BLUE
-        reach = [[abs(value - ends[0])], [abs(ends[1] - value)]]
-        ax.errorbar(place, value, yerr=reach, fmt="o", ms=4, color=colour, capsize=2, elinewidth=0.6)
-        if job in on_front:
+        x, costs[cost] = cost * 1.015 ** costs[cost], costs[cost] + 1  # side by side where the cost is equal
+        low, high = (job.result.get(f"{metric}_{end}", value) for end in ("low", "high"))
+        color = ORANGE if job in front else BLUE
+        error = [[abs(value - low)], [abs(high - value)]]
+        ax.errorbar(x, value, yerr=error, fmt="o", ms=4, color=color, capsize=2, elinewidth=0.6)
+        if job in front:
             label = "  ".join(shorten_number(job.words.get(key, "")) for key in keys)
-            ax.annotate(label, (place, value), (6, -12), textcoords="offset points", fontsize=8, color=colour)
-    ax.plot([j.result["nfe"] for j in on_front], [j.number(metric) for j in on_front], color=GREY, zorder=0)
-    ax.set_xlabel(f"network evaluations of an image (NFE); named: {', '.join(keys)} of the best" if keys else "NFE")
+            ax.annotate(label, (x, value), (6, -12), textcoords="offset points", fontsize=8, color=color)
+    ax.plot([job.result["nfe"] for job in front], [job.number(metric) for job in front], color=GRAY, zorder=0)
+    ax.set_xlabel(f"network evaluations per image (NFE), labels: {', '.join(keys)}" if keys else "NFE")
     ax.set_ylabel(f"{metric} and its 95 % interval")
     ax.set_xscale("log")
-    ax.set_xticks(costs, [f"{cost:g}" for cost in costs])
+    ax.set_xticks(ticks, [f"{cost:g}" for cost in ticks])
     ax.minorticks_off()
-    return save(figure, path)
+    return save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Figures that need a trained network to sample: images while they are denoised, class by class, sampler by sampler."""
+"""Figures of samples: images during denoising, by class and by sampler."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.diffusion.seeds import image_seeds
-from diffusion_lit.figures.style import render_figure, save, tiles
+from diffusion_lit.figures.style import plot_tiles, render_figure, save_figure
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.imaging.grids import save_gif
 from diffusion_lit.runs.load import TrainedModel
@@ -26,7 +26,7 @@ def sample_rows(subject: Subject, model: TrainedModel, per_row: int, on_step: On
 
 
 def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, advance: Advance) -> list[Path]:
-    """Draw denoising.png, the first image of each row over the steps; denoising.gif, all of them; classes.gif."""
+    """Write denoising.png (the first image of each row over the steps), denoising.gif (all images) and classes.gif."""
     model = subject.model
     film = Film(range(len(subject.rows) * per_row), model.evaluations, model.codec)
 
@@ -34,34 +34,33 @@ def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, adva
         advance()
         film(first, k, x)
 
-    images = subject.shown(sample_rows(subject, model, per_row, on_step))
-    frames = subject.shown(film.frames.unflatten(1, (len(subject.rows), per_row)))  # (F, rows, per_row, C, H, W)
+    images = subject.render(sample_rows(subject, model, per_row, on_step))
+    frames = subject.render(film.frames.unflatten(1, images.shape[:2]))  # (F, rows, per_row, C, H, W)
     chosen = torch.linspace(0, len(film.steps) - 1, columns).round().long().unique().tolist()
     names = [f"step {film.steps[k] + 1}" for k in chosen]
     steps = steps_told(model.sampler.steps, model.evaluations)
     title = f"Denoising: {subject.name}, {subject.config['sampler']['name']}, {steps}"
-    strip = tiles(frames[chosen, :, 0].transpose(0, 1), subject.row_names, names, title)
-    made = [save(strip, out), out.with_suffix(".gif")]
-    save_gif([render_figure(tiles(frame, subject.row_names)) for frame in frames], made[-1])
-    if subject.class_names:
-        made.append(out.with_name("classes.gif"))
-        pages = [
-            render_figure(tiles(row[None], title=name)) for row, name in zip(images, subject.row_names, strict=True)
-        ]
-        save_gif(pages, made[-1], frame_ms=CLASS_MS, hold_ms=CLASS_MS)
-    return made
+    strip = plot_tiles(frames[chosen, :, 0].transpose(0, 1), subject.row_names, names, title)
+    paths = [save_figure(strip, out), out.with_suffix(".gif")]
+    save_gif([render_figure(plot_tiles(frame, subject.row_names)) for frame in frames], paths[-1])
+    if subject.row_names:
+        paths.append(out.with_name("classes.gif"))
+        rows = zip(images, subject.row_names, strict=True)
+        pages = [render_figure(plot_tiles(row[None], title=name)) for row, name in rows]
+        save_gif(pages, paths[-1], frame_ms=CLASS_MS, hold_ms=CLASS_MS)
+    return paths
 
 
 def draw_samplers(
     subject: Subject, models: Mapping[str, TrainedModel], per_row: int, out: Path, advance: Advance
 ) -> list[Path]:
-    """Draw samplers.png: training images, and beside them what each sampler makes of the same seeds and labels."""
-    blocks, groups = [subject.originals(per_row)], [("originals", per_row)]
+    """Write samplers.png: training images, then samples of each sampler with the same seeds and labels."""
+    blocks, groups = [subject.load_originals(per_row)], [("originals", per_row)]
     for name, model in models.items():
         started = time.perf_counter()
         blocks.append(sample_rows(subject, model, per_row, lambda first, k, x: advance()))
-        each = (time.perf_counter() - started) / len(subject.rows) / per_row
+        seconds = (time.perf_counter() - started) / len(subject.rows) / per_row
         steps = steps_told(model.sampler.steps, model.evaluations)
-        groups.append((f"{name}, {steps}\n{each:.3g} s per image", per_row))
-    images = subject.shown(torch.cat(blocks, dim=1))
-    return [save(tiles(images, subject.row_names, (), f"Samplers: {subject.name}", groups), out)]
+        groups.append((f"{name}, {steps}\n{seconds:.3g} s per image", per_row))
+    images = subject.render(torch.cat(blocks, dim=1))
+    return [save_figure(plot_tiles(images, subject.row_names, (), f"Samplers: {subject.name}", groups), out)]

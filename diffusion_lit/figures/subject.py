@@ -1,4 +1,4 @@
-"""What figures are drawn of: a run, or a recipe that was never trained."""
+"""The subject of a figure: a run, or a recipe that was never trained."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,17 +19,19 @@ from diffusion_lit.imaging.skins import shown
 from diffusion_lit.runs.build import make_codec, make_diffusion
 from diffusion_lit.runs.load import TrainedModel
 
-ROWS = 10  # of a figure, a class each (the first ones); without classes just rows
+ROWS = 10  # of a figure at most, one for each class
+STREAMED = 512  # images of a streamed data set that are read for a figure
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A resolved configuration with what was made from it.
+    """A resolved configuration and what is built from it.
 
     Args:
-        config: of the run, or of the recipe.
-        seed: of noise and of samples.
-        run, model: None for a recipe.
+        config: the configuration of a run or a recipe.
+        seed: seed of noise and samples.
+        run: the run folder, None for a recipe.
+        model: the trained model, None for a recipe or if no figure samples.
     """
 
     config: dict
@@ -39,52 +41,54 @@ class Subject:
 
     @property
     def name(self) -> str:
+        """Return `<name>/<run folder>`, or the name of the recipe."""
         return f"{self.config['name']}/{self.run.resolve().name}" if self.run else str(self.config["name"])
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.config["data"]["class_names"]
 
     @cached_property
     def rows(self) -> list[int]:
-        """The label of each row; without classes rows are just rows."""
-        return list(range(min(len(self.class_names), ROWS))) if self.class_names else [0] * ROWS
+        """Return the class label of each row; without classes, zeros."""
+        return list(range(min(len(self.config["data"]["class_names"]), ROWS))) or [0] * ROWS
 
     @property
     def row_names(self) -> list[str]:
-        return [self.class_names[label] for label in self.rows] if self.class_names else []
+        """Return the class names of the rows; empty without classes."""
+        return self.config["data"]["class_names"][:ROWS]
 
     @cached_property
     def diffusion(self) -> Diffusion:
+        """Return the diffusion process and loss of the configuration."""
         return make_diffusion(self.config)
 
     @property
     def codec(self) -> Codec:
+        """Return the codec of the configuration."""
         return make_codec(self.config)
 
-    def shown(self, images: Tensor) -> Tensor:
+    def render(self, images: Tensor) -> Tensor:
+        """Return images as figures show them: skins are rendered as characters with `data.render`."""
         return shown(images, self.config["data"].get("render", "none"))
 
-    def originals(self, count: int) -> Tensor:
-        """The first `count` training pictures of each row, uint8 (rows, count, C, H, W); only these are decoded.
+    def load_originals(self, count: int) -> Tensor:
+        """Return the first training images of each row, uint8 (rows, count, C, H, W). A short class repeats its images.
 
-        Where a class has fewer, they come again. Raises UserError (exit 3) where the pictures are no longer there.
+        Raises:
+            UserError: exit 3 if the images no longer exist.
         """
         data = self.config["data"]
-        split = _listed(build_source(data).splits()["train"])
-        if self.class_names:
+        split = _to_list(build_source(data).splits()["train"])
+        everything = np.arange(len(split.labels))
+        if self.row_names:
             members = [np.flatnonzero(split.labels == label) for label in self.rows]
         else:
-            members = np.array_split(np.arange(len(split.labels)), len(self.rows))
-        everywhere = np.arange(len(split.labels))
-        part = np.concatenate([np.resize(m if len(m) else everywhere, count) for m in members])
-        images = torch.from_numpy(load(split.take(part), decoding_of(data), None, "train").images)
+            members = np.array_split(everything, len(self.rows))
+        indices = np.concatenate([np.resize(some if len(some) else everything, count) for some in members])
+        images = torch.from_numpy(load(split.take(indices), decoding_of(data), None, "train").images)
         return images.unflatten(0, (len(self.rows), count))
 
 
-def _listed(split: Split) -> Split:
-    """The split itself; of a stream its first pictures."""
+def _to_list(split: Split) -> Split:
+    """Return a split whose images are listed: of a streamed one its first images."""
     if split.labels is not None:
         return split
-    first = list(islice(split.pictures, 512))
-    return Split([picture for picture, _ in first], np.array([label for _, label in first], dtype=np.int64))
+    first = list(islice(split.pictures, STREAMED))
+    return Split([image for image, _ in first], np.array([label for _, label in first], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""The page of `diffusion_lit.app`: its inputs and outputs in gradio, and the files that can be downloaded."""
+"""The gradio page of `diffusion_lit.app` and the files that a visitor can download."""
 
 import shutil
 import tempfile
@@ -10,16 +10,21 @@ import gradio as gr
 from diffusion_lit.imaging.grids import save_gif
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.web.session import ALL, IMAGES, SCALE, Request, Result, Studio
+from diffusion_lit.web.session import ALL, MAX_IMAGES, MAX_SCALE, ImageSession, Request, Result
 
-QUEUE = 8  # visitors that wait at most; one is served at a time
-KEPT = 64  # results whose files can be downloaded
+MAX_QUEUE = 8  # waiting visitors; one is served at a time
+MAX_DOWNLOADS = 64  # results whose files are kept
 
 
-def build_page(studio: Studio, model: TrainedModel, home: Path) -> gr.Blocks:
-    """Return the page: inputs on the left, images on the right. `home` holds the files that can be downloaded."""
-    sampler, folders = model.config["sampler"], deque()
-    steps = min(sampler["steps"] or studio.most_steps, studio.most_steps)
+def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blocks:
+    """Return the page.
+
+    Args:
+        session: serves the requests.
+        model: its model.
+        home: folder for the files that a visitor can download.
+    """
+    sampler, folders, steps = model.config["sampler"], deque(), session.max_steps
 
     def generate(label, count, seed, sampler_name, steps, scale, progress=gr.Progress()):  # noqa: B008
         def on_step(done: int, total: int) -> None:
@@ -27,15 +32,14 @@ def build_page(studio: Studio, model: TrainedModel, home: Path) -> gr.Blocks:
 
         try:
             request = Request(label, to_int(count), to_int(seed), sampler_name, to_int(steps), scale)
-            result = studio.make(request, on_step)
+            result = session.generate(request, on_step)
         except (ValueError, UserError) as error:
             raise gr.Error(str(error), print_exception=False) from None
         png, gif = write_files(result, home, folders)
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
-        near = studio.neighbours(result.images)
-        files = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
-        return result.frames[-1], slider, result.frames, near, *files
+        downloads = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
+        return result.frames[-1], slider, result.frames, session.find_neighbors(result.images), *downloads
 
     def select_frame(frames, k):
         return frames[min(to_int(k), len(frames) - 1)] if frames else None
@@ -45,38 +49,38 @@ def build_page(studio: Studio, model: TrainedModel, home: Path) -> gr.Blocks:
         frames = gr.State([])
         with gr.Row():
             with gr.Column(scale=1):
-                label = gr.Dropdown(studio.classes or [ALL], value=ALL, label="class", visible=bool(studio.classes))
-                count = gr.Slider(1, IMAGES, value=IMAGES, step=1, label="images")
+                label = gr.Dropdown(session.classes or [ALL], value=ALL, label="class", visible=bool(session.classes))
+                count = gr.Slider(1, MAX_IMAGES, value=MAX_IMAGES, step=1, label="images")
                 seed = gr.Number(value=0, precision=0, minimum=0, label="seed")
-                name = gr.Dropdown(list(studio.samplers), value=sampler["name"], label="sampler")
-                number = gr.Slider(1, studio.most_steps, value=steps, step=1, label="steps")
-                scale = gr.Slider(0, SCALE, value=model.config["guidance_scale"], step=0.1, label="guidance",
-                                  visible=studio.guided)  # fmt: skip
+                name = gr.Dropdown(list(session.samplers), value=sampler["name"], label="sampler")
+                number = gr.Slider(1, steps, value=min(sampler["steps"] or steps, steps), step=1, label="steps")
+                scale = gr.Slider(0, MAX_SCALE, value=model.config["guidance_scale"], step=0.1,
+                                  label="guidance scale", visible=session.has_guidance)  # fmt: skip
                 button = gr.Button("Generate", variant="primary")
             with gr.Column(scale=2):
-                shows = {"format": "png", "type": "pil", "interactive": False, "show_label": False}
-                shows["buttons"] = ["download", "fullscreen"]
-                image = gr.Image(**shows)
-                slider = gr.Slider(0, 1, value=1, step=1, label="from noise to image", interactive=False)
+                shared = {"format": "png", "type": "pil", "interactive": False, "show_label": False}
+                shared["buttons"] = ["download", "fullscreen"]
+                image = gr.Image(**shared)
+                slider = gr.Slider(0, 1, value=1, step=1, label="denoising step", interactive=False)
                 with gr.Row():
                     png, gif = gr.DownloadButton("PNG"), gr.DownloadButton("GIF")
-                with gr.Column(visible=studio.vectors is not None):
-                    gr.Markdown("Made, and behind each the training images with the nearest pixels:")
-                    near = gr.Image(**shows)
-        inputs, outputs = [label, count, seed, name, number, scale], [image, slider, frames, near, png, gif]
-        # preprocess=False: the studio checks the request itself, without a traceback in the terminal
+                with gr.Column(visible=session.vectors is not None):
+                    gr.Markdown("Each image, followed by its nearest training images (L2 distance of pixels):")
+                    neighbors = gr.Image(**shared)
+        inputs, outputs = [label, count, seed, name, number, scale], [image, slider, frames, neighbors, png, gif]
+        # preprocess=False: the session validates the request, gradio would print a traceback
         button.click(generate, inputs, outputs, concurrency_limit=1, api_name="generate", preprocess=False)
         slider.input(
             select_frame, [frames, slider], image, show_progress="hidden", api_name=False, trigger_mode="always_last"
         )
-    return page.queue(max_size=QUEUE, default_concurrency_limit=1)
+    return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
 def write_files(result: Result, home: Path, folders: deque) -> tuple[str, str]:
-    """Write images.png and denoising.gif into a new folder and remove the oldest folders; return both paths."""
+    """Write images.png and denoising.gif into a new folder, remove the oldest folders and return both paths."""
     folder = Path(tempfile.mkdtemp(dir=home))
     folders.append(folder)
-    while len(folders) > KEPT:
+    while len(folders) > MAX_DOWNLOADS:
         shutil.rmtree(folders.popleft(), ignore_errors=True)
     result.frames[-1].save(folder / "images.png")
     save_gif(result.frames, folder / "denoising.gif")
@@ -84,10 +88,10 @@ def write_files(result: Result, home: Path, folders: deque) -> tuple[str, str]:
 
 
 def to_int(value: object) -> object:
-    """Return 3.0 as 3, and anything else as it is, for the studio to refuse."""
+    """Return 3.0 as 3 and every other value unchanged: the session refuses it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def escape(text: str) -> str:
-    """Return text as Markdown shows it literally."""
+    """Return text with the special characters of Markdown escaped."""
     return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+-.!<>|" else sign for sign in text)

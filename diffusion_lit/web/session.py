@@ -1,4 +1,4 @@
-"""What the page of `diffusion_lit.app` does, without the page: from the request of a visitor to images."""
+"""The server side of `diffusion_lit.app`: from the request of a visitor to images."""
 
 import logging
 from collections.abc import Callable
@@ -23,30 +23,30 @@ from diffusion_lit.sampling.labels import number_of
 from diffusion_lit.sampling.previews import Film
 from diffusion_lit.system.errors import UserError
 
-IMAGES, STEPS, SCALE = 16, 250, 20.0  # that a visitor may ask for at most
-COLUMNS, NEAREST = 4, 4
+MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
+COLUMNS, NEIGHBORS = 4, 4  # of the grid, and of each image
 ALL = "all classes"
-SIDE = 512  # px that a grid has at least, by whole factors
-TRAINING = 20_000  # training images that are searched for neighbors at most
+MIN_SIDE = 512  # px, grids are enlarged by a whole factor towards this
+MAX_TRAINING = 20_000  # training images that are searched for neighbors
 
 log = logging.getLogger("diffusion_lit.app")
 
 
 def load_training_images(data: dict) -> Tensor | None:
-    """Return the first training images, uint8 (M, C, H, W), or None if they are no longer there or were never kept."""
+    """Return the first training images, uint8 (M, C, H, W); None if they no longer exist or are only streamed."""
     if "_target_" not in data or data.get("streaming") == "every_epoch":
         return None
     try:
         train = centre(load_splits(build_source(data), data)[0], data["image_size"])
     except (UserError, OSError) as error:
-        log.warning("neighbours the training pictures are not shown: %s", str(error).splitlines()[0])
+        log.warning("neighbors  not shown: %s", str(error).splitlines()[0])
         return None
-    return torch.from_numpy(train.images[:TRAINING].copy())
+    return torch.from_numpy(train.images[:MAX_TRAINING].copy())
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came from a browser: nothing in it is trusted."""
+    """Untrusted values from a browser."""
 
     label: str
     count: int
@@ -58,17 +58,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """Images uint8 (N, C, H, W), and grids of them while they are denoised, the last one of the images."""
+    """Images uint8 (N, C, H, W), and a grid of them for each frame of the denoising, the images last."""
 
     images: Tensor
     frames: list[Image.Image]
 
 
-class Studio:
-    """A trained model and what a visitor can do with it.
+class ImageSession:
+    """A trained model that serves requests.
 
     Args:
-        training: uint8 (M, C, H, W), searched for nearest images; None: no search.
+        model: the trained model.
+        training: images uint8 (M, C, H, W) to search for neighbors; None to search none.
     """
 
     def __init__(self, model: TrainedModel, training: Tensor | None = None):
@@ -81,28 +82,31 @@ class Studio:
 
     @property
     def classes(self) -> list[str]:
+        """Return the choices of the class menu; empty for an unconditional model."""
         names = self.model.class_names
         return [ALL, *names] if names else []
 
     @property
-    def guided(self) -> bool:
-        """Whether the network was trained without its label too."""
+    def has_guidance(self) -> bool:
+        """Return whether the network was trained with label dropout, which guidance needs."""
         return bool(self.model.class_names and self.model.config["label_dropout"])
 
     @property
-    def most_steps(self) -> int:
-        return min(STEPS, self.model.diffusion.table.num_train_timesteps)
+    def max_steps(self) -> int:
+        """Return the largest number of sampling steps that a visitor can choose."""
+        return min(MAX_STEPS, self.model.diffusion.table.num_train_timesteps)
 
-    def make(self, request: Request, on_step: Callable[[int, int], None] = lambda done, steps: None) -> Result:
+    def generate(self, request: Request, on_step: Callable[[int, int], None] = lambda done, steps: None) -> Result:
         """Generate the images of a request.
 
         Args:
-            on_step: called with the number of steps that are done, and of all.
+            request: the values from a browser.
+            on_step: called with the number of finished steps and of all steps.
 
         Raises:
-            ValueError: for a request that cannot be served, with a message for the visitor.
+            ValueError: if a value is not allowed, with a message for the visitor.
         """
-        labels, model = self._labels(request), self._requested_model(request)
+        labels, model = self._parse_labels(request), self._configure_model(request)
         steps = model.evaluations
         film = Film(range(request.count), steps, model.codec)
 
@@ -111,20 +115,20 @@ class Studio:
             on_step(k + 1, steps)
 
         images = model.generate(labels, image_seeds(request.seed, request.count), step)
-        return Result(images, [self._grid(frame) for frame in [*film.frames[:-1], images]])
+        return Result(images, [self._draw_grid(frame, COLUMNS) for frame in [*film.frames[:-1], images]])
 
-    def neighbours(self, images: Tensor) -> Image.Image | None:
-        """Each image, and behind it the training images with the nearest pixels."""
+    def find_neighbors(self, images: Tensor) -> Image.Image | None:
+        """Return a grid with each image followed by its nearest training images, by L2 distance of pixels."""
         if self.vectors is None:
             return None
-        found = nearest(small(images, PIXELS), self.vectors).index[:, :NEAREST]
-        rows = torch.cat([images[:, None], self.training[found]], 1)
-        halves = rows.split(-(-len(rows) // 2))
-        return self._enlarged(beside([grid(self._shown(half.flatten(0, 1)), 1 + NEAREST) for half in halves]))
+        neighbors = self.training[nearest(small(images, PIXELS), self.vectors).index[:, :NEIGHBORS]]
+        rows = torch.cat([images[:, None], neighbors], 1)
+        halves = [half.flatten(0, 1) for half in rows.split(-(-len(rows) // 2))]
+        return enlarge(beside([grid(shown(half, self.model.render), 1 + NEIGHBORS) for half in halves]))
 
-    def _labels(self, request: Request) -> list[int]:
-        _whole("count", request.count, 1, IMAGES)
-        _whole("seed", request.seed, 0, 2**32 - 1)
+    def _parse_labels(self, request: Request) -> list[int]:
+        check_int("images", request.count, 1, MAX_IMAGES)
+        check_int("seed", request.seed, 0, 2**32 - 1)
         names = self.model.class_names
         if not names:
             return [0] * request.count
@@ -132,15 +136,15 @@ class Studio:
             return [k % len(names) for k in range(request.count)]
         return [number_of(str(request.label), names)] * request.count
 
-    def _requested_model(self, request: Request) -> TrainedModel:
-        """The model with another sampler and guidance; the network is the same."""
-        _whole("steps", request.steps, 1, self.most_steps)
+    def _configure_model(self, request: Request) -> TrainedModel:
+        """Return the model with the sampler and the guidance of a request."""
+        check_int("steps", request.steps, 1, self.max_steps)
         if request.sampler not in self.samplers:
-            raise ValueError(f"sampler: there are {', '.join(self.samplers)}")
+            raise ValueError(f"sampler: must be one of {', '.join(self.samplers)}")
         sampler, guidance = self.samplers[request.sampler] | {"steps": request.steps, "batch_size": request.count}, {}
-        if self.guided:
-            if not isinstance(request.guidance_scale, int | float) or not 0 <= request.guidance_scale <= SCALE:
-                raise ValueError(f"guidance: a number from 0 to {SCALE:g}")
+        if self.has_guidance:
+            if not isinstance(request.guidance_scale, int | float) or not 0 <= request.guidance_scale <= MAX_SCALE:
+                raise ValueError(f"guidance scale: must be a number from 0 to {MAX_SCALE:g}")
             guidance = {"guidance_scale": float(request.guidance_scale)}
             guidance |= {} if request.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
         values = {f"sampler.{key}": value for key, value in sampler.items()}
@@ -151,18 +155,17 @@ class Studio:
             raise ValueError(faults[0])
         return self.model.replaced(make_configured_sampler({"sampler": sampler}), **guidance)
 
-    def _grid(self, images: Tensor) -> Image.Image:
-        return self._enlarged(grid(self._shown(images), min(COLUMNS, len(images))))
-
-    def _shown(self, images: Tensor) -> Tensor:
-        return shown(images, self.model.render)
-
-    def _enlarged(self, image: Image.Image) -> Image.Image:
-        zoom = max(1, SIDE // max(image.size))
-        image = on_checkerboard(image)
-        return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    def _draw_grid(self, images: Tensor, columns: int) -> Image.Image:
+        return enlarge(grid(shown(images, self.model.render), min(columns, len(images))))
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
+def enlarge(image: Image.Image) -> Image.Image:
+    """Return an image on a checkerboard, enlarged by a whole factor to about `MIN_SIDE`."""
+    zoom = max(1, MIN_SIDE // max(image.size))
+    return on_checkerboard(image).resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """Raise ValueError unless a value is an integer in a range."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name}: a whole number from {low} to {high}")
+        raise ValueError(f"{name}: must be an integer from {low} to {high}")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.web.session import ALL, Request, Studio
+from diffusion_lit.web.session import ALL, ImageSession, Request
 from tests.runs import TINY, address_of, run, start
 
 QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.steps=4"]
@@ -29,38 +29,38 @@ def tiny_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_run) -> Studio:
+def session(tiny_run) -> ImageSession:
     training = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Studio(TrainedModel.from_run(tiny_run), training)
+    return ImageSession(TrainedModel.from_run(tiny_run), training)
 
 
 # ------------------------------------------------------------------------------------------ what it makes
 
 
-def test_images_are_those_of_the_model_and_the_film_ends_on_them(studio, tiny_run):
+def test_images_are_those_of_the_model_and_the_film_ends_on_them(session, tiny_run):
     told = []
-    made = studio.make(GOOD, lambda done, steps: told.append((done, steps)))
+    made = session.generate(GOOD, lambda done, steps: told.append((done, steps)))
     assert told == [(k + 1, 4) for k in range(4)]
-    sampler = studio.model.config["sampler"] | {"steps": 4, "batch_size": 5}
+    sampler = session.model.config["sampler"] | {"steps": 4, "batch_size": 5}
     model = TrainedModel.from_run(tiny_run, sampler=sampler)
     assert torch.equal(made.images, model.generate([3] * 5, image_seeds(7, 5)))
     assert len(made.frames) == 4
     assert np.array_equal(tile(made.frames[-1], 0, 0, 4), made.images[0, 0].numpy())
     assert np.array_equal(tile(made.frames[-1], 1, 0, 4), made.images[4, 0].numpy())
-    assert studio.model.config["guidance_scale"] == 1.0  # nothing of a request stays
+    assert session.model.config["guidance_scale"] == 1.0  # nothing of a request stays
 
 
-def test_settings_of_a_request_count(studio):
-    whole = studio.make(GOOD).images
+def test_settings_of_a_request_count(session):
+    whole = session.generate(GOOD).images
     for change in ({"label": "4"}, {"seed": 8}, {"steps": 3}, {"sampler": "euler_a"}, {"guidance_scale": 4.0}):
-        assert not torch.equal(whole, studio.make(Request(**GOOD.__dict__ | change)).images), change
-    assert torch.equal(whole, studio.make(GOOD).images)
-    assert len(studio.make(Request(ALL, 16, 0, "ddim", 1, 1.0)).images) == 16
+        assert not torch.equal(whole, session.generate(Request(**GOOD.__dict__ | change)).images), change
+    assert torch.equal(whole, session.generate(GOOD).images)
+    assert len(session.generate(Request(ALL, 16, 0, "ddim", 1, 1.0)).images) == 16
 
 
-def test_neighbours_are_the_nearest(studio):
-    images = studio.training[[5, 9]]
-    picture = studio.neighbours(images)
+def test_neighbours_are_the_nearest(session):
+    images = session.training[[5, 9]]
+    picture = session.find_neighbors(images)
     middle = picture.width // 2
     left, right = picture.crop((0, 0, middle - 6, picture.height)), picture.crop((middle + 6, 0, *picture.size))
     for half, image in ((left, images[0, 0]), (right, images[1, 0])):
@@ -82,9 +82,9 @@ def tile(picture: Image.Image, row: int, column: int, columns: int) -> np.ndarra
     {"steps": 251}, {"steps": float("nan")}, {"sampler": "heun"}, {"sampler": "../ddim"}, {"sampler": ["ddim"]},
     {"guidance_scale": -1.0}, {"guidance_scale": 21.0}, {"guidance_scale": float("nan")}, {"guidance_scale": "2"},
 ])  # fmt: skip
-def test_what_cannot_be_made_is_a_message(studio, change):
+def test_what_cannot_be_made_is_a_message(session, change):
     with pytest.raises((ValueError, TypeError)):
-        studio.make(Request(**GOOD.__dict__ | change))
+        session.generate(Request(**GOOD.__dict__ | change))
 
 
 # ------------------------------------------------------------------------------------------ the server
@@ -187,7 +187,7 @@ def downloaded(page, name: str, path: Path) -> Image.Image:
     return Image.open(path)
 
 
-def test_two_visitors_generate_change_the_class_and_download(browser, address, studio, tmp_path):
+def test_two_visitors_generate_change_the_class_and_download(browser, address, session, tmp_path):
     one, other = opened(browser, address), opened(browser, address)
     for page, label in ((one, "3"), (other, "8")):
         page.get_by_label("class").first.click()
@@ -197,7 +197,7 @@ def test_two_visitors_generate_change_the_class_and_download(browser, address, s
     for page in (one, other):
         page.wait_for_selector('img[src*="/file="]', timeout=60_000)
     for page, label in ((one, "3"), (other, "8")):  # each has his own
-        made = studio.make(Request(label, 16, 0, "ddim", 4, 1.0))
+        made = session.generate(Request(label, 16, 0, "ddim", 4, 1.0))
         picture = downloaded(page, "PNG", tmp_path / f"{label}.png")
         assert np.array_equal(np.array(picture), np.array(made.frames[-1]))
         film = downloaded(page, "GIF", tmp_path / f"{label}.gif")
@@ -220,7 +220,7 @@ def test_a_value_that_is_none_is_told_and_the_page_goes_on(browser, address):
 def test_the_slider_shows_the_way_from_noise(browser, address):
     page = opened(browser, address)
     first = generated(page)
-    slider = page.get_by_label("from noise to image").first
+    slider = page.get_by_label("denoising step").first
     slider.fill("0")
     slider.press("Enter")
     page.wait_for_function(

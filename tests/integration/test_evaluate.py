@@ -19,7 +19,7 @@ from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.evaluation import classifier as classifiers
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.metrics import METRICS, Evidence, Reference, labels_like, per_class, reference_of
-from diffusion_lit.figures.pareto import front
+from diffusion_lit.figures.pareto import find_pareto_front
 from diffusion_lit.runs import checkpoints, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sweeps import Job
@@ -242,7 +242,7 @@ def test_settings_are_compared_and_the_best_becomes_the_default(tiny_run, tmp_pa
     default = yaml.safe_load((copy / "sampling.yaml").read_text())
     assert default["guidance_scale"] == float(best["guidance_scale"])
     assert default["sampler"]["steps"] == int(best["sampler.steps"])
-    assert "on the front" in printed
+    assert "Pareto front" in printed
     run("sample", f"run={copy}", "num_images=10", f"out={tmp_path / 'out'}", cwd=tmp_path)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["sampler"] == default["sampler"]
@@ -285,7 +285,7 @@ def test_runs_of_different_samplers_are_not_measured_by_that_of_one(tmp_path):
 def test_the_front_is_what_nothing_cheaper_beats():
     points = [(10, 3.0), (5, 3.5), (5, 4.0), (20, 3.2), (50, 1.0), (2, 9.0), (60, 1.0)]
     jobs = [Job(Path(), {}, {"status": "finished", "nfe": nfe, "fd": fd}) for nfe, fd in points]
-    found = [(job.result["nfe"], job.result["fd"]) for job in front([*jobs, Job(Path(), {}, {})], "fd")]
+    found = [(job.result["nfe"], job.result["fd"]) for job in find_pareto_front([*jobs, Job(Path(), {}, {})], "fd")]
     assert found == [(2, 9.0), (5, 3.5), (10, 3.0), (50, 1.0)]
     for nfe, fd in points:
         beaten = any(n <= nfe and f <= fd and (n, f) != (nfe, fd) for n, f in points)

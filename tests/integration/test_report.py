@@ -67,7 +67,7 @@ def test_a_page_of_several_runs_says_what_differs(sweep, tmp_path):
     run("report", f"sweep={sweep}", cwd=tmp_path)
     page = Page(sweep / "report.html")
     text = page.words
-    assert "What differs" in text
+    assert "Differences" in text
     row = text[text.index("run") :]
     assert "seed" in row[:4]
     run("report", f"runs=[{sweep / '0'},{sweep / '1'}]", cwd=tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.cli import summary
-from diffusion_lit.figures.sweep_results import figure_of
+from diffusion_lit.figures.sweep_results import plot_sweep
 from diffusion_lit.runs import run_dir, stored_config, sweeps
 from tests.runs import last_step, run, start, trace
 from tests.sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
@@ -170,7 +170,7 @@ def drawn(tmp_path: Path, space: dict[str, list], result_of=lambda *values: fini
     jobs = sweeps.list_jobs(write_sweep(tmp_path, space, result_of))
     keys = [key for key in sweeps.find_swept_keys(jobs) if key != "seed"]
     groups = sweeps.group_jobs(jobs, keys, "val/loss")
-    figure = figure_of(groups, keys, "val/loss", "a sweep")
+    figure = plot_sweep(groups, keys, "val/loss", "a sweep")
     FigureCanvasAgg(figure).draw()
     return figure, groups
 
@@ -232,7 +232,7 @@ def test_failed_jobs_are_crosses_at_the_worse_edge(tmp_path):
     figure, _ = drawn(tmp_path, {"weighting": ["a", "b"], "seed": [0, 1]}, result_of)
     (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([1.0], [1.0])
-    assert "crosses jobs without a value" in figure.get_suptitle()
+    assert "crosses are jobs without a value" in figure.get_suptitle()
 
 
 def test_a_colour_that_always_failed_is_in_the_legend(tmp_path):
@@ -250,7 +250,7 @@ def test_what_optuna_tried_has_a_panel_for_each_key(tmp_path):
         run_dir.write_result(tmp_path / str(k), finished(1.0 + k))
     jobs = sweeps.list_jobs(tmp_path)
     keys = sweeps.find_swept_keys(jobs)
-    figure = figure_of(sweeps.group_jobs(jobs, keys, "val/loss"), keys, "val/loss", "")
+    figure = plot_sweep(sweeps.group_jobs(jobs, keys, "val/loss"), keys, "val/loss", "")
     assert [ax.get_xlabel() for ax in figure.axes] == ["optimizer.lr", "weighting.gamma"]
     assert all(len(line.get_xdata()) == 15 for ax in figure.axes for line in ax.lines)
 

@@ -18,7 +18,7 @@ from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.seeds import column_seeds, image_seeds
 from diffusion_lit.diffusion.weighting import SNR, MinSNR, Uniform
 from diffusion_lit.figures import album, curves, losses, noising, schedule
-from diffusion_lit.figures.style import render_figure, save, tiles
+from diffusion_lit.figures.style import plot_tiles, render_figure, save_figure
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.runs import stored_config
@@ -44,7 +44,7 @@ def test_the_forward_strip_goes_from_the_picture_to_unit_noise():
     diffusion = process()
     x0 = to_float(noise(3, 3, 32, 32))
     t = torch.tensor([0, 250, 999])
-    strip = noising.forward_strip(diffusion, x0, t, seed=5)
+    strip = noising.make_noise_strip(diffusion, x0, t, seed=5)
     assert strip.shape == (3, 3, 3, 32, 32)
     assert (strip[:, 0] - x0).abs().max() < 0.05
     assert (strip[:, -1].flatten(1).var(1) - 1).abs().max() < 0.06
@@ -52,7 +52,7 @@ def test_the_forward_strip_goes_from_the_picture_to_unit_noise():
     eps = strip[:, -1]  # alpha is 5e-5 there: the noise itself, which all columns share
     alpha, sigma = diffusion.table.alpha[250], diffusion.table.sigma[250]
     assert (strip[:, 1] - (alpha * x0 + sigma * eps)).abs().max() < 1e-3
-    assert not torch.equal(strip, noising.forward_strip(diffusion, x0, t, seed=6))
+    assert not torch.equal(strip, noising.make_noise_strip(diffusion, x0, t, seed=6))
 
 
 @each("prediction", PREDICTION_TYPES)
@@ -60,12 +60,12 @@ def test_the_panels_of_a_network_that_is_right_show_noise_and_picture(prediction
     diffusion = process(prediction)
     x0 = to_float(noise(4, 1))
     t = torch.tensor([50, 300, 600, 900])
-    eps = noising.noise_like(x0[:1], 3).expand_as(x0)
+    eps = noising.draw_noise(x0[:1], 3).expand_as(x0)
 
     def right(x_t, time, y):
         return diffusion.target(x0, t, eps)
 
-    made = noising.panels(right, diffusion, x0, t, torch.zeros_like(t), seed=3)
+    made = noising.predict(right, diffusion, x0, t, torch.zeros_like(t), seed=3)
     assert torch.equal(made.eps, eps)
     assert torch.equal(made.x_t, diffusion.add_noise(x0, t, eps))
     torch.testing.assert_close(made.eps_hat, eps, atol=2e-4, rtol=0)
@@ -76,7 +76,7 @@ def test_the_panels_of_a_network_that_is_right_show_noise_and_picture(prediction
 def test_the_estimates_of_any_network_fit_each_other(prediction):
     diffusion = process(prediction)
     x0, t = to_float(noise(3, 3)), torch.tensor([100, 500, 800])
-    made = noising.panels(lambda x_t, time, y: 0.3 * x_t.cos(), diffusion, x0, t, torch.zeros_like(t), seed=0)
+    made = noising.predict(lambda x_t, time, y: 0.3 * x_t.cos(), diffusion, x0, t, torch.zeros_like(t), seed=0)
     alpha, sigma = (table[t].float()[:, None, None, None] for table in (diffusion.table.alpha, diffusion.table.sigma))
     torch.testing.assert_close(made.x0_hat, (made.x_t - sigma * made.eps_hat) / alpha, atol=1e-4, rtol=1e-4)
     if prediction == "epsilon":
@@ -88,13 +88,13 @@ def test_the_estimates_of_any_network_fit_each_other(prediction):
 
 def test_shares_count_timesteps_and_their_weight():
     diffusion = process("epsilon", MinSNR(), beta_schedule="linear")
-    timesteps, share = schedule.shares(diffusion)
+    timesteps, share = schedule.compute_bin_shares(diffusion)
     levels = np.log(diffusion.table.snr.numpy())
     edges = [-np.inf, -8, -6, -4, -2, 0, 2, 4, 6, 8, np.inf]
     weight = np.minimum(diffusion.table.snr.numpy(), 5) / diffusion.table.snr.numpy()
     assert np.allclose(timesteps, np.histogram(levels, edges)[0] / 1000)
     assert np.allclose(share, np.histogram(levels, edges, weights=weight)[0] / weight.sum(), atol=1e-6)
-    uniform = schedule.shares(process())
+    uniform = schedule.compute_bin_shares(process())
     torch.testing.assert_close(uniform[0], uniform[1])
 
 
@@ -105,14 +105,14 @@ def test_shares_count_timesteps_and_their_weight():
         (process(weighting=MinSNR()), []),
         (process("epsilon", beta_schedule="linear"), []),
         (process("v_prediction", SNR(), zero_terminal_snr=True), ["never trained"]),
-        (process("sample", SNR()), ["next to nothing is trained"]),
-        (process(weighting=lambda snr, gain: 1.0 * (snr > 3000)), ["is 0 at the noisiest", "one bin, log snr above_8"]),
+        (process("sample", SNR()), ["almost nothing is trained"]),
+        (process(weighting=lambda snr, gain: 1.0 * (snr > 3000)), ["is 0 at the noisiest", "one bin, log SNR above_8"]),
         (process("epsilon", beta_schedule="linear", num_train_timesteps=100), ["still holds signal"]),
         (process(beta_schedule="linear", beta_start=0.02), ["cleanest timestep is still noisy"]),
     ],
 )
 def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffusion, told):
-    faults = list(schedule.incoherent(diffusion))
+    faults = list(schedule.find_schedule_faults(diffusion))
     assert len(faults) == len(told), faults
     for fault, words in zip(faults, told, strict=True):
         assert words in fault
@@ -129,7 +129,7 @@ def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffus
 @each("loss", ["mse", "l1"])
 def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, of_x0, loss):
     table = NoiseTable(beta_schedule="linear")
-    own, clean = losses.weights(Diffusion(table, prediction, Uniform(), loss))
+    own, clean = losses.compute_loss_weights(Diffusion(table, prediction, Uniform(), loss))
     assert torch.equal(own, torch.ones(1000, dtype=torch.float64))
     worth = of_x0(table.snr) * torch.ones(1000, dtype=torch.float64)
     torch.testing.assert_close(clean, worth if loss == "mse" else worth.sqrt(), rtol=1e-5, atol=0)
@@ -138,19 +138,19 @@ def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, 
 def test_the_numbers_of_the_loss_are_those_of_the_formulas():
     """Weights 0 to 999, and a schedule of equal betas."""
     counted = process(weighting=lambda snr, gain: torch.arange(1000.0).double())
-    assert losses.shares_of_the_ends(counted) == pytest.approx((9945 / 499500, 45 / 499500))
+    assert losses.compute_end_shares(counted) == pytest.approx((9945 / 499500, 45 / 499500))
     even = process(beta_schedule="linear", beta_start=0.02, beta_end=0.02, num_train_timesteps=100)
-    line = next(losses.told(even, "even"))
-    assert f"terminal snr {0.98**100 / (1 - 0.98**100):.3g} (timestep 99)" in line
-    assert "0.1 is in the 10 noisiest timesteps, 0.1 in the 10 cleanest (evenly: 0.1)" in line
+    line = next(losses.describe_loss(even, "even"))
+    assert f"terminal SNR {0.98**100 / (1 - 0.98**100):.3g} (timestep 99)" in line
+    assert "weight of the 10 noisiest timesteps 0.1, of the 10 cleanest 0.1 (uniform: 0.1)" in line
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 24), (torch.bfloat16, 8), (torch.float16, 11)])
 def test_rounding_is_half_a_unit_of_a_held_table_and_all_of_a_little_noise_made_of_alpha(dtype, bits):
     table = NoiseTable(beta_schedule="linear")
-    for error in losses.rounding(table, dtype, from_alpha_bar=False):
+    for error in losses.compute_rounding(table, dtype, from_alpha_bar=False):
         assert 2 ** -(bits + 1) < error.max() <= 2**-bits
-    made = losses.rounding(table, dtype, from_alpha_bar=True)
+    made = losses.compute_rounding(table, dtype, from_alpha_bar=True)
     variance = 1 - table.alpha_bar
     lost = variance < 2 ** -(bits + 1)  # numbers below 1 are so far apart that alpha^2 becomes 1
     assert (made[1][lost] == 1).all()
@@ -165,12 +165,12 @@ def test_rounding_is_half_a_unit_of_a_held_table_and_all_of_a_little_noise_made_
 
 def test_rounding_of_no_signal_is_none():
     table = NoiseTable(zero_terminal_snr=True)
-    assert losses.rounding(table, torch.bfloat16, False)[0][-1] == 0
+    assert losses.compute_rounding(table, torch.bfloat16, False)[0][-1] == 0
 
 
 def test_losses_are_drawn_of_each_recipe():
     recipes = {"v": process(), "zero": process("v_prediction", SNR(), zero_terminal_snr=True)}
-    figure = losses.figure_of(recipes, "title")
+    figure = losses.plot_losses(recipes, "title")
     own, clean, sigma, x_t = figure.axes
     assert [line.get_label() for line in own.lines] == ["v", "zero"]
     assert np.array_equal(clean.lines[0].get_xdata(), recipes["v"].table.snr.log())
@@ -178,7 +178,7 @@ def test_losses_are_drawn_of_each_recipe():
     assert np.allclose(clean.lines[0].get_ydata(), weight / weight.mean(), rtol=1e-4)
     for ax, which in ((sigma, 1), (x_t, 2)):
         drawn = np.nan_to_num(ax.lines[2].get_ydata())
-        assert np.array_equal(drawn, losses.rounding(recipes["v"].table, torch.bfloat16, False)[which])
+        assert np.array_equal(drawn, losses.compute_rounding(recipes["v"].table, torch.bfloat16, False)[which])
     assert_not_cut(figure)
 
 
@@ -188,19 +188,19 @@ def test_several_recipes_are_compared_by_what_tells_them_apart(tmp_path):
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["losses.png"]
     for weighting in ("SNR", "MinSNR gamma=5.0"):
         for prediction in ("v_prediction", "sample"):
-            assert f"loss       {weighting} prediction_type={prediction}: terminal snr" in printed
-    assert "warning    SNR prediction_type=sample: timesteps of log snr below -4" in printed
+            assert f"loss       {weighting} prediction_type={prediction}: terminal SNR" in printed
+    assert "warning    SNR prediction_type=sample: timesteps of log SNR below -4" in printed
     assert printed.count("rounding   bfloat16") == 1
 
 
 def test_the_schedule_is_drawn_from_the_table():
     diffusion = process("v_prediction", SNR(), zero_terminal_snr=True)  # log snr of the last timestep is -inf
-    figure = schedule.figure_of(diffusion, "title")
+    figure = schedule.plot_schedule(diffusion, "title")
     signal, level, weight, bins = figure.axes
     assert np.array_equal(signal.lines[0].get_ydata(), diffusion.table.alpha_bar)
     assert np.array_equal(level.lines[0].get_ydata()[:-1], diffusion.table.snr.log()[:-1])
     assert np.allclose(weight.lines[0].get_ydata(), diffusion.weight[:-1])
-    assert np.allclose([bar.get_height() for bar in bins.patches], torch.cat(schedule.shares(diffusion)))
+    assert np.allclose([bar.get_height() for bar in bins.patches], torch.cat(schedule.compute_bin_shares(diffusion)))
     assert_not_cut(figure)
 
 
@@ -217,8 +217,8 @@ def assert_not_cut(figure) -> None:
 @each("size", [8, 16, 28, 64, 100])
 def test_tiles_hold_every_pixel_in_its_place(tmp_path, size):
     images = noise(6, 3, size, size).unflatten(0, (2, 3))
-    figure = tiles(images, ["a", "b"], ["x", "y", "z\n2"], "title", [("one", 1), ("two", 2)])
-    picture = Image.open(save(figure, tmp_path / "a.png")).convert("RGB")
+    figure = plot_tiles(images, ["a", "b"], ["x", "y", "z\n2"], "title", [("one", 1), ("two", 2)])
+    picture = Image.open(save_figure(figure, tmp_path / "a.png")).convert("RGB")
     zoom = max(1, -(-72 // size))
     places = [[found(picture, enlarged(image, zoom)) for image in row] for row in images]
     assert all(len(place) == 1 for row in places for place in row)
@@ -233,7 +233,8 @@ def test_tiles_hold_every_pixel_in_its_place(tmp_path, size):
 def test_no_text_is_cut_or_over_another():
     long = "a rather long name of a class"
     images = torch.zeros(2, 2, 1, 8, 8, dtype=torch.uint8)
-    figure = tiles(images, [long, "b\nc\nd"], ["one", "two\nlines"], f"{long} {long} {long}", [(long, 1), (long, 1)])
+    groups = [(long, 1), (long, 1)]
+    figure = plot_tiles(images, [long, "b\nc\nd"], ["one", "two\nlines"], f"{long} {long} {long}", groups)
     assert_not_cut(figure)
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [text.get_window_extent(renderer) for text in figure.texts]
@@ -244,10 +245,10 @@ def test_no_text_is_cut_or_over_another():
 
 def test_curves_are_those_of_the_file(digits_run):
     rows = read_metrics(digits_run / "metrics.csv")
-    figure = curves.figure_of(rows, "title")
+    figure = curves.plot_curves(rows, "title")
     losses, error, levels, rate = figure.axes
     drawn = {line.get_label(): line for line in [*losses.lines, *levels.lines]}
-    columns = {"training": "train/loss", "validation, raw": "val/loss_raw", "validation, EMA": "val/loss"}
+    columns = {"training": "train/loss", "validation, trained weights": "val/loss_raw", "validation, EMA": "val/loss"}
     columns |= {name: f"val/ema_log_snr/{name}" for name in BINS}
     assert drawn.keys() == columns.keys()
     drawn["val/error"], drawn["train/lr"] = error.lines[0], rate.lines[0]
@@ -259,9 +260,9 @@ def test_curves_are_those_of_the_file(digits_run):
 
 def test_curves_of_a_run_without_held_out_pictures_say_so():
     rows = [{"step": "1", "train/loss": "2.0", "train/lr": "0.1", "val/loss": "", "val/error": "nan"}]
-    figure = curves.figure_of(rows, "title")
+    figure = curves.plot_curves(rows, "title")
     told = [ax.get_title() for ax in figure.axes if any(text.get_text() == "not measured" for text in ax.texts)]
-    assert told == ["validation error of the noise estimate", "validation error by log snr, EMA"]
+    assert told == ["validation error of the noise estimate", "validation error by log SNR, EMA"]
     assert_not_cut(figure)
 
 
@@ -287,7 +288,7 @@ def test_figures_of_a_run(digits_run, tmp_path):
     for k in (0, 12, 36):  # the first of a row, after the last step, is what `sample` makes of seed and class
         assert len(found(denoising, enlarged(ours[k], 9))) == 1
         assert len(found(compared, enlarged(ours[k + 1], 9))) == 1
-    originals = Subject(stored_config.read_model_config(digits_run), seed=0).originals(4)
+    originals = Subject(stored_config.read_model_config(digits_run), seed=0).load_originals(4)
     assert all(found(compared, enlarged(image, 9)) for image in originals[:, 2])
 
     with Image.open(tmp_path / "figures" / "classes.gif") as gif:
@@ -301,7 +302,7 @@ def test_originals_are_of_the_class_of_their_row(digits_run):
 
     digits = load_digits()
     pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    originals = Subject(stored_config.read_model_config(digits_run), seed=0).originals(3)
+    originals = Subject(stored_config.read_model_config(digits_run), seed=0).load_originals(3)
     assert originals.shape == (10, 3, 1, 8, 8)
     for label, row in enumerate(originals):
         for k, image in enumerate(row):
@@ -312,7 +313,7 @@ def test_figures_of_a_recipe(tmp_path):
     words = ["experiment=digits", "weighting=snr", "diffusion.prediction_type=sample", "columns=3"]
     printed = run("visualize", *words, cwd=tmp_path)
     assert "left out   panels, denoising, samplers, curves: they need a trained run" in printed
-    assert "next to nothing is trained" in printed
+    assert "almost nothing is trained" in printed
     out = tmp_path / "outputs" / "digits" / "figures"
     assert {path.name for path in out.iterdir()} == {"forward.png", "schedule.png", "losses.png"}
     assert "schedule.png" in run("visualize", "what=[schedule]", "diffusion=ddpm", "out=x", cwd=tmp_path)
@@ -359,12 +360,12 @@ def test_what_is_no_longer_there_is_left_out_unless_it_is_named(digits_run, tmp_
     lost.config["data"] |= {"_target_": "diffusion_lit.data.sources.folder.ImageFolder", "root": str(tmp_path / "gone")}
     config = OmegaConf.create({"columns": 3, "images_per_class": 1, "what": None})
     wanted, log = ["forward", "schedule", "curves"], logging.getLogger("test")
-    made = list(album.draw(lost, wanted, tmp_path, config, {}, log))
+    made = list(album.draw_figures(lost, wanted, tmp_path, config, {}, log))
     assert made == [tmp_path / "schedule.png"]
     assert "forward: data.root=" in caplog.text
     assert "has no metrics.csv" in caplog.text
     with pytest.raises(UserError, match="no such folder"):
-        list(album.draw(lost, wanted, tmp_path, OmegaConf.merge(config, {"what": wanted}), {}, log))
+        list(album.draw_figures(lost, wanted, tmp_path, OmegaConf.merge(config, {"what": wanted}), {}, log))
 
 
 # ------------------------------------------------------------------------------------------ noise by column
