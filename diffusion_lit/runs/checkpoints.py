@@ -1,35 +1,44 @@
-"""Checkpoint files of a run: writing one so that it is whole or absent, choosing one by its step, reading it safely."""
+"""Checkpoint files of a run: atomic writing, selection by step, safe reading.
+
+A file with its final name is complete: it is written to a temporary file, synced, read
+back and renamed. Files are loaded with `weights_only=True`, so nothing in them is executed.
+"""
 
 import os
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.platform import sync_folder
 
-UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # in a published folder; of a network that diffusers knows
-NETWORK_WEIGHTS = "network.safetensors"  # of any other
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a published UNet2DModel
+NETWORK_WEIGHTS = "network.safetensors"  # of any other published network
+
+
+# ------------------------------------------------------------------------------------------ files
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the path of the checkpoint of an optimizer step."""
     return run / "checkpoints" / f"step-{step:08d}.ckpt"
 
 
 def list_steps(run: Path) -> list[int]:
-    """Steps with a checkpoint, ascending; the name counts, never the clock."""
+    """Return the steps that have a checkpoint, ascending, by the names of the files."""
     files = (run / "checkpoints").glob("step-*.ckpt")
     return sorted(int(match[1]) for file in files if (match := re.fullmatch(r"step-(\d+)\.ckpt", file.name)))
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Beside its place, synced to disk, read back, then moved in place: a kill or a full disk leaves the old file as it
-    was, and a file that has its name is whole.
+    """Write a checkpoint atomically.
 
     Raises:
-        UserError: exit 75 if the disk is full, the folder read-only, or what was read back is not what was written.
+        UserError: exit 75 if the disk is full or read-only, or what was read back is
+            damaged. The previous file of this name stays as it was.
     """
     import torch
 
@@ -40,82 +49,92 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        why = find_damage(beside)
-        if why:
-            raise OSError(f"read back, {why}")
+        damage = find_damage(beside)
+        if damage:
+            raise OSError(f"read back, {damage}")
         os.replace(beside, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError about positions
+    except (OSError, RuntimeError) as error:  # on a full disk torch.save raises RuntimeError
         with suppress(OSError):
-            beside.unlink(missing_ok=True)  # its room is free again
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            beside.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             Exit.INTERRUPTED,
-            f"{path} cannot be written ({_free(path) / 2**20:,.1f} MiB free on its disk): {why}; "
-            "earlier checkpoints are whole: make room, then resume",
+            f"{path} cannot be written ({_free_bytes(path) / 2**20:,.1f} MiB free on its disk): {reason}. "
+            "Earlier checkpoints are intact: free some space, then resume",
         ) from None
 
 
 def require_disk_space(run: Path, size: int) -> None:
-    """Raises UserError (exit 5) if the disk of a run cannot hold `size` bytes, before an hour is spent on it."""
-    free = _free(run)
+    """Raise UserError (exit 5) if the disk of a run has less than `size` bytes free."""
+    free = _free_bytes(run)
     if free < size:
         raise UserError(
             Exit.OUTPUT,
-            f"{run}: its checkpoints need {size / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free on its disk: "
-            "make room, choose another run_dir, or a smaller keep_checkpoints",
+            f"{run}: its checkpoints need {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free on its disk. "
+            "Free some space, choose another run_dir, or lower keep_checkpoints",
         )
 
 
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(next(folder for folder in [path, *path.absolute().parents] if folder.exists())).free
+
+
 def remove_partial_files(run: Path) -> None:
-    """Remove what killed processes left half-written. Only for the process that holds the run's lock."""
+    """Remove files that killed processes left half-written. Requires the lock of the run."""
     for file in [*run.glob("checkpoints/.*.tmp"), *run.glob("snapshots/.*.tmp")]:
         with suppress(OSError):
             file.unlink()
 
 
 def rename_corrupt(run: Path, used: Path) -> None:
-    """Rename the damaged checkpoints that are newer than the one that is `used` to *.corrupt.
-
-    The run will write files of their names; nothing is lost.
+    """Rename the damaged checkpoints that are newer than the one that is `used` to
+    *.corrupt, since the run will write files of their names.
     """
     for step in list_steps(run):
-        if checkpoint_path(run, step).name > used.name:
-            os.replace(checkpoint_path(run, step), checkpoint_path(run, step).with_suffix(".ckpt.corrupt"))
-
-
-def _free(path: Path) -> int:
-    """Bytes that may still be written where `path` is or would be."""
-    return shutil.disk_usage(next(folder for folder in [path, *path.absolute().parents] if folder.exists())).free
+        path = checkpoint_path(run, step)
+        if path.name > used.name:
+            os.replace(path, path.with_suffix(".ckpt.corrupt"))
 
 
 def link_checkpoint(path: Path, name: str) -> None:
-    """Point `name` (last.ckpt, best.ckpt) at a checkpoint by a relative link, so that a moved run still works."""
+    """Point `name` (last.ckpt, best.ckpt) at a checkpoint. The link is relative, so that a
+    moved run still works.
+    """
     beside = path.with_name(f".{name}.tmp")
     beside.unlink(missing_ok=True)
     try:
         beside.symlink_to(path.name)
-    except OSError:  # Windows, where not everybody may
+    except OSError:  # Windows needs a privilege for symbolic links
         beside.hardlink_to(path)
     os.replace(beside, path.with_name(name))
 
 
+# ------------------------------------------------------------------------------------------ selection
+
+
 def find_damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be used, by the checksums that torch.save writes; None if it is whole."""
+    """Return why a checkpoint cannot be used, by the checksums that `torch.save` writes;
+    None if it is intact.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except Exception as error:  # a damaged header raises anything: BadZipFile, UnicodeDecodeError, RuntimeError...
+            entry = archive.testzip()
+    except Exception as error:  # a damaged header raises BadZipFile, UnicodeDecodeError, RuntimeError, ...
         return str(error) or type(error).__name__
-    return f"{broken} does not match its checksum" if broken else None
+    return f"{entry} does not match its checksum" if entry else None
 
 
-def select_checkpoint(run: Path, which: str = "last", warn=print) -> Path:
-    """The checkpoint to use: "last" (newest whole one by step), "best" (by `best_by`) or a step number; of a published
-    folder its only weights.
+def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None] = print) -> Path:
+    """Return the path of the checkpoint to use.
+
+    Args:
+        which: "last" (the newest intact one), "best" (by `best_by`), or a step. A published
+            model has one set of weights, which is "last".
+        warn: called with a message if damaged checkpoints are skipped.
 
     Raises:
-        UserError: exit 4 if there is none, naming every broken file; `warn` is told of broken ones passed over.
+        UserError: exit 4 if there is no such checkpoint or it is damaged.
     """
     published = next((run / name for name in (UNET_WEIGHTS, NETWORK_WEIGHTS) if (run / name).is_file()), None)
     if published:
@@ -123,42 +142,52 @@ def select_checkpoint(run: Path, which: str = "last", warn=print) -> Path:
             return published
         raise UserError(Exit.CHECKPOINT, f"checkpoint={which}: {run} is a published model, with one set of weights")
     if which == "last":
-        faults = []
-        for step in reversed(list_steps(run)):
-            path = checkpoint_path(run, step)
-            why = find_damage(path)
-            if why is None:
-                if faults:
-                    warn(f"using {path.name} instead of " + "; ".join(faults))
-                return path
-            faults.append(f"{path} (broken: {why})")
-        if faults:
-            raise UserError(Exit.CHECKPOINT, "no checkpoint of this run can be used:\n  " + "\n  ".join(faults))
-        raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet; train resume={run} starts it again")
+        return _select_newest(run, warn)
     path = run / "checkpoints" / "best.ckpt" if which == "best" else checkpoint_path(run, int(which))
     if not path.exists():
-        have = ", ".join(map(str, list_steps(run))) or "none"
-        raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint {which!r}; there are last, best and steps {have}")
-    why = find_damage(path)
-    if why:
-        raise UserError(Exit.CHECKPOINT, f"{path} is broken: {why}")
+        steps = ", ".join(map(str, list_steps(run))) or "none"
+        raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint {which!r}. Choose last, best, or a step of: {steps}")
+    damage = find_damage(path)
+    if damage:
+        raise UserError(Exit.CHECKPOINT, f"{path} is damaged: {damage}")
     return path
 
 
+def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
+    damaged = []
+    for step in reversed(list_steps(run)):
+        path = checkpoint_path(run, step)
+        damage = find_damage(path)
+        if damage is None:
+            if damaged:
+                warn(f"using {path.name} instead of {', '.join(damaged)}")
+            return path
+        damaged.append(f"{path} (damaged: {damage})")
+    if damaged:
+        raise UserError(Exit.CHECKPOINT, "all checkpoints of this run are damaged:\n  " + "\n  ".join(damaged))
+    raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet. train resume={run} starts it again")
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
 def load_checkpoint(path: Path, device: str = "cpu") -> dict:
-    """The checkpoint as plain data; nothing in it is ever executed. Raises UserError (exit 4) if it is damaged."""
+    """Return a checkpoint as plain data. Raises UserError (exit 4) if it is damaged."""
     import torch
 
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # as in `find_damage`
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Exit.CHECKPOINT, f"{path} cannot be read: {why}") from None
+    except Exception as error:  # a damaged file raises anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(Exit.CHECKPOINT, f"{path} cannot be read: {reason}") from None
 
 
 def load_network_weights(path: Path, which: str, net):
-    """Put the weights of "ema" or "net" from a checkpoint into a network, in evaluation mode; of a published folder
-    those that there are.
+    """Load the weights of a checkpoint or of a published model into a network, and put it
+    in evaluation mode.
+
+    Args:
+        which: "ema" or "net" of a checkpoint.
 
     Raises:
         UserError: exit 4 if the file is damaged or of another network.
@@ -177,14 +206,17 @@ def _load_published(path: Path, net) -> None:
     table = "class_embedding.weight"
     try:
         inner, state = net if path.name == NETWORK_WEIGHTS else net.unet, load_file(path)
-        if table in state and len(state[table]) == len(inner.state_dict()[table]) - 1:  # others have no null label
+        # a pipeline of another project has no null label: it gets the mean of all classes
+        if table in state and len(state[table]) == len(inner.state_dict()[table]) - 1:
             state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
         inner.load_state_dict(state)
-    except Exception as error:  # SafetensorError, of the disk, or other names and shapes
+    except Exception as error:  # SafetensorError, OSError, or other names and shapes
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def extract_network_state(checkpoint: dict, which: str) -> dict:
-    """The state of one network in it: "ema", "net", "tracked_emas.0", ...; empty if it is not there."""
+    """Return the state dict of one network in a checkpoint ("ema", "net", "tracked_emas.0"),
+    {} if it has no such network.
+    """
     state = checkpoint["state_dict"]
     return {key.removeprefix(f"{which}."): value for key, value in state.items() if key.startswith(f"{which}.")}

@@ -1,18 +1,22 @@
-"""metrics.csv: one row per logged step, the header fixed at the start, numbers in full precision."""
+"""metrics.csv: one row for each logged step, with a fixed header and numbers in full precision."""
 
 import csv
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.system.files import write_atomically
 
 
 class MetricsFile:
-    """Appends rows; `step` is the number of optimizer steps done.
+    """Writer of metrics.csv that survives a full disk.
 
-    Opened again for a resumed run, rows past `step` are dropped: that part of the run is about to be lived again.
+    Args:
+        columns: names of the values, without `step`.
+        step: optimizer steps done. Rows of later steps are removed, since a resumed run
+            does these steps again.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int = 0):
@@ -23,30 +27,31 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(kept)
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self.waiting = b""  # rows, or the rest of one, that the disk had no room for
+        self.pending = b""  # bytes of rows for which the disk had no room
 
     def add(self, step: int, values: dict[str, float]) -> bool:
-        """Whether the row is on the disk; if not, it is tried again with the next one."""
+        """Append a row and return whether it was written. If not, the next call retries."""
         row = io.StringIO(newline="")
         numbers = {name: repr(float(value)) for name, value in values.items()}
         csv.DictWriter(row, self.columns).writerow({"step": step} | numbers)
-        self.waiting += row.getvalue().encode()
+        self.pending += row.getvalue().encode()
         return self._write()
 
     def close(self) -> None:
+        """Write what is pending and close the file."""
         self._write()
         os.close(self.file)
 
     def _write(self) -> bool:
-        try:
-            while self.waiting:
-                self.waiting = self.waiting[os.write(self.file, self.waiting) :]
-        except OSError:
-            return False
-        return True
+        with suppress(OSError):
+            while self.pending:
+                self.pending = self.pending[os.write(self.file, self.pending) :]
+        return not self.pending
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows as text; a value that was not measured at a step is empty. A row cut off by a crash is left out."""
+    """Return the rows as text, without a last row that a crash cut off. Values that were
+    not measured at a step are empty.
+    """
     with open(path, newline="") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]

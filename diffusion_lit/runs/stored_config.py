@@ -1,44 +1,39 @@
-"""The configuration of a trained model: of a run folder, or of a folder in the layout of diffusers."""
+"""Configuration of a trained model: of a run folder, or of a folder in the layout of diffusers."""
 
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from diffusion_lit.runs.diffusers_format import config_from_diffusers
-from diffusion_lit.runs.run_dir import is_diffusers_folder, read_run_config
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.runs.run_dir import is_diffusers_folder, read_run_config, read_yaml
 from diffusion_lit.system.files import write_text_atomically
 
 GUIDANCE_KEYS = ("guidance_scale", "guidance_interval", "guidance_rescale")
 
 
 def read_model_config(folder: Path) -> dict:
-    """Return config.yaml of a run, or what the files of a diffusers pipeline say in its place.
+    """Return config.yaml of a run, or the same keys as far as a diffusers pipeline has them.
 
     Raises:
-        UserError: exit 4 if a file is damaged; exit 2 for a network or a schedule that is not supported.
+        UserError: exit 4 if a file is damaged; exit 2 for a network or a schedule that is
+            not supported.
     """
     return config_from_diffusers(folder) if is_diffusers_folder(folder) else read_run_config(folder)
 
 
 def read_sampling_config(run: Path) -> dict:
-    """config.yaml with the settings that `evaluate set_default=true` found best, sampling.yaml, in place of its own.
+    """Return the configuration with sampler and guidance of sampling.yaml, if there is one.
 
     Raises:
-        UserError: exit 4 if one of the two is damaged.
+        UserError: exit 4 if one of the two files is damaged.
     """
-    config, path = read_model_config(run), run / "sampling.yaml"
-    try:
-        best = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-        return {**config, **best}
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, TypeError) as error:
-        raise UserError(Exit.CHECKPOINT, f"{path} is damaged, remove it: {error}") from None
+    path = run / "sampling.yaml"
+    return read_model_config(run) | (read_yaml(path) if path.exists() else {})
 
 
-def write_sampling_config(run: Path, settings: dict, why: str) -> Path:
-    """Write sampling.yaml, which `sample` and all that loads the run take from now on, and return its path."""
+def write_sampling_config(run: Path, settings: dict, reason: str) -> Path:
+    """Write sampling.yaml, the settings with which the run is sampled from now on."""
     best = {key: settings[key] for key in ("sampler", *GUIDANCE_KEYS) if settings[key] is not None}
-    write_text_atomically(run / "sampling.yaml", f"# {why}; remove this file to go back\n{OmegaConf.to_yaml(best)}")
+    text = f"# {reason}. Remove this file to restore the settings of config.yaml\n{OmegaConf.to_yaml(best)}"
+    write_text_atomically(run / "sampling.yaml", text)
     return run / "sampling.yaml"

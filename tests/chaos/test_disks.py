@@ -179,7 +179,7 @@ def test_a_folder_that_becomes_read_only(unbroken, tmp_path):
     prelude = ORDINARY + at(6, READ_ONLY.format("555"))
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=75, prelude=prelude)
     assert printed.count("cannot be written") == 3
-    assert printed.count("Permission denied; earlier checkpoints are whole") == 3
+    assert printed.count("Permission denied. Earlier checkpoints are intact") == 3
     assert "Traceback" not in printed
     assert checkpoints.list_steps(folder) == [4]
     for name in (".", "checkpoints", "samples"):
@@ -205,7 +205,7 @@ def test_a_run_in_a_read_only_folder_is_not_resumed(unbroken, tmp_path, name):
 def test_a_read_only_folder_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "outputs").mkdir(mode=0o555)
     printed = run("train", *SETTINGS, cwd=tmp_path, code=5, prelude=ORDINARY)
-    assert f"{tmp_path / 'outputs'} is no folder that can be written to" in printed
+    assert f"{tmp_path / 'outputs'} is not a writable folder" in printed
     assert "Traceback" not in printed
 
 
@@ -216,7 +216,7 @@ def test_a_read_only_disk_is_refused(unbroken, tmp_path):
         new = run("train", *SETTINGS, f"run_dir={disk / 'new'}", cwd=tmp_path, code=5)
         old = run("train", f"resume={disk / 'run'}", "max_steps=20", cwd=tmp_path, code=5)
         samples = run("sample", f"run={disk / 'run'}", "num_images=2", cwd=tmp_path, code=5)
-    assert f"{disk} is no folder that can be written to" in new
+    assert f"{disk} is not a writable folder" in new
     assert f"{disk / 'run'} cannot be written to: Read-only file system" in old
     assert "cannot be made: Read-only file system" in samples
     assert "Traceback" not in new + old + samples

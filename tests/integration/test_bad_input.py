@@ -573,8 +573,8 @@ def test_fewer_pictures_than_a_batch_is_said_and_trained(finished):
 def test_resume_of_what_is_no_run(typed, tmp_path):
     assert "nowhere: no such folder" in typed("train", "resume=nowhere", code=4)
     (tmp_path / "empty").mkdir()
-    assert "empty is no run folder" in typed("train", f"resume={tmp_path / 'empty'}", code=4)
-    assert "empty is no run folder" in typed("sample", f"run={tmp_path / 'empty'}", code=4)
+    assert "empty is not a run folder" in typed("train", f"resume={tmp_path / 'empty'}", code=4)
+    assert "empty is not a run folder" in typed("sample", f"run={tmp_path / 'empty'}", code=4)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_sample_and_a_resume_starts_at_step_0(typed, finished, tmp_path):
@@ -677,9 +677,9 @@ def test_all_checkpoints_broken(refused, typed, finished, tmp_path):
         path = checkpoints.checkpoint_path(broken, step)
         path.write_bytes(path.read_bytes()[: step * 100])
     for printed in (refused(f"resume={broken}"), typed("sample", f"run={broken}", code=4)):
-        assert "no checkpoint of this run can be used" in printed
-        assert "step-00000002.ckpt (broken: " in printed
-        assert "step-00000004.ckpt (broken: " in printed
+        assert "all checkpoints of this run are damaged" in printed
+        assert "step-00000002.ckpt (damaged: " in printed
+        assert "step-00000004.ckpt (damaged: " in printed
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over_and_named(finished, tmp_path):
@@ -688,13 +688,13 @@ def test_a_truncated_newest_checkpoint_is_passed_over_and_named(finished, tmp_pa
     path = checkpoints.checkpoint_path(cut, 4)
     path.write_bytes(path.read_bytes()[:-1000])
     printed = run("train", "resume=run", "max_steps=5", cwd=tmp_path)
-    assert f"using step-00000002.ckpt instead of {path} (broken: " in printed
+    assert f"using step-00000002.ckpt instead of {path} (damaged: " in printed
     assert checkpoints.find_damage(checkpoints.checkpoint_path(cut, 4)) is None  # step 4 was trained and saved again
     assert checkpoints.list_steps(cut)[-1] == 5
 
 
 def test_sample_asks_for_what_the_run_has(typed, finished):
-    assert "has no checkpoint '3'; there are last, best and steps 2, 4" in typed(
+    assert "has no checkpoint '3'. Choose last, best, or a step of: 2, 4" in typed(
         "sample", f"run={finished}", "checkpoint=3", code=4
     )
     assert "c is no class of this run; there are 0 a, 1 b" in typed("sample", f"run={finished}", "classes=[c]")

@@ -114,7 +114,10 @@ def test_a_folder_of_runs_names_its_newest(tmp_path):
         run("train", *QUICK, "max_steps=1", f"run_dir=outputs/digits/{name}", cwd=tmp_path)
     for place in ("outputs", "outputs/digits"):
         printed = run("sample", f"run={place}", cwd=tmp_path, code=4)
-        assert f"{place} is no run folder: it has no config.yaml; the newest run in it is outputs/digits/b" in printed
+        hint = "it has no config.yaml. The newest run in it is outputs/digits/b"
+        assert f"{place} is not a run folder: {hint}" in printed
+            f"{place} is not a run folder: it has no config.yaml. The newest run in it is outputs/digits/b" in printed
+        )
 
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path):

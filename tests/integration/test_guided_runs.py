@@ -65,7 +65,7 @@ def test_a_run_is_guided_by_itself_earlier_and_by_a_smaller_one(runs, tmp_path):
         ("guide={whole}", ["is the network itself: take an earlier guide_checkpoint"]),
         ("guide={whole} guide_checkpoint=3 guidance_scale=1", ["does nothing at guidance_scale=1, which"]),
         ("guide_checkpoint=3", ["guide_checkpoint=3: of no run, add guide=<run>"]),
-        ("guide={whole} guide_checkpoint=4", ["has no checkpoint '4'; there are last, best and steps 3, 6"]),
+        ("guide={whole} guide_checkpoint=4", ["has no checkpoint '4'. Choose last, best, or a step of: 3, 6"]),
         ("guide=nowhere", ["nowhere: no such folder"]),
         (
             "guide={other}",
