@@ -26,7 +26,7 @@ KEYS += ("model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_s
 OF_DATA = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
 )  # fmt: skip
-OF_DIFFUSERS = {ours: theirs for theirs, ours in pretrained.SCHEDULES.items()}
+OF_DIFFUSERS = {ours: theirs for theirs, ours in pretrained.BETA_SCHEDULES.items()}
 
 
 def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:

@@ -1,7 +1,7 @@
-"""Starting from weights that exist: `init_from=`, and `model=pretrained` with the architecture that comes with them."""
+"""Start training from existing weights: `init_from=`, and `model=pretrained`, which also takes their architecture."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from diffusion_lit.data.sources.tables import listed
@@ -9,27 +9,28 @@ from diffusion_lit.runs import pretrained
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.system.errors import Exit, UserError
 
-PREFIXES = r"((module|_orig_mod|model|net|ema|unet)\.)+"  # what a network is called where it is a part of something
+PREFIXES = r"((module|_orig_mod|model|net|ema|unet)\.)+"  # of a network that is part of another module
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention in older diffusers
-NOT_COMPARED = {f"model.{key}" for key in (  # may differ, or follow from the data, or are seen by their shapes
+NOT_COMPARED = {f"model.{key}" for key in (  # may differ, or follow from the data or from shapes
     "dropout", "image_size", "sample_size", "channels", "in_channels", "out_channels", "num_classes",
     "num_class_embeds", "class_embed_type", "num_train_timesteps", "path", "take", "architecture",
 )}  # fmt: skip
-EMA_MODEL_KEYS = {  # what diffusers' EMAModel writes into the config.json of the network that it averages
+NOT_ARCHITECTURE = {  # follow from the data, or are written into config.json by diffusers' EMAModel
+    "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type",
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 }  # fmt: skip
-COLOR_CHANNELS = {1: 1, 3: 3, 4: 3}  # channels of pictures to those of them that are colours
+COLOR_CHANNELS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those that are colors
 
 
 # ------------------------------------------------------------------------------------------ architecture
 
 
 def resolve_architecture(config: dict) -> dict:
-    """The resolved configuration; with `model=pretrained` also what the network at `model.path` is made of, so that a
-    run needs that place no more. A run that goes on keeps what it has. No torch.
+    """Return the configuration, with `model=pretrained` also with the architecture of the
+    network at `model.path`, so that the run no longer needs that path. Runs without torch.
 
     Raises:
-        UserError: exit 2 for a network that cannot be taken or does not go with the data; exit 4 if there is none.
+        UserError: exit 2 for a network that does not fit the data; exit 4 if there is none.
     """
     model = config["model"]
     if "take" not in model:
@@ -38,7 +39,7 @@ def resolve_architecture(config: dict) -> dict:
     if stored.get("path") == model["path"] and "architecture" in stored:
         architecture = stored["architecture"]
     else:
-        architecture = _architecture(model["path"], config["data"]["num_classes"])
+        architecture = _read_architecture(model["path"], config["data"]["num_classes"])
         architecture |= {"num_train_timesteps": config.get("diffusion", {}).get("num_train_timesteps")}
         if model["take"] == "narrow":
             from diffusion_lit.networks.unet import UNet2D
@@ -47,101 +48,109 @@ def resolve_architecture(config: dict) -> dict:
     return config | {"model": model | {"architecture": architecture}}
 
 
-def _architecture(path: str, num_classes: int) -> dict:
-    """Arguments of UNet2D, without those that follow from the data."""
-    found = pretrained.read_unet_config(path, "model.path")
-    kind = found.get("class_embed_type") or "table"
-    entering, leaving = found.get("in_channels", 3), found.get("out_channels", 3)
+def _read_architecture(path: str, num_classes: int) -> dict:
+    """Return the arguments of UNet2D that do not follow from the data."""
+    unet = pretrained.read_unet_config(path, "model.path")
+    kind = unet.get("class_embed_type") or "table"
+    inputs, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
     fault = None
-    if entering != leaving:
-        fault = f"has {entering} channels in and {leaving} out, and here they are the same"
-    elif found.get("time_embedding_type") == "fourier":
-        fault = "is told noise levels, and here it is told timesteps"
+    if inputs != outputs:
+        fault = f"has {inputs} input and {outputs} output channels, which must be equal"
+    elif unet.get("time_embedding_type") == "fourier":
+        fault = "is conditioned on noise levels (time_embedding_type=fourier), not on timesteps"
     elif num_classes and kind not in ("table", "timestep"):
-        fault = f"has class_embed_type={kind}, which takes vectors, and here classes are numbers"
+        fault = f"has class_embed_type={kind}, which takes vectors, not class labels"
     if fault:
-        raise UserError(Exit.CONFIG, f"model.path={path}: its network {fault}: it cannot be taken")
-    ours = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type"}
-    kept = {key: value for key, value in found.items() if key not in ours | EMA_MODEL_KEYS and not key.startswith("_")}
+        raise UserError(Exit.CONFIG, f"model.path={path}: its network {fault}. Choose another one")
+    kept = {key: value for key, value in unet.items() if key not in NOT_ARCHITECTURE and not key.startswith("_")}
     return {"class_embed_type": kind} | kept
 
 
 # ------------------------------------------------------------------------------------------ weights
 
 
-def weights_source(config: dict) -> tuple[str, str] | None:
-    """Key and path of the weights that training starts from; None: new ones."""
+def find_weights_source(config: dict) -> tuple[str, str] | None:
+    """Return key and path of the weights that training starts from; None for new weights."""
     if config.get("init_from"):
         return "init_from", config["init_from"]
     return ("model.path", config["model"]["path"]) if config["model"].get("take") == "weights" else None
 
 
 def check_initial_weights(config: dict) -> None:
-    """Refuse weights that are nowhere, without torch. Of the hub they are then on this machine."""
-    if weights_source(config):
-        key, path = weights_source(config)
+    """Raise UserError (exit 4) if the weights to start from do not exist, without torch.
+    Weights on the hub are downloaded.
+    """
+    if source := find_weights_source(config):
+        key, path = source
         pretrained.find_weights_file(path, key, warn=lambda message: None)
 
 
-def load_initial_weights(net, config: dict, warn=print) -> str | None:
-    """Put the weights that a new run starts from into its network.
+def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print) -> str | None:
+    """Load the weights that a new run starts from into its network.
 
     Args:
-        net: with new weights, which stay where `accept=[weights]` lets some be missing.
-        warn: is told of a damaged checkpoint that was passed over.
+        net: its own weights stay where `accept=[weights]` allows that some are missing.
+        warn: called with a message if damaged checkpoints are skipped.
 
     Returns:
-        Lines that say what was loaded; None for a run with new weights.
+        Log lines about what was loaded; None for a run with new weights.
 
     Raises:
         UserError: exit 4 for weights that cannot be read or do not fit.
     """
-    if not weights_source(config):
+    if not (source := find_weights_source(config)):
         return None
-    key, path = weights_source(config)
+    key, path = source
     file = pretrained.find_weights_file(path, key, warn)
-    found, made_with = pretrained.read_weights(file)
-    own = {_core(name): name for name in net.state_dict()}
-    state = {_core(name): tensor for name, tensor in found.items()}
-    shapes = {name: tuple(net.state_dict()[full].shape) for name, full in own.items()}
+    tensors, settings = pretrained.read_weights(file)
+    names = {_normalize(name): name for name in net.state_dict()}
+    state = {_normalize(name): tensor for name, tensor in tensors.items()}
+    shapes = {name: tuple(net.state_dict()[full].shape) for name, full in names.items()}
     if key == "model.path":
         state = adapt_unet_weights(state, shapes)
-    fitting = {name for name in own.keys() & state.keys() if tuple(state[name].shape) == shapes[name]}
-    lines = describe_mismatch(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    if lines and ("weights" not in config["accept"] or not fitting):
+    fitting = {name for name in names.keys() & state.keys() if tuple(state[name].shape) == shapes[name]}
+    mismatch = describe_mismatch(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    if mismatch and ("weights" not in config["accept"] or not fitting):
         hint = "choose the model that it was made with" + ", or load the rest with accept=[weights]" * bool(fitting)
-        told = [f"{key}={path}: weights of another network ({len(fitting)} of {len(own)} tensors fit):", *lines]
-        raise UserError(Exit.CHECKPOINT, "\n  ".join(told) + f"\n{hint}")
-    net.load_state_dict({own[name]: state[name] for name in fitting}, strict=False)
-    told = [f"weights    {len(fitting)} of {len(own)} tensors from {file}"]
-    if lines:
-        told += ["accepted   what does not fit is left out or new:", *[f"           {line}" for line in lines]]
-    return "\n".join(told + _notes(net, config, made_with))
+        fault = f"{key}={path}: weights of another network ({len(fitting)} of {len(names)} tensors fit):"
+        raise UserError(Exit.CHECKPOINT, "\n  ".join([fault, *mismatch]) + f"\n{hint}")
+    net.load_state_dict({names[name]: state[name] for name in fitting}, strict=False)
+    lines = [f"weights    {len(fitting)} of {len(names)} tensors from {file}"]
+    if mismatch:
+        lines += ["accepted   tensors that do not fit are ignored or new:", *[f"           {x}" for x in mismatch]]
+    return "\n".join(lines + _compare_settings(net, config, settings))
 
 
 def describe_mismatch(here: dict[str, tuple], there: dict[str, tuple]) -> list[str]:
-    """What keeps weights from fitting, names to shapes: a line each for missing, unknown and of another shape."""
+    """Return a line each for missing tensors, unknown ones, and ones of another shape.
+
+    Args:
+        here: names and shapes of the network.
+        there: names and shapes of the file.
+    """
     other = sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
-    found = {
+    faults = {
         "missing there": sorted(here.keys() - there.keys()),
         "unknown here": sorted(there.keys() - here.keys()),
-        "other shapes": [f"{name} {_shape(here[name])} here, {_shape(there[name])} there" for name in other],
+        "other shapes": [f"{name} {_format(here[name])} here, {_format(there[name])} there" for name in other],
     }
-    return [f"{what} ({len(names)}): {listed(names, 5)}" for what, names in found.items() if names]
+    return [f"{fault} ({len(names)}): {listed(names, 5)}" for fault, names in faults.items() if names]
 
 
 def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
-    """Weights of a UNet2DModel for other channels and classes, as far as there is an obvious way.
+    """Return the weights of a UNet2DModel for other numbers of channels and classes.
 
-    Colours: into grey the input weights of R, G and B are summed, so that a grey picture is seen as it was, and the
-    output is their mean; from grey the other way round. A new alpha channel is not seen at first and predicted 0; one
-    that is gone is left out. Classes, in their order: where there were none each begins as the zero vector, so that
-    the network is what it was; where there is no null label that begins as their mean; where there are none here they
-    are left out.
+    Colors: from RGB to gray the input weights of R, G and B are summed, so that a gray image
+    gives the same output, and the output weights are averaged; from gray to RGB the other
+    way round. A new alpha channel has zero weights; one that is gone is left out.
+
+    Classes: without a class embedding in the file every class starts as the zero vector. A
+    missing null label starts as the mean of the classes. Without classes in the run the
+    embedding is left out.
 
     Args:
-        state: of the file, diffusers' names.
-        shapes: of the network, by the same names.
+        state: tensors of the file by diffusers' names.
+        shapes: shapes of the network by the same names.
     """
     import torch
 
@@ -150,8 +159,7 @@ def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
         if name in state and state[name].ndim == len(shapes[name]):
             here, there = shapes[name][axis], state[name].shape[axis]
             if here != there and {here, there} <= COLOR_CHANNELS.keys():
-                share = 1 / (COLOR_CHANNELS[here] if axis else COLOR_CHANNELS[there])
-                state[name] = _mixed(state[name], here, there, share, axis)
+                state[name] = _mix_channels(state[name], here, there, axis)
     if not any(name.startswith("class_embedding.") for name in shapes):
         return {name: tensor for name, tensor in state.items() if not name.startswith("class_embedding.")}
     table, shape = "class_embedding.weight", shapes.get("class_embedding.weight")
@@ -162,36 +170,39 @@ def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
     return state
 
 
-def _mixed(weight, here: int, there: int, share: float, axis: int):
-    """Another number of channels along an axis: colours as they are or each a share of all, alpha as it is or 0."""
+def _mix_channels(weight, here: int, there: int, axis: int):
+    """Return a weight with `here` instead of `there` channels along an axis, 1 for inputs."""
     import torch
 
-    colours, before = COLOR_CHANNELS[here], COLOR_CHANNELS[there]
+    colors, before = COLOR_CHANNELS[here], COLOR_CHANNELS[there]
     matrix = torch.zeros(here, there)
-    matrix[:colours, :before] = torch.eye(colours) if colours == before else share
-    matrix[colours:, before:] = 1
+    share = 1 / (colors if axis else before)  # sum inputs, average outputs
+    matrix[:colors, :before] = torch.eye(colors) if colors == before else share
+    matrix[colors:, before:] = 1
     return torch.tensordot(matrix, weight.float(), dims=([1], [axis])).movedim(0, axis)
 
 
-def _notes(net, config: dict, made_with: dict) -> list[str]:
-    """What fits, and yet made another network or another task of the same weights."""
+def _compare_settings(net, config: dict, settings: dict) -> list[str]:
+    """Return a warning if the weights were trained with settings that give them another
+    meaning, though all tensors fit.
+    """
     here = {f"model.{key}": value for key, value in config["model"].items()}
     here |= {f"model.{key}": value for key, value in getattr(getattr(net, "unet", None), "config", {}).items()}
     here |= {f"diffusion.{key}": value for key, value in config["diffusion"].items()}
-    common = {key for key in (here.keys() & made_with.keys()) - NOT_COMPARED if "._" not in key}
-    other = sorted(key for key in common if _plain(here[key]) != _plain(made_with[key]))
-    settings = [f"{key}={made_with[key]} (here {here[key]})" for key in other]
-    return [f"warning    they were made with {listed(settings, 5)}"] if other else []
+    common = {key for key in (here.keys() & settings.keys()) - NOT_COMPARED if "._" not in key}
+    differing = sorted(key for key in common if _to_list(here[key]) != _to_list(settings[key]))
+    values = [f"{key}={settings[key]} (here {here[key]})" for key in differing]
+    return [f"warning    they were made with {listed(values, 5)}"] if values else []
 
 
-def _core(name: str) -> str:
+def _normalize(name: str) -> str:
     name = re.sub(f"^{PREFIXES}", "", name)
     return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{OLD_NAMES[m[2]]}.", name)
 
 
-def _plain(value: object) -> object:
+def _to_list(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _shape(shape: Iterable[int]) -> str:
+def _format(shape: tuple) -> str:
     return "x".join(map(str, shape)) or "scalar"

@@ -116,8 +116,6 @@ def test_a_folder_of_runs_names_its_newest(tmp_path):
         printed = run("sample", f"run={place}", cwd=tmp_path, code=4)
         hint = "it has no config.yaml. The newest run in it is outputs/digits/b"
         assert f"{place} is not a run folder: {hint}" in printed
-            f"{place} is not a run folder: it has no config.yaml. The newest run in it is outputs/digits/b" in printed
-        )
 
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path):

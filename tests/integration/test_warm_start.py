@@ -156,7 +156,7 @@ def test_names_without_their_prefixes_are_still_different():
         if file.stem != "pretrained":
             with torch.device("meta"):
                 names = list(make_network(recipe(f"model={file.stem}", "data.image_size=32")).state_dict())
-            assert len({warm_start._core(name) for name in names}) == len(names), file.stem
+            assert len({warm_start._normalize(name) for name in names}) == len(names), file.stem
 
 
 def test_files_of_old_diffusers_are_read_as_diffusers_reads_them(tmp_path):
@@ -206,7 +206,9 @@ def test_nothing_in_a_file_is_run(tmp_path):
         assert f"{name}.pth needs {needed}" in told
         assert "save the state_dict() alone" in told
         assert "\n" not in told
-    assert "d.pth is damaged, or no file of torch.save" in refused(4, *same_shape(), f"init_from={tmp_path / 'd.pth'}")
+    assert "d.pth is damaged, or was not written by torch.save" in refused(
+        4, *same_shape(), f"init_from={tmp_path / 'd.pth'}"
+    )
     assert not ran.exists()
 
 
@@ -242,11 +244,11 @@ def test_places_without_weights_are_refused_before_torch(tmp_path, monkeypatch):
         "init_from=no/such/thing": "init_from=no/such/thing: no such file or folder",
         "init_from=./nothing": "init_from=./nothing: no such file or folder",
         "init_from=a/b.pth": "init_from=a/b.pth: no such file or folder",
-        "init_from=empty": "init_from=empty: neither a run folder nor one of diffusers, it has no config.json",
+        "init_from=empty": "init_from=empty: neither a run nor a diffusers model, it has no config.json",
         "init_from=bare": "no weights in it, such as bare/diffusion_pytorch_model.safetensors",
         "init_from=text.txt": "init_from=text.txt: must end in .ckpt, .safetensors, .pth, .pt, .bin",
-        "init_from=some/one": "no such file or folder, and HF_HUB_OFFLINE is set and it was never downloaded; "
-        "download it elsewhere and give init_from=<folder>",
+        "init_from=some/one": "no such file or folder, and HF_HUB_OFFLINE is set and it was never downloaded. "
+        "Download it on another machine and set init_from=<folder>",
     }.items():
         with pytest.raises(UserError) as error:
             warm_start.check_initial_weights(recipe(*same_shape(), word))
@@ -398,8 +400,8 @@ def test_classes_are_added_kept_and_left_out(tmp_path):
     [
         ({"_class_name": "UNet2DConditionModel"}, 2, "is a UNet2DConditionModel, not a UNet2DModel"),
         ({"_class_name": None}, 2, "is a model of an unknown class, not a UNet2DModel"),
-        ({"out_channels": 6}, 2, "has 3 channels in and 6 out"),
-        ({"time_embedding_type": "fourier"}, 2, "is told noise levels"),
+        ({"out_channels": 6}, 2, "has 3 input and 6 output channels"),
+        ({"time_embedding_type": "fourier"}, 2, "is conditioned on noise levels"),
         ({"class_embed_type": "identity"}, 2, "has class_embed_type=identity, which takes vectors"),
         (
             {"block_out_channels": [8] * 5},
