@@ -214,7 +214,7 @@ RULES: dict[str, Check] = {
     "shards": Rule(int, low=1, optional=True),
     "device": device_fault,
     "metrics": Each(Rule(choices=tuple(METRIC_COLUMNS)), shortest=1),  # from here on python -m diffusion_lit.evaluate
-    "pictures": OPTIONAL_TEXT,
+    "reference_data": OPTIONAL_TEXT,
     "features": Rule(choices=("classifier", "pixels", "inception"), optional=True),
     "reference": Rule(choices=("train", "val")),
     "reference_images": Rule(int, low=20, optional=True),

@@ -1,7 +1,7 @@
-"""From a run's configuration (plain data) to its objects; training and sampling build the same ones."""
+"""Build the objects of a run from its configuration, for training and sampling alike."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -30,29 +30,31 @@ def make_network(config: dict) -> nn.Module:
 
 
 def check_network(config: dict) -> None:
-    """Raise UserError (exit 2) if the network cannot be built; without memory for its weights."""
+    """Raise UserError (exit 2) if the network cannot be built. Its weights take no memory."""
     try:
         with torch.device("meta"):
             build(config["model"])
     except (ValueError, ArithmeticError) as error:
         raise UserError(Exit.CONFIG, f"model: {error}") from error
-    except (RuntimeError, TypeError):  # constructors that read values of tensors have none here
+    except (RuntimeError, TypeError):  # a constructor that reads values of tensors, which meta tensors lack
         return
 
 
 def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition:
-    """Return what y of a run is; requests are checked against the network if it is given."""
+    """Return the condition y of a run. With `net`, blends are refused if it does not take them."""
     takes_blends = net is None or getattr(net, "takes_blends", False)
     fault = None if takes_blends else f"{type(net).__name__} takes one class at a time, not blends of them"
     return ClassCondition(config["data"]["num_classes"], fault)
 
 
 def make_codec(config: dict) -> Codec:
+    """Return the codec between images uint8 and what the network sees."""
     data = config["data"]
     return Pixels((data["channels"], *height_width(data["image_size"])))
 
 
 def make_diffusion(config: dict) -> Diffusion:
+    """Return process, prediction type, weighting and loss of a configuration."""
     settings = dict(config["diffusion"])
     prediction_type, loss = settings.pop("prediction_type"), settings.pop("loss")
     process = PROCESSES[settings.pop("process", "discrete")](**settings)
@@ -60,7 +62,17 @@ def make_diffusion(config: dict) -> Diffusion:
 
 
 def make_configured_sampler(config: dict) -> Sampler:
+    """Return the sampler of a configuration."""
     return make_sampler(config["sampler"], locate(config["sampler"].get("_target_")))
+
+
+def make_ema_decay(config: dict) -> Callable[[int], float] | None:
+    """Return the decay of the EMA weights by step, or None for `ema=none`."""
+    ema = config["ema"]
+    if "max_steps" in inspect.signature(locate(ema["_target_"])).parameters:  # a decay that depends on the length
+        ema = ema | {"max_steps": config["max_steps"]}
+    decay = build(ema)
+    return decay if callable(decay) else None
 
 
 def guide_network(
@@ -71,9 +83,8 @@ def guide_network(
     guidance_rescale: float = 0.0,
     guide: Network | None = None,
 ) -> Network | Within:
-    """Return the network with guidance: away from `guide` if there is one, else classifier-free.
-
-    Without a guide and without anything to condition on there is no guidance, and `net` is returned.
+    """Return the network with autoguidance by `guide` if it is given, else with
+    classifier-free guidance if the condition has a null label, else as it is.
     """
     if guide is not None:
         model = autoguided(net, guide, guidance_scale, guidance_rescale)
@@ -82,12 +93,3 @@ def guide_network(
     else:
         return net
     return model if guidance_interval is None or model is net else Within(model, net, tuple(guidance_interval))
-
-
-def make_ema_decay(config: dict):
-    """The EMA's decay, or None for `ema=none`. One that follows the length of the run is told it as `max_steps`."""
-    ema = config["ema"]
-    if "max_steps" in inspect.signature(locate(ema["_target_"])).parameters:
-        ema = ema | {"max_steps": config["max_steps"]}
-    decay = build(ema)
-    return decay if callable(decay) else None

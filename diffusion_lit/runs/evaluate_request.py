@@ -1,4 +1,4 @@
-"""What `evaluate` is to measure, by keys of `conf/evaluate.yaml`, checked without torch."""
+"""Check a request of `evaluate` against the run, without torch. The keys are those of `conf/evaluate.yaml`."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +14,13 @@ from diffusion_lit.runs import run_dir, stored_config, sweeps
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, raise_faults
 from diffusion_lit.system.errors import Exit, UserError
 
-ONLY_OF_SAMPLE = dict.fromkeys(
-    ("classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask")
-)  # keys that `check_sampling` reads besides
-NOT_CACHED = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}
+SAMPLE_KEYS = ("classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask")  # not of evaluate
+DATA_DEFAULTS = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}  # lacked by a published model
 
 
 def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides with the run's sampler; `run=<sweep>` becomes a sweep over its finished runs.
+    """Return the overrides with the stored sampler of the run; `run=<sweep>` becomes a sweep
+    over its finished runs.
 
     Raises:
         UserError: exit 4 if none has finished; exit 2 if their samplers differ.
@@ -35,53 +34,53 @@ def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
         raise UserError(Exit.CHECKPOINT, f"run={run}: no run of this sweep has finished")
     if read_override("set_default", overrides):
         raise UserError(Exit.CONFIG, "set_default: one run at a time")
-    rest = [word for word in overrides if not word.startswith("run=")]
-    samplers = {tuple(insert_stored_sampler([*rest, word], config_dir)[:-1]): word for word in runs}
+    rest = [override for override in overrides if not override.startswith("run=")]
+    samplers = {tuple(insert_stored_sampler([*rest, one], config_dir)[:-1]): one for one in runs}
     if len(samplers) > 1:
         differing = " and ".join(list(samplers.values())[:2])
-        raise UserError(Exit.CONFIG, f"{differing} have other samplers: name one for all, such as sampler=ddim")
+        raise UserError(Exit.CONFIG, f"{differing} have different samplers: choose one for all, such as sampler=ddim")
     out = sweep / "evaluations" / f"sweep-{run_dir.make_timestamp()}"
-    every = "run=" + ",".join(word.partition("=")[2] for word in runs)
+    every = "run=" + ",".join(one.partition("=")[2] for one in runs)
     return ["hydra.mode=MULTIRUN", format_override("hydra.sweep.dir", out), *next(iter(samplers)), every]
 
 
 def check_evaluation(config: DictConfig) -> None:
-    """Raise UserError (exit 2) if the run cannot be measured by the keys of `conf/evaluate.yaml`."""
-    check_sampling(OmegaConf.merge(ONLY_OF_SAMPLE, config))
+    """Raise UserError (exit 2) if the run cannot be evaluated as requested."""
+    check_sampling(OmegaConf.merge(dict.fromkeys(SAMPLE_KEYS), config))
     run_config = stored_config.read_model_config(Path(config.run).expanduser())
     data, faults = reference_data_config(config, run_config["data"]), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
-        faults.append("features=classifier: this run has no classes; take features=pixels, or inception (a download)")
+        faults.append("features=classifier: the run has no classes. Choose features=pixels or inception (a download)")
     if config.num_images < 20:
-        faults.append(f"num_images={config.num_images}: no distance can be measured, take 20 or more")
+        faults.append(f"num_images={config.num_images}: too few for a distance, at least 20 are needed")
     if "_target_" not in data:
-        why = "a published model does not say where its training pictures are"
-        faults.append(f"{why}: add pictures=<a folder, .npy, .npz, .csv, .tsv or .parquet>")
-    elif config.pictures is None and data.get("streaming") == "every_epoch":
-        why = "data.streaming=every_epoch keeps no training pictures"
-        faults.append(f"{why}: add pictures=<a folder, .npy, .npz, .csv or .tsv> with enough of them")
+        fault = "a published model does not say where its training images are"
+        faults.append(f"{fault}: add reference_data=<a folder, .npy, .npz, .csv, .tsv or .parquet>")
+    elif config.reference_data is None and data.get("streaming") == "every_epoch":
+        fault = "data.streaming=every_epoch keeps no training images"
+        faults.append(f"{fault}: add reference_data=<a folder, .npy, .npz, .csv or .tsv> with enough of them")
     else:
         source = build_source(data)
         if list(source.class_names) != data["class_names"]:
             names = format_value(list(source.class_names))
-            faults.append(f"pictures={config.pictures}: its classes are {names}, not the model's")
+            faults.append(f"reference_data={config.reference_data}: its classes are {names}, not the model's")
         if config.reference == "val" and "val" not in source.splits() and not data["val_fraction"]:
-            faults.append("reference=val: this run holds nothing out")
-    raise_faults(faults, "measured")
+            faults.append("reference=val: the run has no validation split")
+    raise_faults(faults, "evaluated")
 
 
 def reference_data_config(config: DictConfig, data: dict) -> dict:
-    """Return the `data` group of the run, or that of `pictures`, decoded as the run's were."""
-    if config.pictures is None:
+    """Return the `data` group of the run, or that of `reference_data`, decoded alike."""
+    if config.reference_data is None:
         return data
-    source = {"sources": [config.pictures], "labels": "auto" if data["class_names"] else "none"}
-    return NOT_CACHED | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
+    source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none"}
+    return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 
 def make_evaluation_dir(config: DictConfig) -> Path:
-    """Return a new folder; in a sweep that of the job."""
+    """Return the output folder; in a sweep that of the job."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         if config.shards:

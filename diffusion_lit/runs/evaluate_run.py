@@ -1,4 +1,4 @@
-"""Measure a trained run: generate images, compare them with real ones, return what result.json holds."""
+"""Evaluate a trained run: generate images, compare them with real ones, return the content of result.json."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from diffusion_lit.runs.evaluate_request import reference_data_config
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress, sampling_settings
 
 log = logging.getLogger("diffusion_lit.evaluate")
-Write = Callable[[dict, Evidence], None]
+WriteResult = Callable[[dict, Evidence], None]
 
 
 class EvaluationTask(NamedTuple):
@@ -25,22 +25,22 @@ class EvaluationTask(NamedTuple):
 
     config: DictConfig
     model: TrainedModel
-    pictures: Pictures
+    real: Pictures
     reference: Reference
     labels: list[int]
 
 
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
-    """Load the reference of a run and extract its features."""
+    """Load the real images of a run and extract their features."""
     data, names = reference_data_config(config, model.config["data"]), model.class_names
-    pictures = pictures_of(*load_splits(build_source(data), data), data, model.device)
+    real = pictures_of(*load_splits(build_source(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
-    reference = reference_of(pictures, features, names, config.reference_images)
-    return EvaluationTask(config, model, pictures, reference, labels_like(reference.training.labels, config.num_images))
+    reference = reference_of(real, features, names, config.reference_images)
+    return EvaluationTask(config, model, real, reference, labels_like(reference.training.labels, config.num_images))
 
 
-def measure(task: EvaluationTask, write: Write) -> dict:
-    """Generate the images in this process, measure them, `write` the result and return it."""
+def measure(task: EvaluationTask, write: WriteResult) -> dict:
+    """Generate the images in this process, compute the metrics, `write` the result and return it."""
     seeds = image_seeds(task.config.seed, len(task.labels))
     images, nfe, seconds = generate_with_progress(task.model, task.labels, seeds)
     evidence = Evidence(task.reference, images, task.labels, task.config.reference)
@@ -49,51 +49,55 @@ def measure(task: EvaluationTask, write: Write) -> dict:
     return result
 
 
-def measure_in_shards(task: EvaluationTask, out: Path, write: Write) -> tuple[dict, bool]:
-    """Do the same with every process that is started with the same overrides.
+def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tuple[dict, bool]:
+    """Do the same together with every process that is started with the same overrides.
 
-    They share images and features, which stay on the disk. The first that finds all of them measures and writes.
+    Images and features are shared through `out`, where they stay. The first process that has
+    all of them computes the metrics and writes the result.
 
     Returns:
         The result, and whether this process wrote it.
     """
-    config, model, pictures, reference, labels = task
-    request = shards.ShardRequest(
-        labels, image_seeds(config.seed, len(labels)), config.shards, sampling_settings(model, config)
-    )
-    made, here = shards.generate_in_shards(model, request, out), []
+    config, reference, labels = task.config, task.reference, task.labels
+    seeds = image_seeds(config.seed, len(labels))
+    request = shards.ShardRequest(labels, seeds, config.shards, sampling_settings(task.model, config))
+    manifest, has_written = shards.generate_in_shards(task.model, request, out), []
     images = shards.open_sharded_images(out)
     shards.extract_features_in_shards(reference.extractor, images, out)
-    key = {name: config[name] for name in ("metrics", "features", "pictures", "reference", "reference_images")}
-    key |= {part: store and store.fingerprint for part, store in (("train", pictures.train), ("val", pictures.val))}
-    key = OmegaConf.to_container(OmegaConf.create(key | {"digest": reference.extractor.digest}))
+    keys = ("metrics", "features", "reference_data", "reference", "reference_images")
+    identity = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}))
+    identity |= {"digest": reference.extractor.digest}
+    identity |= {"train": task.real.train.fingerprint, "val": task.real.val and task.real.val.fingerprint}
 
     def is_measured(_: int) -> bool:
-        return run_dir.read_result(out).get("request") == key
+        return run_dir.read_result(out).get("request") == identity
 
-    def make(_: int) -> None:
+    def compute(_: int) -> None:
         features = shards.read_sharded_features(reference.extractor, images, out)
         evidence = Evidence(reference, images, labels, config.reference, features=features)
-        facts = {"nfe": made["nfe"], "seconds": made["seconds"], "images": made["blake2b"], "request": key}
-        write(make_result(task, evidence, facts), evidence)
-        here.append(True)
+        facts = {"nfe": manifest["nfe"], "seconds": manifest["seconds"], "images": manifest["blake2b"]}
+        write(make_result(task, evidence, facts | {"request": identity}), evidence)
+        has_written.append(True)
 
-    shared_work.share_work(out / ".lock", 1, is_measured, make)
-    return run_dir.read_result(out), bool(here)
+    shared_work.share_work(out / ".lock", 1, is_measured, compute)
+    return run_dir.read_result(out), bool(has_written)
 
 
 def make_result(task: EvaluationTask, evidence: Evidence, facts: dict) -> dict:
-    """Return what result.json holds: `facts` of the images, the metrics, and the settings they depend on."""
+    """Return the content of result.json: the metrics, and the settings they depend on.
+
+    Args:
+        facts: of the generated images, such as `nfe` and `seconds`.
+    """
     reference, run = evidence.reference, Path(task.config.run).expanduser()
     result = {"status": "finished", "exit_code": 0, "run": str(run_dir.display_path(run))}
-    result |= {"trained": sweeps.read_job_overrides(run)}
-    result |= facts | {"num_images": len(evidence.generated)}
+    result |= {"trained": sweeps.read_job_overrides(run)} | facts | {"num_images": len(evidence.generated)}
     for name in task.config.metrics:
         if reference.class_names or name != "class_accuracy":
             result |= METRICS[name](evidence)
     if reference.class_names:
         result["per_class"] = per_class(evidence)
-    extractor, data = reference.extractor, task.pictures.train.fingerprint
+    extractor, data = reference.extractor, task.real.train.fingerprint
     result["settings"] = {
         "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},
         "reference": {"split": task.config.reference, "images": len(evidence.real), "data": data},

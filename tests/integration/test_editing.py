@@ -312,7 +312,11 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
         (["seeds=[3,8]", "seed=1"], ["seed and seeds exclude each other: leave one out"], 2),
         (["init=there.png", "mask=small.png"], ["there.png: cannot be read", "mask=small.png has 4x4 px"], 3),
         (["init=none"], ["init=none: no pictures are in this folder"], 3),
-        (["init=small.png", "sampler.starts_anywhere=false"], ["sampler=dpmpp_sde cannot start in the middle; "], 2),
+        (
+            ["init=small.png", "sampler.starts_anywhere=false"],
+            ["sampler=dpmpp_sde cannot start from a partly noised image. "],
+            2,
+        ),
     ],
 )
 def test_mistakes(digits_run, tmp_path, monkeypatch, capsys, words, told, code):

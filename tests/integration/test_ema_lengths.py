@@ -259,7 +259,7 @@ def test_runs_without_snapshots_say_what_is_missing(dense, tmp_path):
     words = [f"run={copy}", "ema_length=0.1", "weights=net", "out=out"]
     printed = run("sample", *words, cwd=tmp_path, code=2)
     assert "takes training with ema_snapshot_every=<steps>" in printed
-    assert "weights=net none: leave one out" in printed
+    assert "weights=net the raw ones: leave one out" in printed
     printed = run("sample", f"run={copy}", "ema_length=0.3", "out=out", cwd=tmp_path, code=2)
     assert "ema_length=0.3: must be at most 0.28" in printed
     assert not (tmp_path / "out").exists()

@@ -276,7 +276,7 @@ def test_runs_of_different_samplers_are_not_measured_by_that_of_one(tmp_path):
     words = [*QUICK, "max_steps=2", "sampler=ddim,unipc", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     run("train", "--multirun", *words, cwd=tmp_path)
     printed = run("evaluate", f"run={tmp_path / 'sweep'}", "num_images=20", cwd=tmp_path, code=2)
-    assert "other samplers: name one for all" in printed
+    assert "different samplers: choose one for all" in printed
     (tmp_path / "sweep" / "0" / "result.json").unlink()
     (tmp_path / "sweep" / "1" / "result.json").unlink()
     assert "no run of this sweep has finished" in run("evaluate", f"run={tmp_path / 'sweep'}", cwd=tmp_path, code=4)
@@ -310,7 +310,7 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     assert "these pictures have no classes" in told
     run("train", *QUICK, *data, "model=unet_digits", "run_dir=run", "data.val_fraction=0", cwd=tmp_path)
     assert "features=pixels" in run("evaluate", "run=run", "features=classifier", cwd=tmp_path, code=2)
-    assert "holds nothing out" in run("evaluate", "run=run", "reference=val", cwd=tmp_path, code=2)
+    assert "has no validation split" in run("evaluate", "run=run", "reference=val", cwd=tmp_path, code=2)
     run("evaluate", "run=run", "num_images=24", "out=out", cwd=tmp_path)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["settings"]["features"]["name"] == "pixels"

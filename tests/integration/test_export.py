@@ -214,8 +214,8 @@ def test_a_folder_is_measured_against_pictures_that_are_named(tmp_path, pictures
         "model=unet_digits", "run_dir=run", cwd=tmp_path)  # fmt: skip
     run("export", "run=run", "out=out", cwd=tmp_path)
     words = ["num_images=40", "metrics=[fd]"]
-    assert "add pictures=<a folder" in run("evaluate", "run=out", *words, cwd=tmp_path, code=2)
-    run("evaluate", "run=out", *words, f"pictures={pictures}", "out=a", cwd=tmp_path)
+    assert "add reference_data=<a folder" in run("evaluate", "run=out", *words, cwd=tmp_path, code=2)
+    run("evaluate", "run=out", *words, f"reference_data={pictures}", "out=a", cwd=tmp_path)
     run("evaluate", "run=run", *words, "out=b", cwd=tmp_path)
     one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
     assert one["fd"] == other["fd"]
@@ -244,7 +244,7 @@ def test_faults_of_a_folder_are_told(digits, tmp_path):
     told = run("export", f"run={digits / 'run'}", "out=x", "push=me", cwd=tmp_path, code=2)
     assert "push=me: is no name of a model on the hub" in told
     np.savez(tmp_path / "p.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.arange(30) % 3)
-    words = [f"run={digits / 'out'}", f"pictures={tmp_path / 'p.npz'}"]
+    words = [f"run={digits / 'out'}", f"reference_data={tmp_path / 'p.npz'}"]
     assert "its classes are" in run("evaluate", *words, cwd=tmp_path, code=2)
     assert "needs a value: add out=" in run("export", f"run={digits / 'run'}", cwd=tmp_path, code=2)
 

@@ -62,14 +62,14 @@ def test_a_run_is_guided_by_itself_earlier_and_by_a_smaller_one(runs, tmp_path):
         ("guidance_interval=[0.8,0.2]", ["guidance_interval=[0.8, 0.2]: the cleaner end comes first, [0.2, 0.8]"]),
         ("guidance_interval=[0.1,1.2] guidance_rescale=2", ["each must be at most 1", "guidance_rescale=2: must"]),
         ("guidance_scale=1 guidance_rescale=0.5", ["guidance_rescale=0.5 does nothing at guidance_scale=1"]),
-        ("guide={whole}", ["is the network itself: take an earlier guide_checkpoint"]),
+        ("guide={whole}", ["is the network itself: choose an earlier guide_checkpoint"]),
         ("guide={whole} guide_checkpoint=3 guidance_scale=1", ["does nothing at guidance_scale=1, which"]),
-        ("guide_checkpoint=3", ["guide_checkpoint=3: of no run, add guide=<run>"]),
+        ("guide_checkpoint=3", ["guide_checkpoint=3: needs guide=<run>"]),
         ("guide={whole} guide_checkpoint=4", ["has no checkpoint '4'. Choose last, best, or a step of: 3, 6"]),
         ("guide=nowhere", ["nowhere: no such folder"]),
         (
             "guide={other}",
-            ["prediction_type=epsilon, the run v_prediction: both", "data.image_size=16, the run 8: both"],
+            ["prediction_type=epsilon, the run v_prediction: they must be equal", "data.image_size=16, the run 8: they must be equal"],
         ),
     ],
 )  # fmt: skip
@@ -89,6 +89,6 @@ def test_what_cannot_guide_is_refused_in_words(runs, tmp_path, words, told):
 def test_without_classes_only_another_network_guides(runs, tmp_path):
     words = [f"run={runs / 'plain'}", "num_images=2", "out=out"]
     printed = run("sample", *words, "guidance_scale=2", "guidance_rescale=0.5", cwd=tmp_path, code=2)
-    assert printed.count("no classes to guide by; guide=<run> guides by a weaker model") == 2
+    assert printed.count("classifier-free guidance needs classes, which the run does not have. Add guide=<run>") == 2
     run("sample", *words, f"guide={runs / 'plain'}", "guide_checkpoint=3", "guidance_scale=2", cwd=tmp_path)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["guidance_scale"] == 2
