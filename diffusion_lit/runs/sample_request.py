@@ -173,7 +173,7 @@ def find_guide_faults(config: dict, run_config: dict) -> Iterator[str]:
             own = run_config[group][key]
             other = guide_config[group].get(key, own)
             if own != other and key not in TRAINING_ONLY:
-                yield f"{where} has {group}.{key}={format_value(other)}, the run {format_value(own)}: they must be equal"
+                yield f"{where} has {group}.{key}={format_value(other)}, the run {format_value(own)}: must be equal"
     if guide_config["data"]["class_names"] not in ([], run_config["data"]["class_names"]):
         yield f"{where} has other classes than the run"
     network = locate(guide_config["model"].get("_target_"))

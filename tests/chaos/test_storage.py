@@ -178,7 +178,7 @@ def test_a_disk_too_small_is_refused_before_training(good, tmp_path):
     prelude = "import shutil\nfull = shutil.disk_usage('/')._replace(free=1000)\nshutil.disk_usage = lambda path: full"
     overrides = [*SETTINGS, f"run_dir={tmp_path / 'run'}"]
     printed = run("train", *overrides, cwd=tmp_path, code=5, prelude=prelude)
-    assert "its checkpoints need 1 MiB and 0 MiB are free" in printed
+    assert "its checkpoints need 1 MiB, and 0 MiB are free" in printed
     assert not (tmp_path / "run").exists()
 
 
