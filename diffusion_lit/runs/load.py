@@ -1,9 +1,9 @@
-"""Trained models, ready to generate images: of a run folder, of a published folder, or of a module in memory."""
+"""Load any trained model to generate images: of a run folder, of a published folder, or of a module in memory."""
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -29,49 +29,53 @@ from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory
 
+NO_GUIDANCE = {"guidance_scale": 1.0, "guidance_interval": None, "guidance_rescale": 0.0}
+
 
 class Generated(NamedTuple):
-    """Generated images uint8 (N, C, H, W), network evaluations per image (guidance counts), and seconds for all."""
+    """Generated images uint8 (N, C, H, W), network evaluations per image (guidance counts),
+    and seconds for all.
+    """
 
     images: Tensor
     nfe: float
     seconds: float
 
 
+@dataclass(eq=False)
 class TrainedModel:
-    """A network with what sampling needs. `from_run` reads one from disk, `from_module` takes one from training.
+    """A network with what sampling needs. `from_run` reads one from disk, `from_module` takes
+    one from training.
 
     Args:
         net: network (x_t, t, y) -> output, on the device of `diffusion`.
         diffusion: process and prediction type the network was trained with.
-        codec: what the network sees of an image.
+        codec: conversion between images and what the network sees.
         class_names: empty for a model without classes.
         sampler: scheduler, number of steps and batch size.
         condition: what y is; None for class labels.
-        guidance: any of guidance_scale, guidance_interval and guidance_rescale; no guidance if None.
+        guidance: any of guidance_scale, guidance_interval and guidance_rescale; without
+            them no guidance.
         guide: weaker model for autoguidance.
         config: configuration of the run, plain data; empty for a module in memory.
         checkpoint: file of the weights; None for a module in memory.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        diffusion: Diffusion,
-        codec: Codec,
-        class_names: Sequence[str],
-        sampler: Sampler,
-        condition: Condition | None = None,
-        guidance: dict | None = None,
-        guide: "TrainedModel | None" = None,
-        config: dict | None = None,
-        checkpoint: Path | None = None,
-    ):
-        self.net, self.diffusion, self.codec = net, diffusion, codec
-        self.class_names, self.sampler = list(class_names), sampler
-        self.condition = condition or ClassCondition(len(self.class_names))
-        self.guidance = dict(zip(GUIDANCE_KEYS, (1.0, None, 0.0), strict=True)) | (guidance or {})
-        self.guide, self.config, self.checkpoint = guide, config or {}, checkpoint
+    net: nn.Module
+    diffusion: Diffusion
+    codec: Codec
+    class_names: Sequence[str]
+    sampler: Sampler
+    condition: Condition | None = None
+    guidance: dict = field(default_factory=dict)
+    guide: "TrainedModel | None" = None
+    config: dict = field(default_factory=dict)
+    checkpoint: Path | None = None
+
+    def __post_init__(self):
+        self.class_names = list(self.class_names)
+        self.condition = self.condition or ClassCondition(len(self.class_names))
+        self.guidance = NO_GUIDANCE | self.guidance
 
     @classmethod
     def from_run(
@@ -86,17 +90,20 @@ class TrainedModel:
         warn: Callable[[str], None] = print,
         **guidance: float | Sequence[float] | None,
     ) -> "TrainedModel":
-        """Load the model of a run folder or a published folder; what is None is taken from the run.
+        """Load the model of a run folder or a published folder. Arguments that are None are
+        taken from the run.
 
         Args:
             checkpoint: "last", "best" or a step.
             weights: "ema", or "net" for the raw weights.
-            ema_length: instead of `weights`, EMA weights of this length, a share of the training; see `posthoc_ema`.
+            ema_length: instead of `weights`, EMA weights of this length, see `posthoc_ema`.
             device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
             sampler: settings of a `sampler` group.
-            guide: weaker model for autoguidance, of the same images, noise levels and prediction type.
-            warn: called with a message for each broken checkpoint that is skipped.
-            guidance: guidance_scale, guidance_interval, guidance_rescale, see `diffusion_lit.sampling.guidance`.
+            guide: weaker model for autoguidance, of the same images, noise levels and
+                prediction type.
+            warn: called with a message if damaged checkpoints are skipped.
+            guidance: guidance_scale, guidance_interval, guidance_rescale, see
+                `diffusion_lit.sampling.guidance`.
 
         Raises:
             UserError: exit 4 if the folder is not a run or has no intact checkpoint.
@@ -108,31 +115,31 @@ class TrainedModel:
             raise TypeError(f"from_run: unknown argument {min(unknown)}")
         config |= {key: value for key, value in guidance.items() if value is not None}
         path = checkpoints.select_checkpoint(run, checkpoint, warn)
-        on_device, net = resolve_device(device), build.make_network(config)
+        torch_device, net = resolve_device(device), build.make_network(config)
         if ema_length is None:
             checkpoints.load_network_weights(path, weights, net)
         else:
             net.load_state_dict(posthoc_ema.reconstruct_ema(run, path, ema_length, warn))
         return cls(
-            net.to(on_device).eval(),
-            build.make_diffusion(config).to(on_device),
+            net.to(torch_device).eval(),
+            build.make_diffusion(config).to(torch_device),
             build.make_codec(config),
             config["data"]["class_names"],
             build.make_configured_sampler(config),
             build.make_condition(config, net),
-            guidance={key: config[key] for key in GUIDANCE_KEYS},
-            guide=guide,
-            config=config,
-            checkpoint=path,
+            {key: config[key] for key in GUIDANCE_KEYS},
+            guide,
+            config,
+            path,
         )
 
     @classmethod
     def from_module(cls, module: nn.Module, sampler: dict | None = None, **settings: object) -> "TrainedModel":
-        """Return the model of a DiffusionModule in memory: its EMA network if it has one.
+        """Return the model of a DiffusionModule in memory, with its EMA weights if it has them.
 
         Args:
             module: with `net`, `ema`, `diffusion`, `codec`, `class_names` and `condition`.
-            sampler: settings of a `sampler` group; conf/sampler/ddim.yaml if None, which serves every process.
+            sampler: settings of a `sampler` group; DDIM if None, which serves every process.
             settings: `guidance` and `guide` of the constructor.
         """
         net = module.net if module.ema is None else module.ema
@@ -141,23 +148,22 @@ class TrainedModel:
 
     @property
     def device(self) -> torch.device:
+        """Device of the network."""
         return self.diffusion.tables.device
 
     @property
     def render(self) -> str:
-        """How images are drawn in grids, see `diffusion_lit.imaging.skins.shown`."""
+        """How images are drawn in grids: "none" or "skin"."""
         return self.config.get("data", {}).get("render", "none")
 
     @property
     def evaluations(self) -> int:
-        """Steps of the sampler that evaluate the network, for each batch of images."""
+        """Number of sampler steps that evaluate the network, for each batch of images."""
         return len(self.sampler.build(self.diffusion.table).timesteps)
 
-    def replaced(self, sampler: Sampler, **guidance: object) -> "TrainedModel":
-        """Return a model with the same network and another sampler; `guidance` replaces keys of its guidance."""
-        model = copy.copy(self)
-        model.sampler, model.guidance = sampler, self.guidance | guidance
-        return model
+    def with_sampler(self, sampler: Sampler, **guidance: object) -> "TrainedModel":
+        """Return a model with the same network, another sampler and changed guidance."""
+        return replace(self, sampler=sampler, guidance=self.guidance | guidance)
 
     def count_steps(self, num_images: int, edit: Edit | None = None) -> int:
         """Return how often `generate` calls `on_step`."""
@@ -173,7 +179,8 @@ class TrainedModel:
     ) -> Tensor:
         """Return images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`.
 
-        Labels are ignored by a model without classes. A network with `takes_blends` also takes blends, see `blend_of`.
+        Labels are ignored by a model without classes. A network with `takes_blends` also takes
+        blends of classes, see `blend_of`.
 
         Raises:
             ValueError: for blends that the network does not take.
@@ -197,7 +204,7 @@ class TrainedModel:
 
 
 def load_requested_model(config: DictConfig, warn: Callable[[str], None]) -> TrainedModel:
-    """Load the run of a command with the overrides of its configuration, keys of `conf/sample.yaml`."""
+    """Load the run of a command as its configuration requests, with the keys of `conf/sample.yaml`."""
     config = NO_GUIDE | OmegaConf.to_container(config)
     guide, device = config["guide"], config["device"]
     if guide is not None:
@@ -212,11 +219,11 @@ def generate_with_progress(
     seeds: Sequence[Seed],
     on_step: OnStep = lambda first, k, x: None,
     edit: Edit | None = None,
-    shown: bool = True,
+    show_progress: bool = True,
 ) -> Generated:
-    """Return `model.generate` with the evaluations of its networks and its seconds, under a progress bar if `shown`."""
+    """Return `model.generate` with its network evaluations and seconds, under a progress bar."""
     evaluations, size = [], model.sampler.batch_size
-    with progress_bar("sampling", shown=shown) as bar, ExitStack() as hooks:
+    with progress_bar("sampling", shown=show_progress) as bar, ExitStack() as hooks:
         task = bar.add_task("", total=model.count_steps(len(labels), edit))
         for net in [model.net, *([model.guide.net] if model.guide else [])]:
             hook = net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0])))
@@ -233,7 +240,11 @@ def generate_with_progress(
 
 
 def sampling_settings(model: TrainedModel, config: DictConfig) -> dict:
-    """Return what images are made with, for a manifest or a result; `config` as for `load_requested_model`."""
+    """Return the settings that images are generated with, for a manifest or a result.
+
+    Args:
+        config: of the command, as for `load_requested_model`.
+    """
     has_guidance = model.class_names or model.guide
     return {
         "checkpoint": model.checkpoint.name,
@@ -248,15 +259,16 @@ def sampling_settings(model: TrainedModel, config: DictConfig) -> dict:
 
 
 def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that generated images depend on."""
     return {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of a `device` key. Raises UserError (exit 2) if this machine does not have it."""
-    here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """Return the device of a `device` key. Raises UserError (exit 2) if this machine lacks it."""
+    available = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name == "auto":
-        return here
+        return available
     device = torch.device(name)
-    if device.type not in ("cpu", here.type) or (device.index or 0) >= max(1, torch.accelerator.device_count()):
-        raise UserError(Exit.CONFIG, f"device={name}: there is no such device here; device=auto takes {here.type}")
+    if device.type not in ("cpu", available.type) or (device.index or 0) >= max(1, torch.accelerator.device_count()):
+        raise UserError(Exit.CONFIG, f"device={name}: not available on this machine. device=auto is {available.type}")
     return device

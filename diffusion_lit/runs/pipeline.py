@@ -1,4 +1,4 @@
-"""A trained model in Python: a run folder, a published folder, an id of the Hugging Face hub, or a trained module."""
+"""Pipeline: a trained model in Python, from a run folder, a published folder, the Hugging Face hub, or a module."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,6 @@ from diffusion_lit.runs.diffusers_format import resolve_pretrained
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
 from diffusion_lit.sampling.labels import number_of
 from diffusion_lit.sampling.previews import rows_of_classes
-
-OUTPUTS = ("pil", "np", "pt")
 
 
 class Pipeline:
@@ -34,10 +32,13 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto", **settings: object) -> "Pipeline":
-        """Load a run folder, a published folder or an id of the hub.
+        """Load a run folder, a published folder or an id on the hub.
 
         Args:
-            settings: those of `TrainedModel.from_run`, such as `checkpoint`, `weights`, `guidance_scale`.
+            path: folder, or an id such as "me/digits".
+            device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
+            settings: those of `TrainedModel.from_run`, such as `checkpoint`, `weights`,
+                `guidance_scale`.
 
         Raises:
             UserError: if there is no model, with a message that says what to do.
@@ -46,6 +47,7 @@ class Pipeline:
 
     @property
     def class_names(self) -> list[str]:
+        """Names of the classes; empty for an unconditional model."""
         return self.model.class_names
 
     def __call__(
@@ -56,23 +58,28 @@ class Pipeline:
         output_type: str = "pil",
         progress: bool = True,
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Return images, as many for each of `classes` (None: all); image k depends on `seed` and k alone.
+        """Generate images, divided among the classes. Image k depends on `seed` and k alone.
 
         Args:
-            classes: names or numbers; must be None for a model without classes.
-            output_type: "pil"; "np", float32 (N, H, W, C) in [0, 1]; "pt", float32 (N, C, H, W) in [0, 1].
+            classes: names or numbers; all classes if None. Must be None for a model without
+                classes.
+            num_images: number of images in all.
+            seed: of the initial noise.
+            output_type: "pil"; "np", float32 (N, H, W, C) in [0, 1]; "pt", float32
+                (N, C, H, W) in [0, 1].
+            progress: whether to show a progress bar.
 
         Raises:
             ValueError: for an unknown class or output type.
         """
-        if output_type not in OUTPUTS:
-            raise ValueError(f"output_type={output_type!r}: must be one of {', '.join(OUTPUTS)}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type={output_type!r}: must be one of pil, np, pt")
         if classes is not None and not self.class_names:
             raise ValueError("classes: this model has none")
         names = self.class_names
         chosen = range(len(names)) if classes is None else [number_of(name, names) for name in classes]
         labels, seeds = rows_of_classes(list(chosen) or [0], num_images), image_seeds(seed, num_images)
-        images = generate_with_progress(self.model, labels, seeds, shown=progress).images
+        images = generate_with_progress(self.model, labels, seeds, show_progress=progress).images
         if output_type == "pil":
             return [to_pil(image) for image in images]
         images = images.float() / 255

@@ -153,7 +153,7 @@ class ImageSession:
         )
         if faults:
             raise ValueError(faults[0])
-        return self.model.replaced(make_configured_sampler({"sampler": sampler}), **guidance)
+        return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)
 
     def _draw_grid(self, images: Tensor, columns: int) -> Image.Image:
         return enlarge(grid(shown(images, self.model.render), min(columns, len(images))))

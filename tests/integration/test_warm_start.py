@@ -518,7 +518,7 @@ def test_looking_for_weights_needs_no_torch(tmp_path):
         "import diffusion_lit.runs\nfrom types import SimpleNamespace\n"
         # the last check builds the network
         "sys.modules['diffusion_lit.runs.build'] = SimpleNamespace(check_network=lambda facts: None)\n"
-        f"train.check(compose_configs('train', {words!r})[0])\n"
+        f"train.check_train(compose_configs('train', {words!r})[0])\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
