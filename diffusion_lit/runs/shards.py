@@ -1,8 +1,8 @@
-"""Many images of a trained run, generated in shards by every process that is started with the same overrides.
+"""Generate many images in shards, shared by every process that is started with the same overrides.
 
-<out>/plan.json             what is made, of which weights
-<out>/shards/00007.npz      a number of whole generation batches; gone when images.npy is there
-<out>/images.npy labels.npy grid.png manifest.json    all of them; the manifest comes last
+<out>/plan.json             what is generated, with which weights
+<out>/shards/00007.npz      a number of complete generation batches; removed once images.npy exists
+<out>/images.npy labels.npy grid.png manifest.json    all images; the manifest is written last
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.diffusion.seeds import Seed
@@ -31,22 +32,27 @@ from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import sync_folder
 
 log = logging.getLogger(__name__)
-PART = 8 * BATCH  # images of a piece of work for an extractor: whole batches, so features have the same bits
+FEATURE_CHUNK = 8 * BATCH  # images of a task: complete batches, so that features have the same bits as in one process
 
 
 class ShardRequest(NamedTuple):
-    """Image k is of `labels[k]` from `seeds[k]`, in about `shards` shards; `settings` go into the manifest."""
+    """Image k has `labels[k]` and `seeds[k]`. `settings` are written to the manifest."""
 
     labels: Sequence[Label]
     seeds: Sequence[Seed]
-    shards: int
+    shards: int  # about how many
     settings: dict
 
 
-def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
-    """Generate images into `out` together with all processes that have the same request, or go on with what is there.
+# ------------------------------------------------------------------------------------------ images
 
-    A shard is a number of whole generation batches, so its images have the bits that one process would give them.
+
+def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
+    """Generate images into `out` together with all processes that have the same request, or
+    continue with what is there.
+
+    A shard consists of complete generation batches, so its images have the same bits as those
+    of one process.
 
     Returns:
         The manifest, when all images are there.
@@ -57,62 +63,47 @@ def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) ->
     labels, seeds, batch = request.labels, request.seeds, model.sampler.batch_size
     size = -(-len(seeds) // (request.shards * batch)) * batch
     parts = [slice(start, start + size) for start in range(0, len(seeds), size)]
-    shared_work.claim_folder(_plan(model, request, size), out)
+    shared_work.claim_folder(_make_plan(model, request, size), out)
     files = [out / "shards" / f"{k:05d}.npz" for k in range(len(parts))]
-    calls = model.count_steps(size)  # of a shard
+    steps = model.count_steps(size)  # of a shard
 
-    def complete() -> bool:
+    def is_complete(_: int = 0) -> bool:
         return (out / "manifest.json").exists() and (out / "images.npy").exists()
 
-    def make(k: int) -> None:
-        part = parts[k]
-        made = generate_with_progress(model, labels[part], seeds[part], lambda *step: bar.advance(task), shown=False)
-        arrays = {"images": made.images.permute(0, 2, 3, 1).numpy(), "nfe": made.nfe, "seconds": made.seconds}
-        shared_work.save_arrays(files[k], **arrays)
+    def advance(*step: object) -> None:
+        bar.advance(task)
 
-    def tell(done: int) -> None:
-        bar.update(task, completed=done * calls)
+    def generate_shard(k: int) -> None:
+        part = parts[k]
+        images, nfe, seconds = generate_with_progress(model, labels[part], seeds[part], advance, show_progress=False)
+        shared_work.save_arrays(files[k], images=images.permute(0, 2, 3, 1).numpy(), nfe=nfe, seconds=seconds)
+
+    def report(done: int) -> None:
+        bar.update(task, completed=done * steps)
         bar.advance(task, 0)
 
-    def shards() -> None:  # the shards go when all is complete, so that is looked at after them
-        shared_work.share_work(out / ".shards.lock", len(files), lambda k: files[k].exists() or complete(), make, tell)
+    def is_generated(k: int) -> bool:
+        return files[k].exists() or is_complete()  # in this order: shards are removed once the images are complete
+
+    def generate_all() -> None:
+        shared_work.share_work(out / ".shards.lock", len(files), is_generated, generate_shard, report)
 
     def merge(_: int) -> None:
-        shared_work.recreate_damaged(files, shards, log.warning, complete)
+        shared_work.recreate_damaged(files, generate_all, log.warning, is_complete)
         try:
-            _merge(files, model, request, out)
+            _merge_shards(files, model, request, out)
         except FileNotFoundError:
-            if not complete():  # by another process, which has removed the shards: only where there are no locks
+            if not is_complete():  # without locks another process may have merged and removed them
                 raise
 
-    shared_work.share_work(out / ".lock", 1, lambda _: not complete() or _is_intact(out), lambda _: _begin_again(out))
+    shared_work.share_work(out / ".lock", 1, lambda _: not is_complete() or _is_intact(out), lambda _: _discard(out))
     with progress_bar("sampling") as bar:
-        task = bar.add_task("", total=len(files) * calls)
-        shards()
-    shared_work.share_work(out / ".lock", 1, lambda _: complete(), merge)
+        task = bar.add_task("", total=len(files) * steps)
+        generate_all()
+    shared_work.share_work(out / ".lock", 1, is_complete, merge)
     sync_folder(out)
     shutil.rmtree(out / "shards", ignore_errors=True)
     return json.loads((out / "manifest.json").read_text())
-
-
-def _is_intact(out: Path) -> bool:
-    """Return whether images.npy has the checksum of the manifest."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        images = np.load(out / "images.npy", mmap_mode="r")
-        for first in range(0, len(images), PART):
-            digest.update(np.ascontiguousarray(images[first : first + PART]))
-        return digest.hexdigest() == json.loads((out / "manifest.json").read_text())["blake2b"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _begin_again(out: Path) -> None:
-    log.warning("%s or its manifest is damaged: all is made again", out / "images.npy")
-    for path in (out / "images.npy", out / "result.json"):  # what was measured may be of the damaged ones
-        path.unlink(missing_ok=True)
-    for features in out.glob("features-*"):
-        shutil.rmtree(features, ignore_errors=True)
 
 
 def open_sharded_images(out: Path) -> Tensor:
@@ -120,30 +111,10 @@ def open_sharded_images(out: Path) -> Tensor:
     return torch.from_numpy(np.load(out / "images.npy", mmap_mode="c")).permute(0, 3, 1, 2)
 
 
-def extract_features_in_shards(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
-    """Extract the features of all images together with the other processes, and return the files that hold them."""
-    home = out / f"features-{extractor.name}-{extractor.digest}"
-    files = [home / f"{k:05d}.npz" for k in range(-(-len(images) // PART))]
-
-    def make(k: int) -> None:
-        shared_work.save_arrays(files[k], features=extractor(images[k * PART : (k + 1) * PART]).numpy())
-
-    shared_work.share_work(out / ".features.lock", len(files), lambda k: files[k].exists(), make)
-    return files
-
-
-def read_sharded_features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
-    """Return features (N, D) of all images, bit for bit those of `extractor(images)`."""
-    files = extract_features_in_shards(extractor, images, out)
-    shared_work.recreate_damaged(files, lambda: extract_features_in_shards(extractor, images, out), log.warning)
-    return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])
-
-
-def _plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
-    """Return all that the bytes depend on, so that shards of other settings or weights are never mixed in."""
-    guide = model.guide and digest_of(model.guide.net.state_dict())
+def _make_plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
+    """Return all that the bytes depend on, so that shards of other settings are never mixed in."""
     return request.settings | {
-        "guide": guide,
+        "guide": model.guide and digest_of(model.guide.net.state_dict()),
         "network": digest_of(model.net.state_dict()),
         "device": model.device.type,
         "num_images": len(request.seeds),
@@ -153,43 +124,91 @@ def _plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
     }
 
 
-def _merge(files: Sequence[Path], model: TrainedModel, request: ShardRequest, out: Path) -> None:
-    """Write images.npy, a shard at a time, labels.npy and the grid; the manifest comes last."""
-    shared_work.remove_left_overs(out)
+def _is_intact(out: Path) -> bool:
+    """Return whether images.npy has the checksum of the manifest."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        images = np.load(out / "images.npy", mmap_mode="r")
+        for first in range(0, len(images), FEATURE_CHUNK):
+            digest.update(np.ascontiguousarray(images[first : first + FEATURE_CHUNK]))
+        return digest.hexdigest() == json.loads((out / "manifest.json").read_text())["blake2b"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _discard(out: Path) -> None:
+    """Remove the images, and the features and metrics that may be those of damaged images."""
+    log.warning("%s or its manifest is damaged and will be made again", out / "images.npy")
+    for path in (out / "images.npy", out / "result.json"):
+        path.unlink(missing_ok=True)
+    for features in out.glob("features-*"):
+        shutil.rmtree(features, ignore_errors=True)
+
+
+def _merge_shards(files: Sequence[Path], model: TrainedModel, request: ShardRequest, out: Path) -> None:
+    """Write images.npy, one shard at a time, labels.npy and the grid; the manifest last."""
+    shared_work.remove_abandoned_files(out)
     channels, *size = model.codec.image_shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(request.seeds), *size, channels)}
-    whole, made = hashlib.blake2b(digest_size=16), []
+    digest, entries = hashlib.blake2b(digest_size=16), []
     with write_atomically(out / "images.npy", many=True) as beside, open(beside, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for file in files:
             shard = np.load(file)
             data = shard["images"].tobytes()
             stream.write(data)
-            whole.update(data)
-            made.append({"images": len(shard["images"]), "blake2b": _digest(data)})
-            made[-1] |= {key: shard[key].item() for key in ("nfe", "seconds")}
+            digest.update(data)
+            numbers = {key: shard[key].item() for key in ("nfe", "seconds")}
+            entries.append({"images": len(shard["images"]), "blake2b": _digest(data)} | numbers)
     with write_atomically(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
         np.save(stream, np.array(request.labels))
-    _grid(open_sharded_images(out), request.labels, model).save(out / "grid.png")
+    _draw_grid(open_sharded_images(out), request.labels, model).save(out / "grid.png")
     manifest = request.settings | {
         "num_images": len(request.seeds),
-        "nfe": made[0]["nfe"],
-        "seconds": sum(shard["seconds"] for shard in made),  # of all processes together
+        "nfe": entries[0]["nfe"],
+        "seconds": sum(entry["seconds"] for entry in entries),  # of all processes
         "file": "images.npy",
-        "blake2b": whole.hexdigest(),
-        "shards": made,
+        "blake2b": digest.hexdigest(),
+        "shards": entries,
     }
     shared_work.write_json(out / "manifest.json", manifest)
 
 
-def _grid(images: Tensor, labels: Sequence[Label], model: TrainedModel):
-    """Draw the first eight of each of the first sixteen classes or blends, or 64 images without classes."""
-    names, places = model.class_names, list(range(len(labels)))[:64]
+def _draw_grid(images: Tensor, labels: Sequence[Label], model: TrainedModel) -> Image.Image:
+    """Return a grid of the first eight images of each of the first sixteen classes or blends,
+    or of 64 images without classes.
+    """
+    names, chosen = model.class_names, list(range(len(labels)))[:64]
     if names:
         rows = list(dict.fromkeys(labels))[:ROWS]
-        places = [k for row in rows for k in islice((k for k, label in enumerate(labels) if label == row), COLUMNS)]
-    return on_checkerboard(class_grid(shown(images[places], model.render), [labels[k] for k in places], names))
+        chosen = [k for row in rows for k in islice((k for k, label in enumerate(labels) if label == row), COLUMNS)]
+    return on_checkerboard(class_grid(shown(images[chosen], model.render), [labels[k] for k in chosen], names))
 
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------ features
+
+
+def extract_features_in_shards(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
+    """Extract the features of all images together with the other processes, and return the
+    files that hold them.
+    """
+    folder = out / f"features-{extractor.name}-{extractor.digest}"
+    files = [folder / f"{k:05d}.npz" for k in range(-(-len(images) // FEATURE_CHUNK))]
+
+    def extract(k: int) -> None:
+        chunk = images[k * FEATURE_CHUNK : (k + 1) * FEATURE_CHUNK]
+        shared_work.save_arrays(files[k], features=extractor(chunk).numpy())
+
+    shared_work.share_work(out / ".features.lock", len(files), lambda k: files[k].exists(), extract)
+    return files
+
+
+def read_sharded_features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
+    """Return features (N, D) of all images, the same bits as `extractor(images)`."""
+    files = extract_features_in_shards(extractor, images, out)
+    shared_work.recreate_damaged(files, lambda: extract_features_in_shards(extractor, images, out), log.warning)
+    return torch.cat([torch.from_numpy(np.load(file)["features"]) for file in files])

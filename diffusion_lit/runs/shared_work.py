@@ -1,8 +1,9 @@
-"""Work shared by any number of processes, on any number of hosts, that have nothing in common but a folder.
+"""Share work among any number of processes on any number of hosts that have only a folder in common.
 
-The work is cut into pieces, each of which leaves a file. A process takes a piece that is neither there nor in another
-one's hands, until all are there. A piece is held by a lock that falls with its process, and a file has its name only
-when it is whole: so a process may be killed at any time, and others, or the same command started again, go on.
+The work consists of tasks that each write a file. A process takes a task whose file is missing
+and whose lock is free, until all files exist. The operating system releases the lock of a
+killed process, and files are written atomically, so processes may be killed and started again
+at any time.
 """
 
 import errno
@@ -19,44 +20,48 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import is_abandoned, write_atomically
 from diffusion_lit.system.platform import lock_byte
 
-WAIT = 0.5  # seconds between two looks at what the others do
+POLL_SECONDS = 0.5
 
 
 def share_work(
     lock: Path,
     count: int,
-    done: Callable[[int], bool],
+    is_done: Callable[[int], bool],
     make: Callable[[int], None],
     report: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Make all of `count` pieces, together with every process that calls this with the same `lock`.
+    """Do tasks 0 to `count` - 1 together with every process that calls this with the same lock
+    file, and return when all are done.
 
-    Returns when all pieces are done, whoever made them. `report` is called with the number that is done, before each
-    piece and each wait.
+    Without locks (some network file systems) a task may be done twice, which only costs time;
+    processes take the tasks in different orders to make that rare.
 
-    Where a file system has no locks, pieces may be made twice, which costs time and nothing else; so each process has
-    an order of its own.
+    Args:
+        lock: file of which byte k is locked during task k.
+        is_done: whether the file of task k exists.
+        make: does task k.
+        report: called with the number of tasks done, before each task and each wait.
     """
     order = random.SystemRandom().sample(range(count), count)
     with open(lock, "ab") as file:
-        while missing := [k for k in order if not done(k)]:
+        while missing := [k for k in order if not is_done(k)]:
             report(count - len(missing))
-            if not any(_taken(file, k, done, make) for k in missing):
-                time.sleep(WAIT)
+            if not any(_try_task(file, k, is_done, make) for k in missing):
+                time.sleep(POLL_SECONDS)
 
 
-def _taken(file, k: int, done: Callable[[int], bool], make: Callable[[int], None]) -> bool:
-    """Make piece k, unless another process has made it or is making it."""
-    with _held(file, k) as mine:
-        if not mine or done(k):
+def _try_task(file, k: int, is_done: Callable[[int], bool], make: Callable[[int], None]) -> bool:
+    """Do task k and return True, unless another process has done it or is doing it."""
+    with _try_lock(file, k) as is_locked:
+        if not is_locked or is_done(k):
             return False
         make(k)
         return True
 
 
 @contextmanager
-def _held(file, k: int) -> Iterator[bool]:
-    """Lock byte k of the lock file if it is free, and yield whether it was. NFS has these locks too."""
+def _try_lock(file, k: int) -> Iterator[bool]:
+    """Lock byte k if it is free, and yield whether it was. NFS has these locks too."""
     try:
         lock_byte(file.fileno(), k)
     except OSError as error:
@@ -70,8 +75,34 @@ def _held(file, k: int) -> Iterator[bool]:
             lock_byte(file.fileno(), k, held=False)
 
 
+def claim_folder(plan: dict, out: Path) -> None:
+    """Write plan.json, which says what a folder is for, or check that the one there is equal.
+
+    Raises:
+        UserError: exit 5 if the plan differs, the folder holds other files, or it cannot be made.
+    """
+    file = out / "plan.json"
+
+    def write_plan(_: int) -> None:
+        if any(not path.name.startswith(".") for path in out.iterdir()) and not file.exists():
+            raise UserError(Exit.OUTPUT, f"out={out} is not empty and holds no shards. Choose a new folder")
+        write_json(file, plan)
+
+    run_dir.make_folder(out)
+    share_work(out / ".lock", 1, lambda _: file.exists(), write_plan)
+    try:
+        before, now = flatten_config(json.loads(file.read_text())), flatten_config(json.loads(json.dumps(plan)))
+    except (ValueError, AttributeError) as error:
+        raise UserError(Exit.OUTPUT, f"{file} is damaged ({error}). Choose a new folder") from None
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if differing:
+        lines = "\n  ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing[:5])
+        hint = "Restore these values (checkpoint=<step> if training continued), or choose a new folder"
+        raise UserError(Exit.OUTPUT, f"out={out} holds shards of another request:\n  {lines}\n{hint}")
+
+
 def save_arrays(file: Path, **arrays) -> None:
-    """Write arrays to an .npz file."""
+    """Write arrays to an .npz file atomically."""
     import numpy as np
 
     file.parent.mkdir(exist_ok=True)
@@ -80,13 +111,14 @@ def save_arrays(file: Path, **arrays) -> None:
 
 
 def write_json(file: Path, value: dict) -> None:
+    """Write a JSON file atomically."""
     with write_atomically(file, many=True) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def remove_left_overs(run_dir: Path) -> None:
-    """Remove what processes left that were killed: of this host at once, of others when it is a day old."""
-    for file in run_dir.glob(".*.tmp"):
+def remove_abandoned_files(folder: Path) -> None:
+    """Remove temporary files of killed processes: of this host at once, of others after a day."""
+    for file in folder.glob(".*.tmp"):
         with suppress(OSError):
             if is_abandoned(file):
                 file.unlink()
@@ -94,42 +126,15 @@ def remove_left_overs(run_dir: Path) -> None:
 
 def recreate_damaged(
     files: Sequence[Path],
-    again: Callable[[], None],
+    recreate: Callable[[], None],
     warn: Callable[[str], None],
-    done: Callable[[], bool] = lambda: False,
+    is_done: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Verify the checksums of every .npz, remove damaged files and call `again`, until all are intact.
-
-    Stops early where `done` says that other processes have finished everything.
+    """Verify the checksums of .npz files, remove damaged ones and call `recreate`, until all
+    are intact or `is_done` says that another process has finished everything.
     """
-    while (faults := {file: why for file in files if (why := checkpoints.find_damage(file))}) and not done():
-        for file, why in faults.items():
-            warn(f"{file} is damaged ({why}): it is made again")
+    while (damaged := {file: why for file in files if (why := checkpoints.find_damage(file))}) and not is_done():
+        for file, why in damaged.items():
+            warn(f"{file} is damaged ({why}) and will be made again")
             file.unlink(missing_ok=True)
-        again()
-
-
-def claim_folder(plan: dict, out: Path) -> None:
-    """Write to plan.json what is made in a folder, or check that the plan there is the same.
-
-    Raises:
-        UserError: exit 5 if the plan differs, the folder holds other files, or it cannot be made.
-    """
-    file = out / "plan.json"
-
-    def write(_: int) -> None:
-        if any(not path.name.startswith(".") for path in out.iterdir()) and not file.exists():
-            raise UserError(Exit.OUTPUT, f"out={out} is not empty, and no shards: choose a new folder")
-        write_json(file, plan)
-
-    run_dir.make_folder(out)
-    share_work(out / ".lock", 1, lambda _: file.exists(), write)
-    try:
-        before, now = flatten_config(json.loads(file.read_text())), flatten_config(json.loads(json.dumps(plan)))
-    except (ValueError, AttributeError) as error:
-        raise UserError(Exit.OUTPUT, f"{file} is damaged ({error}): choose a new folder") from None
-    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if differing:
-        lines = "\n  ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing[:5])
-        hint = "say what was said there (checkpoint=<step> if training went on), or choose a new folder"
-        raise UserError(Exit.OUTPUT, f"out={out} holds shards of something else:\n  {lines}\n{hint}")
+        recreate()

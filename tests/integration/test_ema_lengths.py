@@ -206,8 +206,8 @@ def test_a_length_that_snapshots_cannot_tell_is_told_of_and_damaged_ones_are_pas
     path = posthoc_ema.snapshot_path(copy, 4)
     path.write_bytes(path.read_bytes()[:-100])
     TrainedModel.from_run(copy, device="cpu", ema_length=0.01, warn=told.append)
-    assert told[0].startswith(f"{path} is passed over: ")
-    assert "ema_length=0.01 is made of 2 snapshots of lengths 0.05 and 0.1: its profile is met within" in told[1]
+    assert told[0].startswith(f"{path} is skipped: ")
+    assert "ema_length=0.01 is made of 2 snapshots of lengths 0.05 and 0.1. Its profile differs by" in told[1]
     names, weights = weights_over_time(copy, 12)
     made = flat(names, posthoc_ema.reconstruct_ema(copy, checkpoints.checkpoint_path(copy, 12), 0.07, told.append))
     assert distance(made, tracked(weights, 0.07)[-1]) < 1e-2
@@ -258,7 +258,7 @@ def test_runs_without_snapshots_say_what_is_missing(dense, tmp_path):
     (copy / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     words = [f"run={copy}", "ema_length=0.1", "weights=net", "out=out"]
     printed = run("sample", *words, cwd=tmp_path, code=2)
-    assert "takes training with ema_snapshot_every=<steps>" in printed
+    assert "Train with ema_snapshot_every=<steps>" in printed
     assert "weights=net the raw ones: leave one out" in printed
     printed = run("sample", f"run={copy}", "ema_length=0.3", "out=out", cwd=tmp_path, code=2)
     assert "ema_length=0.3: must be at most 0.28" in printed

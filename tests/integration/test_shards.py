@@ -93,7 +93,7 @@ def test_images_that_are_damaged_later_are_made_again(tiny_run, tmp_path, damage
     images.write_bytes(other.get(damage, data))
     if damage == "manifest":
         manifest.write_text(manifest.read_text()[:-20])
-    assert "images.npy or its manifest is damaged: all is made again" in run("evaluate", *words, cwd=tmp_path)
+    assert "images.npy or its manifest is damaged and will be made again" in run("evaluate", *words, cwd=tmp_path)
     assert images.read_bytes() == data
     assert numbers(out) == measured
     assert "damaged" not in run("evaluate", *words, cwd=tmp_path)
@@ -177,7 +177,7 @@ def test_without_locks_pieces_are_made_all_the_same(tmp_path, monkeypatch):
 
 def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
     """Without locks the shards of one who puts them together may be removed by another who has done so."""
-    shared_work.recreate_damaged([tmp_path / "gone.npz"], pytest.fail, print, done=lambda: True)
+    shared_work.recreate_damaged([tmp_path / "gone.npz"], pytest.fail, print, is_done=lambda: True)
     made = []
     shared_work.recreate_damaged(
         [tmp_path / "1.npz"], lambda: made.append(shared_work.save_arrays(tmp_path / "1.npz", k=1)), print
@@ -192,7 +192,7 @@ def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
         for path in (dead, elsewhere, old, tmp_path / "images.npy"):
             path.write_bytes(b"half")
         os.utime(old, (0, 0))
-        shared_work.remove_left_overs(tmp_path)
+        shared_work.remove_abandoned_files(tmp_path)
         assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "images.npy"}
 
 
