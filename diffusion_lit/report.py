@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.report run=<folder>`: one HTML page of a run or of several, which needs nothing else."""
+"""`python -m diffusion_lit.report run=<folder>`: write one self-contained HTML page about one or more runs."""
 
 import logging
 from pathlib import Path
@@ -14,39 +14,37 @@ log = logging.getLogger("diffusion_lit.report")
 
 
 def main() -> None:
-    launch("report", report, prepare=lambda overrides, config_dir: overrides, check=lambda config: runs_of(config))
+    """Run the command."""
+    launch("report", report, prepare=lambda overrides, config_dir: overrides, check=lambda config: find_runs(config))
 
 
-def runs_of(config: DictConfig) -> list[Path]:
+def find_runs(config: DictConfig) -> list[Path]:
     """Return the run folders of a page, those of a sweep best first.
 
     Raises:
-        UserError: exit 2 unless exactly one of run, runs and sweep is set; exit 4 if there are no runs.
+        UserError: exit 2 unless exactly one of run, runs and sweep is set; exit 4 if there are
+            no runs.
     """
     if sum(config[key] is not None for key in ("run", "runs", "sweep")) != 1:
         raise UserError(Exit.CONFIG, "add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
     if config.sweep is None:
         return [run_dir.require_run_dir(run) for run in config.runs or [config.run]]
-    sweep = Path(config.sweep).expanduser()
-    jobs = sweeps.list_jobs(sweep)
+    jobs = sweeps.list_jobs(Path(config.sweep).expanduser())
     runs = [job for job in jobs if run_dir.is_run_dir(job.folder)]
     if not runs:
         raise UserError(Exit.CHECKPOINT, f"sweep={config.sweep}: there are no runs in it")
-    metric = config.by or sweeps.read_sweep_metric(jobs)
-    if config.by and config.by not in sweeps.list_metrics(jobs):
-        there = ", ".join(sweeps.list_metrics(jobs)) or "none yet"
-        raise UserError(Exit.CONFIG, f"by={metric}: no run of this sweep has it; there are {there}")
-    sign = -1 if metric in sweeps.HIGHER_IS_BETTER else 1
-    worst = float("inf")
-    order = {job.folder: worst if job.number(metric) is None else sign * job.number(metric) for job in runs}
-    return sorted(order, key=order.get)
+    metric, metrics = config.by or sweeps.read_sweep_metric(jobs), sweeps.list_metrics(jobs)
+    if config.by and config.by not in metrics:
+        hint = f"Choose one of: {', '.join(metrics)}" if metrics else "No run has finished yet"
+        raise UserError(Exit.CONFIG, f"by={metric}: no run of this sweep has this metric. {hint}")
+    return [job.folder for job in sorted(runs, key=lambda job: sweeps.rank_value(job.value(metric), metric))]
 
 
 def report(config: DictConfig) -> None:
     """Write the page of a run, of several runs or of a sweep."""
     from diffusion_lit.figures.page import render_page
 
-    runs = runs_of(config)
+    runs = find_runs(config)
     sweep = Path(config.sweep).expanduser() if config.sweep else None
     home = sweep or (runs[0] if len(runs) == 1 else Path())
     out = Path(config.out).expanduser() if config.out else home / "report.html"

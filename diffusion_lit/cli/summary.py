@@ -57,7 +57,7 @@ def format_failures(jobs: list[sweeps.Job], keys: list[str]) -> list[str]:
     bad = [job for job in jobs if job.status != "finished"]
     lines = []
     for job in bad[:FAILURES_TOLD]:
-        what = " ".join(f"{key}={job.words[key]}" for key in keys if key in job.words)
+        what = " ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides)
         why = job.result.get("error") or (f"exit code {job.result['exit_code']}" if "exit_code" in job.result else "")
         name = f"{job.folder.name} ({what})" if what else job.folder.name
         lines.append(f"{job.status:<10} {name}{': ' * bool(why)}{why}")
@@ -76,7 +76,7 @@ def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequen
     numbers.add_column("")
     for k, group in enumerate(groups):
         bad = sum(job.status != "finished" for job in group.jobs)
-        means = [(group.mean, group.half), *[sweeps.mean_over_jobs(group.jobs, metric) for metric in names[1:]]]
+        means = [(group.mean, group.half_width), *[sweeps.mean_over_jobs(group.jobs, metric) for metric in names[1:]]]
         cells = ["" if value is None else f"{value:.5g}" for pair in means for value in pair]
         best = "<- best" if k == 0 and group.numbers and len(groups) > 1 else ""
         numbers.add_row(

@@ -68,7 +68,8 @@ def draw_figures(
     count, model, models = config.images_per_class, subject.model, {}
     if model:
         models = {
-            name: model.with_sampler(make_configured_sampler({"sampler": settings})) for name, settings in samplers.items()
+            name: model.with_sampler(make_configured_sampler({"sampler": settings}))
+            for name, settings in samplers.items()
         }
     recipes = recipes or {subject.name: subject.diffusion}
     with progress_bar("sampling") as bar:

@@ -9,8 +9,8 @@ from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, shorten_number
 def sort_jobs(jobs: list[Job], metric: str) -> list[Job]:
     """Return the jobs that have the metric, best first, cheaper first where equal."""
     sign = -1 if metric in HIGHER_IS_BETTER else 1
-    measured = [job for job in jobs if job.number(metric) is not None]
-    return sorted(measured, key=lambda job: (sign * job.number(metric), job.result["nfe"]))
+    measured = [job for job in jobs if job.value(metric) is not None]
+    return sorted(measured, key=lambda job: (sign * job.value(metric), job.result["nfe"]))
 
 
 def find_pareto_front(jobs: list[Job], metric: str) -> list[Job]:
@@ -33,10 +33,10 @@ def format_pareto(jobs: list[Job], keys: list[str], metric: str, metrics: list[s
     for job in sort_jobs(jobs, metric):
         low, high = (job.result.get(f"{metric}_{end}") for end in ("low", "high"))
         interval = f"  [{low:.4g}, {high:.4g}]" if low is not None else ""
-        others = [f"{value:.4g}" if (value := job.number(name)) is not None else "" for name in metrics]
-        values = [shorten_number(job.words.get(key, "")) for key in keys]
+        others = [f"{value:.4g}" if (value := job.value(name)) is not None else "" for name in metrics]
+        values = [shorten_number(job.overrides.get(key, "")) for key in keys]
         mark = "Pareto front" if job in front else ""
-        table.add_row(*values, f"{job.result['nfe']:g}", f"{job.number(metric):.4g}{interval}", *others, mark)
+        table.add_row(*values, f"{job.result['nfe']:g}", f"{job.value(metric):.4g}{interval}", *others, mark)
     return table
 
 
@@ -44,20 +44,20 @@ def draw_pareto(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Pa
     """Write a plot of the metric over NFE: a point with its interval for each job, the Pareto front as a line."""
     figure, ((ax,),) = create_axes(1, 1, f"{metric} ({'higher' if metric in HIGHER_IS_BETTER else 'lower'} is better)")
     figure.set_size_inches(8, 5)
-    front, jobs = find_pareto_front(jobs, metric), [job for job in jobs if job.number(metric) is not None]
+    front, jobs = find_pareto_front(jobs, metric), [job for job in jobs if job.value(metric) is not None]
     costs = dict.fromkeys(sorted(job.result["nfe"] for job in jobs), 0)
     ticks = list(costs)
     for job in jobs:
-        value, cost = job.number(metric), job.result["nfe"]
+        value, cost = job.value(metric), job.result["nfe"]
         x, costs[cost] = cost * 1.015 ** costs[cost], costs[cost] + 1  # side by side where the cost is equal
         low, high = (job.result.get(f"{metric}_{end}", value) for end in ("low", "high"))
         color = ORANGE if job in front else BLUE
         error = [[abs(value - low)], [abs(high - value)]]
         ax.errorbar(x, value, yerr=error, fmt="o", ms=4, color=color, capsize=2, elinewidth=0.6)
         if job in front:
-            label = "  ".join(shorten_number(job.words.get(key, "")) for key in keys)
+            label = "  ".join(shorten_number(job.overrides.get(key, "")) for key in keys)
             ax.annotate(label, (x, value), (6, -12), textcoords="offset points", fontsize=8, color=color)
-    ax.plot([job.result["nfe"] for job in front], [job.number(metric) for job in front], color=GRAY, zorder=0)
+    ax.plot([job.result["nfe"] for job in front], [job.value(metric) for job in front], color=GRAY, zorder=0)
     ax.set_xlabel(f"network evaluations per image (NFE), labels: {', '.join(keys)}" if keys else "NFE")
     ax.set_ylabel(f"{metric} and its 95 % interval")
     ax.set_xscale("log")

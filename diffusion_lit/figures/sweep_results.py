@@ -73,7 +73,7 @@ def plot_sweep(groups: list[JobGroup], keys: list[str], metric: str, title: str)
     for ax in axes[len(panels) :]:
         ax.remove()
     notes = ["points are jobs"]
-    if panels[0].has_means and any(group.half is not None for group in groups):
+    if panels[0].has_means and any(group.half_width is not None for group in groups):
         notes.append("bars are 95 % intervals of the mean over seeds")
     if any(len(group.numbers) < len(group.jobs) for group in groups):
         notes.append("crosses are jobs without a value")
@@ -136,7 +136,7 @@ def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colors: dict) -> 
         measured = [(x, group) for x, group in located if group.numbers and panel.has_means]
         failed = [(x, worse_edge) for x, group in located if len(group.numbers) < len(group.jobs)]
         if measured:
-            error = {"yerr" if numbers else "xerr": [group.half or 0.0 for _, group in measured]}
+            error = {"yerr" if numbers else "xerr": [group.half_width or 0.0 for _, group in measured]}
             style = {"fmt": "D-" if numbers else "D", "markersize": 6, "markerfacecolor": "white", "capsize": 3}
             means = orient([(x, group.mean) for x, group in measured])
             ax.errorbar(*means, **error, **style, color=colors[label], linewidth=1, label=label)
@@ -167,7 +167,7 @@ def scale_metric(ax, panel: Panel, groups: list[JobGroup], metric: str) -> None:
     """
     values = [number for group in groups for number in group.numbers]
     low, high = min(values), max(values)
-    ends = [group.mean + sign * (group.half or 0.0) for group in groups if group.numbers for sign in (-1, 1)]
+    ends = [group.mean + sign * (group.half_width or 0.0) for group in groups if group.numbers for sign in (-1, 1)]
     is_log = metric not in HIGHER_IS_BETTER and low > 0 and high > LOG_RATIO * low
     if is_log:
         limits = max(min(ends), low / 3) / 1.2, min(max(ends), high * 3) * 1.2

@@ -1,12 +1,12 @@
-"""The folder of a sweep: its jobs, and what they come to over seeds.
+"""Read the folder of a sweep: its jobs, their statistics over seeds, and results.csv.
 
-A job is a run folder: command.txt says what it was, result.json how it ended.
+A job is a run folder. command.txt has its overrides, result.json how it ended.
 """
 
 import csv
 import math
 import os
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,10 +16,10 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import lock
 
-HIGHER_IS_BETTER = {  # of result.json; else lower is
+HIGHER_IS_BETTER = {  # keys of result.json; of all others lower is better
     "class_accuracy", "class_accuracy_real", "images_per_second", "precision", "recall", "density", "coverage",
 }  # fmt: skip
-NOT_SWEPT = {"resume", "run_dir", "accept", "run"}  # a job that was resumed is still the same job
+NOT_SWEPT = {"resume", "run_dir", "accept", "run"}  # a resumed job is still the same job
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,16 @@ class Job:
     """One run of a sweep."""
 
     folder: Path
-    words: dict[str, str]  # key to value, as on its command line; of an evaluation also those of its run
+    overrides: dict[str, str]  # of an evaluation also those of its run
     result: dict[str, object]  # single values of result.json
 
     @property
     def status(self) -> str:
-        return self.result.get("status", "unfinished")  # killed, or still running
+        """Status of result.json; "unfinished" for a run that was killed or still runs."""
+        return self.result.get("status", "unfinished")
 
-    def number(self, metric: str) -> float | None:
-        """The value to compare; None if the run did not finish or the value is no finite number."""
+    def value(self, metric: str) -> float | None:
+        """Return a metric; None if the run did not finish or the value is not a finite number."""
         value = self.result.get(metric)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return float(value) if self.status == "finished" and is_number else None
@@ -43,69 +44,90 @@ class Job:
 
 @dataclass(frozen=True)
 class JobGroup:
-    """The jobs of one combination of swept values, over seeds."""
+    """The jobs with the same swept values, over seeds."""
 
     values: tuple[str, ...]
-    first: int  # place of its first job among all
+    first: int  # index of its first job in the sweep
     jobs: list[Job]
-    numbers: list[float]  # of the jobs that have one
+    numbers: list[float]  # of the jobs that have the metric
     mean: float | None
-    half: float | None  # of the 95 % interval of the mean; None with less than two numbers
+    half_width: float | None  # of the 95 % interval of the mean; None for fewer than two numbers
 
 
-# ------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def list_jobs(sweep: Path) -> list[Job]:
-    """The jobs that were started, in their order."""
+    """Return the jobs that were started, in their order."""
     folders = [path for path in sweep.glob("*/") if (path / "train.log").exists() or (path / "command.txt").exists()]
-    return [_job(path) for path in sorted(folders, key=lambda path: (path.name.zfill(9), path.name))]
+    return [_read_job(path) for path in sorted(folders, key=lambda path: (path.name.zfill(9), path.name))]
 
 
-def _job(path: Path) -> Job:
-    words = read_job_overrides(path)
+def _read_job(path: Path) -> Job:
     result = run_dir.read_result(path)
-    words = result.get("trained", {}) | words
+    overrides = result.get("trained", {}) | read_job_overrides(path)
     numbers = {key: value for key, value in result.items() if not isinstance(value, list | dict)}
-    return Job(path, {key: value for key, value in words.items() if key not in NOT_SWEPT}, numbers)
+    return Job(path, {key: value for key, value in overrides.items() if key not in NOT_SWEPT}, numbers)
 
 
 def read_job_overrides(path: Path) -> dict[str, str]:
-    """Key to value of the command line that a folder holds; nothing of one that was stopped before it wrote one."""
+    """Return the overrides of a folder by key; {} for a job that ended before it wrote them."""
     with suppress(UserError):
-        return dict(word.partition("=")[::2] for word in run_dir.read_overrides(path))
+        return dict(override.partition("=")[::2] for override in run_dir.read_overrides(path))
     return {}
 
 
 def find_swept_keys(jobs: list[Job]) -> list[str]:
-    """The keys that have more than one value."""
-    keys = dict.fromkeys(key for job in jobs for key in job.words)
-    return [key for key in keys if len({job.words.get(key) for job in jobs if job.words}) > 1]
+    """Return the keys that have more than one value."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs if job.overrides}) > 1]
+
+
+def list_metrics(jobs: list[Job]) -> list[str]:
+    """Return the metrics that at least one job has."""
+    names = dict.fromkeys(name for job in jobs for name in job.result if name != "exit_code")
+    return [name for name in names if any(job.value(name) is not None for job in jobs)]
 
 
 def read_sweep_metric(jobs: list[Job]) -> str:
-    """What the sweep compares, by the configuration of its first job that has one."""
+    """Return the metric that a sweep compares, from the configuration of its first job that has one."""
     for job in jobs:
         with suppress(UserError):
             return run_dir.read_run_config(job.folder)["metric"]
     return "val/loss"
 
 
+# ------------------------------------------------------------------------------------------ statistics
+
+
 def group_jobs(jobs: list[Job], keys: list[str], metric: str) -> list[JobGroup]:
-    """The jobs by their values of `keys`, best mean first, those without a mean last."""
+    """Return the jobs grouped by their values of `keys`, best mean first, those without a mean last."""
     members: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
-        members.setdefault(tuple(job.words.get(key, "") for key in keys), []).append(job)
+        members.setdefault(tuple(job.overrides.get(key, "") for key in keys), []).append(job)
     groups = []
     for values, same in members.items():
-        numbers = [number for job in same if (number := job.number(metric)) is not None]
+        numbers = [number for job in same if (number := job.value(metric)) is not None]
         groups.append(JobGroup(values, jobs.index(same[0]), same, numbers, *mean_and_half_width(numbers)))
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
-    return sorted(groups, key=lambda group: math.inf if group.mean is None else sign * group.mean)
+    return sorted(groups, key=lambda group: rank_value(group.mean, metric))
+
+
+def rank_value(value: float | None, metric: str) -> float:
+    """Return a sort key that puts the best value first and None last."""
+    if value is None:
+        return math.inf
+    return -value if metric in HIGHER_IS_BETTER else value
+
+
+def mean_over_jobs(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
+    """Return mean and half width of the 95 % interval of a metric over jobs."""
+    return mean_and_half_width([number for job in jobs if (number := job.value(metric)) is not None])
 
 
 def mean_and_half_width(numbers: list[float]) -> tuple[float | None, float | None]:
-    """The mean and half the width of its 95 % interval, mean ± t(0.975, n - 1) s / sqrt(n) (Student 1908)."""
+    """Return the mean and half the width of its 95 % interval, mean ± t(0.975, n - 1) s / sqrt(n)
+    (Student 1908). What too few numbers do not determine is None.
+    """
     from scipy.special import stdtrit
 
     n = len(numbers)
@@ -114,82 +136,69 @@ def mean_and_half_width(numbers: list[float]) -> tuple[float | None, float | Non
     return fmean(numbers), float(stdtrit(n - 1, 0.975)) * stdev(numbers) / math.sqrt(n)
 
 
-# ------------------------------------------------------------------------------------------- what jobs leave
+def shorten_number(text: str) -> str:
+    """Return a number with at most four digits (optuna's have sixteen), other text as it is."""
+    with suppress(ValueError):
+        return min(text, f"{float(text):.4g}", key=len)
+    return text
 
 
 def sweep_objective(result: dict, metric: str) -> float:
-    """The value of a finished run that a sweeper optimises, the worst one there is if the run has none."""
-    number = Job(Path(), {}, result).number(metric)
-    return worst_objective(metric) if number is None else number
+    """Return the value of a run that a sweeper optimizes; the worst value if the run has none."""
+    value = Job(Path(), {}, result).value(metric)
+    return worst_objective(metric) if value is None else value
 
 
 def worst_objective(metric: str | None) -> float:
-    """What a failed job counts: optuna ends a study at a value that is none, and ranks an infinite one last."""
+    """Return the value of a failed job. It is infinite: optuna ends a study at None."""
     return -math.inf if metric in HIGHER_IS_BETTER else math.inf
 
 
+# ------------------------------------------------------------------------------------------ writing
+
+
 def write_failed_job(run: Path, overrides: list[str], error: BaseException) -> None:
-    """command.txt and result.json of a job that ended by an error."""
+    """Write command.txt and result.json of a job that ended by an error."""
     code = getattr(error, "exit_code", getattr(error, "code", 1))
-    code = int(Exit.SIGINT) if isinstance(error, KeyboardInterrupt) else int(code)
+    code = int(Exit.SIGINT if isinstance(error, KeyboardInterrupt) else code)
     name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    stopped = code in (Exit.SIGINT, Exit.SIGTERM)
-    with suppress(OSError):  # a full disk; the error itself is told
+    status = "interrupted" if code in (Exit.SIGINT, Exit.SIGTERM) else "failed"
+    text = name + (str(error).splitlines() or [""])[0]
+    with suppress(OSError):  # a full disk; the error itself is reported
         if not (run / "command.txt").exists():
             run_dir.append_command(run, overrides)
-        text = name + (str(error).splitlines() or [""])[0]
-        status = "interrupted" if stopped else "failed"
         run_dir.write_result(run, {"status": status, "exit_code": code, "error": text})
 
 
 def write_sweep_results(sweep: Path) -> list[Job]:
-    """results.csv: a row for each job with what was swept, how it ended and every single value of its result.json.
+    """Write results.csv, a row for each job with its swept values, status and results, and
+    return the jobs. Writes nothing in a folder without jobs.
 
-    Written anew after every job; jobs in several processes wait for each other. Nothing in a folder without jobs.
+    Called after every job, also of jobs in several processes, which wait for each other.
     """
     if not sweep.is_dir():
         return []
-    with _locked(sweep):
-        jobs = list_jobs(sweep)
-        if not jobs:  # of another command, such as sample
-            return []
-        keys = find_swept_keys(jobs)
-        found = dict.fromkeys(name for job in jobs for name in job.result)
-        names = [name for name in found if name not in ("status", "exit_code")]
-        # many: the lock may hold on one machine only
-        with write_atomically(sweep / "results.csv", many=True) as beside, open(beside, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["job", *keys, "status", "exit_code", *names, "folder"])
-            for job in jobs:
-                values = [job.words.get(key) for key in keys]
-                ended = [job.status, job.result.get("exit_code"), *[job.result.get(name) for name in names]]
-                writer.writerow([job.folder.name, *values, *ended, run_dir.display_path(job.folder)])
-    return jobs
-
-
-@contextmanager
-def _locked(path: Path):
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(sweep, os.O_RDONLY)
     try:
-        with suppress(OSError):  # no locks here; the table is written again after the last job
+        with suppress(OSError):  # without locks the table is complete after the last job
             lock(descriptor, wait=True)
-        yield
+        jobs = list_jobs(sweep)
+        if jobs:
+            _write_table(sweep / "results.csv", jobs)
+        return jobs
     finally:
         os.close(descriptor)
 
 
-def list_metrics(jobs: list[Job]) -> list[str]:
-    """What could be compared: the numbers of the results."""
-    names = dict.fromkeys(name for job in jobs for name in job.result)
-    return [name for name in names if name != "exit_code" and any(job.number(name) is not None for job in jobs)]
-
-
-def shorten_number(value: str) -> str:
-    """A number with at most four digits (optuna's have sixteen), other text as it is."""
-    with suppress(ValueError):
-        return min(value, f"{float(value):.4g}", key=len)
-    return value
-
-
-def mean_over_jobs(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
-    return mean_and_half_width([number for job in jobs if (number := job.number(metric)) is not None])
+def _write_table(path: Path, jobs: list[Job]) -> None:
+    keys = find_swept_keys(jobs)
+    names = ["status", "exit_code"]
+    names += dict.fromkeys(name for job in jobs for name in job.result if name not in names)
+    # many: the lock may hold on one host only
+    with write_atomically(path, many=True) as beside, open(beside, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", *keys, *names, "folder"])
+        for job in jobs:
+            values = {"status": job.status} | {name: job.result.get(name) for name in names[1:]}
+            swept = [job.overrides.get(key) for key in keys]
+            writer.writerow([job.folder.name, *swept, *values.values(), run_dir.display_path(job.folder)])

@@ -97,7 +97,7 @@ def test_what_cannot_be_shown_is_told(tmp_path, words, code, told):
 
 
 def test_a_sweep_is_sorted_by_what_it_has(sweep, tmp_path):
-    assert "by=quality: no run of this sweep has it; there are" in run(
+    assert "by=quality: no run of this sweep has this metric. Choose one of:" in run(
         "report", f"sweep={sweep}", "by=quality", cwd=tmp_path, code=2
     )
     run("report", f"sweep={sweep}", "by=val/loss", "out=page.html", cwd=tmp_path)

@@ -46,7 +46,7 @@ def test_swept_keys_are_those_with_more_than_one_value(tmp_path):
     space = {"weighting": ["snr", "p2"], "ema": ["none"], "model.attention_levels": ["[]", "[1,2]"], "seed": [0, 1]}
     jobs = sweeps.list_jobs(write_sweep(tmp_path, space, lambda *values: None))
     assert sweeps.find_swept_keys(jobs) == ["weighting", "model.attention_levels", "seed"]
-    assert jobs[2].words["model.attention_levels"] == "[1,2]"
+    assert jobs[2].overrides["model.attention_levels"] == "[1,2]"
 
 
 def test_a_job_that_was_resumed_is_the_same_job(tmp_path):
@@ -220,7 +220,7 @@ def test_points_means_and_bars_are_where_the_numbers_are(tmp_path):
     (ax,) = figure.axes
     (bars,) = ax.containers
     ends = [tuple(segment[:, 0]) for segment in bars.lines[2][0].get_segments()]
-    assert ends == [pytest.approx((g.mean - g.half, g.mean + g.half)) for g in groups]
+    assert ends == [pytest.approx((g.mean - g.half_width, g.mean + g.half_width)) for g in groups]
     (points,) = [line for line in ax.lines if line.get_marker() == "o"]
     assert sorted(points.get_xdata()) == [1, 1, 2, 2, 5, 5]
 
