@@ -8,10 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.compose import CONF, compose_configs, resolve_data, sampler_faults
+from diffusion_lit.config.compose import compose_configs, resolve_data, sampler_faults
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.expand import expand_overrides
-from diffusion_lit.config.groups import read_option
+from diffusion_lit.config.groups import CONF, read_option
 from diffusion_lit.config.overrides import read_override
 from diffusion_lit.config.schema import FIGURES
 from diffusion_lit.runs import checkpoints, run_dir, stored_config

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import locate
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.networks.unet import UNet

@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
 from diffusion_lit.cli.sweep import Task, plan_sweep, run_sweep
-from diffusion_lit.config.compose import CONF, compose_configs, compose_hydra_settings, render_help
+from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.overrides import format_override
+from diffusion_lit.config.reference import render_help
 from diffusion_lit.config.secrets import refuse_secrets
 from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console

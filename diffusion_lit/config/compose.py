@@ -10,12 +10,10 @@ import copy
 import inspect
 import re
 import secrets
-import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from textwrap import fill
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -24,32 +22,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
+from diffusion_lit.config.groups import CONF, list_groups, list_option_keys
 from diffusion_lit.config.overrides import CONFIG_DIR, expand_sweeps
+from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, argument_faults, flatten
 from diffusion_lit.system.errors import Exit, UserError
 
-_HERE = Path(__file__).parents[1]
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in the wheel, in a checkout
-
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
-
-
-def render_help(config_name: str, words: list[str]) -> str:
-    """What `--help` prints: the command, its groups and run-level keys; with names of groups, the files of those."""
-    text = (CONF / f"{config_name}.yaml").read_text()
-    groups = _groups(config_name, [CONF])
-    files = [CONF / word / f"{name}.yaml" for word in words if word in groups for name in groups[word]]
-    if files:
-        return "\n".join(f"---- {file.parent.name}={file.stem}\n{file.read_text()}" for file in files)
-    keys = [line.partition(" # ") for line in text.splitlines() if re.match(r"(?!defaults|hydra)\w+:", line)]
-    return string.Template(OmegaConf.create(text).hydra.help.template).substitute(
-        APP_CONFIG_GROUPS="\n".join(
-            fill("  ".join(names), 110, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14)
-            for group, names in groups.items()
-        ),
-        CONFIG="\n".join(f"  {key:<27} {comment}".rstrip() for key, _, comment in keys),
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- composing
@@ -70,7 +50,7 @@ def compose_configs(
         UserError: exit 2, one line for each fault.
     """
     folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
-    groups = _groups(config_name, folders)
+    groups = list_groups(config_name, folders)
     configs = []
     with _composing():
         lines, faults, broken = expand_sweeps(overrides, groups, multirun)
@@ -103,7 +83,7 @@ def compose_hydra_settings(config_name: str, overrides: list[str], config_dir: s
     """
     folders = [CONF] + ([_own_folder(config_dir)] if config_dir else [])
     with _composing():
-        lines, _, _ = expand_sweeps(overrides, _groups(config_name, folders), multirun=True)
+        lines, _, _ = expand_sweeps(overrides, list_groups(config_name, folders), multirun=True)
         words = [*_searched(folders[1:]), *[word.input_line for word in next(lines)]]
         return compose(config_name, words, return_hydra_config=True).hydra
 
@@ -141,16 +121,6 @@ def _own_folder(config_dir: str) -> Path:
     return folder
 
 
-def _groups(config_name: str, folders: list[Path]) -> dict[str, list[str]]:
-    """The groups of a command in the order of its yaml, and the names one can choose, the default first."""
-    groups = {}
-    for entry in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
-        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
-            names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
-            groups[group] = sorted(names, key=lambda name: name != default)
-    return groups
-
-
 @lru_cache(maxsize=64)  # half a second of reading yaml; what was checked is also what a job gets
 def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...], words: tuple[str, ...]) -> Choices:
     searched = _searched(folders)
@@ -166,7 +136,11 @@ def _choose(config_name: str, groups: tuple[str, ...], folders: tuple[Path, ...]
                 del config[group][key]
         if _another_model(config_name, searched, words, chosen):
             config.model = files.model  # widths and levels of one network say nothing of another
-    return Choices(config, flatten(files, {}), chosen)
+    types = {name: key.type for name, key in read_keys(CONF / f"{config_name}.yaml").items()}
+    for group, name in chosen.items():
+        keys = list_option_keys(group, name, (CONF, *folders)) if name else {}
+        types |= {f"{group}.{key}": value.type for key, value in keys.items()}
+    return Choices(config, flatten(files, {}), types, chosen)
 
 
 def _another_model(config_name: str, searched: list[str], words: tuple[str, ...], chosen: dict) -> bool:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from diffusion_lit.config.schema import METRIC_COLUMNS, format_value
+from diffusion_lit.config.schema import METRIC_COLUMNS
+from diffusion_lit.config.value_types import format_value
 
 
 def find_conflicts(values: dict[str, object]) -> list[str]:
@@ -134,12 +135,6 @@ def pictures(v: dict) -> Iterator[str]:
                 yield f"{here}={format_value(v[here])} follows from {there}: set that instead"
 
 
-def labels(v: dict) -> Iterator[str]:
-    asked = v.get("data.labels", "auto")
-    if asked not in ("auto", "none") and "data.image_array" not in v:  # arrays name a file or an array
-        yield f"data.labels={asked}: must be one of auto, none"
-
-
 def streaming(v: dict) -> Iterator[str]:
     for key in ("metrics_every", "data.judge_images"):
         if v["data.streaming"] == "every_epoch" and v[key]:
@@ -191,5 +186,5 @@ def skins(v: dict) -> Iterator[str]:
 
 CHECKS = (
     noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
-    train_batches, conditions, editing, shards, pictures, labels, streaming, alpha, best, skins, strategies, batch,
+    train_batches, conditions, editing, shards, pictures, streaming, alpha, best, skins, strategies, batch,
 )  # fmt: skip

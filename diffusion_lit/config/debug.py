@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 

@@ -1,18 +1,50 @@
-"""The yaml files of one config group, read without composing."""
+"""The yaml files of `conf/`: commands, config groups and their choices, read without composing."""
 
-from omegaconf import OmegaConf
+from collections.abc import Sequence
+from pathlib import Path
 
-from diffusion_lit.config.compose import CONF
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lit.config.schema import Key, read_group_keys
 from diffusion_lit.system.errors import Exit, UserError
+
+_PACKAGE = Path(__file__).parents[1]
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"  # wheel, checkout
+
+
+def list_groups(config_name: str, folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
+    """Return the config groups of a command and their choices, the default first.
+
+    Args:
+        config_name: name of the command.
+        folders: `CONF`, and the folder of --config-dir if there is one.
+    """
+    groups = {}
+    for entry in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
+        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
+            names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
+            groups[group] = sorted(names, key=lambda name: name != default)
+    return groups
 
 
 def list_options(group: str) -> list[str]:
-    """Return the names of the yaml files in `conf/<group>`, sorted."""
+    """Return the choices of a config group, sorted."""
     return sorted(file.stem for file in CONF.glob(f"{group}/*.yaml"))
 
 
 def read_option(group: str, name: str) -> dict:
-    """Return `conf/<group>/<name>.yaml` as plain data. Raises UserError (exit 2) if there is no such file."""
+    """Return `conf/<group>/<name>.yaml` as plain data.
+
+    Raises:
+        UserError: exit 2 if there is no such file.
+    """
     if name not in list_options(group):
         raise UserError(Exit.CONFIG, f"{group}={name}: not found. Choose one of {', '.join(list_options(group))}")
     return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+
+
+def list_option_keys(group: str, name: str, folders: Sequence[Path] = (CONF,)) -> dict[str, Key]:
+    """Return the keys of `group=name` with their types and meanings."""
+    files = [folder / group / f"{name}.yaml" for folder in folders]
+    file = next(file for file in files if file.exists())
+    return read_group_keys(file, sorted((CONF / group).glob("*.yaml")))

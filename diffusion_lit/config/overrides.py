@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from diffusion_lit.config.schema import MAPPINGS, format_value, is_open
+from diffusion_lit.config.schema import MAPPINGS, is_open
+from diffusion_lit.config.value_types import format_value
 
 Line = tuple[Override, ...]
 CONFIG_DIR: list[str] = []  # the --config-dir of this process, as it is typed

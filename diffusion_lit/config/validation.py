@@ -23,6 +23,7 @@ class Choices(NamedTuple):
 
     config: DictConfig
     defaults: dict[str, object]  # every key there is, with its value in the yaml files, experiments aside
+    types: dict[str, str]  # of these keys, empty where the yaml files have none
     chosen: dict[str, str | None]  # group to name
 
 
@@ -110,7 +111,7 @@ def _fault(key: str, value: object, choices: Choices) -> str | None:
         return f"{key} needs a value: add {key}=..."
     if is_secret(str(value)):
         return f"{key}: looks like a secret: {WHERE_TO_PUT_IT}"
-    return value_fault(key, value, choices.defaults.get(key))
+    return value_fault(key, value, choices.defaults.get(key), choices.types.get(key, ""))
 
 
 def _unknown(key: str, choices: Choices) -> str:

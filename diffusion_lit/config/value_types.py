@@ -1,81 +1,103 @@
-"""What a single value may be: its type, its range, its choices."""
+"""The types in the comments of the yaml files, and the check of a value against one.
+
+A type is one alternative or several, separated by " | ":
+
+    int, float            also with a range: int >= 1, float > 0, float in [0, 1)
+    bool, str             str is not empty
+    null
+    list[T]               list[T] x 2: of two; list[T] x 1+: not empty
+    dict[T]               names of the user's own to values of type T, not empty
+    class                 a mapping with `_target_`
+    DD:HH:MM:SS           a duration
+    anything else         this text itself, or this number; <n> stands for a number
+"""
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
 
-Check = Callable[[object], str | None]  # value -> why it cannot be, None if it can
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Type, range and choices of one value."""
-
-    kind: type = float
-    low: float | None = None  # allowed itself, as is `high`; `above` and `below` are not
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple = ()
-    optional: bool = False
-
-    def __call__(self, value: object) -> str | None:
-        if value is None and self.optional:
-            return None
-        if self.choices:
-            listed = ", ".join(map(str, self.choices))
-            fault = f"must be {'one of ' * (len(self.choices) > 1)}{listed}"
-            return None if value in self.choices and not isinstance(value, bool) else fault
-        fault = type_fault(value, self.kind)
-        if fault or self.kind not in (int, float):
-            return fault
-        if self.low is not None and value < self.low:
-            return f"must be at least {self.low:g}"
-        if self.above is not None and value <= self.above:
-            return f"must be more than {self.above:g}"
-        if self.high is not None and value > self.high:
-            return f"must be at most {self.high:g}"
-        if self.below is not None and value >= self.below:
-            return f"must be less than {self.below:g}"
-        return None
+NUMBER = re.compile(r"(int|float)(?: (>=|>) (\S+)| in ([\[(])(\S+), (\S+)([\])]))?")
+COLLECTION = re.compile(r"(list|dict)\[(.+)\](?: x (\d+)(\+)?)?")
+DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+WORDS = ("bool", "str", "null", "class", "DD:HH:MM:SS")
 
 
-@dataclass(frozen=True)
-class Each:
-    """A list of values that each follow a rule."""
-
-    rule: Check = lambda value: None
-    length: int | None = None
-    shortest: int = 0
-    optional: bool = False
-
-    def __call__(self, value: object) -> str | None:
-        if value is None and self.optional:
-            return None
-        if not isinstance(value, list):
-            return "must be a list [a,b]"
-        if self.length is not None and len(value) != self.length:
-            return f"must be a list of {self.length}"
-        if len(value) < self.shortest:
-            return "must not be empty"
-        return next((f"each {fault}" for item in value if (fault := self.rule(item))), None)
+def is_type(text: str) -> bool:
+    """Return whether a text is a type; a single word that could be prose is none."""
+    parts = split_alternatives(text)
+    plain = [NUMBER.fullmatch(part) or COLLECTION.fullmatch(part) or part in WORDS for part in parts]
+    return any(plain) or (len(parts) > 1 and " " not in "".join(parts))
 
 
-def type_fault(value: object, kind: type) -> str | None:
-    """Why `value` is not of the kind; a whole number passes for a float, nothing else passes for anything else."""
-    if value is None:
-        return "needs a value"
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-        return f"must be {KINDS.get(kind, kind.__name__)}"
-    if kind is float and not math.isfinite(value):
-        return "must be a finite number"
-    return "must not be empty" if value == "" else None
+def matches(text: str, value: object) -> bool:
+    """Return whether a value has a type."""
+    return any(_matches_alternative(part, value) for part in split_alternatives(text))
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number as text: '\"5\"')"}
+def _matches_alternative(part: str, value: object) -> bool:
+    if number := NUMBER.fullmatch(part):
+        return _matches_number(*number.groups(), value)
+    if collection := COLLECTION.fullmatch(part):
+        return _matches_collection(*collection.groups(), value)
+    if part == "any":
+        return True
+    if part == "DD:HH:MM:SS":
+        return isinstance(value, str) and DURATION.fullmatch(value) is not None
+    if part == "class":
+        return isinstance(value, dict) and isinstance(value.get("_target_"), str)
+    if part in ("null", "bool", "str"):
+        kind = {"null": type(None), "bool": bool, "str": str}[part]
+        return isinstance(value, kind) and value != ""
+    if "<n>" in part:
+        return re.fullmatch(re.escape(part).replace("<n>", r"\d+"), str(value)) is not None
+    return not isinstance(value, bool) and value == (int(part) if part.isdigit() else part)
+
+
+def _matches_number(kind, sign, least, left, low, high, right, value: object) -> bool:
+    kinds = int if kind == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    low, high = float(least or low or -math.inf), float(high or math.inf)
+    is_above = value > low if sign == ">" or left == "(" else value >= low
+    return is_above and (value < high if right == ")" else value <= high)
+
+
+def _matches_collection(kind: str, inner: str, count: str | None, more: str | None, value: object) -> bool:
+    if kind == "dict":
+        return isinstance(value, dict) and bool(value) and all(matches(inner, x) for x in value.values())
+    if not isinstance(value, list) or not all(matches(inner, x) for x in value):
+        return False
+    return count is None or len(value) == int(count) or (more is not None and len(value) > int(count))
+
+
+def split_alternatives(text: str) -> list[str]:
+    """Return the parts of a type between the " | " that are outside of brackets."""
+    parts, depth = [""], 0
+    for token in re.split(r"( \| |[\[\](),])", text):
+        depth += (token in ("[", "(")) - (token in ("]", ")"))
+        if token == " | " and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return parts
+
+
+def type_of(default: object) -> str:
+    """Return the type of a key whose comment has none: that of its default, and any for null."""
+    if isinstance(default, list):
+        return f"list[{type_of(default[0])}]" if default else "list[any]"
+    return {bool: "bool", int: "int", float: "float", str: "str"}.get(type(default), "any")
+
+
+def describe_type(text: str) -> str:
+    """Return a type as an error message says it."""
+    parts = split_alternatives(text)
+    is_choice = not any(NUMBER.fullmatch(p) or COLLECTION.fullmatch(p) or p in WORDS[:2] for p in parts)
+    return f"one of {', '.join(parts)}" if is_choice and len(parts) > 1 else " or ".join(parts)
 
 
 def format_value(value: object) -> str:
-    """A value as it is written on a command line."""
+    """Return a value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

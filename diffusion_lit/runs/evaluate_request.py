@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.overrides import format_override, read_override
-from diffusion_lit.config.schema import format_value
+from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import run_dir, stored_config, sweeps
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, raise_faults
 from diffusion_lit.system.errors import Exit, UserError

@@ -13,8 +13,8 @@ from diffusion_lit.config.compose import sampler_faults
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.config.overrides import format_override, read_override
-from diffusion_lit.config.schema import format_value
 from diffusion_lit.config.targets import locate
+from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, blend_of, number_of

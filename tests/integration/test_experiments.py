@@ -10,8 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.config.compose import CONF, build_source, compose_configs, resolve_data
+from diffusion_lit.config.compose import build_source, compose_configs, resolve_data
 from diffusion_lit.config.expand import expand_overrides
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import build
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel

@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit import train
-from diffusion_lit.config.compose import CONF, compose_configs, resolve_data
+from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.secrets import redact_command_line, redact_secrets
 from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.runs import run_dir as folder

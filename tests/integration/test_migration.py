@@ -5,7 +5,8 @@ import shlex
 from functools import cache
 from pathlib import Path
 
-from diffusion_lit.config.compose import CONF, compose_configs
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.groups import CONF
 from tests.cases import each
 
 PAGE = Path(__file__).parents[2] / "docs" / "migration.md"

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lit.config.compose import CONF, compose_configs, resolve_data
+from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.networks.unet import UNet

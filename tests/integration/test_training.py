@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lit.config.compose import CONF, compose_configs, resolve_data
+from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.stream import indices
 from diffusion_lit.diffusion.randomness import draw

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion_lit import train
-from diffusion_lit.config.compose import CONF, compose_configs
+from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.config.expand import expand_overrides
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.runs import checkpoints, warm_start
 from diffusion_lit.runs.build import make_network
 from diffusion_lit.runs.load import TrainedModel

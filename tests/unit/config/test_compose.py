@@ -13,10 +13,13 @@ from omegaconf import OmegaConf
 from diffusion_lit.__main__ import VERBS
 from diffusion_lit.config import compose as compose_module
 from diffusion_lit.config import overrides
-from diffusion_lit.config.compose import CONF, compose_configs, compose_hydra_settings, render_help, resolve_data
+from diffusion_lit.config.compose import compose_configs, compose_hydra_settings, resolve_data
 from diffusion_lit.config.constraints import CHECKS
-from diffusion_lit.config.schema import RULES, Each, Rule
+from diffusion_lit.config.groups import CONF, list_option_keys
+from diffusion_lit.config.reference import render_help, render_key_reference
+from diffusion_lit.config.schema import FIGURES, FIXED, METRIC_COLUMNS, read_keys
 from diffusion_lit.config.targets import locate
+from diffusion_lit.config.value_types import describe_type, is_type, matches, split_alternatives
 from diffusion_lit.system.errors import UserError
 from tests.cases import each
 
@@ -133,11 +136,22 @@ def test_a_follow_up_command_carries_the_config_dir(tmp_path, monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------ the table of rules
+# ------------------------------------------------------------------------------------------ types of keys
+
+
+def types_of_all_keys() -> dict[str, set[str]]:
+    """Return the types of every key: of a group "group.key", of a command "key"."""
+    types = {}
+    for command in VERBS:
+        for name, key in read_keys(CONF / f"{command}.yaml").items():
+            types.setdefault(name, set()).add(key.type)
+    for path in LEAVES:
+        for name, key in list_option_keys(path.parent.name, path.stem).items():
+            types.setdefault(f"{path.parent.name}.{name}", set()).add(key.type)
+    return types
 
 
 def test_choices_are_those_of_the_code():
-    from diffusion_lit.config import schema
     from diffusion_lit.data.decoding import FITS, MODES, RESAMPLE
     from diffusion_lit.diffusion.loss import LOSSES
     from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
@@ -146,6 +160,7 @@ def test_choices_are_those_of_the_code():
     from diffusion_lit.evaluation.features import EXTRACTORS
     from diffusion_lit.evaluation.metrics import METRICS
 
+    columns = [name for names in METRIC_COLUMNS.values() for name in names]
     tables = {
         "diffusion.beta_schedule": BETA_SCHEDULES,
         "diffusion.prediction_type": PREDICTION_TYPES,
@@ -153,44 +168,63 @@ def test_choices_are_those_of_the_code():
         "diffusion.loss": LOSSES,
         "data.resample": RESAMPLE,
         "data.fit": FITS,
-        "data.channels": MODES,
-        "features": EXTRACTORS,
+        "data.channels": map(str, MODES),
+        "features": ["null", *EXTRACTORS],
+        "best_by": ["val/loss", "val/error", *columns],
     }
-    assert METRICS.keys() == schema.METRIC_COLUMNS.keys()
+    assert METRICS.keys() == METRIC_COLUMNS.keys()
+    types = types_of_all_keys()
     for key, table in tables.items():
-        assert sorted(RULES[key].choices) == sorted(table), key
+        (type_,) = types[key]
+        assert sorted(split_alternatives(type_)) == sorted(table), key
+    for key, names in {"metrics": METRICS, "what": FIGURES}.items():
+        assert all(f"list[{' | '.join(names)}] x 1+" in type_ for type_ in types[key]), key
 
 
-def test_every_rule_is_of_a_key_that_exists_and_lets_its_default_pass():
-    keys = {key for name in VERBS for key in run_level(name)}
-    for path in LEAVES:
-        for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
-            name = f"{path.parent.name}.{key}"
-            keys.add(name)
-            is_value = value != "???" and not str(value).startswith("${")
-            assert name not in RULES or not is_value or RULES[name](value) is None, f"{path}: {key}"
-    assert RULES.keys() <= keys
+def test_every_key_has_a_type_and_a_meaning_and_its_default_passes():
+    options = {(path.parent.name, path.stem): list_option_keys(path.parent.name, path.stem) for path in LEAVES}
+    options |= {(command,): read_keys(CONF / f"{command}.yaml") for command in VERBS}
+    for place, keys in options.items():
+        values = OmegaConf.to_container(OmegaConf.load(CONF / f"{'/'.join(place)}.yaml"))
+        assert set(keys) == set(values) - {"defaults", "hydra"}, place
+        for name, key in keys.items():
+            if f"{place[0]}.{name}".endswith(FIXED) or (place[0], name) in (("sampler", "name"), ("strategy", "name")):
+                continue
+            assert key.type, (place, name)
+            assert key.meaning, (place, name)
+            is_value = values[name] != "???" and not str(values[name]).startswith("${")
+            assert not is_value or matches(key.type, values[name]), (place, name)
 
 
 @each(
-    ("rule", "good", "bad"),
+    ("type_", "good", "bad"),
     [
-        (Rule(int, low=1), [1, 10**12], [0, 1.0, "1", True, None, [1]]),
-        (Rule(low=0, high=1), [0, 1, 0.5], [-0.1, 1.1, float("nan"), float("inf"), "0.5", False, None]),
-        (Rule(above=0, below=1), [0.5], [0, 1]),
-        (Rule(above=0, optional=True), [None, 2], [0]),
-        (Rule(choices=(1, 3)), [1, 3], [2, True, "1", None]),
-        (Rule(bool), [True, False], [1, "true", None]),
-        (Rule(str), ["a", "1"], ["", 1, None, True]),
-        (Each(Rule(int, low=0), length=2), [[0, 1]], [[0], [0, -1], [0, "1"], 3, None]),
-        (Each(shortest=1), [["a"]], [[]]),
-        (RULES["checkpoint"], ["last", "best", 0, 300], ["first", -1, True, 1.5, None]),
-        (RULES["device"], ["auto", "cpu", "cuda", "cuda:1", "mps"], ["gpu", "cuda:", 0, None]),
+        ("int >= 1", [1, 10**400], [0, 1.0, "1", True, None, [1]]),
+        ("float in [0, 1]", [0, 1, 0.5], [-0.1, 1.1, float("nan"), float("inf"), "0.5", False, None]),
+        ("float in (0, 1)", [0.5], [0, 1]),
+        ("null | float > 0", [None, 2], [0]),
+        ("1 | 3", [1, 3], [2, True, "1", None]),
+        ("bool", [True, False], [1, "true", None]),
+        ("str", ["a", "1"], ["", 1, None, True]),
+        ("list[int >= 0] x 2", [[0, 1]], [[0], [0, -1], [0, "1"], 3, None]),
+        ("list[str] x 1+", [["a"]], [[], ["a", 1]]),
+        ("null | dict[float] | list[dict[float]] x 1+", [None, {"a": 1}, [{"a": 0.5}]], [{}, [], {"a": "b"}, 1]),
+        ("list[class]", [[], [{"_target_": "a.B"}]], [[{"a": 1}], {"_target_": "a.B"}]),
+        ("last | best | int >= 0", ["last", "best", 0, 300], ["first", -1, True, 1.5, None]),
+        ("auto | cpu | mps | cuda | cuda:<n>", ["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", 0, None]),
+        ("null | DD:HH:MM:SS", [None, "00:12:00:00"], ["12:00", 3]),
     ],
 )
-def test_rules(rule, good, bad):
-    assert [rule(value) for value in good] == [None] * len(good)
-    assert all(isinstance(rule(value), str) for value in bad)
+def test_types(type_, good, bad):
+    assert is_type(type_)
+    assert [matches(type_, value) for value in good] == [True] * len(good)
+    assert [matches(type_, value) for value in bad] == [False] * len(bad)
+
+
+def test_prose_is_no_type():
+    assert not any(map(is_type, ["", "null: the run's own", "px", "the file", "of the leaf | or not"]))
+    assert describe_type("auto | cpu") == "one of auto, cpu"
+    assert describe_type("null | int >= 1") == "null or int >= 1"
 
 
 def test_every_check_of_values_together_finds_its_keys():
@@ -263,31 +297,46 @@ def test_the_number_of_classes_reaches_the_network():
 # ------------------------------------------------------------------------------------------ help
 
 
-def test_help_holds_every_group_key_and_comment():
+def test_help_has_every_group_and_key():
     text = render_help("train", [])
-    unwrapped = re.sub(r"\n {14}", "  ", text)
+    unwrapped = re.sub(r"\n {15}", "  ", text)
     for group in GROUPS:
         for path in (CONF / group).glob("*.yaml"):
             assert re.search(rf"^  {group} .*\b{path.stem}\b", unwrapped, re.M), path
-    for key in run_level("train"):
-        assert re.search(rf"^  {key}: ", text, re.M), key
-    assert "optimizer steps, as everywhere below" in text
-    assert "sampler     ddim" in render_help("sample", [])
-    assert len(text.splitlines()) < 68
-    assert max(map(len, text.splitlines())) <= 110
+    assert "experiment sets.\n" in text
+    assert "data=<name> without experiment=" in text
+    assert "sampler      ddim" in render_help("sample", [])
 
 
 @each("verb", VERBS)
-def test_help_of_every_verb_shows_three_examples_at_least(verb):
-    lines = render_help(verb, []).splitlines()
+def test_help_of_every_verb_is_of_one_form(verb):
+    text = render_help(verb, [])
+    lines = text.splitlines()
     assert sum(line.strip().startswith(f"python -m diffusion_lit.{verb} ") for line in lines) >= 2
     assert sum(f"python -m diffusion_lit.{verb}" in line for line in lines) >= 3
+    assert "\nKeys, set with key=value:\n" in text
+    assert text.endswith("--config-dir <folder> adds your own yaml files.")
+    for name, key in read_keys(CONF / f"{verb}.yaml").items():
+        assert re.search(rf"^  {name}: {re.escape(key.default)}\s+{re.escape(key.type.split(' ')[0])}", text, re.M), (
+            name
+        )
+    assert max(len(line) for line in lines if "python -m" not in line) <= 100
 
 
-def test_help_of_a_group_is_its_files():
+def test_help_of_a_group_is_its_keys():
     text = render_help("train", ["ema", "sampler"])
     for path in [*(CONF / "ema").glob("*.yaml"), *(CONF / "sampler").glob("*.yaml")]:
-        assert path.read_text() in text
+        assert f"{path.parent.name}={path.stem}\n" in text
+        for name, key in list_option_keys(path.parent.name, path.stem).items():
+            assert f"  {name}: {key.default}" in text
+
+
+def test_the_key_reference_has_every_key():
+    text = render_key_reference()
+    for path in LEAVES:
+        assert f"### {path.parent.name}={path.stem}\n" in text
+    assert "| `max_steps` | `20000` | `int >= 1` | Optimizer steps" in text
+    assert "| `take` | `weights` | `weights \\| architecture \\| narrow` | " in text
 
 
 @pytest.mark.parametrize("experiment", ["minecraft_skins", "cifar10_cond", "digits"])

@@ -11,7 +11,7 @@ import yaml
 from diffusers import DDPMScheduler
 from torch import nn
 
-from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import build, locate
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.loss import LOSSES, Diffusion

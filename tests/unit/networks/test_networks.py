@@ -9,7 +9,8 @@ from diffusers import UNet2DModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lit.config.compose import CONF, compose_configs
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import build
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.networks.dit import DiT

@@ -20,7 +20,7 @@ from diffusers.optimization import (
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from diffusion_lit.config.compose import CONF
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.stream import Batches
 from diffusion_lit.diffusion.loss import Diffusion
