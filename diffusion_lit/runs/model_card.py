@@ -1,4 +1,4 @@
-"""The model card: README.md of a published folder."""
+"""Model card: README.md of a published folder, with the metadata that the Hugging Face hub reads."""
 
 import json
 
@@ -12,59 +12,52 @@ METRIC_NAMES = {
     "copied_features": "copies of training images, by features",
 }  # fmt: skip
 CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+WEIGHT_NAMES = {"ema": "EMA weights", "net": "raw weights"}
 
 
-def render_model_card(config: dict, measured: dict, license: str | None, name: str, by_diffusers: bool) -> str:
-    """Return the card as Markdown, with the metadata in front that the Hugging Face hub reads.
+def render_model_card(config: dict, result: dict, license: str | None, name: str, has_pipeline: bool) -> str:
+    """Return the card as Markdown.
 
     Args:
         config: config.yaml of the folder.
-        measured: a result of `evaluate` for these weights and settings; empty if there is none.
+        result: of `evaluate` for these weights and settings; {} if there is none.
         license: of the weights; None if it is not known.
         name: of the folder, or of the model on the hub.
-        by_diffusers: whether diffusers alone can load it.
+        has_pipeline: whether diffusers alone can load it.
     """
     data, exported, sampler = config["data"], config["exported"], config["sampler"]
-    names = data["class_names"]
+    names, length = data["class_names"], exported["ema_length"]
     task = "class-conditional-image-generation" if names else "unconditional-image-generation"
-    head = {"library_name": "diffusers", "tags": ["diffusion", "diffusion_lit", task]}
-    weights = f"average of length {exported['ema_length']}" if exported["ema_length"] else exported["weights"]
-    recipe = {
-        "images": f"fingerprint `{exported['data']}`",
+    weights = WEIGHT_NAMES[exported["weights"]] + (f" of length {length}" if length else "")
+    training = {
+        "data": f"fingerprint `{exported['data']}`",
         "classes": ", ".join(names) or "none",
         "null label": len(names) if names and config["label_dropout"] else "none",
         "network": _describe(config["model"]),
         "diffusion": _describe(config["diffusion"]),
-        "weighting": _describe(config["weighting"]),
+        "loss weighting": _describe(config["weighting"]),
         "optimizer": _describe(config.get("optimizer") or {}),
         "weights": f"{weights}, {exported['checkpoint']}",
         "sampler": _describe({key: sampler[key] for key in ("name", "steps", "clip_x0") if key in sampler}),
         "guidance scale": config["guidance_scale"] if names else "none",
-        "versions": ", ".join(f"{key} {value}" for key, value in exported["versions"].items()),
+        "versions": ", ".join(f"{package} {version}" for package, version in exported["versions"].items()),
         "license": license or "not stated",
     }
-    rows = [
-        (METRIC_NAMES[key], measured[key], measured.get(f"{key}_low"), measured.get(f"{key}_high"))
-        for key in METRIC_NAMES
-        if key in measured
-    ]
+    header = {"library_name": "diffusers", "tags": ["diffusion", "diffusion_lit", task]}
+    header |= {"license": license} if license else {}
+    loader = PackageLoader("diffusion_lit", "runs")
     environment = Environment(
-        loader=PackageLoader("diffusion_lit", "runs"), trim_blocks=True, keep_trailing_newline=True,
-        undefined=StrictUndefined,
+        loader=loader, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )  # fmt: skip
     environment.filters |= {"json": json.dumps, "repr": repr}
     return environment.get_template("model_card.md").render(
-        head=head | ({"license": license} if license else {}),
-        size=size_text(data["image_size"]),
+        header=header, name=name, names=names, config=config, exported=exported, training=training, result=result,
+        has_pipeline=has_pipeline, size=size_text(data["image_size"]), metric_names=METRIC_NAMES,
         channels=CHANNEL_NAMES.get(data["channels"], f"{data['channels']}-channel"),
-        metrics=rows,
-        settings=measured.get("settings"),
-        **{"name": name, "names": names, "config": config, "data": data, "exported": exported},
-        **{"recipe": recipe, "measured": measured, "by_diffusers": by_diffusers},
-    )
+    )  # fmt: skip
 
 
 def _describe(group: dict) -> str:
-    """Return the keys of a group in one line, its class by its own name."""
+    """Return the class and the keys of a config group in one line."""
     name = [str(group["_target_"]).rpartition(".")[2]] if "_target_" in group else []
     return ", ".join(name + [f"{key} {value}" for key, value in group.items() if key != "_target_" and value != []])

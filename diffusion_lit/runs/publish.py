@@ -1,4 +1,4 @@
-"""A trained run as a folder to share: weights and scheduler as diffusers writes them, config, grid and model card."""
+"""Publish a trained run as a folder to share: weights and scheduler in diffusers' format, config, grid, model card."""
 
 import json
 import logging
@@ -20,21 +20,25 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger("diffusion_lit.export")
-# the recipe, and how images are decoded; no path of this machine
+# keys of config.yaml that are published: the training recipe and how images are decoded, but no local path
 KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUIDANCE_KEYS)
 KEYS += ("model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule")
-OF_DATA = (
+DATA_KEYS = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
 )  # fmt: skip
-OF_DIFFUSERS = {ours: theirs for theirs, ours in pretrained.BETA_SCHEDULES.items()}
+DIFFUSERS_SCHEDULES = {ours: theirs for theirs, ours in pretrained.BETA_SCHEDULES.items()}
 
 
 def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
-    """Write network, scheduler, config.yaml, grid and model card into a folder."""
+    """Write network, scheduler, config.yaml, grid and model card into a folder.
+
+    Args:
+        config: of `conf/export.yaml`.
+    """
     write_network(out, model)
     checkpoint = checkpoints.load_checkpoint(model.checkpoint) if model.checkpoint.suffix == ".ckpt" else {}
-    settings = published_config(model.config)
-    settings["exported"] = {
+    published = make_published_config(model.config)
+    published["exported"] = {
         "checkpoint": model.checkpoint.name,
         "step": checkpoint.get("global_step"),
         "weights": config.weights,
@@ -42,17 +46,18 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         "data": checkpoint.get("ImageDataModule", {}).get("fingerprint"),
         "versions": package_versions(),
     }
-    write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+    write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))
     labels, names = preview_labels(len(model.class_names)), model.class_names
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     on_checkerboard(class_grid(shown(images, model.render), labels, names)).save(out / "grid.png")
-    measured = find_evaluation(Path(config.run).expanduser(), sampling_settings(model, config))
-    name, by_diffusers = config.push or Path(config.out).name, (out / "model_index.json").exists()
-    write_text_atomically(out / "README.md", render_model_card(settings, measured, config.license, name, by_diffusers))
+    result = find_evaluation(Path(config.run).expanduser(), sampling_settings(model, config))
+    name, has_pipeline = config.push or Path(config.out).name, (out / "model_index.json").exists()
+    card = render_model_card(published, result, config.license, name, has_pipeline)
+    write_text_atomically(out / "README.md", card)
 
 
 def write_network(out: Path, model: TrainedModel) -> None:
-    """Write unet/, scheduler/ and model_index.json of diffusers where it has the network, else a file of weights."""
+    """Write the network: a UNet2DModel as a diffusers pipeline, any other as a safetensors file."""
     from safetensors.torch import save_file
 
     unet = getattr(model.net, "unet", None)
@@ -61,7 +66,7 @@ def write_network(out: Path, model: TrainedModel) -> None:
         save_file(state, out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
     unet.save_pretrained(out / "unet")
-    scheduler = ddpm_scheduler(model)
+    scheduler = make_ddpm_scheduler(model)
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
         parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
@@ -69,13 +74,15 @@ def write_network(out: Path, model: TrainedModel) -> None:
         write_text_atomically(out / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
-def ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
-    """Return DDPM with the noise levels and prediction type of a run; None where diffusers' pipelines lack these."""
+def make_ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
+    """Return DDPM with the noise schedule and prediction type of a run; None if diffusers'
+    pipelines do not support them.
+    """
     settings, table = model.config["diffusion"], model.diffusion.table
-    discrete = settings.get("process", "discrete") == "discrete"
-    if not discrete or settings["prediction_type"] not in pretrained.PREDICTION_TYPES:
+    is_discrete = settings.get("process", "discrete") == "discrete"
+    if not is_discrete or settings["prediction_type"] not in pretrained.PREDICTION_TYPES:
         return None
-    schedule = OF_DIFFUSERS.get(settings["beta_schedule"])
+    schedule = DIFFUSERS_SCHEDULES.get(settings["beta_schedule"])
     if schedule and not settings["zero_terminal_snr"]:
         noise = {"beta_schedule": schedule, "beta_start": settings["beta_start"], "beta_end": settings["beta_end"]}
     else:
@@ -89,34 +96,38 @@ def ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
     )
 
 
-def published_config(config: dict) -> dict:
-    """Return what a published model says of itself, with the keys of a run and no path of this machine."""
-    kept = {key: config[key] for key in KEYS if key in config}
-    kept["data"] = {key: config["data"][key] for key in OF_DATA if key in config["data"]}
-    if "path" in kept["model"]:  # of the network that training began with
-        kept["model"] = kept["model"] | {"path": Path(kept["model"]["path"]).name}
-    return kept
+def make_published_config(config: dict) -> dict:
+    """Return the keys of a run's configuration that are published, without local paths."""
+    published = {key: config[key] for key in KEYS if key in config}
+    published["data"] = {key: config["data"][key] for key in DATA_KEYS if key in config["data"]}
+    if "path" in published["model"]:  # of the weights that training started from
+        published["model"] = published["model"] | {"path": Path(published["model"]["path"]).name}
+    return published
 
 
 def find_evaluation(run: Path, settings: dict) -> dict:
-    """Return the newest result of `evaluate` with the weights, sampler and guidance of `settings`, or {}."""
-    same = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE_KEYS)
-    files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    results = (run_dir.read_result(file.parent) for file in files)
-    return next((r for r in results if all(r.get("settings", {}).get(key) == settings[key] for key in same)), {})
+    """Return the newest result of `evaluate` with the weights, sampler and guidance of
+    `settings`, or {}.
+    """
+    keys = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE_KEYS)
+    files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)
+    for file in reversed(files):
+        result = run_dir.read_result(file.parent)
+        if all(result.get("settings", {}).get(key) == settings[key] for key in keys):
+            return result
+    return {}
 
 
 def upload_to_hub(out: Path, name: str, private: bool) -> None:
-    """Upload a folder to the hub. Raises UserError (exit 75) if the hub does not take it; the folder stays."""
+    """Upload a folder to the hub. Raises UserError (exit 75) if that fails; the folder stays."""
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
-        where = api.upload_folder(repo_id=name, folder_path=out)
-    except Exception as error:  # requests, the hub and the disk raise each their own
-        why = str(error).splitlines()[0]
-        raise UserError(
-            Exit.INTERRUPTED, f"push={name}: {why}; {out} is whole: `hf auth login`, then `hf upload {name} {out}`"
-        ) from None
-    log.info("pushed     %s", where)
+        url = api.upload_folder(repo_id=name, folder_path=out)
+    except Exception as error:  # requests, the hub and the disk have no common class of errors
+        reason = str(error).splitlines()[0]
+        hint = f"{out} is complete: run `hf auth login`, then `hf upload {name} {out}`"
+        raise UserError(Exit.INTERRUPTED, f"push={name}: {reason}. {hint}") from None
+    log.info("pushed     %s", url)

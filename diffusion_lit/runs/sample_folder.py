@@ -1,4 +1,4 @@
-"""The folder that `sample` fills: numbered PNGs, grids, GIFs, an array, and a manifest of what they are from."""
+"""Write the output folder of `sample`: numbered PNGs, grids, GIFs, an array, and a manifest of their origin."""
 
 import json
 from functools import partial
@@ -29,21 +29,22 @@ def write_samples(
     originals: Originals | None = None,
     edit: Edit | None = None,
 ) -> None:
-    """Write images uint8 (N, C, H, W) as PNGs and what `config` requests besides; the manifest comes last.
+    """Write PNGs, grids, GIFs and arrays as the configuration requests; the manifest last.
 
     Args:
-        requests: what each image is of, in the order of the images.
-        frames: uint8 (F, N, C, H, W), the images while they are denoised.
+        requests: class and seed of each image.
+        images: uint8 (N, C, H, W).
+        frames: uint8 (F, N, C, H, W), the images during denoising.
         config: of `conf/sample.yaml`.
-        originals: images that were edited by `edit`.
+        originals: images that were edited.
+        edit: how they were edited.
     """
     names, render = model.class_names, model.render
     draw = partial(draw_requests, requests=requests, class_names=names, originals=originals, render=render)
-    entries = [
-        {"file": f"{k:05d}.png", **describe_image(request, names, originals)} for k, request in enumerate(requests)
-    ]
-    for entry, image in zip(entries, images, strict=True):
-        to_pil(image).save(out / entry["file"])
+    entries = []
+    for k, (request, image) in enumerate(zip(requests, images, strict=True)):
+        entries.append({"file": f"{k:05d}.png", **describe_image(request, names, originals)})
+        to_pil(image).save(out / entries[k]["file"])
     on_checkerboard(draw(images)).save(out / "grid.png")
     if config.per_class:
         pages = class_pages(shown(images, render), [request.label for request in requests], names)
@@ -54,27 +55,24 @@ def write_samples(
         save_gif([draw(frame) for frame in frames], out / "denoising.gif")
     if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
-    manifest = sampling_settings(model, config) | {
-        "same_noise": config.same_noise,
-        "edit": describe_edit(originals, edit) if originals else None,
-        "images": entries,
-    }
+    manifest = sampling_settings(model, config) | {"same_noise": config.same_noise}
+    manifest |= {"edit": describe_edit(originals, edit) if originals else None, "images": entries}
     write_text_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 def describe_image(request: ImageRequest, names: list[str], originals: Originals | None) -> dict:
-    """Return what an image is of and from, for the manifest; a blend as its shares."""
+    """Return seed, class and original of an image for the manifest; a blend as its shares."""
     entry = {"seed": request.seed if isinstance(request.seed, int) else request.seed._asdict()}
     if originals:
         entry["init"] = str(originals.files[request.row[0]])
     if not names:
         return entry | {"label": None, "class": None}
-    blend = isinstance(request.label, tuple)
-    entry |= {"context": shares_of(request.label, names)} if blend else {"label": request.label}
+    is_blend = isinstance(request.label, tuple)
+    entry |= {"context": shares_of(request.label, names)} if is_blend else {"label": request.label}
     return entry | {"class": name_of(request.label, names)}
 
 
 def describe_edit(originals: Originals, edit: Edit) -> dict:
-    """Return what was edited and how, for the manifest."""
+    """Return how images were edited, and checksums of their files, for the manifest."""
     mask = {"mask": fingerprint(originals.mask_file), "resample": edit.resample} if originals.mask_file else {}
     return {"strength": edit.strength, **mask, "init": [fingerprint(file) for file in originals.files]}

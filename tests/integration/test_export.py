@@ -86,7 +86,7 @@ def test_every_process_and_network_is_exported(tmp_path, words):
     assert np.array_equal(sampled(tmp_path / "run", tmp_path / "a"), sampled(tmp_path / "out", tmp_path / "b"))
     ours = [word for word in words if word in ("diffusion=flow", "diffusion=edm", "model=dit")]
     assert (tmp_path / "out" / "model_index.json").exists() != bool(ours)
-    assert ("By diffusers alone" in (tmp_path / "out" / "README.md").read_text()) != bool(ours)
+    assert ("With diffusers alone" in (tmp_path / "out" / "README.md").read_text()) != bool(ours)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,13 @@ def test_the_folder_says_what_it_is_and_nothing_of_this_machine(digits):
         assert str(digits) not in file.read_text(), file
     card = (out / "README.md").read_text()
     result = next(json.loads(file.read_text()) for file in digits.glob("run/evaluations/*/result.json"))
-    for told in ('license: "mit"', f"{result['fd']:.4g}", f"{result['fd_low']:.4g} to", "40 images, seed 0", "MinSNR"):
+    for told in (
+        'license: "mit"',
+        f"{result['fd']:.4g}",
+        f"{result['fd_low']:.4g} to",
+        "40 images generated with seed 0",
+        "MinSNR",
+    ):
         assert told in card, told
     config = read_model_config(out)
     assert config["exported"]["step"] == 4
@@ -198,7 +204,7 @@ def test_the_folder_says_what_it_is_and_nothing_of_this_machine(digits):
 def test_what_was_not_measured_is_not_told(digits, tmp_path):
     run("export", f"run={digits / 'run'}", f"out={tmp_path / 'out'}", "sampler.steps=3", cwd=tmp_path)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Nothing, with these weights and this sampler." in card
+    assert "Not evaluated with these weights and this sampler." in card
     assert "license:" not in card
     assert read_model_config(tmp_path / "out")["sampler"]["steps"] == 3
 
@@ -269,6 +275,6 @@ def test_a_folder_is_pushed(tmp_path, monkeypatch):
         raise OSError("401 Client Error\nmore")
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(UserError, match="401 Client Error; .* is whole") as raised:
+    with pytest.raises(UserError, match="401 Client Error. .* is complete") as raised:
         publish.upload_to_hub(tmp_path, "me/digits", private=False)
     assert raised.value.exit_code == Exit.INTERRUPTED
