@@ -1,4 +1,4 @@
-"""docs/migration.md names every flag of the five projects, and only keys and values that there are."""
+"""docs/migration.md and docs/coming_from.md name every flag of other projects, and only overrides that exist."""
 
 import re
 import shlex
@@ -9,7 +9,8 @@ from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.config.groups import CONF
 from tests.cases import each
 
-PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {name: (DOCS / f"{name}.md").read_text().split("\n## ") for name in ("migration", "coming_from")}
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 FLAGS = {
     "Minecraft skins": """
@@ -33,8 +34,32 @@ FLAGS = {
         train_batch_size eval_batch_size num_epochs save_model_epochs gradient_accumulation_steps learning_rate
         lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_clip_grad use_l1_loss
         logging_dir pretrained_model_path dataset_path save_model_steps use_flash_attn fp16_precision gamma""",
+    "diffusers' train_unconditional.py": """
+        dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir overwrite_output_dir
+        cache_dir resolution center_crop random_flip preserve_input_precision train_batch_size eval_batch_size
+        dataloader_num_workers num_epochs save_images_epochs save_model_epochs gradient_accumulation_steps learning_rate
+        lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema ema_inv_gamma
+        ema_power ema_max_decay push_to_hub hub_token hub_model_id hub_private_repo logger logging_dir local_rank
+        mixed_precision prediction_type ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule checkpointing_steps
+        checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention""",
+    "denoising-diffusion-pytorch": """
+        dim dim_mults channels full_attn flash_attn attn_dim_head dropout self_condition learned_variance image_size
+        timesteps sampling_timesteps ddim_sampling_eta objective beta_schedule min_snr_loss_weight min_snr_gamma
+        offset_noise_strength immiscible auto_normalize folder augment_horizontal_flip convert_image_to train_batch_size
+        gradient_accumulate_every split_batches train_lr adam_betas train_num_steps ema_decay ema_update_every
+        max_grad_norm save_and_sample_every num_samples results_folder amp mixed_precision_type calculate_fid
+        num_fid_samples save_best_and_latest_only cond_drop_prob cond_scale rescaled_phi""",
+    "EDM": """
+        outdir data cond arch precond duration batch batch-gpu cbase cres lr ema dropout augment xflip fp16 ls bench
+        cache workers desc nosubdir tick snap dump seed transfer resume dry-run""",
+    "lightning-hydra-template": """
+        task_name tags ckpt_path seed data.batch_size data.num_workers data.pin_memory paths.data_dir paths.log_dir
+        model.optimizer._target_ model.scheduler model.net model.compile trainer.max_epochs trainer.min_epochs
+        trainer.precision trainer.accumulate_grad_batches trainer.check_val_every_n_epoch trainer.gradient_clip_val
+        trainer.deterministic logger.wandb.project optimized_metric extras.print_config extras.ignore_warnings
+        extras.enforce_tags""",
 }
-SECTIONS = {part.partition("\n")[0]: part for part in PAGE.read_text().split("\n## ")}
+SECTIONS = {part.partition("\n")[0]: part for parts in PAGES.values() for part in parts}
 
 
 def cells(text: str) -> list[list[str]]:
@@ -46,6 +71,12 @@ def cells(text: str) -> list[list[str]]:
 
 def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
+
+
+def overrides_text(section: str) -> str:
+    """Return a section without its code blocks and without the flags of the other project, the first cells."""
+    text = re.sub(r"```.*?```", "", SECTIONS[section], flags=re.DOTALL)
+    return re.sub(r"^\|[^|]*", "", text, flags=re.MULTILINE)
 
 
 @each("section", FLAGS)
@@ -68,10 +99,10 @@ def command_lines(section: str) -> list[tuple[str, list[str]]]:
     base = [faithful[0]] if faithful else []
     rows = [quoted(row[1]) for row in cells(text) if len(row) == 3]
     inside = {token for row in rows for token in row}
-    loose = [[token] for token in quoted(text) if token not in inside]
+    loose = [[token] for token in quoted(overrides_text(section)) if token not in inside]
     lines, shared = [], []
     for tokens in dict.fromkeys(map(tuple, rows + loose)):
-        others = [shlex.split(token) for token in tokens if token.split()[0] in ("sample", "visualize")]
+        others = [shlex.split(token) for token in tokens if token.split()[0] in COMMANDS]
         lines += [(command, words) for command, *words in others if words]
         words = [token for token in tokens if re.match(WORD, token)]
         free = next((line for line in shared if not clash(line, words)), None)
@@ -84,7 +115,8 @@ def command_lines(section: str) -> list[tuple[str, list[str]]]:
     return lines + [("train", words) for words in shared]
 
 
-WORD = r"[\w.]+=[^< ]+$"
+WORD = r"\+?[\w.]+=[^< ]+$"
+COMMANDS = ("sample", "visualize", "evaluate", "export")
 
 
 def clash(some: list[str], others: list[str]) -> bool:
@@ -102,12 +134,13 @@ def test_every_key_and_value_that_the_page_names_is_accepted(section):
 @each("section", FLAGS)
 def test_every_word_that_looks_like_one_is_looked_at(section):
     looked_at = {word for _, words in command_lines(section) for word in words}
-    named = [token for token in quoted(SECTIONS[section]) if re.match(WORD, token)]
+    named = [token for token in quoted(overrides_text(section)) if re.match(WORD, token)]
     assert len(named) > 10
     assert set(named) <= looked_at
     keys = {word.partition("=")[0] for word in looked_at}
-    bare = [token for token in quoted(SECTIONS[section]) if re.fullmatch(rf"({'|'.join(GROUPS)})\.\w+", token)]
-    config = compose_configs("train", [re.search(r"experiment=\w+_faithful", SECTIONS[section])[0]], complete=False)[0]
+    text = overrides_text(section)
+    bare = [token for token in quoted(text) if re.fullmatch(rf"({'|'.join(GROUPS)})\.\w+", token)]
+    config = compose_configs("train", re.findall(r"experiment=\w+_faithful", text)[:1], complete=False)[0]
     for key in set(bare) - keys:
         group, _, name = key.partition(".")
         assert name in config[group], key
