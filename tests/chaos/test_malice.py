@@ -63,17 +63,17 @@ def resumed_checkpoint(mark: Path, here: Path, good: Path) -> Case:
 
 def weights_pth(mark: Path, here: Path, good: Path) -> Case:
     torch.save({"model": Evil(mark)}, here / "a.pth")
-    return 4, "needs posix.system to be read", warm(here / "a.pth")
+    return 4, "needs posix.system, which is not loaded", warm(here / "a.pth")
 
 
 def weights_pt(mark: Path, here: Path, good: Path) -> Case:
     (here / "a.pt").write_bytes(pickle.dumps(Evil(mark), protocol=2))
-    return 4, "a.pt needs posix.system to be read", warm(here / "a.pt")
+    return 4, "a.pt needs posix.system, which is not loaded", warm(here / "a.pt")
 
 
 def weights_bin(mark: Path, here: Path, good: Path) -> Case:
     torch.save({"model": Evil(mark)}, here / "a.bin", _use_new_zipfile_serialization=False)
-    return 4, "a.bin needs posix.system to be read", warm(here / "a.bin")
+    return 4, "a.bin needs posix.system, which is not loaded", warm(here / "a.bin")
 
 
 def array(mark: Path, here: Path, good: Path) -> Case:
@@ -117,7 +117,7 @@ def command_line(mark: Path, here: Path, good: Path) -> Case:
     overrides = run_dir.read_overrides(run)
     evil = [f"+hydra.callbacks.x={{_target_: os.system, command: 'touch {mark}'}}"]
     run_dir.append_command(run, [*overrides, *evil])
-    return 4, "no run sets that", ["train", f"resume={run}", "max_steps=3"]
+    return 4, "a run cannot override Hydra's own keys", ["train", f"resume={run}", "max_steps=3"]
 
 
 def of_diffusers(mark: Path, here: Path, **more: object) -> Path:
@@ -134,7 +134,7 @@ def of_diffusers(mark: Path, here: Path, **more: object) -> Path:
 
 
 def diffusers_weights(mark: Path, here: Path, good: Path) -> Case:
-    return 4, "needs posix.system to be read", warm(of_diffusers(mark, here))
+    return 4, "needs posix.system, which is not loaded", warm(of_diffusers(mark, here))
 
 
 def diffusers_class(mark: Path, here: Path, good: Path) -> Case:
