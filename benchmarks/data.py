@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import compose_config, format_interval, print_table, read_memory, save_blurred_noise
+from diffusion_lit.data.batches import Batches
 from diffusion_lit.data.store import ImageStore, load_splits
-from diffusion_lit.data.stream import Batches
 from diffusion_lit.imaging.grids import to_float
 
 BATCH = 128

@@ -16,7 +16,7 @@ def measure_rows(home: Path) -> Iterator[list[str]]:
     for seed in SEEDS:
         run = home / str(seed)
         overrides = [f"checkpoint_every={STEPS[0]}", f"log_every={STEPS[0]}", f"max_steps={STEPS[-1]}"]
-        overrides += ["keep_checkpoints=99", "sample_every=0", "data.judge_images=0"]
+        overrides += ["keep_checkpoints=99", "sample_every=0", "data.classifier_images=0"]
         run_command("train", f"run_dir={run}", f"seed={seed}", *overrides)
         with open(run / "metrics.csv", newline="") as file:
             seconds = {int(row["step"]): float(row["seconds"]) for row in csv.DictReader(file)}

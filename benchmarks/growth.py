@@ -15,7 +15,7 @@ TINY_UNET = (
     "model=unet_digits", "model.block_out_channels=[8,16]", "model.norm_num_groups=4", "model.attention_levels=[]",
     "model.layers_per_block=1",
 )  # fmt: skip
-STEPS_ONLY = ("data.judge_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000")
+STEPS_ONLY = ("data.classifier_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000")
 SIZES, BATCHES, PROCESSES = (16, 32, 64, 128), (16, 64, 256), (1, 2)
 COUNTS, SAMPLES = (2_000, 20_000, 200_000), (100, 1_000, 10_000)
 

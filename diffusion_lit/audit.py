@@ -40,31 +40,31 @@ def audit(config: DictConfig) -> None:
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
-    from diffusion_lit.data.decoding import decoding_of
-    from diffusion_lit.inspection.findings import find, lines, propose
-    from diffusion_lit.inspection.inspect import inspect_all, parts_of
+    from diffusion_lit.data.decoding import decoding_from_config
+    from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize
+    from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
     from diffusion_lit.system.console import progress_bar
 
     overrides = list(HydraConfig.get().overrides.task)
     config, source = resolve_data(config)
     out = run_dir.make_folder(Path(config["out"]))
-    data, splits, decoding = config["data"], source.splits(), decoding_of(config["data"])
+    data, splits, decoding = config["data"], source.splits(), decoding_from_config(config["data"])
     labels = np.concatenate([split.labels for split in splits.values()])
-    parts = parts_of(splits, data["val_fraction"])
+    split_names = assign_splits(splits, data["val_fraction"])
     with progress_bar("reading") as bar:
-        facts = list(bar.track(inspect_all(splits, decoding), total=len(labels), description=""))
-    found = find(facts, labels, parts, data, config["near"])
+        facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
+    found = summarize(facts, labels, split_names, data, config["near"])
 
     model = resolve_architecture(config)["model"]
     multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
     given = {override.partition("=")[0] for override in overrides}
-    proposed = propose(found, data, given, multiple, config["largest"])
+    proposed = propose_overrides(found, data, given, multiple, config["largest"])
     overrides = [override for override in overrides if override.partition("=")[0] not in OWN]
     overrides += [format_override(*item) for item in proposed.items()]
     found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     found["training_would_fail"] = bool(found["broken"])
 
-    log.info("\n".join(lines(found, data, multiple)))
+    log.info("\n".join(format_findings(found, data, multiple)))
     if note := getattr(source, "note", None):
         log.info("%-11s%s", "note", note)
     write_audit(out, found, facts, splits, labels, decoding, data["class_names"])
@@ -80,9 +80,9 @@ def write_audit(out: Path, found: dict, facts: list, splits: dict, labels, decod
     from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 
     (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n")
-    good = [k for k, fact in enumerate(facts) if fact.fault is None]
+    good = [k for k, fact in enumerate(facts) if fact.error is None]
     sheets = {
-        "pictures.png": contact_sheet(splits, good, labels, decoding, class_names),
+        "images.png": contact_sheet(splits, good, labels, decoding, class_names),
         "duplicates.png": duplicate_sheet(splits, facts, found, decoding),
     }
     for name, sheet in sheets.items():

@@ -55,7 +55,7 @@ def digits_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sprites_run(tmp_path_factory) -> Path:
-    """A run of a ContextUnet on made-up sprites, `colour 0` to `colour 4`, trained for a few seconds."""
+    """A run of a ContextUnet on made-up sprites, `color 0` to `color 4`, trained for a few seconds."""
     folder = tmp_path_factory.mktemp("sprites")
     words = ["data=synthetic", "data.image_size=16", "data.num_classes=5", "model=context_unet", "model.features=16"]
     words += ["diffusion=ddpm", "diffusion.num_train_timesteps=50", "diffusion.beta_start=0.001", "sampler=ddpm"]

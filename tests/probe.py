@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lit.data import stream
+from diffusion_lit.data.batches import ValidationBatches
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.imaging.grids import to_float
@@ -14,7 +14,7 @@ class Probe:
     def __init__(self, store: ImageStore, diffusion: Diffusion, batch_size: int = 64):
         self.levels, self.diffusion, self.batch_size = ValidationLevels(diffusion), diffusion, batch_size
         self.t, self.bin, self.share = self.levels.t, self.levels.bin, self.levels.share
-        batches = list(stream.ValidationBatches(store, len(self.levels)))
+        batches = list(ValidationBatches(store, len(self.levels)))
         self.image, self.y = (torch.cat([batch[key] for batch in batches]) for key in ("image", "y"))
         self.eps = validation_noise(0, len(self.image), self.image.shape[1:], torch.device("cpu"))
 

@@ -17,7 +17,7 @@ TINY = [
     "model.layers_per_block=1",
     "global_batch_size=12",
     "sampler.steps=2",
-    "data.judge_images=0",
+    "data.classifier_images=0",
     "log_every=1",
 ]
 CLOCKS = ("images_per_second", "seconds", "memory_gib")  # columns of metrics.csv that differ between equal runs

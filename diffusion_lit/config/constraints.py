@@ -136,7 +136,7 @@ def pictures(v: dict) -> Iterator[str]:
 
 
 def streaming(v: dict) -> Iterator[str]:
-    for key in ("metrics_every", "data.judge_images"):
+    for key in ("metrics_every", "data.classifier_images"):
         if v["data.streaming"] == "every_epoch" and v[key]:
             yield (
                 f"{key}={v[key]} compares with all training pictures, and data.streaming=every_epoch keeps none: "

@@ -28,7 +28,8 @@ METRIC_COLUMNS = {  # metric -> its columns in metrics.csv
 }
 FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in drawing order
 MAPPINGS = ("context",)  # keys whose value is a mapping with the user's own names
-OPEN = ("optimizer", "trainer", "callbacks", "logger", "data.dataset")  # nodes that take more keys than their yaml has
+# nodes that take more keys than their yaml has
+OPEN = ("optimizer", "trainer", "callbacks", "logger", "data.dataset", "data.val_dataset")
 FIXED = ("._target_", ".process", "lr_schedule.name")  # endings of keys that the choice of a group decides
 
 

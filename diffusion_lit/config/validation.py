@@ -131,7 +131,7 @@ def argument_faults(config: DictConfig, choices: Choices) -> Iterator[str]:
     data = tree.get("data", {})
     leafs = {f"callbacks.{name}": leaf for name, leaf in (tree.get("callbacks") or {}).items()}
     leafs |= {f"data.transforms[{k}]": leaf for k, leaf in enumerate(data.get("transforms", ()))}
-    leafs |= {"data.dataset": data["dataset"]} if isinstance(data.get("dataset"), dict) else {}
+    leafs |= {f"data.{key}": data[key] for key in ("dataset", "val_dataset") if isinstance(data.get(key), dict)}
     for group in ("optimizer", "logger"):
         keys = {key.partition(".")[2] for key in choices.defaults if key.startswith(f"{group}.")}
         leaf = tree.get(group, {})

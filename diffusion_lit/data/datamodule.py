@@ -1,4 +1,4 @@
-"""The LightningDataModule: source -> uint8 store -> batches by position."""
+"""The LightningDataModule: from a data source to a uint8 store to batches by position."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -8,36 +8,40 @@ import lightning as L
 from torch import Tensor
 
 from diffusion_lit.config.targets import build
+from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.sources.dataset import DatasetSource
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.store import ImageStore, load_splits
-from diffusion_lit.data.stream import Batches, ValidationBatches
-from diffusion_lit.data.streaming import Streamed
+from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.errors import Exit, UserError
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Decodes all images once in `setup` and serves them by position.
+    """Decode all images once in `setup`, and serve them by their position in an endless stream.
 
-    An epoch is one pass over the training images in whole optimizer steps. The next epoch, or a resumed run, continues
-    where `trainer.global_step` is, so the images of step k depend on the seed and on k alone.
+    An epoch is one pass over the training images in complete optimizer steps. The next epoch, or a resumed run,
+    continues where `trainer.global_step` is, so the images of step k depend on the seed and on k alone.
 
     Args:
-        source: a folder of images, a map-style torch `Dataset`, or any source (`diffusion_lit.data.sources`).
+        source: a folder of images, a map-style torch `Dataset`, or any source (`diffusion_lit.data.sources.base`).
         image_size: pixels, one number or [height, width].
         batch_size: images per process and forward pass.
-        channels: 1 grey, 3 RGB, 4 RGBA.
-        val_fraction: share that is kept for validation, unless the source has its own split.
-        val_images: images of a validation: a fixed random subset, or some of them more than once with other noise.
+        channels: 1 gray, 3 RGB, 4 RGBA.
+        val_fraction: share of the images for validation, unless the source has a validation split.
+        val_images: images of a validation: a fixed random subset, or all, some more than once with other noise.
         seed: decides the order and everything random about an image.
         flip: probability of mirroring an image; applied by `DiffusionModule` on the device.
-        transforms: `torchvision.transforms.v2`, or any functions of a uint8 image (C, H, W) that return one of the same
-            shape. Their random numbers are a function of the seed and the position.
+        transforms: `torchvision.transforms.v2`, or any functions of a uint8 image (C, H, W) that keep its shape and
+            type. Their random numbers are a function of the seed and the position.
         random_crop: pixels. Images are decoded that much larger, and training takes random windows of `image_size`.
         cache_dir: a folder that keeps the decoded images; None keeps them in RAM.
         accept_changed_data: resume although the training images differ from those of the checkpoint.
-        resample, fit, background, alpha, render: see `diffusion_lit.data.decoding.Decoding`.
+        resample: see `diffusion_lit.data.decoding.Decoding`.
+        fit: see `Decoding`.
+        background: see `Decoding`.
+        alpha: see `Decoding`.
+        render: see `Decoding`.
 
     Examples:
         >>> data = ImageDataModule("photos", image_size=32, batch_size=64)  # doctest: +SKIP
@@ -75,57 +79,63 @@ class ImageDataModule(L.LightningDataModule):
             "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
             "render": render,
         }  # fmt: skip
-        self.train: ImageStore | Streamed | None = None
+        self.train: ImageStore | StreamedStore | None = None
         self.val: ImageStore | None = None  # None: no validation images
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes; empty without labels."""
+        """Return the class names; empty without labels."""
         return list(self.source.class_names)
 
     def setup(self, stage: str | None = None) -> None:
+        """Decode the images, or find them in `cache_dir`."""
         if self.train is None:
             self.train, self.val = load_splits(self.source, self.config)
 
-    def batches(self, batch_size: int, step: Callable[[], int], accumulate: int = 1, rank: int = 0, world: int = 1):
-        """Return the training `Batches` of one rank from an optimizer step on."""
+    def batches(
+        self, batch_size: int, step: Callable[[], int], accumulate: int = 1, rank: int = 0, world: int = 1
+    ) -> Batches:
+        """Return the training batches of one rank from an optimizer step on."""
         size, flip, transforms = self.config["image_size"], self.flip, self.transforms
         return Batches(self.train, self.seed, batch_size, step, accumulate, rank, world, size, flip, transforms)
 
     def global_batch(self, step: int) -> dict:
-        """Return all images of the optimizer step after `step` finished ones, of every rank and micro-batch."""
+        """Return the images of every rank and micro-batch in optimizer step `step`, counted from 0."""
         size = self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
         return next(iter(self.batches(size, lambda: step)))
 
     def train_dataloader(self) -> Batches:
+        """Return the micro-batches of this rank."""
         trainer = self.trainer
         if trainer is None:
             return self.batches(self.batch_size, lambda: 0)
-        place = trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size
-        return self.batches(self.batch_size, lambda: trainer.global_step, *place)
+        accumulate, rank, world = trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size
+        return self.batches(self.batch_size, lambda: trainer.global_step, accumulate, rank, world)
 
     def val_dataloader(self) -> ValidationBatches | list:
         """Return the batches of validation images of this rank; an empty list without validation images."""
         if self.val is None:
             return []
-        place = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ValidationBatches(self.val, self.val_images, *place)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return ValidationBatches(self.val, self.val_images, rank, world)
 
     def state_dict(self) -> dict:
+        """Return the fingerprint and the number of training images, for the checkpoint."""
         return {"fingerprint": self.train.fingerprint, "images": len(self.train)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Raise UserError if the training images are not those of the checkpoint, unless `accept_changed_data`."""
         if state["fingerprint"] == self.train.fingerprint or self.accept_changed_data:
             return
         raise UserError(
             Exit.CHECKPOINT,
-            f"the training pictures have changed since this run was saved ({state['images']:,} pictures then, "
-            f"{len(self.train):,} now); put them back, or add accept=[data] to train on with the new ones",
+            f"the training images have changed since the checkpoint ({state['images']:,} then, "
+            f"{len(self.train):,} now). Restore them, or add accept=[data] to continue with the new ones.",
         )
 
 
 def datamodule_from_config(source: object, data: dict, seed: int, batch_size: int, **more: object) -> ImageDataModule:
-    """Return the data module of a `data` group; keys that it does not know belong to the source."""
+    """Return the data module of a `data` group; keys that are no argument of it belong to the source."""
     known = inspect.signature(ImageDataModule).parameters.keys() & data.keys() - {"transforms"}
     transforms = [build(leaf) for leaf in data.get("transforms") or ()]
     settings = {key: data[key] for key in known} | {"seed": seed, "batch_size": batch_size, "transforms": transforms}

@@ -1,4 +1,4 @@
-"""From a picture, of whatever kind, to uint8 (C, H, W); a broken one is named."""
+"""Decode images of any kind to uint8 (C, H, W)."""
 
 import io
 import time
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion_lit.imaging.sizes import ImageSize, height_width
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 
 RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -25,13 +25,19 @@ RESAMPLE = {
 }
 FITS = {"crop": ImageOps.fit, "stretch": Image.Image.resize}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-TRIED = 64  # pictures, in each of two ways
+CHUNK = 64  # images that are decoded at once, so also what waits in memory
+MAX_LISTED = 10  # images that an error message names
 S, T = TypeVar("S"), TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The bytes of a picture's file, or what fetches them, and what it is called in messages."""
+    """The bytes of an image file, or a function that fetches them.
+
+    Args:
+        name: what messages call the image.
+        data: the bytes, or the function.
+    """
 
     name: str
     data: bytes | Callable[[], bytes]
@@ -40,14 +46,21 @@ class Encoded:
         return self.name
 
 
+StoredImage = Path | Encoded | np.ndarray | Image.Image
+
+
 @dataclass(frozen=True)
 class Decoding:
-    """How a picture becomes an array; fields are keys of `conf/data`.
+    """How an image becomes an array. The fields are keys of `conf/data`.
 
-    A picture of another size is, with `fit` crop, scaled so that its shorter side fits, and its centre is cut out; with
-    stretch both sides are made to fit. With 1 or 3 channels a transparent picture is laid on `background` (RGB, 0-255).
-    With 4 channels `alpha` says what becomes of the colours under fully transparent pixels: keep, or zero (black).
-    With `render` skin a skin of the old layout, 64x32, becomes one of 64x64, whose left limbs mirror the right ones.
+    Args:
+        image_size: pixels, one number or (height, width).
+        channels: 1 gray, 3 RGB, 4 RGBA.
+        resample: a key of `RESAMPLE`, for images of another size.
+        background: RGB, 0 to 255, under transparent pixels with 1 or 3 channels.
+        fit: "crop" scales the shorter side and cuts out the center, "stretch" scales both sides.
+        alpha: with 4 channels "zero" makes fully transparent pixels black, "keep" keeps their colors.
+        render: "skin" converts 64x32 skins to the 64x64 layout, whose left limbs mirror the right ones.
     """
 
     image_size: ImageSize
@@ -60,19 +73,20 @@ class Decoding:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W)."""
         return self.channels, *height_width(self.image_size)
 
-    def __call__(self, picture: Path | Encoded | np.ndarray) -> np.ndarray:
-        """One picture to uint8 (C, H, W). Raises UserError naming the picture if it is broken."""
-        with named(picture), opened(picture) as image:
-            return self.array(upright(image))
+    def __call__(self, image: StoredImage) -> np.ndarray:
+        """Return an image as uint8 (C, H, W). Raise DataError with its name if it cannot be read."""
+        with report_broken_image(image), open_image(image) as opened:
+            return self.to_array(load_upright(opened))
 
-    def array(self, image: Image.Image) -> np.ndarray:
-        """A picture that is loaded and upright to uint8 (C, H, W)."""
-        image = self._with_channels(image)
+    def to_array(self, image: Image.Image) -> np.ndarray:
+        """Return a loaded, upright image as uint8 (C, H, W)."""
+        image = self._convert_channels(image)
         size = height_width(self.image_size)[::-1]
         if self.render == "skin" and image.size == (64, 32):
-            image = _unfolded(image)
+            image = _convert_old_skin(image)
         if image.size != size:
             image = FITS[self.fit](image, size, RESAMPLE[self.resample])
         array = np.asarray(image)
@@ -80,7 +94,7 @@ class Decoding:
             array = np.where(array[..., 3:] > 0, array, np.uint8(0))
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
-    def _with_channels(self, image: Image.Image) -> Image.Image:
+    def _convert_channels(self, image: Image.Image) -> Image.Image:
         image = to_8_bits(image)
         if self.channels < 4 and has_alpha(image):
             canvas = Image.new("RGBA", image.size, tuple(self.background))
@@ -89,8 +103,7 @@ class Decoding:
         return image.convert(MODES[self.channels])
 
 
-def _unfolded(image: Image.Image) -> Image.Image:
-    """An RGBA skin of 64x32 as one of 64x64."""
+def _convert_old_skin(image: Image.Image) -> Image.Image:
     import torch
 
     from diffusion_lit.imaging.skins import from_old_layout
@@ -99,142 +112,132 @@ def _unfolded(image: Image.Image) -> Image.Image:
     return Image.fromarray(from_old_layout(skin).permute(1, 2, 0).numpy())
 
 
-def decoding_of(data: dict) -> Decoding:
-    """Return how a `data` group decodes; keys that it lacks have their defaults."""
+def decoding_from_config(data: dict) -> Decoding:
+    """Return the decoding of a `data` group; missing keys have the defaults of `Decoding`."""
     return Decoding(**{field.name: data[field.name] for field in fields(Decoding) if field.name in data})
 
 
 @contextmanager
-def named(picture: Path | Encoded | np.ndarray) -> Iterator[None]:
-    """Whatever goes wrong with a picture becomes a message that names it."""
+def report_broken_image(image: StoredImage) -> Iterator[None]:
+    """Raise DataError with the name of the image for any error of reading it."""
     try:
         yield
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
-        why = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its own text shows the address of a buffer
-            why = "no format of pictures that is known"
-        name = "a picture of an array" if isinstance(picture, np.ndarray | Image.Image) else picture
-        raise UserError(Exit.DATA, f"{name}: cannot be read as a picture ({why})") from None
+            reason = "unknown image format"
+        name = "an image of an array" if isinstance(image, np.ndarray | Image.Image) else image
+        raise DataError(f"{name}: cannot be read as an image ({reason})") from None
 
 
-def opened(picture: Path | Encoded | np.ndarray | Image.Image) -> Image.Image:
-    """The picture as it is stored, not yet read further than its header."""
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture)
-    if isinstance(picture, Encoded):
-        picture = io.BytesIO(picture.data() if callable(picture.data) else picture.data)
-    return Image.open(picture)
+def open_image(image: StoredImage) -> Image.Image:
+    """Return the PIL image, of which only the header is read so far."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    if isinstance(image, Encoded):
+        image = io.BytesIO(image.data() if callable(image.data) else image.data)
+    return Image.open(image)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """All of it (of an animation the first picture), turned as its EXIF says."""
+def load_upright(image: Image.Image) -> Image.Image:
+    """Read all pixels (of an animation the first frame) and rotate them as the EXIF orientation says."""
     image.load()
     return ImageOps.exif_transpose(image)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Has it one channel of more than 8 bits? Those with three Pillow reads as 8 bits itself."""
+    """Return whether its one channel has more than 8 bits; Pillow reduces images with more channels to 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 def has_alpha(image: Image.Image) -> bool:
+    """Return whether the image has an alpha channel or a transparent color."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Float pictures hold 0..1 or 0..255, other deep ones 16 bits, which convert() would clip to white."""
+    """Return deep images scaled to 8 bits, where PIL's convert() would clip them to white; others as they are.
+
+    Float images may hold 0 to 1 or 0 to 255, integers 0 to 65535. Raises ValueError for other values.
+    """
     if not is_deep(image):
         return image
     values = np.asarray(image)
     low, high = values.min(initial=0), values.max(initial=0)
     if not (low >= 0 and high <= (255 if image.mode == "F" else 65535)):
-        known = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
-        raise ValueError(f"its values are {low:g} to {high:g}, known are {known}")
+        allowed = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
+        raise ValueError(f"values from {low:g} to {high:g}, expected {allowed}")
     if image.mode == "F":
         return Image.fromarray((values * (255.0 if high <= 1 else 1.0)).round().astype(np.uint8))
     return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
 
 
-def decode_all(
-    pictures: Sequence[Path | Encoded | np.ndarray], decoding: Decoding, out: np.ndarray, progress: Iterable
-) -> None:
-    """Decode every picture into `out`, uint8 (N, C, H, W); `progress` is advanced once a picture.
+def decode_images(
+    items: Iterable[S], decode: Callable[[S], np.ndarray], progress: Iterable, total: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield `decode(item)`, uint8 (C, H, W), for each item, in order.
+
+    Args:
+        items: images, or their numbers.
+        decode: a `Decoding`, or a function that reads an image and calls one.
+        progress: is advanced once for each image.
+        total: number of images; None for a stream.
 
     Raises:
-        UserError: with the names of the first ten pictures that cannot be read, and how many there are.
+        DataError: with the names of the first ten images that cannot be read. Of files all are checked first; a
+            stream, which nobody can repair, ends soon after the first one.
     """
 
-    def decode(k: int) -> str | None:
+    def try_decode(item: S) -> np.ndarray | DataError:
         try:
-            out[k] = decoding(pictures[k])
-        except UserError as error:
-            return str(error)
-        return None
+            return decode(item)
+        except DataError as error:
+            return error
 
+    errors = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrupt EXIF and large-picture notes; errors still raise
-        done = in_the_faster_way(decode, range(len(pictures)))
-        faults = [fault for fault, _ in zip(done, progress, strict=False) if fault]
-    if faults:
-        raise broken(faults, f"{len(faults)} of {len(pictures)} pictures cannot be read; repair or remove them")
+        warnings.simplefilter("ignore")  # corrupt EXIF and large images; errors still raise
+        for k, (result, _) in enumerate(zip(map_in_order(try_decode, items), progress, strict=False)):
+            if isinstance(result, DataError):
+                errors.append(str(result))
+            elif not errors:
+                yield result
+            if errors and total is None and k % 256 == 255:
+                break
+    if errors and total is None:
+        raise list_errors(errors, "The stream has images that cannot be read. End it before them with data.max_images")
+    if errors:
+        raise list_errors(errors, f"{len(errors)} of {total} images cannot be read. Repair or remove them")
 
 
-def in_the_faster_way(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
-    """What `work` makes of every item, in their order: in threads, or one after the other. Of small pictures most is
-    Python, and threads wait for each other; of large ones, or from a slow disk, it is not. So both ways are tried.
+def map_in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield `function(item)` for each item, in order, computed in threads or one after the other.
+
+    Small images are mostly Python, where threads wait for each other; large ones and slow disks are not. So both ways
+    are timed on one chunk each, and the faster one does the rest.
     """
+    items = iter(items)
     with ThreadPoolExecutor() as pool:
-        ways, taken = (map, map, pool.map), []  # the first time does not count: Pillow loads what it needs
-        for k, way in enumerate(ways):
-            begun = time.perf_counter()
-            done = list(way(work, items[k * TRIED : (k + 1) * TRIED]))
-            taken.append(time.perf_counter() - begun)
+        seconds = []
+        for run in (map, map, pool.map):  # the first chunk does not count: Pillow loads what it needs
+            chunk = list(islice(items, CHUNK))
+            begin = time.perf_counter()
+            done = list(run(function, chunk))
+            seconds.append(time.perf_counter() - begin)
             yield from done
-        faster = map if taken[1] < taken[2] else pool.map
-        for start in range(len(ways) * TRIED, len(items), 4096):  # what waits in a pool takes memory
-            yield from faster(work, items[start : start + 4096])
+        faster, pending = map if seconds[1] < seconds[2] else pool.map, ()
+        while chunk := list(islice(items, CHUNK)):
+            ahead = faster(function, chunk)  # a pool works on this chunk while the one before is consumed
+            yield from pending
+            pending = ahead
+        yield from pending
 
 
-def decode_stream(
-    stream: Iterable[tuple[Path | Encoded, int]], decoding: Decoding, out: BinaryIO, progress: Iterable
-) -> np.ndarray:
-    """Decode pictures as they come, in threads, and write them to `out` one after the other, uint8 (C, H, W) each.
-
-    Returns:
-        their labels, int64 (N,).
-
-    Raises:
-        UserError: with the names of pictures that cannot be read, soon after the first: nobody can repair them there.
-    """
-
-    def decode(picture: Path | Encoded) -> np.ndarray | str:
-        try:
-            return decoding(picture)
-        except UserError as error:
-            return str(error)
-
-    def write(arrays: Iterable[np.ndarray | str]) -> None:
-        faults = []
-        for array, _ in zip(arrays, progress, strict=False):
-            faults.append(array) if isinstance(array, str) else out.write(array)
-        if faults:
-            raise broken(faults, "the stream has pictures that cannot be read; end it before them with data.max_images")
-
-    labels, decoded = [], ()
-    progress, stream = iter(progress), iter(stream)
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")
-        while chunk := list(islice(stream, 256)):  # while the threads decode the chunk before
-            write(decoded)
-            decoded = pool.map(decode, [picture for picture, _ in chunk])
-            labels += [label for _, label in chunk]
-        write(decoded)
-    return np.array(labels, dtype=np.int64)
-
-
-def broken(faults: list[str], what: str) -> UserError:
-    shown = "\n  ".join(faults[:10])
-    more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-    return UserError(Exit.DATA, f"{what}:\n  {shown}{more}")
+def list_errors(errors: Sequence[str], message: str) -> DataError:
+    """Return a DataError with the message and the first errors, one a line."""
+    lines = list(errors[:MAX_LISTED])
+    if len(errors) > MAX_LISTED:
+        lines.append(f"and {len(errors) - MAX_LISTED} more")
+    return DataError("\n  ".join([f"{message}:", *lines]))

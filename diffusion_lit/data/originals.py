@@ -1,4 +1,4 @@
-"""The pictures that `sample` edits, read as training pictures are. No torch."""
+"""The images that `sample` edits (`init=`, `mask=`), decoded as training images are, without torch."""
 
 import hashlib
 import json
@@ -7,15 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.decoding import Decoding, broken, named, opened
+from diffusion_lit.data.decoding import Decoding, list_errors, open_image, report_broken_image
 from diffusion_lit.data.sources.folder import SUFFIXES
 from diffusion_lit.imaging.sizes import height_width
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 
 
 @dataclass(frozen=True)
 class Originals:
-    """`images` uint8 (N, C, H, W) of `files`; `mask` bool (H, W), true where `mask_file` is white or transparent."""
+    """Images to edit.
+
+    Args:
+        files: their paths.
+        images: uint8 (N, C, H, W).
+        mask_file: the path of the mask, or None.
+        mask: bool (H, W), true where the mask is white or transparent; None without one.
+    """
 
     files: list[Path]
     images: np.ndarray
@@ -23,48 +30,50 @@ class Originals:
     mask: np.ndarray | None
 
 
-def read(init: str, mask: str | None, decoding: Decoding) -> Originals:
-    """`init`: a picture, or a folder of them; of a folder that `sample` made its images, without the grid.
+def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals:
+    """Return the images of `init`, a file or a folder, and the mask.
+
+    Of a folder that `sample` wrote, its images are taken, without the grid.
 
     Raises:
-        UserError: exit 3, everything that cannot be read or has a wrong size.
+        DataError: with everything that cannot be read or has a wrong size.
     """
-    path, faults, images = Path(init).expanduser(), [], []
+    path, errors, images = Path(init).expanduser(), [], []
     files = [path]
     if (path / "manifest.json").is_file():
-        entries = json.loads((path / "manifest.json").read_text()).get("images", [])
-        files = [path / entry["file"] for entry in entries]
-        faults = [] if files else [f"init={init}: its images are in an array, images.npy; take pictures"]
+        files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_text()).get("images", [])]
+        if not files:
+            errors.append(f"init={init}: its images are in an array, images.npy. Use image files.")
     elif path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
-        faults = [] if files else [f"init={init}: no pictures are in this folder"]
+        if not files:
+            errors.append(f"init={init}: no images in this folder")
     for file in files:
         try:
             images.append(decoding(file))
-        except UserError as error:
-            faults.append(str(error))
+        except DataError as error:
+            errors.append(str(error))
     mask_file, area = mask and Path(mask).expanduser(), None
     if mask_file:
         try:
-            area = _area(mask_file, decoding)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise broken(faults, "this cannot be edited")
+            area = _load_mask(mask_file, decoding)
+        except DataError as error:
+            errors.append(str(error))
+    if errors:
+        raise list_errors(errors, "cannot edit")
     return Originals(files, np.stack(images), mask_file, area)
 
 
-def _area(path: Path, decoding: Decoding) -> np.ndarray:
-    """Where to paint. Pixel for pixel as large as images of the run: a mask that is scaled would keep other pixels."""
+def _load_mask(path: Path, decoding: Decoding) -> np.ndarray:
+    """Return bool (H, W), true where to paint. The size must match: a scaled mask would keep other pixels."""
     height, width = height_width(decoding.image_size)
-    with named(path), opened(path) as picture:
-        found = picture.size
-    if found != (width, height):
-        told = f"mask={path} has {found[0]}x{found[1]} px: images of this run have {width}x{height}"
-        raise UserError(Exit.DATA, told)
+    with report_broken_image(path), open_image(path) as image:
+        size = image.size
+    if size != (width, height):
+        raise DataError(f"mask={path}: {size[0]}x{size[1]} px, but images of this run have {width}x{height}")
     return replace(decoding, channels=1, background=(255, 255, 255))(path)[0] > 127
 
 
-def fingerprint(path: Path) -> dict[str, str]:
-    """A file and what is in it, for the manifest."""
+def fingerprint_file(path: Path) -> dict[str, str]:
+    """Return the name of a file and a digest of its content, for the manifest."""
     return {"file": str(path), "blake2b": hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}

@@ -1,9 +1,8 @@
-"""All pictures of a split as one uint8 array, decoded once: in RAM, or in a file that runs and processes share."""
+"""All images of a split as one uint8 array, decoded once: in RAM, or in a file that runs and processes share."""
 
 import hashlib
-import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -11,149 +10,159 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data import cache
-from diffusion_lit.data.build_lock import Tell, built_once
-from diffusion_lit.data.decoding import Decoding, decode_all, decode_stream, decoding_of
-from diffusion_lit.data.sources.folder import Rows, Split, Stream, fingerprint, hold_out
-from diffusion_lit.data.streaming import MOST_HELD_OUT, Reread, Streamed
+from diffusion_lit.data.build_lock import ReportProgress, build_once
+from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
+from diffusion_lit.data.decoding import Decoding, StoredImage, decode_images, decoding_from_config
+from diffusion_lit.data.sources.base import DataSource, ImageStream, Split, fingerprint_images, split_validation
+from diffusion_lit.data.streaming import MAX_VAL_IMAGES, EpochStream, StreamedStore, StreamedTable
 from diffusion_lit.imaging.sizes import ImageSize, enlarge, height_width
 from diffusion_lit.system.console import progress_bar
+
+CACHE_VERSION = 3  # of the file layout
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """images uint8 (N, C, H, W) and labels int64 (N,); of a cache file also its path and CRC-32 sums (N,)."""
+    """The decoded images of a split.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        file: the cache file, if there is one.
+        checksums: CRC-32 of each image in it, (N,).
+    """
 
     images: np.ndarray
     labels: np.ndarray
     file: Path | None = None
-    sums: np.ndarray | None = None
+    checksums: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of what is in it: pixels, labels and their order.
+        """Return 16 hex digits that depend on pixels, labels and their order.
 
         Raises:
-            UserError: exit 3 if the pixels are not those that were once written to the cache.
+            DataError: if the pixels of a cache file do not match their checksums.
         """
         digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=8)
-        for start in range(0, len(self), 4096):  # a memory-mapped array is never read whole
+        for start in range(0, len(self), 4096):  # in blocks, since a memory-mapped array may exceed the RAM
             block = np.ascontiguousarray(self.images[start : start + 4096])
-            if self.sums is not None and [*map(zlib.crc32, block)] != self.sums[start : start + 4096].tolist():
-                raise cache.damaged(self.file)
+            rows = slice(start, start + 4096)
+            if self.checksums is not None and [*map(zlib.crc32, block)] != self.checksums[rows].tolist():
+                raise damaged_cache(self.file)
             digest.update(block)
         digest.update(self.labels)
         return digest.hexdigest()
 
 
-def load(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> ImageStore:
-    """Decode a split into RAM, or with `cache_dir` into a memory-mapped file that others find.
+def load_split(split: Split, decoding: Decoding, cache_dir: str | None, name: str) -> ImageStore:
+    """Decode a split into RAM, or with `cache_dir` into a memory-mapped file that other runs find.
 
-    A stream is decoded as it arrives; nothing of the originals is kept.
+    A stream is decoded as it arrives; its encoded images are not kept.
     """
-    streamed, shape = split.labels is None, decoding.shape
+    images, labels, is_stream = split.images, split.labels, split.labels is None
+    total, stream_labels = images.total if is_stream else len(images), []
+
+    def decode(report: ReportProgress = lambda done, total: None) -> Iterator[np.ndarray]:
+        progress = _show_progress(total, name, report)
+        if is_stream:
+            return decode_images(_collect_labels(images, stream_labels), decoding, progress)
+        return decode_images(range(total), lambda k: decoding(images[k]), progress, total)
+
     if cache_dir is None:
-        return (_streamed if streamed else _decoded)(split, decoding, shape, name)
-    path = Path(cache_dir).expanduser() / f"{name}-{_key(split.pictures, decoding)}.npy"
+        array = np.fromiter(decode(), np.dtype((np.uint8, decoding.shape)), -1 if is_stream else total)
+        return ImageStore(array, np.array(stream_labels, np.int64) if is_stream else labels)
 
-    def build(building: Path, tell: Tell) -> None:
-        if streamed:
-            with open(building, "wb") as file:
-                out = cache.Growing(file, shape)
-                out.finish(decode_stream(split.pictures, decoding, out, _progress(split.pictures.total, name, tell)))
-        else:
-            out = cache.Pictures(building, (len(split.pictures), *shape))
-            decode_all(split.pictures, decoding, out, _progress(len(split.pictures), name, tell))
-            out.finish()
+    def build(building: Path, report: ReportProgress) -> None:
+        with open(building, "wb") as file:
+            writer = CacheWriter(file, decoding.shape, None if is_stream else total)
+            for image in decode(report):
+                writer.write(image)
+            writer.finish(np.array(stream_labels, np.int64))
 
-    built_once(path, build)
-    if streamed:
-        split.pictures.remember()
-    images, labels, sums = cache.read(path, None if streamed else len(split.pictures), shape)
-    return ImageStore(images, labels if streamed else split.labels, path, sums)
+    path = Path(cache_dir).expanduser() / f"{name}-{_cache_key(split, decoding)}.npy"
+    build_once(path, build)
+    if is_stream:
+        images.on_cached()
+    array, cached_labels, checksums = read_cache(path, None if is_stream else total, decoding.shape)
+    return ImageStore(array, cached_labels if is_stream else labels, path, checksums)
 
 
-def load_splits(source, config: dict) -> tuple[ImageStore | Streamed, ImageStore | None]:
-    """The training pictures of a `data` group and those held out (None: none).
+def load_splits(source: DataSource, config: dict) -> tuple[ImageStore | StreamedStore, ImageStore | None]:
+    """Return the training images of a `data` group and the validation images, None without any.
 
-    With `random_crop` the training pictures are that much larger, held-out ones are cut already.
+    With `random_crop` the training images are larger by that many pixels; validation images are their centers.
     """
-    decoding = decoding_of(config)
+    decoding, cache_dir = decoding_from_config(config), config["cache_dir"]
     decoding = replace(decoding, image_size=enlarge(decoding.image_size, config["random_crop"]))
-    splits = hold_out(source.splits(), config["val_fraction"])
-    if isinstance(splits["train"].pictures, Reread):
-        return _read_anew(splits, config, decoding)
-    train, val = load(splits["train"], decoding, config["cache_dir"], "train"), None
-    if "val" in splits:
-        val = load(splits["val"], decoding, config["cache_dir"], "val")
-    elif splits["train"].labels is None:
-        train, val = cut(train, config["val_fraction"])
-    return train, centre(sound(val), config["image_size"]) if val else None
-
-
-def sound(store: ImageStore) -> ImageStore:
-    """The same, every pixel compared with what was once written: of training pictures a checkpoint sees to that."""
-    _ = store.fingerprint
-    return store
-
-
-def _read_anew(splits: dict[str, Split], config: dict, decoding: Decoding) -> tuple[Streamed, ImageStore | None]:
-    """Held-out pictures are few, and kept."""
-    train, cache_dir = splits["train"].pictures.anew(config["cache_dir"]), config["cache_dir"]
-    if "val" in splits:
-        val = splits["val"].pictures.anew(cache_dir)
-        val = val.hold_out(min(len(val), MOST_HELD_OUT))[1]
+    splits, fraction = split_validation(source.splits(), config["val_fraction"]), config["val_fraction"]
+    if isinstance(splits["train"].images, EpochStream):
+        table, val_table = _open_tables(splits, cache_dir, fraction)
+        train = StreamedStore(table, decoding)
+        val = load_split(Split(val_table, None), decoding, cache_dir, "val") if len(val_table) else None
     else:
-        train, val = train.hold_out(min(round(len(train) * config["val_fraction"]), len(train) - 1, MOST_HELD_OUT))
-    kept = load(Split(val, None), decoding, cache_dir, "val") if len(val) else None
-    return Streamed(train, decoding), centre(sound(kept), config["image_size"]) if kept else None
+        train, val = load_split(splits["train"], decoding, cache_dir, "train"), None
+        if "val" in splits:
+            val = load_split(splits["val"], decoding, cache_dir, "val")
+        elif splits["train"].labels is None:
+            train, val = split_tail(train, fraction)
+    if val:
+        _ = val.fingerprint  # verifies the checksums; those of training images are verified at the first checkpoint
+        val = center_crop(val, config["image_size"])
+    return train, val
 
 
-def cut(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:
-    """The pictures without the last `fraction` of them, and those (None: none); views, nothing is copied."""
+def _open_tables(
+    splits: dict[str, Split], cache_dir: str | None, fraction: float
+) -> tuple[StreamedTable, StreamedTable]:
+    """Return the tables of training and of validation images; the latter are few, and decoded once."""
+    train = splits["train"].images.open(cache_dir)
+    if "val" not in splits:
+        n_val = min(round(len(train) * fraction), len(train) - 1, MAX_VAL_IMAGES)
+        return train.split_validation(n_val)
+    val = splits["val"].images.open(cache_dir)
+    return train, val.split_validation(min(len(val), MAX_VAL_IMAGES))[1]
+
+
+def split_tail(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:
+    """Return views of the images without the last `fraction` of them, and of those, None if there are none."""
     n = len(store)
-    held_out = min(round(n * fraction), n - 1)
+    n_val = min(round(n * fraction), n - 1)
 
-    def part(rows: slice) -> ImageStore:
-        sums = None if store.sums is None else store.sums[rows]
-        return ImageStore(store.images[rows], store.labels[rows], store.file, sums)
+    def view(rows: slice) -> ImageStore:
+        checksums = None if store.checksums is None else store.checksums[rows]
+        return ImageStore(store.images[rows], store.labels[rows], store.file, checksums)
 
-    return part(slice(n - held_out)), part(slice(n - held_out, n)) if held_out else None
+    return view(slice(n - n_val)), view(slice(n - n_val, n)) if n_val else None
 
 
-def centre(store: ImageStore, size: ImageSize) -> ImageStore:
-    """The middle of every picture, of this size; a view. Pictures are larger by the same number on each axis."""
+def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:
+    """Return a view of the center of every image, of this size, after the same margin was added on each axis."""
     height, width = height_width(size)
-    edge = (store.images.shape[2] - height) // 2
-    if not edge:
+    margin = (store.images.shape[2] - height) // 2
+    if not margin:
         return store
-    return ImageStore(store.images[:, :, edge : edge + height, edge : edge + width], store.labels)
+    return ImageStore(store.images[:, :, margin : margin + height, margin : margin + width], store.labels)
 
 
-def _decoded(split: Split, decoding: Decoding, shape: tuple[int, int, int], name: str) -> ImageStore:
-    images = np.empty((len(split.pictures), *shape), np.uint8)
-    decode_all(split.pictures, decoding, images, _progress(len(images), name))
-    return ImageStore(images, split.labels)
+def _collect_labels(stream: ImageStream, labels: list[int]) -> Iterator[StoredImage]:
+    for image, label in stream:
+        labels.append(label)
+        yield image
 
 
-def _streamed(split: Split, decoding: Decoding, shape: tuple[int, int, int], name: str) -> ImageStore:
-    grown = io.BytesIO()
-    labels = decode_stream(split.pictures, decoding, grown, _progress(split.pictures.total, name))
-    return ImageStore(np.frombuffer(grown.getbuffer(), np.uint8).reshape(len(labels), *shape), labels)
+def _cache_key(split: Split, decoding: Decoding) -> str:
+    """Return a digest that changes with the files, their sizes and times, and with the decoding."""
+    text = f"{CACHE_VERSION} {astuple(decoding)} {fingerprint_images(split.images)}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _key(pictures: Sequence[Path] | np.ndarray | Rows | Stream, decoding: Decoding) -> str:
-    """Changes when a file, its size, its time or the way of decoding changes."""
-    words = f"2 {astuple(decoding)} {fingerprint(pictures)}"  # 2: how the file is laid out
-    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
-
-
-def _progress(total: int | None, name: str, tell: Tell = lambda done, total: None) -> Iterator[int]:
-    """To be advanced once a picture; it never ends by itself."""
+def _show_progress(total: int | None, name: str, report: ReportProgress) -> Iterator[int]:
+    """Yield without end; each step advances the progress bar by one image."""
     with progress_bar(f"reading {name}", shown=total is None or total >= 2000, transient=True) as bar:
         for done in bar.track(count(), total, description=""):
-            tell(done, total)
+            report(done, total)
             yield done

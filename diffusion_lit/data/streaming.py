@@ -1,13 +1,13 @@
-"""Pictures that fit nowhere: read anew in every epoch, in an order that is a function of the seed and the position.
+"""Images that fit nowhere: read again in every epoch, in an order that is a function of the seed and the position.
 
-A table is read in parts (row groups of parquet files, stretches of an Arrow table), each from its front. In an epoch
-all parts stand in a random order; this long row is cut into `LANES` equal lanes, which are read side by side, one
-picture of each in turn; and every `WINDOW` pictures that come so are put in a random order once more. So every picture
-comes once in an epoch, any position is found by counting, and what is in memory does not grow with the set.
+A table is read in ranges of rows (row groups of parquet files, ranges of an Arrow table). An epoch puts all ranges in a
+random order, cuts this sequence into `LANES` equal lanes, which are read in parallel, one image of each in turn, and
+shuffles every `WINDOW` images that arrive so. Every image comes once in an epoch, any position is found by counting,
+and the memory does not grow with the data set.
 
-How good a shuffle it is: a window holds `LANES` stretches of `WINDOW` / `LANES` neighbours, from places that are others
-in each epoch. With row groups of a hundred pictures that is as good as any; a set that was written in the order of its
-classes, with large row groups, is better written anew in a random order.
+How well this shuffles: a window holds `LANES` runs of `WINDOW` / `LANES` neighboring rows, from other places in each
+epoch. With row groups of a hundred images that is as good as a full shuffle. A data set that is sorted by class and has
+large row groups should be written again in a random order.
 """
 
 import hashlib
@@ -23,33 +23,41 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, Encoded
-from diffusion_lit.data.sources.parts import ArrowRows, ParquetRows, Part, Row
-from diffusion_lit.data.sources.tables import short
+from diffusion_lit.data.sources.hf_tables import shorten_error
+from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, RowRange
 from diffusion_lit.diffusion.seeds import counted
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger(__name__)
-EVERY_EPOCH = "every_epoch"  # `data.streaming`
+EVERY_EPOCH = "every_epoch"  # the value of `data.streaming`
 LANES = 8
 WINDOW = 2048
-PLACES = 32  # in a set from which held-out pictures are taken
-MOST_HELD_OUT = 5000
-WAITS = (1, 5, 25)  # seconds before a part that could not be read is tried again
+VAL_RANGES = 32  # ranges of a table that validation images are taken from
+MAX_VAL_IMAGES = 5000
+RETRY_WAITS = (1, 5, 25)  # seconds before a range that could not be read is tried again
+NumberedImage = tuple[int, Path | Encoded, int]  # number in the data set, image, label
 
 
 @dataclass(frozen=True)
-class Anew:
-    """Pictures of parts of a table. It is a `Stream` too, in the order of the table."""
+class StreamedTable:
+    """Images of ranges of a table. It is an `ImageStream` too, in the order of the table.
+
+    Args:
+        table: what is read.
+        ranges: which rows of it.
+    """
 
     table: ArrowRows | ParquetRows
-    parts: list[Part]
+    ranges: list[RowRange]
 
     @cached_property
     def counts(self) -> np.ndarray:
-        return np.array([part.count for part in self.parts], dtype=np.int64)
+        """Return the number of images in each range, int64."""
+        return np.array([rows.count for rows in self.ranges], dtype=np.int64)
 
     @property
     def total(self) -> int:
+        """Return the number of images."""
         return int(self.counts.sum())
 
     def __len__(self) -> int:
@@ -57,33 +65,34 @@ class Anew:
 
     @property
     def fingerprint(self) -> str:
-        words = f"{self.table.fingerprint} {[astuple(part) for part in self.parts]}"
-        return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+        """Return a digest of the table and the ranges."""
+        text = f"{self.table.fingerprint} {[astuple(rows) for rows in self.ranges]}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def remember(self) -> None: ...
+    def on_cached(self) -> None:
+        """Do nothing."""
 
-    def __iter__(self) -> Iterator[Row]:
-        for part in self.parts:
-            yield from self._rows(part)
+    def __iter__(self) -> Iterator[LabeledImage]:
+        for rows in self.ranges:
+            yield from self._read_range(rows)
 
-    def hold_out(self, wanted: int) -> "tuple[Anew, Anew]":
-        """All but `wanted` pictures, and those: the first ones of some parts, the same in every run."""
-        order = np.random.Generator(np.random.PCG64(len(self))).permutation(len(self.parts))
-        taken = np.zeros(len(self.parts), np.int64)
-        each = -(-wanted // min(PLACES, len(self.parts)))
-        while left := wanted - taken.sum():
+    def split_validation(self, n_val: int) -> "tuple[StreamedTable, StreamedTable]":
+        """Return all but `n_val` images, and those: the first ones of some ranges, the same in every run."""
+        order = np.random.Generator(np.random.PCG64(len(self))).permutation(len(self.ranges))
+        taken = np.zeros(len(self.ranges), np.int64)
+        share = -(-n_val // min(VAL_RANGES, len(self.ranges)))
+        while left := n_val - taken.sum():
             for k in order:
-                taken[k] += (more := min(each, self.counts[k] - taken[k], left))
+                more = min(share, self.counts[k] - taken[k], left)
+                taken[k] += more
                 left -= more
-        pieces = [part.cut(int(at)) for part, at in zip(self.parts, taken, strict=True)]
-        kept = [[part for part in side if part.count] for side in zip(*pieces, strict=True)]
-        return Anew(self.table, kept[1]), Anew(self.table, kept[0])
+        cut = [rows.cut(int(count)) for rows, count in zip(self.ranges, taken, strict=True)]
+        val, train = ([rows for rows in side if rows.count] for side in zip(*cut, strict=True))
+        return StreamedTable(self.table, train), StreamedTable(self.table, val)
 
-    def walk(self, seed: int, position: int) -> Iterator[tuple[int, Path | Encoded, int]]:
-        """(number in the set, picture, label) of the pictures at positions `position`, + 1, ... for ever; one window is
-        read ahead, in a thread.
-        """
-        windows = self._windows(seed, position)
+    def iterate(self, seed: int, position: int) -> Iterator[NumberedImage]:
+        """Yield the images from a position of the endless stream on; a thread reads one window ahead."""
+        windows = self._shuffled_windows(seed, position)
         reader = ThreadPoolExecutor(1)
         try:
             ahead = reader.submit(next, windows)
@@ -94,88 +103,92 @@ class Anew:
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
 
-    def _windows(self, seed: int, position: int) -> Iterator[list[tuple[int, Path | Encoded, int]]]:
-        """Windows from the one of `position` on, the first without what comes before it."""
+    def _shuffled_windows(self, seed: int, position: int) -> Iterator[list[NumberedImage]]:
+        """Yield windows from the one of `position` on, the first without the images before it."""
         n = len(self)
-        epoch, place = divmod(position, n)
-        of_an_epoch = -(-n // WINDOW)
+        epoch, start = divmod(position, n)
+        per_epoch = -(-n // WINDOW)
         while True:
-            first = place // WINDOW
-            rows = self._interleaved(seed, epoch, first * WINDOW)
-            for number in range(first, of_an_epoch):
+            first = start // WINDOW
+            rows = self._interleave_lanes(seed, epoch, first * WINDOW)
+            for k in range(first, per_epoch):
                 window = list(islice(rows, WINDOW))
-                draws = np.random.Generator(np.random.PCG64(counted(seed, "window", epoch * of_an_epoch + number)))
-                order = draws.permutation(len(window))
-                yield [window[k] for k in order[max(0, place - number * WINDOW) :]]
-            epoch, place = epoch + 1, 0
+                random = np.random.Generator(np.random.PCG64(counted(seed, "window", epoch * per_epoch + k)))
+                order = random.permutation(len(window))
+                yield [window[i] for i in order[max(0, start - k * WINDOW) :]]
+            epoch, start = epoch + 1, 0
 
-    def _interleaved(self, seed: int, epoch: int, start: int) -> Iterator[tuple[int, Path | Encoded, int]]:
-        """The rows of an epoch before windows are drawn from them, without the first `start`."""
-        order = np.random.Generator(np.random.PCG64(counted(seed, "parts", epoch))).permutation(len(self.parts))
-        lengths = [len(range(lane, len(self), LANES)) for lane in range(LANES)]
-        ends = np.cumsum(lengths)
-        skipped = [len(range(lane, start, LANES)) for lane in range(LANES)]
-        lanes = [
-            self._lane(order, int(end - length + skip), int(end))
-            for end, length, skip in zip(ends, lengths, skipped, strict=True)
-        ]
-        for place in range(start, len(self)):
-            yield next(lanes[place % LANES])
+    def _interleave_lanes(self, seed: int, epoch: int, start: int) -> Iterator[NumberedImage]:
+        """Yield the images of an epoch before windows are shuffled, without the first `start`."""
+        order = np.random.Generator(np.random.PCG64(counted(seed, "parts", epoch))).permutation(len(self.ranges))
+        lanes, begin = [], 0
+        for lane in range(LANES):
+            end = begin + len(range(lane, len(self), LANES))
+            lanes.append(self._read_lane(order, begin + len(range(lane, start, LANES)), end))
+            begin = end
+        for k in range(start, len(self)):
+            yield next(lanes[k % LANES])
 
-    def _lane(self, order: np.ndarray, start: int, end: int) -> Iterator[tuple[int, Path | Encoded, int]]:
-        """Rows start .. end - 1 of all parts in this order."""
+    def _read_lane(self, order: np.ndarray, start: int, end: int) -> Iterator[NumberedImage]:
+        """Yield images start to end - 1 of all ranges in this order."""
         ends = np.cumsum(self.counts[order])
         firsts = np.cumsum(self.counts) - self.counts
         k = int(np.searchsorted(ends, start, side="right"))
         while start < end:
             skip = start - int(ends[k] - self.counts[order[k]])
-            rows = islice(self._rows(self.parts[order[k]], skip), end - start)
-            for number, (picture, label) in enumerate(rows, int(firsts[order[k]]) + skip):
-                yield number, picture, label
+            rows = islice(self._read_range(self.ranges[order[k]], skip), end - start)
+            for number, (image, label) in enumerate(rows, int(firsts[order[k]]) + skip):
+                yield number, image, label
             start, k = int(ends[k]), k + 1
 
-    def _rows(self, part: Part, skip: int = 0) -> Iterator[Row]:
-        """Rows of a part; what breaks off is tried again from there."""
-        waits = iter(WAITS)
-        while skip < part.count:
+    def _read_range(self, rows: RowRange, skip: int = 0) -> Iterator[LabeledImage]:
+        """Yield the images of a range without the first `skip`. Where reading breaks off, it is tried again."""
+        waits = iter(RETRY_WAITS)
+        while skip < rows.count:
             try:
-                for row in islice(self.table.read(part, skip), part.count - skip):
-                    skip, waits = skip + 1, iter(WAITS)
-                    yield row
-                if skip < part.count:
+                for item in islice(self.table.read_rows(rows, skip), rows.count - skip):
+                    skip, waits = skip + 1, iter(RETRY_WAITS)
+                    yield item
+                if skip < rows.count:
                     raise EOFError("it ends too early")
             except UserError:
                 raise
             except Exception as error:  # of the network, of parquet, of fsspec
-                told = f"{self.table.where}: broke off at row {part.row + skip} ({short(error)})"
+                message = f"{self.table.name}: broke off at row {rows.row + skip} ({shorten_error(error)})"
                 wait = next(waits, None)
                 if wait is None:
-                    told = f"{told}, also when tried again; a run goes on from its last checkpoint"
-                    raise UserError(Exit.INTERRUPTED if self.table.remote else Exit.DATA, told) from None
-                log.warning("%s; trying again in %d s", told, wait)
+                    code = Exit.INTERRUPTED if self.table.is_remote else Exit.DATA
+                    message = f"{message}, also on the last retry. Resume the run to go on from its last checkpoint."
+                    raise UserError(code, message) from None
+                log.warning("%s, trying again in %d s", message, wait)
                 time.sleep(wait)
 
 
-class Reread:
-    """A `Stream` that can be read in every epoch anew."""
+class EpochStream:
+    """An `ImageStream` that can be read again in every epoch."""
 
-    def anew(self, cache_dir: str | None) -> Anew:
-        """Its parts; what is known of them is kept in `cache_dir`."""
+    def open(self, cache_dir: str | None) -> StreamedTable:
+        """Return its table; metadata is kept in `cache_dir`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """The training pictures of a run that reads them anew in every epoch; in the place of an `ImageStore`."""
+class StreamedStore:
+    """The training images of a run that reads them in every epoch, in place of an `ImageStore`.
 
-    pictures: Anew
+    Args:
+        table: the images.
+        decoding: how they are decoded.
+    """
+
+    table: StreamedTable
     decoding: Decoding
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.table)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of where the table has which rows, and how they are decoded; not of their pixels."""
-        words = f"{self.pictures.fingerprint} {astuple(self.decoding)}"
-        return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+        """Return 16 hex digits of which rows the table has where, and of the decoding; not of the pixels."""
+        text = f"{self.table.fingerprint} {astuple(self.decoding)}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.sources.folder import hold_out
+from diffusion_lit.data.sources.base import split_validation
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import collectives
 from diffusion_lit.distributed.collectives import Value
@@ -125,8 +125,8 @@ def _image_digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str,
     if not isinstance(data.train, ImageStore):
         by_split = {"training images": data.train, "validation images": data.val}
         return {name: store.fingerprint for name, store in by_split.items() if store}
-    splits = hold_out(data.source.splits(), data.config["val_fraction"])
-    paths = list(chain.from_iterable(splits[name].pictures for name in ("train", "val") if _has_files(splits, name)))
+    splits = split_validation(data.source.splits(), data.config["val_fraction"])
+    paths = list(chain.from_iterable(splits[name].images for name in ("train", "val") if _has_files(splits, name)))
     images = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]
     root = Path(getattr(data.source, "root", None) or "")
     names = [f"image {k}" for k in range(len(images))]
@@ -139,4 +139,4 @@ def _image_digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str,
 
 
 def _has_files(splits: dict, name: str) -> bool:
-    return name in splits and isinstance(splits[name].pictures, list) and isinstance(splits[name].pictures[0], Path)
+    return name in splits and isinstance(splits[name].images, list) and isinstance(splits[name].images[0], Path)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_lit.data.store import ImageStore, centre
+from diffusion_lit.data.store import ImageStore, center_crop
 from diffusion_lit.evaluation.classifier import RECIPE, Classifier, premultiplied, trained_classifier
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically
@@ -38,7 +38,7 @@ class Pictures:
 
 def pictures_of(train: ImageStore, val: ImageStore | None, data: dict, device: torch.device) -> Pictures:
     """Of the splits of a `data` group; where training cuts windows out of larger pictures, their centres."""
-    train = centre(train, data["image_size"])
+    train = center_crop(train, data["image_size"])
     return Pictures(train, val, data["num_classes"], data["flip"] > 0, data["resample"], device)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.config.compose import build_source
-from diffusion_lit.data.decoding import decoding_of
-from diffusion_lit.data.sources.folder import Split
-from diffusion_lit.data.store import load
+from diffusion_lit.data.decoding import decoding_from_config
+from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.store import load_split
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.imaging.skins import shown
@@ -82,7 +82,7 @@ class Subject:
         else:
             members = np.array_split(everything, len(self.rows))
         indices = np.concatenate([np.resize(some if len(some) else everything, count) for some in members])
-        images = torch.from_numpy(load(split.take(indices), decoding_of(data), None, "train").images)
+        images = torch.from_numpy(load_split(split.select(indices), decoding_from_config(data), None, "train").images)
         return images.unflatten(0, (len(self.rows), count))
 
 
@@ -90,5 +90,5 @@ def _to_list(split: Split) -> Split:
     """Return a split whose images are listed: of a streamed one its first images."""
     if split.labels is not None:
         return split
-    first = list(islice(split.pictures, STREAMED))
+    first = list(islice(split.images, STREAMED))
     return Split([image for image, _ in first], np.array([label for _, label in first], dtype=np.int64))

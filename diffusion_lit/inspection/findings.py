@@ -1,4 +1,4 @@
-"""What an audit finds: as plain data for `audit.json`, as lines for the terminal, and the keys that it proposes."""
+"""The findings of an audit: plain data for `audit.json`, lines for the terminal, and the overrides that it proposes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,70 +7,80 @@ from statistics import median_high, median_low
 import numpy as np
 
 from diffusion_lit.imaging.sizes import height_width, size_text
-from diffusion_lit.inspection.inspect import Facts, equal_groups, near_groups, repeats_every
+from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 
-PIXEL_ART = 64  # px, the largest side of what is taken for pixel art
-NAMES = 3  # named on the terminal; audit.json has all
+PIXEL_ART = 64  # px, the largest side of pixel art
+MAX_NAMES = 3  # on the terminal; audit.json has all
+MAX_CLASSES = 20  # of which each has a line
 
 
-def find(facts: list[Facts], labels: np.ndarray, parts: np.ndarray, data: dict, near: float) -> dict:
-    """Everything but the proposal.
+def summarize(facts: list[ImageFacts], labels: np.ndarray, splits: np.ndarray, data: dict, distance: float) -> dict:
+    """Return the findings.
 
     Args:
-        facts, labels, parts: of the pictures, in one order; parts are "train" or "val".
+        facts: of all images.
+        labels: of the images, (N,).
+        splits: "train" or "val" for each image, (N,).
         data: the `data` group, with `class_names`.
-        near: distance of near duplicates, see `near_groups`.
+        distance: of near duplicates, see `find_near_duplicates`.
     """
-    good = [k for k, fact in enumerate(facts) if fact.fault is None]
+    readable = [fact for fact in facts if fact.error is None]
     names = [fact.name for fact in facts]
-    equal = equal_groups([fact.digest for fact in facts])
-    copies = {k for group in equal for k in group[1:]}
-    once = [k for k in good if k not in copies]  # one of each group of equal ones
-    thumbs = np.array([facts[k].thumb.ravel() for k in once])
-    nearly = [[once[k] for k in group] for group in near_groups(thumbs, near)] if len(once) > 1 else []
-    with_copies = {group[0]: group for group in equal}
-    nearly = [sorted(m for k in group for m in with_copies.get(k, [k])) for group in nearly]
-    alpha = Counter(facts[k].alpha for k in good)
+    duplicates = find_duplicates([fact.digest for fact in facts])
+    near = _find_near(facts, duplicates, distance)
+    alpha = Counter(fact.alpha for fact in readable)
     return {
-        "pictures": {part: int((parts == part).sum()) for part in ("train", "val")},
-        "broken": [{"picture": fact.name, "why": fact.fault} for fact in facts if fact.fault is not None],
-        "modes": dict(Counter(facts[k].mode for k in good).most_common()),
-        "sizes": dict(Counter("x".join(map(str, facts[k].size)) for k in good).most_common()),
-        "more_than_8_bits": [names[k] for k in good if facts[k].deep],
-        "animated": [names[k] for k in good if facts[k].animated],
+        "images": {split: int((splits == split).sum()) for split in ("train", "val")},
+        "broken": [{"image": fact.name, "reason": fact.error} for fact in facts if fact.error is not None],
+        "modes": dict(Counter(fact.mode for fact in readable).most_common()),
+        "sizes": dict(Counter("x".join(map(str, fact.size)) for fact in readable).most_common()),
+        "more_than_8_bits": [fact.name for fact in readable if fact.is_deep],
+        "animated": [fact.name for fact in readable if fact.is_animated],
         "alpha": {kind: alpha[kind] for kind in ("none", "opaque", "used", "empty")},
-        "fully_transparent": [names[k] for k in good if facts[k].alpha == "empty"],
-        "hidden_colours": sum(facts[k].hidden for k in good),
-        "grey": sum(facts[k].grey for k in good),
-        "pixel_art": _is_pixel_art([facts[k] for k in good]),
-        "resized": _resized([facts[k].size for k in good], min(height_width(data["image_size"]))),
+        "fully_transparent": [fact.name for fact in readable if fact.alpha == "empty"],
+        "hidden_colors": sum(fact.has_hidden_colors for fact in readable),
+        "gray": sum(fact.is_gray for fact in readable),
+        "pixel_art": _is_pixel_art(readable),
+        "resized": _count_resized([fact.size for fact in readable], min(height_width(data["image_size"]))),
         "classes": {
-            name: {part: int(((labels == k) & (parts == part)).sum()) for part in ("train", "val")}
+            name: {split: int(((labels == k) & (splits == split)).sum()) for split in ("train", "val")}
             for k, name in enumerate(data["class_names"])
         },
-        "equal": [[names[k] for k in group] for group in equal],
-        "near": [[names[k] for k in group] for group in nearly],
-        "leaks": {kind: _leaks(groups, parts, names) for kind, groups in (("equal", equal), ("near", nearly))},
-        "repeats_every": repeats_every([fact.digest for fact in facts]),
+        "duplicates": [[names[k] for k in group] for group in duplicates],
+        "near_duplicates": [[names[k] for k in group] for group in near],
+        "leaks": _find_leaks(duplicates, splits, names),
+        "near_leaks": _find_leaks(near, splits, names),
+        "repeats_every": find_period([fact.digest for fact in facts]),
     }
 
 
-def _leaks(groups: list[list[int]], parts: np.ndarray, names: list[str]) -> list[str]:
-    """Held-out pictures that are, or nearly are, trained on."""
-    leaking = [group for group in groups if len(set(parts[group])) == 2]
-    return [names[k] for group in leaking for k in group if parts[k] == "val"]
+def _find_near(facts: list[ImageFacts], duplicates: list[list[int]], distance: float) -> list[list[int]]:
+    """Return groups of near duplicates, which include the duplicates of their images."""
+    copies = {k for group in duplicates for k in group[1:]}
+    unique = [k for k, fact in enumerate(facts) if fact.error is None and k not in copies]
+    if len(unique) < 2:
+        return []
+    groups = find_near_duplicates(np.array([facts[k].thumbnail.ravel() for k in unique]), distance)
+    copies_of = {group[0]: group for group in duplicates}
+    return [sorted(copy for k in group for copy in copies_of.get(unique[k], [unique[k]])) for group in groups]
 
 
-def _is_pixel_art(facts: list[Facts]) -> bool:
-    small = [fact for fact in facts if max(fact.size) <= PIXEL_ART and fact.few_colours]
+def _find_leaks(groups: list[list[int]], splits: np.ndarray, names: list[str]) -> list[str]:
+    """Return the validation images that are in a group with training images."""
+    leaking = [group for group in groups if len(set(splits[group])) == 2]
+    return [names[k] for group in leaking for k in group if splits[k] == "val"]
+
+
+def _is_pixel_art(facts: list[ImageFacts]) -> bool:
+    small = [fact for fact in facts if max(fact.size) <= PIXEL_ART and fact.has_few_colors]
     return len(small) > 0.9 * len(facts)
 
 
-def _resized(sizes: Sequence[tuple[int, int]], image_size: int) -> dict[str, int]:
-    """By the shorter side; those that are not square are besides cropped or stretched."""
+def _count_resized(sizes: Sequence[tuple[int, int]], image_size: int) -> dict[str, int]:
+    """Count by the shorter side; images that are not square are cropped or stretched too."""
     shorter = np.array([min(size) for size in sizes], dtype=int)
     return {
-        "as_they_are": int((shorter == image_size).sum()),
+        "unchanged": int((shorter == image_size).sum()),
         "enlarged": int((shorter < image_size).sum()),
         "shrunk": int((shorter > image_size).sum()),
         "not_square": sum(width != height for width, height in sizes),
@@ -80,34 +90,37 @@ def _resized(sizes: Sequence[tuple[int, int]], image_size: int) -> dict[str, int
 # ------------------------------------------------------------------------------------------ the proposal
 
 
-def propose(found: dict, data: dict, given: set[str], multiple: int, largest: int) -> dict[str, object]:
-    """Keys of data, and the values that these pictures ask for, where they have others; those `given` are left alone.
+def propose_overrides(found: dict, data: dict, given: set[str], multiple: int, largest: int) -> dict[str, object]:
+    """Return keys of the `data` group and their values that suit these images, where they differ.
 
     Args:
+        found: see `summarize`.
+        data: the `data` group.
+        given: keys on the command line, which are left alone.
         multiple: what the network divides the image size by.
-        largest: image size of photos.
+        largest: image size for photos.
     """
     n = sum(found["modes"].values())
     if not n:
         return {}
-    channels = 4 if found["alpha"]["used"] > n / 2 else 1 if found["grey"] == n else 3
-    wanted = {"channels": channels, "image_size": _image_size(found, multiple, largest)}
-    wanted = data | {key: value for key, value in wanted.items() if f"data.{key}" not in given}
-    resized = any(size != size_text(wanted["image_size"]) for size in found["sizes"])
-    if found["pixel_art"] and resized:
-        wanted["resample"] = "nearest"
-    if found["hidden_colours"] and wanted["channels"] == 4:
-        wanted["alpha"] = "zero"
-    if found["leaks"]["equal"] and "split_modulo" in data:
-        wanted["split_modulo"] = found["repeats_every"]
-    keys = ("image_size", "channels", "resample", "alpha", "split_modulo")
-    return {f"data.{key}": wanted[key] for key in keys if key in data and wanted[key] != data[key]
-            and f"data.{key}" not in given}  # fmt: skip
+    channels = 4 if found["alpha"]["used"] > n / 2 else 1 if found["gray"] == n else 3
+    proposed = {"channels": channels, "image_size": _propose_image_size(found, multiple, largest)}
+    proposed = data | {key: value for key, value in proposed.items() if f"data.{key}" not in given}
+    if found["pixel_art"] and any(size != size_text(proposed["image_size"]) for size in found["sizes"]):
+        proposed["resample"] = "nearest"
+    if found["hidden_colors"] and proposed["channels"] == 4:
+        proposed["alpha"] = "zero"
+    if found["leaks"] and "split_modulo" in data:
+        proposed["split_modulo"] = found["repeats_every"]
+    keys = [key for key in ("image_size", "channels", "resample", "alpha", "split_modulo") if key in data]
+    changed = [key for key in keys if proposed[key] != data[key] and f"data.{key}" not in given]
+    return {f"data.{key}": proposed[key] for key in changed}
 
 
-def _image_size(found: dict, multiple: int, largest: int) -> int:
-    """Pixel art is not shrunk, photos are not enlarged: the usual size, rounded to what the network can halve. Of two
-    sizes that are equally usual it is the larger or the smaller one, not one between them that no picture has.
+def _propose_image_size(found: dict, multiple: int, largest: int) -> int:
+    """Return the median size, rounded to a multiple. Pixel art is not shrunk, and photos are not enlarged.
+
+    Of two sizes that are equally common it is the larger or the smaller one, not a size between them.
     """
     sides = [tuple(map(int, size.split("x"))) for size, n in found["sizes"].items() for _ in range(n)]
     if found["pixel_art"]:
@@ -115,75 +128,76 @@ def _image_size(found: dict, multiple: int, largest: int) -> int:
     return max(min(median_low(min(side) for side in sides), largest) // multiple, 1) * multiple
 
 
-# ------------------------------------------------------------------------------------------ in words
+# ------------------------------------------------------------------------------------------ on the terminal
 
 
-def lines(found: dict, data: dict, multiple: int) -> list[str]:
-    """The table on the terminal."""
-    n, parts, alpha, resized = sum(found["modes"].values()), found["pictures"], found["alpha"], found["resized"]
-    size = size_text(data["image_size"])
-    how = "cut to their centre" if data["fit"] == "crop" else "stretched"
-    not_square = f"; {resized['not_square']:,} {how}" if resized["not_square"] else ""
+def format_findings(found: dict, data: dict, multiple: int) -> list[str]:
+    """Return the lines of the table on the terminal."""
+    n, images, alpha, resized = sum(found["modes"].values()), found["images"], found["alpha"], found["resized"]
+    how = "center-cropped" if data["fit"] == "crop" else "stretched"
     kinds = f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
+    sizes = [f"{resized[key]:,} {key}" for key in ("enlarged", "shrunk", "unchanged")]
+    sizes += [f"{resized['not_square']:,} {how}"] if resized["not_square"] else []
+    untrained = [name for name, counts in found["classes"].items() if not counts["train"]]
     table = [
-        ("pictures", f"{sum(parts.values()):,}: {parts['train']:,} to train on, {parts['val']:,} held out"),
-        ("broken", _named([f"{b['picture']}: {b['why']}" for b in found["broken"]], "\n" + " " * 13)),
-        ("modes", _counts(found["modes"])),
-        ("sizes", _counts(found["sizes"]) + ("; pixel art" if found["pixel_art"] else "")),
-        ("deep", _named(found["more_than_8_bits"], note="more than 8 bits, scaled to 8")),
-        ("animated", _named(found["animated"], note="the first picture counts")),
+        ("images", f"{sum(images.values()):,}: {images['train']:,} for training, {images['val']:,} for validation"),
+        ("broken", _join([f"{b['image']}: {b['reason']}" for b in found["broken"]], between="\n" + " " * 13)),
+        ("modes", _join_counts(found["modes"])),
+        ("sizes", _join_counts(found["sizes"]) + ", pixel art" * found["pixel_art"]),
+        ("deep", _join(found["more_than_8_bits"], "have more than 8 bits, scaled to 8")),
+        ("animated", _join(found["animated"], "of which the first frame is used")),
         ("alpha", f"{kinds}, {alpha['none']:,} have none" if alpha["none"] < n else ""),
-        ("", _named(found["fully_transparent"], note="fully transparent")),
-        ("", f"{found['hidden_colours']:,} have colours under alpha 0" if found["hidden_colours"] else ""),
-        (
-            "resized",
-            f"to {size}, {data['resample']}: {resized['enlarged']:,} enlarged, {resized['shrunk']:,} shrunk, "
-            f"{resized['as_they_are']:,} as they are{not_square}",
-        ),
+        ("", _join(found["fully_transparent"], "fully transparent")),
+        ("", f"{found['hidden_colors']:,} have colors under alpha 0" if found["hidden_colors"] else ""),
+        ("resized", f"to {size_text(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
         ("network", f"{data['image_size']} is a multiple of {multiple}: fits"),
-        *_class_lines(found["classes"]),
-        ("", _named([k for k, of in found["classes"].items() if not of["train"]], note="without pictures to train on")),
-        ("equal", _groups(found["equal"])),
-        ("near", _groups(found["near"])),
-        ("leaks", _named(found["leaks"]["equal"], note="held out are trained on, too")),
-        ("leaks", _named(found["leaks"]["near"], note="held out are nearly trained on")),
-        ("repeats", f"the same pictures come again every {found['repeats_every']}" if found["repeats_every"] else ""),
+        *_format_classes(found["classes"]),
+        ("", _join(untrained, "without training images")),
+        ("equal", _join_groups(found["duplicates"])),
+        ("near", _join_groups(found["near_duplicates"])),
+        ("leaks", _join(found["leaks"], "validation images are in training")),
+        ("leaks", _join(found["near_leaks"], "validation images have near duplicates in training")),
+        ("repeats", f"every {found['repeats_every']} images" if found["repeats_every"] else ""),
     ]
-    return [f"{word:<11}{text}" for word, text in table if text and (n or word in ("pictures", "broken"))]
+    return [f"{name:<11}{text}" for name, text in table if text and (n or name in ("images", "broken"))]
 
 
-def _counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} {n:,}" for name, n in list(counts.items())[:6]]
-    return ", ".join(shown) + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
+def _join_counts(counts: dict[str, int]) -> str:
+    parts = [f"{name} {n:,}" for name, n in list(counts.items())[:6]]
+    return ", ".join(parts) + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
 
 
-def _named(names: list[str], between: str = ", ", note: str = "") -> str:
+def _join(names: list[str], note: str = "", between: str = ", ") -> str:
+    """Return the number of names, the note and the first names; empty without names."""
     if not names:
         return ""
-    more = f"{between}and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
     start = f"{len(names):,} {note}".rstrip() + (": " if between == ", " else between)
-    return start + between.join(names[:NAMES]) + more
+    return start + _join_first(names, between)
 
 
-def _groups(groups: list[list[str]]) -> str:
+def _join_first(names: list[str], between: str = ", ") -> str:
+    more = f"{between}and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return between.join(names[:MAX_NAMES]) + more
+
+
+def _join_groups(groups: list[list[str]]) -> str:
     if not groups:
         return ""
-    return (
-        f"{sum(map(len, groups)):,} pictures in {len(groups):,} group{'s' * (len(groups) > 1)}: "
-        + _named(groups[0]).partition(": ")[2]
-    )
+    plural = "s" * (len(groups) > 1)
+    return f"{sum(map(len, groups)):,} images in {len(groups):,} group{plural}: {_join_first(groups[0])}"
 
 
-def _class_lines(classes: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
-    """One line for each of up to 20 classes with a bar; of more the largest and smallest."""
+def _format_classes(classes: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
+    """Return a line with a bar for each class, of many classes for the largest and the smallest."""
     if not classes:
         return [("classes", "none")]
     by_size = sorted(classes.items(), key=lambda item: -item[1]["train"])
     most = max(by_size[0][1]["train"], 1)
-    shown = list(classes.items()) if len(classes) <= 20 else by_size[:5] + by_size[-5:]
-    width = max(len(name) for name, _ in shown)
-    rows = [
-        f"{name:<{width}} {n['train']:>7,} {n['val']:>6,}  {'#' * round(30 * n['train'] / most)}" for name, n in shown
+    title, rows = f"{len(classes)}: training, validation", list(classes.items())
+    if len(classes) > MAX_CLASSES:
+        title, rows = f"{title}, the 5 largest and smallest", by_size[:5] + by_size[-5:]
+    width = max(len(name) for name, _ in rows)
+    lines = [
+        f"{name:<{width}} {n['train']:>7,} {n['val']:>6,}  {'#' * round(30 * n['train'] / most)}" for name, n in rows
     ]
-    first = f"{len(classes)}: to train on, held out" + (", the 5 largest and smallest" if len(classes) > 20 else "")
-    return [("classes", first), *[("", row) for row in rows]]
+    return [("classes", title), *[("", line) for line in lines]]

@@ -99,7 +99,7 @@ def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    from diffusion_lit.data.sources.tables import short
+    from diffusion_lit.data.sources.hf_tables import shorten_error
 
     try:
         try:
@@ -114,7 +114,8 @@ def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
     except LocalEntryNotFoundError:
         reason = "HF_HUB_OFFLINE is set and it was never downloaded"
     except Exception as error:  # requests, the hub and the disk have no common class of errors
-        reason = f"the Hugging Face hub cannot be reached ({short(error)}). HF_HUB_OFFLINE=1 uses what was downloaded"
+        reason = f"the Hugging Face hub cannot be reached ({shorten_error(error)}). "
+        reason += "HF_HUB_OFFLINE=1 uses what was downloaded"
     hint = f"Download it on another machine and set {key}=<folder>"
     raise UserError(Exit.CHECKPOINT, f"{key}={path}: no such file or folder, and {reason}. {hint}")
 

@@ -13,7 +13,7 @@ CHANGEABLE = {
     "checkpoint_every", "metrics_every", "metrics", "keep_checkpoints", "max_skipped_steps", "guidance_scale",
     "guidance_interval", "guidance_rescale", "logger", "sampler", "name",
     "strategy.name", "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate",
-    "strategy.compile", "data.root", "data.cache_dir", "data.judge_images", "data.render", "metric", "plan",
+    "strategy.compile", "data.root", "data.cache_dir", "data.classifier_images", "data.render", "metric", "plan",
     "callbacks", "trainer.fast_dev_run", "trainer.limit_val_batches", "trainer.max_time", "trainer.deterministic",
     "trainer.benchmark", "trainer.detect_anomaly", "trainer.profiler",
 }  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lit.data.originals import Originals, fingerprint
+from diffusion_lit.data.originals import Originals, fingerprint_file
 from diffusion_lit.imaging.grids import on_checkerboard, save_gif, to_pil
 from diffusion_lit.imaging.skins import shown
 from diffusion_lit.runs.load import TrainedModel, sampling_settings
@@ -74,5 +74,5 @@ def describe_image(request: ImageRequest, names: list[str], originals: Originals
 
 def describe_edit(originals: Originals, edit: Edit) -> dict:
     """Return how images were edited, and checksums of their files, for the manifest."""
-    mask = {"mask": fingerprint(originals.mask_file), "resample": edit.resample} if originals.mask_file else {}
-    return {"strength": edit.strength, **mask, "init": [fingerprint(file) for file in originals.files]}
+    mask = {"mask": fingerprint_file(originals.mask_file), "resample": edit.resample} if originals.mask_file else {}
+    return {"strength": edit.strength, **mask, "init": [fingerprint_file(file) for file in originals.files]}

@@ -101,10 +101,10 @@ def read_originals(config: DictConfig, run_config: dict):
     """Return the `Originals` to edit, decoded as the training images were; None without `init`."""
     if config.init is None:
         return None
-    from diffusion_lit.data.decoding import decoding_of
-    from diffusion_lit.data.originals import read
+    from diffusion_lit.data.decoding import decoding_from_config
+    from diffusion_lit.data.originals import load_originals
 
-    return read(config.init, config.mask, decoding_of(run_config["data"]))
+    return load_originals(config.init, config.mask, decoding_from_config(run_config["data"]))
 
 
 def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion_lit.data.sources.tables import listed
+from diffusion_lit.data.sources.hf_tables import join_names
 from diffusion_lit.runs import pretrained
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.system.errors import Exit, UserError
@@ -134,7 +134,7 @@ def describe_mismatch(here: dict[str, tuple], there: dict[str, tuple]) -> list[s
         "unknown here": sorted(there.keys() - here.keys()),
         "other shapes": [f"{name} {_format(here[name])} here, {_format(there[name])} there" for name in other],
     }
-    return [f"{fault} ({len(names)}): {listed(names, 5)}" for fault, names in faults.items() if names]
+    return [f"{fault} ({len(names)}): {join_names(names, 5)}" for fault, names in faults.items() if names]
 
 
 def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
@@ -192,7 +192,7 @@ def _compare_settings(net, config: dict, settings: dict) -> list[str]:
     common = {key for key in (here.keys() & settings.keys()) - NOT_COMPARED if "._" not in key}
     differing = sorted(key for key in common if _to_list(here[key]) != _to_list(settings[key]))
     values = [f"{key}={settings[key]} (here {here[key]})" for key in differing]
-    return [f"warning    they were made with {listed(values, 5)}"] if values else []
+    return [f"warning    they were made with {join_names(values, 5)}"] if values else []
 
 
 def _normalize(name: str) -> str:

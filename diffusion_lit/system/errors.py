@@ -49,6 +49,13 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class DataError(UserError):
+    """A UserError about the data; the command exits with `Exit.DATA`."""
+
+    def __init__(self, message: str):
+        super().__init__(Exit.DATA, message)
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Turn a UserError, a full or read-only disk, or a signal into its message and exit

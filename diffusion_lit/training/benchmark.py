@@ -17,8 +17,8 @@ from typing import NamedTuple
 import lightning as L
 import torch
 
+from diffusion_lit.data.batches import Batches
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.stream import Batches
 from diffusion_lit.runs.build import make_codec, make_configured_sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory, limit_to_free_memory, peak_memory_gib, reset_peak_memory

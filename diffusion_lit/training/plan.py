@@ -270,7 +270,7 @@ def spans_of(bench: Bench, config: dict, row: Row, world: int) -> dict[str, floa
     steps = len(sampler.build(bench.table).timesteps)
     few = min(1, config["metrics_steps"] / steps)
     measuring = times("metrics_every") * sampling(config["metrics_images"]) * few if metrics_of(config) else 0
-    judged = config["data"]["judge_images"] if config["data"]["class_names"] else 0
+    judged = config["data"]["classifier_images"] if config["data"]["class_names"] else 0
     return {
         "training": row.compiling + len(left) * config["global_batch_size"] / (row.speed * world),
         "previews": times("sample_every") * costs.preview / world,

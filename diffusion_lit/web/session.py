@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
-from diffusion_lit.data.store import centre, load_splits
+from diffusion_lit.data.store import center_crop, load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation.memorization import nearest
 from diffusion_lit.evaluation.metrics import PIXELS, small
@@ -37,7 +37,7 @@ def load_training_images(data: dict) -> Tensor | None:
     if "_target_" not in data or data.get("streaming") == "every_epoch":
         return None
     try:
-        train = centre(load_splits(build_source(data), data)[0], data["image_size"])
+        train = center_crop(load_splits(build_source(data), data)[0], data["image_size"])
     except (UserError, OSError) as error:
         log.warning("neighbors  not shown: %s", str(error).splitlines()[0])
         return None

@@ -144,8 +144,9 @@ def test_a_limit_on_the_size_of_files(unbroken, tmp_path):
 
 def test_decoded_images_that_do_not_fit_on_the_disk_are_refused(tmp_path):
     """Writing into a memory map on a full disk would end the process by a signal."""
-    with small_disk(tmp_path / "disk", "64k") as disk, pytest.raises(UserError, match="cannot hold 3 MiB") as refused:
-        cache._mapped(disk / "images.npy", (1000, 3, 32, 32))
+    refusal = pytest.raises(UserError, match="cannot hold 3 MiB")
+    with small_disk(tmp_path / "disk", "64k") as disk, open(disk / "images.npy", "wb") as file, refusal as refused:
+        cache.CacheWriter(file, (3, 32, 32), 1000)
     assert refused.value.exit_code == 5
 
 

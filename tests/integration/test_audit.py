@@ -14,8 +14,14 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.folder import Split, hold_out
-from diffusion_lit.inspection.inspect import equal_groups, inspect, near_groups, parts_of, repeats_every
+from diffusion_lit.data.sources.base import Split, split_validation
+from diffusion_lit.inspection.image_facts import (
+    assign_splits,
+    find_duplicates,
+    find_near_duplicates,
+    find_period,
+    inspect_image,
+)
 from tests.cases import each
 from tests.runs import run
 
@@ -66,24 +72,25 @@ def every_fault(tmp_path_factory) -> tuple[Path, dict, str]:
 
 def test_the_numbers_are_exact(every_fault):
     cat, dog, val = "in/train/cat", "in/train/dog", "in/val/dog"
-    unknown = "cannot be read as a picture (no format of pictures that is known)"
+    unknown = "cannot be read as an image (unknown image format)"
     assert every_fault[1] == {
-        "pictures": {"train": 17, "val": 3},
-        "broken": [{"picture": f"{dog}/{name}", "why": unknown} for name in ("caf\\xe9.jpg", "empty.png")],
+        "images": {"train": 17, "val": 3},
+        "broken": [{"image": f"{dog}/{name}", "reason": unknown} for name in ("caf\\xe9.jpg", "empty.png")],
         "modes": {"RGB": 13, "RGBA": 3, "I;16": 1, "P": 1},
         "sizes": {"32x32": 16, "64x48": 1, "16x16": 1},
         "more_than_8_bits": [f"{dog}/deep.png"],
         "animated": [f"{dog}/film.gif"],
         "alpha": {"none": 15, "opaque": 1, "used": 1, "empty": 1},
         "fully_transparent": [f"{dog}/clear.png"],
-        "hidden_colours": 2,
-        "grey": 3,  # deep, film, and nothing to see in clear
+        "hidden_colors": 2,
+        "gray": 3,  # deep, film, and nothing to see in clear
         "pixel_art": False,
-        "resized": {"as_they_are": 16, "enlarged": 1, "shrunk": 1, "not_square": 1},
+        "resized": {"unchanged": 16, "enlarged": 1, "shrunk": 1, "not_square": 1},
         "classes": {"cat": {"train": 6, "val": 0}, "dog": {"train": 11, "val": 3}},
-        "equal": [[f"{cat}/0.png", f"{dog}/twin.png"], [f"{cat}/2.png", f"{val}/leak.png"]],
-        "near": [[f"{cat}/1.png", f"{dog}/nearly.png"], [f"{cat}/3.png", f"{val}/near_leak.png"]],
-        "leaks": {"equal": [f"{val}/leak.png"], "near": [f"{val}/near_leak.png"]},
+        "duplicates": [[f"{cat}/0.png", f"{dog}/twin.png"], [f"{cat}/2.png", f"{val}/leak.png"]],
+        "near_duplicates": [[f"{cat}/1.png", f"{dog}/nearly.png"], [f"{cat}/3.png", f"{val}/near_leak.png"]],
+        "leaks": [f"{val}/leak.png"],
+        "near_leaks": [f"{val}/near_leak.png"],
         "repeats_every": None,
         "proposed": {},
         "command": "python -m diffusion_lit.train data=image_folder data.root=in",
@@ -94,16 +101,16 @@ def test_the_numbers_are_exact(every_fault):
 def test_what_is_printed_says_the_same(every_fault):
     printed = every_fault[2]
     for text in (
-        "pictures   20: 17 to train on, 3 held out",
-        "in/train/dog/caf\\xe9.jpg: cannot be read as a picture (no format of pictures that is known)",
+        "images     20: 17 for training, 3 for validation",
+        "in/train/dog/caf\\xe9.jpg: cannot be read as an image (unknown image format)",
         "modes      RGB 13, RGBA 3, I;16 1, P 1",
-        "deep       1 more than 8 bits, scaled to 8: in/train/dog/deep.png",
+        "deep       1 have more than 8 bits, scaled to 8: in/train/dog/deep.png",
         "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
-        "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 as they are; 1 cut to their centre",
+        "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits",
-        "equal      4 pictures in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
-        "leaks      1 held out are trained on, too: in/val/dog/leak.png",
-        "leaks      1 held out are nearly trained on: in/val/dog/near_leak.png",
+        "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
+        "leaks      1 validation images are in training: in/val/dog/leak.png",
+        "leaks      1 validation images have near duplicates in training: in/val/dog/near_leak.png",
         "training would fail: repair or remove the broken pictures",
     ):
         assert text in printed, text
@@ -113,13 +120,13 @@ def test_what_is_printed_says_the_same(every_fault):
 
 def test_the_sheets_show_what_the_network_gets(every_fault):
     here, found, _ = every_fault
-    sheet = np.asarray(Image.open(here / "audit" / "pictures.png"))
+    sheet = np.asarray(Image.open(here / "audit" / "images.png"))
     doubles = np.asarray(Image.open(here / "audit" / "duplicates.png"))
     for path, within in ((Path("in/train/cat/0.png"), sheet), (Path("in/val/dog/near_leak.png"), doubles)):
         tile = Decoding(32, 3)(here / path).transpose(1, 2, 0)
         windows = np.lib.stride_tricks.sliding_window_view(within, (32, 32, 3))[:, :, 0]
         assert (windows == tile).all(axis=(2, 3, 4)).any(), path
-    assert sorted(file.name for file in (here / "audit").iterdir()) == ["audit.json", "duplicates.png", "pictures.png"]
+    assert sorted(file.name for file in (here / "audit").iterdir()) == ["audit.json", "duplicates.png", "images.png"]
 
 
 @pytest.mark.parametrize(("sides", "size"), [((16, 48), 48), ((40, 72), 40)])
@@ -161,28 +168,28 @@ def test_hardly_any_picture(tmp_path, sound):
     for k in range(sound):
         save(tmp_path / "in" / f"{k}.png", noise(16, 16, 3))
     found, printed = audited(tmp_path, "data=image_folder", "data.root=in", code=3)
-    assert (len(found["broken"]), found["equal"], found["near"]) == (1, [], [])
+    assert (len(found["broken"]), found["duplicates"], found["near_duplicates"]) == (1, [], [])
     assert "bad.png: cannot be read" in printed
     assert "Traceback" not in printed
-    assert (tmp_path / "audit" / "pictures.png").exists() == bool(sound)
+    assert (tmp_path / "audit" / "images.png").exists() == bool(sound)
 
 
 def test_arrays_that_repeat_are_told_how_to_be_split(tmp_path):
     np.save(tmp_path / "a.npy", np.tile(noise(30, 16, 16, 3), (4, 1, 1, 1)))
     found, printed = audited(tmp_path, "data=arrays", "data.images=a.npy", "data.val_fraction=0.2")
     assert found["repeats_every"] == 30
-    assert len(found["equal"]) == 30
-    assert found["leaks"]["equal"]
+    assert len(found["duplicates"]) == 30
+    assert found["leaks"]
     assert found["proposed"] == {"data.image_size": 16, "data.split_modulo": 30}
     found, _ = audited(tmp_path, *shlex.split(found["command"])[3:])
-    assert found["leaks"] == {"equal": [], "near": []}
-    assert found["pictures"] == {"train": 96, "val": 24}
+    assert found["leaks"] == found["near_leaks"] == []
+    assert found["images"] == {"train": 96, "val": 24}
 
 
 def test_other_sources(tmp_path):
     found, _ = audited(tmp_path, "data=digits")
-    assert found["pictures"] == {"train": 1438, "val": 359}
-    assert (found["modes"], found["proposed"], found["equal"]) == ({"L": 1797}, {}, [])
+    assert found["images"] == {"train": 1438, "val": 359}
+    assert (found["modes"], found["proposed"], found["duplicates"]) == ({"L": 1797}, {}, [])
     table = {"image": [Image.fromarray(noise(8, 8)) for _ in range(9)], "label": [0, 1, 2] * 3}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abc"))})
     datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
@@ -194,7 +201,7 @@ def test_other_sources(tmp_path):
 @each(
     ("words", "code", "message"),
     [
-        (["data=image_folder", "data.root=nowhere"], 3, "error: data.root=nowhere: no such folder"),
+        (["data=image_folder", "data.root=nowhere"], 3, "error: data.root=nowhere: folder not found"),
         (["data=digits", "data.image_size=30"], 2, "must be a multiple of 4"),
         (["data=huggingface", "data.path=x", "data.streaming=true"], 2, "data.streaming=true: pictures are looked at"),
         (["data=digits", "out=/dev/null/x"], 5, "error: out=/dev/null/x cannot be made"),
@@ -214,11 +221,11 @@ def test_mistakes_are_told(tmp_path, words, code, message):
 def test_parts_are_those_of_training():
     for n, fraction, groups in ((50, 0.2, None), (50, 0.2, np.arange(50) % 7), (9, 0, None)):
         split = Split(np.arange(n), np.zeros(n, np.int64), groups)
-        held_out = hold_out({"train": split}, fraction)
-        parts = parts_of({"train": split}, fraction)
+        held_out = split_validation({"train": split}, fraction)
+        parts = assign_splits({"train": split}, fraction)
         for name in ("train", "val"):
             np.testing.assert_array_equal(
-                np.flatnonzero(parts == name), held_out[name].pictures if name in held_out else []
+                np.flatnonzero(parts == name), held_out[name].images if name in held_out else []
             )
 
 
@@ -231,16 +238,16 @@ def test_near_groups_are_those_of_every_pair_compared(distance):
     near = np.sqrt(difference.mean(axis=2)) <= distance
     reached = np.linalg.matrix_power(near.astype(float), 64) > 0  # in steps
     groups = {tuple(np.flatnonzero(row).tolist()) for row in reached}
-    assert near_groups(thumbs, distance) == sorted(list(group) for group in groups if len(group) > 1)
+    assert find_near_duplicates(thumbs, distance) == sorted(list(group) for group in groups if len(group) > 1)
 
 
 def test_equal_groups_and_repetitions():
-    assert equal_groups([b"a", b"b", b"a", b"", b"", b"c", b"b", b"a"]) == [[0, 2, 7], [1, 6]]
-    assert repeats_every([b"a", b"b", b"c"] * 4) == 3
-    assert repeats_every([b"a", b"b", b"c"] * 4 + [b"a"]) == 3
-    assert repeats_every([b"a", b"b", b"c", b"d"]) is None
-    assert repeats_every([b"a", b"b", b"a", b"c"]) is None
-    assert repeats_every([]) is None
+    assert find_duplicates([b"a", b"b", b"a", b"", b"", b"c", b"b", b"a"]) == [[0, 2, 7], [1, 6]]
+    assert find_period([b"a", b"b", b"c"] * 4) == 3
+    assert find_period([b"a", b"b", b"c"] * 4 + [b"a"]) == 3
+    assert find_period([b"a", b"b", b"c", b"d"]) is None
+    assert find_period([b"a", b"b", b"a", b"c"]) is None
+    assert find_period([]) is None
 
 
 def test_colours_of_16_bits_are_seen_although_pillow_hides_them(tmp_path):
@@ -248,9 +255,9 @@ def test_colours_of_16_bits_are_seen_although_pillow_hides_them(tmp_path):
 
     for channels in (3, 4):
         (tmp_path / "a.png").write_bytes(png16(channels))
-        assert inspect(tmp_path / "a.png", "a", Decoding(8, 4)).deep
+        assert inspect_image(tmp_path / "a.png", "a", Decoding(8, 4)).is_deep
     save(tmp_path / "a.png", noise(16, 16, 3))
-    assert not inspect(tmp_path / "a.png", "a", Decoding(8, 4)).deep
+    assert not inspect_image(tmp_path / "a.png", "a", Decoding(8, 4)).is_deep
 
 
 def test_near_duplicates_of_real_pictures(shared_data, tmp_path):
@@ -262,7 +269,7 @@ def test_near_duplicates_of_real_pictures(shared_data, tmp_path):
         if k % 10 == 0:
             Image.fromarray(picture).resize((64, 64), 0).save(tmp_path / "in" / f"{k:03d}.webp", quality=90)
     found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.image_size=16", "data.resample=area")
-    pairs = [set(group) for group in found["near"]]
+    pairs = [set(group) for group in found["near_duplicates"]]
     expected = [{f"in/{k:03d}.png", f"in/{k:03d}.webp"} for k in range(0, 300, 10)]
     assert sum(pair in pairs for pair in expected) >= 28
     assert len(pairs) <= 34

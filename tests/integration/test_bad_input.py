@@ -449,13 +449,13 @@ def data_fault(typed, tmp_path):
 
 
 def test_no_such_folder(data_fault):
-    assert "/in: no such folder" in data_fault()
+    assert "/in: folder not found" in data_fault()
 
 
 def test_a_folder_without_pictures(data_fault, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("none yet")
-    assert "/in: no pictures found (.bmp .gif .jpeg .jpg" in data_fault()
+    assert "/in: no images found (.bmp .gif .jpeg .jpg" in data_fault()
 
 
 def test_empty_class_folders_are_named(data_fault, tmp_path):
@@ -463,7 +463,7 @@ def test_empty_class_folders_are_named(data_fault, tmp_path):
     picture(tmp_path / "in" / "dogs" / "1.png")
     for name in ("birds", "fish"):
         (tmp_path / "in" / name).mkdir()
-    told = "class folders without pictures: birds, fish; remove them, or set data.labels=none"
+    told = "class folders without images: birds, fish. Remove them, or set data.labels=none"
     assert told in data_fault()
 
 
@@ -472,22 +472,22 @@ def test_loose_pictures_beside_class_folders(data_fault, tmp_path, split):
     for folder in ("train/a", "train/b", "val/a", "val/b") if split else ("a", "b"):
         picture(tmp_path / "in" / folder / "1.png")
     picture(tmp_path / "in" / split / "loose.png")
-    assert f"{tmp_path / 'in' / split} holds pictures that are in no class folder" in data_fault()
+    assert f"{tmp_path / 'in' / split}: has images outside of the class folders" in data_fault()
 
 
 def test_val_with_other_classes_than_train(data_fault, tmp_path):
     for folder in ("train/a", "train/b", "val/a", "val/c"):
         picture(tmp_path / "in" / folder / "1.png")
-    assert "/in/val: classes that the train folder lacks: c" in data_fault()
+    assert "/in/val: classes that are not in the train folder: c" in data_fault()
 
 
 def test_val_without_classes_or_pictures(data_fault, tmp_path):
     for folder in ("train/a", "train/b"):
         picture(tmp_path / "in" / folder / "1.png")
     (tmp_path / "in" / "val").mkdir()
-    assert "/in/val: no pictures found" in data_fault()
+    assert "/in/val: no images found" in data_fault()
     picture(tmp_path / "in" / "val" / "1.png")
-    assert "/in/val holds pictures that are in no class folder" in data_fault()
+    assert "/in/val: has images outside of the class folders" in data_fault()
 
 
 def test_splits_without_train(data_fault, tmp_path):
@@ -499,7 +499,7 @@ def test_splits_and_other_folders(data_fault, tmp_path):
     """As classes they would be trained on together with what is held out."""
     for name in ("train/a", "train/b", "test/a", "other"):
         picture(tmp_path / "in" / name / "1.png")
-    assert "has train, test and beside them other: move that elsewhere" in data_fault()
+    assert "has train, test and beside them other. Move other elsewhere" in data_fault()
 
 
 def test_num_classes_that_disagrees(data_fault, typed, tmp_path):
@@ -524,8 +524,8 @@ def test_pictures_that_cannot_be_read_are_named_and_leave_no_run(tmp_path):
     for k in range(12):
         (tmp_path / "in" / f"bad{k:02d}.jpg").write_text("<html>404</html>")
     printed = run("train", *TINY, "data=image_folder", "data.root=in", "data.val_fraction=0", cwd=tmp_path, code=3)
-    assert "error: 12 of 17 pictures cannot be read; repair or remove them:\n  in/bad00.jpg: " in printed
-    assert "in/bad09.jpg: cannot be read as a picture" in printed
+    assert "error: 12 of 17 images cannot be read. Repair or remove them:\n  in/bad00.jpg: " in printed
+    assert "in/bad09.jpg: cannot be read as an image" in printed
     assert "bad10" not in printed
     assert "and 2 more" in printed
     assert "Traceback" not in printed

@@ -56,7 +56,7 @@ def test_guidance_of_a_blend_of_one_class_is_that_of_the_class(scale):
 
 def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_path):
     """In this process by labels, as a command by blends; and half of two classes makes something else."""
-    words = ["context=[{colour 1: 1}, {0: 0.5, colour 3: 0.5}]", "images_per_class=3", "same_noise=true", "npy=true"]
+    words = ["context=[{color 1: 1}, {0: 0.5, color 3: 0.5}]", "images_per_class=3", "same_noise=true", "npy=true"]
     words += ["sampler=ddim", "sampler.steps=4", "guidance_scale=2", "per_class=true", f"out={tmp_path / 'out'}"]
     run("sample", f"run={sprites_run}", *words, cwd=tmp_path)
     blended = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
@@ -71,10 +71,10 @@ def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_pat
         assert not torch.equal(model.generate([label] * 6, seeds)[3:], blended[3:])
 
     told = [{key: image[key] for key in ("seed", "context", "class")} for image in manifest["images"]]
-    assert told[2] == {"seed": seeds[2], "context": {"colour 1": 1.0}, "class": "colour 1"}
-    words = {"context": {"colour 0": 0.5, "colour 3": 0.5}, "class": "0.5 colour 0 + 0.5 colour 3"}
+    assert told[2] == {"seed": seeds[2], "context": {"color 1": 1.0}, "class": "color 1"}
+    words = {"context": {"color 0": 0.5, "color 3": 0.5}, "class": "0.5 color 0 + 0.5 color 3"}
     assert told[3] == {"seed": seeds[0]} | words
-    pages = [tmp_path / "out" / f"grid_{name}.png" for name in ("000_colour 1", "001_0.5 colour 0 + 0.5 colour 3")]
+    pages = [tmp_path / "out" / f"grid_{name}.png" for name in ("000_color 1", "001_0.5 color 0 + 0.5 color 3")]
     with Image.open(tmp_path / "out" / "classes.gif") as gif:
         assert (gif.n_frames, gif.info["duration"]) == (2, 1000)
         assert gif.size == tuple(max(edges) for edges in zip(*[Image.open(page).size for page in pages], strict=True))
@@ -123,10 +123,10 @@ def unet2d_run(digits_run, tmp_path):
         (
             "sprites",
             ["context={hero: 1}"],
-            'context={"hero": 1}: hero is no class of this run; there are 0 colour 0, 1',
+            'context={"hero": 1}: hero is no class of this run; there are 0 color 0, 1',
         ),
         ("sprites", ["context=[{0: 1}, {5: 1}]"], "5 is no class of this run"),
-        ("sprites", ["context={0: 0.5, colour 0: 0.5}"], "0 and colour 0: the same class twice"),
+        ("sprites", ["context={0: 0.5, color 0: 0.5}"], "0 and color 0: the same class twice"),
         ("sprites", ["context={0: much}"], "the share of 0 must be a number"),
         ("sprites", ["context={0: null}"], "the share of 0 needs a value"),
         ("sprites", ["context={0: .inf}"], "the share of 0 must be a number"),

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit.data.datamodule import datamodule_from_config
-from diffusion_lit.data.sources.folder import Digits
+from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.evaluation.features import classifier, pictures_of
 from diffusion_lit.evaluation.metrics import accuracy
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
@@ -150,13 +150,13 @@ def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(digits_run, copy, symlinks=True)
     assert "already at step 1200 of 1200" in run("train", f"resume={copy}", cwd=tmp_path)
-    run("train", f"resume={copy}", "max_steps=1205", "data.judge_images=0", cwd=tmp_path)
+    run("train", f"resume={copy}", "max_steps=1205", "data.classifier_images=0", cwd=tmp_path)
     assert json.loads((copy / "result.json").read_text())["steps"] == 1205
     assert [int(row["step"]) for row in read_metrics(copy / "metrics.csv")][-2:] == [1200, 1205]
 
 
 def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):
-    words = ["max_steps=2", "data.judge_images=0", "sampler.steps=1", "name=mine"]
+    words = ["max_steps=2", "data.classifier_images=0", "sampler.steps=1", "name=mine"]
     assert "starting a new one" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert "already at step 2" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert len(list((tmp_path / "outputs" / "mine").iterdir())) == 1

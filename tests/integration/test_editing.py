@@ -310,8 +310,8 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
         (["init=small.png", "strength=0"], ["strength=0: must be more than 0"], 2),
         (["seeds=[3,3]"], ["seeds=[3, 3]: must be two different seeds [3,8]"], 2),
         (["seeds=[3,8]", "seed=1"], ["seed and seeds exclude each other: leave one out"], 2),
-        (["init=there.png", "mask=small.png"], ["there.png: cannot be read", "mask=small.png has 4x4 px"], 3),
-        (["init=none"], ["init=none: no pictures are in this folder"], 3),
+        (["init=there.png", "mask=small.png"], ["there.png: cannot be read", "mask=small.png: 4x4 px"], 3),
+        (["init=none"], ["init=none: no images in this folder"], 3),
         (
             ["init=small.png", "sampler.starts_anywhere=false"],
             ["sampler=dpmpp_sde cannot start from a partly noised"],
@@ -341,6 +341,6 @@ def test_pictures_are_read_as_the_training_pictures_are(tmp_path):
     mask = torch.zeros(4, 8, 8, dtype=torch.uint8)
     mask[3, :, 2:] = 255  # black where it is opaque
     save(tmp_path / "mask.png", mask)
-    made = originals.read(str(tmp_path / "a.png"), str(tmp_path / "mask.png"), decoding)
+    made = originals.load_originals(str(tmp_path / "a.png"), str(tmp_path / "mask.png"), decoding)
     assert np.array_equal(made.images[0], decoding(tmp_path / "a.png"))
     assert np.array_equal(made.mask, np.arange(8)[None].repeat(8, 0) < 2)

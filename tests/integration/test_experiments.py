@@ -48,7 +48,7 @@ def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, expe
     monkeypatch.setattr(noise_levels, "LEVELS_PER_BIN", 1)  # fewer of both along the same path
     monkeypatch.setattr(sample_previews, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
     settings, source = resolve_data(small(experiment))
-    settings["data"]["judge_images"] = 0
+    settings["data"]["classifier_images"] = 0
     for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):
         fit(settings | more, source, tmp_path, [f"experiment={experiment}"])
     rows = trace(tmp_path)
@@ -235,8 +235,8 @@ def test_synthetic_pictures_are_the_same_each_time_and_show_their_class(channels
     one, two = (build_source(node).splits() for _ in range(2))
     assert {name: len(split.labels) for name, split in one.items()} == {"train": 256, "val": 64}
     for name in one:
-        np.testing.assert_array_equal(one[name].pictures, two[name].pictures)
-    pictures, y = one["train"].pictures, one["train"].labels
+        np.testing.assert_array_equal(one[name].images, two[name].images)
+    pictures, y = one["train"].images, one["train"].labels
     assert pictures.dtype == np.uint8
     assert pictures.shape == (256, 16, 16) + ((channels,) if channels > 1 else ())
     assert set(y) == (set(range(10)) if labels == "auto" else {0})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from diffusion_lit.data.sources.folder import Digits
+from diffusion_lit.data.sources.digits import Digits
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path, verb, words):
 
 
 def test_the_digits_are_those_of_scikit_learn_which_is_not_imported_for_them():
-    code = "import sys; from diffusion_lit.data.sources.folder import Digits; Digits().splits()"
+    code = "import sys; from diffusion_lit.data.sources.digits import Digits; Digits().splits()"
     subprocess.run([sys.executable, "-c", f"{code}; sys.exit('sklearn' in sys.modules)"], check=True)
     parts, truth = Digits().splits(), load_digits()
     images, labels = (

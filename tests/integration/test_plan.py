@@ -104,12 +104,12 @@ def test_what_does_not_fit_is_a_row_and_what_fits_is_proposed(tmp_path):
 
 @pytest.mark.parametrize(("wait", "which"), [(0, "network"), (2, "loader")])
 def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
-    from diffusion_lit.data import stream
+    from diffusion_lit.data import batches
     from diffusion_lit.training import benchmark, plan
     from diffusion_lit.training import trainer as setup
 
-    real = stream.windows
-    monkeypatch.setattr(stream, "windows", lambda *given: time.sleep(wait) or real(*given))
+    real = batches.random_crops
+    monkeypatch.setattr(batches, "random_crops", lambda *given: time.sleep(wait) or real(*given))
     monkeypatch.setattr(benchmark, "SECONDS", 0.05)
     config, source = with_facts(compose_configs("train", TINY)[0])
     measuring = benchmark.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lit import DiffusionModule, ImageDataModule, Pipeline
-from diffusion_lit.data.sources.folder import Digits
+from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.weighting import MinSNR

@@ -101,7 +101,7 @@ def world(tmp_path_factory) -> Path:
     words = ["data=image_folder", "data.root=sprites", "data.image_size=16", "model=context_unet", "model.features=8"]
     words += ["max_steps=4", "run_dir=outputs/sprites_context/run", "global_batch_size=12", "sample_every=0"]
     run("train", *words, cwd=home)
-    judged = without(SHORT, ["data.judge_images="])
+    judged = without(SHORT, ["data.classifier_images="])
     run("train", "--multirun", *judged, "seed=0,1", "hydra.sweep.dir=outputs/digits/sweep", cwd=home)
     run("export", "run=outputs/digits/run", "out=me/digits", cwd=home)
     return home

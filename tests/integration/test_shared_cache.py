@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.folder import Split
-from diffusion_lit.data.store import load
+from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.store import load_split
 from tests.runs import TINY, run
 
 DECODING = Decoding(8, 1)
@@ -29,8 +29,8 @@ import logging, os, platform, sys, time
 from pathlib import Path
 from diffusion_lit.data import build_lock as building
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.folder import Split
-from diffusion_lit.data.store import load
+from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.store import load_split
 import numpy as np
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -44,10 +44,10 @@ def noted(decoding, picture):
     return decode(decoding, picture)
 
 Decoding.__call__ = noted
-building.TOLD_EVERY = 0
+building.REPORT_INTERVAL = 0
 exec(sys.argv[4])
 paths = sorted(pictures.iterdir())
-store = load(Split(paths, np.arange(len(paths))), Decoding(8, 1), cache, "train")
+store = load_split(Split(paths, np.arange(len(paths))), Decoding(8, 1), cache, "train")
 print("fingerprint", store.fingerprint, flush=True)
 """
 
@@ -103,7 +103,7 @@ def test_of_two_at_once_one_decodes_and_the_other_waits(split, tmp_path, prelude
     (tmp_path / "go").touch()
     outputs = [printed(builder), printed(waiter)]
     assert decoded_by(tmp_path) == [builder.pid] * COUNT
-    expected = load(split, DECODING, None, "train").fingerprint
+    expected = load_split(split, DECODING, None, "train").fingerprint
     assert [fingerprint(output) for output in outputs] == [expected] * 2
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
 
@@ -111,7 +111,7 @@ def test_of_two_at_once_one_decodes_and_the_other_waits(split, tmp_path, prelude
 KILLS = {  # the moments of a build, by what the builder does there for ever
     "first": "gate = 0",
     "middle": "gate = 20",
-    "sums": "import diffusion_lit.data.cache as kept; kept._end = lambda *args: time.sleep(1000)",
+    "sums": "import diffusion_lit.data.cache as kept; kept.CacheWriter.finish = lambda *args: time.sleep(1000)",
     "renaming": "os.replace = lambda *paths: time.sleep(1000)",
 }
 
@@ -126,7 +126,7 @@ def test_who_waits_takes_over_from_a_builder_that_is_killed(split, tmp_path, mom
     builder.send_signal(signal.SIGKILL)
     output = printed(waiter)
     builder.communicate()
-    assert fingerprint(output) == load(split, DECODING, None, "train").fingerprint
+    assert fingerprint(output) == load_split(split, DECODING, None, "train").fingerprint
     assert decoded_by(tmp_path)[last:] == [waiter.pid] * COUNT
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
 
@@ -134,7 +134,7 @@ def test_who_waits_takes_over_from_a_builder_that_is_killed(split, tmp_path, mom
 @pytest.mark.slow
 def test_kills_at_random_moments_while_two_others_want_the_pictures(split, tmp_path):
     dice = random.Random(0)
-    expected = load(split, DECODING, None, "train").fingerprint
+    expected = load_split(split, DECODING, None, "train").fingerprint
     (tmp_path / "go").touch()
     slow = "old = noted; Decoding.__call__ = lambda *args: time.sleep(0.02) or old(*args)"
     for _ in range(30):
@@ -151,12 +151,12 @@ def test_kills_at_random_moments_while_two_others_want_the_pictures(split, tmp_p
 
 
 def test_a_builder_that_finds_broken_pictures_leaves_nothing_and_the_next_one_finds_them_too(split, tmp_path):
-    split.pictures[30].write_bytes(b"no picture")
+    split.images[30].write_bytes(b"no picture")
     processes = [loading(tmp_path, gate=3), loading(tmp_path, gate=3)]
     wait_for(lambda: len(decoded_by(tmp_path)) >= 3)
     (tmp_path / "go").touch()
     for process in processes:
-        assert "0030.png: cannot be read as a picture" in process.communicate(timeout=60)[0]
+        assert "0030.png: cannot be read as an image" in process.communicate(timeout=60)[0]
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -170,7 +170,7 @@ def test_without_locks_each_process_builds_for_itself(split, tmp_path, number):
     (tmp_path / "go").touch()
     outputs = [printed(process) for process in processes]
     assert all("has no locks" in output for output in outputs)
-    expected = load(split, DECODING, None, "train").fingerprint
+    expected = load_split(split, DECODING, None, "train").fingerprint
     assert [fingerprint(output) for output in outputs] == [expected] * 2
     assert sorted(decoded_by(tmp_path)) == sorted([process.pid for process in processes] * COUNT)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
@@ -185,7 +185,7 @@ def test_a_run_on_damaged_pictures_ends_before_it_saves_anything(split, tmp_path
     bits = bytearray(file.read_bytes())
     bits[1000] ^= 1
     file.write_bytes(bits)
-    told = f"error: {file} is damaged: remove it, and the pictures are decoded again"
+    told = f"error: {file} is damaged. Remove it, and the images are decoded again."
     for asked in ([*words, "data.val_fraction=0.5", "run_dir=two"], ["resume=one", "max_steps=4"]):
         output = run("train", *asked, cwd=tmp_path, code=3)
         assert told in output

@@ -93,18 +93,18 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
     code = (
         "from diffusion_lit.config.compose import compose_configs, resolve_data\n"
         "from diffusion_lit.data.decoding import Decoding\n"
-        "from diffusion_lit.data.sources.folder import hold_out\n"
-        "from diffusion_lit.data.store import load\n"
+        "from diffusion_lit.data.sources.base import split_validation\n"
+        "from diffusion_lit.data.store import load_split\n"
         f"config, source = resolve_data(compose_configs('train', ['experiment=none', *{words!r}])[0])\n"
-        "for name, split in hold_out(source.splits(), config['data']['val_fraction']).items():\n"
-        "    load(split, Decoding(4, 1, 'bicubic', [255] * 3), config['data']['cache_dir'], name)\n"
+        "for name, split in split_validation(source.splits(), config['data']['val_fraction']).items():\n"
+        "    load_split(split, Decoding(4, 1, 'bicubic', [255] * 3), config['data']['cache_dir'], name)\n"
         "import sys\nassert 'torch' not in sys.modules  # nor does the check wait for it"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     files = sorted(cache.glob("*.npy"))
     assert len(files) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("diffusion_lit.data.store.decode_all", None)  # nothing is decoded again
+        patch.setattr("diffusion_lit.data.store.decode_images", None)  # nothing is decoded again
         module(*words)
     table_at(path, {"image": shades(13, 1)})
     data = module(*words)

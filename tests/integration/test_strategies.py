@@ -107,7 +107,7 @@ def test_ranks_share_one_global_batch_and_end_with_equal_weights(tmp_path):
 
 def test_samples_and_held_out_losses_do_not_depend_on_the_number_of_processes(tmp_path):
     """With weights that do not move, so that nothing but the sharing of work is left to differ."""
-    words = [*TINY, "max_steps=2", "val_every=1", "sample_every=1", "optimizer.lr=1e-38", "data.judge_images=40"]
+    words = [*TINY, "max_steps=2", "val_every=1", "sample_every=1", "optimizer.lr=1e-38", "data.classifier_images=40"]
     words += ["sampler.batch_size=16", "metrics_every=2", "metrics_images=40"]  # five chunks a network
     run("train", *words, f"run_dir={tmp_path / 'one'}", cwd=tmp_path)
     run("train", *words, *DDP, f"run_dir={tmp_path / 'two'}", cwd=tmp_path)
@@ -266,7 +266,7 @@ def test_pictures_that_cannot_be_read_end_all_ranks(tmp_path):
     process = start("train", *words, cwd=tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3, output
-    assert output.count("1 of 1 pictures cannot be read") == 1
+    assert output.count("1 of 1 images cannot be read") == 1
     assert "Traceback" not in output
     assert gone(process.pid)
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ import pytest
 from diffusion_lit import audit
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data import streaming
-from diffusion_lit.data.sources import parts
+from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import UserError
 from tests.equal_runs import assert_equal_runs
 from tests.image_sets import FILES, table_of, written
@@ -33,8 +33,8 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(streaming, "WINDOW", 64)
-    monkeypatch.setattr(streaming, "WAITS", (0, 0))
-    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr(streaming, "RETRY_WAITS", (0, 0))
+    monkeypatch.setattr(row_groups, "READ_ROWS", 8)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
 
 
@@ -45,10 +45,10 @@ def settings(path: Path, *words: str) -> list[str]:
     return ["data=huggingface", f"data.path={path}", *EVERY, *TINY, "data.flip=0.5", "sample_every=0", *words]
 
 
-SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.WAITS = 64, (0, 0)\n"
+SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.RETRY_WAITS = 64, (0, 0)\n"
 NO_HUB = """
-from diffusion_lit.data.sources import huggingface, parts
-files, read, rows = huggingface.parquet_files, parts.ParquetRows.read, []
+from diffusion_lit.data.sources import huggingface, row_groups
+files, read, rows = huggingface.parquet_files, row_groups.ParquetRows.read_rows, []
 huggingface.parquet_files = lambda *args: [f"file://{file}" for file in files(*args)]
 def gone(self, part, skip):
     for row in read(self, part, skip):
@@ -56,7 +56,7 @@ def gone(self, part, skip):
             raise ConnectionError("peer is gone")
         rows.append(None)
         yield row
-parts.ParquetRows.read = gone
+row_groups.ParquetRows.read_rows = gone
 """
 
 
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_bit_for_bit(sets, whole, tmp_path):
 def test_a_run_whose_hub_is_gone_ends_with_75_and_goes_on_bit_for_bit(sets, whole, tmp_path):
     words = settings(sets["parquet"], "max_epochs=1.6", "checkpoint_every=10", "val_every=20", "model.dropout=0.1")
     printed = run("train", *words, "run_dir=broken", cwd=tmp_path, prelude=SMALL + NO_HUB, code=75)
-    assert "(peer is gone), also when tried again; a run goes on from its last checkpoint" in printed
+    assert "(peer is gone), also on the last retry. Resume the run to go on from its last checkpoint" in printed
     assert "Traceback" not in printed
     run("train", "resume=broken", cwd=tmp_path, prelude=SMALL)
     assert_equal_runs(whole, tmp_path / "broken")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.config.groups import CONF
+from diffusion_lit.data.batches import stream_indices
 from diffusion_lit.data.datamodule import datamodule_from_config
-from diffusion_lit.data.stream import indices
 from diffusion_lit.diffusion.randomness import draw
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.runs import checkpoints
@@ -122,7 +122,7 @@ def test_two_steps_are_those_of_a_plain_loop(tmp_path):
     net, settings = module.net, config["optimizer"]
     optimizer = torch.optim.AdamW(net.parameters(), betas=settings["betas"], weight_decay=settings["weight_decay"])
     for step in range(2):
-        index = indices(config["seed"], 12 * step, 12, len(data.train)).numpy()
+        index = stream_indices(config["seed"], 12 * step, 12, len(data.train)).numpy()
         x0 = torch.from_numpy(data.train.images[index]).float() / 127.5 - 1
         draws = draw(config["seed"], 12 * step, 12, module.codec.shape, torch.device("cpu"))
         t = (draws.timestep * 1000).long()
@@ -302,7 +302,7 @@ def test_changed_pictures_are_not_trained_on_unless_accepted(tmp_path):
     train(tmp_path / "run", *words)
     (tmp_path / "in" / "3.png").unlink()
     more = [*words, "max_steps=6", f"resume={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match="pictures have changed") as caught:
+    with pytest.raises(UserError, match="images have changed") as caught:
         train(tmp_path / "run", *more)
     assert caught.value.exit_code == 4
     assert len(train(tmp_path / "run", *more, "accept=[data]")) == 6

@@ -364,7 +364,7 @@ def test_what_is_no_longer_there_is_left_out_unless_it_is_named(digits_run, tmp_
     assert made == [tmp_path / "schedule.png"]
     assert "forward: data.root=" in caplog.text
     assert "has no metrics.csv" in caplog.text
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="folder not found"):
         list(album.draw_figures(lost, wanted, tmp_path, OmegaConf.merge(config, {"what": wanted}), {}, log))
 
 

@@ -30,7 +30,7 @@ from tests.cases import each
 from tests.runs import run
 
 SIZE = 8
-DATA = ["data=synthetic", "data.image_size=8", "sampler.steps=2", "data.judge_images=0", "global_batch_size=4"]
+DATA = ["data=synthetic", "data.image_size=8", "sampler.steps=2", "data.classifier_images=0", "global_batch_size=4"]
 STILL = ["optimizer.lr=1.0e-30", "lr_schedule.warmup_steps=0"]  # one step with it changes no bit of a weight
 
 

@@ -1,6 +1,5 @@
-"""Pictures that lie in one array: `.npy`, read from disk row by row, or `.npz`."""
+"""Images in one array file: `.npy`, which is memory-mapped, or `.npz`."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,26 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.folder import Split, file_state, whole
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.data.sources.base import Split, file_state, report_damaged_file
+from diffusion_lit.system.errors import DataError
 
-IMAGES = ("images", "x_train", "sprites", "x", "data", "arr_0")  # usual names in an .npz, the first counts
-LABELS = ("labels", "y_train", "y", "label", "targets", "arr_1")
-HELD_OUT = (("x_val", "y_val"), ("x_test", "y_test"), ("val_images", "val_labels"), ("test_images", "test_labels"))
+# usual names in an .npz; the first that exists is used
+IMAGE_ARRAYS = ("images", "x_train", "sprites", "x", "data", "arr_0")
+LABEL_ARRAYS = ("labels", "y_train", "y", "label", "targets", "arr_1")
+VAL_ARRAYS = (("x_val", "y_val"), ("x_test", "y_test"), ("val_images", "val_labels"), ("test_images", "test_labels"))
 
 
 class Arrays:
-    """uint8 pictures (N, H, W) or (N, H, W, C) with labels (N,), or one-hot (N, K) of any type.
+    """uint8 images (N, H, W) or (N, H, W, C) with labels (N,), or one-hot (N, K).
 
-    An `.npy` is memory-mapped: only the rows that are being decoded are in RAM. An `.npz` is packed and cannot be.
+    An `.npy` is memory-mapped: only the images that are being decoded are in RAM. An `.npz` is compressed, so it is
+    read as a whole.
 
     Args:
         images: the file.
-        image_array: name of the array in an `.npz`; "auto": one of `IMAGES`.
-        labels: "auto" (one of `LABELS` in an `.npz`), "none", a file, or the name of an array in the `.npz`.
-        classes: their names; None: the array `classes` of an `.npz`, else the labels themselves.
-        split_modulo: n, for arrays whose pictures come again every n rows: rows k, k + n, k + 2n... are held out
-            together, and `data.val_fraction` is that of the n.
+        image_array: name of the array in an `.npz`; "auto": the first of `IMAGE_ARRAYS`.
+        labels: "auto" (the first of `LABEL_ARRAYS` in an `.npz`), "none", an `.npy` file, or the name of an array.
+        classes: class names; None: the array `classes` of an `.npz`, else the labels themselves.
+        split_modulo: n, for arrays whose images repeat every n rows. Rows k, k + n, k + 2n... stay in one split, and
+            `data.val_fraction` is that of the n.
     """
 
     def __init__(
@@ -41,105 +42,102 @@ class Arrays:
         self.path, self.image_array, self.labels = Path(images).expanduser(), image_array, labels
         self.classes, self.split_modulo = classes, split_modulo
         if not self.path.is_file():
-            raise UserError(Exit.DATA, f"data.images={images}: no such file")
+            raise DataError(f"data.images={images}: file not found")
 
     @property
     def class_names(self) -> list[str]:
+        """Return the class names; empty without labels."""
         return self._classes[1]
 
     def splits(self) -> dict[str, Split]:
-        splits, known = {}, self._classes[0]
-        for part, (name, images, labels) in self.parts.items():
-            pictures = ArrayRows(images, f"{file_state(self.path)} {name}", np.arange(len(images)))
-            groups = np.arange(len(images)) % self.split_modulo if self.split_modulo else None
-            if unknown := sorted(set(labels.tolist()) - set(known)):
-                raise UserError(Exit.DATA, f"{self.path}: labels of {name or part} that are no class: {unknown[:10]}")
-            splits[part] = Split(pictures, np.searchsorted(known, labels).astype(np.int64), groups)
+        """Return "train", and "val" if an `.npz` has one of the pairs in `VAL_ARRAYS`."""
+        splits, values = {}, self._classes[0]
+        for split, (name, array, labels) in self._arrays_of_splits.items():
+            images = ArrayImages(array, f"{file_state(self.path)} {name}")
+            groups = np.arange(len(array)) % self.split_modulo if self.split_modulo else None
+            if unknown := sorted(set(labels.tolist()) - set(values)):
+                raise DataError(f"{self.path}: labels of {name or split} that are not in training: {unknown[:10]}")
+            splits[split] = Split(images, np.searchsorted(values, labels).astype(np.int64), groups)
         return splits
 
     @cached_property
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        found = _read(self.path)
-        return {"images": found} if isinstance(found, np.ndarray) else found
+    def _arrays(self) -> Mapping[str, np.ndarray]:
+        arrays = _load(self.path)
+        return {"images": arrays} if isinstance(arrays, np.ndarray) else arrays
 
     @cached_property
-    def parts(self) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
-        """Split name to the name of its array, pictures, and labels (N,), all 0 if there are none."""
-        image = next((k for k in IMAGES if k in self.arrays), None) if self.image_array == "auto" else self.image_array
-        if image not in self.arrays:
-            what = f"no array {image}" if image else "no array of a usual name"
-            raise UserError(
-                Exit.DATA, f"{self.path} has {what}, but {', '.join(self.arrays)}: name one with data.image_array=..."
-            )
-        parts = {"train": (image, *_pair(self.arrays[image], self.stored_labels, f"{self.path}, {image}"))}
-        own = next((pair for pair in HELD_OUT if pair[0] in self.arrays and pair[1] in self.arrays), None)
-        if own and self.image_array == "auto" and self.labels in ("auto", "none") and not self.split_modulo:
-            images, labels = self.arrays[own[0]], self.arrays[own[1]] if self.labels == "auto" else None
-            parts["val"] = (own[0], *_pair(images, labels, f"{self.path}, {own[0]}"))
-        return parts
+    def _arrays_of_splits(self) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
+        """Return the name of the array, the images and the labels (N,) of each split; labels are 0 without any."""
+        name, auto = self.image_array, self.image_array == "auto"
+        if auto:
+            name = next((key for key in IMAGE_ARRAYS if key in self._arrays), None)
+        if name not in self._arrays:
+            missing = f"no array {name}" if name else "no array of a usual name"
+            names = ", ".join(self._arrays)
+            raise DataError(f"{self.path}: {missing}. Set data.image_array to one of {names}.")
+        arrays = {"train": (name, *_check_pair(self._arrays[name], self._stored_labels, f"{self.path}, {name}"))}
+        val = next((pair for pair in VAL_ARRAYS if pair[0] in self._arrays and pair[1] in self._arrays), None)
+        if val and auto and self.labels in ("auto", "none") and not self.split_modulo:
+            labels = self._arrays[val[1]] if self.labels == "auto" else None
+            arrays["val"] = (val[0], *_check_pair(self._arrays[val[0]], labels, f"{self.path}, {val[0]}"))
+        return arrays
 
     @cached_property
-    def stored_labels(self) -> np.ndarray | None:
-        """Those of the training pictures, as they are in the file."""
-        name = next((k for k in LABELS if k in self.arrays), "none") if self.labels == "auto" else self.labels
-        if name == "none" or name in self.arrays:
-            return self.arrays.get(name)
+    def _stored_labels(self) -> np.ndarray | None:
+        """Return the labels of the training images as they are in the file, or None."""
+        name = self.labels
+        if name == "auto":
+            name = next((key for key in LABEL_ARRAYS if key in self._arrays), "none")
+        if name == "none" or name in self._arrays:
+            return self._arrays.get(name)
         path = Path(name).expanduser()
-        labels = _read(path) if path.is_file() else None
+        labels = _load(path) if path.is_file() else None
         if not isinstance(labels, np.ndarray):
-            names = ", ".join(self.arrays)
-            raise UserError(Exit.DATA, f"data.labels={name}: no such .npy file, and no array of {self.path} ({names})")
+            names = ", ".join(self._arrays)
+            raise DataError(f"data.labels={name}: neither an .npy file nor an array of {self.path} ({names})")
         return labels
 
     @cached_property
     def _classes(self) -> tuple[list, list[str]]:
-        """Label values in order, and their names. One-hot columns are classes even if no picture has them."""
-        stored, labels = self.stored_labels, self.parts["train"][2]
+        """Return the label values in order, and their names. Columns of one-hot labels are classes even if empty."""
+        stored, labels = self._stored_labels, self._arrays_of_splits["train"][2]
         if stored is None:
             return [0], []
-        known = list(range(stored.shape[1])) if _is_one_hot(stored) else sorted(set(labels.tolist()))
+        values = list(range(stored.shape[1])) if _is_one_hot(stored) else sorted(set(labels.tolist()))
         names = self.classes
-        if names is None and "classes" in self.arrays:
-            names = [str(name) for name in self.arrays["classes"]]
+        if names is None and "classes" in self._arrays:
+            names = self._arrays["classes"]
         if names is None:
-            return known, [str(value) for value in known]
-        if isinstance(known[0], int) and known[0] >= 0:  # a class may have no pictures
-            known = list(range(max(known[-1] + 1, len(names))))
-        if len(names) != len(known):
-            raise UserError(Exit.DATA, f"{self.path}: {len(known)} classes, but {len(names)} names: {', '.join(names)}")
-        return known, list(names)
+            names = values
+        elif isinstance(values[0], int) and values[0] >= 0:  # a class may have no images
+            values = list(range(max(values[-1] + 1, len(names))))
+        names = [str(name) for name in names]
+        if len(names) != len(values):
+            raise DataError(f"{self.path}: {len(values)} classes, but {len(names)} names: {', '.join(names)}")
+        return values, names
 
 
 @dataclass(frozen=True)
-class ArrayRows:
-    """Pictures of an array, read from disk one by one if it is memory-mapped."""
+class ArrayImages:
+    """The images of an array, read from disk one by one if it is memory-mapped.
+
+    Args:
+        array: uint8 (N, H, W) or (N, H, W, C).
+        fingerprint: name, size and time of its file.
+    """
 
     array: np.ndarray
-    file: str  # its name, size and time
-    rows: np.ndarray
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.blake2b(self.file.encode(errors="surrogateescape") + self.rows.tobytes()).hexdigest()
+    fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.array)
 
-    def __getitem__(self, k: int | np.ndarray) -> "np.ndarray | ArrayRows":
-        if isinstance(k, np.ndarray):
-            return ArrayRows(self.array, self.file, self.rows[k])
-        return np.asarray(self.array[self.rows[k]])
-
-
-def _read(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
-    """The array of an `.npy`, memory-mapped; or what reads those of an `.npz` by name. Pickles are refused."""
-    with whole(path):
-        found = np.load(path, mmap_mode="r")
-        return found if isinstance(found, np.ndarray) else Npz(path)
+    def __getitem__(self, k: int) -> np.ndarray:
+        return np.asarray(self.array[k])
 
 
 class Npz(Mapping):
-    """Arrays of an `.npz`, each read when it is asked for."""
+    """The arrays of an `.npz`, each read when it is indexed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -149,7 +147,7 @@ class Npz(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
             raise KeyError(name)
-        with whole(self.path), np.load(self.path) as file:
+        with report_damaged_file(self.path), np.load(self.path) as file:
             return file[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -159,17 +157,24 @@ class Npz(Mapping):
         return len(self.names)
 
 
-def _pair(images: np.ndarray, labels: np.ndarray | None, where: str) -> tuple[np.ndarray, np.ndarray]:
-    images = _pictures(images, where)
-    return images, np.zeros(len(images), np.int64) if labels is None else _flat(labels, where, len(images))
+def _load(path: Path) -> np.ndarray | Npz:
+    """Return the array of an `.npy`, memory-mapped, or those of an `.npz`. NumPy refuses pickles."""
+    with report_damaged_file(path):
+        array = np.load(path, mmap_mode="r")
+        return array if isinstance(array, np.ndarray) else Npz(path)
 
 
-def _pictures(array: np.ndarray, where: str) -> np.ndarray:
+def _check_pair(images: np.ndarray, labels: np.ndarray | None, where: str) -> tuple[np.ndarray, np.ndarray]:
+    images = _check_images(images, where)
+    return images, np.zeros(len(images), np.int64) if labels is None else _flatten_labels(labels, where, len(images))
+
+
+def _check_images(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype != np.uint8:
-        raise UserError(Exit.DATA, f"{where} is {array.dtype}: save pictures as uint8, 0 to 255")
+        raise DataError(f"{where}: type {array.dtype}. Save images as uint8, 0 to 255.")
     if array.ndim not in (3, 4) or not array.size or (array.ndim == 4 and array.shape[3] not in (1, 2, 3, 4)):
-        hint = "; np.moveaxis(array, 1, 3) puts channels last" if array.ndim == 4 and array.shape[1] < 5 else ""
-        raise UserError(Exit.DATA, f"{where} is {array.shape}: pictures are (N, H, W) or (N, H, W, C){hint}")
+        hint = " np.moveaxis(array, 1, 3) moves channels last." if array.ndim == 4 and array.shape[1] < 5 else ""
+        raise DataError(f"{where}: shape {array.shape}. Images are (N, H, W) or (N, H, W, C).{hint}")
     return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
 
 
@@ -177,16 +182,16 @@ def _is_one_hot(labels: np.ndarray) -> bool:
     return labels.ndim == 2 and labels.shape[1] > 1
 
 
-def _flat(labels: np.ndarray, where: str, n: int) -> np.ndarray:
-    """Labels (n,) as integers or text, whatever they are stored as."""
+def _flatten_labels(labels: np.ndarray, where: str, n: int) -> np.ndarray:
+    """Return labels (n,) as integers or text, from any type, flat or one-hot."""
     if len(labels) != n or labels.ndim > 2:
-        raise UserError(Exit.DATA, f"{where} is {labels.shape}: labels of {n} pictures are ({n},) or one-hot ({n}, K)")
+        raise DataError(f"{where}: labels of shape {labels.shape}. For {n} images use ({n},) or one-hot ({n}, K).")
     if _is_one_hot(labels):
         wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(1) | ((labels != 0).sum(1) != 1))
         if len(wrong):
-            raise UserError(Exit.DATA, f"{where}: row {wrong[0]} is not one-hot: {labels[wrong[0]]}")
+            raise DataError(f"{where}: row {wrong[0]} is not one-hot: {labels[wrong[0]]}")
         return labels.argmax(1)
     labels = labels.reshape(n)
     if labels.dtype.kind == "f" and (labels != np.round(labels)).any():
-        raise UserError(Exit.DATA, f"{where} holds numbers that are no classes, such as {labels[0]}")
+        raise DataError(f"{where}: labels are not integers, such as {labels[0]}")
     return labels.astype(np.int64) if labels.dtype.kind in "fiub" else labels.astype(str)

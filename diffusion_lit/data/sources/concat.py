@@ -1,24 +1,26 @@
-"""Several sources, one after the other, with one list of classes."""
+"""Several sources one after the other, with one list of classes."""
 
-import hashlib
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.decoding import Encoded
+from diffusion_lit.data.decoding import StoredImage
 from diffusion_lit.data.sources.arrays import Arrays
-from diffusion_lit.data.sources.folder import ImageFolder, Rows, Split, fingerprint
+from diffusion_lit.data.sources.base import ImageSequence, Split, fingerprint_images
+from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.path_table import PathTable
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 
 
 class Concat:
-    """Folders of pictures, arrays and tables of paths, each read as its own source does by default.
+    """Folders, arrays and tables of paths, each read with the defaults of its own source.
 
-    Classes are united by name, in sorted order. Pictures that any of them holds out itself are held out.
+    Classes are united by name, in sorted order. Validation splits of the sources stay validation images.
 
     Args:
         sources: folders, `.npy` or `.npz` files, `.csv`, `.tsv` or `.parquet` files.
@@ -26,63 +28,63 @@ class Concat:
     """
 
     def __init__(self, sources: list[str], labels: str = "auto"):
-        self.sources, self.labels = {path: _source(path, labels) for path in sources}, labels
+        self.sources = {path: _make_source(path, labels) for path in sources}
 
     @cached_property
     def class_names(self) -> list[str]:
+        """Return the class names of all sources; empty without labels."""
         without = [path for path, source in self.sources.items() if not source.class_names]
         if without and len(without) < len(self.sources):
-            raise UserError(
-                Exit.DATA,
-                f"data.sources: {', '.join(without)} has no classes and the others have: "
-                "data.labels=none trains without classes",
+            raise DataError(
+                f"data.sources: {', '.join(without)} has no classes, but others have. "
+                "Set data.labels=none to train without classes."
             )
         return sorted({name for source in self.sources.values() for name in source.class_names})
 
     def splits(self) -> dict[str, Split]:
-        number = {name: k for k, name in enumerate(self.class_names)}
-        found = {"train": [], "val": []}
+        """Return "train", and "val" if any of the sources has it."""
+        numbers, found = {name: k for k, name in enumerate(self.class_names)}, {"train": [], "val": []}
         for source in self.sources.values():
-            ours = np.array([number[name] for name in source.class_names] or [0], dtype=np.int64)
-            for part, split in source.splits().items():
-                found[part].append(Split(split.pictures, ours[split.labels]))
-        return {part: _joined(splits) for part, splits in found.items() if splits}
+            new_labels = np.array([numbers[name] for name in source.class_names] or [0], dtype=np.int64)
+            for name, split in source.splits().items():
+                found[name].append(Split(split.images, new_labels[split.labels]))
+        return {
+            name: Split(ConcatImages([split.images for split in splits]), np.concatenate([s.labels for s in splits]))
+            for name, splits in found.items()
+            if splits
+        }
 
 
-def _source(path: str, labels: str) -> ImageFolder | Arrays | PathTable:
-    here, suffix = Path(path).expanduser(), Path(path).suffix.lower()
-    if here.is_dir():
+@dataclass(frozen=True)
+class ConcatImages:
+    """The images of several sequences as one."""
+
+    parts: list[Sequence[Path] | np.ndarray | ImageSequence]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Return the position after the last image of each part."""
+        return list(accumulate(map(len, self.parts)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of all parts."""
+        return " ".join(map(fingerprint_images, self.parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, k: int) -> StoredImage:
+        part = bisect(self.ends, k)
+        return self.parts[part][k - self.ends[part]]  # counted from the end of the part
+
+
+def _make_source(path: str, labels: str) -> ImageFolder | Arrays | PathTable:
+    suffix = Path(path).suffix.lower()
+    if Path(path).expanduser().is_dir():
         return ImageFolder(path, labels)
     if suffix in (".npy", ".npz"):
         return Arrays(path, labels=labels)
     if suffix in (".csv", ".tsv", ".parquet"):
         return PathTable(path, label_column=labels)
-    raise UserError(Exit.DATA, f"data.sources: {path} is no folder, array (.npy .npz) or table (.csv .tsv .parquet)")
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Pictures of several kinds as one sequence."""
-
-    parts: list[Sequence[Path] | np.ndarray | Rows]
-    rows: np.ndarray  # (N, 2): which part, and which of its pictures
-
-    @property
-    def fingerprint(self) -> str:
-        words = " ".join(map(fingerprint, self.parts)).encode()
-        return hashlib.blake2b(words + self.rows.tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, k: int | np.ndarray) -> "Path | Encoded | np.ndarray | Joined":
-        if isinstance(k, np.ndarray):
-            return Joined(self.parts, self.rows[k])
-        part, row = self.rows[k]
-        return self.parts[part][row]
-
-
-def _joined(splits: list[Split]) -> Split:
-    rows = [np.column_stack([np.full(len(s.labels), k), np.arange(len(s.labels))]) for k, s in enumerate(splits)]
-    pictures = Joined([split.pictures for split in splits], np.concatenate(rows))
-    return Split(pictures, np.concatenate([split.labels for split in splits]))
+    raise DataError(f"data.sources: {path} is not a folder, an array (.npy .npz) or a table (.csv .tsv .parquet)")

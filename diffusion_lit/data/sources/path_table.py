@@ -1,4 +1,4 @@
-"""A table of pictures, csv or parquet: one row a picture, with its path, its class, its split."""
+"""A table of image files, csv or parquet: one row per image, with its path, class and split."""
 
 import csv
 from functools import cached_property
@@ -6,21 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.folder import SPLIT_NAMES, Split, whole
-from diffusion_lit.data.sources.tables import LABELS, listed
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.data.sources.base import SPLIT_NAMES, Split, report_damaged_file
+from diffusion_lit.data.sources.hf_tables import LABEL_COLUMNS, join_names
+from diffusion_lit.system.errors import DataError
 
-PATHS = ("path", "file", "file_name", "filename", "image_path", "image")  # usual names, the first counts
-SPLITS = ("split", "subset", "partition")
+# usual names of columns; the first that exists is used
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path", "image")
+SPLIT_COLUMNS = ("split", "subset", "partition")
 
 
 class PathTable:
-    """Pictures listed in a table.
+    """Images listed in a table.
 
     Args:
         path: `.csv` or `.tsv` (UTF-8, the first line names the columns), or `.parquet`.
-        root: the folder that paths start from; None: that of the table.
-        path_column, label_column, split_column: "auto" (a usual name), a name, or for labels and splits "none".
+        root: the folder that the paths are relative to; None: the folder of the table.
+        path_column: "auto" (a usual name) or a name.
+        label_column: "auto", a name, or "none".
+        split_column: "auto", a name, or "none".
     """
 
     def __init__(
@@ -34,15 +37,15 @@ class PathTable:
         self.path = Path(path).expanduser()
         self.root = Path(root).expanduser() if root else self.path.parent
         if not self.path.is_file():
-            raise UserError(Exit.DATA, f"data.path={path}: no such file")
-        self.pictures = self._column("path", path_column, PATHS)
-        self.labels = self._column("label", label_column, LABELS)
-        self.parts = self._column("split", split_column, SPLITS)
+            raise DataError(f"data.path={path}: file not found")
+        self.paths = self._column("path", path_column, PATH_COLUMNS)
+        self.labels = self._column("label", label_column, LABEL_COLUMNS)
+        self.split_names = self._column("split", split_column, SPLIT_COLUMNS)
 
     @cached_property
     def columns(self) -> dict[str, list]:
-        """Name to values; those of a csv are text."""
-        with whole(self.path):
+        """Return the values of each column; those of a csv are strings."""
+        with report_damaged_file(self.path):
             if self.path.suffix.lower() == ".parquet":
                 import pyarrow.parquet
 
@@ -50,67 +53,64 @@ class PathTable:
             with open(self.path, newline="", encoding="utf-8-sig") as file:
                 rows = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",")
                 names, *rows = [row for row in rows if row]
-            uneven = next((k for k, row in enumerate(rows) if len(row) != len(names)), None)
-            if uneven is not None:
-                raise ValueError(f"row {uneven + 1} has {len(rows[uneven])} values for {len(names)} columns")
+            for k, row in enumerate(rows):
+                if len(row) != len(names):
+                    raise ValueError(f"row {k + 1} has {len(row)} values for {len(names)} columns")
             return {name: [row[k] for row in rows] for k, name in enumerate(names)}
 
-    def _column(self, what: str, asked: str, usual: tuple[str, ...]) -> list | None:
-        name = next((k for k in usual if k in self.columns), "none") if asked == "auto" else asked
+    def _column(self, kind: str, requested: str, usual: tuple[str, ...]) -> list | None:
+        name = requested
+        if requested == "auto":
+            name = next((key for key in usual if key in self.columns), "none")
         if name in self.columns:
             return self.columns[name]
-        if asked in ("auto", "none") and what != "path":
+        if requested in ("auto", "none") and kind != "path":
             return None
-        missing = "no column of paths" if asked == "auto" else f"no column {asked}"
-        raise UserError(
-            Exit.DATA, f"{self.path} has {missing}, but {listed(self.columns)}: name one with data.{what}_column=..."
-        )
+        missing = "no column of paths" if requested == "auto" else f"no column {requested}"
+        raise DataError(f"{self.path}: {missing}. Set data.{kind}_column to one of {join_names(self.columns)}.")
 
     @cached_property
     def class_names(self) -> list[str]:
-        """In the order of numbers, if all are whole numbers; else of text."""
+        """Return the labels, sorted as numbers if all are; empty without labels."""
         if self.labels is None:
             return []
         empty = [k + 1 for k, value in enumerate(self.labels) if value is None or value == ""]
         if empty:
-            raise UserError(Exit.DATA, f"{self.path}: {len(empty):,} rows have no label, the first is row {empty[0]}")
+            raise DataError(f"{self.path}: {len(empty):,} rows have no label, the first is row {empty[0]}")
         names = {str(value) for value in self.labels}
         return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
     def splits(self) -> dict[str, Split]:
-        missing = [path for path in self._paths if not path.exists()]
+        """Return "train", and "val" if the table has val or test rows."""
+        paths = self._resolve_paths()
+        numbers = {name: k for k, name in enumerate(self.class_names)}
+        labels = [numbers[str(value)] for value in self.labels] if numbers else [0] * len(paths)
+        everything = Split(paths, np.array(labels, dtype=np.int64))
+        return {name: everything.select(rows) for name, rows in self._rows_of_splits(len(paths)).items() if len(rows)}
+
+    def _resolve_paths(self) -> list[Path]:
+        empty = next((k + 1 for k, value in enumerate(self.paths) if not value), None)
+        if empty or not self.paths:
+            raise DataError(f"{self.path}: {f'row {empty} has no path' if empty else 'has no rows'}")
+        paths = [self.root / str(value) for value in self.paths]
+        missing = [path for path in paths if not path.exists()]
         if missing:
-            raise UserError(
-                Exit.DATA,
-                f"{self.path}: {len(missing):,} of {len(self._paths):,} pictures are not there, {missing[0]} for one; "
-                "data.root=... is the folder that paths start from",
+            raise DataError(
+                f"{self.path}: {len(missing):,} of {len(paths):,} images not found, such as {missing[0]}. "
+                "Set data.root=... to the folder that the paths are relative to."
             )
-        number = {name: k for k, name in enumerate(self.class_names)}
-        labels = [number[str(value)] for value in self.labels] if number else [0] * len(self._paths)
-        labels = np.array(labels, dtype=np.int64)
-        return {
-            part: Split([self._paths[k] for k in rows], labels[rows]) for part, rows in self._rows_of_splits.items()
-        }
+        return paths
 
-    @cached_property
-    def _paths(self) -> list[Path]:
-        empty = next((k + 1 for k, value in enumerate(self.pictures) if not value), None)
-        if empty or not self.pictures:
-            raise UserError(Exit.DATA, f"{self.path}: {f'row {empty} has no path' if empty else 'has no rows'}")
-        return [self.root / str(value) for value in self.pictures]
-
-    @property
-    def _rows_of_splits(self) -> dict[str, np.ndarray]:
-        if self.parts is None:
-            return {"train": np.arange(len(self._paths))}
-        words = [str(word).lower() for word in self.parts]
-        unknown = sorted(set(words) - SPLIT_NAMES.keys())
-        if unknown or "train" not in words:
-            what = f"splits {listed(unknown)}" if unknown else "no split train"
-            raise UserError(
-                Exit.DATA, f"{self.path} has {what}: known are {listed(SPLIT_NAMES)}; data.split_column=none ignores it"
+    def _rows_of_splits(self, n: int) -> dict[str, np.ndarray]:
+        if self.split_names is None:
+            return {"train": np.arange(n)}
+        names = [str(name).lower() for name in self.split_names]
+        unknown = sorted(set(names) - SPLIT_NAMES.keys())
+        if unknown or "train" not in names:
+            fault = f"unknown splits {join_names(unknown)}" if unknown else "no split train"
+            raise DataError(
+                f"{self.path}: {fault}. Use {join_names(SPLIT_NAMES)}, or set data.split_column=none to ignore them."
             )
-        names = np.array([SPLIT_NAMES[word] for word in words])
-        held_out = "val" if "val" in names else "test"
-        rows = {"train": np.flatnonzero(names == "train"), "val": np.flatnonzero(names == held_out)}
-        return {part: found for part, found in rows.items() if len(found)}
+        names = np.array([SPLIT_NAMES[name] for name in names])
+        val = "val" if "val" in names else "test"
+        return {"train": np.flatnonzero(names == "train"), "val": np.flatnonzero(names == val)}

@@ -1,21 +1,22 @@
-"""Pictures made on the spot: a trial of any recipe without its data."""
+"""Generated images, to try a recipe without its data."""
 
 import colorsys
 
 import numpy as np
 
-from diffusion_lit.data.sources.folder import Split
+from diffusion_lit.data.sources.base import Split
 from diffusion_lit.imaging.sizes import ImageSize, height_width
 
 
 class Synthetic:
-    """Discs on a darker ground, one colour and one size a class, each picture with its own place; always the same ones.
+    """Discs on a darker background, one color and size per class, at random positions; the same in every run.
 
     Args:
-        image_size, channels: of the pictures; alpha, if there is one, is 0 outside of the disc.
+        image_size: pixels, one number or (height, width).
+        channels: 1, 3, or 4, where alpha is 0 outside of the disc.
         num_classes: None for 10.
-        labels: "none" for pictures without classes, as num_classes 0 is.
-        num_images: pictures in all; a fifth of them is held out.
+        labels: "none" for images without classes, as with num_classes 0.
+        num_images: number of images; the last fifth is the validation split.
     """
 
     def __init__(
@@ -28,29 +29,26 @@ class Synthetic:
     ):
         self.size, self.channels, self.num_images = height_width(image_size), channels, num_images
         count = 0 if labels == "none" else 10 if num_classes is None else num_classes
-        self.class_names = [f"colour {k}" for k in range(count)]
+        self.class_names = [f"color {k}" for k in range(count)]
 
     def splits(self) -> dict[str, Split]:
+        """Return "train" and "val"."""
         count = max(1, len(self.class_names))
         labels = np.arange(self.num_images, dtype=np.int64) % count
         random = np.random.Generator(np.random.PCG64(0))
-        pictures = np.stack([self._picture(label / count, random) for label in labels])
-        labels = labels if self.class_names else np.zeros_like(labels)
-        held_out = self.num_images // 5
-        return {
-            "train": Split(pictures[:-held_out], labels[:-held_out]),
-            "val": Split(pictures[-held_out:], labels[-held_out:]),
-        }
+        images = np.stack([self._draw(label / count, random) for label in labels])
+        n = self.num_images - self.num_images // 5
+        return {"train": Split(images[:n], labels[:n]), "val": Split(images[n:], labels[n:])}
 
-    def _picture(self, hue: float, random: np.random.Generator) -> np.ndarray:
-        """uint8 (H, W, C), or (H, W) with one channel."""
+    def _draw(self, hue: float, random: np.random.Generator) -> np.ndarray:
+        """Return uint8 (H, W, C), or (H, W) with one channel."""
         height, width = self.size
         y, x = np.mgrid[:height, :width]
         y, x = y / height, x / width
-        place = random.uniform(0.35, 0.65, 2)
-        inside = np.hypot(y - place[0], x - place[1]) < 0.2 + 0.1 * hue
-        colour = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255
-        rgb = np.where(inside[..., None], colour, 0.25 * colour).astype(np.uint8)
+        center = random.uniform(0.35, 0.65, 2)
+        inside = np.hypot(y - center[0], x - center[1]) < 0.2 + 0.1 * hue
+        color = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255
+        rgb = np.where(inside[..., None], color, 0.25 * color).astype(np.uint8)
         if self.channels == 1:
             return rgb.mean(-1).astype(np.uint8)
         return np.dstack([rgb, inside * np.uint8(255)]) if self.channels == 4 else rgb

@@ -73,9 +73,9 @@ class SampleMetrics(StepCallback):
 def measure_class_accuracy(config: dict, data: ImageDataModule, module: DiffusionModule, sampler: Sampler) -> dict:
     """Return the share of generated images of a finished run that are classified as their class.
 
-    `data.judge_images` images are made; nothing is returned for 0 of them, or without classes.
+    `data.classifier_images` images are made; nothing is returned for 0 of them, or without classes.
     """
-    num_images = config["data"]["judge_images"]
+    num_images = config["data"]["classifier_images"]
     if not (num_images and config["data"]["class_names"]):
         return {}
     images = pictures_of(data.train, data.val, config["data"], module.device)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from diffusion_lit.data import build_lock
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.folder import Split
-from diffusion_lit.data.store import ImageStore, cut, load
+from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.store import ImageStore, load_split, split_tail
 from diffusion_lit.system.errors import Exit, UserError
 
 DECODING = Decoding(8, 1)
@@ -32,16 +32,16 @@ def split(tmp_path) -> Split:
 
 def test_a_holder_that_says_nothing_is_not_waited_for_for_ever(split, tmp_path, monkeypatch, caplog):
     """Of a host that is lost a server may keep the lock."""
-    monkeypatch.setattr(build_lock, "SILENT", 0.3)
-    store = load(split, DECODING, str(tmp_path / "cache"), "train")
+    monkeypatch.setattr(build_lock, "BUILDER_TIMEOUT", 0.3)
+    store = load_split(split, DECODING, str(tmp_path / "cache"), "train")
     store.file.unlink()
     lock = store.file.with_suffix(".lock")
     lock.write_text("7 of 40 by process 12 of a-lost-host")
     with open(lock, "r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        again = load(split, DECODING, str(tmp_path / "cache"), "train")
+        again = load_split(split, DECODING, str(tmp_path / "cache"), "train")
     assert again.fingerprint == store.fingerprint
-    assert "nothing was heard of process 12 of a-lost-host" in caplog.text
+    assert "no report from process 12 of a-lost-host" in caplog.text
 
 
 def test_a_lock_that_another_host_removed_is_made_again(split, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_a_lock_that_another_host_removed_is_made_again(split, tmp_path, monkeyp
         return flock(*args)
 
     monkeypatch.setattr(fcntl, "flock", stale)
-    assert len(load(split, DECODING, str(tmp_path / "cache"), "train")) == COUNT
+    assert len(load_split(split, DECODING, str(tmp_path / "cache"), "train")) == COUNT
     assert failed
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -83,14 +83,14 @@ def test_only_what_is_dead_is_swept(split, tmp_path):
     files = [open(path, "r+b") for path in held]  # noqa: SIM115 closed below
     for file in files:
         fcntl.flock(file, fcntl.LOCK_EX)
-    made = load(split, DECODING, str(cache), "train").file
+    made = load_split(split, DECODING, str(cache), "train").file
     for file in files:
         file.close()
     assert set(cache.iterdir()) == {*kept, *held, begun, made}
 
 
 def test_a_folder_that_cannot_be_written_serves_what_it_holds(split, tmp_path, monkeypatch):
-    first = load(split, DECODING, str(tmp_path / "cache"), "train")
+    first = load_split(split, DECODING, str(tmp_path / "cache"), "train")
     opened = os.open
 
     def read_only(path, flags, *mode):
@@ -99,9 +99,9 @@ def test_a_folder_that_cannot_be_written_serves_what_it_holds(split, tmp_path, m
         return opened(path, flags, *mode)
 
     monkeypatch.setattr(os, "open", read_only)
-    assert load(split, DECODING, str(tmp_path / "cache"), "train").fingerprint == first.fingerprint
+    assert load_split(split, DECODING, str(tmp_path / "cache"), "train").fingerprint == first.fingerprint
     with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be .*: Read-only file system") as caught:
-        load(split, DECODING, str(tmp_path / "cache"), "val")
+        load_split(split, DECODING, str(tmp_path / "cache"), "val")
     assert caught.value.exit_code == Exit.OUTPUT
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_serves_what_it_holds(split, tmp_path, m
 
 
 def read_again(split: Split, tmp_path: Path) -> ImageStore:
-    store = load(split, DECODING, str(tmp_path / "cache"), "train")
+    store = load_split(split, DECODING, str(tmp_path / "cache"), "train")
     _ = store.fingerprint  # as a checkpoint has it
     return store
 
@@ -137,7 +137,7 @@ def test_no_damage_is_taken_for_pictures(split, tmp_path):
         np.testing.assert_array_equal(store.images, images)  # a flip that means nothing, in the spaces of a header
         np.testing.assert_array_equal(store.labels, labels)
     assert refused > 250
-    assert told == {(f"{truth.file} is damaged: remove it, and the pictures are decoded again", Exit.DATA)}
+    assert told == {(f"{truth.file} is damaged. Remove it, and the images are decoded again.", Exit.DATA)}
 
 
 def test_a_part_of_a_file_is_checked_by_itself(split, tmp_path):
@@ -145,7 +145,7 @@ def test_a_part_of_a_file_is_checked_by_itself(split, tmp_path):
     bits = bytearray(store.file.read_bytes())
     bits[store.images.offset + 39 * 64] ^= 1
     store.file.write_bytes(bits)
-    train, val = cut(load(split, DECODING, str(tmp_path / "cache"), "train"), 0.1)
+    train, val = split_tail(load_split(split, DECODING, str(tmp_path / "cache"), "train"), 0.1)
     assert train.fingerprint == ImageStore(np.array(train.images), train.labels).fingerprint
-    with pytest.raises(UserError, match="is damaged: remove it"):
+    with pytest.raises(UserError, match="is damaged. Remove it"):
         _ = val.fingerprint

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from diffusion_lit.data import decoding
-from diffusion_lit.data.decoding import Decoding, Encoded, decode_all
+from diffusion_lit.data.decoding import Decoding, Encoded, decode_images
+from diffusion_lit.data.sources.base import Split, split_validation
 from diffusion_lit.data.sources.concat import Concat
-from diffusion_lit.data.sources.folder import Digits, ImageFolder, Split, hold_out
+from diffusion_lit.data.sources.digits import Digits
+from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.huggingface import HuggingFace
 from diffusion_lit.data.sources.torchvision import TorchvisionSet
-from diffusion_lit.data.store import ImageStore, load
+from diffusion_lit.data.store import ImageStore, load_split
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
 
@@ -200,7 +202,7 @@ def test_a_name_that_is_not_utf8(tmp_path):
     saved(Image.fromarray(RGB), tmp_path / "a.png").rename(path)
     np.testing.assert_array_equal(decoded(path), RGB)
     (split,) = ImageFolder(str(tmp_path)).splits().values()
-    assert split.pictures == [path]
+    assert split.images == [path]
 
 
 def test_a_picture_of_the_right_size_is_not_resampled(tmp_path):
@@ -250,7 +252,7 @@ def test_broken_pictures_are_named(tmp_path):
     for name, data in broken(tmp_path / "whole").items():
         path = tmp_path / name
         path.write_bytes(data)
-        with pytest.raises(UserError, match=rf"{name}: cannot be read as a picture \(.+\)") as caught:
+        with pytest.raises(UserError, match=rf"{name}: cannot be read as an image \(.+\)") as caught:
             Decoding(8, 3)(path)
         assert caught.value.exit_code == Exit.DATA
     for path in (tmp_path / "gone.png", tmp_path / "broken_link.png"):
@@ -310,23 +312,23 @@ def test_ten_broken_pictures_are_named_and_the_others_counted(tmp_path):
     for path in paths[3:16]:
         path.write_bytes(b"no picture")
     with pytest.raises(UserError) as caught:
-        decode_all(paths, Decoding(8, 3), np.empty((20, 3, 8, 8), np.uint8), range(20))
+        list(decode_images(paths, Decoding(8, 3), range(20), 20))
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("13 of 20 pictures cannot be read")
+    assert lines[0].startswith("13 of 20 images cannot be read")
     assert [line.split(":")[0].strip() for line in lines[1:11]] == [str(path) for path in paths[3:13]]
     assert lines[11:] == ["  and 3 more"]
 
 
 @pytest.mark.parametrize(("clock", "in_threads"), [([0, 9, 10, 11, 20, 25], False), ([0, 9, 10, 15, 20, 21], True)])
 def test_pictures_are_decoded_in_the_way_that_was_faster_and_in_their_order(monkeypatch, clock, in_threads):
-    times, by, count = iter(clock), {}, 3 * decoding.TRIED + 100
+    times, by, count = iter(clock), {}, 3 * decoding.CHUNK + 100
     monkeypatch.setattr(decoding.time, "perf_counter", lambda: next(times))
 
     def work(k: int) -> int:
         by[k] = threading.current_thread()
         return k * k
 
-    assert list(decoding.in_the_faster_way(work, range(count))) == [k * k for k in range(count)]
+    assert list(decoding.map_in_order(work, range(count))) == [k * k for k in range(count)]
     rest = {by[k] for k in range(count - 100, count)}
     assert (threading.current_thread() not in rest) == in_threads
 
@@ -338,7 +340,7 @@ def test_half_pictures_are_never_let_through():
 def test_a_picture_too_large_to_decode_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
     path = saved(Image.fromarray(RGB), tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a\.png: cannot be read as a picture .*decompression bomb"):
+    with pytest.raises(UserError, match=r"a\.png: cannot be read as an image .*decompression bomb"):
         Decoding(8, 3)(path)
 
 
@@ -352,7 +354,7 @@ def pictures(root: Path, *names: str) -> Path:
 
 
 def listed(split: Split, root: Path) -> list[tuple[str, int]]:
-    return [(str(path.relative_to(root)), label) for path, label in zip(split.pictures, split.labels, strict=True)]
+    return [(str(path.relative_to(root)), label) for path, label in zip(split.images, split.labels, strict=True)]
 
 
 def test_two_folders_are_classes(tmp_path):
@@ -380,7 +382,7 @@ def test_one_folder_or_none_is_no_class(tmp_path):
         root = pictures(tmp_path / str(len(names[0])) / names[1].replace("/", "_"), *names)
         source = ImageFolder(str(root))
         assert source.class_names == []
-        assert len(source.splits()["train"].pictures) == 2
+        assert len(source.splits()["train"].images) == 2
 
 
 @each(("names", "told"), [
@@ -392,7 +394,7 @@ def test_classes_one_folder_further_down_are_told_of(tmp_path, names, told):
     note = ImageFolder(str(root)).note
     assert (note is not None) == told
     assert not told or note.startswith(
-        f"{root / names[0].partition('/a/')[0]} is the only folder in data.root, and has 2"
+        f"{root / names[0].partition('/a/')[0]} is the only folder in data.root and has 2"
     )
     assert ImageFolder(str(root), labels="none").note is None
 
@@ -405,7 +407,7 @@ def test_split_folders(tmp_path, val):
     splits = source.splits()
     assert listed(splits["train"], root) == [("train/a/1.png", 0), ("train/b/1.png", 1)]
     assert listed(splits["val"], root) == [(f"{val}/b/2.png", 1)]
-    assert hold_out(splits, 0.5) is splits
+    assert split_validation(splits, 0.5) is splits
 
 
 def test_val_goes_before_test(tmp_path):
@@ -444,8 +446,7 @@ def test_junk_is_nothing_for_other_sources_either(tmp_path, monkeypatch):
         splits = source.splits()
         assert [list(splits[part].labels) for part in ("train", "val")] == [[0, 1], [0, 1]], type(source)
         for split in splits.values():
-            images = np.empty((2, 1, 8, 8), np.uint8)
-            decode_all([split.pictures[k] for k in range(2)], Decoding(8, 1), images, range(2))
+            images = np.stack(list(decode_images([split.images[k] for k in range(2)], Decoding(8, 1), range(2), 2)))
             np.testing.assert_array_equal(images, np.broadcast_to(GREY, images.shape))
 
 
@@ -453,8 +454,8 @@ def test_a_picture_that_goes_between_listing_and_decoding_is_named(tmp_path):
     root = pictures(tmp_path, "a/1.png", "b/1.png", "b/2.png")
     (split,) = ImageFolder(str(root)).splits().values()
     (root / "b" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 pictures cannot be read.*\n  .*b/1\.png: ") as caught:
-        load(split, Decoding(8, 1), None, "train")
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be read.*\n  .*b/1\.png: ") as caught:
+        load_split(split, Decoding(8, 1), None, "train")
     assert caught.value.exit_code == Exit.DATA
 
 
@@ -476,31 +477,31 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
 @each(("n", "fraction", "held_out"), [(100, 0.05, 5), (7, 0.2, 1), (5, 0.05, 0), (9, 0, 0), (1, 0.9, 0)])
 def test_held_out_pictures_are_others_than_the_training_ones(n, fraction, held_out):
     paths, labels = [Path(f"{k}.png") for k in range(n)], np.arange(n)
-    splits = hold_out({"train": Split(paths, labels)}, fraction)
+    splits = split_validation({"train": Split(paths, labels)}, fraction)
     train, val = splits["train"], splits.get("val")
     assert ("val" in splits) == bool(held_out)
     if val:
         assert len(val.labels) == held_out
         assert sorted([*train.labels, *val.labels]) == list(range(n))
         for split in (train, val):
-            assert split.pictures == [paths[label] for label in split.labels]
-        again = hold_out({"train": Split(paths, labels)}, fraction)
+            assert split.images == [paths[label] for label in split.labels]
+        again = split_validation({"train": Split(paths, labels)}, fraction)
         np.testing.assert_array_equal(again["val"].labels, val.labels)
 
 
 def test_arrays_can_be_held_out():
-    splits = hold_out({"train": Split(np.arange(40, dtype=np.uint8).reshape(10, 2, 2), np.arange(10))}, 0.3)
+    splits = split_validation({"train": Split(np.arange(40, dtype=np.uint8).reshape(10, 2, 2), np.arange(10))}, 0.3)
     for split in splits.values():
-        np.testing.assert_array_equal(split.pictures[:, 0, 0], split.labels * 4)
+        np.testing.assert_array_equal(split.images[:, 0, 0], split.labels * 4)
 
 
 def test_digits_hold_out_their_last_fifth():
     splits = Digits().splits()
-    assert {name: split.pictures.shape for name, split in splits.items()} == {
+    assert {name: split.images.shape for name, split in splits.items()} == {
         "train": (1438, 8, 8),
         "val": (359, 8, 8),
     }
-    assert splits["train"].pictures.max() == 255
+    assert splits["train"].images.max() == 255
     assert set(splits["train"].labels) == set(splits["val"].labels) == set(range(10))
 
 
@@ -515,10 +516,10 @@ def a_split(root: Path, n: int = 4) -> Split:
 
 def test_the_cache_is_decoded_once_and_holds_the_same(tmp_path, monkeypatch):
     split, decoding = a_split(tmp_path / "in"), Decoding(8, 1)
-    in_memory = load(split, decoding, None, "train")
-    first = load(split, decoding, str(tmp_path / "cache"), "train")
-    monkeypatch.setattr("diffusion_lit.data.store.decode_all", None)  # nothing is decoded again
-    second = load(split, decoding, str(tmp_path / "cache"), "train")
+    in_memory = load_split(split, decoding, None, "train")
+    first = load_split(split, decoding, str(tmp_path / "cache"), "train")
+    monkeypatch.setattr("diffusion_lit.data.store.decode_images", None)  # nothing is decoded again
+    second = load_split(split, decoding, str(tmp_path / "cache"), "train")
     assert isinstance(second.images, np.memmap)
     for store in (first, second):
         np.testing.assert_array_equal(store.images, in_memory.images)
@@ -529,43 +530,43 @@ def test_the_cache_is_decoded_once_and_holds_the_same(tmp_path, monkeypatch):
 def test_what_changes_the_pixels_changes_the_file(tmp_path):
     split = a_split(tmp_path / "in")
     cache = tmp_path / "cache"
-    load(split, Decoding(8, 1), str(cache), "train")
-    load(split, Decoding(8, 1, resample="area"), str(cache), "train")
-    load(split, Decoding(4, 1), str(cache), "train")
-    load(split.take(np.array([0, 1, 2])), Decoding(8, 1), str(cache), "train")
-    load(split, Decoding(8, 1), str(cache), "val")
+    load_split(split, Decoding(8, 1), str(cache), "train")
+    load_split(split, Decoding(8, 1, resample="area"), str(cache), "train")
+    load_split(split, Decoding(4, 1), str(cache), "train")
+    load_split(split.select(np.array([0, 1, 2])), Decoding(8, 1), str(cache), "train")
+    load_split(split, Decoding(8, 1), str(cache), "val")
     assert len(os.listdir(cache)) == 5
-    saved(Image.fromarray(GREY), split.pictures[2])
-    changed = load(split, Decoding(8, 1), str(cache), "train")
+    saved(Image.fromarray(GREY), split.images[2])
+    changed = load_split(split, Decoding(8, 1), str(cache), "train")
     assert len(os.listdir(cache)) == 6
     np.testing.assert_array_equal(changed.images[2, 0], GREY)
 
 
 def test_half_a_cache_file_is_never_used(tmp_path):
     split, cache = a_split(tmp_path / "in"), tmp_path / "cache"
-    load(split, Decoding(8, 1), str(cache), "train")
+    load_split(split, Decoding(8, 1), str(cache), "train")
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     file.unlink()
     (cache / f".{file.name}.elsewhere-0123abcd.tmp").write_bytes(whole[:100])  # of a killed process
-    load(split, Decoding(8, 1), str(cache), "train")
+    load_split(split, Decoding(8, 1), str(cache), "train")
     assert file.read_bytes() == whole
 
 
 def test_a_cache_of_broken_pictures_is_not_kept(tmp_path):
     split = a_split(tmp_path / "in")
-    split.pictures[1].write_bytes(b"no picture")
-    split.pictures[3].unlink()
-    split.pictures[3].symlink_to("nowhere.png")
-    with pytest.raises(UserError, match="2 of 4 pictures cannot be read"):
-        load(split, Decoding(8, 1), str(tmp_path / "cache"), "train")
+    split.images[1].write_bytes(b"no picture")
+    split.images[3].unlink()
+    split.images[3].symlink_to("nowhere.png")
+    with pytest.raises(UserError, match="2 of 4 images cannot be read"):
+        load_split(split, Decoding(8, 1), str(tmp_path / "cache"), "train")
     assert os.listdir(tmp_path / "cache") == []
 
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="data.cache_dir=.* cannot be made") as caught:
-        load(a_split(tmp_path / "in"), Decoding(8, 1), str(tmp_path / "file" / "cache"), "train")
+    with pytest.raises(UserError, match="data.cache_dir=.* cannot be written") as caught:
+        load_split(a_split(tmp_path / "in"), Decoding(8, 1), str(tmp_path / "file" / "cache"), "train")
     assert caught.value.exit_code == Exit.OUTPUT
 
 

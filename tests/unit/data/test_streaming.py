@@ -12,10 +12,10 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data import store, streaming
+from diffusion_lit.data.batches import Batches, random_crops
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources import parts
-from diffusion_lit.data.stream import Batches, windows
+from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import Exit, UserError
 from tests.image_sets import FILES, huggingface, png, table_of, written
 
@@ -38,8 +38,8 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(streaming, "WINDOW", 64)
-    monkeypatch.setattr(streaming, "WAITS", (0, 0))
-    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr(streaming, "RETRY_WAITS", (0, 0))
+    monkeypatch.setattr(row_groups, "READ_ROWS", 8)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
 
 
@@ -120,7 +120,7 @@ def test_random_crops_are_those_of_stored_pictures(tmp_path):
     data = huggingface(tmp_path / "set.parquet", *words, "data.streaming=every_epoch")
     kept = huggingface(tmp_path / "set.parquet", *words)
     batch = next(batches(data, size=32))
-    stored = windows(kept.train.images[batch["index"].numpy()], 4, 7, 0)
+    stored = random_crops(kept.train.images[batch["index"].numpy()], 4, 7, 0)
     np.testing.assert_array_equal(batch["image"].numpy(), stored)
     assert not np.array_equal(stored, kept.train.images[batch["index"].numpy()][:, :, 1:5, 1:5])
 
@@ -142,7 +142,7 @@ def test_what_is_held_out_is_never_trained_on(sets, kind):
 
 
 def test_held_out_pictures_are_few_and_of_many_places(sets, monkeypatch):
-    monkeypatch.setattr(store, "MOST_HELD_OUT", 23)
+    monkeypatch.setattr(store, "MAX_VAL_IMAGES", 23)
     data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0.5")
     assert (len(data.train), len(data.val)) == (N - 23, 23)
     places = {(256 * int(c[0]) + int(c[1])) // 20 for c in data.val.images[:, :, 0, 0]}
@@ -157,7 +157,7 @@ def test_a_validation_split_is_kept_decoded_and_capped(tmp_path, monkeypatch):
     assert set((data.val.images[:, 0, 0, 0].astype(int) * 256 + data.val.images[:, 1, 0, 0]).tolist()) == {
         *range(600, 640)
     }
-    monkeypatch.setattr(store, "MOST_HELD_OUT", 10)
+    monkeypatch.setattr(store, "MAX_VAL_IMAGES", 10)
     assert len(huggingface(folder, *EVERY).val) == 10
 
 
@@ -172,8 +172,10 @@ def test_going_on_reads_little_of_what_was_trained_on(sets, monkeypatch):
     data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
     next(batches(data))
     rows, read = [], pq.ParquetFile.iter_batches
-    given, give = [], parts.ParquetRows.read
-    monkeypatch.setattr(parts.ParquetRows, "read", lambda *args: (given.append(None) or row for row in give(*args)))
+    given, give = [], row_groups.ParquetRows.read_rows
+    monkeypatch.setattr(
+        row_groups.ParquetRows, "read_rows", lambda *args: (given.append(None) or row for row in give(*args))
+    )
 
     def counted(*args, **more):
         for batch in read(*args, **more):
@@ -191,7 +193,7 @@ def test_row_groups_are_counted_once_and_remembered(sets, tmp_path, monkeypatch)
     words = [sets["parquet"], *EVERY, f"data.cache_dir={tmp_path / 'cache'}"]
     first = huggingface(*words)
     assert len(list((tmp_path / "cache").glob("parts-*.json"))) == 1
-    monkeypatch.setattr(parts, "_end", None)
+    monkeypatch.setattr(row_groups, "_read_metadata", None)
     again = huggingface(*words)
     assert (len(again.train), again.train.fingerprint) == (len(first.train), first.train.fingerprint)
 
@@ -230,7 +232,7 @@ def broken(monkeypatch):
     """Reading that breaks off after `after` rows, `times` times."""
 
     def breaks(after: int, times: int) -> None:
-        left, read, lock = [times], parts.ParquetRows.read, threading.Lock()
+        left, read, lock = [times], row_groups.ParquetRows.read_rows, threading.Lock()
 
         def now(self, part, skip):
             for k, row in enumerate(read(self, part, skip)):
@@ -240,7 +242,7 @@ def broken(monkeypatch):
                         raise ConnectionError("peer is gone, token hf_abc")
                 yield row
 
-        monkeypatch.setattr(parts.ParquetRows, "read", now)
+        monkeypatch.setattr(row_groups.ParquetRows, "read_rows", now)
 
     return breaks
 
@@ -251,7 +253,7 @@ def test_what_breaks_off_is_read_again_from_there(sets, broken, caplog):
     broken(after=3, times=5)
     assert taken(batches(data), N) == expected
     assert "broke off at row" in caplog.text
-    assert "(peer is gone, token hf_...); trying again" in caplog.text
+    assert "(peer is gone, token hf_...), trying again" in caplog.text
 
 
 @pytest.mark.parametrize(("address", "code"), [("", Exit.DATA), ("file://", Exit.INTERRUPTED)])
@@ -274,7 +276,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_list(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     data = huggingface(tmp_path / "set", *EVERY, "data.val_fraction=0")
-    with pytest.raises(UserError, match=r"row 17 of .*set, train: cannot be read as a picture") as caught:
+    with pytest.raises(UserError, match=r"row 17 of .*set, train: cannot be read as an image") as caught:
         taken(batches(data), 30)
     assert caught.value.exit_code == Exit.DATA
 
@@ -284,7 +286,7 @@ def test_sets_of_other_files_are_refused(tmp_path):
     (tmp_path / "set" / "train" / "a" / "0.png").write_bytes(png(0))
     (tmp_path / "set" / "train" / "b").mkdir()
     (tmp_path / "set" / "train" / "b" / "0.png").write_bytes(png(1))
-    with pytest.raises(UserError, match="has other files: set data.streaming=true") as caught:
+    with pytest.raises(UserError, match="has other files. Set data.streaming=true") as caught:
         huggingface(tmp_path / "set", *EVERY)
     assert caught.value.exit_code == Exit.DATA
 
@@ -293,7 +295,7 @@ def test_sets_of_other_files_are_refused(tmp_path):
     ("words", "told"),
     [
         (["metrics_every=100"], "metrics_every=100 compares with all training pictures"),
-        (["data.judge_images=50"], "data.judge_images=50 compares with all training pictures"),
+        (["data.classifier_images=50"], "data.classifier_images=50 compares with all training pictures"),
         (["data.streaming=each_epoch"], "data.streaming=each_epoch: must be true, false or every_epoch"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
+from diffusion_lit.data.batches import Batches, stream_indices
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.data.stream import Batches, indices
 from diffusion_lit.diffusion.conditions import ClassCondition
 from diffusion_lit.diffusion.randomness import BLOCK, Draws, draw, flip
 from diffusion_lit.diffusion.schedules import NoiseTable
@@ -33,7 +33,7 @@ def slices(total: int, count: int, seed: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
 def test_every_n_positions_see_every_image_once(n):
-    order = indices(3, 0, 5 * n, n).view(5, n)
+    order = stream_indices(3, 0, 5 * n, n).view(5, n)
     for epoch in order:
         assert sorted(epoch.tolist()) == list(range(n))
 
@@ -41,26 +41,26 @@ def test_every_n_positions_see_every_image_once(n):
 @pytest.mark.parametrize("n", [1, 3, 10, 64])
 def test_any_slice_of_the_order_is_what_the_whole_order_has_there(n):
     # lengths beyond n too: fewer images than a batch are no special case
-    whole = indices(0, 0, 400, n)
+    whole = stream_indices(0, 0, 400, n)
     for start, count in slices(400, 60, seed=n):
-        assert torch.equal(indices(0, start, count, n), whole[start : start + count])
+        assert torch.equal(stream_indices(0, start, count, n), whole[start : start + count])
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [tuple(indices(seed, epoch * 50, 50, 50).tolist()) for seed in range(4) for epoch in range(6)]
+    orders = [tuple(stream_indices(seed, epoch * 50, 50, 50).tolist()) for seed in range(4) for epoch in range(6)]
     assert len(set(orders)) == len(orders)
 
 
 def test_images_do_not_keep_their_places():
     # chi-squared over where image k stands, 2,000 epochs of 8 images
-    order = indices(0, 0, 2000 * 8, 8).view(2000, 8)
+    order = stream_indices(0, 0, 2000 * 8, 8).view(2000, 8)
     counts = torch.stack([torch.bincount(order[:, place], minlength=8) for place in range(8)])
     assert stats.chisquare(counts.flatten().numpy()).pvalue > UNLIKELY
 
 
 def test_a_far_position_costs_no_more_than_a_near_one():
     # a resumed run starts there; walking to it would take hours
-    assert indices(0, 10**15 + 3, 4, 10).shape == (4,)
+    assert stream_indices(0, 10**15 + 3, 4, 10).shape == (4,)
     assert draw(0, 10**15 + 3, 4, SHAPE, CPU).eps.shape == (4, *SHAPE)
 
 

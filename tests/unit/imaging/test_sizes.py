@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import Dataset
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.data.batches import random_crops
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.stream import windows
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.runs.build import (
     guide_network,
@@ -90,7 +90,7 @@ def test_decoding_crops_to_height_and_width():
 
 def test_windows_of_squares_are_those_of_one_number():
     images = IMAGES[:, :, :8].transpose(0, 3, 1, 2)
-    assert np.array_equal(windows(images, 6, 3, 5), windows(images, [6, 6], 3, 5))
+    assert np.array_equal(random_crops(images, 6, 3, 5), random_crops(images, [6, 6], 3, 5))
 
 
 def test_patches_are_in_the_order_of_their_positions():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from diffusion_lit.data.decoding import decoding_of
+from diffusion_lit.data.decoding import decoding_from_config
 from diffusion_lit.imaging.grids import on_checkerboard, to_pil
 from diffusion_lit.imaging.skins import figure, figures, shown
 
@@ -185,6 +185,6 @@ def test_skins_of_the_old_layout_are_trained_on_as_whole_ones(tmp_path):
     for left, right in LEFT_FROM_RIGHT.items():
         wanted.paste(ImageOps.mirror(old.crop(right)), left[:2])
     data = {"image_size": 64, "channels": 4, "resample": "nearest", "render": "skin"}
-    assert np.array_equal(decoding_of(data)(tmp_path / "old.png").transpose(1, 2, 0), np.array(wanted))
-    cropped = decoding_of(data | {"render": "none"})(tmp_path / "old.png")  # any other picture of 64x32
+    assert np.array_equal(decoding_from_config(data)(tmp_path / "old.png").transpose(1, 2, 0), np.array(wanted))
+    cropped = decoding_from_config(data | {"render": "none"})(tmp_path / "old.png")  # any other picture of 64x32
     assert np.array_equal(cropped.transpose(1, 2, 0), np.array(old.resize((128, 64), Image.NEAREST))[:, 32:96])

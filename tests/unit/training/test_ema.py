@@ -21,8 +21,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from diffusion_lit.config.groups import CONF
+from diffusion_lit.data.batches import Batches
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.data.stream import Batches
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import NoiseTable
 from diffusion_lit.diffusion.weighting import MinSNR

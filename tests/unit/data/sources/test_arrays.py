@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.data.batches import Batches
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
-from diffusion_lit.data.sources.folder import hold_out
-from diffusion_lit.data.stream import Batches
+from diffusion_lit.data.sources.base import split_validation
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
 from tests.trained import train
@@ -127,11 +127,11 @@ def test_an_npy_is_read_row_by_row(tmp_path):
     """Also after holding out: rows are numbers, and a picture is read when it is decoded."""
     path = npy(tmp_path / "a.npy", np.zeros((200, 64, 64, 3), np.uint8))
     _, source = resolve_data(compose_configs("train", ["experiment=none", "data=arrays", f"data.images={path}"])[0])
-    for split in hold_out(source.splits(), 0.5).values():
-        assert isinstance(split.pictures.array, np.memmap)
-        assert split.pictures.rows.nbytes < 1000
-        assert split.pictures[3].shape == (64, 64, 3)
-        assert np.shares_memory(split.pictures[3], split.pictures.array)
+    for split in split_validation(source.splits(), 0.5).values():
+        assert isinstance(split.images.images.array, np.memmap)
+        assert split.images.indices.nbytes < 1000
+        assert split.images[3].shape == (64, 64, 3)
+        assert np.shares_memory(split.images[3], split.images.images.array)
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
@@ -165,29 +165,29 @@ def test_the_cache_follows_the_array(tmp_path):
 @each(
     ("arrays", "words", "message"),
     [
-        ({"images": RGB / 255}, [], "a.npz, images is float64: save pictures as uint8, 0 to 255"),
+        ({"images": RGB / 255}, [], "a.npz, images: type float64. Save images as uint8, 0 to 255."),
         (
             {"images": RGB.transpose(0, 3, 1, 2)},
             [],
-            r"is (40, 3, 8, 8): pictures are (N, H, W) or (N, H, W, C); np.move",
+            r"shape (40, 3, 8, 8). Images are (N, H, W) or (N, H, W, C). np.move",
         ),
-        ({"images": RGB[0, 0]}, [], "is (8, 3): pictures are (N, H, W)"),
-        ({"images": RGB[:0]}, [], "is (0, 8, 8, 3)"),
+        ({"images": RGB[0, 0]}, [], "shape (8, 3). Images are (N, H, W)"),
+        ({"images": RGB[:0]}, [], "shape (0, 8, 8, 3)"),
         (
             {"pics": RGB, "more": RGB},
             [],
-            "no array of a usual name, but pics, more: name one with data.image_array=...",
+            "no array of a usual name. Set data.image_array to one of pics, more.",
         ),
-        ({"images": RGB}, ["data.image_array=pics"], "no array pics, but images: name one"),
-        ({"images": RGB, "y": CLASS[:9]}, [], "is (9,): labels of 40 pictures are (40,) or one-hot (40, K)"),
+        ({"images": RGB}, ["data.image_array=pics"], "no array pics. Set data.image_array to one of images."),
+        ({"images": RGB, "y": CLASS[:9]}, [], "labels of shape (9,). For 40 images use (40,) or one-hot (40, K)."),
         ({"images": RGB, "y": np.ones((40, 2))}, [], "row 0 is not one-hot: [1. 1.]"),
-        ({"images": RGB, "y": CLASS + 0.5}, [], "holds numbers that are no classes, such as 0.5"),
-        ({"images": RGB, "y": CLASS}, ["data.labels=z"], "data.labels=z: no such .npy file, and no array of"),
+        ({"images": RGB, "y": CLASS + 0.5}, [], "labels are not integers, such as 0.5"),
+        ({"images": RGB, "y": CLASS}, ["data.labels=z"], "data.labels=z: neither an .npy file nor an array of"),
         ({"images": RGB, "y": CLASS}, ["data.classes=[a,b]"], "3 classes, but 2 names: a, b"),
         (
             {"x_train": RGB, "y_train": CLASS % 2, "x_test": RGB, "y_test": CLASS},
             [],
-            "of x_test that are no class: [2]",
+            "of x_test that are not in training: [2]",
         ),
     ],
 )
@@ -200,12 +200,10 @@ def test_damaged_arrays_are_named(tmp_path):
     packed = npz(tmp_path / "a.npz", images=RGB).read_bytes()
     for name, data in {"cut.npy": whole[:3000], "no.npy": b"no array", "cut.npz": packed[:3000]}.items():
         (tmp_path / name).write_bytes(data)
-        assert f"{tmp_path / name} is damaged or half downloaded" in told(
-            "data=arrays", f"data.images={tmp_path / name}"
-        )
+        assert f"{tmp_path / name} is damaged or incomplete" in told("data=arrays", f"data.images={tmp_path / name}")
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     assert "Python objects" in told("data=arrays", f"data.images={tmp_path / 'pickle.npy'}")
-    assert "nowhere.npy: no such file" in told("data=arrays", "data.images=nowhere.npy")
+    assert "nowhere.npy: file not found" in told("data=arrays", "data.images=nowhere.npy")
 
 
 def test_real_arrays(shared_data):
@@ -258,7 +256,7 @@ def test_a_table_of_paths(tmp_path, pictures, suffix):
 def test_paths_from_another_folder(tmp_path, pictures):
     (tmp_path / "lists").mkdir()
     path = table(tmp_path / "lists" / "a.csv", {"path": pictures})
-    assert f"12 of 12 pictures are not there, {path.parent / pictures[0]} for one; data.root=" in told(
+    assert f"12 of 12 images not found, such as {path.parent / pictures[0]}. Set data.root=" in told(
         "data=table", f"data.path={path}"
     )
     data = module("data=table", f"data.path={path}", f"data.root={tmp_path}", "data.val_fraction=0")
@@ -272,9 +270,9 @@ def test_paths_from_another_folder(tmp_path, pictures):
 @each(
     ("columns", "words", "message"),
     [
-        ({"name": ["a"], "kind": ["b"]}, [], "no column of paths, but name, kind: name one with data.path_column=..."),
-        ({"path": ["a"]}, ["data.path_column=file"], "no column file, but path: name one with data.path_column=..."),
-        ({"path": ["a"]}, ["data.label_column=kind"], "no column kind, but path: name one with data.label_column=..."),
+        ({"name": ["a"], "kind": ["b"]}, [], "no column of paths. Set data.path_column to one of name, kind."),
+        ({"path": ["a"]}, ["data.path_column=file"], "no column file. Set data.path_column to one of path."),
+        ({"path": ["a"]}, ["data.label_column=kind"], "no column kind. Set data.label_column to one of path."),
         ({"path": [""]}, [], "row 1 has no path"),
         ({"path": []}, [], "has no rows"),
         ({"path": ["a", "b"], "label": ["x", ""]}, [], "1 rows have no label, the first is row 2"),
@@ -285,7 +283,7 @@ def test_tables_that_are_none(tmp_path, columns, words, message):
 
 
 def test_other_faults_of_tables(tmp_path, pictures):
-    assert "nowhere.csv: no such file" in told("data=table", "data.path=nowhere.csv")
+    assert "nowhere.csv: file not found" in told("data=table", "data.path=nowhere.csv")
     for name, data in {
         "a.parquet": b"no",
         "a.csv": b"path,label\na.png\n",
@@ -294,7 +292,7 @@ def test_other_faults_of_tables(tmp_path, pictures):
     }.items():
         (tmp_path / name).write_bytes(data)
         assert f"{tmp_path / name} is damaged" in told("data=table", f"data.path={tmp_path / name}")
-    for words, message in ((["train", "extra"], "has splits extra: known are train"), (["val"] * 2, "no split train")):
+    for words, message in ((["train", "extra"], "unknown splits extra. Use train"), (["val"] * 2, "no split train")):
         path = table(tmp_path / "d.csv", {"path": pictures[:2], "split": words})
         assert message in told("data=table", f"data.path={path}")
 
@@ -320,10 +318,10 @@ def test_several_sources_are_one(tmp_path):
     assert found == {image.tobytes(): label for image, label in zip(data.train.images, data.train.labels, strict=True)}
     data = module("data=concat", f"data.sources=[{first},{tmp_path / 'loose'}]", "data.labels=none")
     assert data.source.class_names == []
-    assert "loose has no classes and the others have" in told(
+    assert "loose has no classes, but others have" in told(
         "data=concat", f"data.sources=[{first},{tmp_path / 'loose'}]"
     )
-    assert "notes.txt is no folder, array" in told("data=concat", "data.sources=[notes.txt]")
+    assert "notes.txt is not a folder, an array" in told("data=concat", "data.sources=[notes.txt]")
 
 
 def test_what_several_sources_hold_out_themselves(tmp_path):

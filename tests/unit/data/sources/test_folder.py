@@ -18,8 +18,9 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.folder import ImageFolder, Split
-from diffusion_lit.data.store import load
+from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.folder import ImageFolder
+from diffusion_lit.data.store import load_split
 from diffusion_lit.imaging.grids import to_pil
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
@@ -179,7 +180,7 @@ def test_there_are_forty_files_and_more():
 def test_pixels(name, tmp_path):
     data, expected = GOOD[name]
     (tmp_path / name).write_bytes(data)
-    (path,) = ImageFolder(str(tmp_path)).splits()["train"].pictures  # the folder sees it, too
+    (path,) = ImageFolder(str(tmp_path)).splits()["train"].images  # the folder sees it, too
     full = Decoding(8, 4)(path).transpose(1, 2, 0)
     np.testing.assert_array_equal(full, expected)
     solid = expected[..., 3] == 255
@@ -201,7 +202,7 @@ def test_pixels_of_lossy_files(name, tmp_path):
 @each("name", BROKEN)
 def test_an_error_that_names_the_file(name, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name])
-    with pytest.raises(UserError, match=rf"{re.escape(name)}: cannot be read as a picture \(.+\)$") as caught:
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: cannot be read as an image \(.+\)$") as caught:
         Decoding(8, 3)(tmp_path / name)
     assert caught.value.exit_code == Exit.DATA
     assert "0x" not in str(caught.value)  # no address of a buffer
@@ -227,7 +228,7 @@ def test_links_to_nowhere_and_folders_are_named(tmp_path):
 
 def there_and_back(path: Path, **settings) -> np.ndarray:
     """File to store to Pillow to file to pixels."""
-    store = load(Split([path], np.zeros(1, np.int64)), Decoding(8, 4, **settings), None, "train")
+    store = load_split(Split([path], np.zeros(1, np.int64)), Decoding(8, 4, **settings), None, "train")
     saved = path.with_name("back.png")
     to_pil(torch.from_numpy(store.images[0])).save(saved)
     with Image.open(saved) as image:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.sources.folder import hold_out
-from diffusion_lit.data.sources.tables import short
+from diffusion_lit.data.sources.base import split_validation
+from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
 from tests.image_sets import huggingface, module
@@ -223,11 +223,11 @@ def test_only_the_first_so_many(tmp_path, streaming):
 def test_held_out_rows_are_taken_without_reading_the_table(tmp_path):
     path = table_at(tmp_path / "set", {"image": shades(20), "label": list(range(20))})
     _, source = resolve_data(compose_configs("train", ["data=huggingface", "experiment=none", f"data.path={path}"])[0])
-    parts = hold_out(source.splits(), 0.25)
+    parts = split_validation(source.splits(), 0.25)
     for split in parts.values():
         for k, label in enumerate(split.labels):
-            assert split.pictures[k].name == f"row {label} of {path}, train"
-            assert split.pictures[k].data == shades(1, int(label))[0]
+            assert split.images[k].name == f"row {label} of {path}, train"
+            assert split.images[k].data == shades(1, int(label))[0]
     assert sorted(np.concatenate([split.labels for split in parts.values()])) == list(range(20))
 
 
@@ -298,7 +298,7 @@ def test_what_breaks_a_stream_is_named_and_leaves_nothing(tmp_path, monkeypatch)
     bad[517] = b"no picture"
     path, cache = table_at(tmp_path / "set", {"image": bad}), tmp_path / "cache"
     words = [path, *GREY, "data.streaming=true", f"data.cache_dir={cache}"]
-    with pytest.raises(UserError, match=rf"row 517 of {path}, train: cannot be read as a picture \(.+\)"):
+    with pytest.raises(UserError, match=rf"row 517 of {path}, train: cannot be read as an image \(.+\)"):
         huggingface(*words)
     assert list(cache.iterdir()) == []
     assert len(huggingface(*words, "data.max_images=517", "data.val_fraction=0").train) == 517
@@ -400,16 +400,13 @@ def fault(tmp_path):
 def test_columns_that_cannot_be_told_apart_are_listed(fault):
     two = {"image": shades(2), "mask": shades(2), "n": [1, 2]}
     listed = "image (binary), mask (binary), n (int64)"
-    assert (
-        fault(two)
-        == f"SET has several columns of pictures (image, mask), name one with data.image_column=...: {listed}"
-    )
-    assert fault(two, "data.streaming=true").startswith("SET has several columns of pictures (image, mask)")
+    assert fault(two) == f"SET: several columns of images (image, mask). Set data.image_column=... to one of {listed}."
+    assert fault(two, "data.streaming=true").startswith("SET: several columns of images (image, mask)")
     assert fault({"n": [1, 2], "sound": [b"RIFF", b"RIFF"]}) == (
-        "SET has no column of pictures; name it with data.image_column=...: n (int64), sound (binary)"
+        "SET: no column of images. Set data.image_column=... to one of n (int64), sound (binary)."
     )
-    assert fault(two, "data.image_column=im") == f"data.image_column=im: no such column in SET, which has {listed}"
-    assert fault(two, "data.image_column=n").startswith("data.image_column=n: holds no pictures in SET")
+    assert fault(two, "data.image_column=im") == f"data.image_column=im: no such column in SET, which has {listed}."
+    assert fault(two, "data.image_column=n").startswith("data.image_column=n: holds no images in SET")
     words = [two, "data.image_column=mask", "data.label_column=mask"]
     assert fault(*words).startswith("data.label_column=mask: holds no classes in SET")
 
@@ -422,18 +419,18 @@ def test_several_class_labels_without_a_usual_name_are_listed(fault, tmp_path):
     }
     table = {"smile": [0], "hat": [1], "img": [{"bytes": shades(1)[0], "path": None}]}
     datasets.Dataset.from_dict(table, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
-    assert "SET has several columns of classes, smile, hat: name one" in fault(tmp_path / "saved")
+    assert "SET: several columns of classes. Set data.label_column to one of smile, hat" in fault(tmp_path / "saved")
 
 
 def test_missing_and_unknown_labels(fault):
     labels = [0, -1, None, 1, 2]
     assert fault({"image": shades(5), "label": labels}).startswith(
-        "data.path=SET: 2 of 5 labels in column label are missing (-1 or none); name another data.label_column, or none"
+        "data.path=SET: 2 of 5 labels in column label are missing (-1 or none). Set data.label_column to another"
     )
     told = fault({"image": shades(2), "label": ["a", "b"]}, test={"image": shades(1), "label": ["c"]})
-    assert told == "data.path=SET: split test has labels that are no class of train: c"
+    assert told == "data.path=SET: split test has labels that are not in train: c"
     told = fault({"image": shades(2), "label": ["a", "b"]}, "data.streaming=true")
-    assert "how many classes column label (string) has is not known before it is read" in told
+    assert "the classes of column label (string) are not known before it is read" in told
     assert "data.label_column=none" in told
 
 
@@ -444,7 +441,7 @@ def test_a_stream_whose_label_is_no_class(fault, tmp_path):
     table.save_to_disk(tmp_path / "saved")
     told = fault(tmp_path / "saved", "data.streaming=true")
     assert told.startswith(
-        "row 2 of SET, train has label -1 in column label, which is no class; take another data.split"
+        "row 2 of SET, train has label -1 in column label, which is not a class. Use another data.split"
     )
     assert "2 of 3" not in told
 
@@ -453,22 +450,22 @@ def test_broken_rows_are_named_by_their_number_in_the_table(fault):
     bad = shades(30)
     bad[17], bad[23] = b"no picture", None
     told = fault({"image": bad}, "data.val_fraction=0.5").replace(" 15 ", " N ")
-    assert "of 15 pictures cannot be read" in told.replace(" N ", " 15 ")
-    assert "row 17 of SET, train: cannot be read as a picture (" in told or "row 23 of SET, train" in told
+    assert "of 15 images cannot be read" in told.replace(" N ", " 15 ")
+    assert "row 17 of SET, train: cannot be read as an image (" in told or "row 23 of SET, train" in told
     told = fault({"image": bad}, "data.val_fraction=0").splitlines()
-    assert told[0] == "2 of 30 pictures cannot be read; repair or remove them:"
-    assert told[1] == "  row 17 of SET, train: cannot be read as a picture (no format of pictures that is known)"
-    assert told[2] == "  row 23 of SET, train: there is no picture"
+    assert told[0] == "2 of 30 images cannot be read. Repair or remove them:"
+    assert told[1] == "  row 17 of SET, train: cannot be read as an image (unknown image format)"
+    assert told[2] == "  row 23 of SET, train: no image"
 
 
 def test_splits_that_are_not_there(fault, sets, tmp_path):
     assert fault({"image": shades(1)}, "data.split=tes").startswith('data.path=SET: Unknown split "tes"')
-    assert fault(sets["save_to_disk"], "data.split=tes") == "data.split=tes: SET has train, test"
+    assert fault(sets["save_to_disk"], "data.split=tes") == "data.split=tes: not in SET, which has train, test"
     told = fault(sets["typed_parquet"], "data.split='train[:1]'", "data.streaming=true")
-    assert told.endswith("with data.streaming=true use data.max_images")
+    assert told.endswith("Use data.max_images with data.streaming=true.")
     no_train = table_at(tmp_path / "no_train", {"image": shades(1)}, "test")
     told = fault(table_at(no_train, {"image": shades(1)}, "validation"))
-    assert told == "data.path=SET has no train split: set data.split to validation, test"
+    assert told == "data.path=SET: no train split. Set data.split to one of validation, test."
 
 
 def test_a_set_without_rows(fault, tmp_path, monkeypatch):
@@ -478,7 +475,7 @@ def test_a_set_without_rows(fault, tmp_path, monkeypatch):
     for table, streaming in ((empty, "false"), (stream, "true")):
         tables = {"train": table}
         monkeypatch.setattr("diffusion_lit.data.sources.huggingface.load_tables", lambda *args, tables=tables: tables)
-        assert fault(tmp_path, f"data.streaming={streaming}") == "data.path=SET: its split train is empty"
+        assert fault(tmp_path, f"data.streaming={streaming}") == "data.path=SET: split train is empty"
 
 
 def test_files_that_are_none(fault, tmp_path):
@@ -488,7 +485,7 @@ def test_files_that_are_none(fault, tmp_path):
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 cut off")
     assert "data.path=SET: " in fault(tmp_path / "broken")
     for path in ("./my_pictures", "/no/where", "~/no_such_folder", "a/b/c", "train.parquet", "C:\\pictures"):
-        with pytest.raises(UserError, match="no such file or folder"):
+        with pytest.raises(UserError, match="file or folder not found"):
             huggingface(f"'{path}'")
 
 
@@ -524,7 +521,7 @@ def hub(monkeypatch):
 def test_the_hub_is_asked_once_and_what_it_says_is_told(hub, fault):
     asked, answer = hub
     told = fault(Path("someone/things"))
-    assert "no such folder, and no such data set on the hub (for a private one log in with" in told
+    assert "no such folder, and no such data set on the hub. For a private one log in with" in told
     assert "data.path=<folder>, or use data=image_folder" in told
     answer[0] = (503, "")
     told = fault(Path("someone/things"))
@@ -540,13 +537,13 @@ def test_a_set_that_asks_for_access(fault, monkeypatch):
         text = "Dataset 'a/b' is a gated dataset on the Hub. Visit the dataset page to ask for access."
         raise datasets.exceptions.DatasetNotFoundError(text)
 
-    monkeypatch.setattr("diffusion_lit.data.sources.tables._require_on_hub", lambda path: None)
+    monkeypatch.setattr("diffusion_lit.data.sources.hf_tables._require_on_hub", lambda path: None)
     monkeypatch.setattr("datasets.load_dataset", gated)
     told = fault(Path("a/b"))
     assert "SET" not in told.replace("data.path=SET: Dataset 'SET' is a gated dataset", "")
-    assert "download it elsewhere and give data.path=<folder>" in told
+    assert "download it elsewhere and set data.path=<folder>" in told
 
 
 def test_tokens_are_never_shown():
-    assert short(ValueError("\n401 for hf_AbC123 at x\nmore")) == "401 for hf_... at x"
-    assert short(ValueError()) == "ValueError"
+    assert shorten_error(ValueError("\n401 for hf_AbC123 at x\nmore")) == "401 for hf_... at x"
+    assert shorten_error(ValueError()) == "ValueError"

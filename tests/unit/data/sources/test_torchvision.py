@@ -121,7 +121,7 @@ def test_cifar10_is_found_by_its_own_folder_and_in_its_archive(tmp_path, small_c
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(folder, folder.name)
-    assert "cifar-10-python.tar.gz is damaged or half downloaded" in told("data=cifar10", f"data.root={archive.parent}")
+    assert "cifar-10-python.tar.gz is damaged or incomplete" in told("data=cifar10", f"data.root={archive.parent}")
     sums_changed("cifar10", md5(archive), monkeypatch)
     assert_same(module("data=cifar10", f"data.root={archive.parent}"), data)
 
@@ -135,7 +135,7 @@ def test_damaged_batches_are_named(small_cifar10):
     folder = small_cifar10[1]
     (folder / "data_batch_3").write_bytes((folder / "data_batch_3").read_bytes()[:-9])
     (folder / "test_batch").unlink()
-    assert "missing or damaged (MD5): data_batch_3, test_batch; unpack it again" in told(
+    assert "missing or damaged files (MD5): data_batch_3, test_batch. Unpack it again" in told(
         "data=cifar10", f"data.root={folder.parent}"
     )
 
@@ -224,9 +224,9 @@ def test_damaged_files_of_digits_are_named(tmp_path, digits):
     raw, packed = write_idx(tmp_path / "raw", digits), write_idx(tmp_path / "packed", digits, packed=True)
     for path in (raw / "t10k-images-idx3-ubyte", packed / "train-labels-idx1-ubyte.gz"):
         path.write_bytes(path.read_bytes()[:-5])
-        assert told("data=mnist", f"data.root={path.parent}").startswith(f"{path} is damaged or half downloaded (")
+        assert told("data=mnist", f"data.root={path.parent}").startswith(f"{path} is damaged or incomplete (")
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"<html>")
-    assert "no idx file" in told("data=mnist", f"data.root={raw}")
+    assert "not an idx file" in told("data=mnist", f"data.root={raw}")
     np.savez(tmp_path / "keras.npz", **digits | {"y_test": digits["y_train"]})
     assert "as many labels" in told("data=mnist", f"data.root={tmp_path / 'keras.npz'}")
     (tmp_path / "keras.npz").write_bytes(b"PK cut off")
@@ -266,7 +266,7 @@ def test_faces_have_their_official_parts_and_no_classes(tmp_path, monkeypatch):
     sums_changed("celeba", md5(tmp_path / "celeba" / "img_align_celeba.zip"), monkeypatch)
     assert_same(module("data=celeba", f"data.root={tmp_path}"), data)
     (tmp_path / "celeba" / "img_align_celeba" / names[3]).unlink()
-    assert "lacks 1 of the 7 pictures of list_eval_partition.txt" in told("data=celeba", f"data.root={tmp_path}")
+    assert "1 of the 7 images of list_eval_partition.txt are missing" in told("data=celeba", f"data.root={tmp_path}")
     write_pictures(tmp_path / "plain", names)
     assert shades(module("data=celeba", f"data.root={tmp_path / 'plain'}", "data.val_fraction=0").train) == all_
 
@@ -284,7 +284,7 @@ def test_flowers_are_split_as_said(tmp_path):
     assert (len(data.source.class_names), data.source.class_names[0]) == (102, "pink primrose")
     assert_same(module("data=flowers102", f"data.root={folder}"), data)
     (folder / "setid.mat").write_bytes(b"MATLAB 5.0 cut off")
-    assert "setid.mat is damaged or half downloaded" in told("data=flowers102", f"data.root={tmp_path}")
+    assert "setid.mat is damaged or incomplete" in told("data=flowers102", f"data.root={tmp_path}")
 
 
 def test_an_archive_that_may_not_be_unpacked_there_is_not_called_damaged(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_what_cannot_be_downloaded_is_told_and_leaves_nothing(name, tmp_path, mo
     monkeypatch.setattr(torchvision.datasets.Flowers102, "_download_url_prefix", NOBODY)
     monkeypatch.setattr(torchvision.datasets.CelebA, "download", partial(exec, "raise OSError('refused')"))
     message = told(f"data={name}", f"data.root={tmp_path / 'new'}")
-    assert message.startswith(f"data={name} is not in {tmp_path / 'new'} (as ")
+    assert message.startswith(f"data={name}: not found in {tmp_path / 'new'} (as ")
     assert "train/<class>/" in message or name == "celeba"
     assert "and cannot be downloaded: " in message
     assert "refused" in message
@@ -324,9 +324,9 @@ def test_nothing_is_downloaded_into_a_folder_of_other_pictures(tmp_path, capsys)
         (set_of_ones_own / folder).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(set_of_ones_own / folder / "1.png")
     message = told("data=cifar10", f"data.root={set_of_ones_own / 'train'}")
-    assert message.endswith(f"1.png: name data.root={set_of_ones_own}")
+    assert message.endswith(f"1.png. Set data.root={set_of_ones_own}.")
     message = told("data=mnist", f"data.root={set_of_ones_own / 'train'}")
-    assert "that folder has other pictures, such as " in message
+    assert "That folder has other images, such as " in message
     assert capsys.readouterr().out == ""
 
 
@@ -339,7 +339,7 @@ def test_a_download_is_found_again(tmp_path, digits, monkeypatch, capsys):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     sums = [(path.name, md5(path)) for path in sorted(files.iterdir())]
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", sums)
-    monkeypatch.setattr("diffusion_lit.data.sources.torchvision.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("diffusion_lit.data.sources.torchvision.DOWNLOAD_DIR", tmp_path / "cache")
     away = (files / sums[3][0]).rename(tmp_path / "away")
     assert "HTTP Error 404" in told("data=mnist")  # three of four files are there
     away.rename(files / sums[3][0])

@@ -1,4 +1,4 @@
-"""The order of images: one endless stream, in which position p holds image perm(seed, p // n)[p % n]."""
+"""The order of images: one endless stream, whose position p holds image permutation(seed, p // n)[p % n]."""
 
 import itertools
 import warnings
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.data.streaming import Streamed
+from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.diffusion.seeds import counted
 from diffusion_lit.imaging.sizes import ImageSize, height_width
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 
-VALIDATION_BATCH = 64  # images at a time, whatever the training batch is
-AHEAD = 4  # micro-batches that are decoded before they are asked for
+VALIDATION_BATCH = 64  # images, whatever the training batch is
+PREFETCH = 4  # micro-batches of a streamed table that are decoded ahead
 
 
 @lru_cache(maxsize=2)
@@ -26,72 +26,90 @@ def _permutation(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(counted(seed, "order", epoch)))
 
 
-def indices(seed: int, start: int, count: int, n: int) -> Tensor:
-    """Image indices int64 (count,) at positions start .. start + count - 1; every n positions see every image once."""
+def stream_indices(seed: int, start: int, count: int, n: int) -> Tensor:
+    """Return the image indices at positions start to start + count - 1, int64 (count,).
+
+    Positions k * n to (k + 1) * n - 1 hold every image once.
+    """
     parts = []
     while count > 0:
-        epoch, place = divmod(start, n)
-        parts.append(_permutation(seed, epoch, n)[place : place + count])
+        epoch, offset = divmod(start, n)
+        parts.append(_permutation(seed, epoch, n)[offset : offset + count])
         start, count = start + len(parts[-1]), count - len(parts[-1])
     return torch.cat(parts)
 
 
-def windows(images: np.ndarray, size: ImageSize, seed: int, position: int) -> np.ndarray:
-    """A random window of this size of each image (B, C, H, W), by its position in the stream."""
+def random_crops(images: np.ndarray, size: ImageSize, seed: int, position: int) -> np.ndarray:
+    """Return a random window of each image.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        size: of the windows; smaller by the same number of pixels on each axis (`data.random_crop`).
+        seed: of the run.
+        position: of the first image in the stream.
+    """
     height, width = height_width(size)
-    room = images.shape[2] - height  # the same on each axis, data.random_crop
-    if not room:
+    margin = images.shape[2] - height
+    if not margin:
         return images
-    seeds = (counted(seed, "crop", position + k) for k in range(len(images)))
-    places = [np.random.Generator(np.random.PCG64(one)).integers(0, room + 1, 2) for one in seeds]
-    return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(images, places, strict=True)])
+    crops = []
+    for k, image in enumerate(images):
+        random = np.random.Generator(np.random.PCG64(counted(seed, "crop", position + k)))
+        y, x = random.integers(0, margin + 1, 2)
+        crops.append(image[:, y : y + height, x : x + width])
+    return np.stack(crops)
 
 
 def apply_transforms(images: Tensor, transforms: Sequence[Callable], seed: int, position: int) -> Tensor:
-    """Apply transforms to uint8 images (B, C, H, W), one by one: what they draw from torch's global generator is a
-    function of the seed and the position of the image.
+    """Apply transforms to uint8 images (B, C, H, W), one by one.
+
+    What they draw from torch's global generator is a function of the seed and the position of the image.
 
     Raises:
-        UserError: exit 3 if a transform changes the shape or the type.
+        DataError: if a transform changes the shape or the type.
     """
     if not transforms:
         return images
-    before, done = torch.get_rng_state(), []
+    before, results = torch.get_rng_state(), []
     for k, image in enumerate(images):
         torch.default_generator.manual_seed(counted(seed, "transforms", position + k))
         for transform in transforms:
             out = transform(image)
             if out.shape != image.shape or out.dtype != torch.uint8:
                 name, kind = type(transform).__name__, f"{str(out.dtype).removeprefix('torch.')} {tuple(out.shape)}"
-                raise UserError(
-                    Exit.DATA,
+                raise DataError(
                     f"data.transforms: {name} made {kind} of uint8 {tuple(image.shape)}. "
-                    "Use transforms that keep type and shape.",
+                    "Use transforms that keep type and shape."
                 )
             image = out
-        done.append(image)
+        results.append(image)
     torch.set_rng_state(before)
-    return torch.stack(done)
+    return torch.stack(results)
 
 
 class Batches:
     """Micro-batches of one rank: dicts of `image` uint8 (B, C, H, W), `y` and `index` int64 (B,), `position`, `flip`.
 
-    `len` is an epoch for Lightning, in whole optimizer steps. Iteration itself does not end there: the next epoch
-    would begin with the same batch, since both continue from the step.
+    `len` is an epoch for Lightning, in complete optimizer steps. Iteration itself does not end there, since the next
+    epoch would begin with the same batch: both continue from the step.
 
     Args:
+        store: the images.
+        seed: decides order, crops and transforms.
         batch_size: B, the micro-batch of one rank.
-        accumulate, rank, world: a global batch is accumulate x world micro-batches, rank r's in between the others'.
-        step: returns the optimizer step to start from; called when iteration starts (a resumed run has set it by then).
-        image_size: of larger images a random window of this size is taken; None: they are taken as they are.
-        flip: probability of mirroring, handed on to the training step.
+        step: returns the optimizer step to start from. It is called when iteration starts; a resumed run has set it
+            by then.
+        accumulate: micro-batches of a step.
+        rank: of this process. The micro-batches of all ranks alternate in the stream.
+        world: number of processes.
+        image_size: of larger images a random window of this size is taken; None: images stay as they are.
+        flip: probability of mirroring, passed on to the training step.
         transforms: see `apply_transforms`.
     """
 
     def __init__(
         self,
-        store: ImageStore | Streamed,
+        store: ImageStore | StreamedStore,
         seed: int,
         batch_size: int,
         step: Callable[[], int],
@@ -114,14 +132,15 @@ class Batches:
         """Return nothing: where to continue follows from the step. Lightning looks for the method."""
         return {}
 
-    def load_state_dict(self, state: dict) -> None: ...
+    def load_state_dict(self, state: dict) -> None:
+        """Do nothing."""
 
     def __iter__(self) -> Iterator[dict]:
         first = (self.step() * self.accumulate * self.world + self.rank) * self.batch_size
-        found = self._read(first) if isinstance(self.store, Streamed) else None
+        streamed = self._decode_ahead(first) if isinstance(self.store, StreamedStore) else None
         for position in itertools.count(first, self.world * self.batch_size):
-            images, labels, index = next(found) if found else self._stored(position)
-            image = torch.from_numpy(windows(images, self.image_size, self.seed, position))
+            images, labels, index = next(streamed) if streamed else self._load_stored(position)
+            image = torch.from_numpy(random_crops(images, self.image_size, self.seed, position))
             yield {
                 "image": apply_transforms(image, self.transforms, self.seed, position),
                 "y": torch.from_numpy(labels),
@@ -130,23 +149,21 @@ class Batches:
                 "flip": self.flip,
             }
 
-    def _stored(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        index = indices(self.seed, position, self.batch_size, len(self.store)).numpy()
+    def _load_stored(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        index = stream_indices(self.seed, position, self.batch_size, len(self.store)).numpy()
         return self.store.images[index], self.store.labels[index], index
 
-    def _read(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Micro-batches from position `first` on, decoded in threads, some before they are asked for. What belongs to
-        other ranks is passed over undecoded.
-        """
-        warnings.filterwarnings("ignore", module="PIL")  # corrupt EXIF and large-picture notes; errors still raise
-        rows = self.store.pictures.walk(self.seed, first)
+    def _decode_ahead(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield micro-batches from position `first` on, decoded in threads; those of other ranks are skipped."""
+        warnings.filterwarnings("ignore", module="PIL")  # corrupt EXIF and large images; errors still raise
+        rows = self.store.table.iterate(self.seed, first)
         others, ahead, pool = (self.world - 1) * self.batch_size, deque(), ThreadPoolExecutor()
         try:
             while True:
-                while len(ahead) < AHEAD:
-                    index, pictures, labels = zip(*itertools.islice(rows, self.batch_size), strict=True)
+                while len(ahead) < PREFETCH:
+                    index, images, labels = zip(*itertools.islice(rows, self.batch_size), strict=True)
                     next(itertools.islice(rows, others, others), None)
-                    ahead.append((pool.map(self.store.decoding, pictures), labels, index))
+                    ahead.append((pool.map(self.store.decoding, images), labels, index))
                 images, labels, index = ahead.popleft()
                 yield np.stack(list(images)), np.array(labels, np.int64), np.array(index, np.int64)
         finally:
@@ -160,7 +177,10 @@ class ValidationBatches:
     sums over all of them do not depend on that number. With more ranks batches are smaller, so that every rank has one.
 
     Args:
-        num_images: images that are served; of a smaller store some more than once, with other noise and timesteps.
+        store: the validation images.
+        num_images: images of a validation; a smaller store repeats them, with other noise and timesteps.
+        rank: of this process.
+        world: number of processes.
     """
 
     def __init__(self, store: ImageStore, num_images: int, rank: int = 0, world: int = 1):

@@ -1,0 +1,181 @@
+"""Measure each image of a data set before training, and find the ones that are the same."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diffusion_lit.data.decoding import (
+    Decoding,
+    Encoded,
+    has_alpha,
+    is_deep,
+    load_upright,
+    map_in_order,
+    open_image,
+    report_broken_image,
+    to_8_bits,
+)
+from diffusion_lit.data.sources.base import Split, split_validation
+from diffusion_lit.system.errors import DataError
+
+THUMBNAIL = 8  # px; thumbnails are compared to find near duplicates
+FEW_COLORS = 64
+AXES = 12  # principal axes of thumbnails, in which candidates for near duplicates are searched
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image: how it is stored, and what is compared with others.
+
+    Args:
+        name: what messages call it.
+        error: why it cannot be read; the other fields are then not set.
+        mode: Pillow's mode.
+        size: (width, height), upright.
+        is_deep: 16 bits a channel or more.
+        is_animated: has several frames.
+        alpha: "none", "opaque" (255 everywhere), "used" or "empty" (0 everywhere).
+        has_hidden_colors: has colors under alpha 0.
+        is_gray: red, green and blue are equal.
+        has_few_colors: is small and has at most `FEW_COLORS`.
+        digest: of the pixels that the network would get.
+        thumbnail: uint8 (8, 8, 4), colors times alpha, and alpha.
+    """
+
+    name: str
+    error: str | None = None
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    is_deep: bool = False
+    is_animated: bool = False
+    alpha: str = "none"
+    has_hidden_colors: bool = False
+    is_gray: bool = False
+    has_few_colors: bool = False
+    digest: bytes = b""
+    thumbnail: np.ndarray | None = None
+
+
+def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[ImageFacts]:
+    """Yield the facts of the images of every split, in order."""
+
+    def inspect_one(task: tuple[str, int]) -> ImageFacts:
+        split, k = task
+        name = f"row {k} of {split}"
+        try:
+            image = splits[split].images[k]
+        except DataError as error:  # a row of a table without an image
+            return ImageFacts(name, error=str(error))
+        if not isinstance(image, np.ndarray):
+            name = os.fsencode(str(image)).decode(errors="backslashreplace")  # some file names are not valid text
+        try:
+            return inspect_image(image, name, decoding)
+        except DataError as error:
+            return ImageFacts(name, error=str(error).removeprefix(f"{image}: "))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tasks = [(name, k) for name, split in splits.items() for k in range(len(split.labels))]
+        yield from map_in_order(inspect_one, tasks)
+
+
+def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decoding) -> ImageFacts:
+    """Return the facts of one image. Raise DataError if it cannot be read."""
+    with report_broken_image(image), open_image(image) as opened:
+        mode, deep = opened.mode, is_deep(opened) or _has_deep_channels(opened)
+        is_animated = getattr(opened, "is_animated", False)
+        opened = load_upright(opened)
+        pixels = decoding.to_array(opened)
+        rgba = to_8_bits(opened).convert("RGBA")
+        thumbnail = np.asarray(ImageOps.fit(rgba, (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+        rgb, alpha = thumbnail[..., :3], thumbnail[..., 3:]
+        kind, has_hidden_colors = _describe_alpha(rgba) if has_alpha(opened) else ("none", False)
+        return ImageFacts(
+            name=name,
+            mode=mode,
+            size=opened.size,
+            is_deep=deep,
+            is_animated=is_animated,
+            alpha=kind,
+            has_hidden_colors=has_hidden_colors,
+            is_gray=bool((np.ptp(rgb.astype(int), axis=2) <= 1).all()),
+            has_few_colors=max(opened.size) <= 2 * FEW_COLORS and rgba.getcolors(FEW_COLORS) is not None,
+            digest=hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(),
+            thumbnail=np.dstack([rgb * (alpha / 255), alpha]).round().astype(np.uint8),
+        )
+
+
+def _has_deep_channels(image: Image.Image) -> bool:
+    """Return whether colors have 16 bits, of which Pillow reads the upper 8."""
+    mode = image.tile[0].args if getattr(image, "tile", None) else ""
+    return "16" in str(mode[0] if isinstance(mode, tuple) and mode else mode)
+
+
+def _describe_alpha(image: Image.Image) -> tuple[str, bool]:
+    pixels = np.asarray(image)
+    low, high = pixels[..., 3].min(), pixels[..., 3].max()
+    has_hidden_colors = bool(pixels[..., :3][pixels[..., 3] == 0].any())
+    return "opaque" if low == 255 else "empty" if high == 0 else "used", has_hidden_colors
+
+
+def assign_splits(splits: dict[str, Split], fraction: float) -> np.ndarray:
+    """Return "train" or "val" for each image of the splits in order, as training will divide them."""
+    numbered, n = {}, 0
+    for name, split in splits.items():
+        numbered[name] = Split(np.arange(n, n + len(split.labels)), split.labels, split.groups)
+        n += len(split.labels)
+    names = np.empty(n, dtype="<U5")
+    for name, split in split_validation(numbered, fraction).items():
+        names[split.images] = name
+    return names
+
+
+# ------------------------------------------------------------------------------------------ duplicates
+
+
+def find_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
+    """Return groups of two or more images with the same pixels; an empty digest is that of no image."""
+    groups = {}
+    for k, digest in enumerate(digests):
+        if digest:
+            groups.setdefault(digest, []).append(k)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def find_near_duplicates(thumbnails: np.ndarray, distance: float) -> list[list[int]]:
+    """Return groups of images whose thumbnails differ by at most `distance`, directly or in steps.
+
+    Exact: thumbnails that are near in all axes are near in the principal ones, where a k-d tree finds candidates.
+
+    Args:
+        thumbnails: (N, D).
+        distance: root mean square difference of the values.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    n, radius = len(thumbnails), distance * np.sqrt(thumbnails.shape[1])
+    centered = thumbnails.astype(np.float32) - thumbnails.mean(axis=0, dtype=np.float32)
+    axes = np.linalg.eigh(centered.T @ centered)[1][:, -AXES:]
+    pairs = cKDTree(centered @ axes).query_pairs(radius * 1.001, output_type="ndarray")
+    blocks = np.array_split(pairs, len(pairs) // 10_000 + 1)
+    is_near = [((centered[a] - centered[b]) ** 2).sum(axis=1) <= radius**2 for a, b in (block.T for block in blocks)]
+    first, second = pairs[np.concatenate(is_near)].T
+    links = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(n, n))
+    _, group_of = connected_components(links, directed=False)
+    order = np.argsort(group_of, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
+    return sorted(group.tolist() for group in groups if len(group) > 1)
+
+
+def find_period(digests: Sequence[bytes]) -> int | None:
+    """Return the smallest n such that every image k equals image k + n, or None."""
+    n = next((k for k in range(1, len(digests) // 2 + 1) if digests[k] == digests[0]), None)
+    return n if n and digests[0] and digests[n:] == digests[:-n] else None
