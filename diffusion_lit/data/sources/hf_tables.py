@@ -1,19 +1,24 @@
-"""Load Hugging Face tables, and find by type which of their columns hold images and labels."""
+"""Load Hugging Face tables, find by type which of their columns hold images and labels, and read the images."""
 
 import io
 import logging
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.system.errors import DataError
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")  # usual names; the first is used
 LABEL_TYPES = r"u?int\d+|(large_)?string|bool"
 HUB_DATASET = r"[\w.-]+(/[\w.-]+)?"
+# what a table may fetch images from, inside archives too; other protocols of fsspec can run what a file says
+REMOTE = r"(hf|https?|s3|gs|zip|tar|gzip)://|/"
 DOWNLOAD_HINT = "download it elsewhere and set data.path=<folder>, or use data=image_folder"
 
 
@@ -236,3 +241,52 @@ def _describe_columns(features) -> str:
     kinds = {name: getattr(feature, "_type", None) or type(feature).__name__ for name, feature in features.items()}
     kinds |= {name: feature.dtype for name, feature in features.items() if kinds[name] == "Value"}
     return join_names(f"{name} ({kind})" for name, kind in kinds.items())
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """The images of a `datasets.Dataset`, read from disk one by one.
+
+    Args:
+        table: with one column of undecoded images.
+        name: what messages call it.
+    """
+
+    table: object
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the digest that `datasets` keeps of the table."""
+        return self.table._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, k: int) -> Path | Encoded:
+        (value,) = self.table[k].values()
+        return make_encoded(value, f"row {k} of {self.name}")
+
+
+def make_encoded(value: dict | bytes | None, name: str) -> Path | Encoded:
+    """Return a value of an image column: bytes, or a path to them, local or a URL (hf://...)."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if data is not None:
+        return Encoded(name, data)
+    if not path:
+        raise DataError(f"{name}: no image")
+    if "://" not in path:
+        return Path(path)
+    if not all(re.match(REMOTE, link) for link in path.split("::")):
+        raise DataError(f"{name}: images are not fetched from {path[:200]}")
+    return Encoded(name, partial(_fetch, path))
+
+
+def _fetch(url: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(url) as file:
+        return file.read()

@@ -6,24 +6,24 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.data.sources.base import Split, file_state
 from diffusion_lit.data.sources.hf_tables import (
+    TableImages,
     find_image_column,
     find_label_column,
     is_saved,
     join_names,
     load_tables,
+    make_encoded,
     parquet_files,
     read_classes,
     select_undecoded,
@@ -35,8 +35,6 @@ from diffusion_lit.system.errors import DataError
 from diffusion_lit.system.files import write_atomically
 
 VAL_SPLITS = ("validation", "val", "valid", "test")  # the first that exists is used
-# what a table may fetch images from, inside archives too; other protocols of fsspec can run what a file says
-REMOTE = r"(hf|https?|s3|gs|zip|tar|gzip)://|/"
 
 
 @dataclass(frozen=True)
@@ -189,31 +187,6 @@ class HuggingFace:
 
 
 @dataclass(frozen=True)
-class TableImages:
-    """The images of a `datasets.Dataset`, read from disk one by one.
-
-    Args:
-        table: with one column of undecoded images.
-        name: what messages call it.
-    """
-
-    table: object
-    name: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the digest that `datasets` keeps of the table."""
-        return self.table._fingerprint
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, k: int) -> Path | Encoded:
-        (value,) = self.table[k].values()
-        return make_encoded(value, f"row {k} of {self.name}")
-
-
-@dataclass(frozen=True)
 class TableStream:
     """The images and labels of a split as they arrive."""
 
@@ -289,24 +262,3 @@ class TableEpochStream(TableStream, EpochStream):
         n = min(len(table), source.max_images or len(table))
         source.check_not_empty(n, self.split)
         return StreamedTable(table, table.list_ranges(n))
-
-
-def make_encoded(value: dict | bytes | None, name: str) -> Path | Encoded:
-    """Return a value of an image column: bytes, or a path to them, local or a URL (hf://...)."""
-    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-    if data is not None:
-        return Encoded(name, data)
-    if not path:
-        raise DataError(f"{name}: no image")
-    if "://" not in path:
-        return Path(path)
-    if not all(re.match(REMOTE, link) for link in path.split("::")):
-        raise DataError(f"{name}: images are not fetched from {path[:200]}")
-    return Encoded(name, partial(_fetch, path))
-
-
-def _fetch(url: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(url) as file:
-        return file.read()
