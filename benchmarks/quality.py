@@ -19,7 +19,7 @@ from benchmarks.measure import compose_config, print_table, require_script, run_
 from benchmarks.peers import BATCH, script_arguments, time_steps
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.evaluation.distances import frechet_distance
-from diffusion_lit.evaluation.features import classifier, pictures_of
+from diffusion_lit.evaluation.features import collect_real_images, make_classifier
 from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure, set_log_scale
 from diffusion_lit.runs.build import make_network
 
@@ -78,7 +78,7 @@ def draw_curves(curves: dict[str, list[Point]], validation: float, path: Path) -
 def measure_rows(home: Path, script: str, figure: Path | None) -> Iterator[list[object]]:
     config, source = compose_config()
     train, val = load_splits(source, config["data"])
-    features = classifier(pictures_of(train, val, config["data"], torch.device("cpu")))
+    features = make_classifier(collect_real_images(train, val, config["data"], torch.device("cpu")))
     real = features(train.images)
     root = home / "images"
     root.mkdir()

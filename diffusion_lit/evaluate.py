@@ -22,7 +22,7 @@ def main() -> None:
 
 def evaluate(config: DictConfig) -> float | None:
     """Measure one run and return its value of `metric`, for a sweep."""
-    from diffusion_lit.evaluation.results import lines
+    from diffusion_lit.evaluation.results import format_evaluation
     from diffusion_lit.runs.evaluate_run import load_evaluation_task, measure, measure_in_shards
     from diffusion_lit.runs.load import load_requested_model
 
@@ -38,7 +38,7 @@ def evaluate(config: DictConfig) -> float | None:
         return sweeps.sweep_objective(measure(task, write_result), config.metric)
     result, here = measure_in_shards(task, out, write_result)
     if not here:
-        log.info("\n".join(lines(result, result.get("per_class", []))))
+        log.info("\n".join(format_evaluation(result, result.get("per_class", []))))
         log.info("measured   %s, by another process", run_dir.display_path(out / "result.json"))
         if config.set_default:
             set_default(config, result, f"set by {out.name}")
@@ -47,15 +47,15 @@ def evaluate(config: DictConfig) -> float | None:
 
 def write_evaluation(out: Path, result: dict, evidence, config: DictConfig) -> None:
     """Write the nearest neighbors and result.json, print the numbers, and keep what belongs to the run."""
-    from diffusion_lit.evaluation.results import lines, panel
-    from diffusion_lit.imaging.grids import on_checkerboard
+    from diffusion_lit.evaluation.results import draw_memorization_panel, format_evaluation
+    from diffusion_lit.imaging.grids import add_checkerboard
 
     if "memorization" in config.metrics:
-        on_checkerboard(panel(evidence)).save(out / "neighbors.png")
-        log.info("neighbours %s", run_dir.display_path(out / "neighbors.png"))
+        add_checkerboard(draw_memorization_panel(evidence)).save(out / "neighbors.png")
+        log.info("neighbors  %s", run_dir.display_path(out / "neighbors.png"))
     run_dir.write_result(out, result)
     alone = not (out / "command.txt").exists()  # a job of a sweep is not: its best settings are found at the end
-    log.info("\n".join(lines(result, result.get("per_class", []) if alone else [])))
+    log.info("\n".join(format_evaluation(result, result.get("per_class", []) if alone else [])))
     log.info("written    %s", run_dir.display_path(out / "result.json"))
     if alone:
         log_to_wandb(Path(config.run).expanduser(), result)

@@ -24,18 +24,18 @@ def sample(config: DictConfig) -> None:
         return
     from diffusion_lit.runs.load import generate_with_progress, load_requested_model
     from diffusion_lit.runs.sample_folder import write_samples
-    from diffusion_lit.sampling.editing import edit_of
-    from diffusion_lit.sampling.previews import Film
+    from diffusion_lit.sampling.editing import make_edit
+    from diffusion_lit.sampling.previews import FrameRecorder
     from diffusion_lit.sampling.request import make_requests
 
     model = load_requested_model(config, log.warning)
     names, originals = model.class_names, read_originals(config, model.config)
     requests = make_requests(config, parse_labels(config, names), len(names), len(originals.files) if originals else 1)
-    edit = edit_of(originals, [request.row[0] for request in requests], config, model.codec) if originals else None
+    edit = make_edit(originals, [request.row[0] for request in requests], config, model.codec) if originals else None
     out = run_dir.make_output_dir(config.out, Path(config.run).expanduser(), "generated")
 
-    begin = edit.plan(model.evaluations)[0] if edit else 0
-    film = Film(range(len(requests)) if config.gif else [], model.evaluations - begin, model.codec)
+    begin = edit.step_indices(model.evaluations)[0] if edit else 0
+    film = FrameRecorder(range(len(requests)) if config.gif else [], model.evaluations - begin, model.codec)
     images, _, seconds = generate_with_progress(
         model,
         [request.label for request in requests],

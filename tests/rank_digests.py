@@ -21,7 +21,7 @@ def main() -> None:
     from diffusion_lit.training import fit
     from diffusion_lit.training import module as training_module
 
-    finish, draw, seen = fit.finish, training_module.draw, []
+    finish, draw, seen = fit.finish, training_module.draw_random_numbers, []
 
     def noted_draw(seed, start, count, *rest):
         draws = draw(seed, start, count, *rest)
@@ -34,7 +34,7 @@ def main() -> None:
         (folder / f"rank{collectives.rank()}.json").write_text(json.dumps(found))
         return finish(parts)
 
-    fit.finish, training_module.draw = noted_finish, noted_draw
+    fit.finish, training_module.draw_random_numbers = noted_finish, noted_draw
     train.main()
 
 

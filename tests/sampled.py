@@ -8,13 +8,13 @@ import yaml
 
 from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import locate
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.networks.unet import UNet
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 
 ALL = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(Path(CONF).glob("sampler/*.yaml"))}
 YAMLS = {name: config for name, config in ALL.items() if "discrete" in config["serves"]}  # others: test_processes
-LINEAR, COSINE = NoiseTable(beta_schedule="linear"), NoiseTable()
+LINEAR, COSINE = DiscreteProcess(beta_schedule="linear"), DiscreteProcess()
 
 
 def sampler_of(name: str, **changes: object) -> Sampler:

@@ -34,8 +34,8 @@ def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
     named = {word.partition("=")[0].lstrip("+") for word in overrides}
     words = {key: value for key, value in SHORT.items() if _has(config, key)}
     network = locate(config.model._target_)
-    if hasattr(network, "small"):
-        small = network.small(OmegaConf.to_container(config.model, resolve=True))
+    if hasattr(network, "debug_arguments"):
+        small = network.debug_arguments(OmegaConf.to_container(config.model, resolve=True))
         words |= {f"model.{key}": value for key, value in small.items()}
     words |= {"logger": "none"}
     if read_override("max_epochs", overrides) is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.streaming import StreamedStore
-from diffusion_lit.diffusion.seeds import counted
+from diffusion_lit.diffusion.seeds import item_seed
 from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.system.errors import DataError
 
@@ -23,7 +23,7 @@ PREFETCH = 4  # micro-batches of a streamed table that are decoded ahead
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(counted(seed, "order", epoch)))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(item_seed(seed, "order", epoch)))
 
 
 def stream_indices(seed: int, start: int, count: int, n: int) -> Tensor:
@@ -54,7 +54,7 @@ def random_crops(images: np.ndarray, size: ImageSize, seed: int, position: int) 
         return images
     crops = []
     for k, image in enumerate(images):
-        random = np.random.Generator(np.random.PCG64(counted(seed, "crop", position + k)))
+        random = np.random.Generator(np.random.PCG64(item_seed(seed, "crop", position + k)))
         y, x = random.integers(0, margin + 1, 2)
         crops.append(image[:, y : y + height, x : x + width])
     return np.stack(crops)
@@ -72,7 +72,7 @@ def apply_transforms(images: Tensor, transforms: Sequence[Callable], seed: int, 
         return images
     before, results = torch.get_rng_state(), []
     for k, image in enumerate(images):
-        torch.default_generator.manual_seed(counted(seed, "transforms", position + k))
+        torch.default_generator.manual_seed(item_seed(seed, "transforms", position + k))
         for transform in transforms:
             out = transform(image)
             if out.shape != image.shape or out.dtype != torch.uint8:
@@ -186,7 +186,7 @@ class ValidationBatches:
     def __init__(self, store: ImageStore, num_images: int, rank: int = 0, world: int = 1):
         num_images = max(num_images, world)
         self.batch_size = min(VALIDATION_BATCH, num_images // world)
-        order = torch.randperm(len(store), generator=torch.Generator().manual_seed(counted(0, "validation order", 0)))
+        order = torch.randperm(len(store), generator=torch.Generator().manual_seed(item_seed(0, "validation order", 0)))
         self.order = order.repeat(-(-num_images // len(store)))[:num_images]
         self.store = store
         self.starts = range(rank * self.batch_size, num_images, world * self.batch_size)

@@ -106,10 +106,10 @@ class Decoding:
 def _convert_old_skin(image: Image.Image) -> Image.Image:
     import torch
 
-    from diffusion_lit.imaging.skins import from_old_layout
+    from diffusion_lit.imaging.skins import convert_old_layout
 
     skin = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return Image.fromarray(from_old_layout(skin).permute(1, 2, 0).numpy())
+    return Image.fromarray(convert_old_layout(skin).permute(1, 2, 0).numpy())
 
 
 def decoding_from_config(data: dict) -> Decoding:

@@ -25,7 +25,7 @@ import numpy as np
 from diffusion_lit.data.decoding import Decoding, Encoded
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, RowRange
-from diffusion_lit.diffusion.seeds import counted
+from diffusion_lit.diffusion.seeds import item_seed
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger(__name__)
@@ -113,14 +113,14 @@ class StreamedTable:
             rows = self._interleave_lanes(seed, epoch, first * WINDOW)
             for k in range(first, per_epoch):
                 window = list(islice(rows, WINDOW))
-                random = np.random.Generator(np.random.PCG64(counted(seed, "window", epoch * per_epoch + k)))
+                random = np.random.Generator(np.random.PCG64(item_seed(seed, "window", epoch * per_epoch + k)))
                 order = random.permutation(len(window))
                 yield [window[i] for i in order[max(0, start - k * WINDOW) :]]
             epoch, start = epoch + 1, 0
 
     def _interleave_lanes(self, seed: int, epoch: int, start: int) -> Iterator[NumberedImage]:
         """Yield the images of an epoch before windows are shuffled, without the first `start`."""
-        order = np.random.Generator(np.random.PCG64(counted(seed, "parts", epoch))).permutation(len(self.ranges))
+        order = np.random.Generator(np.random.PCG64(item_seed(seed, "parts", epoch))).permutation(len(self.ranges))
         lanes, begin = [], 0
         for lane in range(LANES):
             end = begin + len(range(lane, len(self), LANES))

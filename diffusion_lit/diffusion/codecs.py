@@ -1,4 +1,4 @@
-"""Codecs: what the network sees of an image."""
+"""Codecs: the map between uint8 images and what the network sees of them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,10 @@ from diffusion_lit.imaging.grids import to_float, to_uint8
 
 
 class Codec(Protocol):
-    """Between uint8 images (B, *image_shape) and x (B, *shape), float32 of about unit scale, which gets the noise."""
+    """The map between uint8 images (B, *image_shape) and x (B, *shape), to which noise is added.
+
+    x is float32 of about unit scale.
+    """
 
     shape: tuple[int, int, int]
     image_shape: tuple[int, int, int]
@@ -23,7 +26,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """The image itself, scaled to [-1, 1]; `decode` is the exact inverse of `encode`.
+    """Pixel values scaled to [-1, 1]; `decode` is the exact inverse of `encode`.
 
     Args:
         shape: (C, H, W).
@@ -33,10 +36,13 @@ class Pixels:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W)."""
         return self.shape
 
     def encode(self, images: Tensor) -> Tensor:
+        """Return float32 (B, C, H, W) in [-1, 1] of uint8 images (B, C, H, W)."""
         return to_float(images)
 
     def decode(self, x: Tensor) -> Tensor:
+        """Return uint8 images (B, C, H, W) of x (B, C, H, W), clipped to [-1, 1]."""
         return to_uint8(x)

@@ -1,4 +1,4 @@
-"""The process: mixing images with noise, the loss, and the estimate of the clean image."""
+"""The diffusion model: noising, network target, estimate of x0, and training loss."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,103 +9,135 @@ from torch import Tensor, nn
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import Process
 
-# y: what a `diffusion_lit.diffusion.conditions.Condition` makes of requests, (B, ...)
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (B,C,H,W), time (B,), y) -> out (B,C,H,W)
-Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr (T,), gain (T,)) -> weight on the network's error (T,)
+# (x_t (B, C, H, W), time (B,), y (B, ...) of a Condition) -> output (B, C, H, W)
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr (T,), gain (T,)) -> weight on the output's error (T,)
 
-LOSSES = {"mse": torch.square, "l1": torch.abs}
+LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}
 
 
-class Row(NamedTuple):
-    """What is reckoned with at a noise level, float32, each of one shape."""
+class Coefficients(NamedTuple):
+    """The coefficients of noise levels, float32, each of the same shape.
+
+    Attributes:
+        alpha: signal level, x_t = alpha x0 + sigma eps.
+        sigma: noise level.
+        c_in: scale of the network's input.
+        c_skip: x0_hat = c_skip x_t + c_out output.
+        c_out: see `c_skip`.
+        target_x0: target = target_x0 x0 + target_eps eps is the output that makes x0_hat = x0.
+            Computed from x0 and eps, not from x_t, so that no digits cancel.
+        target_eps: see `target_x0`.
+        weight: loss weight on the error of the output.
+    """
 
     alpha: Tensor
     sigma: Tensor
     c_in: Tensor
     c_skip: Tensor
     c_out: Tensor
-    target_x0: Tensor  # what out must be for x0_hat = x0, as a mix of x0...
-    target_eps: Tensor  # ...and eps: no cancellation, exact for eps and sample
+    target_x0: Tensor
+    target_eps: Tensor
     weight: Tensor
 
-    def noised(self, x0: Tensor, eps: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return x_t = alpha x0 + sigma eps, all (B, C, H, W)."""
         return _per_image(self.alpha) * x0 + _per_image(self.sigma) * eps
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return the target of the network, target_x0 x0 + target_eps eps, (B, C, H, W)."""
         return _per_image(self.target_x0) * x0 + _per_image(self.target_eps) * eps
 
 
 class Diffusion(nn.Module):
-    """A process, a prediction type and a weighting: everything that follows from alpha and sigma, computed in float64.
+    """A process with a prediction type and a loss weighting.
 
-    At the T levels of the process it is a buffer, so it follows the module to its device, and is never saved: the
-    config makes it. A discrete process looks it up there, a continuous one computes it at the times it is asked for.
+    All coefficients follow from the process's alpha and sigma, in float64. Those at its T levels
+    are a buffer, which follows the module to its device and is never saved. A discrete process
+    looks them up there; a continuous one computes them at the requested times.
+
+    Args:
+        process: noise levels, see `diffusion_lit.diffusion.processes`.
+        prediction_type: what the network predicts, a key of `PREDICTION_TYPES`.
+        weighting: a class of `diffusion_lit.diffusion.weighting`.
+        loss: "mse" or "l1".
 
     Raises:
-        ValueError: epsilon prediction at zero terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution (any
-            prediction type whose c_out is infinite there).
+        ValueError: if c_out is infinite at a level of the process, as for epsilon at zero
+            terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution.
     """
 
-    def __init__(self, table: Process, prediction_type: str, weighting: Weighting, loss: str = "mse"):
+    def __init__(self, process: Process, prediction_type: str, weighting: Weighting, loss: str = "mse"):
         super().__init__()
-        self.table = table
+        self.process = process
         self.prediction_type = prediction_type
         self.weighting = weighting
-        self.distance = LOSSES[loss]
-        self.register_buffer("tables", self._evaluate(table.alpha, table.sigma), persistent=False)
-        if not Row(*self.tables).c_out.isfinite().all():
+        self.pointwise_loss = LOSS_FUNCTIONS[loss]
+        table = self._compute_coefficients(process.alpha, process.sigma)
+        self.register_buffer("coefficient_table", table, persistent=False)
+        if not Coefficients(*table).c_out.isfinite().all():
             raise ValueError(f"{prediction_type} is ill-posed at zero terminal SNR: predict sample or v_prediction")
 
-    def _evaluate(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The values of a `Row`, float32 (8, N), for alpha and sigma float64 (N,)."""
-        c_in, c_skip, c_out = PREDICTION_TYPES[self.prediction_type](alpha, sigma, self.table.sigma_data)
-        weight = self.weighting((alpha / sigma) ** 2, self.distance(c_out))
+    def _compute_coefficients(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return the fields of `Coefficients`, float32 (8, N), of alpha and sigma float64 (N,)."""
+        c_in, c_skip, c_out = PREDICTION_TYPES[self.prediction_type](alpha, sigma, self.process.sigma_data)
+        weight = self.weighting((alpha / sigma) ** 2, self.pointwise_loss(c_out))
         targets = (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
         return torch.stack([alpha, sigma, c_in, c_skip, c_out, *targets, weight]).float()
 
-    def row(self, t: Tensor) -> Row:
-        """At times t (B,), each (B,)."""
-        return Row(*self.table.rows(t, self.tables, self._evaluate))
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the coefficients at times t (B,), each (B,)."""
+        if self.process.is_discrete:
+            return Coefficients(*self.coefficient_table[:, t])
+        return Coefficients(*self._compute_coefficients(*self.process.alpha_sigma(t)))
 
     @property
     def weight(self) -> Tensor:
-        """On the network's own error, at the T levels of the process (T,)."""
-        return Row(*self.tables).weight
+        """Return the weight on the error of the output at the T levels of the process, (T,)."""
+        return Coefficients(*self.coefficient_table).weight
 
     def add_noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t eps for x0, eps (B, C, H, W) and times t (B,)."""
-        return self.row(t).noised(x0, eps)
+        """Return x_t = alpha_t x0 + sigma_t eps, (B, C, H, W), at times t (B,)."""
+        return self.coefficients(t).add_noise(x0, eps)
 
     def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What the network should answer, (B, C, H, W)."""
-        return self.row(t).target(x0, eps)
+        """Return the target of the network, (B, C, H, W), at times t (B,)."""
+        return self.coefficients(t).target(x0, eps)
 
     def output(self, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The network's answer in float32, (B, C, H, W). Autocast, where it is on, touches nothing but the network."""
-        return self._answer(self.row(t), net, x_t, t, y)
+        """Return the network's output in float32, (B, C, H, W). Autocast applies to the network only."""
+        return self._output(self.coefficients(t), net, x_t, t, y)
 
     def estimate_x0(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x0_hat = c_skip x_t + c_out out, (B, C, H, W)."""
-        row = self.row(t)
-        return _per_image(row.c_skip) * x_t + _per_image(row.c_out) * out
+        """Return x0_hat = c_skip x_t + c_out output, (B, C, H, W) (Karras et al. 2022, eq. 7)."""
+        c = self.coefficients(t)
+        return _per_image(c.c_skip) * x_t + _per_image(c.c_out) * out
 
     def error(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
-        """Mean squared (or absolute) error of the network's own answer, unweighted, (B,)."""
-        return self._error(self.row(t), net, x0, t, eps, y)
+        """Return the unweighted mean error of each image's output, squared or absolute, (B,)."""
+        return self._error(self.coefficients(t), net, x0, t, eps, y)
 
     def loss(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
-        """Weighted loss of each image, (B,)."""
-        row = self.row(t)  # once a step: a continuous process computes it
-        return row.weight * self._error(row, net, x0, t, eps, y)
+        """Return the weighted loss of each image, (B,).
 
-    def _error(self, row: Row, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
-        out = self._answer(row, net, row.noised(x0, eps), t, y)
-        return self.distance(out - row.target(x0, eps)).flatten(1).mean(1)
+        Args:
+            net: the network to train.
+            x0: clean images in the codec's space, (B, C, H, W).
+            t: times, (B,).
+            eps: unit Gaussian noise, (B, C, H, W).
+            y: condition, (B, ...).
+        """
+        c = self.coefficients(t)  # once a step: a continuous process computes them
+        return c.weight * self._error(c, net, x0, t, eps, y)
 
-    def _answer(self, row: Row, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return net(_per_image(row.c_in) * x_t, self.table.time_input(t), y).float()
+    def _error(self, c: Coefficients, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        out = self._output(c, net, c.add_noise(x0, eps), t, y)
+        return self.pointwise_loss(out - c.target(x0, eps)).flatten(1).mean(1)
+
+    def _output(self, c: Coefficients, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return net(_per_image(c.c_in) * x_t, self.process.time_input(t), y).float()
 
 
 def _per_image(values: Tensor) -> Tensor:
-    """(B,) to (B, 1, 1, 1)."""
+    """Return values (B,) as (B, 1, 1, 1)."""
     return values[:, None, None, None]

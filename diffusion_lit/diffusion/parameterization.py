@@ -1,53 +1,73 @@
-"""What the network predicts, as rows of a table: x0_hat = c_skip x_t + c_out out(c_in x_t).
+"""Prediction types, as preconditioning: x0_hat = c_skip x_t + c_out net(c_in x_t).
 
-Everything else follows from a row. The target of the network is what makes x0_hat = x0, and an error of the output
-counts c_out^2 on x0, so a loss weight defined on x0 is right for every prediction type (Karras et al. 2022, eq. 7-8).
-Each row is right for every process, x_t = alpha x0 + sigma eps of any alpha and sigma.
+All else follows from (c_in, c_skip, c_out): the target is the output that makes x0_hat = x0, and
+x0 MSE = c_out^2 x output MSE, so a loss weight defined on x0 holds for every prediction type
+(Karras et al. 2022, eq. 7-8). Each function holds for any alpha and sigma of
+x_t = alpha x0 + sigma eps. To add a prediction type, write a function and add it to
+`PREDICTION_TYPES`.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Row = tuple[Tensor, Tensor, Tensor]  # c_in, c_skip, c_out, each of the shape of alpha and sigma
+
+class Preconditioning(NamedTuple):
+    """Scales of the network's input, of the skip connection and of the output, in the shape of sigma."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
 
 
-def epsilon(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """The noise: x0 = (x_t - sigma eps) / alpha (Ho et al. 2020, eq. 9 and 11)."""
-    return torch.ones_like(alpha), 1 / alpha, -sigma / alpha
+def precondition_epsilon(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    """Predict the noise: x0 = (x_t - sigma eps) / alpha (Ho et al. 2020, eq. 9 and 11)."""
+    return Preconditioning(torch.ones_like(alpha), 1 / alpha, -sigma / alpha)
 
 
-def sample(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """The clean image itself."""
-    return torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)
+def precondition_sample(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    """Predict the clean image, x0."""
+    return Preconditioning(torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha))
 
 
-def v_prediction(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """V = alpha eps - sigma x0, hence x0 = alpha x_t - sigma v where alpha^2 + sigma^2 = 1 (Salimans & Ho 2022,
-    appendix D).
+def precondition_v(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    """Predict v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D).
+
+    Hence x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2).
     """
     variance = alpha**2 + sigma**2
-    return torch.ones_like(alpha), alpha / variance, -sigma / variance
+    return Preconditioning(torch.ones_like(alpha), alpha / variance, -sigma / variance)
 
 
-def velocity(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """Eps - x0, the direction of the flow's straight way (Liu et al. 2023); x0 = x_t - t (eps - x0) there."""
-    return torch.ones_like(alpha), 1 / (alpha + sigma), -sigma / (alpha + sigma)
+def precondition_velocity(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    """Predict eps - x0, the velocity of the straight path from image to noise (Liu et al. 2023).
+
+    Hence x0 = (x_t - sigma velocity) / (alpha + sigma).
+    """
+    return Preconditioning(torch.ones_like(alpha), 1 / (alpha + sigma), -sigma / (alpha + sigma))
 
 
-def edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Row:
-    """A mix of image and noise such that input and target are of unit variance, for images of standard deviation
-    `sigma_data` (Karras et al. 2022, table 1, where alpha = 1).
+def precondition_edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    """Predict a mix of image and noise such that input and target have unit variance.
+
+    Karras et al. 2022, table 1, there with alpha = 1.
+
+    Args:
+        alpha: signal level.
+        sigma: noise level, in the shape of alpha.
+        sigma_data: standard deviation of the images.
     """
     variance = sigma**2 + (alpha * sigma_data) ** 2
-    return 1 / variance.sqrt(), alpha * sigma_data**2 / variance, sigma * sigma_data / variance.sqrt()
+    c_skip = alpha * sigma_data**2 / variance
+    return Preconditioning(1 / variance.sqrt(), c_skip, sigma * sigma_data / variance.sqrt())
 
 
-PREDICTION_TYPES: dict[str, Callable[..., Row]] = {  # (alpha, sigma, sigma_data) -> row
-    "epsilon": epsilon,
-    "sample": sample,
-    "v_prediction": v_prediction,
-    "velocity": velocity,
-    "edm": edm,
+PREDICTION_TYPES: dict[str, Callable[[Tensor, Tensor, float], Preconditioning]] = {
+    "epsilon": precondition_epsilon,
+    "sample": precondition_sample,
+    "v_prediction": precondition_v,
+    "velocity": precondition_velocity,
+    "edm": precondition_edm,
 }

@@ -1,8 +1,9 @@
 """The random numbers of training, as a function of (seed, position in the stream of images).
 
-Position p = step x global batch size + place in the batch. Numbers are drawn in blocks of positions, each block with
-a generator of its own, and whoever trains on positions a..b takes that slice: a resumed run, an accumulated
-micro-batch and a rank of many see the numbers that one unbroken big batch would have seen.
+Position p = step x global batch size + index in the batch. Numbers are drawn in blocks of
+positions, each from a generator of its own, and training on positions a..b takes that slice.
+So a resumed run, an accumulated micro-batch and each of many ranks see the numbers that one
+uninterrupted run with one big batch sees.
 """
 
 from dataclasses import dataclass
@@ -10,15 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.seeds import counted
+from diffusion_lit.diffusion.seeds import item_seed
 from diffusion_lit.diffusion.timesteps import BELOW_1
 
 BLOCK = 32  # positions; larger wastes work at the ends of a slice, smaller reseeds more often
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Noise eps (B, C, H, W) and uniform numbers in [0, 1) of shape (B,) for the timestep, the flip, the label drop."""
+class RandomNumbers:
+    """The random numbers of B consecutive positions.
+
+    Attributes:
+        eps: unit Gaussian noise, (B, C, H, W).
+        timestep: uniform in [0, 1), (B,), for the timestep.
+        flip: uniform in [0, 1), (B,), for the horizontal flip.
+        drop: uniform in [0, 1), (B,), for label dropout.
+    """
 
     eps: Tensor
     timestep: Tensor
@@ -26,42 +34,48 @@ class Draws:
     drop: Tensor
 
 
-def draw(
+def draw_random_numbers(
     seed: int, start: int, count: int, shape: tuple[int, int, int], device: torch.device, strata: int = 1
-) -> Draws:
-    """Numbers for positions start .. start + count - 1 of images of shape (C, H, W).
+) -> RandomNumbers:
+    """Draw the numbers of positions start .. start + count - 1.
 
-    With `strata`, the size of the global batch, that for the timestep lies in the share of [0, 1) which belongs to the
-    position's place in the batch: each batch then has one in every share (after Kingma et al. 2021, appendix I.1).
+    Args:
+        seed: seed of the run.
+        start: first position.
+        count: number of positions.
+        shape: (C, H, W) of the noise.
+        device: where to draw; another device gives other numbers.
+        strata: above 1, the size of the global batch: `timestep` of the image at index k of its
+            batch lies in [k / strata, (k + 1) / strata) (after Kingma et al. 2021, appendix I.1).
     """
     generator = torch.Generator(device=device)
     eps, uniform = [], []
     for block in range(start // BLOCK, -(-(start + count) // BLOCK)):
-        generator.manual_seed(counted(seed, "training", block))
+        generator.manual_seed(item_seed(seed, "training", block))
         low, high = max(start - block * BLOCK, 0), min(start + count - block * BLOCK, BLOCK)
         uniform.append(torch.rand(3, BLOCK, generator=generator, device=device)[:, low:high])
         eps.append(torch.randn(BLOCK, *shape, generator=generator, device=device)[low:high])
     timestep, flip, drop = torch.cat(uniform, dim=1)
     if strata > 1:
-        place = torch.arange(start, start + count, device=device) % strata
-        timestep = ((place + timestep) / strata).clamp(max=BELOW_1)
-    return Draws(torch.cat(eps), timestep, flip, drop)
+        index = torch.arange(start, start + count, device=device) % strata
+        timestep = ((index + timestep) / strata).clamp(max=BELOW_1)
+    return RandomNumbers(torch.cat(eps), timestep, flip, drop)
 
 
 def seed_network(seed: int, position: int) -> None:
-    """Seed what dropout inside the network draws from, for the micro-batch that begins at the position.
+    """Seed the generators that dropout inside the network uses, for the micro-batch at a position.
 
-    Like `torch.manual_seed`, which also writes a stack trace down for every kind of device that is not in use: most of
-    a millisecond.
+    `torch.manual_seed` does the same, and takes most of a millisecond: it records a stack trace
+    for every kind of device that is not in use.
     """
-    number = counted(seed, "network", position)
-    for generator in (torch.default_generator, *torch.cuda.default_generators):  # of CUDA none before its first use
+    number = item_seed(seed, "network", position)
+    for generator in (torch.default_generator, *torch.cuda.default_generators):  # none before CUDA is first used
         generator.manual_seed(number)
-    torch.mps.manual_seed(number)  # does nothing elsewhere
+    torch.mps.manual_seed(number)  # does nothing without MPS
 
 
-def flip(x0: Tensor, draws: Draws, probability: float) -> Tensor:
-    """Mirror images (B, C, H, W) left to right, each with the given probability."""
+def flip_images(x0: Tensor, numbers: RandomNumbers, probability: float) -> Tensor:
+    """Flip images (B, C, H, W) left to right, each with the given probability."""
     if not probability:
         return x0
-    return torch.where((draws.flip < probability)[:, None, None, None], x0.flip(-1), x0)
+    return torch.where((numbers.flip < probability)[:, None, None, None], x0.flip(-1), x0)

@@ -1,42 +1,45 @@
-"""Seeds: every random number here is a function of the run's seed and a position, never of the past."""
+"""Seeds: every random number is a function of the run's seed and a position, never of earlier draws."""
 
 import hashlib
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 
-class Between(NamedTuple):
-    """A place on the way from the noise of one seed, at share 0, to that of another, at share 1."""
+class InterpolatedSeed(NamedTuple):
+    """Stands for noise between that of two seeds, at `fraction` in [0, 1] of the way to the second."""
 
     first: int
     second: int
-    share: float
+    fraction: float
 
 
-Seed = int | Between  # of an image
+Seed = int | InterpolatedSeed  # of an image
 
 
-def fold(seed: int, *words: object) -> int:
-    """A 32-bit seed that depends on `seed` and all `words` (torch's CPU generator reads 32 bits, no more)."""
-    text = "/".join(map(str, (seed, *words)))
+def derive_seed(seed: int, *keys: object) -> int:
+    """Return a 32-bit seed that depends on `seed` and all `keys`.
+
+    torch's CPU generator reads 32 bits, no more.
+    """
+    text = "/".join(map(str, (seed, *keys)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
-def counted(seed: int, purpose: str, number: int) -> int:
-    """Seed of item `number` for a purpose. Two items of one purpose never share a seed (up to 2^32 items)."""
-    return (fold(seed, purpose) + number) % 2**32
+def item_seed(seed: int, purpose: str, index: int) -> int:
+    """Return the seed of one item of a purpose; up to 2^32 items have different seeds."""
+    return (derive_seed(seed, purpose) + index) % 2**32
 
 
 def image_seeds(seed: int, num_images: int) -> list[int]:
-    """Seeds of generated images 0, 1, ...; image k depends on its own seed and label, not on how many are made."""
-    return [counted(seed, "image", k) for k in range(num_images)]
+    """Return the seeds of generated images 0, 1, ...; that of image k does not depend on `num_images`."""
+    return [item_seed(seed, "image", k) for k in range(num_images)]
 
 
 def column_seeds(seed: int, labels: Sequence[Hashable]) -> list[int]:
-    """Seeds of generated images by their place among those of their label: image j of every label has the same."""
-    places: dict[Hashable, int] = {}
+    """Return seeds such that image j of every label has the same seed."""
+    counts: dict[Hashable, int] = {}
     columns = []
     for label in labels:
-        columns.append(places.get(label, 0))
-        places[label] = columns[-1] + 1
-    return [counted(seed, "image", column) for column in columns]
+        columns.append(counts.get(label, 0))
+        counts[label] = columns[-1] + 1
+    return [item_seed(seed, "image", column) for column in columns]

@@ -1,4 +1,9 @@
-"""How training spreads over the noise levels: from uniform numbers to shares of the way from clean to noise."""
+"""Timestep sampling: how often training draws each noise level.
+
+A sampler maps uniform numbers in [0, 1) to fractions of the way from clean image (0) to noise
+(1); a process maps these to its times. To add one, write a function and add it to
+`TIMESTEP_SAMPLING`.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,26 +14,32 @@ from torch import Tensor
 BELOW_1 = 1 - 2**-24  # the largest float32 below 1
 
 
-def uniform(u: Tensor, mean: float, std: float) -> Tensor:
-    """Every share as often. `mean` and `std` belong to the others and have no meaning here."""
+def uniform_fractions(u: Tensor, mean: float, std: float) -> Tensor:
+    """Return u itself: all fractions are equally likely. `mean` and `std` are not used."""
     return u
 
 
-def logit_normal(u: Tensor, mean: float, std: float) -> Tensor:
-    """log(s / (1 - s)) is normal (Esser et al. 2024, eq. 19): the middle more often than the ends."""
+def logit_normal_fractions(u: Tensor, mean: float, std: float) -> Tensor:
+    """Return fractions s such that log(s / (1 - s)) is normal (Esser et al. 2024, eq. 19)."""
     return torch.sigmoid(mean + std * torch.special.ndtri(u)).clamp(max=BELOW_1)
 
 
-class Spread(NamedTuple):
-    """Uniform numbers in [0, 1) to shares in [0, 1), and whether a global batch has one number in each equal part."""
+class TimestepSampler(NamedTuple):
+    """A map of uniform numbers to fractions, and the form of the uniform numbers.
 
-    shape: Callable[[Tensor, float, float], Tensor]
-    stratified: bool = False
+    Attributes:
+        fractions: (u (B,) in [0, 1), mean, std) -> fractions (B,) in [0, 1).
+        is_stratified: split [0, 1) into as many equal strata as the global batch has images,
+            and draw one u from each.
+    """
+
+    fractions: Callable[[Tensor, float, float], Tensor]
+    is_stratified: bool = False
 
 
 TIMESTEP_SAMPLING = {
-    "uniform": Spread(uniform),
-    "stratified": Spread(uniform, stratified=True),
-    "logit_normal": Spread(logit_normal),
-    "stratified_logit_normal": Spread(logit_normal, stratified=True),
+    "uniform": TimestepSampler(uniform_fractions),
+    "stratified": TimestepSampler(uniform_fractions, is_stratified=True),
+    "logit_normal": TimestepSampler(logit_normal_fractions),
+    "stratified_logit_normal": TimestepSampler(logit_normal_fractions, is_stratified=True),
 }

@@ -1,26 +1,31 @@
-"""Colours of two sets of images, channel by channel."""
+"""Color statistics of two sets of images, channel by channel."""
 
 import torch
 from torch import Tensor
 
-CHANNELS = {1: ["grey"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
+CHANNEL_NAMES = {1: ["gray"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
 
 
-def colour_statistics(generated: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of each channel of uint8 (N, C, H, W) images, in levels of 255, and `distance`: how
-    far its values have to be moved, on average, to turn one histogram into the other (Wasserstein-1).
+def color_statistics(generated: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation and `distance` of each channel, in levels of 255.
+
+    `distance` is the Wasserstein-1 distance of the two histograms.
+
+    Args:
+        generated: uint8 (N, C, H, W).
+        real: uint8 (M, C, H, W).
     """
     table, levels = {}, torch.arange(256, dtype=torch.double)
-    for c, name in enumerate(CHANNELS[generated.shape[1]]):
-        shares = [_counts(z[:, c]).double() / z[:, c].numel() for z in (generated, real)]
+    for c, name in enumerate(CHANNEL_NAMES[generated.shape[1]]):
+        shares = [_histogram(images[:, c]).double() / images[:, c].numel() for images in (generated, real)]
         row = {"distance": (shares[0] - shares[1]).cumsum(0).abs().sum().item()}
-        for end, share in zip(("", "_real"), shares, strict=True):
+        for suffix, share in zip(("", "_real"), shares, strict=True):
             mean = (share * levels).sum()
-            row |= {f"mean{end}": mean.item(), f"std{end}": (share * (levels - mean) ** 2).sum().sqrt().item()}
+            row |= {f"mean{suffix}": mean.item(), f"std{suffix}": (share * (levels - mean) ** 2).sum().sqrt().item()}
         table[name] = row
     return table
 
 
-def _counts(levels: Tensor) -> Tensor:
-    """How often each of 0 to 255 is there (256,), a few images at a time."""
+def _histogram(levels: Tensor) -> Tensor:
+    """Return the counts of 0 to 255, (256,), a few images at a time."""
     return sum(torch.bincount(part.flatten().int(), minlength=256) for part in levels.split(1000))

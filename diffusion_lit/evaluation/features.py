@@ -1,5 +1,7 @@
-"""What images are compared by. Every extractor takes uint8 images and says what it is; what takes long is kept in a
-folder, under the fingerprints of all that it was made of.
+"""Feature extractors, and a cache of what takes long to compute.
+
+To add an extractor, write a function that returns a `FeatureExtractor`, and add it to
+`FEATURE_EXTRACTORS`.
 """
 
 import hashlib
@@ -15,18 +17,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion_lit.data.store import ImageStore, center_crop
-from diffusion_lit.evaluation.classifier import RECIPE, Classifier, premultiplied, trained_classifier
+from diffusion_lit.evaluation.classifier import CODE_DIGEST, Classifier, premultiply_alpha, train_classifier
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import lock
 
 BATCH = 250
-COMPONENTS = 64
+COMPONENTS, PCA_SIZE = 64, 16  # of the pixel features, px
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The training pictures of a run, all of one size, and those held out."""
+class RealImages:
+    """The training and validation images of a run, all of one size."""
 
     train: ImageStore
     val: ImageStore | None
@@ -36,21 +38,22 @@ class Pictures:
     device: torch.device
 
 
-def pictures_of(train: ImageStore, val: ImageStore | None, data: dict, device: torch.device) -> Pictures:
-    """Of the splits of a `data` group; where training cuts windows out of larger pictures, their centres."""
+def collect_real_images(train: ImageStore, val: ImageStore | None, data: dict, device: torch.device) -> RealImages:
+    """Return the images of a `data` group; of larger images the center that training crops."""
     train = center_crop(train, data["image_size"])
-    return Pictures(train, val, data["num_classes"], data["flip"] > 0, data["resample"], device)
+    return RealImages(train, val, data["num_classes"], data["flip"] > 0, data["resample"], device)
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """Images uint8 (N, C, H, W), an array or a tensor, to features float32 (N, D) on the CPU.
+class FeatureExtractor:
+    """A function from images uint8 (N, C, H, W), array or tensor, to features float32 (N, D) on the CPU.
 
     Args:
-        name: `features=` of the command.
-        network: of a batch.
-        digest: of its weights; features of another digest are other features.
-        facts: what else a reader of its numbers should know.
+        name: key of `FEATURE_EXTRACTORS`.
+        network: features of a batch of images on the device.
+        digest: of the weights; part of the cache key.
+        device: of the network.
+        facts: entries for result.json.
     """
 
     name: str
@@ -65,64 +68,64 @@ class Extractor:
         batches = (_channels_first(torch.as_tensor(np.asarray(x))).to(self.device) for x in parts)
         return torch.cat([self.network(batch).float().cpu() for batch in batches])
 
-    def of(self, store: ImageStore, pictures: Pictures) -> Tensor:
-        """Features of a whole split, from the cache if it has them."""
-        made_of = {"data": store.fingerprint, "resample": pictures.resample, "extractor": self.digest}
-        return kept(f"features-{self.name}", made_of, lambda: {"features": self(store.images)})["features"]
+    def extract_split(self, store: ImageStore, images: RealImages) -> Tensor:
+        """Return the features of a split, from the cache if possible."""
+        key = {"data": store.fingerprint, "resample": images.resample, "extractor": self.digest}
+        return load_or_make(f"features-{self.name}", key, lambda: {"features": self(store.images)})["features"]
 
 
 # ------------------------------------------------------------------------------------------- the extractors
 
 
-def classifier(pictures: Pictures) -> Extractor:
-    """The layer before the last of a small network, trained on the training pictures and their labels.
+def make_classifier(images: RealImages) -> FeatureExtractor:
+    """Return the features of a small classifier of the training images.
 
-    Its facts have the share of held-out pictures that it judges right, `class_accuracy_real`.
+    Its facts hold `class_accuracy_real`, its accuracy on the validation images.
     """
-    train = pictures.train
-    made_of = {"data": train.fingerprint, "resample": pictures.resample, "recipe": RECIPE, "flip": str(pictures.flip)}
-
-    def trained() -> dict[str, Tensor]:
-        return trained_classifier(train, pictures.num_classes, pictures.flip, pictures.device).state_dict()
-
-    net = Classifier(train.images.shape[1], pictures.num_classes)
-    net.load_state_dict(kept("classifier", made_of, trained))
-    net.to(pictures.device).eval()
-    found = Extractor("classifier", net, digest_of(net.state_dict()), pictures.device)
-    if pictures.val:
-        judged = classes(found, found(pictures.val.images)).numpy()
-        found.facts["class_accuracy_real"] = float(np.mean(judged == pictures.val.labels))
-    return found
+    train, num_classes, flip, device = images.train, images.num_classes, images.flip, images.device
+    key = {"data": train.fingerprint, "resample": images.resample, "code": CODE_DIGEST, "flip": str(flip)}
+    net = Classifier(train.images.shape[1], num_classes)
+    weights = load_or_make("classifier", key, lambda: train_classifier(train, num_classes, flip, device).state_dict())
+    net.load_state_dict(weights)
+    net.to(device).eval()
+    extractor = FeatureExtractor("classifier", net, digest_tensors(weights), device)
+    if images.val:
+        predicted = predict_classes(extractor, extractor(images.val.images)).numpy()
+        extractor.facts["class_accuracy_real"] = float(np.mean(predicted == images.val.labels))
+    return extractor
 
 
-def classes(judge: Extractor, features: Tensor) -> Tensor:
-    """The classes (N,) that a classifier sees in its features."""
-    return judge.network.head(features.to(judge.device)).argmax(1).cpu()
+def predict_classes(classifier: FeatureExtractor, features: Tensor) -> Tensor:
+    """Return the predicted classes (N,) of a classifier's features (N, D)."""
+    return classifier.network.head(features.to(classifier.device)).argmax(1).cpu()
 
 
-def pixels(pictures: Pictures) -> Extractor:
-    """The first 64 principal components of the training pixels, for pictures without labels: layout and colours, and
-    nothing of what is shown. Larger pictures are shrunk to 16 px first.
+def make_pixel_pca(images: RealImages) -> FeatureExtractor:
+    """Return the first 64 principal components of the training pixels, for images without labels.
+
+    They describe layout and colors, not content. Larger images are shrunk to 16 px first.
     """
-    x = small(torch.from_numpy(np.ascontiguousarray(pictures.train.images)), 16).double()
+    x = pixel_vectors(torch.from_numpy(np.ascontiguousarray(images.train.images)), PCA_SIZE).double()
     mean = x.mean(0)
     values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     basis = vectors[:, -COMPONENTS:].flip(1)
-    share = (values[-COMPONENTS:].sum() / values.sum().clamp(min=1e-12)).item()
-    mean, basis = mean.float().to(pictures.device), basis.float().to(pictures.device)
-    digest = digest_of({"mean": mean, "basis": basis})
-    return Extractor(
-        "pixels", lambda images: (small(images, 16) - mean) @ basis, digest, pictures.device, {"variance_kept": share}
-    )
+    facts = {"variance_kept": (values[-COMPONENTS:].sum() / values.sum().clamp(min=1e-12)).item()}
+    mean, basis = mean.float().to(images.device), basis.float().to(images.device)
+
+    def project(batch: Tensor) -> Tensor:
+        return (pixel_vectors(batch, PCA_SIZE) - mean) @ basis
+
+    return FeatureExtractor("pixels", project, digest_tensors({"mean": mean, "basis": basis}), images.device, facts)
 
 
-def inception(pictures: Pictures) -> Extractor:
-    """The 2048 pooled features of Inception-v3 as TensorFlow trained it, the only ones whose distance is called FID.
+def make_inception(images: RealImages) -> FeatureExtractor:
+    """Return the 2048 pooled features of TensorFlow's Inception-v3, the only ones whose distance is called FID.
 
-    Grey is repeated, transparent pictures are laid on white; torchmetrics resizes to 299 px.
+    Gray images are repeated to three channels, transparent ones composited on white;
+    torchmetrics resizes to 299 px.
 
     Raises:
-        UserError: exit 3 if its weights can neither be found nor downloaded.
+        UserError: exit 3 if its weights are neither here nor can be downloaded.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -132,99 +135,106 @@ def inception(pictures: Pictures) -> Extractor:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise UserError(
             Exit.DATA,
-            f"features=inception: its weights cannot be downloaded ({error}); put its file "
-            f"weights-inception-2015-12-05-6726825d.pth (github.com/toshas/torch-fidelity) into {folder}, or take "
-            "features=classifier or pixels",
+            f"features=inception: cannot download the weights ({error}). Put "
+            f"weights-inception-2015-12-05-6726825d.pth (github.com/toshas/torch-fidelity) into {folder}, or use "
+            "features=classifier or features=pixels",
         ) from None
-    net.to(pictures.device).requires_grad_(False)
-    return Extractor("inception", lambda images: net(rgb(images)), digest_of(net.state_dict()), pictures.device)
+    net.to(images.device).requires_grad_(False)
+    digest = digest_tensors(net.state_dict())
+    return FeatureExtractor("inception", lambda batch: net(to_rgb(batch)), digest, images.device)
 
 
-EXTRACTORS: dict[str, Callable[[Pictures], Extractor]] = {
-    "classifier": classifier, "pixels": pixels, "inception": inception,
-}  # fmt: skip
+FEATURE_EXTRACTORS: dict[str, Callable[[RealImages], FeatureExtractor]] = {
+    "classifier": make_classifier,
+    "pixels": make_pixel_pca,
+    "inception": make_inception,
+}
 
 
-def small(images: Tensor, most: int) -> Tensor:
-    """uint8 (N, C, H, W) to vectors (N, D) in [0, 1], colours times alpha; larger ones shrunk to `most` px."""
-
-    def of(images: Tensor) -> Tensor:
-        x = premultiplied(_channels_first(images))
-        return (F.adaptive_avg_pool2d(x, most) if x.shape[-1] > most else x).flatten(1)
-
-    return torch.cat([of(part) for part in images.split(BATCH)])  # large pictures are floats a few at a time
+def pixel_vectors(images: Tensor, max_size: int) -> Tensor:
+    """Return uint8 (N, C, H, W) as vectors (N, D) in [0, 1], colors times alpha, shrunk to at most `max_size` px."""
+    vectors = []
+    for part in images.split(BATCH):  # large images are floats a few at a time
+        x = premultiply_alpha(_channels_first(part))
+        vectors.append((F.adaptive_avg_pool2d(x, max_size) if x.shape[-1] > max_size else x).flatten(1))
+    return torch.cat(vectors)
 
 
 def _channels_first(images: Tensor) -> Tensor:
-    """(N, C, H, W) so in memory too, wherever it came from: the layout decides how sums are rounded."""
+    """Return (N, C, H, W) in that order in memory too, which decides how sums are rounded."""
     return images.clone(memory_format=torch.contiguous_format)
 
 
-def rgb(images: Tensor) -> Tensor:
-    """uint8 (N, 1, 3 or 4, H, W) to uint8 (N, 3, H, W)."""
+def to_rgb(images: Tensor) -> Tensor:
+    """Return uint8 (N, C, H, W) of 1, 3 or 4 channels as RGB; transparent ones on white."""
     if images.shape[1] == 4:
-        seen = premultiplied(images)
-        return ((seen[:, :3] + 1 - seen[:, 3:]) * 255).round().to(torch.uint8)
+        x = premultiply_alpha(images)
+        return ((x[:, :3] + 1 - x[:, 3:]) * 255).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)
 
 
 # ------------------------------------------------------------------------------------------------ the cache
 
 
-def kept(kind: str, made_of: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from a file of the cache ($DIFFUSION_LIT_CACHE, else ~/.cache/diffusion_lit), made and written if it is
-    not there. A cache that cannot be written is done without.
+def load_or_make(kind: str, key: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Load tensors from the cache, or make them and write them there.
+
+    The cache is $DIFFUSION_LIT_CACHE, else ~/.cache/diffusion_lit. If it cannot be written,
+    nothing is cached.
+
+    Args:
+        kind: start of the file name.
+        key: digests of everything that the tensors depend on.
+        make: returns the tensors.
 
     Raises:
-        UserError: exit 3 for a file that is damaged or was made of something else than its name says.
+        UserError: exit 3 for a file that is damaged or has another key than its name says.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(os.environ.get("DIFFUSION_LIT_CACHE", "~/.cache/diffusion_lit")).expanduser()
-    path = folder / f"{kind}-{hashlib.blake2b(_words(made_of).encode(), digest_size=8).hexdigest()}.safetensors"
-    with _alone(path):
+    path = folder / f"{kind}-{hashlib.blake2b(_format_key(key).encode(), digest_size=8).hexdigest()}.safetensors"
+    with _exclusive(path):
         if path.exists():
-            return _read(path, made_of)
+            return _load(path, key)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
-        with suppress(OSError, SafetensorError), write_atomically(path, many=True) as beside:
-            save_file(tensors, beside, made_of)
+        with suppress(OSError, SafetensorError), write_atomically(path, many=True) as unfinished:
+            save_file(tensors, unfinished, key)
         return tensors
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While one process makes a file others wait, and find it made: trained on a GPU a second time, a classifier is not
-    quite the same. A folder that cannot be written is done without.
-    """
+def _exclusive(path: Path) -> Iterator[None]:
+    """Let one process make a file while others wait for it: a classifier trained twice on a GPU differs."""
     with ExitStack() as stack:
-        with suppress(OSError):
+        with suppress(OSError):  # no cache if the folder cannot be written
             path.parent.mkdir(parents=True, exist_ok=True)
             lock(stack.enter_context(open(path.with_suffix(".lock"), "ab")).fileno(), wait=True)
         yield
 
 
-def _read(path: Path, made_of: dict[str, str]) -> dict[str, Tensor]:
+def _load(path: Path, key: dict[str, str]) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            found, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(Exit.DATA, f"{path} is damaged ({error}): remove it, and it is made again") from None
-    if found != made_of:
-        told = ", ".join(f"{key} {found.get(key)}" for key in made_of if found.get(key) != made_of[key])
-        words = _words(made_of)
-        raise UserError(Exit.DATA, f"{path} is stale: it was made of {told}, not of {words}; remove it")
+        raise UserError(Exit.DATA, f"{path} is damaged ({error}). Remove it, and it is made again") from None
+    if stored != key:
+        raise UserError(
+            Exit.DATA, f"{path} is stale: made of {_format_key(stored)}, not of {_format_key(key)}. Remove it"
+        )
     return tensors
 
 
-def _words(made_of: dict[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in sorted(made_of.items()))
+def _format_key(key: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(key.items()))
 
 
-def digest_of(tensors: dict[str, Tensor]) -> str:
-    """Of weights, or of anything else that has names."""
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """Return a digest of named tensors, such as weights."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())

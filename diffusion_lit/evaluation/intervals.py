@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals."""
+"""Estimates with 95 % confidence intervals."""
 
 import math
 from typing import NamedTuple
@@ -16,37 +16,47 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def entries(self, name: str) -> dict[str, float]:
+        """Return the three entries of result.json: `name`, `name`_low, `name`_high."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
-def of_mean(numbers: Tensor) -> Estimate:
-    """The mean of independent numbers (N,), N >= 2: mean ± t(0.975, N - 1) s / sqrt(N) (Student 1908)."""
+
+def mean_interval(numbers: Tensor) -> Estimate:
+    """Return the mean of N >= 2 independent numbers, with mean ± t(0.975, N - 1) s / sqrt(N) (Student 1908)."""
     mean, n = numbers.double().mean().item(), len(numbers)
-    half = student(n - 1) * numbers.double().std().item() / math.sqrt(n)
+    half = student_quantile(n - 1) * numbers.double().std().item() / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half)
 
 
-def of_share(hits: Tensor) -> Estimate:
-    """The share of true among independent booleans (N,): the score interval (Wilson 1927), which holds at 0 and 1."""
+def proportion_interval(hits: Tensor) -> Estimate:
+    """Return the share of True among N independent booleans, with the score interval (Wilson 1927)."""
     n, share, z2 = len(hits), hits.double().mean().item(), 1.959964**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Estimate(share, max(0.0, center - half), min(1.0, center + half))
 
 
-def jackknifed(whole: float, without: list[float]) -> tuple[Estimate, float]:
-    """An estimate from all of the data and from the data without each of g groups: it with its interval, and what is
-    left of it without the bias of order 1/n (Quenouille 1956; Tukey 1958).
+def jackknife(estimate: float, left_out: list[float]) -> tuple[Estimate, float]:
+    """Return the interval of an estimate, and the estimate less its bias of order 1/n.
+
+    Quenouille 1956; Tukey 1958.
+
+    Args:
+        estimate: from all data.
+        left_out: estimates from the data without one of g groups each.
     """
-    left_out, g = torch.tensor(without, dtype=torch.double), len(without)
-    half = student(g - 1) * math.sqrt((g - 1) ** 2 / g) * left_out.std().item()
-    return Estimate(whole, whole - half, whole + half), g * whole - (g - 1) * left_out.mean().item()
+    values, g = torch.tensor(left_out, dtype=torch.double), len(left_out)
+    half = student_quantile(g - 1) * math.sqrt((g - 1) ** 2 / g) * values.std().item()
+    return Estimate(estimate, estimate - half, estimate + half), g * estimate - (g - 1) * values.mean().item()
 
 
-def student(freedom: int) -> float:
+def student_quantile(freedom: int) -> float:
+    """Return t(0.975) of Student's distribution with so many degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, LEVEL))
 
 
-def shuffled(n: int, seed: int = 0) -> Tensor:
-    """The numbers below n in a fixed random order: sets that are sorted, by class say, are taken in parts by it."""
+def fixed_permutation(n: int, seed: int = 0) -> Tensor:
+    """Return 0 .. n - 1 in a fixed random order, to split sets that are sorted, by class for example."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,8 @@
-"""The metrics by name: each turns what was generated, and what is real, into numbers for result.json."""
+"""The metrics of `evaluate`: functions from a comparison of generated and real images to entries of result.json.
+
+To add a metric, write a function of a `Comparison`, add it to `METRICS`, and its name to
+`METRIC_COLUMNS` in `diffusion_lit.config.schema`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,21 +13,23 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.evaluation.colors import colour_statistics
+from diffusion_lit.evaluation import features
+from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
-from diffusion_lit.evaluation.features import EXTRACTORS, Extractor, Pictures, classes, classifier, small
-from diffusion_lit.evaluation.intervals import Estimate, of_share, shuffled
+from diffusion_lit.evaluation.features import FeatureExtractor, RealImages, pixel_vectors
+from diffusion_lit.evaluation.intervals import fixed_permutation, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorization import Neighbours, nearest
+from diffusion_lit.evaluation.memorization import Neighbors, find_neighbors
 from diffusion_lit.system.errors import Exit, UserError
 
-FEWEST = 4  # images of a set whose distance to another one can be told
-PIXELS = 32  # px, to which larger pictures are shrunk before pixels are compared
+MIN_IMAGES = 4  # for a distance between sets
+MIN_CLASS_IMAGES = 20  # for the kernel distance of a class
+PIXELS = 32  # px, to which larger images are shrunk before pixels are compared
 
 
 @dataclass(frozen=True)
-class Images:
-    """images uint8 (N, C, H, W), features (N, D), labels (N,)."""
+class ImageSet:
+    """Images uint8 (N, C, H, W) with features (N, D) and labels (N,)."""
 
     images: Tensor
     features: Tensor
@@ -32,42 +38,55 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def some(self, n: int | None) -> "Images":
-        """N of them at most, at random, always the same."""
-        index = shuffled(len(self))[:n]
-        return Images(self.images[index], self.features[index], self.labels[index])
+    def subset(self, n: int | None) -> "ImageSet":
+        """Return at most n images, a fixed random choice."""
+        index = fixed_permutation(len(self))[:n]
+        return ImageSet(self.images[index], self.features[index], self.labels[index])
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a run is measured by: an extractor, a classifier if there are classes, real images with their features."""
+    """What generated images are compared with.
 
-    extractor: Extractor
-    judge: Extractor | None
-    training: Images
-    held_out: Images | None  # None: nothing is
+    Args:
+        extractor: of the features.
+        classifier: for class accuracy; None without classes.
+        training: real images of the training split.
+        val: real images of the validation split, if there is one.
+        class_names: of the run.
+    """
+
+    extractor: FeatureExtractor
+    classifier: FeatureExtractor | None
+    training: ImageSet
+    val: ImageSet | None
     class_names: list[str]
 
 
-def reference_of(pictures: Pictures, features: str, class_names: list[str], limit: int | None = None) -> Reference:
-    """With at most `limit` images of each split."""
-    extractor = EXTRACTORS[features](pictures)
-    judge = extractor if features == "classifier" else classifier(pictures) if class_names else None
+def make_reference(real: RealImages, name: str, class_names: list[str], limit: int | None = None) -> Reference:
+    """Return the reference of at most `limit` real images of each split, with the extractor of that name."""
+    extractor = features.FEATURE_EXTRACTORS[name](real)
+    classifier = extractor
+    if extractor.name != "classifier":
+        classifier = features.make_classifier(real) if class_names else None
 
-    def images(store: ImageStore) -> Images:
-        found, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
-        return Images(found, extractor.of(store, pictures), labels).some(limit)
+    def make_set(store: ImageStore) -> ImageSet:
+        images, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
+        return ImageSet(images, extractor.extract_split(store, real), labels).subset(limit)
 
-    held_out = images(pictures.val) if pictures.val else None
-    return Reference(extractor, judge, images(pictures.train), held_out, class_names)
+    return Reference(extractor, classifier, make_set(real.train), real.val and make_set(real.val), class_names)
 
 
-class Evidence:
-    """What metrics look at: generated images uint8 (N, C, H, W) and the labels asked for, against a split of the
-    reference.
+class Comparison:
+    """Generated images and the real ones of a split of the reference.
 
-    With `floor` as many `other` images, of the other split if that has enough, are measured besides: what a perfect
-    model would score. `features` of the generated images, if they are known already.
+    Args:
+        reference: the real images.
+        images: generated images, uint8 (N, C, H, W).
+        labels: their requested classes, (N,).
+        split: "train" or "val".
+        floor: also measure as many real images of the other split, the score of a perfect model.
+        features: of the generated images, if known.
 
     Raises:
         UserError: exit 3 for a split of too few images.
@@ -77,111 +96,117 @@ class Evidence:
         self, reference: Reference, images: Tensor, labels: Sequence[int], split="train", floor=True, features=None
     ):
         self.reference, self.training = reference, reference.training
-        self.held_out = reference.held_out if floor else None
+        self.val = reference.val if floor else None
         features = reference.extractor(images) if features is None else features
-        self.generated = Images(images, features, torch.as_tensor(labels))
-        self.real, other = (
-            (reference.held_out, self.training) if split == "val" else (self.training, reference.held_out)
-        )
-        if len(self.real) < FEWEST:
-            told = f"reference={split}: {len(self.real)} pictures are too few to measure a distance from"
-            raise UserError(Exit.DATA, f"{told}, take {FEWEST} or more")
-        self.other = other.some(len(images)) if floor and other and len(other) >= FEWEST else None
+        self.generated = ImageSet(images, features, torch.as_tensor(labels))
+        splits = {"train": reference.training, "val": reference.val}
+        self.real = splits.pop(split)
+        (other,) = splits.values()
+        if len(self.real) < MIN_IMAGES:
+            message = f"reference={split}: {len(self.real)} images are too few for a distance. Use {MIN_IMAGES} or more"
+            raise UserError(Exit.DATA, message)
+        self.other = other.subset(len(images)) if floor and other and len(other) >= MIN_IMAGES else None
 
     @cached_property
-    def neighbours(self) -> dict[str, Neighbours]:
-        """Those of the generated images in the training split."""
-        return neighbours_of(self.generated, self.training)
+    def neighbors(self) -> dict[str, Neighbors]:
+        """Return the nearest training images of the generated ones, by pixels and by features."""
+        return _find_neighbors(self.generated, self.training)
 
 
-def fd(e: Evidence) -> dict[str, float]:
-    estimate, unbiased = frechet_distance(e.generated.features, e.real.features)
-    found = named("fd", estimate) | {"fd_unbiased": unbiased}
-    if e.other:
-        estimate, unbiased = frechet_distance(e.other.features, e.real.features)
-        found |= {"fd_floor": estimate.value, "fd_floor_unbiased": unbiased, "fd_floor_images": len(e.other)}
-    return found
+def compute_fd(c: Comparison) -> dict[str, float]:
+    """Return the Fréchet distance, without its bias too, and those of the floor."""
+    estimate, unbiased = frechet_distance(c.generated.features, c.real.features)
+    result = estimate.entries("fd") | {"fd_unbiased": unbiased}
+    if c.other:
+        floor, unbiased = frechet_distance(c.other.features, c.real.features)
+        result |= {"fd_floor": floor.value, "fd_floor_unbiased": unbiased, "fd_floor_images": len(c.other)}
+    return result
 
 
-def kid(e: Evidence) -> dict[str, float]:
-    found = named("kid", kernel_distance(e.generated.features, e.real.features))
-    return found | (named("kid_floor", kernel_distance(e.other.features, e.real.features)) if e.other else {})
+def compute_kid(c: Comparison) -> dict[str, float]:
+    """Return the kernel distance, and that of the floor."""
+    result = kernel_distance(c.generated.features, c.real.features).entries("kid")
+    return result | (kernel_distance(c.other.features, c.real.features).entries("kid_floor") if c.other else {})
 
 
-def manifold(e: Evidence) -> dict[str, float]:
-    found = precision_recall(e.generated.features, e.real.features)
-    return {key: value for name, estimate in found.items() for key, value in named(name, estimate).items()}
+def compute_precision_recall(c: Comparison) -> dict[str, float]:
+    """Return precision, recall, density and coverage."""
+    result = {}
+    for name, estimate in precision_recall(c.generated.features, c.real.features).items():
+        result |= estimate.entries(name)
+    return result
 
 
-def class_accuracy(e: Evidence) -> dict[str, float]:
-    return accuracy(e.reference.judge, e.generated.images, e.generated.labels)
+def compute_class_accuracy(c: Comparison) -> dict[str, float]:
+    """Return the class accuracy of the generated images."""
+    return score_class_accuracy(c.reference.classifier, c.generated.images, c.generated.labels)
 
 
-def accuracy(judge: Extractor, images: Tensor, labels: Sequence[int]) -> dict[str, float]:
-    """The share of images judged to be the class they were asked to be, and of held-out real ones."""
-    return named("class_accuracy", of_share(_right(judge, images, labels))) | judge.facts
+def score_class_accuracy(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> dict[str, float]:
+    """Return the share of images classified as their label, and the classifier's accuracy on real images."""
+    is_correct = _is_correct(classifier, images, labels)
+    return proportion_interval(is_correct).entries("class_accuracy") | classifier.facts
 
 
-def _right(judge: Extractor, images: Tensor, labels: Sequence[int]) -> Tensor:
-    return classes(judge, judge(images)) == torch.as_tensor(labels)
+def _is_correct(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> Tensor:
+    return features.predict_classes(classifier, classifier(images)) == torch.as_tensor(labels)
 
 
-def memorization(e: Evidence) -> dict[str, float]:
-    """The share of images that are copies of a training image, by pixels and by features, and of held-out real ones."""
-    found = {"copied": e.neighbours}
-    if e.held_out:
-        found["copied_held_out"] = neighbours_of(e.held_out, e.training)
+def compute_memorization(c: Comparison) -> dict[str, float]:
+    """Return the share of copies of training images, by pixels and by features, also of validation images."""
+    neighbors = {"copied": c.neighbors} | ({"copied_val": _find_neighbors(c.val, c.training)} if c.val else {})
+    result = {}
+    for name, by_space in neighbors.items():
+        for space, found in by_space.items():
+            result |= proportion_interval(found.is_copy).entries(f"{name}_{space}")
+    return result
+
+
+def _find_neighbors(images: ImageSet, training: ImageSet) -> dict[str, Neighbors]:
     return {
-        key: value
-        for name, ways in found.items()
-        for how, neighbours in ways.items()
-        for key, value in named(f"{name}_{how}", of_share(neighbours.copied)).items()
+        "pixels": find_neighbors(pixel_vectors(images.images, PIXELS), pixel_vectors(training.images, PIXELS)),
+        "features": find_neighbors(images.features, training.features),
     }
 
 
-def neighbours_of(images: Images, training: Images) -> dict[str, Neighbours]:
-    return {
-        "pixels": nearest(small(images.images, PIXELS), small(training.images, PIXELS)),
-        "features": nearest(images.features, training.features),
-    }
-
-
-def colors(e: Evidence) -> dict[str, object]:
-    table = colour_statistics(e.generated.images, e.real.images)
+def compute_colors(c: Comparison) -> dict[str, object]:
+    """Return the color statistics, and the mean distance of the channels."""
+    table = color_statistics(c.generated.images, c.real.images)
     return {"color_distance": sum(row["distance"] for row in table.values()) / len(table), "colors": table}
 
 
-METRICS: dict[str, Callable[[Evidence], dict]] = {
-    "fd": fd, "kid": kid, "precision_recall": manifold, "class_accuracy": class_accuracy,
-    "memorization": memorization, "colors": colors,
-}  # fmt: skip
+METRICS: dict[str, Callable[[Comparison], dict]] = {
+    "fd": compute_fd,
+    "kid": compute_kid,
+    "precision_recall": compute_precision_recall,
+    "class_accuracy": compute_class_accuracy,
+    "memorization": compute_memorization,
+    "colors": compute_colors,
+}
 
 
-def per_class(e: Evidence) -> list[dict[str, object]]:
-    """For each class how many images were asked for, the share judged right, and KID, which has no bias at small N,
-    against the real images of the class (None below 20 of either).
+def compute_per_class(c: Comparison) -> list[dict[str, object]]:
+    """Return a row for each class: number of images, class accuracy, and KID if there are 20 of both.
+
+    KID has no bias at small numbers of images.
     """
-    right, rows = _right(e.reference.judge, e.generated.images, e.generated.labels), []
-    for label, name in enumerate(e.reference.class_names):
-        asked, real = (torch.nonzero(z.labels == label)[:, 0] for z in (e.generated, e.real))
-        row = {"class": name, "images": len(asked), "real_images": len(real)}
-        if len(asked):
-            row |= named("class_accuracy", of_share(right[asked]))
-        if min(len(asked), len(real)) >= 20:
-            row |= named("kid", kernel_distance(e.generated.features[asked], e.real.features[real]))
+    is_correct, rows = _is_correct(c.reference.classifier, c.generated.images, c.generated.labels), []
+    for label, name in enumerate(c.reference.class_names):
+        generated, real = (torch.nonzero(images.labels == label)[:, 0] for images in (c.generated, c.real))
+        row = {"class": name, "images": len(generated), "real_images": len(real)}
+        if len(generated):
+            row |= proportion_interval(is_correct[generated]).entries("class_accuracy")
+        if min(len(generated), len(real)) >= MIN_CLASS_IMAGES:
+            row |= kernel_distance(c.generated.features[generated], c.real.features[real]).entries("kid")
         rows.append(row)
     return rows
 
 
-def named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def labels_in_proportion(labels: Tensor, n: int) -> list[int]:
+    """Return labels of images 0 .. n - 1 in the proportions of `labels`; label k does not depend on n.
 
-
-def labels_like(labels: Tensor, n: int) -> list[int]:
-    """Labels of images 0, 1, ... in the proportions of `labels`; that of image k depends on k alone.
-
-    The k-th is found at the fractional part of k times the golden ratio in the sorted labels, which are so gone
-    through evenly (Weyl 1916).
+    Label k is that at the fractional part of k times the golden ratio of the sorted labels, an
+    equidistributed sequence (Weyl 1916).
     """
     ordered = labels.sort().values
     return [int(ordered[int(k * 0.6180339887498949 % 1 * len(ordered))]) for k in range(n)]

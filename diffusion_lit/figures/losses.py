@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.loss import Diffusion, Row
+from diffusion_lit.diffusion.loss import Coefficients, Diffusion
 from diffusion_lit.diffusion.schedules import Process
 from diffusion_lit.figures.style import create_axes
 
@@ -19,8 +19,8 @@ def compute_loss_weights(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
     Returns:
         Weights on the network's own prediction error and on the x0 error, float64 (T,) each.
     """
-    own = diffusion.weight.double().cpu() * diffusion.table.density
-    return own, own / diffusion.distance(Row(*diffusion.tables.double().cpu()).c_out)
+    own = diffusion.weight.double().cpu() * diffusion.process.density
+    return own, own / diffusion.pointwise_loss(Coefficients(*diffusion.coefficient_table.double().cpu()).c_out)
 
 
 def compute_end_shares(diffusion: Diffusion) -> tuple[float, float]:
@@ -58,7 +58,7 @@ def _rounding_modes(table: Process) -> tuple[bool, ...]:
 def describe_loss(diffusion: Diffusion, name: str) -> Iterator[str]:
     """Yield log lines with the terminal SNR, the weight at both ends and the largest rounding errors."""
     last, (noisy, clean) = len(diffusion.weight) - 1, compute_end_shares(diffusion)
-    even, table = ENDS / len(diffusion.weight), diffusion.table
+    even, table = ENDS / len(diffusion.weight), diffusion.process
     yield (
         f"loss       {name}: terminal SNR {table.snr[last]:.3g} (timestep {last}), weight of the {ENDS} noisiest "
         f"timesteps {noisy:.2g}, of the {ENDS} cleanest {clean:.2g} (uniform: {even:.2g})"
@@ -83,7 +83,7 @@ def plot_losses(recipes: Mapping[str, Diffusion], title: str):
     figure, axes = create_axes(2, 2, title)
     (own, clean), below = axes
     for k, (name, diffusion) in enumerate(recipes.items()):
-        levels = diffusion.table.snr.log()
+        levels = diffusion.process.snr.log()
         finite = levels.isfinite()
         for ax, weight in zip((own, clean), compute_loss_weights(diffusion), strict=True):
             scaled = (weight / weight[weight.isfinite()].mean())[finite]
@@ -91,7 +91,7 @@ def plot_losses(recipes: Mapping[str, Diffusion], title: str):
     for ax, error in ((own, "the prediction error"), (clean, "the x0 error")):
         ax.set(title=f"weight on {error}", xlabel="log SNR", ylabel="weight, mean 1", yscale="log")
     own.legend(frameon=False, fontsize="small")
-    table = next(iter(recipes.values())).table
+    table = next(iter(recipes.values())).process
     levels = table.snr.log()
     for ax, index, name in zip(below, (1, 2), ("sigma", "x_t"), strict=True):
         for k, (precision, dtype) in enumerate(PRECISIONS.items()):

@@ -13,7 +13,7 @@ from diffusion_lit.figures.subject import Subject
 from diffusion_lit.imaging.grids import save_gif
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.generate import OnStep
-from diffusion_lit.sampling.previews import CLASS_MS, Film, steps_told
+from diffusion_lit.sampling.previews import CLASS_MS, FrameRecorder, format_steps
 
 Advance = Callable[[], None]  # called after each step of a batch of images
 
@@ -28,7 +28,7 @@ def sample_rows(subject: Subject, model: TrainedModel, per_row: int, on_step: On
 def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, advance: Advance) -> list[Path]:
     """Write denoising.png (the first image of each row over the steps), denoising.gif (all images) and classes.gif."""
     model = subject.model
-    film = Film(range(len(subject.rows) * per_row), model.evaluations, model.codec)
+    film = FrameRecorder(range(len(subject.rows) * per_row), model.evaluations, model.codec)
 
     def on_step(first: int, k: int, x: Tensor) -> None:
         advance()
@@ -38,7 +38,7 @@ def draw_denoising(subject: Subject, columns: int, per_row: int, out: Path, adva
     frames = subject.render(film.frames.unflatten(1, images.shape[:2]))  # (F, rows, per_row, C, H, W)
     chosen = torch.linspace(0, len(film.steps) - 1, columns).round().long().unique().tolist()
     names = [f"step {film.steps[k] + 1}" for k in chosen]
-    steps = steps_told(model.sampler.steps, model.evaluations)
+    steps = format_steps(model.sampler.steps, model.evaluations)
     title = f"Denoising: {subject.name}, {subject.config['sampler']['name']}, {steps}"
     strip = plot_tiles(frames[chosen, :, 0].transpose(0, 1), subject.row_names, names, title)
     paths = [save_figure(strip, out), out.with_suffix(".gif")]
@@ -60,7 +60,7 @@ def draw_samplers(
         started = time.perf_counter()
         blocks.append(sample_rows(subject, model, per_row, lambda first, k, x: advance()))
         seconds = (time.perf_counter() - started) / len(subject.rows) / per_row
-        steps = steps_told(model.sampler.steps, model.evaluations)
+        steps = format_steps(model.sampler.steps, model.evaluations)
         groups.append((f"{name}, {steps}\n{seconds:.3g} s per image", per_row))
     images = subject.render(torch.cat(blocks, dim=1))
     return [save_figure(plot_tiles(images, subject.row_names, (), f"Samplers: {subject.name}", groups), out)]

@@ -23,8 +23,8 @@ def compute_bin_shares(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
     Returns:
         Two float64 tensors (bins,), each of sum 1.
     """
-    bins = torch.bucketize(diffusion.table.snr.log(), torch.tensor(EDGES, dtype=torch.float64))
-    density, weight = diffusion.table.density, diffusion.weight.double().cpu()
+    bins = torch.bucketize(diffusion.process.snr.log(), torch.tensor(EDGES, dtype=torch.float64))
+    density, weight = diffusion.process.density, diffusion.weight.double().cpu()
     count = torch.bincount(bins, weights=density, minlength=len(BINS))
     weight = torch.bincount(bins, weights=weight * density, minlength=len(BINS))
     return count / count.sum(), weight / weight.sum()
@@ -32,7 +32,7 @@ def compute_bin_shares(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
 
 def find_schedule_faults(diffusion: Diffusion) -> Iterator[str]:
     """Yield a message for each way in which schedule, prediction type and weighting do not fit together."""
-    levels, density, weight = diffusion.table.snr.log(), diffusion.table.density, diffusion.weight.double().cpu()
+    levels, density, weight = diffusion.process.snr.log(), diffusion.process.density, diffusion.weight.double().cpu()
     last = len(levels) - 1
     timesteps, share = compute_bin_shares(diffusion)
     noisy, sampled = density[levels < NOISY].sum() / density.sum(), weight * density
@@ -71,9 +71,9 @@ def plot_schedule(diffusion: Diffusion, title: str):
     """Return a Figure of alpha_bar and log SNR over t, weight over log SNR, and the shares of each bin."""
     figure, axes = create_axes(2, 2, title)
     (signal, level), (weight, bins) = axes
-    levels = diffusion.table.snr.log()
+    levels = diffusion.process.snr.log()
     t, finite = range(len(levels)), levels.isfinite()  # -inf at zero terminal SNR
-    signal.plot(t, diffusion.table.alpha_bar, color=BLUE)
+    signal.plot(t, diffusion.process.alpha_bar, color=BLUE)
     signal.set(title="signal", xlabel="timestep t", ylabel=r"$\bar\alpha_t$")
     level.plot(t, levels.where(finite, torch.nan), color=BLUE)
     level.set(title="signal-to-noise ratio", xlabel="timestep t", ylabel="log SNR")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.imaging.grids import on_checkerboard, to_pil
+from diffusion_lit.imaging.grids import add_checkerboard, to_pil
 from diffusion_lit.system.files import write_atomically
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito (2008)
@@ -96,7 +96,7 @@ def plot_tiles(
     for row in range(rows):
         for column in range(columns):
             tile = to_pil(images[row, column].repeat_interleave(zoom, -2).repeat_interleave(zoom, -1))
-            canvas.paste(on_checkerboard(tile).convert("RGB"), (left + x[column], top + row * (tile_h + GAP)))
+            canvas.paste(add_checkerboard(tile).convert("RGB"), (left + x[column], top + row * (tile_h + GAP)))
     figure = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI)
     figure.figimage(np.asarray(canvas))
 

@@ -15,7 +15,7 @@ from diffusion_lit.data.sources.base import Split
 from diffusion_lit.data.store import load_split
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.imaging.skins import shown
+from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_codec, make_diffusion
 from diffusion_lit.runs.load import TrainedModel
 
@@ -66,7 +66,7 @@ class Subject:
 
     def render(self, images: Tensor) -> Tensor:
         """Return images as figures show them: skins are rendered as characters with `data.render`."""
-        return shown(images, self.config["data"].get("render", "none"))
+        return render_images(images, self.config["data"].get("render", "none"))
 
     def load_originals(self, count: int) -> Tensor:
         """Return the first training images of each row, uint8 (rows, count, C, H, W). A short class repeats its images.

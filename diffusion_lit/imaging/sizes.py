@@ -1,4 +1,4 @@
-"""Image sizes as configurations write them: one number for a square, or [height, width]."""
+"""Image sizes of a configuration: one number for a square, or [height, width]."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,9 @@ ImageSize = int | Sequence[int]
 
 
 def height_width(size: ImageSize) -> tuple[int, int]:
-    """>>> height_width(32), height_width([8, 12])
+    """Return (height, width).
+
+    >>> height_width(32), height_width([8, 12])
     ((32, 32), (8, 12))
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -14,7 +16,7 @@ def height_width(size: ImageSize) -> tuple[int, int]:
 
 
 def enlarge(size: ImageSize, by: int) -> ImageSize:
-    """Return the size with `by` pixels more on each axis, in the form that it has.
+    """Return the size with `by` more pixels on each axis, as a number or a list.
 
     >>> enlarge(32, 2), enlarge([8, 12], 2)
     (34, [10, 14])
@@ -23,7 +25,7 @@ def enlarge(size: ImageSize, by: int) -> ImageSize:
 
 
 def size_text(size: ImageSize) -> str:
-    """Return width x height, as image programs write it.
+    """Return the size as text, width first.
 
     >>> size_text(32), size_text([8, 12])
     ('32x32', '12x8')

@@ -66,7 +66,7 @@ def _draw_sheet(
     """Draw the images with these numbers. Names of rows are written beside them, numbers of rows are not."""
     import torch
 
-    from diffusion_lit.imaging.grids import grid, on_checkerboard
+    from diffusion_lit.imaging.grids import add_checkerboard, draw_grid
 
     rows = {name: row for name, row in rows.items() if len(row)}
     if not rows:
@@ -77,7 +77,7 @@ def _draw_sheet(
         for x, k in enumerate(row):
             images[y, x] = decoding(_get_image(splits, k))
     names = [name for name in rows if isinstance(name, str)]
-    return on_checkerboard(grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names))
+    return add_checkerboard(draw_grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names))
 
 
 def _get_image(splits: dict[str, Split], k: int):

@@ -1,35 +1,37 @@
-"""A small UNet in which the class is a vector that scales the decoder, so that classes can be blended."""
+"""A small UNet whose decoder is scaled by a class vector, so that classes can be blended."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lit.imaging.sizes import ImageSize, height_width
-from diffusion_lit.networks.checks import check_choice, check_halvings, check_multiple, check_positive
+from diffusion_lit.networks.checks import check_choices, check_halvings, check_multiple, check_positive
 
-NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
+CONV_NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
 
 
 class ContextUnet(nn.Module):
-    """`forward(x_t (B, C, H, W), t (B,), y) -> (B, C, H, W)`; y (B,) int64, num_classes is the null label, or blends of
-    classes (B, num_classes) float32, where the zero vector is.
+    """The network of the course "How Diffusion Models Work" (S. Zhou, A. Ng 2023).
 
-    Two halvings, one vector for the whole image in between, no attention. At two levels of the decoder the channels are
-    scaled by the class and shifted by the time; the encoder knows neither. A label is a one-hot vector; half of one
-    class and half of another is a vector as well. With num_classes 0 nothing is scaled.
+    Two halvings with one vector for the entire image in between, and no attention. At two levels
+    of the decoder the channels are scaled by the class and shifted by the time; the encoder gets
+    neither. With num_classes 0 nothing is scaled.
 
-    372,867, 1,480,963, 5,902,851 and 23,569,411 parameters for 32, 64, 128 and 256 features, 3 channels, 5 classes
-    and images of 16x16, with either norm. Larger images cost (4 features^2) (image_size / 4)^2 in place of 16 of these.
+    372,867, 1,480,963, 5,902,851 and 23,569,411 parameters for 32, 64, 128 and 256 features,
+    3 channels, 5 classes and images of 16x16, with either norm. Larger images take
+    (4 features^2) (image_size / 4)^2 in place of 16 of these.
 
     Args:
         image_size: a multiple of 4 on each axis.
+        channels: of the image.
+        num_classes: the label num_classes is the null label.
         features: channels of the finest level, a multiple of 8.
-        norm: "group", or "batch" as in the course that this network is known from (S. Zhou, A. Ng: How Diffusion Models
-            Work, 2023), where images of all noise levels share statistics and small batches have poor ones.
-        num_train_timesteps: T; the time is told as the number (t + 1) / T.
+        norm: "group", or "batch" as in the course, where images of all noise levels share
+            statistics, which are poor in small batches.
+        num_train_timesteps: T; the network gets the time as (t + 1) / T.
     """
 
-    takes_blends = True  # of classes, in `sample`
+    supports_blends = True
 
     def __init__(
         self, image_size: ImageSize, channels: int, num_classes: int, features: int, norm: str, num_train_timesteps: int
@@ -37,40 +39,42 @@ class ContextUnet(nn.Module):
         check_halvings(image_size, 2)
         check_positive(features=features)
         check_multiple(8, "the groups of the norms", features=features)
-        check_choice("norm", norm, tuple(NORMS))
+        check_choices(CONV_NORMS, norm=norm)
         super().__init__()
         self.num_classes, self.num_train_timesteps = num_classes, num_train_timesteps
+
+        def make_convs(width_in: int, width: int) -> list[nn.Module]:
+            return [make_two_convs(width_in, width, norm), make_two_convs(width, width, norm)]
+
         fine, coarse, quarter = features, 2 * features, tuple(side // 4 for side in height_width(image_size))
         self.shortcut = nn.Conv2d(channels, fine, 1, bias=False)
-        self.first = two_convs(channels, fine, norm)
-        self.down1 = nn.Sequential(two_convs(fine, fine, norm), two_convs(fine, fine, norm), nn.MaxPool2d(2))
-        self.down2 = nn.Sequential(two_convs(fine, coarse, norm), two_convs(coarse, coarse, norm), nn.MaxPool2d(2))
+        self.first = make_two_convs(channels, fine, norm)
+        self.down1 = nn.Sequential(*make_convs(fine, fine), nn.MaxPool2d(2))
+        self.down2 = nn.Sequential(*make_convs(fine, coarse), nn.MaxPool2d(2))
         self.to_vector = nn.Sequential(nn.AvgPool2d(quarter), nn.GELU())
-        self.from_vector = nn.Sequential(
-            nn.ConvTranspose2d(coarse, coarse, quarter, quarter), nn.GroupNorm(8, coarse), nn.ReLU()
-        )
-        self.up1 = nn.Sequential(
-            nn.ConvTranspose2d(2 * coarse, fine, 2, 2), two_convs(fine, fine, norm), two_convs(fine, fine, norm)
-        )
-        self.up2 = nn.Sequential(
-            nn.ConvTranspose2d(2 * fine, fine, 2, 2), two_convs(fine, fine, norm), two_convs(fine, fine, norm)
-        )
-        self.out = nn.Sequential(
-            nn.Conv2d(2 * fine, fine, 3, padding=1),
-            nn.GroupNorm(8, fine),
-            nn.ReLU(),
-            nn.Conv2d(fine, channels, 3, padding=1),
-        )
-        self.time1, self.time2 = embedding(1, coarse), embedding(1, fine)
+        enlarge = nn.ConvTranspose2d(coarse, coarse, quarter, quarter)
+        self.from_vector = nn.Sequential(enlarge, nn.GroupNorm(8, coarse), nn.ReLU())
+        self.up1 = nn.Sequential(nn.ConvTranspose2d(2 * coarse, fine, 2, 2), *make_convs(fine, fine))
+        self.up2 = nn.Sequential(nn.ConvTranspose2d(2 * fine, fine, 2, 2), *make_convs(fine, fine))
+        conv1, conv2 = nn.Conv2d(2 * fine, fine, 3, padding=1), nn.Conv2d(fine, channels, 3, padding=1)
+        self.out = nn.Sequential(conv1, nn.GroupNorm(8, fine), nn.ReLU(), conv2)
+        self.time1, self.time2 = make_embedding(1, coarse), make_embedding(1, fine)
         if num_classes:
-            self.context1, self.context2 = embedding(num_classes, coarse), embedding(num_classes, fine)
+            self.context1, self.context2 = make_embedding(num_classes, coarse), make_embedding(num_classes, fine)
 
     @staticmethod
-    def small(settings: dict) -> dict:
+    def debug_arguments(settings: dict) -> dict:
         """Return the arguments that make the network small, for debug=on."""
         return {"features": 8}
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the output (B, C, H, W).
+
+        Args:
+            x_t: noisy images, (B, C, H, W).
+            t: timesteps, (B,).
+            y: labels (B,) int64, or blends (B, num_classes) float32.
+        """
         time = ((t + 1) / self.num_train_timesteps)[:, None]
         scale1, scale2 = 1.0, 1.0
         if self.num_classes:
@@ -85,22 +89,23 @@ class ContextUnet(nn.Module):
         return self.out(torch.cat([up, x], 1))
 
     def context(self, y: Tensor) -> Tensor:
-        """Labels (B,) to one-hot float32 (B, num_classes), the null label to zeros; blends as they are."""
+        """Return labels one-hot, float32 (B, num_classes), the null label as zeros, and blends as they are."""
         return y if y.is_floating_point() else F.one_hot(y, self.num_classes + 1)[:, :-1].float()
 
 
-def two_convs(channels_in: int, channels: int, norm: str) -> nn.Sequential:
-    """Twice: 3x3 convolution, norm, GELU."""
+def make_two_convs(channels_in: int, channels: int, norm: str) -> nn.Sequential:
+    """Return two 3x3 convolutions, each with norm and GELU."""
     layers = []
     for inputs in (channels_in, channels):
-        layers += [nn.Conv2d(inputs, channels, 3, padding=1), NORMS[norm](channels), nn.GELU()]
+        layers += [nn.Conv2d(inputs, channels, 3, padding=1), CONV_NORMS[norm](channels), nn.GELU()]
     return nn.Sequential(*layers)
 
 
-def embedding(inputs: int, channels: int) -> nn.Sequential:
+def make_embedding(inputs: int, channels: int) -> nn.Sequential:
+    """Return a hidden layer of `channels` with GELU, and a linear layer."""
     return nn.Sequential(nn.Linear(inputs, channels), nn.GELU(), nn.Linear(channels, channels))
 
 
 def _per_channel(values: Tensor) -> Tensor:
-    """(B, C) to (B, C, 1, 1)."""
+    """Return values (B, C) as (B, C, 1, 1)."""
     return values[:, :, None, None]

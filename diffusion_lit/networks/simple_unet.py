@@ -1,6 +1,7 @@
-"""A UNet with little in it: two residual blocks and an attention at each level, from 2.3 million parameters on."""
+"""A plain UNet, two residual blocks and an attention at each level, from 2.3 million parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -9,31 +10,36 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from diffusion_lit.imaging.sizes import ImageSize
-from diffusion_lit.networks.checks import check_choice, check_halvings, check_levels, check_multiple, check_positive
-from diffusion_lit.networks.class_table import ClassTable
+from diffusion_lit.networks.checks import check_choices, check_halvings, check_levels, check_multiple, check_positive
+from diffusion_lit.networks.class_embedding import ClassEmbedding
 
 HEADS, HEAD_CHANNELS = 4, 32
 
 
 class SimpleUNet(nn.Module):
-    """`forward(x_t (B, C, H, W), t (B,), y (B,) int64) -> (B, C, H, W)`; y = num_classes is the null label.
+    """A UNet whose class embedding is added to the time embedding.
 
-    A table of num_classes + 1 rows is added to the time embedding; with num_classes 0 labels are ignored.
-    Without classes and with 3 channels: 2,346,835 parameters for widths 16, 32, 64, 128 with strided convolutions,
-    linear attention at all levels, cosine attention in the middle and layer norms; 33,995,395 for widths 64, 128, 256,
-    512 with pixels to channels, softmax attention at levels 1 and 2 and in the middle, and RMS norms.
+    Without classes and with 3 channels: 2,346,835 parameters for widths 16, 32, 64, 128 with
+    strided convolutions, linear attention at all levels, cosine attention in the middle and layer
+    norms; 33,995,395 for widths 64, 128, 256, 512 with pixels to channels, softmax attention at
+    levels 1 and 2 and in the middle, and RMS norms.
 
     Args:
         image_size: checked only; the network takes any multiple of 2^(len(widths) - 2).
-        widths: channels, multiples of 8: of the first convolution, then what each level hands on. All levels but the
-            last halve the image, so it is halved len(widths) - 2 times.
-        downsample: "conv", 4x4 with stride 2, or "pixels", 2x2 pixels to channels and a 1x1 convolution.
-        attention: of the levels in `attention_levels`: "linear" (Shen et al. 2021), "softmax" or "cosine", which
-            compares directions only (Henry et al. 2020); `bottleneck_attention`: that in between, at the coarsest.
-        attention_norm: before an attention (and after a linear one), over channels: "layer" or "rms".
+        channels: of the image.
+        num_classes: the label num_classes is the null label; with 0 labels are ignored.
+        widths: output channels of the first convolution, then of each level; multiples of 8. All
+            levels but the last halve the image.
+        downsample: "conv", 4x4 with stride 2, or "pixels", 2x2 pixels to channels and a 1x1
+            convolution.
+        attention: "linear" (Shen et al. 2021), "softmax" or "cosine" (Henry et al. 2020).
+        attention_levels: indices of the levels with attention, the finest is 0.
+        bottleneck_attention: attention in the middle, at the coarsest resolution.
+        attention_norm: norm over channels before an attention, and after a linear one: "layer"
+            or "rms".
     """
 
-    takes_blends = True  # of rows of the table
+    supports_blends = True
 
     def __init__(
         self,
@@ -48,54 +54,56 @@ class SimpleUNet(nn.Module):
         attention_norm: str,
     ):
         if len(widths) < 2:
-            raise ValueError(f"widths={widths}: must be two or more")
+            raise ValueError(f"widths={widths}: must have at least two entries")
         check_positive(widths=widths)
         check_multiple(8, "the groups of the norms", widths=widths)
         check_levels(len(widths) - 1, attention_levels=attention_levels)
         check_halvings(image_size, len(widths) - 2)
-        check_choice("downsample", downsample, tuple(DOWNSAMPLES))
-        check_choice("attention", attention, tuple(ATTENTIONS))
-        check_choice("bottleneck_attention", bottleneck_attention, tuple(ATTENTIONS))
-        check_choice("attention_norm", attention_norm, tuple(NORMS))
+        check_choices(DOWNSAMPLES, downsample=downsample)
+        check_choices(ATTENTIONS, attention=attention, bottleneck_attention=bottleneck_attention)
+        check_choices(ATTENTION_NORMS, attention_norm=attention_norm)
         super().__init__()
         first, last, time = widths[0], widths[-1], 4 * widths[0]
         levels = list(enumerate(pairwise(widths)))
         halvings = len(levels) - 1
-        norm = NORMS[attention_norm]
+        norm = ATTENTION_NORMS[attention_norm]
 
-        def attended(level: int, width: int) -> nn.Module:
+        def make_attention(level: int, width: int) -> nn.Module:
             return Attention(width, ATTENTIONS[attention], norm) if level in attention_levels else nn.Identity()
 
         self.time = nn.Sequential(Timesteps(first, False, 1), TimestepEmbedding(first, time))
         if num_classes:
-            self.class_embedding = ClassTable(num_classes + 1, time)
+            self.class_embedding = ClassEmbedding(num_classes + 1, time)
         self.conv_in = nn.Conv2d(channels, first, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width, wider) in levels:
-            smaller = DOWNSAMPLES[downsample] if level < halvings else _same_size
+            make_downsample = DOWNSAMPLES[downsample] if level < halvings else _same_size
             blocks = [ResidualBlock(width, width, time), ResidualBlock(width, width, time)]
-            self.down.append(nn.ModuleList([*blocks, attended(level, width), smaller(width, wider)]))
-        self.middle = nn.ModuleList(
-            [
-                ResidualBlock(last, last, time),
-                Attention(last, ATTENTIONS[bottleneck_attention], norm),
-                ResidualBlock(last, last, time),
-            ]
-        )
+            self.down.append(nn.ModuleList([*blocks, make_attention(level, width), make_downsample(width, wider)]))
+        self.middle = nn.ModuleList([ResidualBlock(last, last, time)])
+        self.middle.append(Attention(last, ATTENTIONS[bottleneck_attention], norm))
+        self.middle.append(ResidualBlock(last, last, time))
         self.up = nn.ModuleList()
         for level, (width, wider) in reversed(levels):
-            larger = _twice_as_large if level > 0 else _same_size
+            make_upsample = _upsample if level > 0 else _same_size
             blocks = [ResidualBlock(wider + width, wider, time), ResidualBlock(wider + width, wider, time)]
-            self.up.append(nn.ModuleList([*blocks, attended(level, wider), larger(wider, width)]))
+            self.up.append(nn.ModuleList([*blocks, make_attention(level, wider), make_upsample(wider, width)]))
         self.last = ResidualBlock(2 * first, first, time)
         self.conv_out = nn.Conv2d(first, channels, 1)
 
     @staticmethod
-    def small(settings: dict) -> dict:
+    def debug_arguments(settings: dict) -> dict:
         """Return the arguments that make the network small, for debug=on."""
         return {"widths": [8] * len(settings["widths"]), "attention_levels": settings["attention_levels"][-1:]}
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the output (B, C, H, W).
+
+        Args:
+            x_t: noisy images, (B, C, H, W).
+            t: times, (B,).
+            y: labels (B,) int64, or blends (B, num_classes) float32.
+        """
         embedding = self.time(t)
         if hasattr(self, "class_embedding"):
             embedding = embedding + self.class_embedding(y)
@@ -115,7 +123,7 @@ class SimpleUNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, norm, SiLU, plus time; convolution, norm, SiLU, plus the input."""
+    """Two convolutions with norm and SiLU; the time is added between them, the input at the end."""
 
     def __init__(self, width_in: int, width: int, time: int):
         super().__init__()
@@ -125,14 +133,21 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return (B, width, H, W) of x (B, width_in, H, W) and an embedding (B, time)."""
         out = self.first(x) + self.time(embedding)[:, :, None, None]
         return self.second(out) + self.shortcut(x)
 
 
 class Attention(nn.Module):
-    """x + attention(norm(x)) between all pixels, 4 heads of 32 channels."""
+    """x + attention(norm(x)) between all pixels, with 4 heads of 32 channels.
 
-    def __init__(self, width: int, attend, norm: type):
+    Args:
+        width: channels.
+        attend: a value of `ATTENTIONS`.
+        norm: a value of `ATTENTION_NORMS`.
+    """
+
+    def __init__(self, width: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor], norm: type[nn.Module]):
         super().__init__()
         self.attend = attend
         self.norm = norm(width)
@@ -141,57 +156,61 @@ class Attention(nn.Module):
         self.norm_out = norm(width) if attend is linear_attention else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, H, W) of x of that shape."""
         q, k, v = self.qkv(self.norm(x)).unflatten(1, (3, HEADS, HEAD_CHANNELS)).flatten(4).transpose(3, 4).unbind(1)
-        out = self.attend(q, k, v)  # (B, heads, pixels, channels), as are q, k and v
+        out = self.attend(q, k, v)  # all of (B, heads, pixels, channels)
         return x + self.norm_out(self.out(out.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])))
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q) (softmax(k)^T v): over channels and over pixels, so that its cost grows as the pixels do."""
+    """Return softmax(q) (softmax(k)^T v), at a cost linear in the pixels (Shen et al. 2021).
+
+    The softmax of q is over channels, that of k over pixels.
+    """
     q, k = q.softmax(-1) * q.shape[-1] ** -0.5, k.softmax(-2)
     return q @ (k.transpose(-1, -2) @ v)
 
 
 def cosine_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return attention by the cosine of q and k, times 10 (Henry et al. 2020)."""
     return F.scaled_dot_product_attention(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, scale=10.0)
 
 
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each pixel, with a gain and no offset."""
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel, without an offset."""
 
     def __init__(self, width: int):
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(width))
+        super().__init__(width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normed(x.movedim(1, -1)).movedim(-1, 1)
-
-    def normed(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.gain.shape, self.gain)
+        """Return (B, width, H, W) of x of that shape."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class ChannelRMSNorm(ChannelNorm):
-    """The same without taking off the mean (Zhang & Sennrich 2019)."""
+class ChannelRMSNorm(nn.RMSNorm):
+    """RMS norm over the channels of each pixel (Zhang & Sennrich 2019)."""
 
-    def normed(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.to(self.gain.dtype), self.gain.shape, self.gain)  # autocast does so for layer norms
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, H, W) of x of that shape, in the dtype of the weight.
 
-
-class PixelsToChannels(nn.Sequential):
-    def __init__(self, width: int, wider: int):
-        super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(4 * width, wider, 1))
-
-
-def _same_size(width_in: int, width: int) -> nn.Module:
-    return nn.Conv2d(width_in, width, 3, padding=1)
+        Autocast casts so for layer norms, but not for RMS norms.
+        """
+        return super().forward(x.movedim(1, -1).to(self.weight.dtype)).movedim(-1, 1)
 
 
-def _twice_as_large(width_in: int, width: int) -> nn.Module:
+def _pixels_to_channels(width_in: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * width_in, width, 1))
+
+
+def _upsample(width_in: int, width: int) -> nn.Module:
     return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width_in, width, 3, padding=1))
 
 
-DOWNSAMPLES = {"conv": lambda width, wider: nn.Conv2d(width, wider, 4, 2, 1), "pixels": PixelsToChannels}
+_same_size = partial(nn.Conv2d, kernel_size=3, padding=1)
+DOWNSAMPLES = {"conv": partial(nn.Conv2d, kernel_size=4, stride=2, padding=1), "pixels": _pixels_to_channels}
 ATTENTIONS = {
-    "linear": linear_attention, "softmax": F.scaled_dot_product_attention, "cosine": cosine_attention,
-}  # fmt: skip
-NORMS = {"layer": ChannelNorm, "rms": ChannelRMSNorm}
+    "linear": linear_attention,
+    "softmax": F.scaled_dot_product_attention,
+    "cosine": cosine_attention,
+}
+ATTENTION_NORMS = {"layer": ChannelNorm, "rms": ChannelRMSNorm}

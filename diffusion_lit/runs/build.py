@@ -12,7 +12,7 @@ from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.processes import PROCESSES
 from diffusion_lit.imaging.sizes import height_width
-from diffusion_lit.sampling.guidance import Within, autoguided, classifier_free
+from diffusion_lit.sampling.guidance import GuidanceInterval, add_autoguidance, add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -42,8 +42,8 @@ def check_network(config: dict) -> None:
 
 def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition:
     """Return the condition y of a run. With `net`, blends are refused if it does not take them."""
-    takes_blends = net is None or getattr(net, "takes_blends", False)
-    fault = None if takes_blends else f"{type(net).__name__} takes one class at a time, not blends of them"
+    supports_blends = net is None or getattr(net, "supports_blends", False)
+    fault = None if supports_blends else f"{type(net).__name__} takes one class at a time, not blends of them"
     return ClassCondition(config["data"]["num_classes"], fault)
 
 
@@ -82,14 +82,16 @@ def guide_network(
     guidance_interval: Sequence[float] | None = None,
     guidance_rescale: float = 0.0,
     guide: Network | None = None,
-) -> Network | Within:
+) -> Network | GuidanceInterval:
     """Return the network with autoguidance by `guide` if it is given, else with
     classifier-free guidance if the condition has a null label, else as it is.
     """
     if guide is not None:
-        model = autoguided(net, guide, guidance_scale, guidance_rescale)
+        model = add_autoguidance(net, guide, guidance_scale, guidance_rescale)
     elif condition.has_null:
-        model = classifier_free(net, condition, guidance_scale, guidance_rescale)
+        model = add_classifier_free_guidance(net, condition, guidance_scale, guidance_rescale)
     else:
         return net
-    return model if guidance_interval is None or model is net else Within(model, net, tuple(guidance_interval))
+    return (
+        model if guidance_interval is None or model is net else GuidanceInterval(model, net, tuple(guidance_interval))
+    )

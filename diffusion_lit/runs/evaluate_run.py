@@ -10,14 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
-from diffusion_lit.evaluation.features import Pictures, pictures_of
-from diffusion_lit.evaluation.metrics import METRICS, Evidence, Reference, labels_like, per_class, reference_of
+from diffusion_lit.evaluation import metrics
+from diffusion_lit.evaluation.features import RealImages, collect_real_images
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
 from diffusion_lit.runs.evaluate_request import reference_data_config
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress, sampling_settings
 
 log = logging.getLogger("diffusion_lit.evaluate")
-WriteResult = Callable[[dict, Evidence], None]
+WriteResult = Callable[[dict, metrics.Comparison], None]
 
 
 class EvaluationTask(NamedTuple):
@@ -25,25 +25,27 @@ class EvaluationTask(NamedTuple):
 
     config: DictConfig
     model: TrainedModel
-    real: Pictures
-    reference: Reference
+    real: RealImages
+    reference: metrics.Reference
     labels: list[int]
 
 
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
     data, names = reference_data_config(config, model.config["data"]), model.class_names
-    real = pictures_of(*load_splits(build_source(data), data), data, model.device)
+    real = collect_real_images(*load_splits(build_source(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
-    reference = reference_of(real, features, names, config.reference_images)
-    return EvaluationTask(config, model, real, reference, labels_like(reference.training.labels, config.num_images))
+    reference = metrics.make_reference(real, features, names, config.reference_images)
+    return EvaluationTask(
+        config, model, real, reference, metrics.labels_in_proportion(reference.training.labels, config.num_images)
+    )
 
 
 def measure(task: EvaluationTask, write: WriteResult) -> dict:
     """Generate the images in this process, compute the metrics, `write` the result and return it."""
     seeds = image_seeds(task.config.seed, len(task.labels))
     images, nfe, seconds = generate_with_progress(task.model, task.labels, seeds)
-    evidence = Evidence(task.reference, images, task.labels, task.config.reference)
+    evidence = metrics.Comparison(task.reference, images, task.labels, task.config.reference)
     result = make_result(task, evidence, {"nfe": nfe, "seconds": seconds})
     write(result, evidence)
     return result
@@ -74,7 +76,7 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
 
     def compute(_: int) -> None:
         features = shards.read_sharded_features(reference.extractor, images, out)
-        evidence = Evidence(reference, images, labels, config.reference, features=features)
+        evidence = metrics.Comparison(reference, images, labels, config.reference, features=features)
         facts = {"nfe": manifest["nfe"], "seconds": manifest["seconds"], "images": manifest["blake2b"]}
         write(make_result(task, evidence, facts | {"request": identity}), evidence)
         has_written.append(True)
@@ -83,7 +85,7 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     return run_dir.read_result(out), bool(has_written)
 
 
-def make_result(task: EvaluationTask, evidence: Evidence, facts: dict) -> dict:
+def make_result(task: EvaluationTask, evidence: metrics.Comparison, facts: dict) -> dict:
     """Return the content of result.json: the metrics, and the settings they depend on.
 
     Args:
@@ -94,9 +96,9 @@ def make_result(task: EvaluationTask, evidence: Evidence, facts: dict) -> dict:
     result |= {"trained": sweeps.read_job_overrides(run)} | facts | {"num_images": len(evidence.generated)}
     for name in task.config.metrics:
         if reference.class_names or name != "class_accuracy":
-            result |= METRICS[name](evidence)
+            result |= metrics.METRICS[name](evidence)
     if reference.class_names:
-        result["per_class"] = per_class(evidence)
+        result["per_class"] = metrics.compute_per_class(evidence)
     extractor, data = reference.extractor, task.real.train.fingerprint
     result["settings"] = {
         "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},

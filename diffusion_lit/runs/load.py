@@ -149,7 +149,7 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         """Device of the network."""
-        return self.diffusion.tables.device
+        return self.diffusion.coefficient_table.device
 
     @property
     def render(self) -> str:
@@ -159,7 +159,7 @@ class TrainedModel:
     @property
     def evaluations(self) -> int:
         """Number of sampler steps that evaluate the network, for each batch of images."""
-        return len(self.sampler.build(self.diffusion.table).timesteps)
+        return len(self.sampler.build_scheduler(self.diffusion.process).timesteps)
 
     def with_sampler(self, sampler: Sampler, **guidance: object) -> "TrainedModel":
         """Return a model with the same network, another sampler and changed guidance."""
@@ -167,7 +167,7 @@ class TrainedModel:
 
     def count_steps(self, num_images: int, edit: Edit | None = None) -> int:
         """Return how often `generate` calls `on_step`."""
-        plan = edit.plan(self.evaluations) if edit else range(self.evaluations)
+        plan = edit.step_indices(self.evaluations) if edit else range(self.evaluations)
         return len(plan) * -(-num_images // self.sampler.batch_size)
 
     def generate(
@@ -179,7 +179,7 @@ class TrainedModel:
     ) -> Tensor:
         """Return images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`.
 
-        Labels are ignored by a model without classes. A network with `takes_blends` also takes
+        Labels are ignored by a model without classes. A network with `supports_blends` also takes
         blends of classes, see `blend_of`.
 
         Raises:

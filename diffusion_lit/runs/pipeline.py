@@ -11,8 +11,8 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import to_pil
 from diffusion_lit.runs.diffusers_format import resolve_pretrained
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
-from diffusion_lit.sampling.labels import number_of
-from diffusion_lit.sampling.previews import rows_of_classes
+from diffusion_lit.sampling.labels import parse_class
+from diffusion_lit.sampling.previews import labels_in_rows
 
 
 class Pipeline:
@@ -77,8 +77,8 @@ class Pipeline:
         if classes is not None and not self.class_names:
             raise ValueError("classes: this model has none")
         names = self.class_names
-        chosen = range(len(names)) if classes is None else [number_of(name, names) for name in classes]
-        labels, seeds = rows_of_classes(list(chosen) or [0], num_images), image_seeds(seed, num_images)
+        chosen = range(len(names)) if classes is None else [parse_class(name, names) for name in classes]
+        labels, seeds = labels_in_rows(list(chosen) or [0], num_images), image_seeds(seed, num_images)
         images = generate_with_progress(self.model, labels, seeds, show_progress=progress).images
         if output_type == "pil":
             return [to_pil(image) for image in images]

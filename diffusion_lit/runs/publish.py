@@ -9,13 +9,13 @@ from diffusers import DDPMScheduler
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.diffusion.seeds import image_seeds
-from diffusion_lit.imaging.grids import on_checkerboard
-from diffusion_lit.imaging.skins import shown
+from diffusion_lit.imaging.grids import add_checkerboard
+from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import checkpoints, pretrained, run_dir
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress, package_versions, sampling_settings
 from diffusion_lit.runs.model_card import render_model_card
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
-from diffusion_lit.sampling.previews import class_grid, preview_labels
+from diffusion_lit.sampling.previews import draw_class_grid, preview_labels
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 
@@ -49,7 +49,7 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))
     labels, names = preview_labels(len(model.class_names)), model.class_names
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
-    on_checkerboard(class_grid(shown(images, model.render), labels, names)).save(out / "grid.png")
+    add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names)).save(out / "grid.png")
     result = find_evaluation(Path(config.run).expanduser(), sampling_settings(model, config))
     name, has_pipeline = config.push or Path(config.out).name, (out / "model_index.json").exists()
     card = render_model_card(published, result, config.license, name, has_pipeline)
@@ -78,7 +78,7 @@ def make_ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
     """Return DDPM with the noise schedule and prediction type of a run; None if diffusers'
     pipelines do not support them.
     """
-    settings, table = model.config["diffusion"], model.diffusion.table
+    settings, table = model.config["diffusion"], model.diffusion.process
     is_discrete = settings.get("process", "discrete") == "discrete"
     if not is_discrete or settings["prediction_type"] not in pretrained.PREDICTION_TYPES:
         return None

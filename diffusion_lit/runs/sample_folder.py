@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lit.data.originals import Originals, fingerprint_file
-from diffusion_lit.imaging.grids import on_checkerboard, save_gif, to_pil
-from diffusion_lit.imaging.skins import shown
+from diffusion_lit.imaging.grids import add_checkerboard, save_gif, to_pil
+from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.load import TrainedModel, sampling_settings
 from diffusion_lit.sampling.editing import Edit
-from diffusion_lit.sampling.labels import name_of, shares_of
-from diffusion_lit.sampling.previews import CLASS_MS, class_pages
+from diffusion_lit.sampling.labels import format_label, nonzero_shares
+from diffusion_lit.sampling.previews import CLASS_MS, draw_class_pages
 from diffusion_lit.sampling.request import ImageRequest, draw_requests
 from diffusion_lit.system.files import write_text_atomically
 
@@ -45,11 +45,11 @@ def write_samples(
     for k, (request, image) in enumerate(zip(requests, images, strict=True)):
         entries.append({"file": f"{k:05d}.png", **describe_image(request, names, originals)})
         to_pil(image).save(out / entries[k]["file"])
-    on_checkerboard(draw(images)).save(out / "grid.png")
+    add_checkerboard(draw(images)).save(out / "grid.png")
     if config.per_class:
-        pages = class_pages(shown(images, render), [request.label for request in requests], names)
+        pages = draw_class_pages(render_images(images, render), [request.label for request in requests], names)
         for k, (name, page) in enumerate(pages):
-            on_checkerboard(page).save(out / f"grid_{k:03d}_{name.replace('/', '_')[:50]}.png")
+            add_checkerboard(page).save(out / f"grid_{k:03d}_{name.replace('/', '_')[:50]}.png")
         save_gif([page for _, page in pages], out / "classes.gif", frame_ms=CLASS_MS, hold_ms=CLASS_MS)
     if config.gif:
         save_gif([draw(frame) for frame in frames], out / "denoising.gif")
@@ -68,8 +68,8 @@ def describe_image(request: ImageRequest, names: list[str], originals: Originals
     if not names:
         return entry | {"label": None, "class": None}
     is_blend = isinstance(request.label, tuple)
-    entry |= {"context": shares_of(request.label, names)} if is_blend else {"label": request.label}
-    return entry | {"class": name_of(request.label, names)}
+    entry |= {"context": nonzero_shares(request.label, names)} if is_blend else {"label": request.label}
+    return entry | {"class": format_label(request.label, names)}
 
 
 def describe_edit(originals: Originals, edit: Edit) -> dict:

@@ -17,7 +17,7 @@ from diffusion_lit.config.targets import locate
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
-from diffusion_lit.sampling.labels import Label, blend_of, number_of
+from diffusion_lit.sampling.labels import Label, make_blend, parse_class
 from diffusion_lit.system.errors import Exit, UserError
 
 NO_GUIDE = {"guide": None, "guide_checkpoint": "last"}  # for a command without these keys
@@ -72,7 +72,7 @@ def check_sampling(config: DictConfig) -> None:
     names = run_config["data"]["class_names"]
     labels = parse_labels(config, names)
     network = locate(run_config["model"].get("_target_"))
-    if (config.context is not None or config.interpolate) and not getattr(network, "takes_blends", False):
+    if (config.context is not None or config.interpolate) and not getattr(network, "supports_blends", False):
         key = "interpolate" if config.interpolate else "context"
         fault = f"{network.__name__}, the network of this run, takes one class at a time"
         hint = "Blends need model=unet, dit, simple_unet or context_unet"
@@ -113,7 +113,7 @@ def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:
     Raises:
         UserError: exit 2 for an unknown class.
     """
-    key, parse = ("classes", number_of) if config.context is None else ("context", blend_of)
+    key, parse = ("classes", parse_class) if config.context is None else ("context", make_blend)
     if config[key] is None:
         return list(range(len(names)))
     values = OmegaConf.to_container(config[key]) if OmegaConf.is_config(config[key]) else config[key]
@@ -177,5 +177,5 @@ def find_guide_faults(config: dict, run_config: dict) -> Iterator[str]:
     if guide_config["data"]["class_names"] not in ([], run_config["data"]["class_names"]):
         yield f"{where} has other classes than the run"
     network = locate(guide_config["model"].get("_target_"))
-    if (config.get("context") or config.get("interpolate")) and not getattr(network, "takes_blends", False):
+    if (config.get("context") or config.get("interpolate")) and not getattr(network, "supports_blends", False):
         yield f"{where}: its network {network.__name__} does not take blends"

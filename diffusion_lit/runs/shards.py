@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.diffusion.seeds import Seed
-from diffusion_lit.evaluation.features import BATCH, Extractor, digest_of
-from diffusion_lit.imaging.grids import on_checkerboard
-from diffusion_lit.imaging.skins import shown
+from diffusion_lit.evaluation.features import BATCH, FeatureExtractor, digest_tensors
+from diffusion_lit.imaging.grids import add_checkerboard
+from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import shared_work
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
 from diffusion_lit.sampling.labels import Label
-from diffusion_lit.sampling.previews import COLUMNS, ROWS, class_grid
+from diffusion_lit.sampling.previews import COLUMNS, ROWS, draw_class_grid
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import sync_folder
@@ -114,8 +114,8 @@ def open_sharded_images(out: Path) -> Tensor:
 def _make_plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
     """Return all that the bytes depend on, so that shards of other settings are never mixed in."""
     return request.settings | {
-        "guide": model.guide and digest_of(model.guide.net.state_dict()),
-        "network": digest_of(model.net.state_dict()),
+        "guide": model.guide and digest_tensors(model.guide.net.state_dict()),
+        "network": digest_tensors(model.net.state_dict()),
         "device": model.device.type,
         "num_images": len(request.seeds),
         "shard_images": size,
@@ -182,7 +182,9 @@ def _draw_grid(images: Tensor, labels: Sequence[Label], model: TrainedModel) -> 
     if names:
         rows = list(dict.fromkeys(labels))[:ROWS]
         chosen = [k for row in rows for k in islice((k for k, label in enumerate(labels) if label == row), COLUMNS)]
-    return on_checkerboard(class_grid(shown(images[chosen], model.render), [labels[k] for k in chosen], names))
+    return add_checkerboard(
+        draw_class_grid(render_images(images[chosen], model.render), [labels[k] for k in chosen], names)
+    )
 
 
 def _digest(data: bytes) -> str:
@@ -192,7 +194,7 @@ def _digest(data: bytes) -> str:
 # ------------------------------------------------------------------------------------------ features
 
 
-def extract_features_in_shards(extractor: Extractor, images: Tensor, out: Path) -> list[Path]:
+def extract_features_in_shards(extractor: FeatureExtractor, images: Tensor, out: Path) -> list[Path]:
     """Extract the features of all images together with the other processes, and return the
     files that hold them.
     """
@@ -207,7 +209,7 @@ def extract_features_in_shards(extractor: Extractor, images: Tensor, out: Path) 
     return files
 
 
-def read_sharded_features(extractor: Extractor, images: Tensor, out: Path) -> Tensor:
+def read_sharded_features(extractor: FeatureExtractor, images: Tensor, out: Path) -> Tensor:
     """Return features (N, D) of all images, the same bits as `extractor(images)`."""
     files = extract_features_in_shards(extractor, images, out)
     shared_work.recreate_damaged(files, lambda: extract_features_in_shards(extractor, images, out), log.warning)

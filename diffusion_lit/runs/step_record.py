@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.randomness import Draws, flip, seed_network
+from diffusion_lit.diffusion.randomness import RandomNumbers, flip_images, seed_network
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.build import make_codec, make_condition
 from diffusion_lit.system.files import write_text_atomically
@@ -59,7 +59,9 @@ class ForwardTrace(NamedTuple):
 # ------------------------------------------------------------------------------------------ files
 
 
-def make_step_record(step: int, config_text: str, net: nn.Module, batch: dict, draws: Draws, micro_batch: int) -> dict:
+def make_step_record(
+    step: int, config_text: str, net: nn.Module, batch: dict, draws: RandomNumbers, micro_batch: int
+) -> dict:
     """Return the record of optimizer step `step`.
 
     Args:
@@ -140,14 +142,14 @@ def compute_gradient(net: nn.Module, diffusion: Diffusion, config: dict, record:
 
 def iterate_micro_batches(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[Tensor, ...]]:
     """Yield (x0, t, eps, y) of every micro-batch as the training step makes them, after seeding its dropout."""
-    device, codec, condition = diffusion.tables.device, make_codec(config), make_condition(config)
+    device, codec, condition = diffusion.coefficient_table.device, make_codec(config), make_condition(config)
     for start in range(0, len(record["index"]), record["micro_batch"]):
         part = slice(start, start + record["micro_batch"])
-        draws = Draws(**{name: values[part].to(device) for name, values in record["draws"].items()})
+        draws = RandomNumbers(**{name: values[part].to(device) for name, values in record["draws"].items()})
         seed_network(config["seed"], record["position"] + start)
-        x0 = codec.encode(flip(record["image"][part].to(device), draws, config["data"]["flip"]))
+        x0 = codec.encode(flip_images(record["image"][part].to(device), draws, config["data"]["flip"]))
         y = condition.drop(record["y"][part].to(device), draws.drop, config["label_dropout"])
-        yield x0, diffusion.table.draw(draws.timestep), draws.eps, y
+        yield x0, diffusion.process.sample_times(draws.timestep), draws.eps, y
 
 
 def _append_range(ranges: list[LayerRange], name: str, module: nn.Module, inputs: tuple, output: object) -> None:

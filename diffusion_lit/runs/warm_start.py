@@ -44,7 +44,7 @@ def resolve_architecture(config: dict) -> dict:
         if model["take"] == "narrow":
             from diffusion_lit.networks.unet import UNet2D
 
-            architecture |= UNet2D.small(architecture)
+            architecture |= UNet2D.debug_arguments(architecture)
     return config | {"model": model | {"architecture": architecture}}
 
 

@@ -1,4 +1,4 @@
-"""Guidance: away from what the network says without the label, or from what a worse network says."""
+"""Guidance: classifier-free, by a weaker model, and only at some noise levels."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,28 @@ from diffusion_lit.diffusion.loss import Network
 from diffusion_lit.diffusion.schedules import Process
 
 
-def classifier_free(net: Network, condition: Condition, scale: float, rescale: float = 0.0) -> Network:
-    """Out = u + scale (c - u), u without and c with the label (Ho & Salimans 2022, eq. 6, written so that 1 is off).
+def apply_guidance(uncond: Tensor, cond: Tensor, scale: float, rescale: float) -> Tensor:
+    """Return uncond + scale (cond - uncond) (Ho & Salimans 2022, eq. 6, there w = scale - 1).
 
-    Scale 1 is the conditional network itself, 0 the unconditional one; both cost one evaluation, others one of twice
-    the batch. For `rescale` see `led_away`.
+    Args:
+        uncond: output without the condition, or of a weaker model, (B, C, H, W).
+        cond: output with the condition, (B, C, H, W).
+        scale: 1 is `cond`, 0 is `uncond`.
+        rescale: in [0, 1], how far to scale the standard deviation of each image back to that of
+            `cond`; large guidance scales raise it (Lin et al. 2024, section 3.4).
+    """
+    out = uncond + scale * (cond - uncond)
+    if not rescale:
+        return out
+    std_cond, std_out = (values.std(dim=(1, 2, 3), keepdim=True) for values in (cond, out))
+    return out * (rescale * std_cond / std_out.clamp(min=1e-12) + 1 - rescale)
+
+
+def add_classifier_free_guidance(net: Network, condition: Condition, scale: float, rescale: float = 0.0) -> Network:
+    """Return a network with classifier-free guidance (Ho & Salimans 2022).
+
+    Scales 1 and 0, the conditional and the unconditional network, cost one evaluation; others
+    cost one evaluation of twice the batch. For `scale` and `rescale` see `apply_guidance`.
     """
     if scale == 1:
         return net
@@ -23,46 +40,40 @@ def classifier_free(net: Network, condition: Condition, scale: float, rescale: f
         return net(x_t, t, condition.null(y))
 
     def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([condition.null(y), y])).float().chunk(2)
-        return led_away(u, c, scale, rescale)
+        y = torch.cat([condition.null(y), y])
+        uncond, cond = net(torch.cat([x_t, x_t]), torch.cat([t, t]), y).float().chunk(2)
+        return apply_guidance(uncond, cond, scale, rescale)
 
     return unconditional if scale == 0 else guided
 
 
-def autoguided(net: Network, guide: Network, scale: float, rescale: float = 0.0) -> Network:
-    """Out = g + scale (c - g), g of a worse network with the same label (Karras et al. 2024, "Guiding a diffusion model
-    with a bad version of itself"): one trained for less time, or a smaller one. Scale 1 is `net`, 0 is `guide`.
+def add_autoguidance(net: Network, weaker: Network, scale: float, rescale: float = 0.0) -> Network:
+    """Return a network guided by a weaker model with the same condition (Karras et al. 2024).
 
-    It pushes away from the mistakes that both make and not from other classes, so it serves runs without classes too.
+    "Guiding a diffusion model with a bad version of itself": one trained for less time, or a
+    smaller one. It pushes away from mistakes that both make, not from other classes, so it also
+    serves models without classes. Scale 1 is `net`, 0 is `weaker`.
     """
 
     def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return led_away(guide(x_t, t, y).float(), net(x_t, t, y).float(), scale, rescale)
+        return apply_guidance(weaker(x_t, t, y).float(), net(x_t, t, y).float(), scale, rescale)
 
-    return {1: net, 0: guide}.get(scale, guided)
-
-
-def led_away(worse: Tensor, better: Tensor, scale: float, rescale: float) -> Tensor:
-    """Worse + scale (better - worse), network outputs (B, C, H, W).
-
-    Large scales make it larger than any output was in training, and images harsh. `rescale` is how far, from 0 to 1,
-    the standard deviation of each image is taken back to that of `better` (Lin et al. 2024, section 3.4).
-    """
-    out = worse + scale * (better - worse)
-    if not rescale:
-        return out
-    wanted, is_now = (values.std(dim=(1, 2, 3), keepdim=True) for values in (better, out))
-    return out * (rescale * wanted / is_now.clamp(min=1e-12) + 1 - rescale)
+    return {1: net, 0: weaker}.get(scale, guided)
 
 
 @dataclass(frozen=True)
-class Within:
-    """Guidance where the share of noise is in the interval (low, high], and `plain` elsewhere, for what that costs
-    (Kynkäänniemi et al. 2024).
+class GuidanceInterval:
+    """Guidance only where the noise fraction is in (low, high] (Kynkäänniemi et al. 2024).
 
-    The share is sigma / (sigma + alpha): 0 is a clean image, 1 pure noise, the time t of a flow. So an interval means
-    the same for every process, sampler and number of steps. The paper's sigma is our sigma / alpha: share
-    sigma / (sigma + 1), and its (0.28, 5.42] is (0.22, 0.84].
+    The noise fraction is sigma / (sigma + alpha): 0 for a clean image, 1 for pure noise, t for
+    flow matching. So an interval means the same for every process and sampler. The paper's sigma
+    is sigma / alpha here, a noise fraction of sigma / (sigma + 1): its (0.28, 5.42] is
+    (0.22, 0.84].
+
+    Args:
+        guided: network inside the interval.
+        plain: network outside it, at its lower cost.
+        interval: (low, high), in [0, 1].
     """
 
     guided: Network
@@ -70,9 +81,9 @@ class Within:
     interval: tuple[float, float]
 
 
-def at(net: Network | Within, table: Process, t: Tensor) -> Network:
-    """The network to use at time t, one number on the CPU: no step waits for the device."""
-    if not isinstance(net, Within):
+def select_network(net: Network | GuidanceInterval, process: Process, t: Tensor) -> Network:
+    """Return the network to evaluate at time t, a scalar on the CPU so that no step waits for the device."""
+    if not isinstance(net, GuidanceInterval):
         return net
-    (alpha, sigma), (low, high) = map(float, table.alpha_sigma(t)), net.interval
+    (alpha, sigma), (low, high) = map(float, process.alpha_sigma(t)), net.interval
     return net.guided if low < sigma / (sigma + alpha) <= high else net.plain

@@ -1,4 +1,7 @@
-"""Samplers are diffusers schedulers, built on our noise levels and checked against them."""
+"""Samplers: diffusers schedulers, built on the noise levels of a process and checked against them.
+
+To add a sampler, write a file in `conf/sampler` that names a scheduler class.
+"""
 
 import inspect
 import math
@@ -14,16 +17,17 @@ from diffusion_lit.diffusion.schedules import Process
 
 @dataclass(frozen=True)
 class Sampler:
-    """A diffusers scheduler class with the arguments its yaml names.
+    """A diffusers scheduler class with its arguments.
 
     Args:
-        scheduler: a class of diffusers, called `scheduler(trained_betas=..., **arguments)`, or without betas if it has
-            noise levels of its own.
-        arguments: for the constructor; `step_arguments` go to each `step` call (eta, for example).
-        steps: on the way from noise to image (None: every training timestep). Most evaluate the network once a step,
-            some twice.
-        batch_size: images made at a time. Pixels are reproducible for the same batch size.
-        clip_x0: hold each estimate of the clean image inside [-1, 1].
+        scheduler: a scheduler class, called `scheduler(trained_betas=..., **arguments)`, or
+            without betas if it has noise levels of its own.
+        arguments: of the constructor.
+        step_arguments: of each `step` call, such as eta.
+        steps: number of steps; None is every training timestep. Most schedulers evaluate the
+            network once a step, some twice.
+        batch_size: images generated at a time; samples are byte-identical for the same size.
+        clip_x0: clip each estimate of x0 to [-1, 1].
     """
 
     scheduler: type
@@ -33,117 +37,136 @@ class Sampler:
     batch_size: int
     clip_x0: bool = True
 
-    def build(self, table: Process, begin: int = 0):
-        """The scheduler on our levels, its timesteps set: one for each evaluation of the network, `begin` the first.
+    def build_scheduler(self, process: Process, begin: int = 0):
+        """Return the scheduler on the levels of the process, with one timestep per network evaluation.
+
+        Args:
+            process: noise levels.
+            begin: index of the first timestep.
 
         Raises:
-            AssertionError: if the scheduler's noise levels are not the table's (a scheduler that ignores its betas).
+            AssertionError: if the scheduler has other noise levels, because it ignores its betas.
         """
-        told = {"num_train_timesteps": table.num_train_timesteps}
-        if "trained_betas" in inspect.signature(self.scheduler).parameters:
-            told["trained_betas"] = _finite_betas(table).numpy()
-        scheduler = self.scheduler(**told, **self.arguments)
+        arguments = {"num_train_timesteps": process.num_train_timesteps, **self.arguments}
+        takes_betas = "trained_betas" in inspect.signature(self.scheduler).parameters
+        if takes_betas:
+            arguments["trained_betas"] = finite_betas(process).numpy()
+        scheduler = self.scheduler(**arguments)
         if hasattr(scheduler, "alphas_cumprod"):
-            difference = (scheduler.alphas_cumprod.double() - table.alpha_bar).abs().max().item()
+            difference = (scheduler.alphas_cumprod.double() - process.alpha_bar).abs().max().item()
             if difference > 1e-6:
-                raise AssertionError(
-                    f"{self.scheduler.__name__} uses other noise levels than ours (by {difference:.1e})"
-                )
-        scheduler.set_timesteps(self.steps or table.num_train_timesteps)
-        count = int((scheduler.timesteps >= 0).sum())  # rounding in "trailing" adds a -1 to 61 steps and some others
+                name = self.scheduler.__name__
+                raise AssertionError(f"{name}: its noise levels differ from those of the process by {difference:.1e}")
+        scheduler.set_timesteps(self.steps or process.num_train_timesteps)
+        count = int((scheduler.timesteps >= 0).sum())  # rounding in "trailing" adds a -1, at 61 steps for example
         if count < len(scheduler.timesteps):
             scheduler.timesteps = scheduler.timesteps[:count]
             if hasattr(scheduler, "sigmas"):
                 scheduler.sigmas = torch.cat([scheduler.sigmas[:count], scheduler.sigmas[-1:]])
-        if "trained_betas" in told and scheduler.timesteps.is_floating_point():  # between two levels: to the nearest
+        if takes_betas and scheduler.timesteps.is_floating_point():  # round to the nearest level
             scheduler.timesteps = scheduler.timesteps.round()
             signal = scheduler.alphas_cumprod[scheduler.timesteps.long()]
             scheduler.sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]])
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(begin)  # else looked up by timestep, which Karras sigmas have twice
-        scheduler.is_scale_input_called = True  # some warn unless it is: the scale is `_scale`, below
+            scheduler.set_begin_index(begin)  # else looked up by timestep, and Karras sigmas have some twice
+        scheduler.is_scale_input_called = True  # avoids a warning: `scheduler_scale` does the scaling
         return scheduler
 
-    def step(self, scheduler, k: int, x0_hat: Tensor, x_t: Tensor, table: Process, generators: list) -> Tensor:
-        """X at the next of `times_of`, from the estimate of x0 at the k-th, handed over in the form that the scheduler
-        takes.
+    def step(self, scheduler, k: int, x0_hat: Tensor, x_t: Tensor, process: Process, generators: list) -> Tensor:
+        """Return x at the next time of the scheduler.
 
-        The last step has no noise left to keep or to add: it ends on the estimate itself. (diffusers' DDPM adds the
-        noise of fixed_large to the image unless the last timestep is 0, which "trailing" spacing seldom reaches.)
+        The last step returns x0_hat: there is no noise left to keep or to add. (diffusers' DDPM
+        with fixed_large variance adds noise to the image unless the last timestep is 0, which
+        "trailing" spacing seldom reaches.)
+
+        Args:
+            scheduler: what `build_scheduler` returned.
+            k: index of the current time.
+            x0_hat: estimate of the clean image, (B, C, H, W).
+            x_t: current sample, (B, C, H, W).
+            process: noise levels.
+            generators: a CPU generator for each image.
         """
         if k == len(scheduler.timesteps) - 1:
             return x0_hat
         if not hasattr(scheduler, "sigmas"):
-            _name_next_timestep(scheduler, k)
-        t, t_next = times_of(scheduler, table)[k : k + 2]
-        out = to_prediction(scheduler.config.get("prediction_type", "velocity"), x0_hat, x_t, table, t)
-        random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        x = x_t * (_scale(scheduler, k) / size(table, t))
-        x = scheduler.step(out, scheduler.timesteps[k].item(), x, **random, **self.step_arguments, return_dict=False)[0]
-        return x * (size(table, t_next) / _scale(scheduler, k + 1))
-
-
-def times_of(scheduler, table: Process) -> Tensor:
-    """The process's time at each evaluation of the network, from noise to image."""
-    if hasattr(scheduler, "alphas_cumprod"):
-        return table.times[scheduler.timesteps.long()]
-    return scheduler.sigmas[: len(scheduler.timesteps)]
-
-
-def size(table: Process, t: Tensor) -> float:
-    """Standard deviation of x_t for x0 of standard deviation 1, sqrt(alpha^2 + sigma^2)."""
-    return math.hypot(*map(float, table.alpha_sigma(t)))
-
-
-def _scale(scheduler, k: int) -> float:
-    """The same of a scheduler's own samples at its k-th timestep: 1 if it preserves variance, as most do; some reckon
-    with alpha = 1, so that their first noise is large, and those of flows with alpha = 1 - sigma.
-    """
-    first = getattr(scheduler, "init_noise_sigma", None)
-    if first == 1:
-        return 1.0
-    sigma = float(scheduler.sigmas[k])
-    return math.hypot(1 - sigma if first is None else 1, sigma)
+            _set_ddim_step(scheduler, k)
+        t, t_next = scheduler_times(scheduler, process)[k : k + 2]
+        out = x0_to_output(scheduler.config.get("prediction_type", "velocity"), x0_hat, x_t, process, t)
+        arguments = dict(self.step_arguments)
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            arguments["generator"] = generators
+        x = x_t * (scheduler_scale(scheduler, k) / total_std(process, t))
+        x = scheduler.step(out, scheduler.timesteps[k].item(), x, **arguments, return_dict=False)[0]
+        return x * (total_std(process, t_next) / scheduler_scale(scheduler, k + 1))
 
 
 def make_sampler(config: dict, scheduler: type) -> Sampler:
-    """From a yaml of `conf/sampler`: our own keys, arguments of `step`, and everything else for the constructor."""
-    ours = {"_target_", "name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"}
-    of_step = set(inspect.signature(scheduler.step).parameters)
-    rest = {key: value for key, value in config.items() if key not in ours}
-    return Sampler(
-        scheduler=scheduler,
-        arguments={key: value for key, value in rest.items() if key not in of_step},
-        step_arguments={key: value for key, value in rest.items() if key in of_step},
-        steps=config["steps"],
-        batch_size=config["batch_size"],
-        clip_x0=config["clip_x0"],
-    )
+    """Return the sampler of a config of `conf/sampler`.
 
-
-def to_prediction(prediction_type: str, x0_hat: Tensor, x_t: Tensor, table: Process, t: Tensor) -> Tensor:
-    """The network output of `prediction_type` that stands for an estimate of x0 at time t, for a network that is given
-    x_t of unit variance, as schedulers think of it.
+    Keys that are no fields of `Sampler` are arguments of `scheduler.step`, or else of the
+    scheduler's constructor.
     """
-    alpha, sigma = table.alpha_sigma(t)
-    _, c_skip, c_out = PREDICTION_TYPES[prediction_type](alpha / size(table, t), sigma / size(table, t))
-    return (x0_hat - float(c_skip) / size(table, t) * x_t) / float(c_out)
+    own = {key: config[key] for key in ("steps", "batch_size", "clip_x0")}
+    described = {"_target_", "name", "serves", "starts_anywhere"} | own.keys()
+    arguments = {key: value for key, value in config.items() if key not in described}
+    step_keys = arguments.keys() & inspect.signature(scheduler.step).parameters.keys()
+    step_arguments = {key: arguments.pop(key) for key in sorted(step_keys)}
+    return Sampler(scheduler, arguments, step_arguments, **own)
 
 
-def _finite_betas(table: Process) -> Tensor:
-    """The table's betas, the last one short of 1: multistep solvers take the logarithm of alpha.
+def scheduler_times(scheduler, process: Process) -> Tensor:
+    """Return the process's time at each network evaluation, from noise to image, (S,)."""
+    if hasattr(scheduler, "alphas_cumprod"):
+        return process.times[scheduler.timesteps.long()]
+    return scheduler.sigmas[: len(scheduler.timesteps)]
 
-    What is left of the signal is 2^-24, diffusers' own floor, or less where the level before it is that low too.
+
+def total_std(process: Process, t: Tensor) -> float:
+    """Return the standard deviation of x_t for x0 of standard deviation 1, sqrt(alpha^2 + sigma^2)."""
+    return math.hypot(*map(float, process.alpha_sigma(t)))
+
+
+def scheduler_scale(scheduler, k: int) -> float:
+    """Return the standard deviation of the scheduler's own sample at its k-th timestep.
+
+    It is 1 for most schedulers, which preserve variance. Some have alpha = 1, with a large
+    `init_noise_sigma`, and those of flow matching, without it, have alpha = 1 - sigma.
     """
-    betas, alpha_bar = table.betas.clone(), table.alpha_bar
+    init_sigma = getattr(scheduler, "init_noise_sigma", None)
+    if init_sigma == 1:
+        return 1.0
+    sigma = float(scheduler.sigmas[k])
+    return math.hypot(1 - sigma if init_sigma is None else 1, sigma)
+
+
+def x0_to_output(prediction_type: str, x0_hat: Tensor, x_t: Tensor, process: Process, t: Tensor) -> Tensor:
+    """Return the network output that stands for an estimate of x0 at time t, (B, C, H, W).
+
+    The output is that of a network with input x_t of unit variance, as schedulers expect.
+    """
+    (alpha, sigma), std = process.alpha_sigma(t), total_std(process, t)
+    _, c_skip, c_out = PREDICTION_TYPES[prediction_type](alpha / std, sigma / std, process.sigma_data)
+    return (x0_hat - float(c_skip) / std * x_t) / float(c_out)
+
+
+def finite_betas(process: Process) -> Tensor:
+    """Return the betas of the process, (T,), the last one below 1: multistep solvers take log alpha.
+
+    The remaining signal is 2^-24, the floor of diffusers, or less where the level before is that
+    low too.
+    """
+    betas, alpha_bar = process.betas.clone(), process.alpha_bar
     if alpha_bar[-1] == 0:
         betas[-1] = 1 - min(2**-24 / alpha_bar[-2].item(), 1e-3)
     return betas
 
 
-def _name_next_timestep(scheduler, k: int) -> None:
-    """DDIM takes `t - T // num_inference_steps` for the next timestep, which is another one than the next of its own
-    list unless the steps divide T. A fraction makes the division come out at the real gap.
+def _set_ddim_step(scheduler, k: int) -> None:
+    """Make DDIM's next timestep the next one of its list.
+
+    DDIM computes it as `t - T // num_inference_steps`, which differs unless the steps divide T. A
+    fraction makes the division exact.
     """
     timesteps = [*scheduler.timesteps.tolist(), -1]
     scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timesteps[k] - timesteps[k + 1])

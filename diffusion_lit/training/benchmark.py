@@ -190,7 +190,7 @@ class Bench:
     def besides(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Do once, or in part, what the run does from time to time."""
         watch = next(one for one in trainer.callbacks if isinstance(one, Stopwatch))
-        self.device, self.table = module.device, module.diffusion.table
+        self.device, self.table = module.device, module.diffusion.process
         # a GPU is never too slow, and a few images say little of how long many take
         self.per_image = 1 / watch.rate / min(LOOK, self.share) if self.device.type == "cpu" else 0.0
         sampler = make_configured_sampler(self.config)
@@ -202,7 +202,7 @@ class Bench:
             draw_preview(self.scratch, 0, module, self.config, sampler, quiet, bar.enough, bar)
         self.costs.preview = bar.seconds()
         self.costs.sampled = self.costs.preview / bar.total * make_configured_sampler(self.config).batch_size
-        self.costs.sampled *= len(sampler.build(module.diffusion.table).timesteps) / sampler.batch_size
+        self.costs.sampled *= len(sampler.build_scheduler(module.diffusion.process).timesteps) / sampler.batch_size
         if self.data.val is not None:
             self.costs.held_out = self.held_out(module)
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=self.disk) as folder:

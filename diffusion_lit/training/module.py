@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from diffusion_lit.diffusion.codecs import Codec, Pixels
 from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.randomness import draw, flip, seed_network
+from diffusion_lit.diffusion.randomness import draw_random_numbers, flip_images, seed_network
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import posthoc_ema
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.sampling.previews import rows_of_classes
+from diffusion_lit.sampling.previews import labels_in_rows
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.noise_levels import BINS, ValidationLevels, validation_noise
@@ -30,7 +30,7 @@ class DiffusionModule(L.LightningModule):
     """Trains `net`; `ema`, its exponential moving average, is what validation, previews, sampling and export use.
 
     The two are never swapped. Logs `train/loss`, and in validation `val/loss`, `val/loss_raw` (of `net`), `val/error`
-    and the loss by noise level. Batches are dicts with `image` and optionally `y`, `position` and `flip`
+    and the loss by noise level. Batches are dicts with `image` and optionally `y`, `position` and `flip_images`
     (probability of mirroring), pairs of (image, label), or images: uint8 (B, *shape), or float as `codec` encodes
     them, for pixels in [-1, 1].
 
@@ -88,7 +88,7 @@ class DiffusionModule(L.LightningModule):
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         self.label_dropout, self.seed = label_dropout, seed
         self.channels_last, self.compile_net, self.config_text = channels_last, compile_net, config_text
-        self.strata = diffusion.table.strata(global_batch_size)
+        self.strata = diffusion.process.num_strata(global_batch_size)
         levels = ValidationLevels(diffusion)
         self.levels = levels
         self.val_metrics = nn.ModuleDict({name: LossByNoiseLevel(levels) for name in ("raw", "ema")})
@@ -125,11 +125,11 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: dict | Sequence[Tensor] | Tensor, batch_idx: int) -> Tensor:
         images, y, start, mirrored = self._unpack(batch, self._position)
         self.micro_batch += 1
-        draws = draw(self.seed, start, len(images), self.codec.shape, self.device, self.strata)
+        draws = draw_random_numbers(self.seed, start, len(images), self.codec.shape, self.device, self.strata)
         seed_network(self.seed, start)
-        x0 = self._encode(flip(images, draws, mirrored))
+        x0 = self._encode(flip_images(images, draws, mirrored))
         y = self.condition.drop(y, draws.drop, self.label_dropout)
-        t = self.diffusion.table.draw(draws.timestep)
+        t = self.diffusion.process.sample_times(draws.timestep)
         loss = self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
         if self.log_steps:
             self.log("train/loss", loss.detach(), batch_size=len(images))
@@ -280,7 +280,7 @@ class DiffusionModule(L.LightningModule):
             settings: those of `TrainedModel.from_module`, such as `sampler` and `guidance`.
         """
         if labels is None:
-            labels = rows_of_classes(list(range(len(self.class_names))) or [0], num_images)
+            labels = labels_in_rows(list(range(len(self.class_names))) or [0], num_images)
         return TrainedModel.from_module(self, **settings).generate(list(labels), image_seeds(seed, num_images))
 
 

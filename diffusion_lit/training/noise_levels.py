@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.loss import Diffusion, Row
-from diffusion_lit.diffusion.seeds import counted
+from diffusion_lit.diffusion.loss import Coefficients, Diffusion
+from diffusion_lit.diffusion.seeds import item_seed
 
 EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log snr; the two outer bins are open
 BINS = (
@@ -31,7 +31,7 @@ class ValidationLevels:
     """
 
     def __init__(self, diffusion: Diffusion):
-        process = diffusion.table
+        process = diffusion.process
         log_snr = process.snr.log()
         bin_of = torch.bucketize(log_snr, torch.tensor(EDGES, dtype=log_snr.dtype))
         levels = []
@@ -44,8 +44,8 @@ class ValidationLevels:
         share = torch.bincount(bin_of, weights=process.density, minlength=len(BINS))
         self.share = share.float() / len(bin_of)
         # eps_hat - eps = -alpha / sigma (x0_hat - x0), and an error of the output is c_out times as large on x0
-        row = Row(*diffusion.tables.cpu()[:, level])
-        self.gain = diffusion.distance(row.c_out * process.snr[level].sqrt())
+        row = Coefficients(*diffusion.coefficient_table.cpu()[:, level])
+        self.gain = diffusion.pointwise_loss(row.c_out * process.snr[level].sqrt())
         self.weight = row.weight
 
     def __len__(self) -> int:
@@ -60,6 +60,6 @@ def validation_noise(position: int, count: int, shape: tuple[int, ...], device: 
     """Return the fixed noise of `count` validation images from a position on, float32 (count, *shape)."""
     noise = []
     for k in range(position, position + count):
-        generator = torch.Generator().manual_seed(counted(0, "validation", k))
+        generator = torch.Generator().manual_seed(item_seed(0, "validation", k))
         noise.append(torch.randn(shape, generator=generator))
     return torch.stack(noise).to(device)

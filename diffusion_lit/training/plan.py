@@ -267,7 +267,7 @@ def spans_of(bench: Bench, config: dict, row: Row, world: int) -> dict[str, floa
     def sampling(images: int) -> float:
         return -(-images // sampler.batch_size) * costs.sampled / world
 
-    steps = len(sampler.build(bench.table).timesteps)
+    steps = len(sampler.build_scheduler(bench.table).timesteps)
     few = min(1, config["metrics_steps"] / steps)
     measuring = times("metrics_every") * sampling(config["metrics_images"]) * few if metrics_of(config) else 0
     judged = config["data"]["classifier_images"] if config["data"]["class_names"] else 0

@@ -33,7 +33,7 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
         f"data       {n:,} pictures {size}x{config['data']['channels']}, {classes}; {held_out}",
         f"network    {type(module.net).__name__}, {parameters / 1e6:.2f} M parameters, "
         f"{config['strategy']['precision']} on {device}",
-        f"diffusion  {module.diffusion.table.title}, "
+        f"diffusion  {module.diffusion.process.title}, "
         f"{diffusion['prediction_type']}, weighting {config['weighting']['_target_'].rpartition('.')[2]}",
         f"training   {config['max_steps']:,} steps of {batch} images = {config['max_steps'] * batch / n:,.1f} epochs",
         f"on disk    {checkpoint_bytes(module) / 2**20:,.1f} MiB a checkpoint, "

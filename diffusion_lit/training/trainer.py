@@ -19,7 +19,7 @@ from torch import nn
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
-from diffusion_lit.diffusion.seeds import fold
+from diffusion_lit.diffusion.seeds import derive_seed
 from diffusion_lit.distributed import collectives, consistency, process_group
 from diffusion_lit.runs import posthoc_ema, warm_start
 from diffusion_lit.runs.build import make_codec, make_condition, make_diffusion, make_ema_decay, make_network
@@ -116,7 +116,7 @@ def steps_per_pass(images: int, config: dict) -> int:
 
 def make_module(config: dict) -> DiffusionModule:
     """Return the module of a run with freshly initialized weights, the same for the same seed."""
-    torch.manual_seed(fold(config["seed"], "weights"))
+    torch.manual_seed(derive_seed(config["seed"], "weights"))
     strategy, codec = config["strategy"], make_codec(config)
     # a fused kernel unscales fp16 gradients inside its step, after our clipping
     fused = strategy["precision"] != "16-mixed"

@@ -13,14 +13,14 @@ from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.data.store import center_crop, load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
-from diffusion_lit.evaluation.memorization import nearest
-from diffusion_lit.evaluation.metrics import PIXELS, small
-from diffusion_lit.imaging.grids import beside, grid, on_checkerboard
-from diffusion_lit.imaging.skins import shown
+from diffusion_lit.evaluation.memorization import find_neighbors
+from diffusion_lit.evaluation.metrics import PIXELS, pixel_vectors
+from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images
+from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.sampling.labels import number_of
-from diffusion_lit.sampling.previews import Film
+from diffusion_lit.sampling.labels import parse_class
+from diffusion_lit.sampling.previews import FrameRecorder
 from diffusion_lit.system.errors import UserError
 
 MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
@@ -74,7 +74,7 @@ class ImageSession:
 
     def __init__(self, model: TrainedModel, training: Tensor | None = None):
         self.model, self.training = model, training
-        self.vectors = None if training is None else small(training, PIXELS)
+        self.vectors = None if training is None else pixel_vectors(training, PIXELS)
         process = model.config["diffusion"].get("process", "discrete")
         options = {name: read_option("sampler", name) for name in list_options("sampler")}
         self.samplers = {name: option for name, option in options.items() if process in option["serves"]}
@@ -94,7 +94,7 @@ class ImageSession:
     @property
     def max_steps(self) -> int:
         """Return the largest number of sampling steps that a visitor can choose."""
-        return min(MAX_STEPS, self.model.diffusion.table.num_train_timesteps)
+        return min(MAX_STEPS, self.model.diffusion.process.num_train_timesteps)
 
     def generate(self, request: Request, on_step: Callable[[int, int], None] = lambda done, steps: None) -> Result:
         """Generate the images of a request.
@@ -108,7 +108,7 @@ class ImageSession:
         """
         labels, model = self._parse_labels(request), self._configure_model(request)
         steps = model.evaluations
-        film = Film(range(request.count), steps, model.codec)
+        film = FrameRecorder(range(request.count), steps, model.codec)
 
         def step(first: int, k: int, x: Tensor) -> None:
             film(first, k, x)
@@ -121,10 +121,12 @@ class ImageSession:
         """Return a grid with each image followed by its nearest training images, by L2 distance of pixels."""
         if self.vectors is None:
             return None
-        neighbors = self.training[nearest(small(images, PIXELS), self.vectors).index[:, :NEIGHBORS]]
+        neighbors = self.training[find_neighbors(pixel_vectors(images, PIXELS), self.vectors).index[:, :NEIGHBORS]]
         rows = torch.cat([images[:, None], neighbors], 1)
         halves = [half.flatten(0, 1) for half in rows.split(-(-len(rows) // 2))]
-        return enlarge(beside([grid(shown(half, self.model.render), 1 + NEIGHBORS) for half in halves]))
+        return enlarge(
+            hstack_images([draw_grid(render_images(half, self.model.render), 1 + NEIGHBORS) for half in halves])
+        )
 
     def _parse_labels(self, request: Request) -> list[int]:
         check_int("images", request.count, 1, MAX_IMAGES)
@@ -134,7 +136,7 @@ class ImageSession:
             return [0] * request.count
         if request.label == ALL:
             return [k % len(names) for k in range(request.count)]
-        return [number_of(str(request.label), names)] * request.count
+        return [parse_class(str(request.label), names)] * request.count
 
     def _configure_model(self, request: Request) -> TrainedModel:
         """Return the model with the sampler and the guidance of a request."""
@@ -156,13 +158,13 @@ class ImageSession:
         return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)
 
     def _draw_grid(self, images: Tensor, columns: int) -> Image.Image:
-        return enlarge(grid(shown(images, self.model.render), min(columns, len(images))))
+        return enlarge(draw_grid(render_images(images, self.model.render), min(columns, len(images))))
 
 
 def enlarge(image: Image.Image) -> Image.Image:
     """Return an image on a checkerboard, enlarged by a whole factor to about `MIN_SIDE`."""
     zoom = max(1, MIN_SIDE // max(image.size))
-    return on_checkerboard(image).resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    return add_checkerboard(image).resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:

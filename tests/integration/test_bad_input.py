@@ -228,9 +228,9 @@ NETWORK_CASES = [  # said by the classes, so torch is imported; no folder is mad
     ("model.middle_attention=true model.attention_head_dim=64", "block_out_channels=[32]: must be a multiple of 64"),
     ("model.attention_levels=[2]", "attention_levels=[2]: the network has levels 0 to 1"),
     ("model.block_out_channels=[]", "model.block_out_channels=[]: must be list[int >= 1] x 1+"),
-    ("model=unet2d model.down_block_types=[DownBlock2D]", "down_block_types names 1 blocks, block_out_channels="),
+    ("model=unet2d model.down_block_types=[DownBlock2D]", "down_block_types has 1 entries, block_out_channels="),
     ("model=unet2d model.up_block_types=[UpBlock]", "up_block_types=UpBlock: must be one of UpBlock2D, AttnUpBlock2D"),
-    ("model=unet2d model.attention_head_dim=1000", "attention_head_dim=1000: more than the channels of a level with"),
+    ("model=unet2d model.attention_head_dim=1000", "attention_head_dim=1000: must be at most"),
     ("model=unet2d model.block_out_channels=[32,32,8,32] model.norm_num_groups=32", "must be a multiple of 32"),
     ("model=unet2d model.act_fn=tanh", "act_fn=tanh: must be one of silu, gelu, relu, mish"),
     ("model=unet2d data.image_size=12", "image_size=12: must be a multiple of 8"),
@@ -238,7 +238,7 @@ NETWORK_CASES = [  # said by the classes, so torch is imported; no folder is mad
     ("model=context_unet model.features=12", "features=12: must be a multiple of 8, the groups of the norms"),
     ("model=context_unet model.norm=layer", "norm=layer: must be one of group, batch"),
     ("model=simple_unet data.image_size=10", "image_size=10: must be a multiple of 4"),
-    ("model=simple_unet model.widths=[8]", "widths=[8]: must be two or more"),
+    ("model=simple_unet model.widths=[8]", "widths=[8]: must have at least two entries"),
     ("model=simple_unet model.widths=[8,16]", "attention_levels=[0, 1, 2]: the network has levels 0 to 0"),
     ("model=dit data.image_size=9", "image_size=9: must be a multiple of 2, patch_size"),
     ("model=dit model.heads=5", "width=192: must be a multiple of 5, heads"),
@@ -697,7 +697,7 @@ def test_sample_asks_for_what_the_run_has(typed, finished):
     assert "has no checkpoint '3'. Choose last, best, or a step of: 2, 4" in typed(
         "sample", f"run={finished}", "checkpoint=3", code=4
     )
-    assert "c is no class of this run; there are 0 a, 1 b" in typed("sample", f"run={finished}", "classes=[c]")
+    assert "c: not a class of this run. Choose from 0 a, 1 b" in typed("sample", f"run={finished}", "classes=[c]")
 
 
 def test_classes_refuse_arguments_that_they_do_not_take(typed):

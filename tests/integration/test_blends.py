@@ -16,8 +16,8 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.runs import stored_config
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.sampling.guidance import classifier_free
-from diffusion_lit.sampling.labels import blend_of, name_of, shares_of
+from diffusion_lit.sampling.guidance import add_classifier_free_guidance
+from diffusion_lit.sampling.labels import format_label, make_blend, nonzero_shares
 from tests.cases import each
 from tests.runs import run
 
@@ -25,21 +25,21 @@ NAMES = ["hero", "10", "food", "side-facing"]
 
 
 def test_a_blend_has_a_share_of_each_class():
-    assert blend_of({"food": 0.5, "hero": 0.25}, NAMES) == (0.25, 0, 0.5, 0)
-    assert blend_of({3: 1}, NAMES) == (0, 0, 0, 1)
-    assert blend_of({10: 1}, NAMES) == (0, 1, 0, 0)  # the class of that name
+    assert make_blend({"food": 0.5, "hero": 0.25}, NAMES) == (0.25, 0, 0.5, 0)
+    assert make_blend({3: 1}, NAMES) == (0, 0, 0, 1)
+    assert make_blend({10: 1}, NAMES) == (0, 1, 0, 0)  # the class of that name
     shares = {"10": 1.5, "side-facing": -0.5}
-    assert shares_of(blend_of(shares, NAMES), NAMES) == shares
+    assert nonzero_shares(make_blend(shares, NAMES), NAMES) == shares
     for wrong in ({"hro": 1}, {4: 1}, {-1: 1}, {"hero": 0.5, 0: 0.5}, {True: 1}):
-        with pytest.raises(ValueError, match="no class of this run|the same class twice"):
-            blend_of(wrong, NAMES)
+        with pytest.raises(ValueError, match="not a class of this run|the same class twice"):
+            make_blend(wrong, NAMES)
 
 
 def test_a_blend_is_told_in_its_shares():
-    assert name_of(2, NAMES) == "food"
-    assert name_of((0.5, 0, 0.5, 0), NAMES) == "0.5 hero + 0.5 food"
-    assert name_of((0, 1.0, -0.5, 0), NAMES) == "10 + -0.5 food"
-    assert name_of((0.0, 0, 0, 0), NAMES) == "no class"
+    assert format_label(2, NAMES) == "food"
+    assert format_label((0.5, 0, 0.5, 0), NAMES) == "0.5 hero + 0.5 food"
+    assert format_label((0, 1.0, -0.5, 0), NAMES) == "10 + -0.5 food"
+    assert format_label((0.0, 0, 0, 0), NAMES) == "no class"
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 3])
@@ -50,7 +50,7 @@ def test_guidance_of_a_blend_of_one_class_is_that_of_the_class(scale):
     x_t, t, labels = torch.randn(5, 3, 16, 16), torch.arange(5), torch.tensor([0, 1, 2, 3, 0])
     blends = torch.eye(len(NAMES))[labels]
     with torch.no_grad():
-        guided = classifier_free(net, ClassCondition(len(NAMES)), scale)
+        guided = add_classifier_free_guidance(net, ClassCondition(len(NAMES)), scale)
         assert torch.equal(guided(x_t, t, blends), guided(x_t, t, labels))
 
 
@@ -88,7 +88,7 @@ def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_pat
 
 def test_what_trained_does_not_take(digits_run, sprites_run, monkeypatch):
     sprites = TrainedModel.from_run(sprites_run, device="cpu")
-    monkeypatch.setattr("diffusion_lit.networks.unet.UNet.takes_blends", False)
+    monkeypatch.setattr("diffusion_lit.networks.unet.UNet.supports_blends", False)
     digits = TrainedModel.from_run(digits_run, device="cpu")
     for labels in ([0.5], [(0.5,) * 10], [(1,) + (0,) * 9]):
         with pytest.raises(ValueError, match="UNet takes one class at a time"):
@@ -123,9 +123,9 @@ def unet2d_run(digits_run, tmp_path):
         (
             "sprites",
             ["context={hero: 1}"],
-            'context={"hero": 1}: hero is no class of this run; there are 0 color 0, 1',
+            'context={"hero": 1}: hero: not a class of this run. Choose from 0 color 0, 1',
         ),
-        ("sprites", ["context=[{0: 1}, {5: 1}]"], "5 is no class of this run"),
+        ("sprites", ["context=[{0: 1}, {5: 1}]"], "5: not a class of this run"),
         ("sprites", ["context={0: 0.5, color 0: 0.5}"], "0 and color 0: the same class twice"),
         ("sprites", ["context={0: much}"], "the share of 0 must be a number"),
         ("sprites", ["context={0: null}"], "the share of 0 needs a value"),

@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.sources.digits import Digits
-from diffusion_lit.evaluation.features import classifier, pictures_of
-from diffusion_lit.evaluation.metrics import accuracy
+from diffusion_lit.evaluation.features import collect_real_images, make_classifier
+from diffusion_lit.evaluation.metrics import score_class_accuracy
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sample_request import parse_labels
@@ -171,5 +171,5 @@ def test_every_sampler_makes_digits(digits_run, tmp_path, sampler):
     data = datamodule_from_config(Digits(), config["data"], 0, 1)
     data.setup()
     images = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")).permute(0, 3, 1, 2)
-    judge = classifier(pictures_of(data.train, data.val, config["data"], torch.device("cpu")))
-    assert accuracy(judge, images, [k // 10 for k in range(100)])["class_accuracy"] >= 0.85
+    judge = make_classifier(collect_real_images(data.train, data.val, config["data"], torch.device("cpu")))
+    assert score_class_accuracy(judge, images, [k // 10 for k in range(100)])["class_accuracy"] >= 0.85

@@ -14,24 +14,24 @@ from diffusion_lit.data import originals
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.diffusion.conditions import ClassCondition
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.schedules import NoiseTable
-from diffusion_lit.diffusion.seeds import Between, image_seeds
+from diffusion_lit.diffusion.schedules import DiscreteProcess
+from diffusion_lit.diffusion.seeds import InterpolatedSeed, image_seeds
 from diffusion_lit.diffusion.weighting import Uniform
 from diffusion_lit.imaging.grids import to_float, to_pil, to_uint8
 from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import SimpleUNet
 from diffusion_lit.networks.unet import UNet
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.sampling.editing import Edit, first_noise, slerp, taken_back
+from diffusion_lit.sampling.editing import Edit, initial_noise, renoise, slerp
 from diffusion_lit.sampling.generate import generate
-from diffusion_lit.sampling.guidance import classifier_free
-from diffusion_lit.sampling.samplers import times_of
+from diffusion_lit.sampling.guidance import add_classifier_free_guidance
+from diffusion_lit.sampling.samplers import scheduler_times
 from tests.cases import each
 from tests.images import noise
 from tests.runs import run
 from tests.sampled import YAMLS, sampler_of
 
-TABLE = NoiseTable()
+TABLE = DiscreteProcess()
 PROCESS = Diffusion(TABLE, "v_prediction", Uniform())
 MEAN, SPREAD = 0.2, 0.3  # of the Gaussian data, every pixel by itself
 SHAPE = (1, 64, 64)
@@ -55,8 +55,8 @@ def made(name: str, edit: Edit | None, seeds=(0, 1, 2, 3), net=exact, **changes)
 
 def started_at(name: str, strength: float, **changes) -> tuple[float, float]:
     """alpha and sigma where an edit begins."""
-    times = times_of(sampler_of(name, **{"steps": 50, **changes}).build(TABLE), TABLE)
-    t = times[Edit(torch.zeros(1, 1, 1, 1), strength).plan(len(times))[0]]
+    times = scheduler_times(sampler_of(name, **{"steps": 50, **changes}).build_scheduler(TABLE), TABLE)
+    t = times[Edit(torch.zeros(1, 1, 1, 1), strength).step_indices(len(times))[0]]
     return TABLE.alpha[t].item(), TABLE.sigma[t].item()
 
 
@@ -69,7 +69,7 @@ def test_an_edit_without_noise_on_the_way_is_where_the_exact_flow_takes_the_nois
     """Value by value: the flow keeps the distance from the mean in standard deviations."""
     x0 = torch.linspace(-0.9, 0.9, 4).view(4, 1, 1, 1).expand(4, *SHAPE)
     alpha, sigma = started_at(name, strength, steps=250)
-    eps = torch.stack([first_noise(seed, SHAPE)[0] for seed in range(4)])
+    eps = torch.stack([initial_noise(seed, SHAPE)[0] for seed in range(4)])
     shrink = SPREAD / (alpha**2 * SPREAD**2 + sigma**2) ** 0.5
     expected = MEAN + shrink * (alpha * (x0 - MEAN) + sigma * eps)
     error = made(name, Edit(x0, strength), steps=250).sub(expected.clamp(-1, 1)).square().mean().sqrt()
@@ -171,7 +171,7 @@ def test_taking_back_makes_the_noise_of_the_level():
     generators = [torch.Generator().manual_seed(k) for k in range(4)]
     s, t = torch.full((4,), 300), torch.full((4,), 500)
     x_s = PROCESS.add_noise(x0, s, torch.randn(x0.shape, generator=generators[0]))
-    x_t = taken_back(x_s, PROCESS, s, t, generators)
+    x_t = renoise(x_s, PROCESS, s, t, generators)
     alpha, sigma = TABLE.alpha[500].item(), TABLE.sigma[500].item()
     assert x_t.mean().item() == pytest.approx(alpha * 0.5, abs=4 * sigma / 512)
     assert x_t.std().item() == pytest.approx(sigma, rel=4 * 0.5**0.5 / 512)
@@ -198,7 +198,7 @@ def test_slerp_keeps_the_length_and_goes_evenly_from_end_to_end():
 
 @every_sampler
 def test_the_ends_of_a_path_are_the_images_of_its_seeds(name, changes):
-    way = made(name, None, seeds=[Between(3, 8, share) for share in (0.0, 0.4, 0.8, 1.0)], steps=10, **changes)
+    way = made(name, None, seeds=[InterpolatedSeed(3, 8, share) for share in (0.0, 0.4, 0.8, 1.0)], steps=10, **changes)
     ends = made(name, None, seeds=[3, 0, 1, 8], steps=10, **changes)
     assert torch.equal(way[0], ends[0])
     assert torch.equal(way[3], ends[3])
@@ -226,7 +226,7 @@ def test_a_blend_of_one_class_is_the_class_and_zeros_are_the_null_label(name):
     out = net(x_t, t, y)
     assert torch.equal(net(x_t, t, blends), out)
     assert not torch.equal(net(x_t, t, torch.full((4, 3), 1 / 3)), out)
-    guided = classifier_free(net, ClassCondition(3), 2.0)
+    guided = add_classifier_free_guidance(net, ClassCondition(3), 2.0)
     assert torch.equal(guided(x_t, t, blends), guided(x_t, t, y))
     assert not torch.equal(out, net(x_t, t, y.flip(0)))
 
@@ -297,7 +297,7 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
     assert torch.equal(seeds[[0, 3, 4, 7]], ends)
     assert torch.equal(classes[[0, 4]], ends[[0, 2]])
     assert len({image.numpy().tobytes() for image in torch.cat([seeds, classes])}) == 4 + 4 + 5 - 2
-    assert manifest["images"][1]["seed"] == {"first": first, "second": second, "share": 1 / 3}
+    assert manifest["images"][1]["seed"] == {"first": first, "second": second, "fraction": 1 / 3}
     manifest = json.loads((tmp_path / "classes" / "manifest.json").read_text())
     assert manifest["images"][1]["context"] == {"3": 0.75, "8": 0.25}
 

@@ -18,7 +18,14 @@ from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.evaluation import classifier as classifiers
 from diffusion_lit.evaluation import features
-from diffusion_lit.evaluation.metrics import METRICS, Evidence, Reference, labels_like, per_class, reference_of
+from diffusion_lit.evaluation.metrics import (
+    METRICS,
+    Comparison,
+    Reference,
+    compute_per_class,
+    labels_in_proportion,
+    make_reference,
+)
 from diffusion_lit.figures.pareto import find_pareto_front
 from diffusion_lit.runs import checkpoints, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
@@ -40,18 +47,18 @@ def tiny_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def digits(tiny_run) -> features.Pictures:
+def digits(tiny_run) -> features.RealImages:
     data = stored_config.read_model_config(tiny_run)["data"]
-    return features.pictures_of(*load_splits(build_source(data), data), data, CPU)
+    return features.collect_real_images(*load_splits(build_source(data), data), data, CPU)
 
 
 @pytest.fixture(scope="module")
 def reference(digits) -> Reference:
-    return reference_of(digits, "classifier", [str(digit) for digit in range(10)])
+    return make_reference(digits, "classifier", [str(digit) for digit in range(10)])
 
 
-def pictures(images: np.ndarray, labels: np.ndarray) -> features.Pictures:
-    return features.Pictures(ImageStore(images, labels), None, int(labels.max()) + 1, False, "bicubic", CPU)
+def pictures(images: np.ndarray, labels: np.ndarray) -> features.RealImages:
+    return features.RealImages(ImageStore(images, labels), None, int(labels.max()) + 1, False, "bicubic", CPU)
 
 
 def noise(n: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -62,7 +69,7 @@ def noise(n: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_the_classifier_knows_held_out_digits(reference):
-    assert reference.judge.facts["class_accuracy_real"] >= 0.95
+    assert reference.classifier.facts["class_accuracy_real"] >= 0.95
 
 
 def test_the_classifier_is_the_same_each_time_and_draws_from_no_other_generator(digits, monkeypatch):
@@ -70,9 +77,9 @@ def test_the_classifier_is_the_same_each_time_and_draws_from_no_other_generator(
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first = classifiers.trained_classifier(digits.train, 10, True, CPU).state_dict()
+    first = classifiers.train_classifier(digits.train, 10, True, CPU).state_dict()
     assert torch.equal(torch.rand(3), expected)
-    second = classifiers.trained_classifier(digits.train, 10, True, CPU).state_dict()
+    second = classifiers.train_classifier(digits.train, 10, True, CPU).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -80,9 +87,9 @@ def test_what_cannot_be_seen_does_not_count():
     a, b = (torch.from_numpy(noise(2, 4, 8, 8, seed=seed)) for seed in (0, 1))
     a[:, 3, :4], b[:, 3, :4] = 0, 0
     b[:, :, 4:] = a[:, :, 4:]
-    for seen in (classifiers.premultiplied, lambda x: features.small(x, 4), features.rgb):
+    for seen in (classifiers.premultiply_alpha, lambda x: features.pixel_vectors(x, 4), features.to_rgb):
         assert torch.equal(seen(a), seen(b))
-    white = features.rgb(torch.zeros(1, 4, 2, 2, dtype=torch.uint8))
+    white = features.to_rgb(torch.zeros(1, 4, 2, 2, dtype=torch.uint8))
     assert (white == 255).all()
 
 
@@ -90,7 +97,7 @@ def test_pixel_features_are_principal_components():
     from sklearn.decomposition import PCA
 
     images = noise(300, 3, 8, 8)
-    found = features.pixels(pictures(images, np.zeros(300, np.int64)))
+    found = features.make_pixel_pca(pictures(images, np.zeros(300, np.int64)))
     theirs = PCA(64, svd_solver="full").fit(images.reshape(300, -1) / 255)
     expected = theirs.transform(images.reshape(300, -1) / 255)
     np.testing.assert_allclose(found(images).abs(), np.abs(expected), atol=1e-4)  # the signs are anyone's
@@ -99,8 +106,8 @@ def test_pixel_features_are_principal_components():
 
 def test_labels_are_in_proportion_and_do_not_depend_on_how_many_there_are():
     labels = torch.tensor([2] * 50 + [0] * 30 + [1] * 20)
-    many = labels_like(labels, 1000)
-    assert labels_like(labels, 137) == many[:137]
+    many = labels_in_proportion(labels, 1000)
+    assert labels_in_proportion(labels, 137) == many[:137]
     assert [many.count(label) / 1000 for label in range(3)] == pytest.approx([0.3, 0.2, 0.5], abs=0.003)
 
 
@@ -111,13 +118,13 @@ def test_what_is_cached_is_not_made_again_and_is_another_for_other_pictures(monk
     monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
     made = []
     monkeypatch.setattr(classifiers, "STEPS", 2)
-    train = classifiers.trained_classifier
-    monkeypatch.setattr(features, "trained_classifier", lambda *words: made.append(1) or train(*words))
+    train = classifiers.train_classifier
+    monkeypatch.setattr(features, "train_classifier", lambda *words: made.append(1) or train(*words))
     labels = np.arange(80) % 2
-    first = features.classifier(pictures(noise(80, 1, 8, 8), labels))
-    again = features.classifier(pictures(noise(80, 1, 8, 8), labels))
+    first = features.make_classifier(pictures(noise(80, 1, 8, 8), labels))
+    again = features.make_classifier(pictures(noise(80, 1, 8, 8), labels))
     assert (len(made), first.digest == again.digest) == (1, True)
-    features.classifier(pictures(noise(80, 1, 8, 8), 1 - labels))
+    features.make_classifier(pictures(noise(80, 1, 8, 8), 1 - labels))
     assert len(made) == 2
 
 
@@ -126,27 +133,27 @@ def test_features_of_another_filter_or_extractor_are_not_taken(monkeypatch, tmp_
     store = ImageStore(noise(20, 1, 8, 8), np.zeros(20, np.int64))
     base = pictures(store.images, store.labels)
     for number, digest, resample in [(1, "a", "bicubic"), (1, "a", "bicubic"), (2, "b", "bicubic"), (3, "b", "area")]:
-        extractor = features.Extractor("pixels", lambda x: x.flatten(1).float(), digest, CPU)
-        known = features.Pictures(base.train, None, 1, False, resample, CPU)
-        assert torch.equal(extractor.of(store, known), torch.from_numpy(store.images).flatten(1).float())
+        extractor = features.FeatureExtractor("pixels", lambda x: x.flatten(1).float(), digest, CPU)
+        known = features.RealImages(base.train, None, 1, False, resample, CPU)
+        assert torch.equal(extractor.extract_split(store, known), torch.from_numpy(store.images).flatten(1).float())
         assert len(list(tmp_path.glob("*.safetensors"))) == number
 
 
 def test_a_stale_or_damaged_cache_is_refused_and_one_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(tmp_path))
     kept = {"x": torch.arange(3.0)}
-    features.kept("features", {"data": "old"}, lambda: kept)
+    features.load_or_make("features", {"data": "old"}, lambda: kept)
     (old,) = tmp_path.glob("*.safetensors")
-    features.kept("features", {"data": "new"}, lambda: kept)
+    features.load_or_make("features", {"data": "new"}, lambda: kept)
     (new,) = set(tmp_path.glob("*.safetensors")) - {old}
     shutil.copy(old, new)
-    with pytest.raises(UserError, match=r"stale: it was made of data old, not of data=new; remove it"):
-        features.kept("features", {"data": "new"}, lambda: kept)
+    with pytest.raises(UserError, match=r"stale: made of data=old, not of data=new. Remove it"):
+        features.load_or_make("features", {"data": "new"}, lambda: kept)
     new.write_bytes(b"broken")
     with pytest.raises(UserError, match="is damaged"):
-        features.kept("features", {"data": "new"}, lambda: kept)
+        features.load_or_make("features", {"data": "new"}, lambda: kept)
     monkeypatch.setenv("DIFFUSION_LIT_CACHE", str(new / "no_folder"))
-    assert torch.equal(features.kept("features", {"data": "new"}, lambda: kept)["x"], kept["x"])
+    assert torch.equal(features.load_or_make("features", {"data": "new"}, lambda: kept)["x"], kept["x"])
 
 
 def test_without_its_weights_inception_says_what_to_do(monkeypatch, digits):
@@ -155,7 +162,7 @@ def test_without_its_weights_inception_says_what_to_do(monkeypatch, digits):
 
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", refuse)
     with pytest.raises(UserError, match="weights-inception-2015-12-05-6726825d.pth") as caught:
-        features.inception(digits)
+        features.make_inception(digits)
     assert caught.value.exit_code == 3
 
 
@@ -163,17 +170,21 @@ def test_without_its_weights_inception_says_what_to_do(monkeypatch, digits):
 
 
 def test_real_images_score_what_real_images_score(reference, digits):
-    held_out = reference.held_out
-    e = Evidence(reference, held_out.images, held_out.labels.tolist())
+    held_out = reference.val
+    e = Comparison(reference, held_out.images, held_out.labels.tolist())
     accuracy = METRICS["class_accuracy"](e)
-    assert accuracy["class_accuracy"] == accuracy["class_accuracy_real"] == reference.judge.facts["class_accuracy_real"]
+    assert (
+        accuracy["class_accuracy"]
+        == accuracy["class_accuracy_real"]
+        == reference.classifier.facts["class_accuracy_real"]
+    )
     distance = METRICS["fd"](e)
     assert distance["fd"] == pytest.approx(distance["fd_floor"], rel=1e-6)
     assert distance["fd_floor_images"] == len(held_out)
-    against_itself = Evidence(reference, held_out.images, held_out.labels.tolist(), split="val", floor=False)
+    against_itself = Comparison(reference, held_out.images, held_out.labels.tolist(), split="val", floor=False)
     assert METRICS["fd"](against_itself)["fd"] == pytest.approx(0, abs=1e-5)
     assert METRICS["colors"](against_itself)["color_distance"] == 0
-    rows = per_class(e)
+    rows = compute_per_class(e)
     assert sum(row["images"] for row in rows) == len(held_out)
     right = sum(row["class_accuracy"] * row["images"] for row in rows) / len(held_out)
     assert right == pytest.approx(accuracy["class_accuracy"])
@@ -181,24 +192,24 @@ def test_real_images_score_what_real_images_score(reference, digits):
 
 def test_a_set_of_hardly_any_pictures_is_no_floor_and_no_reference(reference):
     """Of three, two are left when a group is left out, and of two one: it has no covariance."""
-    held_out = reference.held_out
+    held_out = reference.val
     for count in range(1, 6):
-        few = replace(reference, held_out=held_out.some(count))
-        found = METRICS["fd"](Evidence(few, held_out.images, held_out.labels.tolist()))
+        few = replace(reference, val=held_out.subset(count))
+        found = METRICS["fd"](Comparison(few, held_out.images, held_out.labels.tolist()))
         assert all(map(math.isfinite, found.values()))
         assert ("fd_floor" in found) == (count >= 4)
     with pytest.raises(UserError, match="reference=val: 3 pictures are too few"):
-        Evidence(replace(reference, held_out=held_out.some(3)), held_out.images, held_out.labels.tolist(), split="val")
+        Comparison(replace(reference, val=held_out.subset(3)), held_out.images, held_out.labels.tolist(), split="val")
 
 
 def test_a_generator_that_replays_k_of_n_training_images_is_told_k_of_n(reference):
     fresh = torch.from_numpy(noise(70, 1, 8, 8))
     images = torch.cat([reference.training.images[100:130], fresh])
-    found = METRICS["memorization"](Evidence(reference, images, [0] * 100))
+    found = METRICS["memorization"](Comparison(reference, images, [0] * 100))
     assert found["copied_pixels"] == 0.3
     assert found["copied_features"] >= 0.3
     assert found["copied_pixels_low"] < 0.3 < found["copied_pixels_high"]
-    assert found["copied_held_out_pixels"] < 0.1
+    assert found["copied_val_pixels"] < 0.1
 
 
 # ------------------------------------------------------------------------------------------ the command
@@ -316,7 +327,7 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     assert result["settings"]["features"]["name"] == "pixels"
     assert list(result["colors"]) == ["red", "green", "blue", "alpha"]
     assert result["copied_pixels"] == 0
-    assert not {"class_accuracy", "per_class", "fd_floor", "copied_held_out_pixels"} & set(result)
+    assert not {"class_accuracy", "per_class", "fd_floor", "copied_val_pixels"} & set(result)
 
 
 # ------------------------------------------------------------------------------------------ in training

@@ -64,7 +64,10 @@ def test_checkpoint_folder_and_pipeline_make_the_same_bytes(digits, tmp_path):
     assert torch.equal(as_tensor, torch.from_numpy(as_arrays).permute(0, 3, 1, 2))
     one = pipeline(classes=["3"], num_images=2, seed=3, output_type="np")
     assert not np.array_equal(one[0], one[1])
-    for asked, told in ({"classes": [12]}, "no class of this run"), ({"output_type": "jpg"}, "must be one of pil, np"):
+    for asked, told in (
+        ({"classes": [12]}, "not a class of this run"),
+        ({"output_type": "jpg"}, "must be one of pil, np"),
+    ):
         with pytest.raises(ValueError, match=told):
             pipeline(**asked)
 

@@ -28,7 +28,7 @@ from diffusion_lit.config.secrets import redact_command_line, redact_secrets
 from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.runs import run_dir as folder
 from diffusion_lit.runs.metrics_file import read_metrics
-from diffusion_lit.sampling.previews import FRAMES, Film
+from diffusion_lit.sampling.previews import MAX_FRAMES, FrameRecorder
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training import ema
 from diffusion_lit.training.loggers import backends
@@ -509,8 +509,8 @@ def test_the_film_ends_with_the_grid(wandb_run):
 
 
 def test_a_film_holds_the_right_images_at_the_right_steps():
-    film = Film([1, 5, 6], steps=100, codec=Pixels((1, 2, 2)))
-    assert len(film.steps) == FRAMES
+    film = FrameRecorder([1, 5, 6], steps=100, codec=Pixels((1, 2, 2)))
+    assert len(film.steps) == MAX_FRAMES
     assert (film.steps[0], film.steps[-1]) == (0, 99)
     assert set(np.diff(film.steps)) == {2, 3}
     for first in (0, 4):  # in chunks of four; image n is grey level n, and a step brightens all

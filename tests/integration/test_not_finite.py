@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_lit.diffusion.conditions import ClassCondition
-from diffusion_lit.diffusion.randomness import flip
+from diffusion_lit.diffusion.randomness import flip_images
 from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.build import make_diffusion, make_network
@@ -151,10 +151,10 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     net.load_state_dict(record["net"])
     draws = {key: value[:12] for key, value in record["draws"].items()}
     draws = type("Numbers", (), draws)
-    x0 = flip(to_float(record["image"]), draws, config["data"]["flip"])
+    x0 = flip_images(to_float(record["image"]), draws, config["data"]["flip"])
     condition = ClassCondition(config["data"]["num_classes"])
     y = condition.drop(record["y"], draws.drop, config["label_dropout"])
-    t = diffusion.table.draw(draws.timestep)
+    t = diffusion.process.sample_times(draws.timestep)
 
     class Reached(Exception):
         pass

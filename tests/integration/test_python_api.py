@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffusion_lit import DiffusionModule, ImageDataModule, Pipeline
 from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import MinSNR
 from diffusion_lit.networks.unet import UNet
 
@@ -53,7 +53,7 @@ class Pairs(Dataset):
 def make_module(**settings) -> DiffusionModule:
     torch.manual_seed(0)
     net = UNet(8, 1, 10, [8, 8], [], norm_num_groups=4, layers_per_block=1)
-    diffusion = Diffusion(NoiseTable(), "v_prediction", MinSNR(gamma=5.0))
+    diffusion = Diffusion(DiscreteProcess(), "v_prediction", MinSNR(gamma=5.0))
     return DiffusionModule(net, diffusion, (1, 8, 8), class_names=[str(k) for k in range(10)], **settings)
 
 

@@ -232,7 +232,7 @@ class Net(torch.nn.Module):
             torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.Conv2d(width, channels, 3, padding=1)
         )
     @staticmethod
-    def small(settings):
+    def debug_arguments(settings):
         return {"width": settings["width"] // 64}
     def forward(self, x_t, t, y):
         return self.layers(x_t)

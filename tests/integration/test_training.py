@@ -13,8 +13,8 @@ from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.config.groups import CONF
 from diffusion_lit.data.batches import stream_indices
 from diffusion_lit.data.datamodule import datamodule_from_config
-from diffusion_lit.diffusion.randomness import draw
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.randomness import draw_random_numbers
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import UserError
@@ -124,12 +124,14 @@ def test_two_steps_are_those_of_a_plain_loop(tmp_path):
     for step in range(2):
         index = stream_indices(config["seed"], 12 * step, 12, len(data.train)).numpy()
         x0 = torch.from_numpy(data.train.images[index]).float() / 127.5 - 1
-        draws = draw(config["seed"], 12 * step, 12, module.codec.shape, torch.device("cpu"))
+        draws = draw_random_numbers(config["seed"], 12 * step, 12, module.codec.shape, torch.device("cpu"))
         t = (draws.timestep * 1000).long()
-        alpha, sigma = (table[t].float()[:, None, None, None] for table in (NoiseTable().alpha, NoiseTable().sigma))
+        alpha, sigma = (
+            table[t].float()[:, None, None, None] for table in (DiscreteProcess().alpha, DiscreteProcess().sigma)
+        )
         v = alpha * draws.eps - sigma * x0
         out = net(alpha * x0 + sigma * draws.eps, t, torch.from_numpy(data.train.labels[index]))
-        snr = NoiseTable().snr[t]
+        snr = DiscreteProcess().snr[t]
         weight = snr.clamp(max=5.0) / (snr + 1)  # min-SNR on v (Hang et al. 2023)
         loss = (weight * (out - v).square().flatten(1).mean(1)).mean()
         optimizer.zero_grad()

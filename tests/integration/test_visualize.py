@@ -14,7 +14,7 @@ from PIL import Image
 from diffusion_lit import visualize
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.seeds import column_seeds, image_seeds
 from diffusion_lit.diffusion.weighting import SNR, MinSNR, Uniform
 from diffusion_lit.figures import album, curves, losses, noising, schedule
@@ -34,7 +34,7 @@ FIGURES |= {"samplers.png", "curves.png", "losses.png"}
 
 
 def process(prediction: str = "v_prediction", weighting=None, **table) -> Diffusion:
-    return Diffusion(NoiseTable(**table), prediction, weighting or Uniform())
+    return Diffusion(DiscreteProcess(**table), prediction, weighting or Uniform())
 
 
 # ------------------------------------------------------------------------------------------ noising
@@ -50,7 +50,7 @@ def test_the_forward_strip_goes_from_the_picture_to_unit_noise():
     assert (strip[:, -1].flatten(1).var(1) - 1).abs().max() < 0.06
     assert strip[:, -1].mean().abs() < 0.03
     eps = strip[:, -1]  # alpha is 5e-5 there: the noise itself, which all columns share
-    alpha, sigma = diffusion.table.alpha[250], diffusion.table.sigma[250]
+    alpha, sigma = diffusion.process.alpha[250], diffusion.process.sigma[250]
     assert (strip[:, 1] - (alpha * x0 + sigma * eps)).abs().max() < 1e-3
     assert not torch.equal(strip, noising.make_noise_strip(diffusion, x0, t, seed=6))
 
@@ -77,7 +77,9 @@ def test_the_estimates_of_any_network_fit_each_other(prediction):
     diffusion = process(prediction)
     x0, t = to_float(noise(3, 3)), torch.tensor([100, 500, 800])
     made = noising.predict(lambda x_t, time, y: 0.3 * x_t.cos(), diffusion, x0, t, torch.zeros_like(t), seed=0)
-    alpha, sigma = (table[t].float()[:, None, None, None] for table in (diffusion.table.alpha, diffusion.table.sigma))
+    alpha, sigma = (
+        table[t].float()[:, None, None, None] for table in (diffusion.process.alpha, diffusion.process.sigma)
+    )
     torch.testing.assert_close(made.x0_hat, (made.x_t - sigma * made.eps_hat) / alpha, atol=1e-4, rtol=1e-4)
     if prediction == "epsilon":
         torch.testing.assert_close(made.eps_hat, 0.3 * made.x_t.cos(), atol=1e-4, rtol=1e-4)
@@ -89,9 +91,9 @@ def test_the_estimates_of_any_network_fit_each_other(prediction):
 def test_shares_count_timesteps_and_their_weight():
     diffusion = process("epsilon", MinSNR(), beta_schedule="linear")
     timesteps, share = schedule.compute_bin_shares(diffusion)
-    levels = np.log(diffusion.table.snr.numpy())
+    levels = np.log(diffusion.process.snr.numpy())
     edges = [-np.inf, -8, -6, -4, -2, 0, 2, 4, 6, 8, np.inf]
-    weight = np.minimum(diffusion.table.snr.numpy(), 5) / diffusion.table.snr.numpy()
+    weight = np.minimum(diffusion.process.snr.numpy(), 5) / diffusion.process.snr.numpy()
     assert np.allclose(timesteps, np.histogram(levels, edges)[0] / 1000)
     assert np.allclose(share, np.histogram(levels, edges, weights=weight)[0] / weight.sum(), atol=1e-6)
     uniform = schedule.compute_bin_shares(process())
@@ -128,7 +130,7 @@ def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffus
 )
 @each("loss", ["mse", "l1"])
 def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, of_x0, loss):
-    table = NoiseTable(beta_schedule="linear")
+    table = DiscreteProcess(beta_schedule="linear")
     own, clean = losses.compute_loss_weights(Diffusion(table, prediction, Uniform(), loss))
     assert torch.equal(own, torch.ones(1000, dtype=torch.float64))
     worth = of_x0(table.snr) * torch.ones(1000, dtype=torch.float64)
@@ -147,7 +149,7 @@ def test_the_numbers_of_the_loss_are_those_of_the_formulas():
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 24), (torch.bfloat16, 8), (torch.float16, 11)])
 def test_rounding_is_half_a_unit_of_a_held_table_and_all_of_a_little_noise_made_of_alpha(dtype, bits):
-    table = NoiseTable(beta_schedule="linear")
+    table = DiscreteProcess(beta_schedule="linear")
     for error in losses.compute_rounding(table, dtype, from_alpha_bar=False):
         assert 2 ** -(bits + 1) < error.max() <= 2**-bits
     made = losses.compute_rounding(table, dtype, from_alpha_bar=True)
@@ -164,7 +166,7 @@ def test_rounding_is_half_a_unit_of_a_held_table_and_all_of_a_little_noise_made_
 
 
 def test_rounding_of_no_signal_is_none():
-    table = NoiseTable(zero_terminal_snr=True)
+    table = DiscreteProcess(zero_terminal_snr=True)
     assert losses.compute_rounding(table, torch.bfloat16, False)[0][-1] == 0
 
 
@@ -173,12 +175,12 @@ def test_losses_are_drawn_of_each_recipe():
     figure = losses.plot_losses(recipes, "title")
     own, clean, sigma, x_t = figure.axes
     assert [line.get_label() for line in own.lines] == ["v", "zero"]
-    assert np.array_equal(clean.lines[0].get_xdata(), recipes["v"].table.snr.log())
-    weight = 1 + recipes["v"].table.snr
+    assert np.array_equal(clean.lines[0].get_xdata(), recipes["v"].process.snr.log())
+    weight = 1 + recipes["v"].process.snr
     assert np.allclose(clean.lines[0].get_ydata(), weight / weight.mean(), rtol=1e-4)
     for ax, which in ((sigma, 1), (x_t, 2)):
         drawn = np.nan_to_num(ax.lines[2].get_ydata())
-        assert np.array_equal(drawn, losses.compute_rounding(recipes["v"].table, torch.bfloat16, False)[which])
+        assert np.array_equal(drawn, losses.compute_rounding(recipes["v"].process, torch.bfloat16, False)[which])
     assert_not_cut(figure)
 
 
@@ -197,8 +199,8 @@ def test_the_schedule_is_drawn_from_the_table():
     diffusion = process("v_prediction", SNR(), zero_terminal_snr=True)  # log snr of the last timestep is -inf
     figure = schedule.plot_schedule(diffusion, "title")
     signal, level, weight, bins = figure.axes
-    assert np.array_equal(signal.lines[0].get_ydata(), diffusion.table.alpha_bar)
-    assert np.array_equal(level.lines[0].get_ydata()[:-1], diffusion.table.snr.log()[:-1])
+    assert np.array_equal(signal.lines[0].get_ydata(), diffusion.process.alpha_bar)
+    assert np.array_equal(level.lines[0].get_ydata()[:-1], diffusion.process.snr.log()[:-1])
     assert np.allclose(weight.lines[0].get_ydata(), diffusion.weight[:-1])
     assert np.allclose([bar.get_height() for bar in bins.patches], torch.cat(schedule.compute_bin_shares(diffusion)))
     assert_not_cut(figure)

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 
 from diffusion_lit.config.overrides import format_command, format_override
-from diffusion_lit.diffusion.randomness import draw
+from diffusion_lit.diffusion.randomness import draw_random_numbers
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.run_dir import display_path
@@ -82,7 +82,7 @@ def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: 
             data = trainer.datamodule
             batch = data.global_batch(step - 1)
             of_batch = batch["position"], len(batch["index"]), module.codec.shape, module.device, module.strata
-            draws = draw(module.seed, *of_batch)
+            draws = draw_random_numbers(module.seed, *of_batch)
             taken = step_record.make_step_record(step, module.config_text, module.net, batch, draws, data.batch_size)
             step_record.save_step_record(run, taken)
             hint = f". To see where it began: {format_command('replay', format_override('run', display_path(run)))}"

@@ -10,10 +10,10 @@ import torch
 
 from diffusion_lit.config.schema import METRIC_COLUMNS
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.diffusion.seeds import fold, image_seeds
+from diffusion_lit.diffusion.seeds import derive_seed, image_seeds
 from diffusion_lit.distributed import consistency
-from diffusion_lit.evaluation.features import classifier, pictures_of
-from diffusion_lit.evaluation.metrics import METRICS, Evidence, accuracy, labels_like, reference_of
+from diffusion_lit.evaluation import metrics
+from diffusion_lit.evaluation.features import collect_real_images, make_classifier
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.training.callbacks.step import Milestones, StepCallback
 from diffusion_lit.training.collective_sampling import continue_on_error, generate_on_all_ranks
@@ -48,14 +48,14 @@ class SampleMetrics(StepCallback):
         super().on_train_start(trainer, module)
         if not self.config["metrics_every"]:
             return
-        names, steps = self.config["data"]["class_names"], module.diffusion.table.num_train_timesteps
+        names, steps = self.config["data"]["class_names"], module.diffusion.process.num_train_timesteps
         data = trainer.datamodule
-        images = pictures_of(data.train, data.val, self.config["data"], module.device)
+        images = collect_real_images(data.train, data.val, self.config["data"], module.device)
         with consistency.local_rank_zero_first():
-            self.reference = reference_of(images, "classifier" if names else "pixels", names)
+            self.reference = metrics.make_reference(images, "classifier" if names else "pixels", names)
         self.sampler = replace(self.sampler, steps=min(self.sampler.steps or steps, self.config["metrics_steps"]))
-        self.labels = labels_like(self.reference.training.labels, self.config["metrics_images"])
-        self.seeds = image_seeds(fold(self.config["seed"], "metrics"), len(self.labels))
+        self.labels = metrics.labels_in_proportion(self.reference.training.labels, self.config["metrics_images"])
+        self.seeds = image_seeds(derive_seed(self.config["seed"], "metrics"), len(self.labels))
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         self.row = {}
@@ -65,8 +65,8 @@ class SampleMetrics(StepCallback):
 
     def measure(self, module: DiffusionModule) -> dict[str, float]:
         (images,) = generate_on_all_ranks([module.ema], module, self.config, self.sampler, self.labels, self.seeds)
-        evidence = Evidence(self.reference, images, self.labels, floor=False)
-        measured = {key: value for name in self.metrics for key, value in METRICS[name](evidence).items()}
+        evidence = metrics.Comparison(self.reference, images, self.labels, floor=False)
+        measured = {key: value for name in self.metrics for key, value in metrics.METRICS[name](evidence).items()}
         return {column: measured[column] for column in self.columns}
 
 
@@ -78,10 +78,10 @@ def measure_class_accuracy(config: dict, data: ImageDataModule, module: Diffusio
     num_images = config["data"]["classifier_images"]
     if not (num_images and config["data"]["class_names"]):
         return {}
-    images = pictures_of(data.train, data.val, config["data"], module.device)
+    images = collect_real_images(data.train, data.val, config["data"], module.device)
     with consistency.local_rank_zero_first():
-        trained = classifier(images)
-    labels = labels_like(torch.from_numpy(images.train.labels), num_images)
-    seeds = image_seeds(fold(config["seed"], "judge"), num_images)
+        trained = make_classifier(images)
+    labels = metrics.labels_in_proportion(torch.from_numpy(images.train.labels), num_images)
+    seeds = image_seeds(derive_seed(config["seed"], "judge"), num_images)
     (images,) = generate_on_all_ranks([module.ema], module, config, sampler, labels, seeds)
-    return accuracy(trained, images, labels) | {"judged_images": num_images}
+    return metrics.score_class_accuracy(trained, images, labels) | {"judged_images": num_images}

@@ -8,14 +8,14 @@ import torch
 
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.distributed import collectives
-from diffusion_lit.imaging.skins import shown
+from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.sampling.previews import (
-    Film,
-    caption,
-    class_grid,
-    film_pictures,
-    filmed_images,
+    FrameRecorder,
+    draw_class_grid,
+    draw_frames,
+    format_caption,
     preview_labels,
+    recorded_images,
     save_preview,
 )
 from diffusion_lit.sampling.samplers import Sampler
@@ -86,8 +86,8 @@ def draw_preview(
     labels = preview_labels(len(names))
     seeds = image_seeds(config["seed"], len(labels))
     networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
-    steps = len(sampler.build(module.diffusion.table).timesteps)
-    film = Film(filmed_images(labels, names), steps, module.codec)
+    steps = len(sampler.build_scheduler(module.diffusion.process).timesteps)
+    film = FrameRecorder(recorded_images(labels, names), steps, module.codec)
     calls = steps * len(networks) * -(-len(labels) // sampler.batch_size)
     task = bar.add_task("drawing the preview", total=-(-calls // collectives.world_size()), unit="preview")
 
@@ -106,14 +106,14 @@ def draw_preview(
     if drawn is None or collectives.rank() != 0:
         return
     render = config["data"].get("render", "none")
-    film.frames = shown(film.frames, render)
+    film.frames = render_images(film.frames, render)
     grids = [
-        class_grid(shown(images, render), labels, names, f"{name}, step {step}")
+        draw_class_grid(render_images(images, render), labels, names, f"{name}, step {step}")
         for name, images in zip(networks, drawn, strict=True)
     ]
     grid = grid_of(run, step)
     grid.parent.mkdir(exist_ok=True)
-    moving = save_preview(grids, film_pictures(film, labels, names), grid)
-    captions = [caption(config, seen, steps) for seen in (list(networks), ["EMA on its way from noise"])]
+    moving = save_preview(grids, draw_frames(film, labels, names), grid)
+    captions = [format_caption(config, seen, steps) for seen in (list(networks), ["EMA on its way from noise"])]
     logger.log_file(step, "samples/grid", grid, captions[0])
     logger.log_file(step, "samples/denoising", moving, captions[1])

@@ -153,11 +153,11 @@ def types_of_all_keys() -> dict[str, set[str]]:
 
 def test_choices_are_those_of_the_code():
     from diffusion_lit.data.decoding import FITS, MODES, RESAMPLE
-    from diffusion_lit.diffusion.loss import LOSSES
+    from diffusion_lit.diffusion.loss import LOSS_FUNCTIONS
     from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
     from diffusion_lit.diffusion.schedules import BETA_SCHEDULES
     from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
-    from diffusion_lit.evaluation.features import EXTRACTORS
+    from diffusion_lit.evaluation.features import FEATURE_EXTRACTORS
     from diffusion_lit.evaluation.metrics import METRICS
 
     columns = [name for names in METRIC_COLUMNS.values() for name in names]
@@ -165,11 +165,11 @@ def test_choices_are_those_of_the_code():
         "diffusion.beta_schedule": BETA_SCHEDULES,
         "diffusion.prediction_type": PREDICTION_TYPES,
         "diffusion.timestep_sampling": TIMESTEP_SAMPLING,
-        "diffusion.loss": LOSSES,
+        "diffusion.loss": LOSS_FUNCTIONS,
         "data.resample": RESAMPLE,
         "data.fit": FITS,
         "data.channels": map(str, MODES),
-        "features": ["null", *EXTRACTORS],
+        "features": ["null", *FEATURE_EXTRACTORS],
         "best_by": ["val/loss", "val/error", *columns],
     }
     assert METRICS.keys() == METRIC_COLUMNS.keys()

@@ -14,23 +14,23 @@ from torch import nn
 from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import build, locate
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.diffusion.loss import LOSSES, Diffusion
+from diffusion_lit.diffusion.loss import LOSS_FUNCTIONS, Diffusion
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
-from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, NoiseTable
+from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, DiscreteProcess
 from diffusion_lit.diffusion.weighting import SNR, X0, MinSNR, Sigmoid, SNRPlusOne, SoftMinSNR, Uniform
 from diffusion_lit.imaging.grids import to_float
-from diffusion_lit.sampling.samplers import to_prediction
+from diffusion_lit.sampling.samplers import x0_to_output
 from diffusion_lit.training.noise_levels import BINS, EDGES
 from diffusion_lit.training.noise_levels import LEVELS_PER_BIN as PER_BIN
 from tests.cases import each
 from tests.probe import Probe
 
 YAMLS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(Path(CONF).glob("weighting/*.yaml"))}
-LINEAR, COSINE = NoiseTable(beta_schedule="linear"), NoiseTable()
-ZERO = NoiseTable(beta_schedule="linear", zero_terminal_snr=True)
+LINEAR, COSINE = DiscreteProcess(beta_schedule="linear"), DiscreteProcess()
+ZERO = DiscreteProcess(beta_schedule="linear", zero_terminal_snr=True)
 PAIRS = [
     (table, prediction)
-    for table in (LINEAR, COSINE, ZERO, NoiseTable(zero_terminal_snr=True))
+    for table in (LINEAR, COSINE, ZERO, DiscreteProcess(zero_terminal_snr=True))
     for prediction in PREDICTION_TYPES
     if not (prediction == "epsilon" and table.zero_terminal_snr)
 ]
@@ -51,7 +51,7 @@ def pictures(count: int, shape: tuple = (3, 4, 4), seed: int = 0) -> tuple:
 
 def factor(diffusion: Diffusion) -> torch.Tensor:
     """The factor on the network's own error at each timestep, read off the loss: 0 is the answer and 1 is given."""
-    t = torch.arange(diffusion.table.num_train_timesteps)
+    t = torch.arange(diffusion.process.num_train_timesteps)
     zero = torch.zeros(len(t), 1, 1, 1)
     return diffusion.loss(lambda x_t, time, y: torch.ones_like(x_t), zero, t, zero, t)
 
@@ -60,7 +60,7 @@ def losses_of_estimate(diffusion: Diffusion, x0_hat, x0, eps, t) -> torch.Tensor
     """The loss of a network that says `x0_hat`, each in the form its prediction type asks for."""
     x_t = diffusion.add_noise(x0, t, eps)
     told = [
-        to_prediction(diffusion.prediction_type, x0_hat[k], x_t[k], diffusion.table, int(t[k])) for k in range(len(t))
+        x0_to_output(diffusion.prediction_type, x0_hat[k], x_t[k], diffusion.process, int(t[k])) for k in range(len(t))
     ]
     return diffusion.loss(lambda x_t, time, y: torch.stack(told), x0, t, eps, t)
 
@@ -89,7 +89,7 @@ def test_targets_are_those_of_diffusers(schedule):
     t = torch.arange(1000)
     wanted = {"epsilon": eps, "sample": x0, "v_prediction": theirs.get_velocity(x0, eps, t)}
     for prediction in wanted:
-        ours = Diffusion(NoiseTable(beta_schedule=schedule), prediction, Uniform()).target(x0, t, eps)
+        ours = Diffusion(DiscreteProcess(beta_schedule=schedule), prediction, Uniform()).target(x0, t, eps)
         torch.testing.assert_close(ours, wanted[prediction], rtol=0, atol=2e-5)
 
 
@@ -98,7 +98,7 @@ def test_an_estimate_put_into_a_networks_form_is_read_back(table, prediction):
     diffusion = Diffusion(table, prediction, Uniform())
     x0_hat, x_t = pictures(1)
     for t in (0, 1, 10, 500, 900, 998, 999):
-        out = to_prediction(prediction, x0_hat, x_t, table, t)
+        out = x0_to_output(prediction, x0_hat, x_t, table, t)
         back = diffusion.estimate_x0(out, x_t, torch.tensor([t]))
         # as above: the two large terms of epsilon at the noisy end leave the rounding of their size
         size = x_t.abs().max().item() / table.alpha[t].item() if prediction == "epsilon" else 0
@@ -107,7 +107,7 @@ def test_an_estimate_put_into_a_networks_form_is_read_back(table, prediction):
 
 @each("schedule", BETA_SCHEDULES)
 def test_epsilon_at_zero_terminal_snr_is_refused(schedule):
-    table = NoiseTable(beta_schedule=schedule, zero_terminal_snr=True)
+    table = DiscreteProcess(beta_schedule=schedule, zero_terminal_snr=True)
     with pytest.raises(ValueError, match="zero terminal SNR"):
         Diffusion(table, "epsilon", Uniform())
 
@@ -176,7 +176,7 @@ def test_the_three_published_plain_losses_are_one_weighting_each(table):
 
 
 @each("name", [name for name in YAMLS if name != "uniform"])  # which is not defined on x0
-@each("kind", LOSSES)
+@each("kind", LOSS_FUNCTIONS)
 def test_a_weighting_means_the_same_for_every_prediction_type(name, kind):
     t = (COSINE.alpha > 0.05).nonzero()[::20, 0]
     x0, eps = pictures(len(t))
@@ -190,7 +190,7 @@ def test_a_weighting_means_the_same_for_every_prediction_type(name, kind):
 
 
 @every_weighting
-@each("kind", LOSSES)
+@each("kind", LOSS_FUNCTIONS)
 def test_the_absolute_error_is_weighted_by_what_it_counts_on_x0(name, kind):
     signal = LINEAR.alpha_bar.numpy()
     counts = {"epsilon": np.sqrt((1 - signal) / signal), "sample": 1.0, "v_prediction": np.sqrt(1 - signal)}
@@ -203,7 +203,7 @@ def test_the_absolute_error_is_weighted_by_what_it_counts_on_x0(name, kind):
 
 @every_pair
 @every_weighting
-@each("kind", LOSSES)
+@each("kind", LOSS_FUNCTIONS)
 def test_every_weighting_is_finite_and_never_negative(table, prediction, name, kind):
     weight = factor(Diffusion(table, prediction, build(YAMLS[name]), kind))
     assert weight.isfinite().all()
@@ -289,7 +289,7 @@ GREY_STORE = store_of(torch.full((5, 1, 4, 4), GREY, dtype=torch.uint8))
 class Knows:
     """A network that knows that all images are GREY and so answers rightly, but for an error that depends on t only."""
 
-    def __init__(self, table: NoiseTable, prediction: str, error=lambda t: 0.0 * t):
+    def __init__(self, table: DiscreteProcess, prediction: str, error=lambda t: 0.0 * t):
         self.table, self.prediction, self.error = table, prediction, error
 
     def __call__(self, x_t, t, y):
@@ -405,7 +405,7 @@ def test_the_held_out_loss_is_the_one_expected_over_all_timesteps(table, predict
 
 
 def test_bins_without_timesteps_are_nan_and_left_out_of_the_loss():
-    table = NoiseTable(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
+    table = DiscreteProcess(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
     net = Knows(table, "v_prediction", lambda t: 0.5 + 0 * t)
     loss, bins, noise = Probe(GREY_STORE, Diffusion(table, "v_prediction", Uniform())).losses(net)
     log_snr = table.snr.log()
@@ -436,7 +436,7 @@ def test_the_held_out_error_is_that_of_the_noise_estimate(table, prediction, dis
         "velocity": lambda: (x_t - sigma * out) / (alpha + sigma),
         "edm": lambda: alpha / 4 * x_t / scale**2 + sigma / 2 * out / scale,
     }[prediction]()
-    error = LOSSES[distance]((x_t - alpha * x0_hat) / sigma - probe.eps).flatten(1).mean(1)
+    error = LOSS_FUNCTIONS[distance]((x_t - alpha * x0_hat) / sigma - probe.eps).flatten(1).mean(1)
     in_bins = [error[probe.bin == k].mean() for k in range(len(BINS)) if (probe.bin == k).any()]
     assert math.isfinite(noise)
     assert noise == pytest.approx(torch.stack(in_bins).mean().item(), rel=1e-3)

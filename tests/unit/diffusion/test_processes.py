@@ -18,24 +18,24 @@ from diffusion_lit.config.targets import build, locate
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
-from diffusion_lit.diffusion.processes import EDM, Flow
-from diffusion_lit.diffusion.randomness import draw
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.processes import EDM, FlowMatching
+from diffusion_lit.diffusion.randomness import draw_random_numbers
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
 from diffusion_lit.diffusion.weighting import Uniform
 from diffusion_lit.runs.build import make_diffusion
 from diffusion_lit.sampling.generate import generate
-from diffusion_lit.sampling.previews import steps_told
-from diffusion_lit.sampling.samplers import make_sampler, times_of
+from diffusion_lit.sampling.previews import format_steps
+from diffusion_lit.sampling.samplers import make_sampler, scheduler_times
 from diffusion_lit.training.noise_levels import EDGES
 from tests.cases import each
 from tests.probe import Probe
 
 PROCESSES = {
-    "cosine": NoiseTable(),
-    "linear": NoiseTable(beta_schedule="linear"),
-    "zero": NoiseTable(zero_terminal_snr=True),
-    "flow": Flow(),
+    "cosine": DiscreteProcess(),
+    "linear": DiscreteProcess(beta_schedule="linear"),
+    "zero": DiscreteProcess(zero_terminal_snr=True),
+    "flow": FlowMatching(),
     "edm": EDM(),
 }
 SAMPLERS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(Path(CONF).glob("sampler/*.yaml"))}
@@ -66,7 +66,7 @@ def test_flow_is_that_of_diffusers_and_its_target_is_the_velocity():
     x_t = diffusion.add_noise(x0, t, eps)
     torch.testing.assert_close(x_t, theirs.scale_noise(x0, theirs.timesteps, eps), rtol=0, atol=1e-6)
     torch.testing.assert_close(diffusion.target(x0, t, eps), eps - x0, rtol=0, atol=1e-6)
-    torch.testing.assert_close(diffusion.table.time_input(t), theirs.timesteps)
+    torch.testing.assert_close(diffusion.process.time_input(t), theirs.timesteps)
     # an error of the velocity is the loss, whatever t is
     loss = diffusion.loss(lambda x_t, time, y: eps - x0 + 0.3, x0, t, eps, None)
     torch.testing.assert_close(loss, torch.full((1000,), 0.09), rtol=1e-4, atol=0)
@@ -106,7 +106,7 @@ def test_edm_keeps_input_and_target_at_unit_variance():
 
 def test_samplers_of_edm_step_where_the_paper_does():
     sampler = sampler_of("heun")
-    sigmas = times_of(sampler.build(EDM()), EDM()).unique().flip(0).double()
+    sigmas = scheduler_times(sampler.build_scheduler(EDM()), EDM()).unique().flip(0).double()
     ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
     wanted = torch.tensor([(ends[0] + k / 17 * (ends[1] - ends[0])) ** 7 for k in range(18)], dtype=torch.float64)
     torch.testing.assert_close(sigmas, wanted, rtol=0.01, atol=0)  # of a table of 1000 levels, the nearest
@@ -153,18 +153,20 @@ def test_every_weighting_gives_the_gradient_of_its_x0_form(process, prediction):
 def test_a_continuous_process_computes_what_its_table_holds(process, prediction):
     table = PROCESSES[process]
     diffusion = Diffusion(table, prediction, build(WEIGHTINGS["min_snr"]))
-    torch.testing.assert_close(torch.stack(diffusion.row(table.times)), diffusion.tables, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.stack(diffusion.coefficients(table.times)), diffusion.coefficient_table, rtol=1e-6, atol=0
+    )
     # and the ends of what can be drawn are no trouble
-    ends = table.draw(torch.tensor([0.0, 2**-24, 1 - 2**-24]))
-    assert torch.stack(diffusion.row(ends)).isfinite().all()
+    ends = table.sample_times(torch.tensor([0.0, 2**-24, 1 - 2**-24]))
+    assert torch.stack(diffusion.coefficients(ends)).isfinite().all()
 
 
 def test_runs_older_than_the_new_keys_are_of_the_process_that_they_were():
     old = {"num_train_timesteps": 500, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     old |= {"zero_terminal_snr": False, "prediction_type": "epsilon", "loss": "mse"}
     diffusion = make_diffusion({"diffusion": old, "weighting": WEIGHTINGS["uniform"]})
-    assert diffusion.table == NoiseTable(500, "linear")
-    assert torch.equal(diffusion.table.density, torch.ones(500, dtype=torch.float64))
+    assert diffusion.process == DiscreteProcess(500, "linear")
+    assert torch.equal(diffusion.process.density, torch.ones(500, dtype=torch.float64))
 
 
 # ------------------------------------------------------- every sampler of every process, on a mixture of Gaussians
@@ -282,11 +284,11 @@ def test_evaluations_of_the_network_are_as_many_as_told(name):
     sampler, diffusion = sampler_of(name, **changes), Diffusion(PROCESSES[process], "sample", Uniform())
     net = lambda x_t, time, y: calls.append(len(x_t)) or x_t  # noqa: E731
     generate(net, diffusion, sampler, [0, 0], SEEDS, (1, 2, 2), lambda first, k, x: seen.append(k))
-    told = len(sampler.build(diffusion.table).timesteps)
+    told = len(sampler.build_scheduler(diffusion.process).timesteps)
     assert len(calls) == told
     assert seen == list(range(told))
     if "heun" in name:
-        assert steps_told(sampler.steps, told) == "18 steps, 35 NFE"
+        assert format_steps(sampler.steps, told) == "18 steps, 35 NFE"
 
 
 @each(("name", "process"), [pair for pair in pairs(SAMPLERS) if pair[1] in ("flow", "edm")])
@@ -306,7 +308,7 @@ def test_an_image_depends_on_its_own_seed_alone(name, process):
 def test_clipping_ends_in_range_and_the_film_is_of_unit_variance(process):
     diffusion, seen = Diffusion(PROCESSES[process], "sample", Uniform()), []
     for name in SAMPLERS:
-        if PROCESSES[process].process in SAMPLERS[name]["serves"]:
+        if PROCESSES[process].name in SAMPLERS[name]["serves"]:
             sampler, seen = sampler_of(name, steps=8), []
             net = lambda x_t, time, y: torch.full_like(x_t, 3.0)  # noqa: E731
             generate(net, diffusion, sampler, [0, 0], SEEDS, (1, 16, 16), lambda first, k, x, seen=seen: seen.append(x))
@@ -319,12 +321,12 @@ def test_clipping_ends_in_range_and_the_film_is_of_unit_variance(process):
 
 def test_stratified_numbers_lie_one_in_each_share_of_a_batch_for_any_slices():
     shape, cpu = (1, 2, 2), torch.device("cpu")
-    whole = draw(3, 5 * 96, 2 * 96, shape, cpu, strata=96)
+    whole = draw_random_numbers(3, 5 * 96, 2 * 96, shape, cpu, strata=96)
     for half in whole.timestep.chunk(2):
         assert (half * 96).long().tolist() == list(range(96))
-    parts = [draw(3, 5 * 96 + start, 48, shape, cpu, strata=96).timestep for start in range(0, 192, 48)]
+    parts = [draw_random_numbers(3, 5 * 96 + start, 48, shape, cpu, strata=96).timestep for start in range(0, 192, 48)]
     assert torch.equal(torch.cat(parts), whole.timestep)
-    plain = draw(3, 5 * 96, 2 * 96, shape, cpu)
+    plain = draw_random_numbers(3, 5 * 96, 2 * 96, shape, cpu)
     assert torch.equal(plain.eps, whole.eps)
     assert torch.equal(plain.flip, whole.flip)
     inside = whole.timestep * 96 - torch.arange(96).repeat(2)  # what the plain number was
@@ -333,13 +335,13 @@ def test_stratified_numbers_lie_one_in_each_share_of_a_batch_for_any_slices():
 
 
 def test_the_last_share_of_a_large_batch_ends_before_1():
-    timestep = draw(0, 2**20 - 4096, 4096, (1, 1, 1), torch.device("cpu"), strata=2**20).timestep
+    timestep = draw_random_numbers(0, 2**20 - 4096, 4096, (1, 1, 1), torch.device("cpu"), strata=2**20).timestep
     assert timestep.max() < 1
-    assert NoiseTable().draw(timestep).max() == 999
+    assert DiscreteProcess().sample_times(timestep).max() == 999
 
 
 def test_only_what_says_so_is_stratified():
-    assert {name: NoiseTable(timestep_sampling=name).strata(64) for name in TIMESTEP_SAMPLING} == {
+    assert {name: DiscreteProcess(timestep_sampling=name).num_strata(64) for name in TIMESTEP_SAMPLING} == {
         "uniform": 1,
         "stratified": 64,
         "logit_normal": 1,
@@ -352,10 +354,10 @@ def test_logit_normal_numbers_are_normal_in_the_logit(mean, std):
     u = (torch.arange(4096) + 0.5) / 4096
     settings = {"timestep_sampling": "logit_normal", "sampling_mean": mean, "sampling_std": std}
     z = mean + std * ndtri(u.double().numpy())
-    t = Flow(**settings).draw(u).double().numpy()
+    t = FlowMatching(**settings).sample_times(u).double().numpy()
     np.testing.assert_allclose(np.log(t / (1 - t)), z, rtol=0, atol=2e-3)
-    np.testing.assert_allclose(EDM(**settings).draw(u).log().numpy(), z, rtol=0, atol=2e-3)
-    k = NoiseTable(**settings).draw(u).numpy()
+    np.testing.assert_allclose(EDM(**settings).sample_times(u).log().numpy(), z, rtol=0, atol=2e-3)
+    k = DiscreteProcess(**settings).sample_times(u).numpy()
     share = 1 / (1 + np.exp(-z))
     assert ((k <= share * 1000 + 1e-3) & (share * 1000 < k + 1 + 1e-3)).all()
 
@@ -379,7 +381,7 @@ def test_the_density_is_how_often_levels_are_drawn(process, sampling):
 def test_held_out_bins_have_the_share_that_training_gives_them(name):
     """log snr = -2 log(sigma / alpha), which is normal for both."""
     diffusion = as_published(name)
-    table = diffusion.table
+    table = diffusion.process
     store = ImageStore(np.full((4, 1, 4, 4), 200, dtype=np.uint8), np.zeros(4, dtype=np.int64))
     probe = Probe(store, diffusion)
     log_snr = NormalDist(-2 * table.sampling_mean, 2 * table.sampling_std)
@@ -390,7 +392,7 @@ def test_held_out_bins_have_the_share_that_training_gives_them(name):
 
     def knows(x, time, y):
         t = {"flow": time / 1000, "edm": (time / 250).exp()}[name]
-        row = diffusion.row(t)
+        row = diffusion.coefficients(t)
         told.append(row)
         c_in, alpha, sigma, target_x0, target_eps = (
             value.double().view(-1, 1, 1, 1)

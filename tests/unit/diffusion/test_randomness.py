@@ -10,9 +10,9 @@ from scipy import stats
 from diffusion_lit.data.batches import Batches, stream_indices
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.conditions import ClassCondition
-from diffusion_lit.diffusion.randomness import BLOCK, Draws, draw, flip
-from diffusion_lit.diffusion.schedules import NoiseTable
-from diffusion_lit.diffusion.seeds import counted, fold, image_seeds
+from diffusion_lit.diffusion.randomness import BLOCK, RandomNumbers, draw_random_numbers, flip_images
+from diffusion_lit.diffusion.schedules import DiscreteProcess
+from diffusion_lit.diffusion.seeds import derive_seed, image_seeds, item_seed
 from tests.cases import each
 
 CPU, SHAPE = torch.device("cpu"), (1, 2, 2)
@@ -61,7 +61,7 @@ def test_images_do_not_keep_their_places():
 def test_a_far_position_costs_no_more_than_a_near_one():
     # a resumed run starts there; walking to it would take hours
     assert stream_indices(0, 10**15 + 3, 4, 10).shape == (4,)
-    assert draw(0, 10**15 + 3, 4, SHAPE, CPU).eps.shape == (4, *SHAPE)
+    assert draw_random_numbers(0, 10**15 + 3, 4, SHAPE, CPU).eps.shape == (4, *SHAPE)
 
 
 # ------------------------------------------------------------------------------------------------------------- draws
@@ -69,26 +69,26 @@ def test_a_far_position_costs_no_more_than_a_near_one():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_any_slice_of_the_draws_is_bit_equal_to_the_whole(seed):
-    whole = draw(seed, 0, 500, SHAPE, CPU)
+    whole = draw_random_numbers(seed, 0, 500, SHAPE, CPU)
     edges = [(0, 1), (BLOCK - 1, 2), (BLOCK, BLOCK), (BLOCK - 1, 2 * BLOCK + 2), (499, 1)]
     for start, count in edges + slices(500, 60, seed):
-        part = draw(seed, start, count, SHAPE, CPU)
+        part = draw_random_numbers(seed, start, count, SHAPE, CPU)
         for name in FIELDS:
             assert torch.equal(getattr(part, name), getattr(whole, name)[start : start + count]), (start, count, name)
 
 
 def test_draws_ignore_the_global_random_state_and_leave_it_alone():
     torch.manual_seed(1)
-    first = draw(0, 5, 40, SHAPE, CPU)
+    first = draw_random_numbers(0, 5, 40, SHAPE, CPU)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = draw(0, 5, 40, SHAPE, CPU)
+    second = draw_random_numbers(0, 5, 40, SHAPE, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.eps, second.eps)
 
 
 def test_no_two_positions_share_their_numbers():
-    draws = draw(0, 0, 200 * BLOCK, SHAPE, CPU)
+    draws = draw_random_numbers(0, 0, 200 * BLOCK, SHAPE, CPU)
     assert len(draws.eps.flatten(1).unique(dim=0)) == 200 * BLOCK
     # three rows of 6,400 uniform float32 numbers: some coincide by chance (24 bits), a shared block would give 32
     for row in (draws.timestep, draws.flip, draws.drop):
@@ -96,12 +96,12 @@ def test_no_two_positions_share_their_numbers():
 
 
 def test_seeds_have_draws_of_their_own():
-    one, two = (draw(seed, 0, 100, SHAPE, CPU) for seed in (0, 1))
+    one, two = (draw_random_numbers(seed, 0, 100, SHAPE, CPU) for seed in (0, 1))
     for name in FIELDS:
         assert not (getattr(one, name) == getattr(two, name)).any()
 
 
-DRAWS = draw(0, 0, 400 * BLOCK, SHAPE, CPU)
+DRAWS = draw_random_numbers(0, 0, 400 * BLOCK, SHAPE, CPU)
 
 
 @pytest.mark.parametrize("name", ["timestep", "flip", "drop"])
@@ -155,8 +155,8 @@ def test_micro_batches_of_all_ranks_are_the_one_big_batch(accumulate, world, ste
     for key in ("image", "y", "index"):
         assert torch.equal(torch.cat([part[key] for part in parts]), whole[key])
     assert whole["position"] == step * 24
-    numbers = [draw(7, part["position"], len(part["index"]), SHAPE, CPU) for part in parts]
-    wanted = draw(7, whole["position"], 24, SHAPE, CPU)
+    numbers = [draw_random_numbers(7, part["position"], len(part["index"]), SHAPE, CPU) for part in parts]
+    wanted = draw_random_numbers(7, whole["position"], 24, SHAPE, CPU)
     for name in FIELDS:
         assert torch.equal(torch.cat([getattr(part, name) for part in numbers]), getattr(wanted, name))
 
@@ -193,21 +193,21 @@ def test_pictures_and_labels_belong_to_their_index():
 # ------------------------------------------------------------------------------------------------- flips and labels
 
 
-def part(draws: Draws, start: int, count: int) -> Draws:
-    return Draws(*(getattr(draws, name)[start : start + count] for name in FIELDS))
+def part(draws: RandomNumbers, start: int, count: int) -> RandomNumbers:
+    return RandomNumbers(*(getattr(draws, name)[start : start + count] for name in FIELDS))
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.5, 1.0])
 def test_flips_mirror_whole_images_at_the_asked_rate_and_by_position_only(probability):
     count = len(DRAWS.flip)
     x0 = torch.rand(count, 2, 1, 3)
-    flipped = flip(x0, DRAWS, probability)
+    flipped = flip_images(x0, DRAWS, probability)
     mirrored = (flipped == x0.flip(-1)).flatten(1).all(1)
     assert (mirrored | (flipped == x0).flatten(1).all(1)).all()
     rate = mirrored.double().mean().item()
     assert abs(rate - probability) <= 4 * (probability * (1 - probability) / count) ** 0.5
     other = torch.arange(5.0).expand(50, 1, 1, 5)  # other images at some of these positions
-    again = flip(other, part(DRAWS, 100, 50), probability)
+    again = flip_images(other, part(DRAWS, 100, 50), probability)
     assert torch.equal((again == other.flip(-1)).flatten(1).all(1), mirrored[100:150])
 
 
@@ -232,9 +232,9 @@ def test_without_classes_no_label_is_dropped():
 
 def test_flips_say_nothing_of_dropped_labels_or_timesteps():
     count = len(DRAWS.flip)
-    flipped = flip(torch.tensor([0.0, 1.0]).expand(count, 1, 1, 2), DRAWS, 0.5)[:, 0, 0, 0] == 1
+    flipped = flip_images(torch.tensor([0.0, 1.0]).expand(count, 1, 1, 2), DRAWS, 0.5)[:, 0, 0, 0] == 1
     dropped = ClassCondition(10).drop(torch.zeros(count, dtype=torch.int64), DRAWS.drop, 0.1) == 10
-    late = NoiseTable().draw(DRAWS.timestep) >= 500
+    late = DiscreteProcess().draw(DRAWS.timestep) >= 500
     for one, other in ((flipped, dropped), (flipped, late), (dropped, late)):
         table = [[(a & b).sum().item() for b in (other, ~other)] for a in (one, ~one)]
         assert stats.chi2_contingency(table).pvalue > UNLIKELY
@@ -253,8 +253,8 @@ def test_no_two_images_share_a_seed_and_more_images_change_none(seed):
 
 def test_counting_goes_on_past_the_largest_seed():
     # some seeds lie so near 2^32 that their images pass it; they come round to 0 and stay apart
-    start = fold(0, "image")
-    around = [counted(0, "image", 2**32 - start + k) for k in (-1, 0, 1)]
+    start = derive_seed(0, "image")
+    around = [item_seed(0, "image", 2**32 - start + k) for k in (-1, 0, 1)]
     assert around == [2**32 - 1, 0, 1]
 
 
@@ -271,5 +271,5 @@ def test_noises_of_neighbouring_image_seeds_are_independent():
 
 def test_purposes_and_words_have_seeds_of_their_own():
     words = [(), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", 11), ("image",), ("training",), ("order",)]
-    seeds = [fold(seed, *rest) for seed in (0, 1, 11) for rest in words]
+    seeds = [derive_seed(seed, *rest) for seed in (0, 1, 11) for rest in words]
     assert len(set(seeds)) == len(seeds)

@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from diffusers.training_utils import compute_snr
 
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, NoiseTable
+from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, DiscreteProcess
 from diffusion_lit.diffusion.weighting import Uniform
 from tests.cases import each
 
@@ -17,12 +17,12 @@ THEIR_NAME = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "s
 SCHEDULES = sorted(THEIR_NAME)
 every_table = each(
     "table",
-    [NoiseTable(beta_schedule=name, zero_terminal_snr=zero) for name in BETA_SCHEDULES for zero in (False, True)],
+    [DiscreteProcess(beta_schedule=name, zero_terminal_snr=zero) for name in BETA_SCHEDULES for zero in (False, True)],
     ids=lambda table: f"{table.beta_schedule}{'-zero' * table.zero_terminal_snr}",
 )
 
 
-def diffusers_scheduler(table: NoiseTable) -> DDPMScheduler:
+def diffusers_scheduler(table: DiscreteProcess) -> DDPMScheduler:
     return DDPMScheduler(
         num_train_timesteps=table.num_train_timesteps,
         beta_schedule=THEIR_NAME[table.beta_schedule],
@@ -37,7 +37,7 @@ def test_every_schedule_is_checked_here():
 
 
 def test_the_clipped_cosine_is_that_of_simple_diffusion():
-    table = NoiseTable(beta_schedule="cosine_clipped")
+    table = DiscreteProcess(beta_schedule="cosine_clipped")
     # squared cosines at the T + 1 ends of the timesteps, one minus their ratios, clipped
     signal = [math.cos((k / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(1001)]
     wanted = [min(max(1 - signal[k + 1] / signal[k], 1e-4), 0.02) for k in range(1000)]
@@ -47,7 +47,7 @@ def test_the_clipped_cosine_is_that_of_simple_diffusion():
     assert (table.betas[902:] == 0.02).all()
     assert (table.betas == 1e-4).sum() == 13
     assert f"{table.alpha_bar[-1]:.2g} {table.alpha[980]:.2g}" == "0.0032 0.068"
-    assert (NoiseTable(100, "cosine_clipped", 0.01, 0.3).betas.aminmax()) == (0.01, 0.3)
+    assert (DiscreteProcess(100, "cosine_clipped", 0.01, 0.3).betas.aminmax()) == (0.01, 0.3)
 
 
 @pytest.mark.parametrize(("num", "start", "end"), [(500, 1e-3, 0.02), (1500, 1e-3, 0.02), (2, 0.1, 0.2)])
@@ -56,7 +56,7 @@ def test_the_one_based_schedule_is_that_of_the_sprites(num, start, end):
     b_t = (end - start) * torch.linspace(0, 1, num + 1, dtype=torch.float64) + start
     ab_t = torch.cumsum((1 - b_t).log(), dim=0).exp()
     ab_t[0] = 1
-    table = NoiseTable(num, "linear_one_based", start, end)
+    table = DiscreteProcess(num, "linear_one_based", start, end)
     assert len(table.betas) == num
     torch.testing.assert_close(table.alpha_bar, ab_t[1:], rtol=1e-10, atol=0)
     torch.testing.assert_close(table.betas[1:], b_t[2:], rtol=1e-10, atol=0)
@@ -67,7 +67,7 @@ def test_the_one_based_schedule_is_that_of_the_sprites(num, start, end):
 @each("schedule", SCHEDULES)
 @each(("num", "start", "end"), [(1000, 1e-4, 0.02), (1000, 0.00085, 0.012), (250, 1e-3, 0.05)])
 def test_betas_and_cumulative_products_equal_those_of_diffusers(schedule, num, start, end):
-    table = NoiseTable(num, schedule, start, end)
+    table = DiscreteProcess(num, schedule, start, end)
     theirs = diffusers_scheduler(table)
     torch.testing.assert_close(table.betas.float(), theirs.betas, rtol=2e-6, atol=1e-8)
     torch.testing.assert_close(table.alpha_bar.float(), theirs.alphas_cumprod, rtol=0, atol=1e-6)
@@ -79,7 +79,7 @@ def test_betas_and_cumulative_products_equal_those_of_diffusers(schedule, num, s
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_snr_equals_that_of_diffusers(schedule):
-    table = NoiseTable(beta_schedule=schedule)
+    table = DiscreteProcess(beta_schedule=schedule)
     t = torch.arange(1000)
     # 1 - alpha_bar is about 1e-4 at t = 0, where float32 leaves their value three to four digits
     torch.testing.assert_close(
@@ -96,7 +96,7 @@ def test_snr_equals_that_of_diffusers(schedule):
 )
 def test_snr_has_the_known_values(schedule, known):
     # computed elsewhere, with diffusers, and written down to these digits; t = 499 is where half the timesteps are done
-    snr = NoiseTable(beta_schedule=schedule).snr
+    snr = DiscreteProcess(beta_schedule=schedule).snr
     for t, text in known.items():
         digits = len(text.split("e")[0].replace(".", "").lstrip("0"))
         assert f"{snr[t].item():#.{digits}g}".rstrip(".") == text
@@ -128,7 +128,7 @@ def test_unit_variance_images_stay_unit_variance_at_every_timestep(table):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_noisy_images_equal_those_of_diffusers(schedule):
-    table = NoiseTable(beta_schedule=schedule)
+    table = DiscreteProcess(beta_schedule=schedule)
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.rand(500, 3, 4, 4, generator=generator) * 2 - 1, torch.randn(500, 3, 4, 4, generator=generator)
     t = torch.arange(0, 1000, 2)
@@ -138,7 +138,10 @@ def test_noisy_images_equal_those_of_diffusers(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_zero_terminal_snr_ends_in_pure_noise_and_leaves_the_start_alone(schedule):
-    plain, zero = NoiseTable(beta_schedule=schedule), NoiseTable(beta_schedule=schedule, zero_terminal_snr=True)
+    plain, zero = (
+        DiscreteProcess(beta_schedule=schedule),
+        DiscreteProcess(beta_schedule=schedule, zero_terminal_snr=True),
+    )
     assert zero.alpha[-1] == 0
     assert zero.sigma[-1] == 1
     assert zero.snr[-1] == 0
@@ -150,9 +153,9 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_leaves_the_start_alone(schedul
 
 @each("num", [2, 7, 1000, 1025, 4097])
 def test_every_timestep_is_drawn_equally_often_and_none_past_the_end(num):
-    table = NoiseTable(num_train_timesteps=num)
+    table = DiscreteProcess(num_train_timesteps=num)
     u = (torch.arange(num * 4, dtype=torch.float64) + 0.5) / (num * 4)  # four numbers in the middle of each share
-    counts = torch.bincount(table.draw(u.float()), minlength=num)
+    counts = torch.bincount(table.sample_times(u.float()), minlength=num)
     assert counts.tolist() == [4] * num
     # torch.rand gives no number past the largest float32 below 1
-    assert table.draw(torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, num - 1]
+    assert table.sample_times(torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, num - 1]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lit.evaluation.colors import colour_statistics
+from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
-from diffusion_lit.evaluation.intervals import jackknifed, of_mean, of_share
+from diffusion_lit.evaluation.intervals import jackknife, mean_interval, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorization import nearest
+from diffusion_lit.evaluation.memorization import find_neighbors
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -30,7 +30,7 @@ def test_the_interval_of_a_share_is_wilsons():
 
     for hits, n in [(0, 10), (3, 10), (500, 500), (497, 500)]:
         interval = binomtest(hits, n).proportion_ci(0.95, "wilson")
-        found = of_share(torch.arange(n) < hits)
+        found = proportion_interval(torch.arange(n) < hits)
         assert found == pytest.approx((hits / n, interval.low, interval.high), abs=1e-7)
 
 
@@ -39,16 +39,16 @@ def test_the_interval_of_a_mean_is_students():
 
     numbers = normal(7, 1, 0)[:, 0]
     interval = stats.t.interval(0.95, 6, loc=numbers.mean().item(), scale=stats.sem(numbers.numpy()))
-    assert of_mean(numbers)[1:] == pytest.approx(interval, rel=1e-5)
+    assert mean_interval(numbers)[1:] == pytest.approx(interval, rel=1e-5)
 
 
 def test_a_jackknife_over_single_numbers_takes_the_bias_of_a_variance_away():
     """The variance with 1/n is biased by (n-1)/n; jackknifed it is the one with 1/(n-1) (Quenouille 1956)."""
     x = np.random.default_rng(0).normal(size=30)
     without = [np.var(np.delete(x, k)) for k in range(30)]
-    assert jackknifed(np.var(x), without)[1] == pytest.approx(np.var(x, ddof=1))
+    assert jackknife(np.var(x), without)[1] == pytest.approx(np.var(x, ddof=1))
     means = [np.mean(np.delete(x, k)) for k in range(30)]
-    assert jackknifed(np.mean(x), means)[0] == pytest.approx(of_mean(torch.tensor(x)))
+    assert jackknife(np.mean(x), means)[0] == pytest.approx(mean_interval(torch.tensor(x)))
 
 
 # ------------------------------------------------------------------------------------------ distances
@@ -93,7 +93,7 @@ def test_the_frechet_distance_of_equal_sets_is_nothing_whatever_their_order():
 def test_one_block_of_the_kernel_distance_is_torchmetrics(monkeypatch):
     from torchmetrics.image.kid import poly_mmd
 
-    monkeypatch.setattr("diffusion_lit.evaluation.distances.of_mean", lambda blocks: blocks)
+    monkeypatch.setattr("diffusion_lit.evaluation.distances.mean_interval", lambda blocks: blocks)
     x, y = normal(40, 5, 0, 2.0).double(), normal(40, 5, 1).double()
     monkeypatch.setattr("diffusion_lit.evaluation.distances.GROUPS", 1)
     assert kernel_distance(x, y).item() == pytest.approx(poly_mmd(x, y).item(), rel=1e-10)
@@ -158,7 +158,7 @@ def test_density_and_coverage_of_equal_distributions_are_known():
 
 
 def test_the_manifolds_are_those_of_the_definitions_point_by_point(monkeypatch):
-    monkeypatch.setattr("diffusion_lit.evaluation.manifold.ROWS", 7)  # several parts
+    monkeypatch.setattr("diffusion_lit.evaluation.manifold.CHUNK", 7)  # several parts
     x, y = normal(30, 3, 0).double(), normal(30, 3, 1, 1.3).double()
 
     def radius(points, k):
@@ -185,8 +185,8 @@ def test_a_generator_that_replays_k_of_n_is_told_k_of_n(copies):
     training = torch.randint(0, 256, (200, 48), generator=generator)
     fresh = torch.randint(0, 256, (40 - copies, 48), generator=generator)
     replayed = training[torch.randperm(200, generator=generator)[:copies]]
-    found = nearest(torch.cat([replayed, fresh]), training)
-    assert found.copied.tolist() == [True] * copies + [False] * (40 - copies)
+    found = find_neighbors(torch.cat([replayed, fresh]), training)
+    assert found.is_copy.tolist() == [True] * copies + [False] * (40 - copies)
     assert (found.distance[:copies, 0] == 0).all()
     assert torch.equal(training[found.index[:copies, 0]], replayed)
 
@@ -194,8 +194,8 @@ def test_a_generator_that_replays_k_of_n_is_told_k_of_n(copies):
 def test_a_copy_with_a_little_noise_is_one_and_a_mean_of_two_is_none():
     training = normal(300, 64, 0)
     noisy, mixed = training[:20] + normal(20, 64, 1, 0.1), (training[:20] + training[20:40]) / 2
-    assert nearest(noisy, training).copied.all()
-    assert not nearest(mixed, training).copied.any()
+    assert find_neighbors(noisy, training).is_copy.all()
+    assert not find_neighbors(mixed, training).is_copy.any()
 
 
 def test_neighbours_are_those_of_scikit_learn():
@@ -203,7 +203,7 @@ def test_neighbours_are_those_of_scikit_learn():
 
     images, training = normal(700, 5, 0), normal(90, 5, 1)
     distance, index = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(training).kneighbors(images)
-    found = nearest(images, training)
+    found = find_neighbors(images, training)
     np.testing.assert_allclose(found.distance, distance, rtol=1e-4)
     assert (found.index.numpy() == index).mean() > 0.999  # but for ties
 
@@ -215,7 +215,7 @@ def test_a_shift_of_a_channel_is_its_distance():
     real = torch.randint(0, 200, (30, 3, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     moved = real.clone()
     moved[:, 1] += 20
-    found = colour_statistics(moved, real)
+    found = color_statistics(moved, real)
     assert [found[name]["distance"] for name in ("red", "green", "blue")] == pytest.approx([0, 20, 0])
     assert found["green"]["mean"] - found["green"]["mean_real"] == pytest.approx(20)
     assert found["red"]["std"] == pytest.approx(real[:, 0].double().std(correction=0).item())

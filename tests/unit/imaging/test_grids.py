@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lit.imaging.grids import beside, grid, save_gif, to_float, to_pil, to_uint8
-from diffusion_lit.sampling.previews import class_grid, preview_labels, rows_of_classes
+from diffusion_lit.imaging.grids import draw_grid, hstack_images, save_gif, to_float, to_pil, to_uint8
+from diffusion_lit.sampling.previews import draw_class_grid, labels_in_rows, preview_labels
 from tests.cases import each
 from tests.images import enlarged, found, noise, pixels
 
@@ -48,7 +48,7 @@ def test_a_picture_has_the_mode_of_its_channels_and_all_its_pixels(channels):
 @each(("height", "width", "zoom"), [(8, 8, 5), (5, 13, 3), (48, 48, 1)])
 def test_every_image_stands_once_in_its_place_of_the_grid(channels, height, width, zoom):
     images = noise(7, channels, height, width)
-    picture = grid(images, columns=3)
+    picture = draw_grid(images, columns=3)
     assert picture.mode == MODES[channels]  # alpha is kept
     places = [found(picture, enlarged(image, zoom)) for image in images]
     assert all(len(place) == 1 for place in places)
@@ -69,8 +69,8 @@ def test_every_image_stands_once_in_its_place_of_the_grid(channels, height, widt
 @every_mode
 def test_titles_and_names_stand_beside_the_images_and_not_on_them(channels):
     images = noise(6, channels)
-    plain = grid(images, columns=2)
-    named = grid(images, columns=2, row_names=["cat", "a long name", "dog"], title="EMA")
+    plain = draw_grid(images, columns=2)
+    named = draw_grid(images, columns=2, row_names=["cat", "a long name", "dog"], title="EMA")
     assert named.mode == MODES[channels]
     width, height = plain.size
     left, top = named.width - width, named.height - height
@@ -90,16 +90,16 @@ def test_titles_and_names_stand_beside_the_images_and_not_on_them(channels):
 @pytest.mark.parametrize("names", [(), ("a name in front",)])
 def test_a_title_wider_than_the_grid_is_not_cut(names):
     title = "raw, step 123456 of a run with a very long name"
-    picture = pixels(grid(noise(1, 1), columns=1, row_names=names, title=title))
-    wide = pixels(grid(noise(20, 1), columns=20, row_names=names, title=title))
+    picture = pixels(draw_grid(noise(1, 1), columns=1, row_names=names, title=title))
+    wide = pixels(draw_grid(noise(20, 1), columns=20, row_names=names, title=title))
     band = 12
     assert (picture[:band] < 128).sum() == (wide[:band] < 128).sum()
 
 
 def test_grids_beside_each_other_keep_their_pixels_and_mode():
     for channels, mode in MODES.items():
-        left, right = grid(noise(4, channels), 2), grid(noise(2, channels, seed=1), 2)
-        both = beside([left, right])
+        left, right = draw_grid(noise(4, channels), 2), draw_grid(noise(2, channels, seed=1), 2)
+        both = hstack_images([left, right])
         assert both.mode == mode
         assert found(both, pixels(left)) == [(0, 0)]
         assert found(both, pixels(right)) == [(0, both.width - right.width)]
@@ -114,7 +114,7 @@ def test_grids_beside_each_other_keep_their_pixels_and_mode():
 @each("num_images", [1, 2, 3, 10, 64, 100])
 def test_classes_share_the_images_equally_in_their_order(num_images):
     classes = [7, 2, 5]
-    labels = rows_of_classes(classes, num_images)
+    labels = labels_in_rows(classes, num_images)
     assert len(labels) == num_images
     counts = [labels.count(label) for label in classes]
     assert sum(counts) == num_images
@@ -132,14 +132,14 @@ def test_a_preview_without_classes_is_a_square():
     labels = preview_labels(0)
     assert labels == [0] * 64
     images = noise(64, 3)
-    assert np.array_equal(pixels(class_grid(images, labels, [])), pixels(grid(images, columns=8)))
+    assert np.array_equal(pixels(draw_class_grid(images, labels, [])), pixels(draw_grid(images, columns=8)))
 
 
 @every_mode
 def test_each_class_has_its_row_even_if_it_has_fewer_images(channels):
     images, labels = noise(6, channels), [4, 4, 4, 1, 0, 0]
     names = ["zero", "one", "two", "three", "four"]
-    picture = class_grid(images, labels, names)
+    picture = draw_class_grid(images, labels, names)
     places = [found(picture, enlarged(image, 5)) for image in images]
     assert all(len(place) == 1 for place in places)
     places = [place[0] for place in places]
@@ -151,14 +151,14 @@ def test_each_class_has_its_row_even_if_it_has_fewer_images(channels):
     right = columns[2]
     assert (pixels(picture)[rows[1] :, right:] == 255).all()
     # and the names are those of the classes of the rows, in the order in which the labels came
-    wanted = grid(noise(9, channels), columns=3, row_names=["four", "one", "zero"])
+    wanted = draw_grid(noise(9, channels), columns=3, row_names=["four", "one", "zero"])
     assert np.array_equal(pixels(picture)[:, : columns[0]], pixels(wanted)[:, : columns[0]])
 
 
 def test_scattered_labels_are_gathered_in_their_rows():
     images = noise(6, 1)
-    picture = class_grid(images, [1, 0, 1, 0, 1, 0], ["a", "b"])
-    gathered = class_grid(images[[0, 2, 4, 1, 3, 5]], [1, 1, 1, 0, 0, 0], ["a", "b"])
+    picture = draw_class_grid(images, [1, 0, 1, 0, 1, 0], ["a", "b"])
+    gathered = draw_class_grid(images[[0, 2, 4, 1, 3, 5]], [1, 1, 1, 0, 0, 0], ["a", "b"])
     assert np.array_equal(pixels(picture), pixels(gathered))
 
 
@@ -167,7 +167,7 @@ def test_scattered_labels_are_gathered_in_their_rows():
 
 @every_mode
 def test_a_gif_has_all_frames_and_holds_the_last(tmp_path, channels):
-    frames = [grid(torch.full((1, channels, 8, 8), 40 * k, dtype=torch.uint8), 1) for k in range(1, 6)]
+    frames = [draw_grid(torch.full((1, channels, 8, 8), 40 * k, dtype=torch.uint8), 1) for k in range(1, 6)]
     save_gif(frames, tmp_path / "a.gif", frame_ms=70, hold_ms=900)
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == 5

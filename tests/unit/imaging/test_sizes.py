@@ -20,7 +20,7 @@ from diffusion_lit.runs.build import (
     make_network,
 )
 from diffusion_lit.sampling.generate import generate
-from diffusion_lit.sampling.previews import class_grid
+from diffusion_lit.sampling.previews import draw_class_grid
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 8, 12, 3), dtype=np.uint8)
 UNET = ["model.block_out_channels=[8,8]", "model.norm_num_groups=4", "model.attention_head_dim=8"]
@@ -52,7 +52,7 @@ class Step(L.LightningModule):
     def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
         x0 = self.codec.encode(batch["image"])
         assert x0.shape[1:] == self.codec.shape == (3, 8, 12)
-        t = self.diffusion.table.times[torch.arange(len(x0)) * 20]
+        t = self.diffusion.process.times[torch.arange(len(x0)) * 20]
         return self.diffusion.loss(self.net, x0, t, torch.randn_like(x0), batch["y"]).mean()
 
     def configure_optimizers(self):
@@ -76,7 +76,7 @@ def test_two_steps_and_samples_at_8_x_12(name, tmp_path):
     x = generate(net, module.diffusion, make_configured_sampler(config), [0, 1, 1], [1, 2, 3], module.codec.shape)
     images = module.codec.decode(x)
     assert images.shape == (3, 3, 8, 12)
-    assert class_grid(images, [0, 1, 1], ["a", "b"]).width > 0
+    assert draw_class_grid(images, [0, 1, 1], ["a", "b"]).width > 0
 
 
 def test_decoding_crops_to_height_and_width():

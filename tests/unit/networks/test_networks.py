@@ -14,7 +14,7 @@ from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import build
 from diffusion_lit.networks.context_unet import ContextUnet
 from diffusion_lit.networks.dit import DiT
-from diffusion_lit.networks.simple_unet import ATTENTIONS, NORMS, Attention, SimpleUNet
+from diffusion_lit.networks.simple_unet import ATTENTION_NORMS, ATTENTIONS, Attention, SimpleUNet
 from diffusion_lit.networks.unet import UNet, UNet2D
 from tests.cases import each
 from tests.replicas import replicate
@@ -332,12 +332,12 @@ def explicit(kind: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return weights @ v
 
 
-@each("norm", NORMS)
+@each("norm", ATTENTION_NORMS)
 @each("kind", ATTENTIONS)
 def test_attention_is_between_pixels_and_as_written_out(kind, norm):
     """A known mistake is to attend between channels."""
     torch.manual_seed(0)
-    layer = Attention(24, ATTENTIONS[kind], NORMS[norm]).double()
+    layer = Attention(24, ATTENTIONS[kind], ATTENTION_NORMS[norm]).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.3)
     x = torch.randn(2, 24, 4, 5, dtype=torch.float64)
@@ -348,11 +348,11 @@ def test_attention_is_between_pixels_and_as_written_out(kind, norm):
 
     for image, out in zip(x, layer(x), strict=True):
         pixels = image.flatten(1).T  # (20, 24)
-        qkv = (normed(pixels, layer.norm.gain) @ layer.qkv.weight[:, :, 0, 0].T).view(20, 3, 4, 32)
+        qkv = (normed(pixels, layer.norm.weight) @ layer.qkv.weight[:, :, 0, 0].T).view(20, 3, 4, 32)
         heads = [explicit(kind, *qkv[:, :, head].unbind(1)) for head in range(4)]
         added = torch.cat(heads, 1) @ layer.out.weight[:, :, 0, 0].T + layer.out.bias
         if kind == "linear":
-            added = normed(added, layer.norm_out.gain)
+            added = normed(added, layer.norm_out.weight)
         torch.testing.assert_close(out, (pixels + added).T.view(24, 4, 5))
 
 

@@ -6,24 +6,29 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from diffusion_lit.diffusion.conditions import ClassCondition
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import Uniform
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.sampling.generate import generate
-from diffusion_lit.sampling.guidance import Within, autoguided, classifier_free, led_away
+from diffusion_lit.sampling.guidance import (
+    GuidanceInterval,
+    add_autoguidance,
+    add_classifier_free_guidance,
+    apply_guidance,
+)
 from tests.cases import each
 from tests.sampled import COSINE, sampler_of, unet
 
-TABLES = [COSINE, NoiseTable(beta_schedule="linear", zero_terminal_snr=True)]
+TABLES = [COSINE, DiscreteProcess(beta_schedule="linear", zero_terminal_snr=True)]
 MEANS = (0.15, -0.1, 0.05)  # of the pictures of class 0 and 1, and of all
 SPREAD = 0.1
 
 
-def share_of_noise(table: NoiseTable, t: int) -> float:
+def share_of_noise(table: DiscreteProcess, t: int) -> float:
     return (table.sigma[t] / (table.sigma[t] + table.alpha[t])).item()
 
 
-def gaussian(table: NoiseTable, mean_of):
+def gaussian(table: DiscreteProcess, mean_of):
     """The exact v of pictures whose every value is drawn around `mean_of(label, share of noise)`."""
 
     def net(x_t, t, y):
@@ -74,13 +79,13 @@ def test_guided_gaussians_of_one_spread_are_gaussians_further_away(table, scale,
 @each("table", TABLES, ids=["cosine", "linear-zero"])
 def test_everywhere_is_plain_guidance_and_nowhere_is_none_to_the_bit(sampler, table):
     net, made = unet(), {}
-    strong = classifier_free(net, ClassCondition(3), 3.0, 0.5)
+    strong = add_classifier_free_guidance(net, ClassCondition(3), 3.0, 0.5)
     for name, model in {
         "plain": net,
         "guided": strong,
-        "everywhere": Within(strong, net, (0, 1)),
-        "nowhere": Within(strong, net, (0.5, 0.5)),
-        "in the middle": Within(strong, net, (0.3, 0.7)),
+        "everywhere": GuidanceInterval(strong, net, (0, 1)),
+        "nowhere": GuidanceInterval(strong, net, (0.5, 0.5)),
+        "in the middle": GuidanceInterval(strong, net, (0.3, 0.7)),
     }.items():
         made[name] = images(model, table, sampler=sampler, steps=8, clip_x0=True)
     assert torch.equal(made["everywhere"], made["guided"])
@@ -114,7 +119,7 @@ def test_the_interval_is_a_share_of_noise_and_the_published_one_is_what_the_docs
         return torch.zeros_like(x_t)
 
     sampler = sampler_of("ddim", steps=1000, batch_size=1)
-    net = Within(marked, lambda x_t, t, y: torch.zeros_like(x_t), (low, high))
+    net = GuidanceInterval(marked, lambda x_t, t, y: torch.zeros_like(x_t), (low, high))
     generate(net, Diffusion(COSINE, prediction, Uniform()), sampler, [0], [0], (1, 2, 2))
     sigmas = 1 / COSINE.snr.sqrt()
     assert sorted(guided_at) == [t for t in range(1000) if 0.28 < sigmas[t] <= 5.42]
@@ -134,15 +139,15 @@ def test_rescaling_keeps_the_spread_as_published():
     """Against diffusers, whose function is the paper's equations 15 and 16."""
     generator = torch.Generator().manual_seed(0)
     u, c = (torch.randn(5, 3, 8, 8, generator=generator, dtype=torch.float64) * 2 + 1 for _ in range(2))
-    plain = led_away(u, c, 7.5, 0)
+    plain = apply_guidance(u, c, 7.5, 0)
     torch.testing.assert_close(plain, u + 7.5 * (c - u))
     for share in (0.3, 0.7, 1.0):
-        torch.testing.assert_close(led_away(u, c, 7.5, share), rescale_noise_cfg(plain, c, share))
+        torch.testing.assert_close(apply_guidance(u, c, 7.5, share), rescale_noise_cfg(plain, c, share))
     spread = c.std(dim=(1, 2, 3))
     assert (plain.std(dim=(1, 2, 3)) > 3 * spread).all()
-    torch.testing.assert_close(led_away(u, c, 7.5, 1.0).std(dim=(1, 2, 3)), spread)
+    torch.testing.assert_close(apply_guidance(u, c, 7.5, 1.0).std(dim=(1, 2, 3)), spread)
     zeros = torch.zeros_like(u)  # of a network whose last layer begins at zero
-    assert torch.equal(led_away(zeros, zeros, 7.5, 0.7), zeros)
+    assert torch.equal(apply_guidance(zeros, zeros, 7.5, 0.7), zeros)
 
 
 def test_a_guide_is_asked_with_the_label_and_once():
@@ -154,6 +159,6 @@ def test_a_guide_is_asked_with_the_label_and_once():
         return -x_t
 
     with torch.no_grad():
-        out = autoguided(unet(), guide, 2.5)(x, t, y)
+        out = add_autoguidance(unet(), guide, 2.5)(x, t, y)
         torch.testing.assert_close(out, -x + 2.5 * (unet()(x, t, y) + x), rtol=0, atol=1e-5)
     assert asked == [[0, 1, 2, 0]]

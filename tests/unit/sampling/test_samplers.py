@@ -11,21 +11,23 @@ from torch import nn
 from diffusion_lit.config.targets import locate
 from diffusion_lit.diffusion.conditions import ClassCondition
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.diffusion.weighting import Uniform
 from diffusion_lit.imaging.grids import to_uint8
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.sampling import samplers
 from diffusion_lit.sampling.generate import generate
-from diffusion_lit.sampling.guidance import classifier_free
+from diffusion_lit.sampling.guidance import add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 from tests.cases import each
 from tests.sampled import COSINE, LINEAR, YAMLS, sampler_of, unet
 
-SPRITES = NoiseTable(500, "linear_one_based", 1e-3, 0.02)
-CLIPPED = NoiseTable(beta_schedule="cosine_clipped")
-TABLES = [LINEAR, COSINE] + [NoiseTable(beta_schedule=name, zero_terminal_snr=True) for name in ("linear", "cosine")]
+SPRITES = DiscreteProcess(500, "linear_one_based", 1e-3, 0.02)
+CLIPPED = DiscreteProcess(beta_schedule="cosine_clipped")
+TABLES = [LINEAR, COSINE] + [
+    DiscreteProcess(beta_schedule=name, zero_terminal_snr=True) for name in ("linear", "cosine")
+]
 PAIRS = [
     (table, prediction)
     for table in TABLES
@@ -35,7 +37,7 @@ PAIRS = [
 
 
 def id_of(value: object) -> str:
-    if isinstance(value, NoiseTable):
+    if isinstance(value, DiscreteProcess):
         return value.beta_schedule + "-zero" * value.zero_terminal_snr
     return str(value)
 
@@ -63,7 +65,7 @@ def mixed(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def gaussian_network(table: NoiseTable, prediction: str):
+def gaussian_network(table: DiscreteProcess, prediction: str):
     """The exact posterior mean of x0, of eps or of v under the Gaussian, in float64."""
     alpha, sigma = table.alpha, table.sigma
 
@@ -78,7 +80,7 @@ def gaussian_network(table: NoiseTable, prediction: str):
     return net
 
 
-def gaussian_images(table: NoiseTable, prediction: str, name: str, **changes: object) -> torch.Tensor:
+def gaussian_images(table: DiscreteProcess, prediction: str, name: str, **changes: object) -> torch.Tensor:
     diffusion = Diffusion(table, prediction, Uniform())
     sampler = sampler_of(name, batch_size=IMAGES, clip_x0=False, **changes)
     return generate(
@@ -90,7 +92,7 @@ def first_noise(shape: tuple = SHAPE, seeds=range(IMAGES)) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def exact_flow(table: NoiseTable) -> torch.Tensor:
+def exact_flow(table: DiscreteProcess) -> torch.Tensor:
     """Where the probability-flow equation takes the first noise: along each axis of the Gaussian the distance from the
     mean, in standard deviations, stays what it was."""
     a, s = table.alpha[-1], table.sigma[-1]
@@ -114,7 +116,7 @@ def assert_moments(images: torch.Tensor, shrinkage: float) -> None:
     assert (off.abs() < 4 * error + shrinkage * (spread[:, None] * spread).sqrt()).all()
 
 
-def error_of_flow(table: NoiseTable, prediction: str, name: str, **changes: object) -> float:
+def error_of_flow(table: DiscreteProcess, prediction: str, name: str, **changes: object) -> float:
     """Root mean square over all values."""
     return (gaussian_images(table, prediction, name, **changes) - exact_flow(table)).square().mean().sqrt().item()
 
@@ -174,7 +176,7 @@ def test_the_second_order_sampler_converges_faster(table, prediction):
 def test_the_two_variances_of_ddpm_bracket_the_true_one():
     # Ho et al. 2020, section 3.2: right for data that is a point, and for data of unit variance; ours is in between.
     # A coarse process of 100 timesteps sets the two well apart.
-    table = NoiseTable(100, "linear", 1e-3, 0.2)
+    table = DiscreteProcess(100, "linear", 1e-3, 0.2)
     small, large = (
         moments(gaussian_images(table, "epsilon", "ddpm", variance_type=kind))[1].diag()
         for kind in ("fixed_small", "fixed_large")
@@ -208,7 +210,7 @@ def test_the_form_in_which_the_estimate_is_handed_over_makes_no_difference(name,
 @every_yaml
 @each("steps", [1, 7, 30, 61, 103, 300, 600, 999, 1000])
 def test_timesteps_fall_from_pure_noise_and_are_as_many_as_asked_for(name, steps):
-    timesteps = sampler_of(name, steps=steps).build(COSINE).timesteps.tolist()
+    timesteps = sampler_of(name, steps=steps).build_scheduler(COSINE).timesteps.tolist()
     assert len(timesteps) == steps
     assert timesteps[0] == 999  # "leading" spacing, diffusers' default, never starts there
     assert timesteps[-1] >= 0
@@ -225,7 +227,7 @@ def test_any_number_of_steps_ends_where_there_is_no_noise(name, changes, steps, 
     # the network knows the only image there is, so that whatever else is in the last state is noise that was left
     image = torch.linspace(-0.9, 0.9, 16).view(1, 4, 4)
     sampler = sampler_of(name, steps=steps, timestep_spacing=spacing, batch_size=2, **changes)
-    timesteps = sampler.build(CLIPPED).timesteps.tolist()
+    timesteps = sampler.build_scheduler(CLIPPED).timesteps.tolist()
     assert len(timesteps) == steps
     assert timesteps[-1] >= 0
     assert timesteps[0] <= 999
@@ -253,7 +255,7 @@ def test_every_sampler_stands_any_number_of_steps(name, steps, shrinkage):
 def test_ddim_left_to_itself_takes_a_wrong_next_timestep(monkeypatch):
     # t - 1000 // 600 = t - 1, while the next of its own list is t - 1 or t - 2: noise is left in the image
     assert error_of_flow(LINEAR, "epsilon", "ddim", steps=600) < 0.003
-    monkeypatch.setattr(samplers, "_name_next_timestep", lambda scheduler, k: None)
+    monkeypatch.setattr(samplers, "_set_ddim_step", lambda scheduler, k: None)
     assert error_of_flow(LINEAR, "epsilon", "ddim", steps=600) > 0.1
     wrong = moments(gaussian_images(LINEAR, "epsilon", "ddim", steps=600))[1]
     assert (wrong.diag() > 2 * COVARIANCE.diag()).all()
@@ -265,7 +267,7 @@ def test_ddim_left_to_itself_takes_a_wrong_next_timestep(monkeypatch):
 @every_yaml
 @each("table", TABLES, ids=id_of)
 def test_every_sampler_uses_the_noise_levels_of_the_table(name, table):
-    scheduler = sampler_of(name).build(table)
+    scheduler = sampler_of(name).build_scheduler(table)
     theirs = DDPMScheduler(
         beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[table.beta_schedule],
         rescale_betas_zero_snr=table.zero_terminal_snr,
@@ -291,7 +293,7 @@ class Deaf(DDIMScheduler):
 def test_a_scheduler_with_other_noise_levels_is_refused(scheduler, changes):
     sampler = Sampler(scheduler, {"timestep_spacing": "trailing", **changes}, {}, steps=10, batch_size=1)
     with pytest.raises(AssertionError, match=f"{scheduler.__name__} uses other noise levels"):
-        sampler.build(LINEAR)
+        sampler.build_scheduler(LINEAR)
 
 
 # ------------------------------------------------------------------------------------------------------------ yamls
@@ -314,7 +316,7 @@ def test_every_key_of_a_sampler_goes_where_it_belongs(name):
         config["batch_size"],
         config["clip_x0"],
     )
-    built = sampler.build(COSINE)
+    built = sampler.build_scheduler(COSINE)
     assert type(built) is scheduler
     for key, value in sampler.arguments.items():
         assert built.config[key] == value, key
@@ -332,7 +334,7 @@ def test_eta_is_an_argument_of_the_step_and_spacing_one_of_the_constructor():
 class Noisy(nn.Module):
     """About right for images of nearly no variance, and besides not linear; it sees its label and its time."""
 
-    def __init__(self, table: NoiseTable, prediction: str):
+    def __init__(self, table: DiscreteProcess, prediction: str):
         super().__init__()
         torch.manual_seed(0)
         self.sigma, self.size = (
@@ -410,7 +412,7 @@ def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, table, prediction):
 IMAGE, SEEDS, LABELS = (3, 6, 6), [5, 6, 7, 8], torch.tensor([0, 1, 2, 3])
 
 
-def states_of(name: str, table: NoiseTable, **changes: object) -> list[torch.Tensor]:
+def states_of(name: str, table: DiscreteProcess, **changes: object) -> list[torch.Tensor]:
     """x after each step, from noise of the seeds 5 to 8."""
     states, net = [], Noisy(table, "epsilon")
     sampler = sampler_of(name, batch_size=4, **changes)
@@ -429,7 +431,7 @@ def states_of(name: str, table: NoiseTable, **changes: object) -> list[torch.Ten
 class Theirs:
     """The same noise and network for loops written as in the source projects, in float64."""
 
-    def __init__(self, table: NoiseTable):
+    def __init__(self, table: DiscreteProcess):
         self.net, self.generators = Noisy(table, "epsilon"), [torch.Generator().manual_seed(seed) for seed in SEEDS]
 
     def noise(self) -> torch.Tensor:
@@ -602,7 +604,7 @@ def test_other_scales_go_from_the_unconditional_answer_through_the_conditional_o
     y = torch.tensor([0, 1, 2, 0, 1])
     with torch.no_grad():
         c, u = unet()(x, t, y), unet()(x, t, torch.full_like(y, 3))
-        ours = classifier_free(unet(), ClassCondition(3), scale)(x, t, y)
+        ours = add_classifier_free_guidance(unet(), ClassCondition(3), scale)(x, t, y)
     assert (c - u).abs().max() > 1e-3
     torch.testing.assert_close(ours, u + scale * (c - u), rtol=0, atol=1e-5)
 
@@ -617,7 +619,7 @@ def test_guidance_costs_one_evaluation_where_it_is_off_and_a_double_batch_elsewh
     x, t, y = torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), torch.zeros(4).long()
     for scale, wanted in ((1, [4]), (0, [4]), (3, [8])):
         sizes.clear()
-        classifier_free(counting, ClassCondition(3), scale)(x, t, y)
+        add_classifier_free_guidance(counting, ClassCondition(3), scale)(x, t, y)
         assert sizes == wanted
 
 

@@ -24,7 +24,7 @@ from diffusion_lit.config.groups import CONF
 from diffusion_lit.data.batches import Batches
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.schedules import NoiseTable
+from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import MinSNR
 from diffusion_lit.runs.build import make_ema_decay
 from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, split_tensors, update_ema
@@ -264,7 +264,7 @@ def train(ema: dict, accumulate: int, schedule: str = "cosine") -> tuple[Diffusi
     lr_schedule = {"name": schedule, "warmup_steps": 2, "warmup_fraction": None}
     net = Tiny()
     start = copy.deepcopy(net)
-    diffusion = Diffusion(NoiseTable(), "v_prediction", MinSNR())
+    diffusion = Diffusion(DiscreteProcess(), "v_prediction", MinSNR())
     module, watch = (
         DiffusionModule(
             net,
