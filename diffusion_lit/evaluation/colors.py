@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-CHANNEL_NAMES = {1: ["gray"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
+COLOR_CHANNELS = {1: ["gray"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
 
 
 def color_statistics(generated: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
@@ -16,7 +16,7 @@ def color_statistics(generated: Tensor, real: Tensor) -> dict[str, dict[str, flo
         real: uint8 (M, C, H, W).
     """
     table, levels = {}, torch.arange(256, dtype=torch.double)
-    for c, name in enumerate(CHANNEL_NAMES[generated.shape[1]]):
+    for c, name in enumerate(COLOR_CHANNELS[generated.shape[1]]):
         shares = [_histogram(images[:, c]).double() / images[:, c].numel() for images in (generated, real)]
         row = {"distance": (shares[0] - shares[1]).cumsum(0).abs().sum().item()}
         for suffix, share in zip(("", "_real"), shares, strict=True):

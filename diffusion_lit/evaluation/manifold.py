@@ -6,7 +6,7 @@ from torch import Tensor
 from diffusion_lit.evaluation.intervals import Estimate, fixed_permutation, mean_interval, proportion_interval
 
 PRECISION_K, DENSITY_K = 3, 5  # of the two papers
-CHUNK = 1000  # rows of a distance matrix at a time
+DISTANCE_ROWS = 1000  # rows of a distance matrix at a time
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> dict[str, Estimate]:
@@ -30,8 +30,8 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, Estimate]:
     density_radius = neighbor_radii(y, DENSITY_K)
     is_precise = torch.zeros(n, dtype=torch.bool)
     num_balls, is_recalled, is_covered = torch.zeros(n, dtype=torch.double), [], []
-    for start in range(0, n, CHUNK):
-        rows = slice(start, start + CHUNK)
+    for start in range(0, n, DISTANCE_ROWS):
+        rows = slice(start, start + DISTANCE_ROWS)
         distance = torch.cdist(y[rows], x)
         is_precise |= (distance <= radius_y[rows, None]).any(0)
         is_recalled.append((distance <= radius_x).any(1))
@@ -49,4 +49,6 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, Estimate]:
 def neighbor_radii(x: Tensor, k: int) -> Tensor:
     """Return the distance of each point (N, D) to its k-th neighbor, or to its last if there are fewer, (N,)."""
     k = min(k, len(x) - 1)
-    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1, 1).values for rows in x.split(CHUNK)])  # first is itself
+    return torch.cat(
+        [torch.cdist(rows, x).kthvalue(k + 1, 1).values for rows in x.split(DISTANCE_ROWS)]
+    )  # first is itself

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Of Carlini et al. (2023), who take a threshold of 1/2, below which are 3 to 19 % of validation digits.
 NUM_NEIGHBORS, THRESHOLD = 50, 1 / 3
-CHUNK = 500
+SEARCH_ROWS = 500
 
 
 class Neighbors(NamedTuple):
@@ -44,7 +44,7 @@ def find_neighbors(images: Tensor, training: Tensor) -> Neighbors:
     k = min(NUM_NEIGHBORS, len(training))
     squares = training.float().square().sum(1)
     distances, indices = [], []
-    for rows in images.float().split(CHUNK):
+    for rows in images.float().split(SEARCH_ROWS):
         index = (squares - 2 * rows @ training.float().T).topk(k, 1, largest=False).indices
         exact = torch.stack([(training[index[:, j]].float() - rows).square().sum(1).sqrt() for j in range(k)], 1)
         exact, order = exact.sort(dim=1, stable=True)

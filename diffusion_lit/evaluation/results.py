@@ -7,7 +7,7 @@ from diffusion_lit.evaluation.metrics import Comparison
 from diffusion_lit.imaging.grids import draw_grid
 
 ROWS, NEAREST = 12, 3  # images of the panel, and nearest training images of each
-MAX_CLASSES = 20  # in the text
+PRINTED_CLASSES = 20  # in the text
 
 
 def draw_memorization_panel(c: Comparison) -> Image.Image:
@@ -53,12 +53,12 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
             lines.append(f"copied     {_interval(result, f'copied_{space}', '.1%')} by {space}{val}")
     if "colors" in result:
         lines.append(f"colors     histograms {result['color_distance']:.1f} of 255 levels apart")
-    for row in per_class[:MAX_CLASSES]:
+    for row in per_class[:PRINTED_CLASSES]:
         formats = {"class_accuracy": ".1%", "kid": ".4g"}
         values = "  ".join(f"{key} {_interval(row, key, form)}" for key, form in formats.items() if key in row)
         lines.append(f"  {row['class'][:20]:<20} {row['images']:>6,} images  {values}")
-    if len(per_class) > MAX_CLASSES:
-        lines.append(f"  {len(per_class) - MAX_CLASSES} more classes in result.json")
+    if len(per_class) > PRINTED_CLASSES:
+        lines.append(f"  {len(per_class) - PRINTED_CLASSES} more classes in result.json")
     return lines
 
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 LABEL_SIZE = 12  # px, of text
-GAP = 2  # px, between images
-MIN_TILE = 40  # px, to which small images are enlarged
+GRID_GAP = 2  # px, between images
+MIN_IMAGE_SIZE = 40  # px, to which small images are enlarged
 SQUARE = 4  # px, of the checkerboard that shows through transparent pixels
 
 
@@ -36,21 +36,21 @@ def draw_grid(images: Tensor, columns: int, row_names: Sequence[str] = (), title
     Row names are left of their rows, the title is above. The mode follows from C: L, RGB or RGBA.
     """
     n, _, height, width = images.shape
-    zoom = max(1, MIN_TILE // max(height, width))
-    cell_h, cell_w, rows = height * zoom + GAP, width * zoom + GAP, -(-n // columns)
+    zoom = max(1, MIN_IMAGE_SIZE // max(height, width))
+    cell_h, cell_w, rows = height * zoom + GRID_GAP, width * zoom + GRID_GAP, -(-n // columns)
     font = ImageFont.load_default(size=LABEL_SIZE)
     left = max([int(font.getlength(name)) + 8 for name in row_names], default=0)
     top = LABEL_SIZE + 8 if title else 0
     title_width = int(font.getlength(title)) + 8 if title else 0
-    size = left + max(columns * cell_w, title_width) + GAP, top + rows * cell_h + GAP
+    size = left + max(columns * cell_w, title_width) + GRID_GAP, top + rows * cell_h + GRID_GAP
     canvas = Image.new(to_pil(images[0]).mode, size, "white")
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((left + GAP, 4), title, fill="black", font=font)
+        draw.text((left + GRID_GAP, 4), title, fill="black", font=font)
     for k in range(n):
         row, column = divmod(k, columns)
         tile = to_pil(images[k]).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left + GAP + column * cell_w, top + GAP + row * cell_h))
+        canvas.paste(tile, (left + GRID_GAP + column * cell_w, top + GRID_GAP + row * cell_h))
     for row, name in enumerate(row_names[:rows]):
         draw.text((4, top + row * cell_h + (cell_h - LABEL_SIZE) // 2), name, fill="black", font=font)
     return canvas

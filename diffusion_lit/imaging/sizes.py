@@ -15,7 +15,7 @@ def height_width(size: ImageSize) -> tuple[int, int]:
     return height, width
 
 
-def enlarge(size: ImageSize, by: int) -> ImageSize:
+def grow_size(size: ImageSize, by: int) -> ImageSize:
     """Return the size with `by` more pixels on each axis, as a number or a list.
 
     >>> enlarge(32, 2), enlarge([8, 12], 2)
@@ -24,7 +24,7 @@ def enlarge(size: ImageSize, by: int) -> ImageSize:
     return size + by if isinstance(size, int) else [side + by for side in size]
 
 
-def size_text(size: ImageSize) -> str:
+def format_size(size: ImageSize) -> str:
     """Return the size as text, width first.
 
     >>> size_text(32), size_text([8, 12])

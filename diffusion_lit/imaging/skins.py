@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 HEIGHT, WIDTH = 32, 16  # px, of a figure from one side
-GAP = 2  # px, between front and back, and at the sides
+FIGURE_GAP = 2  # px, between front and back, and at the sides
 ZOOM = 2  # makes a figure from both sides about as large as its skin
 
 
@@ -56,18 +56,18 @@ def render_images(images: Tensor, render: str) -> Tensor:
     return RENDERS[render](images)
 
 
-def draw_figures(skins: Tensor, outer: bool = True, threshold: float = 0.5) -> Tensor:
+def render_skins(skins: Tensor, outer: bool = True, threshold: float = 0.5) -> Tensor:
     """Return front and back of skins uint8 (..., 4, 64, 64) side by side, (..., 4, 64, 76).
 
-    For the arguments see `draw_figure`.
+    For the arguments see `render_skin_side`.
     """
-    gap = skins.new_zeros(*skins.shape[:-2], HEIGHT, GAP)
-    front, behind = (draw_figure(skins, back, outer, threshold) for back in (False, True))
+    gap = skins.new_zeros(*skins.shape[:-2], HEIGHT, FIGURE_GAP)
+    front, behind = (render_skin_side(skins, back, outer, threshold) for back in (False, True))
     both = torch.cat([gap, front, gap, behind, gap], dim=-1)
     return both.repeat_interleave(ZOOM, dim=-2).repeat_interleave(ZOOM, dim=-1)
 
 
-def draw_figure(skins: Tensor, back: bool = False, outer: bool = True, threshold: float = 0.5) -> Tensor:
+def render_skin_side(skins: Tensor, back: bool = False, outer: bool = True, threshold: float = 0.5) -> Tensor:
     """Return skins from one side, uint8 (..., 4, 32, 16).
 
     Args:
@@ -118,4 +118,4 @@ def _cut(skins: Tensor, corner: tuple[int, int], part: BodyPart) -> Tensor:
     return skins[..., top : top + part.height, left : left + part.width]
 
 
-RENDERS = {"none": lambda images: images, "skin": draw_figures}
+RENDERS = {"none": lambda images: images, "skin": render_skins}

@@ -6,7 +6,7 @@ from statistics import median_high, median_low
 
 import numpy as np
 
-from diffusion_lit.imaging.sizes import height_width, size_text
+from diffusion_lit.imaging.sizes import format_size, height_width
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 
 PIXEL_ART = 64  # px, the largest side of pixel art
@@ -106,7 +106,7 @@ def propose_overrides(found: dict, data: dict, given: set[str], multiple: int, l
     channels = 4 if found["alpha"]["used"] > n / 2 else 1 if found["gray"] == n else 3
     proposed = {"channels": channels, "image_size": _propose_image_size(found, multiple, largest)}
     proposed = data | {key: value for key, value in proposed.items() if f"data.{key}" not in given}
-    if found["pixel_art"] and any(size != size_text(proposed["image_size"]) for size in found["sizes"]):
+    if found["pixel_art"] and any(size != format_size(proposed["image_size"]) for size in found["sizes"]):
         proposed["resample"] = "nearest"
     if found["hidden_colors"] and proposed["channels"] == 4:
         proposed["alpha"] = "zero"
@@ -149,7 +149,7 @@ def format_findings(found: dict, data: dict, multiple: int) -> list[str]:
         ("alpha", f"{kinds}, {alpha['none']:,} have none" if alpha["none"] < n else ""),
         ("", _join(found["fully_transparent"], "fully transparent")),
         ("", f"{found['hidden_colors']:,} have colors under alpha 0" if found["hidden_colors"] else ""),
-        ("resized", f"to {size_text(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
+        ("resized", f"to {format_size(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
         ("network", f"{data['image_size']} is a multiple of {multiple}: fits"),
         *_format_classes(found["classes"]),
         ("", _join(untrained, "without training images")),

@@ -4,7 +4,7 @@ import json
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffusion_lit.imaging.sizes import size_text
+from diffusion_lit.imaging.sizes import format_size
 
 METRIC_NAMES = {
     "fd": "Fréchet distance", "kid": "kernel distance", "precision": "precision", "recall": "recall",
@@ -52,7 +52,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
     environment.filters |= {"json": json.dumps, "repr": repr}
     return environment.get_template("model_card.md").render(
         header=header, name=name, names=names, config=config, exported=exported, training=training, result=result,
-        has_pipeline=has_pipeline, size=size_text(data["image_size"]), metric_names=METRIC_NAMES,
+        has_pipeline=has_pipeline, size=format_size(data["image_size"]), metric_names=METRIC_NAMES,
         channels=CHANNEL_NAMES.get(data["channels"], f"{data['channels']}-channel"),
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ class Edit:
         """Return x (B, C, H, W) at times t (B,), or at the end (None), with the original outside the mask."""
         if self.mask is None:
             return x
-        known = self.x0 if t is None else diffusion.add_noise(self.x0, t, draw_noise(x, generators))
+        known = self.x0 if t is None else diffusion.add_noise(self.x0, t, draw_noise_like(x, generators))
         return torch.where(self.mask, x, known)
 
 
@@ -95,9 +95,9 @@ def renoise(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: S
     before, after = diffusion.coefficients(s), diffusion.coefficients(t)
     ratio = after.alpha / before.alpha
     added = (after.sigma**2 - (ratio * before.sigma) ** 2).clamp(min=0).sqrt()
-    return ratio[:, None, None, None] * x + added[:, None, None, None] * draw_noise(x, generators)
+    return ratio[:, None, None, None] * x + added[:, None, None, None] * draw_noise_like(x, generators)
 
 
-def draw_noise(x: Tensor, generators: Sequence[Generator]) -> Tensor:
+def draw_noise_like(x: Tensor, generators: Sequence[Generator]) -> Tensor:
     """Return unit noise of the shape of x (B, C, H, W), each image's from its own CPU generator."""
     return torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x.device)

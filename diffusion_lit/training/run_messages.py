@@ -7,7 +7,7 @@ import torch
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives
-from diffusion_lit.imaging.sizes import size_text
+from diffusion_lit.imaging.sizes import format_size
 from diffusion_lit.runs.checkpoints import checkpoint_path
 from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import SAVE_SIGNALS, Exit
@@ -21,7 +21,7 @@ def summary(config: dict, data: ImageDataModule, module: DiffusionModule, run: P
     names, diffusion = config["data"]["class_names"], config["diffusion"]
     parameters = sum(p.numel() for p in module.net.parameters())
     n, batch = len(data.train), config["global_batch_size"]
-    size = size_text(config["data"]["image_size"])
+    size = format_size(config["data"]["image_size"])
     classes = f"{len(names)} classes" if names else "no classes"
     held_out = f"{len(data.val):,} held out" if data.val else "none held out"
     on_gpu = torch.cuda.is_available() and config["strategy"]["accelerator"] != "cpu"

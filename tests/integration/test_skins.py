@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from diffusion_lit.imaging.grids import to_pil
-from diffusion_lit.imaging.skins import draw_figures
+from diffusion_lit.imaging.skins import render_skins
 from tests.runs import TINY, run
 
 # (left, top, right, bottom) of the faces in the skin, as the game's texture has them, and the colour painted there
@@ -62,7 +62,7 @@ def test_a_run_on_skins_shows_them_and_keeps_the_files_raw(tmp_path):
     grid = np.array(Image.open(tmp_path / "out" / "grid.png"))
     for k, image in enumerate(raw):
         assert np.array_equal(np.array(Image.open(tmp_path / "out" / f"{k:05d}.png")), image)
-        both = pixels(draw_figures(torch.from_numpy(image).permute(2, 0, 1)))
+        both = pixels(render_skins(torch.from_numpy(image).permute(2, 0, 1)))
         top, left = 2 + k // 2 * 66, 2 + k % 2 * 78
         cell, there = grid[top : top + 64, left : left + 76], both[..., 3] > 0
         assert np.array_equal(cell[there], both[there])

@@ -158,7 +158,7 @@ def test_density_and_coverage_of_equal_distributions_are_known():
 
 
 def test_the_manifolds_are_those_of_the_definitions_point_by_point(monkeypatch):
-    monkeypatch.setattr("diffusion_lit.evaluation.manifold.CHUNK", 7)  # several parts
+    monkeypatch.setattr("diffusion_lit.evaluation.manifold.DISTANCE_ROWS", 7)  # several parts
     x, y = normal(30, 3, 0).double(), normal(30, 3, 1, 1.3).double()
 
     def radius(points, k):

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from diffusion_lit.data.decoding import decoding_from_config
 from diffusion_lit.imaging.grids import add_checkerboard, to_pil
-from diffusion_lit.imaging.skins import draw_figure, draw_figures, render_images
+from diffusion_lit.imaging.skins import render_images, render_skin_side, render_skins
 
 # (left, top, right, bottom) of the faces in the skin, as the game's texture has them, and the colour painted there
 FRONT = {
@@ -76,24 +76,24 @@ def pixels(image: torch.Tensor) -> np.ndarray:
 
 def test_each_part_stands_in_its_place_from_both_sides():
     skin = painted(FRONT, BACK)
-    assert np.array_equal(pixels(draw_figure(skin)), expected(FRONT))
-    assert np.array_equal(pixels(draw_figure(skin, back=True)), expected(BACK, back=True))
+    assert np.array_equal(pixels(render_skin_side(skin)), expected(FRONT))
+    assert np.array_equal(pixels(render_skin_side(skin, back=True)), expected(BACK, back=True))
 
 
 def test_the_outer_layer_covers_the_body_and_can_be_left_out():
     skin = painted(FRONT, BACK, OUTER_FRONT, OUTER_BACK)
-    assert np.array_equal(pixels(draw_figure(skin)), expected(OUTER_FRONT))
-    assert np.array_equal(pixels(draw_figure(skin, back=True)), expected(OUTER_BACK, back=True))
-    assert np.array_equal(pixels(draw_figure(skin, outer=False)), expected(FRONT))
-    assert np.array_equal(pixels(draw_figure(skin, outer=False, back=True)), expected(BACK, back=True))
+    assert np.array_equal(pixels(render_skin_side(skin)), expected(OUTER_FRONT))
+    assert np.array_equal(pixels(render_skin_side(skin, back=True)), expected(OUTER_BACK, back=True))
+    assert np.array_equal(pixels(render_skin_side(skin, outer=False)), expected(FRONT))
+    assert np.array_equal(pixels(render_skin_side(skin, outer=False, back=True)), expected(BACK, back=True))
 
 
 def test_parts_are_not_mirrored():
     skin = painted(FRONT, BACK)
     skin[:, 8:16, 8] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)[:, None]  # its right cheek
     skin[:, 8:16, 24] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)[:, None]  # its left ear, from behind
-    assert (draw_figure(skin)[:, :8, 4] == 255).all()
-    assert (draw_figure(skin, back=True)[:, :8, 4] == 255).all()
+    assert (render_skin_side(skin)[:, :8, 4] == 255).all()
+    assert (render_skin_side(skin, back=True)[:, :8, 4] == 255).all()
 
 
 def test_alpha_above_the_threshold_is_there_and_below_is_not():
@@ -101,18 +101,18 @@ def test_alpha_above_the_threshold_is_there_and_below_is_not():
     skin[3, 8:16, 40:48] = 127  # the hat is hardly there...
     skin[3, 36:48, 20:28] = 128  # ...the jacket is
     skin[3, 8:16, 8:12] = 100  # and half of the face is not
-    seen = draw_figure(skin)
+    seen = render_skin_side(skin)
     assert (seen[3, :8, 4:8] == 0).all()
     assert (seen[:3, :8, 4:8] == 0).all()  # no colour hides under it
     assert seen[:, 0, 8].tolist() == [255, 0, 0, 255]
     assert seen[:, 8, 4].tolist() == [32, 32, 32, 255]
-    assert draw_figure(skin, threshold=0.2)[:, 0, 4].tolist() == [16, 16, 16, 255]
+    assert render_skin_side(skin, threshold=0.2)[:, 0, 4].tolist() == [16, 16, 16, 255]
 
 
 def test_the_old_layout_mirrors_right_limbs():
     old = painted({part: FRONT[part] for part in ("head", "body", "right arm", "right leg")}, size=(64, 32))
     old[:, 20:32, 44] = 9  # the outer edge of the right arm
-    seen = draw_figure(old)
+    seen = render_skin_side(old)
     new = expected({**FRONT, "left arm": (0, 0, 0, 0, "blue"), "left leg": (0, 0, 0, 0, "magenta")})
     new[8:20, [0, 15]] = [0, 0, 0, 0]  # painted with an alpha of 9: not there, on both sides
     assert np.array_equal(pixels(seen), new)
@@ -120,22 +120,22 @@ def test_the_old_layout_mirrors_right_limbs():
 
 def test_figures_hold_both_sides_enlarged_by_a_whole_factor():
     skins = torch.stack([painted(FRONT, BACK), painted(FRONT, BACK, OUTER_FRONT)])
-    both = draw_figures(skins)
+    both = render_skins(skins)
     assert both.shape == (2, 4, 64, 76)
     small = both[:, :, ::2, ::2]
     assert torch.equal(small.repeat_interleave(2, -1).repeat_interleave(2, -2), both)
-    assert torch.equal(small[..., 2:18], draw_figure(skins))
-    assert torch.equal(small[..., 20:36], draw_figure(skins, back=True))
+    assert torch.equal(small[..., 2:18], render_skin_side(skins))
+    assert torch.equal(small[..., 20:36], render_skin_side(skins, back=True))
     assert (small[..., [0, 1, 18, 19, 36, 37]] == 0).all()
-    bare = draw_figures(skins, outer=False, threshold=0.2)[:, :, ::2, ::2]
-    assert torch.equal(bare[..., 20:36], draw_figure(skins, back=True, outer=False, threshold=0.2))
+    bare = render_skins(skins, outer=False, threshold=0.2)[:, :, ::2, ::2]
+    assert torch.equal(bare[..., 20:36], render_skin_side(skins, back=True, outer=False, threshold=0.2))
     assert not torch.equal(bare[1], small[1])
 
 
 def test_only_skins_are_shown_as_skins():
     images = torch.randint(0, 256, (3, 4, 64, 64), dtype=torch.uint8)
     assert render_images(images, "none") is images
-    assert torch.equal(render_images(images, "skin"), draw_figures(images))
+    assert torch.equal(render_images(images, "skin"), render_skins(images))
     assert render_images(images[None], "skin").shape == (1, 3, 4, 64, 76)
     with pytest.raises(ValueError, match="RGBA of 64x64"):
         render_images(images[:, :3], "skin")
@@ -161,10 +161,10 @@ def test_skins_of_a_real_set_have_faces_and_legs(shared_data, tmp_path):
         archive.extractall(tmp_path, filter="data")
     files = sorted(tmp_path.rglob("*.png"))[:50]
     skins = torch.stack([torch.from_numpy(np.array(Image.open(f).convert("RGBA"))).permute(2, 0, 1) for f in files])
-    seen = draw_figure(skins)
+    seen = render_skin_side(skins)
     assert (seen[:, 3] == 255).float().mean() > 0.6  # a whole body is 11 / 16 of it
     assert (seen[:, 3, :8, :4] == 0).all()
-    face, back = seen[:, :3, :8, 4:12].float(), draw_figure(skins, back=True)[:, :3, :8, 4:12].float()
+    face, back = seen[:, :3, :8, 4:12].float(), render_skin_side(skins, back=True)[:, :3, :8, 4:12].float()
     assert (face - back).abs().mean() > 10  # eyes and a mouth on one side, hair on the other
 
 
