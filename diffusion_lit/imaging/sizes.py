@@ -18,7 +18,7 @@ def height_width(size: ImageSize) -> tuple[int, int]:
 def grow_size(size: ImageSize, by: int) -> ImageSize:
     """Return the size with `by` more pixels on each axis, as a number or a list.
 
-    >>> enlarge(32, 2), enlarge([8, 12], 2)
+    >>> grow_size(32, 2), grow_size([8, 12], 2)
     (34, [10, 14])
     """
     return size + by if isinstance(size, int) else [side + by for side in size]
@@ -27,7 +27,7 @@ def grow_size(size: ImageSize, by: int) -> ImageSize:
 def format_size(size: ImageSize) -> str:
     """Return the size as text, width first.
 
-    >>> size_text(32), size_text([8, 12])
+    >>> format_size(32), format_size([8, 12])
     ('32x32', '12x8')
     """
     height, width = height_width(size)

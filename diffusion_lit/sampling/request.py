@@ -62,7 +62,7 @@ def make_requests(config, stops: Sequence[Label], num_classes: int, num_original
 def interpolate_labels(stops: Sequence[Label], fraction: float, num_classes: int) -> Label:
     """Return the blend at a fraction of the way through all stops, which are equally spaced.
 
-    >>> between([0, 2], 0.25, 3), between([0, 2, 1], 1.0, 3)
+    >>> interpolate_labels([0, 2], 0.25, 3), interpolate_labels([0, 2, 1], 1.0, 3)
     ((0.75, 0.0, 0.25), (0.0, 1.0, 0.0))
     """
     classes = torch.eye(num_classes).tolist()
