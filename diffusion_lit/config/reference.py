@@ -116,5 +116,5 @@ def _render_rows(keys: dict[str, Key]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, key in keys.items():
         cells = [f"`{text}`" if text else "" for text in (name, key.default, key.type)]
-        row = [text.replace("|", "\\|") for text in (*cells, key.meaning)]
+        row = [text.replace("|", "\\|") for text in (*cells, key.meaning.replace("<", "&lt;"))]
         yield f"| {' | '.join(row)} |"
