@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.concat import ConcatImages
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.inspection.image_facts import ImageFacts
 
@@ -71,18 +72,11 @@ def _draw_sheet(
     rows = {name: row for name, row in rows.items() if len(row)}
     if not rows:
         return None
+    sources = ConcatImages([split.images for split in splits.values()])
     columns, size = max(len(row) for row in rows.values()), height_width(decoding.image_size)
     images = np.full((len(rows), columns, decoding.channels, *size), 255, np.uint8)
     for y, row in enumerate(rows.values()):
         for x, k in enumerate(row):
-            images[y, x] = decoding(_get_image(splits, k))
+            images[y, x] = decoding(sources[k])
     names = [name for name in rows if isinstance(name, str)]
     return add_checkerboard(draw_grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names))
-
-
-def _get_image(splits: dict[str, Split], k: int):
-    for split in splits.values():
-        if k < len(split.labels):
-            return split.images[k]
-        k -= len(split.labels)
-    raise IndexError(k)

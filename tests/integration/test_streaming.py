@@ -47,9 +47,9 @@ def settings(path: Path, *words: str) -> list[str]:
 
 SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.RETRY_WAITS = 64, (0, 0)\n"
 NO_HUB = """
-from diffusion_lit.data.sources import huggingface, row_groups
-files, read, rows = huggingface.parquet_files, row_groups.ParquetRows.read_rows, []
-huggingface.parquet_files = lambda *args: [f"file://{file}" for file in files(*args)]
+from diffusion_lit.data.sources import hf_tables, row_groups
+files, read, rows = hf_tables.parquet_files, row_groups.ParquetRows.read_rows, []
+hf_tables.parquet_files = lambda *args: [f"file://{file}" for file in files(*args)]
 def gone(self, part, skip):
     for row in read(self, part, skip):
         if len(rows) > 500:

@@ -1,6 +1,6 @@
 """Images in one array file: `.npy`, which is memory-mapped, or `.npz`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,10 @@ class Arrays:
         arrays = _load(self.path)
         return {"images": arrays} if isinstance(arrays, np.ndarray) else arrays
 
+    def _read(self, name: str) -> np.ndarray:
+        with report_damaged_file(self.path):
+            return self._arrays[name]
+
     @cached_property
     def _arrays_of_splits(self) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
         """Return the name of the array, the images and the labels (N,) of each split; labels are 0 without any."""
@@ -75,11 +79,11 @@ class Arrays:
             missing = f"no array {name}" if name else "no array of a usual name"
             names = ", ".join(self._arrays)
             raise DataError(f"{self.path}: {missing}. Set data.image_array to one of {names}.")
-        arrays = {"train": (name, *_check_pair(self._arrays[name], self._stored_labels, f"{self.path}, {name}"))}
+        arrays = {"train": (name, *_check_pair(self._read(name), self._stored_labels, f"{self.path}, {name}"))}
         val = next((pair for pair in VAL_ARRAYS if pair[0] in self._arrays and pair[1] in self._arrays), None)
         if val and auto and self.labels in ("auto", "none") and not self.split_modulo:
-            labels = self._arrays[val[1]] if self.labels == "auto" else None
-            arrays["val"] = (val[0], *_check_pair(self._arrays[val[0]], labels, f"{self.path}, {val[0]}"))
+            labels = self._read(val[1]) if self.labels == "auto" else None
+            arrays["val"] = (val[0], *_check_pair(self._read(val[0]), labels, f"{self.path}, {val[0]}"))
         return arrays
 
     @cached_property
@@ -88,8 +92,10 @@ class Arrays:
         name = self.labels
         if name == "auto":
             name = next((key for key in LABEL_ARRAYS if key in self._arrays), "none")
-        if name == "none" or name in self._arrays:
-            return self._arrays.get(name)
+        if name in self._arrays:
+            return self._read(name)
+        if name == "none":
+            return None
         path = Path(name).expanduser()
         labels = _load(path) if path.is_file() else None
         if not isinstance(labels, np.ndarray):
@@ -106,7 +112,7 @@ class Arrays:
         values = list(range(stored.shape[1])) if _is_one_hot(stored) else sorted(set(labels.tolist()))
         names = self.classes
         if names is None and "classes" in self._arrays:
-            names = self._arrays["classes"]
+            names = self._read("classes")
         if names is None:
             names = values
         elif isinstance(values[0], int) and values[0] >= 0:  # a class may have no images
@@ -136,32 +142,10 @@ class ArrayImages:
         return np.asarray(self.array[k])
 
 
-class Npz(Mapping):
-    """The arrays of an `.npz`, each read when it is indexed."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        with np.load(path) as file:
-            self.names = list(file)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        with report_damaged_file(self.path), np.load(self.path) as file:
-            return file[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def _load(path: Path) -> np.ndarray | Npz:
-    """Return the array of an `.npy`, memory-mapped, or those of an `.npz`. NumPy refuses pickles."""
+def _load(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
+    """Return the array of an `.npy`, memory-mapped, or those of an `.npz`, each read when it is indexed."""
     with report_damaged_file(path):
-        array = np.load(path, mmap_mode="r")
-        return array if isinstance(array, np.ndarray) else Npz(path)
+        return np.load(path, mmap_mode="r")  # refuses pickles
 
 
 def _check_pair(images: np.ndarray, labels: np.ndarray | None, where: str) -> tuple[np.ndarray, np.ndarray]:

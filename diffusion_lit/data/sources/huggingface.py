@@ -15,20 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.data.sources import hf_tables
 from diffusion_lit.data.sources.base import Split, file_state
-from diffusion_lit.data.sources.hf_tables import (
-    TableImages,
-    find_image_column,
-    find_label_column,
-    is_saved,
-    join_names,
-    load_tables,
-    make_encoded,
-    parquet_files,
-    read_classes,
-    select_undecoded,
-    shorten_error,
-)
+from diffusion_lit.data.sources.hf_tables import join_names, shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
 from diffusion_lit.data.streaming import EVERY_EPOCH, EpochStream, StreamedTable
 from diffusion_lit.system.errors import DataError
@@ -127,10 +116,10 @@ class HuggingFace:
         table = self.tables[train]
         if table.features is None:
             raise DataError(f"data.path={self.path}: its columns are not declared. Set data.streaming=false.")
-        image = find_image_column(self.image_column, table, self.path)
-        label = find_label_column(self.label_column, table.features, self.path)
+        image = hf_tables.find_image_column(self.image_column, table, self.path)
+        label = hf_tables.find_label_column(self.label_column, table.features, self.path)
         val = [name for name in VAL_SPLITS if name in names and name != train]
-        return TableSchema(train, val, image, label, *read_classes(table, label, self.path))
+        return TableSchema(train, val, image, label, *hf_tables.read_classes(table, label, self.path))
 
     @cached_property
     def numbers(self) -> dict:
@@ -140,8 +129,8 @@ class HuggingFace:
     @cached_property
     def tables(self) -> dict:
         """Return a `datasets.Dataset` for each split, with streaming an `IterableDataset`."""
-        streaming = bool(self.streaming) and not (self.streaming == EVERY_EPOCH and is_saved(self.path))
-        return load_tables(self.path, self.name, self.split, streaming, self.cache_dir)
+        streaming = bool(self.streaming) and not (self.streaming == EVERY_EPOCH and hf_tables.is_saved(self.path))
+        return hf_tables.load_tables(self.path, self.name, self.split, streaming, self.cache_dir)
 
     def check_not_empty(self, n: int, split: str) -> None:
         """Raise DataError for a split without images."""
@@ -153,16 +142,15 @@ class HuggingFace:
         n = min(len(table), self.max_images or len(table))
         self.check_not_empty(n, name)
         table = table if n == len(table) else table.select(range(n))
-        images = TableImages(select_undecoded(table, schema.image), f"{self.path}, {name}")
+        images = hf_tables.TableImages(hf_tables.select_undecoded(table, schema.image), f"{self.path}, {name}")
         if schema.label is None:
             return Split(images, np.zeros(n, dtype=np.int64))
         values = table.select_columns([schema.label]).with_format("arrow")[:].column(0).to_pylist()
         numbers = self.numbers | {None: -1, -1: -1}
         unknown = sorted({str(value) for value in values if value not in numbers})
         if unknown:
-            raise DataError(
-                f"data.path={self.path}: split {name} has labels that are not in train: {join_names(unknown)}"
-            )
+            unknown = join_names(unknown)
+            raise DataError(f"data.path={self.path}: split {name} has labels that are not in train: {unknown}")
         return Split(images, np.array([numbers[value] for value in values], dtype=np.int64))
 
     @cached_property
@@ -218,8 +206,8 @@ class TableStream:
         except DataError:
             raise
         except Exception as error:  # of the network, of parquet, of fsspec
-            message = f"{self.name}: broke off at row {row + 1} ({shorten_error(error)}). Start the command again."
-            raise DataError(message) from None
+            reason = shorten_error(error)
+            raise DataError(f"{self.name}: broke off at row {row + 1} ({reason}). Start the command again.") from None
         self.source.check_not_empty(row + 1, self.split)
 
     def make_item(self, row: int, image: dict | bytes | None, label: object) -> LabeledImage:
@@ -231,7 +219,7 @@ class TableStream:
                 f"row {row} of {self.name} has label {label} in column {column}, which is not a class. "
                 "Use another data.split (train), or data.label_column=none to train without classes."
             )
-        return make_encoded(image, f"row {row} of {self.name}"), number
+        return hf_tables.make_encoded(image, f"row {row} of {self.name}"), number
 
     def on_cached(self) -> None:
         """Keep the schema beside the decoded images."""
@@ -239,7 +227,7 @@ class TableStream:
 
     def _select(self):
         schema = self.source.schema
-        return select_undecoded(self.source.tables[self.split], schema.image, schema.label)
+        return hf_tables.select_undecoded(self.source.tables[self.split], schema.image, schema.label)
 
     def _image_and_label(self, values: dict) -> tuple:
         schema = self.source.schema
@@ -252,10 +240,10 @@ class TableEpochStream(TableStream, EpochStream):
     def open(self, cache_dir: str | None) -> StreamedTable:
         """Return the table; metadata of its files is kept in `cache_dir`."""
         source, schema = self.source, self.source.schema
-        if is_saved(source.path):
+        if hf_tables.is_saved(source.path):
             table = ArrowRows(self._select(), self.name, self.make_item)
         else:
-            files = parquet_files(source.path, source.name, self.split)
+            files = hf_tables.parquet_files(source.path, source.name, self.split)
             groups, digest = read_row_groups(files, Path(cache_dir).expanduser() if cache_dir else None)
             columns = [schema.image, schema.label] if schema.label else [schema.image]
             table = ParquetRows(files, columns, self.name, self.make_item, groups, f"{digest} {columns}")

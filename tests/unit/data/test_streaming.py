@@ -260,7 +260,7 @@ def test_what_breaks_off_is_read_again_from_there(sets, broken, caplog):
 def test_what_stays_broken_ends_the_run(sets, broken, monkeypatch, address, code):
     """Here and at an address, which fsspec reads as it reads those of the hub."""
     files = [f"{address}{file}" for file in sorted(sets["parquet"].iterdir())]
-    monkeypatch.setattr("diffusion_lit.data.sources.huggingface.parquet_files", lambda *args: files)
+    monkeypatch.setattr("diffusion_lit.data.sources.hf_tables.parquet_files", lambda *args: files)
     data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
     assert sorted(taken(batches(data), N)) == list(range(N))
     broken(after=0, times=1000)

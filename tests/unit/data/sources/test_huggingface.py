@@ -272,7 +272,7 @@ def test_a_finished_stream_is_never_reached_for_again(sets, tmp_path, monkeypatc
     files = sorted((tmp_path / "cache").iterdir())
     assert [file.suffix for file in files] == [".json", ".npy", ".npy"]
     with monkeypatch.context() as patch:
-        patch.setattr("diffusion_lit.data.sources.huggingface.load_tables", None)
+        patch.setattr("diffusion_lit.data.sources.hf_tables.load_tables", None)
         assert_same(huggingface(*words), first)
         with pytest.raises(TypeError):
             huggingface(*words, "data.max_images=3")
@@ -474,7 +474,7 @@ def test_a_set_without_rows(fault, tmp_path, monkeypatch):
     stream = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
     for table, streaming in ((empty, "false"), (stream, "true")):
         tables = {"train": table}
-        monkeypatch.setattr("diffusion_lit.data.sources.huggingface.load_tables", lambda *args, tables=tables: tables)
+        monkeypatch.setattr("diffusion_lit.data.sources.hf_tables.load_tables", lambda *args, tables=tables: tables)
         assert fault(tmp_path, f"data.streaming={streaming}") == "data.path=SET: split train is empty"
 
 
