@@ -44,7 +44,8 @@ def random_crops(images: np.ndarray, size: ImageSize, seed: int, position: int) 
 
     Args:
         images: uint8 (B, C, H, W).
-        size: of the windows; smaller by the same number of pixels on each axis (`data.random_crop`).
+        size: of the windows; smaller by the same number of pixels on each axis
+            (`data.random_crop`).
         seed: of the run.
         position: of the first image in the stream.
     """
@@ -63,7 +64,8 @@ def random_crops(images: np.ndarray, size: ImageSize, seed: int, position: int) 
 def apply_transforms(images: Tensor, transforms: Sequence[Callable], seed: int, position: int) -> Tensor:
     """Apply transforms to uint8 images (B, C, H, W), one by one.
 
-    What they draw from torch's global generator is a function of the seed and the position of the image.
+    What they draw from torch's global generator is a function of the seed and the position
+    of the image.
 
     Raises:
         DataError: if a transform changes the shape or the type.
@@ -90,19 +92,21 @@ def apply_transforms(images: Tensor, transforms: Sequence[Callable], seed: int, 
 class Batches:
     """Micro-batches of one rank: dicts of `image` uint8 (B, C, H, W), `y` and `index` int64 (B,), `position`, `flip`.
 
-    `len` is an epoch for Lightning, in complete optimizer steps. Iteration itself does not end there, since the next
-    epoch would begin with the same batch: both continue from the step.
+    `len` is an epoch for Lightning, in complete optimizer steps. Iteration itself does not
+    end there, since the next epoch would begin with the same batch: both continue from the
+    step.
 
     Args:
         store: the images.
         seed: decides order, crops and transforms.
         batch_size: B, the micro-batch of one rank.
-        step: returns the optimizer step to start from. It is called when iteration starts; a resumed run has set it
-            by then.
+        step: returns the optimizer step to start from. It is called when iteration starts;
+            a resumed run has set it by then.
         accumulate: micro-batches of a step.
         rank: of this process. The micro-batches of all ranks alternate in the stream.
         world: number of processes.
-        image_size: of larger images a random window of this size is taken; None: images stay as they are.
+        image_size: of larger images a random window of this size is taken; None: images
+            stay as they are.
         flip: probability of mirroring, passed on to the training step.
         transforms: see `apply_transforms`.
     """
@@ -173,12 +177,14 @@ class Batches:
 class ValidationBatches:
     """A fixed random order of the validation images, in dicts like those of `Batches`.
 
-    Batches are the same for every number of ranks up to `num_images` / 64, and rank r gets batches r, r + world, ...:
-    sums over all of them do not depend on that number. With more ranks batches are smaller, so that every rank has one.
+    Batches are the same for every number of ranks up to `num_images` / 64, and rank r gets
+    batches r, r + world, ...: sums over all of them do not depend on that number. With more
+    ranks batches are smaller, so that every rank has one.
 
     Args:
         store: the validation images.
-        num_images: images of a validation; a smaller store repeats them, with other noise and timesteps.
+        num_images: images of a validation; a smaller store repeats them, with other noise
+            and timesteps.
         rank: of this process.
         world: number of processes.
     """

@@ -22,7 +22,8 @@ class CacheWriter:
     Args:
         file: an empty file, open for writing.
         shape: (C, H, W).
-        total: number of images, for which disk space is reserved; None if it is not known yet.
+        total: number of images, for which disk space is reserved; None if it is not known
+            yet.
 
     Raises:
         UserError: exit 5 if the disk has no space for `total` images.
@@ -63,7 +64,8 @@ class CacheWriter:
 def read_cache(path: Path, count: int | None, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return images (N, *shape), memory-mapped, the labels of a stream, and checksums (N,).
 
-    The images are compared with their checksums when the fingerprint is computed (`ImageStore.fingerprint`).
+    The images are compared with their checksums when the fingerprint is computed
+    (`ImageStore.fingerprint`).
 
     Args:
         path: the file.

@@ -20,23 +20,30 @@ from diffusion_lit.system.errors import Exit, UserError
 class ImageDataModule(L.LightningDataModule):
     """Decode all images once in `setup`, and serve them by their position in an endless stream.
 
-    An epoch is one pass over the training images in complete optimizer steps. The next epoch, or a resumed run,
-    continues where `trainer.global_step` is, so the images of step k depend on the seed and on k alone.
+    An epoch is one pass over the training images in complete optimizer steps. The next
+    epoch, or a resumed run, continues where `trainer.global_step` is, so the images of step
+    k depend on the seed and on k alone.
 
     Args:
-        source: a folder of images, a map-style torch `Dataset`, or any source (`diffusion_lit.data.sources.base`).
+        source: a folder of images, a map-style torch `Dataset`, or any source
+            (`diffusion_lit.data.sources.base`).
         image_size: pixels, one number or [height, width].
         batch_size: images per process and forward pass.
         channels: 1 gray, 3 RGB, 4 RGBA.
-        val_fraction: share of the images for validation, unless the source has a validation split.
-        val_images: images of a validation: a fixed random subset, or all, some more than once with other noise.
+        val_fraction: share of the images for validation, unless the source has a validation
+            split.
+        val_images: images of a validation: a fixed random subset, or all, some more than
+            once with other noise.
         seed: decides the order and everything random about an image.
         flip: probability of mirroring an image; applied by `DiffusionModule` on the device.
-        transforms: `torchvision.transforms.v2`, or any functions of a uint8 image (C, H, W) that keep its shape and
-            type. Their random numbers are a function of the seed and the position.
-        random_crop: pixels. Images are decoded that much larger, and training takes random windows of `image_size`.
+        transforms: `torchvision.transforms.v2`, or any functions of a uint8 image (C, H, W)
+            that keep its shape and type. Their random numbers are a function of the seed
+            and the position.
+        random_crop: pixels. Images are decoded that much larger, and training takes random
+            windows of `image_size`.
         cache_dir: a folder that keeps the decoded images; None keeps them in RAM.
-        accept_changed_data: resume although the training images differ from those of the checkpoint.
+        accept_changed_data: resume although the training images differ from those of the
+            checkpoint.
         resample: see `diffusion_lit.data.decoding.Decoding`.
         fit: see `Decoding`.
         background: see `Decoding`.

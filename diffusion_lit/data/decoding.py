@@ -58,9 +58,12 @@ class Decoding:
         channels: 1 gray, 3 RGB, 4 RGBA.
         resample: a key of `RESAMPLE`, for images of another size.
         background: RGB, 0 to 255, under transparent pixels with 1 or 3 channels.
-        fit: "crop" scales the shorter side and cuts out the center, "stretch" scales both sides.
-        alpha: with 4 channels "zero" makes fully transparent pixels black, "keep" keeps their colors.
-        render: "skin" converts 64x32 skins to the 64x64 layout, whose left limbs mirror the right ones.
+        fit: "crop" scales the shorter side and cuts out the center, "stretch" scales both
+            sides.
+        alpha: with 4 channels "zero" makes fully transparent pixels black, "keep" keeps
+            their colors.
+        render: "skin" converts 64x32 skins to the 64x64 layout, whose left limbs mirror the
+            right ones.
     """
 
     image_size: ImageSize
@@ -160,7 +163,8 @@ def has_alpha(image: Image.Image) -> bool:
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Return deep images scaled to 8 bits, where PIL's convert() would clip them to white; others as they are.
 
-    Float images may hold 0 to 1 or 0 to 255, integers 0 to 65535. Raises ValueError for other values.
+    Float images may hold 0 to 1 or 0 to 255, integers 0 to 65535. Raises ValueError for
+    other values.
     """
     if not is_deep(image):
         return image
@@ -186,8 +190,9 @@ def decode_images(
         total: number of images; None for a stream.
 
     Raises:
-        DataError: with the names of the first ten images that cannot be read. Of files all are checked first; a
-            stream, which nobody can repair, ends soon after the first one.
+        DataError: with the names of the first ten images that cannot be read. Of files all
+            are checked first; a stream, which nobody can repair, ends soon after the first
+            one.
     """
 
     def try_decode(item: S) -> np.ndarray | DataError:
@@ -215,8 +220,9 @@ def decode_images(
 def map_in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """Yield `function(item)` for each item, in order, computed in threads or one after the other.
 
-    Small images are mostly Python, where threads wait for each other; large ones and slow disks are not. So both ways
-    are timed on one chunk each, and the faster one does the rest.
+    Small images are mostly Python, where threads wait for each other; large ones and slow
+    disks are not. So both ways are timed on one chunk each, and the faster one does the
+    rest.
     """
     items = iter(items)
     with ThreadPoolExecutor() as pool:

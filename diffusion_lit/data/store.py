@@ -94,7 +94,8 @@ def load_split(split: Split, decoding: Decoding, cache_dir: str | None, name: st
 def load_splits(source: DataSource, config: dict) -> tuple[ImageStore | StreamedStore, ImageStore | None]:
     """Return the training images of a `data` group and the validation images, None without any.
 
-    With `random_crop` the training images are larger by that many pixels; validation images are their centers.
+    With `random_crop` the training images are larger by that many pixels; validation images
+    are their centers.
     """
     decoding, cache_dir = decoding_from_config(config), config["cache_dir"]
     decoding = replace(decoding, image_size=grow_size(decoding.image_size, config["random_crop"]))

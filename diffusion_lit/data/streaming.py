@@ -1,13 +1,15 @@
 """Images that fit nowhere: read again in every epoch, in an order that is a function of the seed and the position.
 
-A table is read in ranges of rows (row groups of parquet files, ranges of an Arrow table). An epoch puts all ranges in a
-random order, cuts this sequence into `LANES` equal lanes, which are read in parallel, one image of each in turn, and
-shuffles every `WINDOW` images that arrive so. Every image comes once in an epoch, any position is found by counting,
-and the memory does not grow with the data set.
+A table is read in ranges of rows (row groups of parquet files, ranges of an Arrow table).
+An epoch puts all ranges in a random order, cuts this sequence into `LANES` equal lanes,
+which are read in parallel, one image of each in turn, and shuffles every `WINDOW` images
+that arrive so. Every image comes once in an epoch, any position is found by counting, and
+the memory does not grow with the data set.
 
-How well this shuffles: a window holds `LANES` runs of `WINDOW` / `LANES` neighboring rows, from other places in each
-epoch. With row groups of a hundred images that is as good as a full shuffle. A data set that is sorted by class and has
-large row groups should be written again in a random order.
+How well this shuffles: a window holds `LANES` runs of `WINDOW` / `LANES` neighboring rows,
+from other places in each epoch. With row groups of a hundred images that is as good as a
+full shuffle. A data set that is sorted by class and has large row groups should be written
+again in a random order.
 """
 
 import hashlib

@@ -120,7 +120,8 @@ def propose_overrides(found: dict, data: dict, given: set[str], multiple: int, l
 def _propose_image_size(found: dict, multiple: int, largest: int) -> int:
     """Return the median size, rounded to a multiple. Pixel art is not shrunk, and photos are not enlarged.
 
-    Of two sizes that are equally common it is the larger or the smaller one, not a size between them.
+    Of two sizes that are equally common it is the larger or the smaller one, not a size
+    between them.
     """
     sides = [tuple(map(int, size.split("x"))) for size, n in found["sizes"].items() for _ in range(n)]
     if found["pixel_art"]:

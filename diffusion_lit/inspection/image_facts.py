@@ -151,7 +151,8 @@ def find_duplicates(digests: Sequence[bytes]) -> list[list[int]]:
 def find_near_duplicates(thumbnails: np.ndarray, distance: float) -> list[list[int]]:
     """Return groups of images whose thumbnails differ by at most `distance`, directly or in steps.
 
-    Exact: thumbnails that are near in all axes are near in the principal ones, where a k-d tree finds candidates.
+    Exact: thumbnails that are near in all axes are near in the principal ones, where a k-d
+    tree finds candidates.
 
     Args:
         thumbnails: (N, D).

@@ -19,16 +19,18 @@ VAL_ARRAYS = (("x_val", "y_val"), ("x_test", "y_test"), ("val_images", "val_labe
 class Arrays:
     """uint8 images (N, H, W) or (N, H, W, C) with labels (N,), or one-hot (N, K).
 
-    An `.npy` is memory-mapped: only the images that are being decoded are in RAM. An `.npz` is compressed, so it is
-    read as a whole.
+    An `.npy` is memory-mapped: only the images that are being decoded are in RAM. An `.npz`
+    is compressed, so it is read as a whole.
 
     Args:
         images: the file.
         image_array: name of the array in an `.npz`; "auto": the first of `IMAGE_ARRAYS`.
-        labels: "auto" (the first of `LABEL_ARRAYS` in an `.npz`), "none", an `.npy` file, or the name of an array.
-        classes: class names; None: the array `classes` of an `.npz`, else the labels themselves.
-        split_modulo: n, for arrays whose images repeat every n rows. Rows k, k + n, k + 2n... stay in one split, and
-            `data.val_fraction` is that of the n.
+        labels: "auto" (the first of `LABEL_ARRAYS` in an `.npz`), "none", an `.npy` file,
+            or the name of an array.
+        classes: class names; None: the array `classes` of an `.npz`, else the labels
+            themselves.
+        split_modulo: n, for arrays whose images repeat every n rows. Rows k, k + n, k +
+            2n... stay in one split, and `data.val_fraction` is that of the n.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """What a data source is, and how to add one.
 
-A source lists images and labels; decoding, caching and batching are done for it. It is a class with two members:
+A source lists images and labels; decoding, caching and batching are done for it. It is a
+class with two members:
 
     class Stripes:
         class_names = ["horizontal", "vertical"]  # empty: without labels
@@ -10,8 +11,9 @@ A source lists images and labels; decoding, caching and batching are done for it
         def splits(self) -> dict[str, Split]:
             return {"train": Split(paths, labels)}  # and "val", where the source has a validation split
 
-and a file `conf/data/stripes.yaml`, a copy of `conf/data/image_folder.yaml` with another `_target_` and these keys.
-Nothing here imports torch, so that a missing folder is reported within a second.
+and a file `conf/data/stripes.yaml`, a copy of `conf/data/image_folder.yaml` with another
+`_target_` and these keys. Nothing here imports torch, so that a missing folder is reported
+within a second.
 """
 
 import hashlib
@@ -82,7 +84,8 @@ class Split:
     Args:
         images: paths, a uint8 array (N, H, W) or (N, H, W, C), a sequence, or a stream.
         labels: int64 (N,); None for a stream, which yields them with the images.
-        groups: (N,) or None. Images of one group are never divided between training and validation.
+        groups: (N,) or None. Images of one group are never divided between training and
+            validation.
     """
 
     images: list[Path] | np.ndarray | ImageSequence | ImageStream
@@ -112,8 +115,9 @@ class DataSource(Protocol):
 def split_validation(splits: dict[str, Split], fraction: float) -> dict[str, Split]:
     """Return the splits with a "val": the source's own, else a random `fraction` of the training images.
 
-    The choice depends on the number of images alone, so every run validates on the same ones. A stream is returned
-    as it is; its end becomes the validation split after decoding (`diffusion_lit.data.store.split_tail`).
+    The choice depends on the number of images alone, so every run validates on the same
+    ones. A stream is returned as it is; its end becomes the validation split after decoding
+    (`diffusion_lit.data.store.split_tail`).
     """
     train = splits["train"]
     if "val" in splits or train.labels is None:

@@ -20,7 +20,8 @@ from diffusion_lit.system.errors import DataError
 class Concat:
     """Folders, arrays and tables of paths, each read with the defaults of its own source.
 
-    Classes are united by name, in sorted order. Validation splits of the sources stay validation images.
+    Classes are united by name, in sorted order. Validation splits of the sources stay
+    validation images.
 
     Args:
         sources: folders, `.npy` or `.npz` files, `.csv`, `.tsv` or `.parquet` files.

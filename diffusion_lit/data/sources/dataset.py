@@ -20,15 +20,18 @@ ITEM = "return (image, label), the image alone, or a dict with image and label"
 class DatasetSource:
     """The items of a dataset: `(image, label)`, an image, or a dict with the keys image and label.
 
-    An image is a PIL image, a uint8 array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), uint8 or float in
-    `value_range`. Items are decoded once, so random augmentation belongs in `data.transforms`. Where the dataset has
-    `targets` (labels, in order) or `classes` (their names), as those of torchvision do, they are used.
+    An image is a PIL image, a uint8 array (H, W) or (H, W, C), or a tensor (H, W) or (C, H,
+    W), uint8 or float in `value_range`. Items are decoded once, so random augmentation
+    belongs in `data.transforms`. Where the dataset has `targets` (labels, in order) or
+    `classes` (their names), as those of torchvision do, they are used.
 
     Args:
         dataset: the dataset, or its class by `_target_` with the arguments.
-        val_dataset: the validation split; None: `data.val_fraction` of the images are taken.
+        val_dataset: the validation split; None: `data.val_fraction` of the images are
+            taken.
         labels: "auto", or "none" to ignore labels.
-        value_range: black and white of float tensors: [0, 1] after `ToTensor`, [-1, 1] after `Normalize(0.5, 0.5)`.
+        value_range: black and white of float tensors: [0, 1] after `ToTensor`, [-1, 1]
+            after `Normalize(0.5, 0.5)`.
     """
 
     def __init__(

@@ -16,9 +16,10 @@ JUNK = {"__MACOSX", "@eaDir"}  # besides everything that starts with a dot
 class ImageFolder:
     """A folder of images. Its layout decides what it means.
 
-    - A folder that holds only folders named train, val or test has these splits. Other folders beside train and
-      another split are an error.
-    - Two or more folders with images, in a split or in the root, are classes, named by folder, in sorted order.
+    - A folder that holds only folders named train, val or test has these splits. Other
+      folders beside train and another split are an error.
+    - Two or more folders with images, in a split or in the root, are classes, named by
+      folder, in sorted order.
     - Otherwise the images have no labels.
 
     Images are found at any depth. Dot files, `__MACOSX` and the like are ignored.

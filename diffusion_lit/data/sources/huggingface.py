@@ -1,7 +1,8 @@
 """Hugging Face data sets: of the hub, a folder of images, parquet files, or a `save_to_disk` folder.
 
-`datasets` finds and reads the tables. Their images stay encoded, and are decoded like those of every other source, by
-`diffusion_lit.data.decoding`. The column of images is recognized by its type, not by its name.
+`datasets` finds and reads the tables. Their images stay encoded, and are decoded like those
+of every other source, by `diffusion_lit.data.decoding`. The column of images is recognized
+by its type, not by its name.
 """
 
 import hashlib
@@ -51,13 +52,15 @@ class HuggingFace:
     """A Hugging Face data set, as a table on disk or as a stream.
 
     Args:
-        path: an id of the hub, a folder (images, parquet files or `save_to_disk`), or a parquet file.
+        path: an id of the hub, a folder (images, parquet files or `save_to_disk`), or a
+            parquet file.
         name: of its configuration, where it has several.
-        split: what `load_dataset` takes; None: train, and the first of `VAL_SPLITS` for validation.
+        split: what `load_dataset` takes; None: train, and the first of `VAL_SPLITS` for
+            validation.
         image_column: "auto" or a name, see `find_image_column`.
         label_column: "auto", a name or "none", see `find_label_column`.
-        streaming: True: read it once and keep only the decoded images. "every_epoch": keep nothing, and read it again
-            in every epoch (parquet files and `save_to_disk`).
+        streaming: True: read it once and keep only the decoded images. "every_epoch": keep
+            nothing, and read it again in every epoch (parquet files and `save_to_disk`).
         max_images: only the first images of each split.
         cache_dir: also keeps what `datasets` makes of a set that is not streamed.
     """

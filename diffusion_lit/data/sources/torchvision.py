@@ -1,6 +1,7 @@
 """Well-known data sets: found on disk in one of their usual layouts, or downloaded by torchvision.
 
-torchvision is imported only to download, to unpack, for CIFAR-10's pickles and for the names of flowers.
+torchvision is imported only to download, to unpack, for CIFAR-10's pickles and for the
+names of flowers.
 """
 
 import gzip
@@ -52,7 +53,8 @@ class TorchvisionSet:
 
     Args:
         name: its key.
-        root: a folder that holds it or that it is downloaded into; None: ~/.cache/diffusion_lit/<name>.
+        root: a folder that holds it or that it is downloaded into; None:
+            ~/.cache/diffusion_lit/<name>.
         labels: "auto", or "none" to train without classes.
     """
 
