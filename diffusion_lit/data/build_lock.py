@@ -13,8 +13,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.system import platform as platforms
@@ -40,28 +40,20 @@ def build_once(path: Path, build: Callable[[Path, ReportProgress], None]) -> Non
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _hold_lock(path) as report:
-            if report is None:
-                return
-            _remove_leftovers(path.parent)
-            with write_atomically(path, many=True) as building:
-                build(building, report)
+        lock = path.with_suffix(".lock")
+        file = _acquire_lock(lock, path)
+        try:
+            if not path.exists():
+                _remove_leftovers(path.parent)
+                with write_atomically(path, many=True) as building:
+                    build(building, _progress_reporter(file))
+        finally:
+            if file is not None:
+                lock.unlink(missing_ok=True)  # while it is held; a waiting process notices, see `is_same_file`
+                os.close(file)
     except OSError as error:
         message = f"data.cache_dir={path.parent} cannot be written: {error.strerror or error}"
         raise UserError(Exit.OUTPUT, message) from None
-
-
-@contextmanager
-def _hold_lock(path: Path) -> Iterator[ReportProgress | None]:
-    """Wait until no other process builds `path`. Yield how to report progress, or None if the file exists by then."""
-    lock = path.with_suffix(".lock")
-    file = _acquire_lock(lock, path)
-    try:
-        yield None if path.exists() else _progress_reporter(file)
-    finally:
-        if file is not None:
-            lock.unlink(missing_ok=True)  # while it is held; a waiting process notices, see `is_same_file`
-            os.close(file)
 
 
 def _acquire_lock(lock: Path, path: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +39,14 @@ def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals
     Raises:
         DataError: with everything that cannot be read or has a wrong size.
     """
-    path, errors, images = Path(init).expanduser(), [], []
+    path, errors = Path(init).expanduser(), []
+
+    def attempt(function: Callable, *args: object) -> np.ndarray | None:
+        try:
+            return function(*args)
+        except DataError as error:
+            errors.append(str(error))
+
     files = [path]
     if (path / "manifest.json").is_file():
         files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_text()).get("images", [])]
@@ -48,17 +56,9 @@ def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
         if not files:
             errors.append(f"init={init}: no images in this folder")
-    for file in files:
-        try:
-            images.append(decoding(file))
-        except DataError as error:
-            errors.append(str(error))
-    mask_file, area = mask and Path(mask).expanduser(), None
-    if mask_file:
-        try:
-            area = _load_mask(mask_file, decoding)
-        except DataError as error:
-            errors.append(str(error))
+    images = [attempt(decoding, file) for file in files]
+    mask_file = mask and Path(mask).expanduser()
+    area = attempt(_load_mask, mask_file, decoding) if mask_file else None
     if errors:
         raise list_errors(errors, "cannot edit")
     return Originals(files, np.stack(images), mask_file, area)

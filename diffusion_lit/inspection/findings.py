@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_lit.imaging.sizes import format_size, height_width
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
+from diffusion_lit.system.console import join_names
 
 PIXEL_ART = 64  # px, the largest side of pixel art
 MAX_NAMES = 3  # on the terminal; audit.json has all
@@ -142,50 +143,48 @@ def format_findings(found: dict, data: dict, multiple: int) -> list[str]:
     untrained = [name for name, counts in found["classes"].items() if not counts["train"]]
     table = [
         ("images", f"{sum(images.values()):,}: {images['train']:,} for training, {images['val']:,} for validation"),
-        ("broken", _join([f"{b['image']}: {b['reason']}" for b in found["broken"]], between="\n" + " " * 13)),
+        ("broken", _describe_broken(found["broken"])),
         ("modes", _join_counts(found["modes"])),
         ("sizes", _join_counts(found["sizes"]) + ", pixel art" * found["pixel_art"]),
-        ("deep", _join(found["more_than_8_bits"], "have more than 8 bits, scaled to 8")),
-        ("animated", _join(found["animated"], "of which the first frame is used")),
+        ("deep", _describe_images(found["more_than_8_bits"], "have more than 8 bits, scaled to 8")),
+        ("animated", _describe_images(found["animated"], "of which the first frame is used")),
         ("alpha", f"{kinds}, {alpha['none']:,} have none" if alpha["none"] < n else ""),
-        ("", _join(found["fully_transparent"], "fully transparent")),
+        ("", _describe_images(found["fully_transparent"], "fully transparent")),
         ("", f"{found['hidden_colors']:,} have colors under alpha 0" if found["hidden_colors"] else ""),
         ("resized", f"to {format_size(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
         ("network", f"{data['image_size']} is a multiple of {multiple}: fits"),
         *_format_classes(found["classes"]),
-        ("", _join(untrained, "without training images")),
-        ("equal", _join_groups(found["duplicates"])),
-        ("near", _join_groups(found["near_duplicates"])),
-        ("leaks", _join(found["leaks"], "validation images are in training")),
-        ("leaks", _join(found["near_leaks"], "validation images have near duplicates in training")),
+        ("", _describe_images(untrained, "without training images")),
+        ("equal", _describe_groups(found["duplicates"])),
+        ("near", _describe_groups(found["near_duplicates"])),
+        ("leaks", _describe_images(found["leaks"], "validation images are in training")),
+        ("leaks", _describe_images(found["near_leaks"], "validation images have near duplicates in training")),
         ("repeats", f"every {found['repeats_every']} images" if found["repeats_every"] else ""),
     ]
     return [f"{name:<11}{text}" for name, text in table if text and (n or name in ("images", "broken"))]
 
 
 def _join_counts(counts: dict[str, int]) -> str:
-    parts = [f"{name} {n:,}" for name, n in list(counts.items())[:6]]
-    return ", ".join(parts) + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
+    return join_names([f"{name} {n:,}" for name, n in counts.items()], 6)
 
 
-def _join(names: list[str], note: str = "", between: str = ", ") -> str:
+def _describe_images(names: list[str], note: str) -> str:
     """Return the number of names, the note and the first names; empty without names."""
-    if not names:
-        return ""
-    start = f"{len(names):,} {note}".rstrip() + (": " if between == ", " else between)
-    return start + _join_first(names, between)
+    return f"{len(names):,} {note}: {join_names(names, MAX_NAMES)}" if names else ""
 
 
-def _join_first(names: list[str], between: str = ", ") -> str:
-    more = f"{between}and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-    return between.join(names[:MAX_NAMES]) + more
+def _describe_broken(broken: list[dict[str, str]]) -> str:
+    lines = [f"{len(broken):,}", *(f"{image['image']}: {image['reason']}" for image in broken[:MAX_NAMES])]
+    if len(broken) > MAX_NAMES:
+        lines.append(f"and {len(broken) - MAX_NAMES:,} more")
+    return ("\n" + " " * 13).join(lines) if broken else ""
 
 
-def _join_groups(groups: list[list[str]]) -> str:
+def _describe_groups(groups: list[list[str]]) -> str:
     if not groups:
         return ""
     plural = "s" * (len(groups) > 1)
-    return f"{sum(map(len, groups)):,} images in {len(groups):,} group{plural}: {_join_first(groups[0])}"
+    return f"{sum(map(len, groups)):,} images in {len(groups):,} group{plural}: {join_names(groups[0], MAX_NAMES)}"
 
 
 def _format_classes(classes: dict[str, dict[str, int]]) -> list[tuple[str, str]]:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion_lit.data.sources.hf_tables import join_names
 from diffusion_lit.runs import pretrained
 from diffusion_lit.runs.run_dir import read_run_config
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import Exit, UserError
 
 PREFIXES = r"((module|_orig_mod|model|net|ema|unet)\.)+"  # of a network that is part of another module

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from logging.config import dictConfig
 
@@ -112,3 +113,9 @@ def format_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} days {hours % 24} h" if hours < 240 else f"{hours / 24:.0f} days"
+
+
+def join_names(names: Iterable[str], most: int = 10) -> str:
+    """Return the first names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

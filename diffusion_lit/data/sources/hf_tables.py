@@ -4,7 +4,6 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffusion_lit.data.decoding import Encoded
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")  # usual names; the first is used
@@ -128,12 +128,6 @@ def shorten_error(error: Exception) -> str:
         error = error.__cause__ or error
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"hf_\w+", "hf_...", lines[0])[:300]
-
-
-def join_names(names: Iterable[str], most: int = 10) -> str:
-    """Return the first names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # ------------------------------------------------------------------------------------------ columns

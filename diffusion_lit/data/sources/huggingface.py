@@ -18,9 +18,10 @@ import numpy as np
 
 from diffusion_lit.data.sources import hf_tables
 from diffusion_lit.data.sources.base import Split, file_state
-from diffusion_lit.data.sources.hf_tables import join_names, shorten_error
+from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
 from diffusion_lit.data.streaming import EVERY_EPOCH, EpochStream, StreamedTable
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 from diffusion_lit.system.files import write_atomically
 
@@ -126,8 +127,8 @@ class HuggingFace:
 
     @cached_property
     def numbers(self) -> dict:
-        """Return the class number of each label value."""
-        return {value: k for k, value in enumerate(self.schema.values)}
+        """Return the class number of each label value; without a label column all images are of class 0."""
+        return {value: k for k, value in enumerate(self.schema.values)} or {0: 0}
 
     @cached_property
     def tables(self) -> dict:
@@ -202,10 +203,10 @@ class TableStream:
         return f"{self.source.path}, {self.split}"
 
     def __iter__(self) -> Iterator[LabeledImage]:
-        rows, row = self._select(), -1
+        rows, row, schema = self._select(), -1, self.source.schema
         try:
             for row, values in enumerate(islice(rows, self.source.max_images)):
-                yield self.make_item(row, *self._image_and_label(values))
+                yield self.make_item(row, values[schema.image], values.get(schema.label, 0))
         except DataError:
             raise
         except Exception as error:  # of the network, of parquet, of fsspec
@@ -215,14 +216,13 @@ class TableStream:
 
     def make_item(self, row: int, image: dict | bytes | None, label: object) -> LabeledImage:
         """Return the encoded image and the class number of a row."""
-        column = self.source.schema.label
-        number = self.source.numbers.get(label) if column else 0
+        name, number = f"row {row} of {self.name}", self.source.numbers.get(label)
         if number is None:
             raise DataError(
-                f"row {row} of {self.name} has label {label} in column {column}, which is not a class. "
+                f"{name} has label {label} in column {self.source.schema.label}, which is not a class. "
                 "Use another data.split (train), or data.label_column=none to train without classes."
             )
-        return hf_tables.make_encoded(image, f"row {row} of {self.name}"), number
+        return hf_tables.make_encoded(image, name), number
 
     def on_cached(self) -> None:
         """Keep the schema beside the decoded images."""
@@ -231,10 +231,6 @@ class TableStream:
     def _select(self):
         schema = self.source.schema
         return hf_tables.select_undecoded(self.source.tables[self.split], schema.image, schema.label)
-
-    def _image_and_label(self, values: dict) -> tuple:
-        schema = self.source.schema
-        return values[schema.image], values[schema.label] if schema.label else 0
 
 
 class TableEpochStream(TableStream, EpochStream):
