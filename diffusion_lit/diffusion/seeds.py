@@ -1,6 +1,7 @@
 """Seeds: every random number is a function of the run's seed and a position, never of earlier draws."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -37,9 +38,8 @@ def image_seeds(seed: int, num_images: int) -> list[int]:
 
 def column_seeds(seed: int, labels: Sequence[Hashable]) -> list[int]:
     """Return seeds such that image j of every label has the same seed."""
-    counts: dict[Hashable, int] = {}
-    columns = []
+    counts, seeds = Counter(), []
     for label in labels:
-        columns.append(counts.get(label, 0))
-        counts[label] = columns[-1] + 1
-    return [item_seed(seed, "image", column) for column in columns]
+        seeds.append(item_seed(seed, "image", counts[label]))
+        counts[label] += 1
+    return seeds

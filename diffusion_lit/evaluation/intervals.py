@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEVEL = 0.975  # two-sided 95 %
-
 
 class Estimate(NamedTuple):
     """A number and its 95 % interval."""
@@ -54,7 +52,7 @@ def student_quantile(freedom: int) -> float:
     """Return t(0.975) of Student's distribution with so many degrees of freedom."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, LEVEL))
+    return float(stdtrit(freedom, 0.975))
 
 
 def fixed_permutation(n: int, seed: int = 0) -> Tensor:
