@@ -12,14 +12,14 @@ _MODULES = {
     "Pipeline": "diffusion_lit.runs.pipeline",
 }
 
-# Idle threads of PyTorch's CPU kernels spin for milliseconds before they sleep. On a machine that does anything else
-# besides, they take the cores from the threads that have work, and a run becomes many times slower. This short a spin
-# costs nothing on an idle machine (BENCHMARKS.md). OpenMP reads it when torch is loaded, hence here.
+# Idle threads of PyTorch's CPU kernels spin for milliseconds before they sleep. On a busy machine
+# they take cores from threads that have work, and a run becomes many times slower. This short spin
+# costs nothing on an idle machine (BENCHMARKS.md). OpenMP reads the variable when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public class when it is first used: torch takes seconds, and most commands answer without it."""
+    """Import a public class when it is first used, because importing torch takes seconds."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -1,41 +1,38 @@
-"""`diffusion-lit <verb> ...`, `python -m diffusion_lit <verb> ...`: short for `python -m diffusion_lit.<verb> ...`."""
+"""`diffusion-lit <command> ...`: short for `python -m diffusion_lit.<command> ...`."""
 
 import sys
 from importlib import import_module
 
 from diffusion_lit.system.errors import Exit
 
-VERBS = {
-    "train": "train a model, or go on with a run (resume=...)",
-    "sample": "make images with a trained run (run=...)",
+COMMANDS = {
+    "train": "train a model, or resume a run (resume=...)",
+    "sample": "generate images with a trained run (run=...)",
     "evaluate": "measure a trained run (run=...), or choose its sampler and guidance with --multirun",
     "app": "try a trained run (run=...) in the browser",
-    "export": "write a trained run (run=...) as a folder that diffusers and others can load",
-    "report": "write one HTML page of a run (run=...) or of a sweep (sweep=...)",
-    "audit": "look at the pictures of data=... before training on them",
-    "visualize": "draw figures of a run (run=...) or of a recipe",
+    "export": "publish a trained run (run=...) as a folder for diffusers and others",
+    "report": "write an HTML page about a run (run=...) or a sweep (sweep=...)",
+    "audit": "inspect the images of data=... before training on them",
+    "visualize": "draw figures of a run (run=...) or of a training configuration",
     "replay": "find out why a run (run=...) ended with exit code 6",
 }
-USAGE = "\n".join(
-    [
-        "usage:",
-        *[f"  diffusion-lit {verb + ' ...':<14} {what}" for verb, what in VERBS.items()],
-        "add --help to a verb to see what it takes",
-    ]
-)
+LINES = [f"  diffusion-lit {command + ' ...':<14} {text}" for command, text in COMMANDS.items()]
+USAGE = "\n".join(["usage:", *LINES, "add --help to a command to see its options"])
 
 
 def main() -> None:
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in VERBS:
-        sys.argv = [f"diffusion-lit {verb}", *sys.argv[2:]]
-        import_module(f"diffusion_lit.{verb}").main()
-    elif verb in ("-h", "--help"):
+    """Run the command that the first argument names."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in COMMANDS:
+        sys.argv = [f"diffusion-lit {command}", *sys.argv[2:]]
+        import_module(f"diffusion_lit.{command}").main()
+    elif command in ("-h", "--help"):
         print(USAGE)
     else:
         from diffusion_lit.config.overrides import did_you_mean
 
-        print(f"error: {verb}: no such verb{did_you_mean(verb, list(VERBS))}\n{USAGE}", file=sys.stderr)
+        hint = did_you_mean(command, list(COMMANDS))
+        print(f"error: {command}: no such command{hint}\n{USAGE}", file=sys.stderr)
         sys.exit(int(Exit.CONFIG))
 
 

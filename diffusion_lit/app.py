@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.app run=<folder>`: a page on this machine, to try a trained model in a browser."""
+"""`python -m diffusion_lit.app run=<folder>`: try a trained model in the browser, on a page served by this machine."""
 
 import logging
 import os
@@ -18,11 +18,12 @@ CSS = "img { image-rendering: pixelated }"
 
 
 def main() -> None:
+    """Run the command."""
     launch("app", app, prepare=sample_request.insert_stored_sampler, check=check_app)
 
 
 def check_app(config: DictConfig) -> None:
-    """Raise UserError (exit 2) without gradio, or if the run cannot be sampled with these keys."""
+    """Raise UserError (exit 2) without gradio, or if the run cannot be sampled as requested."""
     if not find_spec("gradio"):
         raise UserError(Exit.CONFIG, 'the page needs gradio: pip install "diffusion_lit[app]"')
     faults = sample_request.sampling_faults(config, sample_request.read_requested_config(config))
@@ -30,7 +31,7 @@ def check_app(config: DictConfig) -> None:
 
 
 def app(config: DictConfig) -> None:
-    """Serve the page until Ctrl-C. A visitor can read nothing but what the page generated."""
+    """Serve the page until Ctrl-C. Visitors can read only files that the page generated."""
     from diffusion_lit.runs.load import load_requested_model
     from diffusion_lit.web.session import ImageSession, load_training_images
 
@@ -38,8 +39,8 @@ def app(config: DictConfig) -> None:
     session = ImageSession(model, load_training_images(model.config["data"]) if config.neighbors else None)
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        os.chdir(home)  # gradio serves files of the folder it is started in
-        from diffusion_lit.web.interface import build_page  # gradio reads the environment when it is imported
+        os.chdir(home)  # gradio serves files of the working directory
+        from diffusion_lit.web.interface import build_page  # gradio reads the environment on import
 
         page = build_page(session, model, Path(home))
         try:
@@ -49,8 +50,8 @@ def app(config: DictConfig) -> None:
                 footer_links=[], run_history=False,
             )  # fmt: skip
         except OSError as error:
-            raise UserError(Exit.OUTPUT, f"port={config.port}: {error}; another one is port=0") from None
-        log.info("open       %s   (Ctrl-C ends it)", address)
+            raise UserError(Exit.OUTPUT, f"port={config.port}: {error}. port=0 takes any free port") from None
+        log.info("open       %s   (stop with Ctrl-C)", address)
         try:
             threading.Event().wait()
         finally:

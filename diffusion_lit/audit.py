@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.audit data=...`: what a data set is, before any hour of training."""
+"""`python -m diffusion_lit.audit data=...`: inspect a data set before training on it."""
 
 import json
 import logging
@@ -9,34 +9,34 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import run_dir
-from diffusion_lit.runs.warm_start import resolve_architecture
+from diffusion_lit.runs.warm_start import resolve_training_config
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.audit")
-OWN = ("out", "near", "largest")  # keys that train does not know
+AUDIT_KEYS = ("out", "near", "largest")  # not keys of train
 
 
 def main() -> None:
+    """Run the command."""
     launch("audit", audit, prepare=lambda overrides, config_dir: overrides, check=check_audit)
 
 
 def check_audit(config: DictConfig) -> None:
-    """Raise UserError for a stream, data that cannot be found, or a network that does not take images of this size."""
+    """Raise UserError for streamed or missing data, or a network that does not take this image size."""
     if config.data.get("streaming"):
         override = format_override("data.streaming", config.data.streaming)
-        raise UserError(Exit.CONFIG, f"{override}: pictures are looked at more than once, set it to false")
-    facts, source = resolve_data(config)
+        raise UserError(Exit.CONFIG, f"{override}: an audit reads images more than once. Set it to false")
+    resolved, source = resolve_training_config(config)
     source.splits()
-    from diffusion_lit.runs.build import check_network  # last, for it imports torch
+    from diffusion_lit.runs.build import check_network  # imports torch, so after all other checks
 
-    check_network(resolve_architecture(facts))
+    check_network(resolved)
 
 
 def audit(config: DictConfig) -> None:
-    """Inspect every image, print and write what was found, and propose the overrides to train with."""
+    """Inspect every image, log and write the findings, and propose overrides for training."""
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
@@ -46,7 +46,7 @@ def audit(config: DictConfig) -> None:
     from diffusion_lit.system.console import progress_bar
 
     overrides = list(HydraConfig.get().overrides.task)
-    config, source = resolve_data(config)
+    config, source = resolve_training_config(config)
     out = run_dir.make_folder(Path(config["out"]))
     data, splits, decoding = config["data"], source.splits(), decoding_from_config(config["data"])
     labels = np.concatenate([split.labels for split in splits.values()])
@@ -55,11 +55,11 @@ def audit(config: DictConfig) -> None:
         facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
     found = summarize(facts, labels, split_names, data, config["near"])
 
-    model = resolve_architecture(config)["model"]
+    model = config["model"]
     multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
     given = {override.partition("=")[0] for override in overrides}
     proposed = propose_overrides(found, data, given, multiple, config["largest"])
-    overrides = [override for override in overrides if override.partition("=")[0] not in OWN]
+    overrides = [override for override in overrides if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
     found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     found["training_would_fail"] = bool(found["broken"])
@@ -69,14 +69,14 @@ def audit(config: DictConfig) -> None:
         log.info("%-11s%s", "note", note)
     write_audit(out, found, facts, splits, labels, decoding, data["class_names"])
     if found["training_would_fail"]:
-        log.info("training would fail: repair or remove the broken pictures; then")
+        log.info("training would fail: repair or remove the broken images, then run")
     log.info(found["command"])
     if found["training_would_fail"]:
         sys.exit(int(Exit.DATA))
 
 
 def write_audit(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
-    """Write audit.json, and sheets of images as the network would get them."""
+    """Write audit.json, and contact sheets of images as the network would see them."""
     from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 
     (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.export run=<folder> out=<folder>`: a trained run as a folder to share."""
+"""`python -m diffusion_lit.export run=<folder> out=<folder>`: publish a trained run as a folder."""
 
 import logging
 from pathlib import Path
@@ -13,19 +13,20 @@ log = logging.getLogger("diffusion_lit.export")
 
 
 def main() -> None:
+    """Run the command."""
     launch("export", export, prepare=sample_request.insert_stored_sampler, check=check_export)
 
 
 def check_export(config: DictConfig) -> None:
-    """Raise UserError (exit 2) if the run cannot be exported with these keys."""
+    """Raise UserError (exit 2) if the run cannot be exported as requested."""
     faults = sample_request.sampling_faults(config, sample_request.read_requested_config(config))
     if config.push and not pretrained.is_hub_id(config.push):
-        faults.append(f"push={config.push}: is no name of a model on the hub, such as me/digits")
+        faults.append(f"push={config.push}: not the name of a model on the hub, such as me/digits")
     sample_request.raise_faults(faults, "exported")
 
 
 def export(config: DictConfig) -> None:
-    """Write the folder, complete or not at all, and upload it if `push` names a repository."""
+    """Write the folder atomically, and upload it if `push` names a repository."""
     from diffusion_lit.runs.load import load_requested_model
     from diffusion_lit.runs.publish import publish_model, upload_to_hub
 

@@ -1,4 +1,4 @@
-"""`python -m diffusion_lit.sample run=<folder>`: images from a trained run, which knows everything else itself."""
+"""`python -m diffusion_lit.sample run=<folder>`: generate images with a trained run."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,12 @@ log = logging.getLogger("diffusion_lit.sample")
 
 
 def main() -> None:
+    """Run the command."""
     launch("sample", sample, prepare=insert_stored_sampler, check=check_sampling)
 
 
 def sample(config: DictConfig) -> None:
-    """Generate the requested images into a new folder, or with `shards` together with other processes."""
+    """Generate images into a new folder, or with `shards` together with other processes."""
     if config.shards:
         sample_in_shards(config)
         return
@@ -51,7 +52,7 @@ def sample(config: DictConfig) -> None:
 
 
 def sample_in_shards(config: DictConfig) -> None:
-    """Generate many images, shared with every process that is started with the same overrides."""
+    """Generate images together with every process that is started with the same overrides."""
     from diffusion_lit.runs import shards
     from diffusion_lit.runs.load import load_requested_model, sampling_settings
     from diffusion_lit.sampling.request import make_requests

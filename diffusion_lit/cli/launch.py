@@ -23,7 +23,7 @@ from diffusion_lit.system.errors import PENDING_SIGNALS, report_errors
 
 Check = Callable[[DictConfig], None]
 Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
-Summarise = Callable[[Path, DictConfig], None]  # (folder of a sweep, configuration of its first job)
+Summarize = Callable[[Path, DictConfig], None]  # (folder of a sweep, configuration of its first job)
 
 
 def launch(
@@ -31,7 +31,7 @@ def launch(
     task: Task,
     prepare: Prepare,
     check: Check,
-    summarise: Summarise = lambda sweep, config: summary.summarize_sweep(sweep),
+    summarize: Summarize = lambda sweep, config: summary.summarize_sweep(sweep),
     is_trial: Check = lambda config: False,
     trial: Check | None = None,
 ) -> None:
@@ -79,7 +79,7 @@ def launch(
         return compose_configs(config_name, overrides, args.config_dir)[0]
 
     if sweep:
-        sys.exit(run_sweep(start, lambda _: task(checked()), sweep, lambda _: summarise(sweep.folder, configs[0])))
+        sys.exit(run_sweep(start, lambda _: task(checked()), sweep, lambda _: summarize(sweep.folder, configs[0])))
 
     def job(config: DictConfig) -> None:
         with report_errors():

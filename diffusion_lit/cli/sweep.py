@@ -90,7 +90,7 @@ def check_direction(metric: str | None, direction: object) -> None:
         raise UserError(Exit.CONFIG, f"metric={metric} is better when {better}: add hydra.sweeper.direction={wanted}")
 
 
-def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarise: Task) -> int:
+def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarize: Task) -> int:
     """Run every job, whatever becomes of the others; the largest of their exit codes.
     Ctrl-C and SIGTERM end it all.
 
@@ -136,7 +136,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
                 sweep.folder.rmdir()
 
     codes.append(run_and_report(jobs, None)[1])
-    summary_code = run_and_report(summarise, None)[1]
+    summary_code = run_and_report(summarize, None)[1]
     return max(codes) or summary_code
 
 

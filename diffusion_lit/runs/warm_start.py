@@ -4,6 +4,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.runs import pretrained
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.system.console import join_names
@@ -23,6 +26,14 @@ COLOR_CHANNELS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of tho
 
 
 # ------------------------------------------------------------------------------------------ architecture
+
+
+def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
+    """Return the resolved configuration, with what follows from the data and a pretrained network,
+    and the data source.
+    """
+    resolved, source = resolve_data(config)
+    return resolve_architecture(resolved), source
 
 
 def resolve_architecture(config: dict) -> dict:

@@ -111,7 +111,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
         "leaks      1 validation images are in training: in/val/dog/leak.png",
         "leaks      1 validation images have near duplicates in training: in/val/dog/near_leak.png",
-        "training would fail: repair or remove the broken pictures",
+        "training would fail: repair or remove the broken images",
     ):
         assert text in printed, text
     assert printed.splitlines()[-1] == "python -m diffusion_lit.train data=image_folder data.root=in"

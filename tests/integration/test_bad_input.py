@@ -378,7 +378,7 @@ def test_train_lets_pass(passes, line):
 
 
 def test_verbs(typed):
-    assert "trian: no such verb (did you mean train?)\nusage:" in typed("trian")
+    assert "trian: no such command (did you mean train?)\nusage:" in typed("trian")
 
 
 # ------------------------------------------------------------------------------------------ yaml files of ones own

@@ -318,7 +318,7 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     np.save(tmp_path / "a.npy", images)
     data = ["data=arrays", "data.images=a.npy", "data.image_size=8", "data.channels=4", "experiment=none"]
     told = run("train", *data, "best_by=class_accuracy", "metrics_every=1", "run_dir=none", cwd=tmp_path, code=2)
-    assert "these pictures have no classes" in told
+    assert "the data has no classes" in told
     run("train", *QUICK, *data, "model=unet_digits", "run_dir=run", "data.val_fraction=0", cwd=tmp_path)
     assert "features=pixels" in run("evaluate", "run=run", "features=classifier", cwd=tmp_path, code=2)
     assert "has no validation split" in run("evaluate", "run=run", "reference=val", cwd=tmp_path, code=2)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.config.expand import expand_overrides
-from diffusion_lit.train import with_facts
+from diffusion_lit.runs.warm_start import resolve_training_config
 from diffusion_lit.training import benchmark
 from tests.runs import TINY, run, start
 
@@ -111,7 +111,7 @@ def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
     real = batches.random_crops
     monkeypatch.setattr(batches, "random_crops", lambda *given: time.sleep(wait) or real(*given))
     monkeypatch.setattr(benchmark, "SECONDS", 0.05)
-    config, source = with_facts(compose_configs("train", TINY)[0])
+    config, source = resolve_training_config(compose_configs("train", TINY)[0])
     measuring = benchmark.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
     measuring.device = torch.device("cpu")
     row = benchmark.Row(config["strategy"], whole=12, at_a_time=12, speed=1.0, memory=1.0)

@@ -79,7 +79,7 @@ def test_commands_that_need_all_pictures_say_so(sets, whole):
     told = run("evaluate", f"run={whole}", "num_images=20", cwd=whole.parent, code=2)
     assert "every_epoch keeps no training images: add reference_data=<a folder" in told
     words = ["data=huggingface", f"data.path={sets['parquet']}", "data.streaming=every_epoch"]
-    with pytest.raises(UserError, match=r"data\.streaming=every_epoch: pictures are looked at more than once"):
+    with pytest.raises(UserError, match=r"data\.streaming=every_epoch: an audit reads images more than once"):
         audit.check_audit(compose_configs("audit", words)[0])
 
 

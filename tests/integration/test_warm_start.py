@@ -54,7 +54,7 @@ def unet(channels: int = 3, classes: int | None = None, **arguments) -> UNet2DMo
 
 def recipe(*words: object) -> dict:
     config = compose_configs("train", [*DATA, "data.labels=none", *map(str, words)])[0]
-    return train.with_facts(config)[0]
+    return warm_start.resolve_training_config(config)[0]
 
 
 def same_shape(channels: int = 3) -> list[str]:
@@ -425,7 +425,7 @@ def test_debug_keeps_the_layout_and_makes_it_small(tmp_path):
     big = unet(block_out_channels=(64, 128), norm_num_groups=32, attn_norm_num_groups=16, layers_per_block=3)
     big.save_pretrained(tmp_path)
     (config,) = compose_configs("train", expand_overrides([*DATA, *pretrained(tmp_path), "debug=on"], None))
-    net, told = filled(train.with_facts(config)[0])
+    net, told = filled(warm_start.resolve_training_config(config)[0])
     assert told is None
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in big.parameters()) / 50
     assert net.unet.config.down_block_types == ["DownBlock2D", "AttnDownBlock2D"]
@@ -437,7 +437,7 @@ def test_debug_keeps_the_layout_and_makes_it_small(tmp_path):
 
 def fit(path: Path, *words: object) -> dict:
     words = [*DATA, *map(str, words), f"run_dir={path}"]
-    config, source = train.with_facts(compose_configs("train", words)[0])
+    config, source = warm_start.resolve_training_config(compose_configs("train", words)[0])
     train.fit(config, source, path, words)
     return checkpoints.load_checkpoint(checkpoints.select_checkpoint(path))
 

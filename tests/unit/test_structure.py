@@ -22,7 +22,7 @@ from tests.structure import (
 
 CODE_LINES = 12_330  # of the package; to be lowered to 10,700
 MEAN_LENGTH = 55.28  # of its lines that are not blank or comments; to be lowered to 54.7
-COMMAND_LINES = 120
+COMMAND_LINES = 100
 
 
 @each("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffusion_lit.__main__ import VERBS
+from diffusion_lit.__main__ import COMMANDS
 from diffusion_lit.config import compose as compose_module
 from diffusion_lit.config import overrides
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings, resolve_data
@@ -142,7 +142,7 @@ def test_a_follow_up_command_carries_the_config_dir(tmp_path, monkeypatch):
 def types_of_all_keys() -> dict[str, set[str]]:
     """Return the types of every key: of a group "group.key", of a command "key"."""
     types = {}
-    for command in VERBS:
+    for command in COMMANDS:
         for name, key in read_keys(CONF / f"{command}.yaml").items():
             types.setdefault(name, set()).add(key.type)
     for path in LEAVES:
@@ -183,7 +183,7 @@ def test_choices_are_those_of_the_code():
 
 def test_every_key_has_a_type_and_a_meaning_and_its_default_passes():
     options = {(path.parent.name, path.stem): list_option_keys(path.parent.name, path.stem) for path in LEAVES}
-    options |= {(command,): read_keys(CONF / f"{command}.yaml") for command in VERBS}
+    options |= {(command,): read_keys(CONF / f"{command}.yaml") for command in COMMANDS}
     for place, keys in options.items():
         values = OmegaConf.to_container(OmegaConf.load(CONF / f"{'/'.join(place)}.yaml"))
         assert set(keys) == set(values) - {"defaults", "hydra"}, place
@@ -308,7 +308,7 @@ def test_help_has_every_group_and_key():
     assert "sampler      ddim" in render_help("sample", [])
 
 
-@each("verb", VERBS)
+@each("verb", COMMANDS)
 def test_help_of_every_verb_is_of_one_form(verb):
     text = render_help(verb, [])
     lines = text.splitlines()
