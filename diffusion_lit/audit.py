@@ -41,7 +41,7 @@ def audit(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from diffusion_lit.data.decoding import decoding_from_config
-    from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize
+    from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize_facts
     from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
     from diffusion_lit.system.console import progress_bar
 
@@ -53,7 +53,7 @@ def audit(config: DictConfig) -> None:
     split_names = assign_splits(splits, data["val_fraction"])
     with progress_bar("reading") as bar:
         facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
-    found = summarize(facts, labels, split_names, data, config["near"])
+    found = summarize_facts(facts, labels, split_names, data, config["near"])
 
     model = config["model"]
     multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)

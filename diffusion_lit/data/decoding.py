@@ -26,7 +26,7 @@ RESAMPLE = {
 FITS = {"crop": ImageOps.fit, "stretch": Image.Image.resize}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHUNK = 64  # images that are decoded at once, so also what waits in memory
-MAX_LISTED = 10  # images that an error message names
+MAX_ERRORS = 10  # images that an error message names
 S, T = TypeVar("S"), TypeVar("T")
 
 
@@ -243,7 +243,7 @@ def map_in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 def list_errors(errors: Sequence[str], message: str) -> DataError:
     """Return a DataError with the message and the first errors, one a line."""
-    lines = list(errors[:MAX_LISTED])
-    if len(errors) > MAX_LISTED:
-        lines.append(f"and {len(errors) - MAX_LISTED} more")
+    lines = list(errors[:MAX_ERRORS])
+    if len(errors) > MAX_ERRORS:
+        lines.append(f"and {len(errors) - MAX_ERRORS} more")
     return DataError("\n  ".join([f"{message}:", *lines]))

@@ -15,7 +15,9 @@ MAX_NAMES = 3  # on the terminal; audit.json has all
 MAX_CLASSES = 20  # of which each has a line
 
 
-def summarize(facts: list[ImageFacts], labels: np.ndarray, splits: np.ndarray, data: dict, distance: float) -> dict:
+def summarize_facts(
+    facts: list[ImageFacts], labels: np.ndarray, splits: np.ndarray, data: dict, distance: float
+) -> dict:
     """Return the findings.
 
     Args:
@@ -95,7 +97,7 @@ def propose_overrides(found: dict, data: dict, given: set[str], multiple: int, l
     """Return keys of the `data` group and their values that suit these images, where they differ.
 
     Args:
-        found: see `summarize`.
+        found: see `summarize_facts`.
         data: the `data` group.
         given: keys on the command line, which are left alone.
         multiple: what the network divides the image size by.

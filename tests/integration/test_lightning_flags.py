@@ -143,9 +143,9 @@ def test_a_dataset_of_ones_own_in_a_config_dir(tmp_path):
     )
     (tmp_path / "conf" / "data").mkdir(parents=True)
     leaf = (Path(__file__).parents[2] / "conf" / "data" / "dataset.yaml").read_text()
-    leaf = leaf.replace("dataset: ???", "dataset: {_target_: mine.Noise, count: 60}").replace(
-        "channels: 3", "channels: 1"
-    )
+    leaf = leaf.replace("dataset: ???", "dataset: {_target_: mine.Noise, count: 60}")
+    leaf = leaf.replace("val_dataset: null", "val_dataset: {_target_: mine.Noise, count: 20}")
+    leaf = leaf.replace("channels: 3", "channels: 1")
     (tmp_path / "conf" / "data" / "noise.yaml").write_text(leaf.replace("image_size: 32", "image_size: 8"))
     words = ["--config-dir", "conf", "data=noise", "model=unet_digits", *SHORT, "run_dir=run"]
     printed = run("train", *words, cwd=tmp_path)
