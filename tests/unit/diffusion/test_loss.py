@@ -29,15 +29,15 @@ YAMLS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(Path(CON
 LINEAR, COSINE = DiscreteProcess(beta_schedule="linear"), DiscreteProcess()
 ZERO = DiscreteProcess(beta_schedule="linear", zero_terminal_snr=True)
 PAIRS = [
-    (table, prediction)
-    for table in (LINEAR, COSINE, ZERO, DiscreteProcess(zero_terminal_snr=True))
+    (process, prediction)
+    for process in (LINEAR, COSINE, ZERO, DiscreteProcess(zero_terminal_snr=True))
     for prediction in PREDICTION_TYPES
-    if not (prediction == "epsilon" and table.zero_terminal_snr)
+    if not (prediction == "epsilon" and process.zero_terminal_snr)
 ]
 every_pair = each(
-    ("table", "prediction"),
+    ("process", "prediction"),
     PAIRS,
-    ids=[f"{table.beta_schedule}{'-zero' * table.zero_terminal_snr}-{prediction}" for table, prediction in PAIRS],
+    ids=[f"{process.beta_schedule}{'-zero' * process.zero_terminal_snr}-{prediction}" for process, prediction in PAIRS],
 )
 every_prediction = each("prediction", PREDICTION_TYPES)
 every_weighting = each("name", YAMLS)
@@ -69,14 +69,14 @@ def losses_of_estimate(diffusion: Diffusion, x0_hat, x0, eps, t) -> torch.Tensor
 
 
 @every_pair
-def test_the_exact_target_gives_back_the_clean_image(table, prediction):
-    diffusion, t = Diffusion(table, prediction, Uniform()), torch.arange(1000)
+def test_the_exact_target_gives_back_the_clean_image(process, prediction):
+    diffusion, t = Diffusion(process, prediction, Uniform()), torch.arange(1000)
     x0, eps = pictures(1000)
     x_t = diffusion.add_noise(x0, t, eps)
     target = diffusion.target(x0, t, eps)
     # The estimate is a sum of two terms; what cancels between them is lost to float32, relative to their size. That is
     # harmless except for epsilon at the noisy end, where 1 / alpha is 157 (linear) or 20,000 (cosine).
-    _, c_skip, c_out = PREDICTION_TYPES[prediction](table.alpha, table.sigma)
+    _, c_skip, c_out = PREDICTION_TYPES[prediction](process.alpha, process.sigma)
     size = c_skip.abs().view(-1, 1, 1, 1) * x_t.abs() + c_out.abs().view(-1, 1, 1, 1) * target.abs()
     error = (diffusion.estimate_x0(target, x_t, t) - x0).abs()
     assert (error <= 4e-7 * (size + 1)).all()
@@ -87,29 +87,29 @@ def test_targets_are_those_of_diffusers(schedule):
     theirs = DDPMScheduler(beta_schedule=schedule if schedule != "cosine" else "squaredcos_cap_v2")
     x0, eps = pictures(1000)
     t = torch.arange(1000)
-    wanted = {"epsilon": eps, "sample": x0, "v_prediction": theirs.get_velocity(x0, eps, t)}
-    for prediction in wanted:
+    expected = {"epsilon": eps, "sample": x0, "v_prediction": theirs.get_velocity(x0, eps, t)}
+    for prediction in expected:
         ours = Diffusion(DiscreteProcess(beta_schedule=schedule), prediction, Uniform()).target(x0, t, eps)
-        torch.testing.assert_close(ours, wanted[prediction], rtol=0, atol=2e-5)
+        torch.testing.assert_close(ours, expected[prediction], rtol=0, atol=2e-5)
 
 
 @every_pair
-def test_an_estimate_put_into_a_networks_form_is_read_back(table, prediction):
-    diffusion = Diffusion(table, prediction, Uniform())
+def test_an_estimate_put_into_a_networks_form_is_read_back(process, prediction):
+    diffusion = Diffusion(process, prediction, Uniform())
     x0_hat, x_t = pictures(1)
     for t in (0, 1, 10, 500, 900, 998, 999):
-        out = x0_to_output(prediction, x0_hat, x_t, table, t)
+        out = x0_to_output(prediction, x0_hat, x_t, process, t)
         back = diffusion.estimate_x0(out, x_t, torch.tensor([t]))
         # as above: the two large terms of epsilon at the noisy end leave the rounding of their size
-        size = x_t.abs().max().item() / table.alpha[t].item() if prediction == "epsilon" else 0
+        size = x_t.abs().max().item() / process.alpha[t].item() if prediction == "epsilon" else 0
         torch.testing.assert_close(back, x0_hat, rtol=0, atol=4e-7 * (size + 2))
 
 
 @each("schedule", BETA_SCHEDULES)
 def test_epsilon_at_zero_terminal_snr_is_refused(schedule):
-    table = DiscreteProcess(beta_schedule=schedule, zero_terminal_snr=True)
+    process = DiscreteProcess(beta_schedule=schedule, zero_terminal_snr=True)
     with pytest.raises(ValueError, match="zero terminal SNR"):
-        Diffusion(table, "epsilon", Uniform())
+        Diffusion(process, "epsilon", Uniform())
 
 
 # ------------------------------------------------------------------------------------------------------ weightings
@@ -134,14 +134,14 @@ PUBLISHED = {
 
 
 @each("name", PUBLISHED)
-@each("table", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_weightings_are_the_published_ones_for_every_prediction_type(name, table):
-    signal = table.alpha_bar.numpy()
-    for prediction, wanted in zip(
+@each("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+def test_weightings_are_the_published_ones_for_every_prediction_type(name, process):
+    signal = process.alpha_bar.numpy()
+    for prediction, expected in zip(
         ("epsilon", "sample", "v_prediction"), PUBLISHED[name](signal, 1 - signal), strict=True
     ):
-        ours = factor(Diffusion(table, prediction, build(YAMLS[name])))
-        np.testing.assert_allclose(ours.numpy(), wanted, rtol=1e-5, err_msg=prediction)
+        ours = factor(Diffusion(process, prediction, build(YAMLS[name])))
+        np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, err_msg=prediction)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 20.0])
@@ -159,20 +159,20 @@ def test_knobs_of_weightings_move_what_their_papers_say(gamma):
     np.testing.assert_allclose(on_epsilon(Sigmoid(math.log(gamma))), on_epsilon(SoftMinSNR(gamma)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("table", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_the_three_published_plain_losses_are_one_weighting_each(table):
+@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+def test_the_three_published_plain_losses_are_one_weighting_each(process):
     # one estimate of x0, put into the words of three networks; up to where float32 still tells epsilon from x_t
-    t = (table.alpha > 0.05).nonzero()[::7, 0]
+    t = (process.alpha > 0.05).nonzero()[::7, 0]
     x0, eps = pictures(len(t))
     x0_hat = x0 + 0.3 * pictures(len(t), seed=1)[1]
 
     def loss(prediction, weighting):
-        return losses_of_estimate(Diffusion(table, prediction, weighting), x0_hat, x0, eps, t)
+        return losses_of_estimate(Diffusion(process, prediction, weighting), x0_hat, x0, eps, t)
 
     for plain, weighting in (("epsilon", SNR()), ("sample", X0()), ("v_prediction", SNRPlusOne())):
-        wanted = loss(plain, Uniform())
+        expected = loss(plain, Uniform())
         for prediction in PREDICTION_TYPES:
-            torch.testing.assert_close(loss(prediction, weighting), wanted, rtol=2e-4, atol=0)
+            torch.testing.assert_close(loss(prediction, weighting), expected, rtol=2e-4, atol=0)
 
 
 @each("name", [name for name in YAMLS if name != "uniform"])  # which is not defined on x0
@@ -183,10 +183,10 @@ def test_a_weighting_means_the_same_for_every_prediction_type(name, kind):
     x0_hat = x0 + 0.3 * pictures(len(t), seed=1)[1]
     distance = {"mse": torch.square, "l1": torch.abs}[kind](x0_hat - x0).mean((1, 2, 3))
     # what it asks of x0: its factor where the network answers x0 itself
-    wanted = factor(Diffusion(COSINE, "sample", build(YAMLS[name]), kind))[t] * distance
+    expected = factor(Diffusion(COSINE, "sample", build(YAMLS[name]), kind))[t] * distance
     for prediction in PREDICTION_TYPES:
         diffusion = Diffusion(COSINE, prediction, build(YAMLS[name]), kind)
-        torch.testing.assert_close(losses_of_estimate(diffusion, x0_hat, x0, eps, t), wanted, rtol=5e-4, atol=0)
+        torch.testing.assert_close(losses_of_estimate(diffusion, x0_hat, x0, eps, t), expected, rtol=5e-4, atol=0)
 
 
 @every_weighting
@@ -204,8 +204,8 @@ def test_the_absolute_error_is_weighted_by_what_it_counts_on_x0(name, kind):
 @every_pair
 @every_weighting
 @each("kind", LOSS_FUNCTIONS)
-def test_every_weighting_is_finite_and_never_negative(table, prediction, name, kind):
-    weight = factor(Diffusion(table, prediction, build(YAMLS[name]), kind))
+def test_every_weighting_is_finite_and_never_negative(process, prediction, name, kind):
+    weight = factor(Diffusion(process, prediction, build(YAMLS[name]), kind))
     assert weight.isfinite().all()
     assert (weight >= 0).all()
     assert (weight > 0).any()
@@ -248,9 +248,9 @@ class Spy(nn.Module):
 
 
 @every_prediction
-@each("table", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_autocast_touches_nothing_but_the_network(table, prediction):
-    diffusion, net, t = Diffusion(table, prediction, MinSNR()), Spy(), torch.arange(0, 1000, 5)
+@each("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+def test_autocast_touches_nothing_but_the_network(process, prediction):
+    diffusion, net, t = Diffusion(process, prediction, MinSNR()), Spy(), torch.arange(0, 1000, 5)
     x0, eps = pictures(len(t))
     plain = diffusion.loss(net, x0, t, eps, t)
     with torch.autocast("cpu", torch.bfloat16):
@@ -289,11 +289,11 @@ GREY_STORE = store_of(torch.full((5, 1, 4, 4), GREY, dtype=torch.uint8))
 class Knows:
     """A network that knows that all images are GREY and so answers rightly, but for an error that depends on t only."""
 
-    def __init__(self, table: DiscreteProcess, prediction: str, error=lambda t: 0.0 * t):
-        self.table, self.prediction, self.error = table, prediction, error
+    def __init__(self, process: DiscreteProcess, prediction: str, error=lambda t: 0.0 * t):
+        self.process, self.prediction, self.error = process, prediction, error
 
     def __call__(self, x_t, t, y):
-        alpha, sigma = (level[t].view(-1, 1, 1, 1) for level in (self.table.alpha, self.table.sigma))
+        alpha, sigma = (level[t].view(-1, 1, 1, 1) for level in (self.process.alpha, self.process.sigma))
         x0 = to_float(torch.full_like(x_t, GREY, dtype=torch.uint8)).double()
         eps = (x_t - alpha * x0) / sigma
         variance = sigma**2 + (alpha * 0.5) ** 2  # of x_t for EDM's images, of standard deviation 0.5
@@ -323,9 +323,9 @@ def bounds(name: str) -> tuple[float, float]:
     return (-math.inf, float(edge)) if side == "below" else (float(edge), math.inf)
 
 
-@pytest.mark.parametrize(("table", "theirs"), [(LINEAR, "linear"), (COSINE, "squaredcos_cap_v2")])
-def test_timesteps_of_a_bin_have_the_snr_that_its_name_says(table, theirs):
-    probe = Probe(GREY_STORE, Diffusion(table, "v_prediction", Uniform()))
+@pytest.mark.parametrize(("process", "theirs"), [(LINEAR, "linear"), (COSINE, "squaredcos_cap_v2")])
+def test_timesteps_of_a_bin_have_the_snr_that_its_name_says(process, theirs):
+    probe = Probe(GREY_STORE, Diffusion(process, "v_prediction", Uniform()))
     values = log_snr_of_diffusers(torch.arange(1000), theirs)
     assert len(BINS) == len(EDGES) + 1
     for k, (low, high) in enumerate(map(bounds, BINS)):
@@ -351,7 +351,7 @@ def test_probes_are_the_same_in_every_run():
     assert torch.equal(torch.get_rng_state(), before)
     for name in ("t", "bin", "image", "y", "eps"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    for name in ("image", "y", "eps"):  # another noise table has other timesteps, but no other pictures or noise
+    for name in ("image", "y", "eps"):  # another noise process has other timesteps, but no other pictures or noise
         assert torch.equal(getattr(first, name), getattr(other, name)), name
     # every picture is asked for, and no two probes share their noise
     assert len(first.image.flatten(1).unique(dim=0)) == len(VARIED)
@@ -370,9 +370,9 @@ def test_losses_of_probes_are_the_same_on_repeat_and_in_any_batches():
 
 
 @every_pair
-def test_a_perfect_network_has_no_held_out_loss(table, prediction):
-    probe = Probe(GREY_STORE, Diffusion(table, prediction, Uniform()))
-    loss, bins, noise = probe.losses(Knows(table, prediction))
+def test_a_perfect_network_has_no_held_out_loss(process, prediction):
+    probe = Probe(GREY_STORE, Diffusion(process, prediction, Uniform()))
+    loss, bins, noise = probe.losses(Knows(process, prediction))
     # an error of float32 in x_t is 1 / sigma of it in eps: 1e-5 at sigma_0 = 0.006, squared 1e-10
     assert 0 <= loss < 1e-9
     assert max(bins) < 1e-8
@@ -384,31 +384,31 @@ WRONG = {"constant": lambda t: 0.3 + 0 * t, "rising": lambda t: 0.1 + t / 1000, 
 
 @each("wrong", WRONG)
 @each("weighting", [Uniform(), MinSNR(), Sigmoid()], ids=lambda weighting: type(weighting).__name__)
-@each(("table", "prediction"), [(COSINE, "v_prediction"), (LINEAR, "epsilon"), (ZERO, "sample")])
-def test_the_held_out_loss_is_the_one_expected_over_all_timesteps(table, prediction, weighting, wrong):
-    diffusion = Diffusion(table, prediction, weighting)
+@each(("process", "prediction"), [(COSINE, "v_prediction"), (LINEAR, "epsilon"), (ZERO, "sample")])
+def test_the_held_out_loss_is_the_one_expected_over_all_timesteps(process, prediction, weighting, wrong):
+    diffusion = Diffusion(process, prediction, weighting)
     probe = Probe(GREY_STORE, diffusion)
-    loss, bins, _ = probe.losses(Knows(table, prediction, WRONG[wrong]))
+    loss, bins, _ = probe.losses(Knows(process, prediction, WRONG[wrong]))
     error = WRONG[wrong](torch.arange(1000, dtype=torch.float64)) ** 2
-    wanted = factor(diffusion).double() * error
+    expected = factor(diffusion).double() * error
     # A bin's mean is taken over 32 of its n timesteps. By the Koksma-Hlawka inequality it is off by no more than the
     # variation of the weighted error inside the bin times the discrepancy of the 32, at most 1 / 32 + 1 / n (above).
-    bin_of = torch.bucketize(table.snr.log(), torch.tensor(EDGES, dtype=torch.float64))
+    bin_of = torch.bucketize(process.snr.log(), torch.tensor(EDGES, dtype=torch.float64))
     tolerance = 0.0
     for k in range(len(BINS)):
         inside = bin_of == k
         n = int(inside.sum())
-        tolerance += n / 1000 * wanted[inside].diff().abs().sum().item() * (1 / 32 + 1 / n)
+        tolerance += n / 1000 * expected[inside].diff().abs().sum().item() * (1 / 32 + 1 / n)
         assert error[inside].min() - 1e-6 <= bins[k] <= error[inside].max() + 1e-6
-    assert abs(loss - wanted.mean().item()) <= tolerance + 1e-6
-    assert tolerance < 0.1 * wanted.mean()  # or the bound says nothing
+    assert abs(loss - expected.mean().item()) <= tolerance + 1e-6
+    assert tolerance < 0.1 * expected.mean()  # or the bound says nothing
 
 
 def test_bins_without_timesteps_are_nan_and_left_out_of_the_loss():
-    table = DiscreteProcess(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
-    net = Knows(table, "v_prediction", lambda t: 0.5 + 0 * t)
-    loss, bins, noise = Probe(GREY_STORE, Diffusion(table, "v_prediction", Uniform())).losses(net)
-    log_snr = table.snr.log()
+    process = DiscreteProcess(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
+    net = Knows(process, "v_prediction", lambda t: 0.5 + 0 * t)
+    loss, bins, noise = Probe(GREY_STORE, Diffusion(process, "v_prediction", Uniform())).losses(net)
+    log_snr = process.snr.log()
     for (low, high), value in zip(map(bounds, BINS), bins, strict=True):
         reached = ((low < log_snr) & (log_snr <= high)).any()
         assert math.isnan(value) != reached
@@ -420,12 +420,12 @@ def test_bins_without_timesteps_are_nan_and_left_out_of_the_loss():
 
 @every_pair
 @each("distance", ["mse", "l1"])
-def test_the_held_out_error_is_that_of_the_noise_estimate(table, prediction, distance):
+def test_the_held_out_error_is_that_of_the_noise_estimate(process, prediction, distance):
     """Directly: from the answer of a wrong network to x0_hat, to eps_hat, to its error; then the mean over the bins."""
-    net = Knows(table, prediction, WRONG["falling"])
-    probe = Probe(GREY_STORE, Diffusion(table, prediction, MinSNR(), distance))
+    net = Knows(process, prediction, WRONG["falling"])
+    probe = Probe(GREY_STORE, Diffusion(process, prediction, MinSNR(), distance))
     noise = probe.losses(net)[2]
-    alpha, sigma = (level[probe.t].view(-1, 1, 1, 1) for level in (table.alpha, table.sigma))
+    alpha, sigma = (level[probe.t].view(-1, 1, 1, 1) for level in (process.alpha, process.sigma))
     x_t = alpha * to_float(probe.image).double() + sigma * probe.eps.double()
     scale = (sigma**2 + alpha**2 / 4).sqrt() if prediction == "edm" else 1.0
     out = net(x_t / scale, probe.t, probe.y)
@@ -440,7 +440,7 @@ def test_the_held_out_error_is_that_of_the_noise_estimate(table, prediction, dis
     in_bins = [error[probe.bin == k].mean() for k in range(len(BINS)) if (probe.bin == k).any()]
     assert math.isfinite(noise)
     assert noise == pytest.approx(torch.stack(in_bins).mean().item(), rel=1e-3)
-    again = Probe(GREY_STORE, Diffusion(table, prediction, Uniform(), distance)).losses(net)[2]
+    again = Probe(GREY_STORE, Diffusion(process, prediction, Uniform(), distance)).losses(net)[2]
     assert again == noise  # whatever the weighting
 
 

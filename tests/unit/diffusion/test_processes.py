@@ -108,8 +108,8 @@ def test_samplers_of_edm_step_where_the_paper_does():
     sampler = sampler_of("heun")
     sigmas = scheduler_times(sampler.build_scheduler(EDM()), EDM()).unique().flip(0).double()
     ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
-    wanted = torch.tensor([(ends[0] + k / 17 * (ends[1] - ends[0])) ** 7 for k in range(18)], dtype=torch.float64)
-    torch.testing.assert_close(sigmas, wanted, rtol=0.01, atol=0)  # of a table of 1000 levels, the nearest
+    expected = torch.tensor([(ends[0] + k / 17 * (ends[1] - ends[0])) ** 7 for k in range(18)], dtype=torch.float64)
+    torch.testing.assert_close(sigmas, expected, rtol=0.01, atol=0)  # of a table of 1000 levels, the nearest
 
 
 # -------------------------------------------------------------------------------------- one loss for all of them
@@ -144,8 +144,8 @@ def test_every_weighting_gives_the_gradient_of_its_x0_form(process, prediction):
         }[prediction]
         diffusion.loss(lambda x, time, y, told=told: told, x0, t, eps, None).sum().backward()
         w = 1 / per_error**2 if name == "uniform" else weighting(snr, torch.ones_like(snr))
-        wanted = 2 * w * (x0_hat.detach() - x0) / 16
-        torch.testing.assert_close(x0_hat.grad, wanted, rtol=2e-3, atol=2e-4 * wanted.abs().max().item(), msg=name)
+        expected = 2 * w * (x0_hat.detach() - x0) / 16
+        torch.testing.assert_close(x0_hat.grad, expected, rtol=2e-3, atol=2e-4 * expected.abs().max().item(), msg=name)
 
 
 @each("process", ["flow", "edm"])
@@ -238,8 +238,8 @@ def error(process: str, name: str, steps: int) -> float:
 def distance(images: torch.Tensor) -> float:
     """Wasserstein distance between the pixels and the mixture."""
     found = np.sort(images.flatten().numpy())
-    wanted = np.interp((np.arange(len(found)) + 0.5) / len(found), *clean_quantiles())
-    return np.abs(found - wanted).mean()
+    expected = np.interp((np.arange(len(found)) + 0.5) / len(found), *clean_quantiles())
+    return np.abs(found - expected).mean()
 
 
 def test_every_sampler_is_checked_here():

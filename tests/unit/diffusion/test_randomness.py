@@ -156,9 +156,9 @@ def test_micro_batches_of_all_ranks_are_the_one_big_batch(accumulate, world, ste
         assert torch.equal(torch.cat([part[key] for part in parts]), whole[key])
     assert whole["position"] == step * 24
     numbers = [draw_random_numbers(7, part["position"], len(part["index"]), SHAPE, CPU) for part in parts]
-    wanted = draw_random_numbers(7, whole["position"], 24, SHAPE, CPU)
+    expected = draw_random_numbers(7, whole["position"], 24, SHAPE, CPU)
     for name in FIELDS:
-        assert torch.equal(torch.cat([getattr(part, name) for part in numbers]), getattr(wanted, name))
+        assert torch.equal(torch.cat([getattr(part, name) for part in numbers]), getattr(expected, name))
 
 
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (3, 1), (2, 2)])

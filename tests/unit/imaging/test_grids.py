@@ -151,8 +151,8 @@ def test_each_class_has_its_row_even_if_it_has_fewer_images(channels):
     right = columns[2]
     assert (pixels(picture)[rows[1] :, right:] == 255).all()
     # and the names are those of the classes of the rows, in the order in which the labels came
-    wanted = draw_grid(noise(9, channels), columns=3, row_names=["four", "one", "zero"])
-    assert np.array_equal(pixels(picture)[:, : columns[0]], pixels(wanted)[:, : columns[0]])
+    expected = draw_grid(noise(9, channels), columns=3, row_names=["four", "one", "zero"])
+    assert np.array_equal(pixels(picture)[:, : columns[0]], pixels(expected)[:, : columns[0]])
 
 
 def test_scattered_labels_are_gathered_in_their_rows():

@@ -97,7 +97,7 @@ def blocks(down: str, up: str) -> list[str]:
 
 
 @each(
-    ("words", "facts", "wanted"),
+    ("words", "facts", "expected"),
     [
         (["model=unet2d", SIX, *blocks("DDDAAA", "AAAUUU")], {"size": 64, "channels": 4, "classes": 0}, 120_252_164),
         (
@@ -111,9 +111,9 @@ def blocks(down: str, up: str) -> list[str]:
             114_001_923,
         ),
         *[
-            (["model=context_unet", f"model.features={features}", f"model.norm={norm}"], {"classes": 5}, wanted)
+            (["model=context_unet", f"model.features={features}", f"model.norm={norm}"], {"classes": 5}, expected)
             for norm in ("group", "batch")
-            for features, wanted in ((32, 372_867), (64, 1_480_963), (128, 5_902_851), (256, 23_569_411))
+            for features, expected in ((32, 372_867), (64, 1_480_963), (128, 5_902_851), (256, 23_569_411))
         ],
         (["model=simple_unet"], {"size": 64, "classes": 0}, 2_346_835),
         (["model=simple_unet", "model.widths=[64,128,256,512]"], {"size": 64, "classes": 0}, 34_586_947),
@@ -127,10 +127,10 @@ def blocks(down: str, up: str) -> list[str]:
         ),
     ],
 )
-def test_networks_of_known_size_have_it(words, facts, wanted):
+def test_networks_of_known_size_have_it(words, facts, expected):
     with torch.device("meta"):
         net = build(leaf(*words, **facts))
-    assert count(net) == wanted
+    assert count(net) == expected
 
 
 # ------------------------------------------------------------------------------------------ the contract
@@ -394,9 +394,9 @@ def test_a_patch_goes_back_to_where_it_came_from(patch_size):
     other[0, 1, 5, 2] += 1.0
     changed = (net(x_t, t, y) != net(other, t, y)).any(1)[0]
     row, column = 5 // patch_size * patch_size, 2 // patch_size * patch_size
-    wanted = torch.zeros(8, 8, dtype=torch.bool)
-    wanted[row : row + patch_size, column : column + patch_size] = True
-    assert torch.equal(changed, wanted)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[row : row + patch_size, column : column + patch_size] = True
+    assert torch.equal(changed, expected)
 
 
 def test_each_patch_knows_its_place():
@@ -428,12 +428,12 @@ def test_a_block_is_modulated_and_gated_as_in_the_paper():
         part[:, None] for part in (condition @ block.modulation.weight.T).split(16, 1)
     )
     norm = nn.LayerNorm(16, eps=1e-6, elementwise_affine=False)
-    wanted = x + gate1 * block.attention(norm(x) * (1 + scale1) + shift1)
+    expected = x + gate1 * block.attention(norm(x) * (1 + scale1) + shift1)
     hidden = F.gelu(
-        F.linear(norm(wanted) * (1 + scale2) + shift2, block.mlp[0].weight, block.mlp[0].bias), approximate="tanh"
+        F.linear(norm(expected) * (1 + scale2) + shift2, block.mlp[0].weight, block.mlp[0].bias), approximate="tanh"
     )  # noqa: E501
-    wanted = wanted + gate2 * F.linear(hidden, block.mlp[2].weight, block.mlp[2].bias)
-    torch.testing.assert_close(block(x, condition), wanted)
+    expected = expected + gate2 * F.linear(hidden, block.mlp[2].weight, block.mlp[2].bias)
+    torch.testing.assert_close(block(x, condition), expected)
 
 
 def test_networks_are_what_the_yaml_files_name():

@@ -19,21 +19,21 @@ from diffusion_lit.sampling.guidance import (
 from tests.cases import each
 from tests.sampled import COSINE, sampler_of, unet
 
-TABLES = [COSINE, DiscreteProcess(beta_schedule="linear", zero_terminal_snr=True)]
+PROCESSES = [COSINE, DiscreteProcess(beta_schedule="linear", zero_terminal_snr=True)]
 MEANS = (0.15, -0.1, 0.05)  # of the pictures of class 0 and 1, and of all
 SPREAD = 0.1
 
 
-def share_of_noise(table: DiscreteProcess, t: int) -> float:
-    return (table.sigma[t] / (table.sigma[t] + table.alpha[t])).item()
+def share_of_noise(process: DiscreteProcess, t: int) -> float:
+    return (process.sigma[t] / (process.sigma[t] + process.alpha[t])).item()
 
 
-def gaussian(table: DiscreteProcess, mean_of):
+def gaussian(process: DiscreteProcess, mean_of):
     """The exact v of pictures whose every value is drawn around `mean_of(label, share of noise)`."""
 
     def net(x_t, t, y):
-        a, s = table.alpha[t[0]], table.sigma[t[0]]
-        means = [mean_of(label, share_of_noise(table, t[0])) for label in y.tolist()]
+        a, s = process.alpha[t[0]], process.sigma[t[0]]
+        means = [mean_of(label, share_of_noise(process, t[0])) for label in y.tolist()]
         mean = torch.tensor(means, dtype=torch.float64)[:, None, None, None]
         x0 = mean + a * SPREAD**2 / (a**2 * SPREAD**2 + s**2) * (x_t.double() - a * mean)
         eps = (x_t.double() - a * x0) / s
@@ -42,42 +42,42 @@ def gaussian(table: DiscreteProcess, mean_of):
     return net
 
 
-def images(net, table=COSINE, labels=(0, 1), sampler="ddim", **changes):
+def images(net, process=COSINE, labels=(0, 1), sampler="ddim", **changes):
     sampler = sampler_of(sampler, **{"steps": 20, "batch_size": 2, "clip_x0": False, **changes})
-    return generate(net, Diffusion(table, "v_prediction", Uniform()), sampler, labels, [5, 6], (1, 8, 8))
+    return generate(net, Diffusion(process, "v_prediction", Uniform()), sampler, labels, [5, 6], (1, 8, 8))
 
 
 @each("scale", [0.0, 0.5, 2.0, 3.0])
-@each("table", TABLES, ids=["cosine", "linear-zero"])
+@each("process", PROCESSES, ids=["cosine", "linear-zero"])
 @each("interval", [None, (0.3, 0.7)])
-def test_guided_gaussians_of_one_spread_are_gaussians_further_away(table, scale, interval):
+def test_guided_gaussians_of_one_spread_are_gaussians_further_away(process, scale, interval):
     """The score of a Gaussian is linear in its mean: guided, it is that of the mean u + scale (c - u). The reference
     knows that mean and nothing of guidance."""
-    net = gaussian(table, lambda label, share: MEANS[label])
+    net = gaussian(process, lambda label, share: MEANS[label])
 
     def further(label, share):
         inside = interval is None or interval[0] < share <= interval[1]
         return MEANS[2] + scale * (MEANS[label] - MEANS[2]) if inside else MEANS[label]
 
     settings = {"guidance_scale": scale, "guidance_interval": interval}
-    wanted = images(gaussian(table, further), table)
+    expected = images(gaussian(process, further), process)
     torch.testing.assert_close(
-        images(guide_network(net, ClassCondition(2), **settings), table), wanted, rtol=0, atol=2e-6
+        images(guide_network(net, ClassCondition(2), **settings), process), expected, rtol=0, atol=2e-6
     )
-    assert (wanted - images(net, table)).abs().max() > 0.005
+    assert (expected - images(net, process)).abs().max() > 0.005
 
     # the same from a guide that takes every picture for one of all, whatever the label, without a null label
-    guide = gaussian(table, lambda label, share: MEANS[2])
+    guide = gaussian(process, lambda label, share: MEANS[2])
     torch.testing.assert_close(
-        images(guide_network(net, ClassCondition(2), **settings, guide=guide), table), wanted, rtol=0, atol=2e-6
+        images(guide_network(net, ClassCondition(2), **settings, guide=guide), process), expected, rtol=0, atol=2e-6
     )
     unlabeled = guide_network(net, ClassCondition(0), **settings, guide=guide)
-    torch.testing.assert_close(images(unlabeled, table), wanted, rtol=0, atol=2e-6)
+    torch.testing.assert_close(images(unlabeled, process), expected, rtol=0, atol=2e-6)
 
 
 @each("sampler", ["ddim", "ddpm", "dpmpp_2m"])
-@each("table", TABLES, ids=["cosine", "linear-zero"])
-def test_everywhere_is_plain_guidance_and_nowhere_is_none_to_the_bit(sampler, table):
+@each("process", PROCESSES, ids=["cosine", "linear-zero"])
+def test_everywhere_is_plain_guidance_and_nowhere_is_none_to_the_bit(sampler, process):
     net, made = unet(), {}
     strong = add_classifier_free_guidance(net, ClassCondition(3), 3.0, 0.5)
     for name, model in {
@@ -87,7 +87,7 @@ def test_everywhere_is_plain_guidance_and_nowhere_is_none_to_the_bit(sampler, ta
         "nowhere": GuidanceInterval(strong, net, (0.5, 0.5)),
         "in the middle": GuidanceInterval(strong, net, (0.3, 0.7)),
     }.items():
-        made[name] = images(model, table, sampler=sampler, steps=8, clip_x0=True)
+        made[name] = images(model, process, sampler=sampler, steps=8, clip_x0=True)
     assert torch.equal(made["everywhere"], made["guided"])
     assert torch.equal(made["nowhere"], made["plain"])
     assert not torch.equal(made["in the middle"], made["plain"])
@@ -128,9 +128,9 @@ def test_the_interval_is_a_share_of_noise_and_the_published_one_is_what_the_docs
 def test_scale_1_is_the_network_and_0_the_guide():
     net, guide = unet(), gaussian(COSINE, lambda label, share: 0)
     for classes in (0, 3):
-        for scale, wanted in ((1, net), (1.0, net), (0, guide)):
+        for scale, expected in ((1, net), (1.0, net), (0, guide)):
             condition = ClassCondition(classes)
-            assert guide_network(net, condition, scale, guidance_rescale=0.7, guide=guide) is wanted
+            assert guide_network(net, condition, scale, guidance_rescale=0.7, guide=guide) is expected
     every = ClassCondition(3), 1, [0.2, 0.8]
     assert guide_network(net, *every, guide=guide) is guide_network(net, *every) is net
 

@@ -25,14 +25,14 @@ from tests.sampled import COSINE, LINEAR, YAMLS, sampler_of, unet
 
 SPRITES = DiscreteProcess(500, "linear_one_based", 1e-3, 0.02)
 CLIPPED = DiscreteProcess(beta_schedule="cosine_clipped")
-TABLES = [LINEAR, COSINE] + [
+PROCESSES = [LINEAR, COSINE] + [
     DiscreteProcess(beta_schedule=name, zero_terminal_snr=True) for name in ("linear", "cosine")
 ]
 PAIRS = [
-    (table, prediction)
-    for table in TABLES
+    (process, prediction)
+    for process in PROCESSES
     for prediction in ("epsilon", "sample", "v_prediction")
-    if not (prediction == "epsilon" and table.zero_terminal_snr)
+    if not (prediction == "epsilon" and process.zero_terminal_snr)
 ]
 
 
@@ -44,9 +44,9 @@ def id_of(value: object) -> str:
 
 slow = pytest.mark.slow
 every_yaml = each("name", YAMLS)
-thoroughly = each("name", ["ddim", "ddpm", "dpmpp_2m"])  # the others on fewer tables: test_processes
-every_pair = each(("table", "prediction"), PAIRS, ids=id_of)
-two_pairs = each(("table", "prediction"), [(COSINE, "v_prediction"), (LINEAR, "epsilon")], ids=id_of)
+thoroughly = each("name", ["ddim", "ddpm", "dpmpp_2m"])  # the others on fewer processes: test_processes
+every_pair = each(("process", "prediction"), PAIRS, ids=id_of)
+two_pairs = each(("process", "prediction"), [(COSINE, "v_prediction"), (LINEAR, "epsilon")], ids=id_of)
 
 
 # ------------------------------------------------------------------------------- Gaussian data, where all is known
@@ -65,9 +65,9 @@ def mixed(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def gaussian_network(table: DiscreteProcess, prediction: str):
+def gaussian_network(process: DiscreteProcess, prediction: str):
     """The exact posterior mean of x0, of eps or of v under the Gaussian, in float64."""
-    alpha, sigma = table.alpha, table.sigma
+    alpha, sigma = process.alpha, process.sigma
 
     def net(x_t, t, y):
         a, s = alpha[t[0]], sigma[t[0]]
@@ -80,11 +80,11 @@ def gaussian_network(table: DiscreteProcess, prediction: str):
     return net
 
 
-def gaussian_images(table: DiscreteProcess, prediction: str, name: str, **changes: object) -> torch.Tensor:
-    diffusion = Diffusion(table, prediction, Uniform())
+def gaussian_images(process: DiscreteProcess, prediction: str, name: str, **changes: object) -> torch.Tensor:
+    diffusion = Diffusion(process, prediction, Uniform())
     sampler = sampler_of(name, batch_size=IMAGES, clip_x0=False, **changes)
     return generate(
-        gaussian_network(table, prediction), diffusion, sampler, [0] * IMAGES, range(IMAGES), SHAPE
+        gaussian_network(process, prediction), diffusion, sampler, [0] * IMAGES, range(IMAGES), SHAPE
     ).double()
 
 
@@ -92,10 +92,10 @@ def first_noise(shape: tuple = SHAPE, seeds=range(IMAGES)) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def exact_flow(table: DiscreteProcess) -> torch.Tensor:
+def exact_flow(process: DiscreteProcess) -> torch.Tensor:
     """Where the probability-flow equation takes the first noise: along each axis of the Gaussian the distance from the
     mean, in standard deviations, stays what it was."""
-    a, s = table.alpha[-1], table.sigma[-1]
+    a, s = process.alpha[-1], process.sigma[-1]
     variance, axes = torch.linalg.eigh(COVARIANCE)
     shrink = axes @ torch.diag((variance / (a**2 * variance + s**2)).sqrt()) @ axes.T
     return MEAN.view(2, 1, 1) + mixed(shrink, first_noise().double() - a * MEAN.view(2, 1, 1))
@@ -116,14 +116,14 @@ def assert_moments(images: torch.Tensor, shrinkage: float) -> None:
     assert (off.abs() < 4 * error + shrinkage * (spread[:, None] * spread).sqrt()).all()
 
 
-def error_of_flow(table: DiscreteProcess, prediction: str, name: str, **changes: object) -> float:
+def error_of_flow(process: DiscreteProcess, prediction: str, name: str, **changes: object) -> float:
     """Root mean square over all values."""
-    return (gaussian_images(table, prediction, name, **changes) - exact_flow(table)).square().mean().sqrt().item()
+    return (gaussian_images(process, prediction, name, **changes) - exact_flow(process)).square().mean().sqrt().item()
 
 
 def every_thorough_case() -> list:
     """DDPM needs all 1000 timesteps, so that most of its pairs are left to the slow tests."""
-    quick = [(COSINE, "v_prediction"), (LINEAR, "epsilon"), (TABLES[2], "sample")]
+    quick = [(COSINE, "v_prediction"), (LINEAR, "epsilon"), (PROCESSES[2], "sample")]
     return [
         pytest.param(name, *pair, marks=[slow] if name == "ddpm" and pair not in quick else [])
         for name in ("ddim", "ddpm", "dpmpp_2m")
@@ -131,34 +131,34 @@ def every_thorough_case() -> list:
     ]
 
 
-@pytest.mark.parametrize(("name", "table", "prediction"), every_thorough_case(), ids=id_of)
-def test_every_sampler_reaches_mean_and_covariance(name, table, prediction):
+@pytest.mark.parametrize(("name", "process", "prediction"), every_thorough_case(), ids=id_of)
+def test_every_sampler_reaches_mean_and_covariance(name, process, prediction):
     # Discrete steps take away some variance. DDPM's fixed_small is right for data that is a single point and 3 % too
     # little here, even through all timesteps; DDIM's last jump of 200, from t = 4 to no noise at all, costs 6 %.
     steps, shrinkage = (1000, 0.04) if name == "ddpm" else (200, 0.08)
-    assert_moments(gaussian_images(table, prediction, name, steps=steps), shrinkage)
+    assert_moments(gaussian_images(process, prediction, name, steps=steps), shrinkage)
 
 
 @each(("name", "steps", "tolerance"), [("ddim", 200, 0.035), ("dpmpp_2m", 100, 0.025)])
 @every_pair
-def test_deterministic_samplers_take_each_noise_where_the_exact_flow_does(name, steps, tolerance, table, prediction):
+def test_deterministic_samplers_take_each_noise_where_the_exact_flow_does(name, steps, tolerance, process, prediction):
     # Value by value, so there is no sampling error. The tolerance is for the step size (the tests below show that it
     # vanishes with it) at the worst of 32,768 values, some four standard deviations out and 0.8 from the mean.
-    images = gaussian_images(table, prediction, name, steps=steps)
-    assert (images - exact_flow(table)).abs().max() < tolerance
+    images = gaussian_images(process, prediction, name, steps=steps)
+    assert (images - exact_flow(process)).abs().max() < tolerance
 
 
 @every_pair
 @pytest.mark.parametrize("steps", [100, pytest.param(1000, marks=slow)])
-def test_karras_sigmas_reach_mean_and_covariance(table, prediction, steps):
+def test_karras_sigmas_reach_mean_and_covariance(process, prediction, steps):
     # they revisit timesteps, and at 1000 steps they hold many twice
-    assert_moments(gaussian_images(table, prediction, "dpmpp_2m", steps=steps, use_karras_sigmas=True), 0.08)
+    assert_moments(gaussian_images(process, prediction, "dpmpp_2m", steps=steps, use_karras_sigmas=True), 0.08)
 
 
 @two_pairs
-def test_the_error_of_ddim_is_of_first_order(table, prediction):
-    exact = exact_flow(table)
-    coarse, fine = (gaussian_images(table, prediction, "ddim", steps=steps) for steps in (100, 200))
+def test_the_error_of_ddim_is_of_first_order(process, prediction):
+    exact = exact_flow(process)
+    coarse, fine = (gaussian_images(process, prediction, "ddim", steps=steps) for steps in (100, 200))
     errors = [(x - exact).square().mean().sqrt() for x in (coarse, fine)]
     assert 1.7 < errors[0] / errors[1] < 2.2
     # so that Richardson's extrapolation, which removes the first order, is far better than either
@@ -166,9 +166,9 @@ def test_the_error_of_ddim_is_of_first_order(table, prediction):
 
 
 @two_pairs
-def test_the_second_order_sampler_converges_faster(table, prediction):
-    errors = {steps: error_of_flow(table, prediction, "dpmpp_2m", steps=steps) for steps in (50, 100, 200)}
-    assert errors[100] < error_of_flow(table, prediction, "ddim", steps=100) / 2
+def test_the_second_order_sampler_converges_faster(process, prediction):
+    errors = {steps: error_of_flow(process, prediction, "dpmpp_2m", steps=steps) for steps in (50, 100, 200)}
+    assert errors[100] < error_of_flow(process, prediction, "ddim", steps=100) / 2
     # two halvings of the step: DDIM gains a factor of 4, second order up to 16 (less, for its last jump is a plain one)
     assert errors[50] / errors[200] > 8
 
@@ -176,9 +176,9 @@ def test_the_second_order_sampler_converges_faster(table, prediction):
 def test_the_two_variances_of_ddpm_bracket_the_true_one():
     # Ho et al. 2020, section 3.2: right for data that is a point, and for data of unit variance; ours is in between.
     # A coarse process of 100 timesteps sets the two well apart.
-    table = DiscreteProcess(100, "linear", 1e-3, 0.2)
+    process = DiscreteProcess(100, "linear", 1e-3, 0.2)
     small, large = (
-        moments(gaussian_images(table, "epsilon", "ddpm", variance_type=kind))[1].diag()
+        moments(gaussian_images(process, "epsilon", "ddpm", variance_type=kind))[1].diag()
         for kind in ("fixed_small", "fixed_large")
     )
     assert (small < COVARIANCE.diag()).all()
@@ -186,20 +186,20 @@ def test_the_two_variances_of_ddpm_bracket_the_true_one():
 
 
 @pytest.mark.parametrize(
-    ("table", "prediction"), [(COSINE, "v_prediction"), pytest.param(LINEAR, "epsilon", marks=slow)], ids=id_of
+    ("process", "prediction"), [(COSINE, "v_prediction"), pytest.param(LINEAR, "epsilon", marks=slow)], ids=id_of
 )
-def test_ddim_with_eta_1_through_all_timesteps_is_ddpm(table, prediction):
+def test_ddim_with_eta_1_through_all_timesteps_is_ddpm(process, prediction):
     # the same noise from the same generators, so value by value and not only in its moments
-    ddim = gaussian_images(table, prediction, "ddim", steps=None, eta=1.0)
-    torch.testing.assert_close(ddim, gaussian_images(table, prediction, "ddpm"), rtol=0, atol=1e-3)
+    ddim = gaussian_images(process, prediction, "ddim", steps=None, eta=1.0)
+    torch.testing.assert_close(ddim, gaussian_images(process, prediction, "ddpm"), rtol=0, atol=1e-3)
 
 
 @every_yaml
 @two_pairs
-def test_the_form_in_which_the_estimate_is_handed_over_makes_no_difference(name, table, prediction):
+def test_the_form_in_which_the_estimate_is_handed_over_makes_no_difference(name, process, prediction):
     # which of these a sampler may be told: DDPM's noisy relative knows no sample
     forms = ["epsilon", "v_prediction", *["sample"] * (name != "euler_a")]
-    images = [gaussian_images(table, prediction, name, steps=20, prediction_type=form) for form in forms]
+    images = [gaussian_images(process, prediction, name, steps=20, prediction_type=form) for form in forms]
     for other in images[1:]:
         torch.testing.assert_close(other, images[0], rtol=0, atol=1e-3)
 
@@ -232,8 +232,8 @@ def test_any_number_of_steps_ends_where_there_is_no_noise(name, changes, steps, 
     assert timesteps[-1] >= 0
     assert timesteps[0] <= 999
     assert timesteps == sorted(set(timesteps), reverse=True)
-    process = Diffusion(CLIPPED, "sample", Uniform())
-    images = generate(lambda x_t, t, y: image.expand_as(x_t), process, sampler, [0, 0], [0, 1], (1, 4, 4))
+    diffusion = Diffusion(CLIPPED, "sample", Uniform())
+    images = generate(lambda x_t, t, y: image.expand_as(x_t), diffusion, sampler, [0, 0], [0, 1], (1, 4, 4))
     assert torch.equal(images, image.expand(2, 1, 4, 4))
 
 
@@ -265,12 +265,12 @@ def test_ddim_left_to_itself_takes_a_wrong_next_timestep(monkeypatch):
 
 
 @every_yaml
-@each("table", TABLES, ids=id_of)
-def test_every_sampler_uses_the_noise_levels_of_the_table(name, table):
-    scheduler = sampler_of(name).build_scheduler(table)
+@each("process", PROCESSES, ids=id_of)
+def test_every_sampler_uses_the_noise_levels_of_the_table(name, process):
+    scheduler = sampler_of(name).build_scheduler(process)
     theirs = DDPMScheduler(
-        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[table.beta_schedule],
-        rescale_betas_zero_snr=table.zero_terminal_snr,
+        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[process.beta_schedule],
+        rescale_betas_zero_snr=process.zero_terminal_snr,
     )
     torch.testing.assert_close(scheduler.alphas_cumprod, theirs.alphas_cumprod, rtol=0, atol=2e-6)
 
@@ -334,12 +334,12 @@ def test_eta_is_an_argument_of_the_step_and_spacing_one_of_the_constructor():
 class Noisy(nn.Module):
     """About right for images of nearly no variance, and besides not linear; it sees its label and its time."""
 
-    def __init__(self, table: DiscreteProcess, prediction: str):
+    def __init__(self, process: DiscreteProcess, prediction: str):
         super().__init__()
         torch.manual_seed(0)
         self.sigma, self.size = (
-            table.sigma.float(),
-            {"epsilon": table.sigma**0, "v_prediction": table.alpha}[prediction],
+            process.sigma.float(),
+            {"epsilon": process.sigma**0, "v_prediction": process.alpha}[prediction],
         )
         self.mix, self.classes = nn.Conv2d(3, 3, 3, padding=1), nn.Embedding(4, 3)
 
@@ -387,10 +387,10 @@ LOOPS = {  # name: our yaml, its changes; their class, its arguments, those of i
         if not (clip and loop == "dpmpp")  # diffusers' DPM-Solver++ has dynamic thresholding and no clipping
     ],
 )
-def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, table, prediction):
+def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, process, prediction):
     name, changes, theirs, arguments, step_arguments = LOOPS[loop]
     arguments = {
-        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[table.beta_schedule],
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[process.beta_schedule],
         "prediction_type": prediction,
         "timestep_spacing": "trailing",
         **arguments,
@@ -399,12 +399,12 @@ def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, table, prediction):
         arguments["clip_sample"] = clip
     if "ddim" in loop and clip:  # our eps follows from the clipped x0, not from an answer that has been overruled
         step_arguments = {**step_arguments, "use_clipped_model_output": True}
-    labels, seeds, shape, net = [0, 1, 2, 3], [5, 6, 7, 8], (3, 6, 6), Noisy(table, prediction)
-    wanted = plain_loop(theirs(**arguments), net, changes["steps"], labels, seeds, shape, **step_arguments)
+    labels, seeds, shape, net = [0, 1, 2, 3], [5, 6, 7, 8], (3, 6, 6), Noisy(process, prediction)
+    expected = plain_loop(theirs(**arguments), net, changes["steps"], labels, seeds, shape, **step_arguments)
     sampler = sampler_of(name, **changes, batch_size=4, clip_x0=clip)
-    ours = generate(net, Diffusion(table, prediction, Uniform()), sampler, labels, seeds, shape)
-    assert len(wanted.unique()) > 200  # images, not the limits of clipping everywhere
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
+    ours = generate(net, Diffusion(process, prediction, Uniform()), sampler, labels, seeds, shape)
+    assert len(expected.unique()) > 200  # images, not the limits of clipping everywhere
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------- as the source projects sampled
@@ -412,13 +412,13 @@ def test_our_loop_is_the_plain_loop_of_diffusers(loop, clip, table, prediction):
 IMAGE, SEEDS, LABELS = (3, 6, 6), [5, 6, 7, 8], torch.tensor([0, 1, 2, 3])
 
 
-def states_of(name: str, table: DiscreteProcess, **changes: object) -> list[torch.Tensor]:
+def states_of(name: str, process: DiscreteProcess, **changes: object) -> list[torch.Tensor]:
     """x after each step, from noise of the seeds 5 to 8."""
-    states, net = [], Noisy(table, "epsilon")
+    states, net = [], Noisy(process, "epsilon")
     sampler = sampler_of(name, batch_size=4, **changes)
     generate(
         net,
-        Diffusion(table, "epsilon", Uniform()),
+        Diffusion(process, "epsilon", Uniform()),
         sampler,
         LABELS.tolist(),
         SEEDS,
@@ -431,8 +431,8 @@ def states_of(name: str, table: DiscreteProcess, **changes: object) -> list[torc
 class Theirs:
     """The same noise and network for loops written as in the source projects, in float64."""
 
-    def __init__(self, table: DiscreteProcess):
-        self.net, self.generators = Noisy(table, "epsilon"), [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    def __init__(self, process: DiscreteProcess):
+        self.net, self.generators = Noisy(process, "epsilon"), [torch.Generator().manual_seed(seed) for seed in SEEDS]
 
     def noise(self) -> torch.Tensor:
         return torch.stack([torch.randn(IMAGE, generator=generator) for generator in self.generators]).double()
@@ -617,10 +617,10 @@ def test_guidance_costs_one_evaluation_where_it_is_off_and_a_double_batch_elsewh
         return torch.zeros_like(x_t)
 
     x, t, y = torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), torch.zeros(4).long()
-    for scale, wanted in ((1, [4]), (0, [4]), (3, [8])):
+    for scale, expected in ((1, [4]), (0, [4]), (3, [8])):
         sizes.clear()
         add_classifier_free_guidance(counting, ClassCondition(3), scale)(x, t, y)
-        assert sizes == wanted
+        assert sizes == expected
 
 
 def test_without_classes_there_is_nothing_to_guide_by():
