@@ -1,0 +1,8 @@
+"""Metrics of generated images.
+
+- `metrics`: the metrics by name, and what they compare
+- `features`: feature extractors and their cache; `classifier`: a small one of the training images
+- `distances`, `manifold`, `memorization`, `colors`: what the metrics compute
+- `intervals`: confidence intervals
+- `results`: an evaluation as text and as an image
+"""
