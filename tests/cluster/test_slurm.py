@@ -135,7 +135,8 @@ def submitted(cluster: Slurm, here: Path, name: str) -> tuple[str, Path]:
 def test_a_job_that_srun_started_on_two_nodes_is_queued_again_and_ends_as_if_unbroken(cluster, unbroken, tmp_path, how):
     job, folder = submitted(cluster, tmp_path, how.split()[-1])
     if how == "its time limit":
-        cluster("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        minutes = int(cluster.job(job)["RunTime"].split(":")[1])  # less than the notice of train.sbatch is left
+        cluster("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
         name, code = "SIGUSR1", 75
     else:
         other = cluster(
