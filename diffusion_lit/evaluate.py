@@ -19,7 +19,7 @@ log = logging.getLogger("diffusion_lit.evaluate")
 
 def main() -> None:
     """Run the command."""
-    launch("evaluate", evaluate, expand_runs, check_evaluation, summarize)
+    launch("evaluate", evaluate, expand_runs, check_evaluation, print_summary)
 
 
 def evaluate(config: DictConfig) -> float | None:
@@ -89,7 +89,7 @@ def log_to_wandb(run: Path, result: dict) -> None:
     lock.release()
 
 
-def summarize(sweep: Path, config: DictConfig) -> None:
+def print_summary(sweep: Path, config: DictConfig) -> None:
     """Print the table of a sweep. With `set_default` the run keeps its best settings."""
     names = [config.metric, *[column for name in config.metrics for column in METRIC_COLUMNS[name]]]
     if best := summarize_evaluations(sweep, names):

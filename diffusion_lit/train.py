@@ -33,8 +33,9 @@ def main() -> None:
 
 
 def check_train(config: DictConfig) -> None:
-    """Raise UserError for faults of data, loggers, checkpoints and network. Only the last check,
-    which builds the network, imports torch.
+    """Raise UserError for faults of data, loggers, checkpoints and network.
+
+    Only the last check, which builds the network, imports torch.
     """
     if config.plan and (is_multirun() or (collectives.launcher_env("WORLD_SIZE") or 1) > 1):
         raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
@@ -55,6 +56,7 @@ def check_train(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> float:
     """Train one run in the output folder of Hydra, and return its value of `metric` for a sweeper.
+
     A run that does not complete ends the process with the exit code of result.json.
     """
     from hydra.core.hydra_config import HydraConfig

@@ -83,8 +83,10 @@ def guide_network(
     guidance_rescale: float = 0.0,
     guide: Network | None = None,
 ) -> Network | GuidanceInterval:
-    """Return the network with autoguidance by `guide` if it is given, else with
-    classifier-free guidance if the condition has a null label, else as it is.
+    """Return the network with guidance.
+
+    That is autoguidance if `guide` is given, else classifier-free guidance if the condition
+    has a null label, else none.
     """
     if guide is not None:
         model = add_autoguidance(net, guide, guidance_scale, guidance_rescale)

@@ -88,8 +88,9 @@ def remove_partial_files(run: Path) -> None:
 
 
 def rename_corrupt(run: Path, used: Path) -> None:
-    """Rename the damaged checkpoints that are newer than the one that is `used` to
-    *.corrupt, since the run will write files of their names.
+    """Rename the damaged checkpoints that are newer than the one that is `used` to *.corrupt.
+
+    The run will write files of their names.
     """
     for step in list_steps(run):
         path = checkpoint_path(run, step)
@@ -98,9 +99,7 @@ def rename_corrupt(run: Path, used: Path) -> None:
 
 
 def link_checkpoint(path: Path, name: str) -> None:
-    """Point `name` (last.ckpt, best.ckpt) at a checkpoint. The link is relative, so that a
-    moved run still works.
-    """
+    """Point `name` (last.ckpt, best.ckpt) at a checkpoint. The link is relative, so that a moved run still works."""
     beside = path.with_name(f".{name}.tmp")
     beside.unlink(missing_ok=True)
     try:
@@ -114,9 +113,7 @@ def link_checkpoint(path: Path, name: str) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Return why a checkpoint cannot be used, by the checksums that `torch.save` writes;
-    None if it is intact.
-    """
+    """Return why a checkpoint cannot be used, by the checksums that `torch.save` writes; None if it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
@@ -129,6 +126,7 @@ def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None
     """Return the path of the checkpoint to use.
 
     Args:
+        run: a run folder or a published model.
         which: "last" (the newest intact one), "best" (by `best_by`), or a step. A published
             model has one set of weights, which is "last".
         warn: called with a message if damaged checkpoints are skipped.
@@ -183,11 +181,12 @@ def load_checkpoint(path: Path, device: str = "cpu") -> dict:
 
 
 def load_network_weights(path: Path, which: str, net):
-    """Load the weights of a checkpoint or of a published model into a network, and put it
-    in evaluation mode.
+    """Load the weights of a checkpoint or of a published model into a network, and put it in evaluation mode.
 
     Args:
+        path: a checkpoint, or the safetensors file of a published model.
         which: "ema" or "net" of a checkpoint.
+        net: the network.
 
     Raises:
         UserError: exit 4 if the file is damaged or of another network.
@@ -215,8 +214,11 @@ def _load_published(path: Path, net) -> None:
 
 
 def extract_network_state(checkpoint: dict, which: str) -> dict:
-    """Return the state dict of one network in a checkpoint ("ema", "net", "tracked_emas.0"),
-    {} if it has no such network.
+    """Return the state dict of one network in a checkpoint, {} if it has no such network.
+
+    Args:
+        checkpoint: as `load_checkpoint` returns it.
+        which: "ema", "net" or "tracked_emas.0".
     """
     state = checkpoint["state_dict"]
     return {key.removeprefix(f"{which}."): value for key, value in state.items() if key.startswith(f"{which}.")}

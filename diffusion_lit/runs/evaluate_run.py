@@ -89,6 +89,8 @@ def make_result(task: EvaluationTask, evidence: metrics.Comparison, facts: dict)
     """Return the content of result.json: the metrics, and the settings they depend on.
 
     Args:
+        task: what was evaluated.
+        evidence: generated and real images with their features.
         facts: of the generated images, such as `nfe` and `seconds`.
     """
     reference, run = evidence.reference, Path(task.config.run).expanduser()

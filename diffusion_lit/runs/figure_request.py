@@ -17,11 +17,15 @@ RUN_FIGURES = ("panels", "denoising", "samplers", "curves")  # need a trained ru
 
 
 def split_recipe(recipes: list[DictConfig], overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides of this command. Without `run=` all others are those of training
-    configurations, which are composed and checked as by `train`.
+    """Return the overrides of this command.
+
+    Without `run=` all others are those of training configurations, which are composed and
+    checked as by `train`.
 
     Args:
         recipes: the training configurations are appended to it.
+        overrides: of the command line.
+        config_dir: value of `--config-dir`.
 
     Raises:
         UserError: exit 2 for a sweep, or keys of a training configuration together with `run=`.

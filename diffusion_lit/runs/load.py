@@ -33,9 +33,7 @@ NO_GUIDANCE = {"guidance_scale": 1.0, "guidance_interval": None, "guidance_resca
 
 
 class Generated(NamedTuple):
-    """Generated images uint8 (N, C, H, W), network evaluations per image (guidance counts),
-    and seconds for all.
-    """
+    """Generated images uint8 (N, C, H, W), network evaluations per image (guidance counts), and seconds for all."""
 
     images: Tensor
     nfe: float
@@ -44,8 +42,7 @@ class Generated(NamedTuple):
 
 @dataclass(eq=False)
 class TrainedModel:
-    """A network with what sampling needs. `from_run` reads one from disk, `from_module` takes
-    one from training.
+    """A network with what sampling needs. `from_run` reads one from disk, `from_module` takes one from training.
 
     Args:
         net: network (x_t, t, y) -> output, on the device of `diffusion`.
@@ -90,10 +87,10 @@ class TrainedModel:
         warn: Callable[[str], None] = print,
         **guidance: float | Sequence[float] | None,
     ) -> "TrainedModel":
-        """Load the model of a run folder or a published folder. Arguments that are None are
-        taken from the run.
+        """Load the model of a run folder or a published folder. Arguments that are None are taken from the run.
 
         Args:
+            run: the folder.
             checkpoint: "last", "best" or a step.
             weights: "ema", or "net" for the raw weights.
             ema_length: instead of `weights`, EMA weights of this length, see `posthoc_ema`.
@@ -243,6 +240,7 @@ def sampling_settings(model: TrainedModel, config: DictConfig) -> dict:
     """Return the settings that images are generated with, for a manifest or a result.
 
     Args:
+        model: the model.
         config: of the command, as for `load_requested_model`.
     """
     has_guidance = model.class_names or model.guide

@@ -50,8 +50,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows as text, without a last row that a crash cut off. Values that were
-    not measured at a step are empty.
+    """Return the rows as text, without a last row that a crash cut off.
+
+    Values that were not measured at a step are empty.
     """
     with open(path, newline="") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]

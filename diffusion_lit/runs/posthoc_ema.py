@@ -32,17 +32,16 @@ MAX_COEFFICIENTS = 50  # sum of absolute values: half precision leaves 2^-11 of 
 
 @cache
 def gamma_from_length(length: float) -> float:
-    """Return the exponent gamma with length = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2),
-    for lengths below 1 / sqrt(12).
+    """Return the exponent gamma of a length below 1 / sqrt(12).
+
+    It solves length = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2).
     """
     square = length**-2
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
 def power_ema_decay(length: float, step: int) -> float:
-    """Return the EMA decay of an update, (1 - 1/step)^(gamma+1). Step 1 is the first, which
-    copies the weights.
-    """
+    """Return the EMA decay of an update, (1 - 1/step)^(gamma+1). Step 1 is the first, which copies the weights."""
     return (1 - 1 / step) ** (gamma_from_length(length) + 1)
 
 
@@ -110,6 +109,9 @@ def reconstruct_ema(run: Path, checkpoint: Path, length: float, warn: Callable[[
     """Return the EMA weights of a length at the step of a checkpoint, as a state dict.
 
     Args:
+        run: the run folder.
+        checkpoint: its file.
+        length: relative to the training up to the checkpoint.
         warn: called with a message if a damaged snapshot is skipped or the profile is not met
             well.
 

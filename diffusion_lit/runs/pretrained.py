@@ -33,6 +33,7 @@ def find_weights_file(path: str, key: str, warn: Callable[[str], None] = print) 
     Args:
         path: a file; a run (its newest intact checkpoint); a diffusers model or pipeline; or
             a model on the hub, which is downloaded unless it is in the cache.
+        key: for messages.
         warn: called with a message if damaged checkpoints are skipped.
 
     Raises:
@@ -90,8 +91,9 @@ def is_hub_id(path: str) -> bool:
 
 
 def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
-    """Download those of `files` that a model on the hub has, and return their folder. If
-    there are weights in two formats, only safetensors are downloaded.
+    """Download those of `files` that a model on the hub has, and return their folder.
+
+    If there are weights in two formats, only safetensors are downloaded.
 
     Raises:
         UserError: exit 4 if there is no such model or the hub cannot be reached.
@@ -132,8 +134,9 @@ def read_json(file: Path) -> dict:
 
 
 def read_weights(file: Path) -> tuple[dict, dict]:
-    """Return a state dict, and the settings of its training as far as they are known, by
-    dotted keys such as `diffusion.prediction_type`.
+    """Return a state dict, and the settings of its training as far as they are known.
+
+    Settings have dotted keys such as `diffusion.prediction_type`.
 
     Raises:
         UserError: exit 4 for a file that is damaged, needs code to be read, or has no named

@@ -33,6 +33,8 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     """Write network, scheduler, config.yaml, grid and model card into a folder.
 
     Args:
+        out: an empty folder.
+        model: the model.
         config: of `conf/export.yaml`.
     """
     write_network(out, model)
@@ -75,9 +77,7 @@ def write_network(out: Path, model: TrainedModel) -> None:
 
 
 def make_ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
-    """Return DDPM with the noise schedule and prediction type of a run; None if diffusers'
-    pipelines do not support them.
-    """
+    """Return DDPM with the noise schedule and prediction type of a run; None if it does not support them."""
     settings, table = model.config["diffusion"], model.diffusion.process
     is_discrete = settings.get("process", "discrete") == "discrete"
     if not is_discrete or settings["prediction_type"] not in pretrained.PREDICTION_TYPES:
@@ -106,9 +106,7 @@ def make_published_config(config: dict) -> dict:
 
 
 def find_evaluation(run: Path, settings: dict) -> dict:
-    """Return the newest result of `evaluate` with the weights, sampler and guidance of
-    `settings`, or {}.
-    """
+    """Return the newest result of `evaluate` with the weights, sampler and guidance of `settings`, or {}."""
     keys = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE_KEYS)
     files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(files):

@@ -20,8 +20,7 @@ CHANGEABLE = {
 
 
 def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
-    """Return the stored overrides of a run with the new ones, and the run folder as
-    `resume` and `run_dir`.
+    """Return the stored overrides of a run with the new ones, and the run folder as `resume` and `run_dir`.
 
     A new choice of a group drops the stored keys of the group (`sampler=dpmpp_2m` drops
     `sampler.eta=0.5`), and a new length in steps one in epochs and the other way round.

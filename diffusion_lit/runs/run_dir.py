@@ -40,9 +40,7 @@ def is_run_dir(folder: Path) -> bool:
 
 
 def is_diffusers_folder(folder: Path) -> bool:
-    """Return whether a folder is a diffusers pipeline that was not published by `export`,
-    which adds config.yaml.
-    """
+    """Return whether a folder is a diffusers pipeline that was not published by `export`, which adds config.yaml."""
     return (folder / "model_index.json").is_file() and not is_run_dir(folder)
 
 
@@ -73,9 +71,7 @@ def display_path(path: Path) -> Path:
 
 
 def is_unused(run: Path) -> bool:
-    """Return whether a run can start in this folder: it is missing or holds only a log and
-    a lock.
-    """
+    """Return whether a run can start in this folder: it is missing or holds only a log and a lock."""
     return not run.is_dir() or {path.name for path in run.iterdir()} <= {"train.log", ".lock"}
 
 
@@ -112,6 +108,8 @@ def make_output_dir(out: str | None, run: Path, kind: str) -> Path:
     Args:
         out: the folder to make. If None: a new one in `run`/`kind`, or in outputs/`kind`
             if `run` is a published model, which is not changed.
+        run: the run that the command reads.
+        kind: name of the subfolder.
 
     Raises:
         UserError: exit 5 if `out` is not empty or cannot be made.
@@ -125,8 +123,9 @@ def make_output_dir(out: str | None, run: Path, kind: str) -> Path:
 
 @contextmanager
 def fill_atomically(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to fill, which replaces an empty one when it is complete. If
-    anything is raised, both are removed.
+    """Yield a new folder to fill, which replaces an empty one when it is complete.
+
+    If anything is raised, both are removed.
     """
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)

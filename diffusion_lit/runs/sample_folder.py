@@ -32,6 +32,8 @@ def write_samples(
     """Write PNGs, grids, GIFs and arrays as the configuration requests; the manifest last.
 
     Args:
+        out: an empty folder.
+        model: the model.
         requests: class and seed of each image.
         images: uint8 (N, C, H, W).
         frames: uint8 (F, N, C, H, W), the images during denoising.

@@ -25,8 +25,9 @@ TRAINING_ONLY = ("loss", "timestep_sampling")  # keys of `diffusion` that do not
 
 
 def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides after those of the stored sampler of the run, unless they choose
-    another sampler. An id on the hub is downloaded and replaced by its folder.
+    """Return the overrides after those of the stored sampler of the run, unless they choose another sampler.
+
+    An id on the hub is downloaded and replaced by its folder.
 
     Raises:
         UserError: exit 2 for a sweep over `run`, or two keys that exclude each other; exit 4
@@ -127,8 +128,7 @@ def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:
 
 
 def sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
-    """Return why a run cannot be sampled with the requested sampler, guidance and weights,
-    a line for each reason.
+    """Return why a run cannot be sampled with the requested sampler, guidance and weights, a line for each reason.
 
     Raises:
         UserError: exit 4 if `guide` is not a run or has no such checkpoint.
@@ -159,9 +159,7 @@ def sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
 
 
 def find_guide_faults(config: dict, run_config: dict) -> Iterator[str]:
-    """Yield why `guide` cannot guide the run: prediction, process, image size and classes
-    must be the same.
-    """
+    """Yield why `guide` cannot guide the run: prediction, process, image size and classes must be the same."""
     where, guide = f"guide={config['guide']}", run_dir.require_run_dir(config["guide"])
     pairs = (guide, config["guide_checkpoint"]), (Path(config["run"]).expanduser(), config["checkpoint"])
     theirs, ours = (checkpoints.select_checkpoint(run, str(which), lambda _: None).resolve() for run, which in pairs)

@@ -48,11 +48,10 @@ class ShardRequest(NamedTuple):
 
 
 def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
-    """Generate images into `out` together with all processes that have the same request, or
-    continue with what is there.
+    """Generate images into `out` together with all processes that have the same request.
 
-    A shard consists of complete generation batches, so its images have the same bits as those
-    of one process.
+    Continues with the shards that are there. A shard consists of complete generation batches,
+    so its images have the same bits as those of one process.
 
     Returns:
         The manifest, when all images are there.
@@ -175,9 +174,7 @@ def _merge_shards(files: Sequence[Path], model: TrainedModel, request: ShardRequ
 
 
 def _draw_grid(images: Tensor, labels: Sequence[Label], model: TrainedModel) -> Image.Image:
-    """Return a grid of the first eight images of each of the first sixteen classes or blends,
-    or of 64 images without classes.
-    """
+    """Return a grid of eight images of each of the first sixteen classes or blends, or of 64 without classes."""
     names, chosen = model.class_names, list(range(len(labels)))[:64]
     if names:
         rows = list(dict.fromkeys(labels))[:ROWS]
@@ -195,9 +192,7 @@ def _digest(data: bytes) -> str:
 
 
 def extract_features_in_shards(extractor: FeatureExtractor, images: Tensor, out: Path) -> list[Path]:
-    """Extract the features of all images together with the other processes, and return the
-    files that hold them.
-    """
+    """Extract the features of all images together with the other processes, and return the files that hold them."""
     folder = out / f"features-{extractor.name}-{extractor.digest}"
     files = [folder / f"{k:05d}.npz" for k in range(-(-len(images) // FEATURE_CHUNK))]
 

@@ -30,14 +30,15 @@ def share_work(
     make: Callable[[int], None],
     report: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Do tasks 0 to `count` - 1 together with every process that calls this with the same lock
-    file, and return when all are done.
+    """Do tasks 0 to `count` - 1 together with every process that calls this with the same lock file.
 
-    Without locks (some network file systems) a task may be done twice, which only costs time;
-    processes take the tasks in different orders to make that rare.
+    Returns when all are done. Without locks (some network file systems) a task may be done
+    twice, which only costs time. Processes take the tasks in different orders to make that
+    rare.
 
     Args:
         lock: file of which byte k is locked during task k.
+        count: number of tasks.
         is_done: whether the file of task k exists.
         make: does task k.
         report: called with the number of tasks done, before each task and each wait.
@@ -130,8 +131,9 @@ def recreate_damaged(
     warn: Callable[[str], None],
     is_done: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Verify the checksums of .npz files, remove damaged ones and call `recreate`, until all
-    are intact or `is_done` says that another process has finished everything.
+    """Verify the checksums of .npz files, remove damaged ones and call `recreate`, until all are intact.
+
+    Stops early if `is_done` says that another process has finished everything.
     """
     while (damaged := {file: why for file in files if (why := checkpoints.find_damage(file))}) and not is_done():
         for file, why in damaged.items():

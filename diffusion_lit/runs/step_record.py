@@ -40,15 +40,13 @@ class LayerRange(NamedTuple):
 
 
 class ForwardTrace(NamedTuple):
-    """Forward pass of a step: `layers` in order of computation from x_t to the loss; for each image (N,) the timestep,
-    the loss and the largest |x_t|.
-    """
+    """Forward pass of a step over N images."""
 
     seed: int
-    layers: list[LayerRange]
-    t: Tensor
-    losses: Tensor
-    largest: Tensor
+    layers: list[LayerRange]  # in order of computation, from x_t to the loss
+    t: Tensor  # timesteps (N,)
+    losses: Tensor  # (N,)
+    largest: Tensor  # largest |x_t| (N,)
 
     @property
     def first_bad(self) -> int | None:
@@ -65,6 +63,9 @@ def make_step_record(
     """Return the record of optimizer step `step`.
 
     Args:
+        step: number of the step.
+        config_text: configuration of the run as YAML.
+        net: the network before the step.
         batch: the global batch of the step.
         draws: random numbers of the batch, as they were drawn on the device of the run.
         micro_batch: images per forward pass; each pass has its own dropout seed.

@@ -125,8 +125,9 @@ def mean_over_jobs(jobs: list[Job], metric: str) -> tuple[float | None, float | 
 
 
 def mean_and_half_width(numbers: list[float]) -> tuple[float | None, float | None]:
-    """Return the mean and half the width of its 95 % interval, mean ± t(0.975, n - 1) s / sqrt(n)
-    (Student 1908). What too few numbers do not determine is None.
+    """Return the mean and half the width of its 95 % interval, mean ± t(0.975, n - 1) s / sqrt(n) (Student 1908).
+
+    What too few numbers do not determine is None.
     """
     from scipy.special import stdtrit
 
@@ -171,8 +172,9 @@ def write_failed_job(run: Path, overrides: list[str], error: BaseException) -> N
 
 
 def write_sweep_results(sweep: Path) -> list[Job]:
-    """Write results.csv, a row for each job with its swept values, status and results, and
-    return the jobs. Writes nothing in a folder without jobs.
+    """Write results.csv, a row for each job with its swept values, status and results, and return the jobs.
+
+    Writes nothing in a folder without jobs.
 
     Called after every job, also of jobs in several processes, which wait for each other.
     """

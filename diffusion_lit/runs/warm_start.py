@@ -22,23 +22,25 @@ NOT_ARCHITECTURE = {  # follow from the data, or are written into config.json by
     "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type",
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 }  # fmt: skip
-COLOR_CHANNELS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those that are colors
+NUM_COLORS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those that are colors
 
 
 # ------------------------------------------------------------------------------------------ architecture
 
 
 def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
-    """Return the resolved configuration, with what follows from the data and a pretrained network,
-    and the data source.
+    """Return the resolved configuration and the data source.
+
+    The configuration includes what follows from the data and from a pretrained network.
     """
     resolved, source = resolve_data(config)
     return resolve_architecture(resolved), source
 
 
 def resolve_architecture(config: dict) -> dict:
-    """Return the configuration, with `model=pretrained` also with the architecture of the
-    network at `model.path`, so that the run no longer needs that path. Runs without torch.
+    """Return the configuration with the architecture of the network at `model.path`, for `model=pretrained`.
+
+    The run no longer needs that path. Runs without torch.
 
     Raises:
         UserError: exit 2 for a network that does not fit the data; exit 4 if there is none.
@@ -89,6 +91,7 @@ def find_weights_source(config: dict) -> tuple[str, str] | None:
 
 def check_initial_weights(config: dict) -> None:
     """Raise UserError (exit 4) if the weights to start from do not exist, without torch.
+
     Weights on the hub are downloaded.
     """
     if source := find_weights_source(config):
@@ -101,6 +104,7 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
 
     Args:
         net: its own weights stay where `accept=[weights]` allows that some are missing.
+        config: of the run.
         warn: called with a message if damaged checkpoints are skipped.
 
     Returns:
@@ -169,7 +173,7 @@ def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
     for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
         if name in state and state[name].ndim == len(shapes[name]):
             here, there = shapes[name][axis], state[name].shape[axis]
-            if here != there and {here, there} <= COLOR_CHANNELS.keys():
+            if here != there and {here, there} <= NUM_COLORS.keys():
                 state[name] = _mix_channels(state[name], here, there, axis)
     if not any(name.startswith("class_embedding.") for name in shapes):
         return {name: tensor for name, tensor in state.items() if not name.startswith("class_embedding.")}
@@ -185,7 +189,7 @@ def _mix_channels(weight, here: int, there: int, axis: int):
     """Return a weight with `here` instead of `there` channels along an axis, 1 for inputs."""
     import torch
 
-    colors, before = COLOR_CHANNELS[here], COLOR_CHANNELS[there]
+    colors, before = NUM_COLORS[here], NUM_COLORS[there]
     matrix = torch.zeros(here, there)
     share = 1 / (colors if axis else before)  # sum inputs, average outputs
     matrix[:colors, :before] = torch.eye(colors) if colors == before else share
@@ -194,9 +198,7 @@ def _mix_channels(weight, here: int, there: int, axis: int):
 
 
 def _compare_settings(net, config: dict, settings: dict) -> list[str]:
-    """Return a warning if the weights were trained with settings that give them another
-    meaning, though all tensors fit.
-    """
+    """Return a warning if the weights were trained with other settings, though all tensors fit."""
     here = {f"model.{key}": value for key, value in config["model"].items()}
     here |= {f"model.{key}": value for key, value in getattr(getattr(net, "unet", None), "config", {}).items()}
     here |= {f"diffusion.{key}": value for key, value in config["diffusion"].items()}

@@ -73,8 +73,9 @@ class ImageFolder:
 
     @property
     def note(self) -> str | None:
-        """Return a hint if the root holds one folder with class folders, as unpacked archives do; their classes are
-        not used.
+        """Return a hint if the root holds one folder with class folders, as unpacked archives do.
+
+        The classes of that folder are not used.
         """
         inside = list_folders(self.folders["train"])
         classes = list_folders(inside[0]) if len(inside) == 1 and self.labels == "auto" else []
