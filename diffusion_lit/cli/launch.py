@@ -1,8 +1,9 @@
-"""From a command line to its job, or to every job of a sweep; all of it is checked before the first one starts."""
+"""The way of every command from its command line to its job: everything is checked before anything is created."""
 
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hydra import main as hydra_main
@@ -21,24 +22,26 @@ from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import PENDING_SIGNALS, report_errors
 
-Check = Callable[[DictConfig], None]
-Prepare = Callable[[list[str], str | None], list[str]]  # (overrides, --config-dir) -> overrides
-Summarize = Callable[[Path, DictConfig], None]  # (folder of a sweep, configuration of its first job)
-
 
 def launch(
     config_name: str,
     task: Task,
-    prepare: Prepare,
-    check: Check,
-    summarize: Summarize = lambda sweep, config: summary.summarize_sweep(sweep),
-    is_trial: Check = lambda config: False,
-    trial: Check | None = None,
+    prepare: Callable[[list[str], str | None], list[str]],
+    check: Callable[[DictConfig], None],
+    summarize: Callable[[Path, DictConfig], None] = lambda folder, config: summary.summarize_sweep(folder),
+    is_trial: Callable[[DictConfig], bool] = lambda config: False,
+    trial: Callable[[DictConfig], None] | None = None,
 ) -> None:
-    """Run a command: `prepare` the overrides, check all of them, then Hydra runs `task`.
+    """Run a command by Hydra. A UserError ends it with its message and exit code.
 
-    A UserError ends the command with its message and exit code. Nothing is created
-    before the checks pass. Where `is_trial` holds, `trial` runs without Hydra's folder.
+    Args:
+        config_name: name of the command and of its yaml file.
+        task: runs one job.
+        prepare: turns overrides and --config-dir into the overrides to compose.
+        check: raises UserError for a composed configuration whose data or files do not fit.
+        summarize: runs after a sweep, with its folder and the configuration of its first job.
+        is_trial: whether `trial` runs in place of `task`, without the folder that Hydra makes.
+        trial: see `is_trial`.
     """
     PENDING_SIGNALS.clear()
     args, unknown_flags = get_args_parser().parse_known_intermixed_args()
@@ -49,16 +52,16 @@ def launch(
     with report_errors():
         refuse_secrets(sys.argv[1:])
         if not (args.hydra_help or args.info or args.shell_completion):
-            trust_overrides(args.overrides)  # and no words that `prepare` reads from a run folder
+            trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
             overrides = prepare(overrides, args.config_dir)
             multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
-            configs = compose_configs(config_name, overrides, args.config_dir, complete=not args.cfg, multirun=multirun)
+            configs = compose_configs(config_name, overrides, args.config_dir, not args.cfg, multirun)
             if multirun and not args.cfg:
                 sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
                 overrides = [*overrides, format_override("hydra.sweep.dir", sweep.folder)]
             for config in configs if not args.cfg else []:
                 check(config)
-    if args.cfg == "job" and not args.package:  # Hydra's own would show what belongs to no choice
+    if args.cfg == "job" and not args.package:  # ours, for Hydra's has keys that the choices drop
         print(OmegaConf.to_yaml(configs[0], resolve=args.resolve), end="")
         return
     threading.excepthook = console.log_thread_exception
@@ -68,21 +71,21 @@ def launch(
         with report_errors():
             trial(configs[0])
         return
-    sys.argv[1:] = [*overrides, *[word for word in sys.argv[1:] if word not in args.overrides]]
+    sys.argv[1:] = [*overrides, *[argument for argument in sys.argv[1:] if argument not in args.overrides]]
     start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-
-    def checked() -> DictConfig:
-        """Return the configuration that was checked, which is Hydra's without what belongs to no choice."""
-        overrides = list(HydraConfig.get().overrides.task)
-        if sweep:  # this may be another process, and no run is resumed by a sweep
-            trust_overrides(overrides)
-        return compose_configs(config_name, overrides, args.config_dir)[0]
-
     if sweep:
-        sys.exit(run_sweep(start, lambda _: task(checked()), sweep, lambda _: summarize(sweep.folder, configs[0])))
+        job = partial(_run_sweep_job, task, config_name, args.config_dir)
+        sys.exit(run_sweep(start, job, sweep, lambda _: summarize(sweep.folder, configs[0])))
 
-    def job(config: DictConfig) -> None:
+    def run_job(config: DictConfig) -> None:
         with report_errors():
-            task(checked())
+            task(configs[0])
 
-    start(job)()
+    start(run_job)()
+
+
+def _run_sweep_job(task: Task, config_name: str, config_dir: str | None, config: DictConfig) -> float | None:
+    """Compose and run one job of a sweep, perhaps in another process."""
+    overrides = list(HydraConfig.get().overrides.task)
+    trust_overrides(overrides)  # all were typed, for a sweep resumes no run
+    return task(compose_configs(config_name, overrides, config_dir)[0])

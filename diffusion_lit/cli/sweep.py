@@ -1,4 +1,4 @@
-"""The jobs of a sweep: planned before the first one starts, run whatever becomes of the others, and counted."""
+"""The jobs of a sweep: planned before the first one starts, and all run, whatever becomes of the others."""
 
 import gc
 import logging
@@ -32,21 +32,33 @@ Task = Callable[[DictConfig], float | None]  # returns the value that a sweeper 
 
 
 class Sweep(NamedTuple):
-    folder: Path  # of all jobs, whatever name or experiment they have
-    keys: set[str]  # that are swept
+    """A planned sweep.
+
+    Attributes:
+        folder: folder of all jobs.
+        keys: swept keys.
+        jobs: number of jobs.
+        is_queued: whether submitit runs the jobs, in other processes and often on other hosts.
+        metric: value of result.json that a sweeper optimizes.
+    """
+
+    folder: Path
+    keys: set[str]
     jobs: int
-    queued: bool  # by submitit: they run in other processes, often of other machines
-    metric: str | None  # that a sweeper optimises
+    is_queued: bool
+    metric: str | None
 
 
 def plan_sweep(
     config_name: str, overrides: list[str], config_dir: str | None, configs: list[DictConfig]
 ) -> tuple[Sweep, list[DictConfig]]:
-    """The sweep of a command line, and the configurations of its jobs as far as they
-    are known before it starts.
+    """Return the sweep of a command line, and the configurations of its jobs as far as they are known.
 
     Args:
-        configs: those of the command line alone; a yaml file can sweep keys too, by `hydra.sweeper.params`.
+        config_name: name of the command.
+        overrides: its overrides.
+        config_dir: folder of more yaml files.
+        configs: configurations of the command line; `hydra.sweeper.params` may sweep more keys.
 
     Raises:
         UserError: exit 2 for what the sweeper cannot do; exit 5 if the folder is in use.
@@ -57,117 +69,128 @@ def plan_sweep(
         overrides = [*params, *overrides]
         configs = compose_configs(config_name, overrides, config_dir)
         hydra = compose_hydra_settings(config_name, overrides, config_dir)
-    swept = [word for word in OverridesParser.create().parse_overrides(overrides) if word.is_sweep_override()]
-    intervals = [word.input_line for word in swept if word.is_interval_sweep()]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = [override for override in parsed if override.is_sweep_override()]
+    intervals = [override.input_line for override in swept if override.is_interval_sweep()]
     if intervals and "BasicSweeper" in hydra.sweeper._target_:
-        raise UserError(Exit.CONFIG, f"{intervals[0]}: an interval cannot be counted through: add hydra/sweeper=optuna")
+        raise UserError(
+            Exit.CONFIG, f"{intervals[0]}: the basic sweeper does not support interval(). Add hydra/sweeper=optuna"
+        )
     if "direction" in hydra.sweeper:
         check_direction(configs[0].get("metric"), hydra.sweeper.direction)
     if hydra.launcher.get("nodes", 1) * hydra.launcher.get("tasks_per_node", 1) != 1:  # of submitit
         raise UserError(
             Exit.CONFIG,
-            "hydra.launcher.tasks_per_node, nodes: a job of a sweep is one task, which starts its processes itself: "
-            "add strategy=ddp and hydra.launcher.gpus_per_node=<devices>",
+            "hydra.launcher.tasks_per_node, nodes: a job of a sweep is one task that starts its own processes. "
+            "Add strategy=ddp and hydra.launcher.gpus_per_node=<devices>",
         )
     try:
-        run_dir = Path(hydra.sweep.dir)
+        folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
         raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
-    if config_name == "train" and sweeps.list_jobs(run_dir):
-        raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={run_dir} holds the jobs of another sweep: choose a new folder")
-    keys, jobs = {word.get_key_element() for word in swept}, hydra.sweeper.get("n_trials") or len(configs)
-    queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
-    return Sweep(run_dir, keys, jobs, queued, metric), configs
+    if config_name == "train" and sweeps.list_jobs(folder):
+        raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={folder}: has the jobs of another sweep. Choose a new folder")
+    keys, jobs = {override.get_key_element() for override in swept}, hydra.sweeper.get("n_trials") or len(configs)
+    is_queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
+    return Sweep(folder, keys, jobs, is_queued, metric), configs
 
 
 def check_direction(metric: str | None, direction: object) -> None:
-    """Refuse a sweeper that would look for the worst value, or for none."""
+    """Raise UserError (exit 2) if a sweeper optimizes towards the worst value, or nothing."""
     if metric is None:
-        raise UserError(Exit.CONFIG, "hydra/sweeper: this command has no metric to optimise")
-    wanted = "maximize" if metric in sweeps.HIGHER_IS_BETTER else "minimize"
-    if getattr(direction, "name", direction) != wanted:
-        better = "higher" if wanted == "maximize" else "lower"
-        raise UserError(Exit.CONFIG, f"metric={metric} is better when {better}: add hydra.sweeper.direction={wanted}")
+        raise UserError(Exit.CONFIG, "hydra/sweeper: this command has no metric to optimize")
+    best = "maximize" if metric in sweeps.HIGHER_IS_BETTER else "minimize"
+    if getattr(direction, "name", direction) != best:
+        better = "higher" if best == "maximize" else "lower"
+        raise UserError(Exit.CONFIG, f"metric={metric}: {better} is better. Add hydra.sweeper.direction={best}")
 
 
 def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarize: Task) -> int:
-    """Run every job, whatever becomes of the others; the largest of their exit codes.
-    Ctrl-C and SIGTERM end it all.
+    """Run every job, whatever becomes of the others, and return the largest of their exit codes.
 
-    Jobs may run in other processes (hydra/launcher=joblib) and on other machines
-    (submitit_slurm), so what they end with is kept on disk, beside them.
+    Ctrl-C and SIGTERM end all jobs. Exit codes go through files in the folder of the sweep,
+    for jobs may run in other processes (hydra/launcher=joblib) and on other hosts
+    (submitit_slurm).
+
+    Args:
+        start: Hydra's main, which takes the job.
+        task: runs one job.
+        sweep: the planned sweep.
+        summarize: runs at the end.
     """
-    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # warned by it a run saves; submitit's own loses the rest
-    os.environ.setdefault("SBATCH_REQUEUE", "1")  # whatever the cluster does by itself
+    # warned by SIGUSR1 a run saves its last step, which submitit's own handling would lose
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+    os.environ.setdefault("SBATCH_REQUEUE", "1")
     here, codes = (socket.gethostname(), os.getpid()), [0]
-    ended = sweep.folder.resolve() / f".ended-{secrets.token_hex(4)}"
+    finished = sweep.folder.resolve() / f".ended-{secrets.token_hex(4)}"
 
-    def job(config: DictConfig) -> float | None:
+    def run_job(config: DictConfig) -> float | None:
         hydra = HydraConfig.get()
         number = hydra.job.num + 1
-        words = [word for word in hydra.overrides.task if word.partition("=")[0] in sweep.keys]
-        log.info("job %d of %d: %s", number, sweep.jobs, " ".join(words))
+        swept = [override for override in hydra.overrides.task if override.partition("=")[0] in sweep.keys]
+        log.info("job %d of %d: %s", number, sweep.jobs, " ".join(swept))
         if (socket.gethostname(), os.getpid()) != here:
             console.silence_console()
         value, code = run_and_report(task, config)
-        saved = run_dir.read_result(Path(hydra.runtime.output_dir)).get("status") == "interrupted"
-        again = code == Exit.INTERRUPTED and saved and is_in_queue()  # until it has run again it has no result
+        has_saved = run_dir.read_result(Path(hydra.runtime.output_dir)).get("status") == "interrupted"
+        is_requeued = code == Exit.INTERRUPTED and has_saved and is_in_queue()
         codes.append(code)
         if code:
             log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
-        with suppress(OSError):  # on a full disk, or when nobody waits any more
-            (ended / str(number)).write_text(str(code))
-        with suppress(OSError):  # told of at the end
+        with suppress(OSError):  # a full disk, or the waiting process is gone
+            (finished / str(number)).write_text(str(code))
+        with suppress(OSError):  # reported at the end
             sweeps.write_sweep_results(sweep.folder)
-        if again or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
+        if is_requeued or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
             sys.exit(code)
-        gc.collect()  # what the job held of the device is free for the next one
+        gc.collect()  # free the device for the next job
         return sweeps.worst_objective(config.get("metric")) if code else value
 
-    def jobs(_) -> None:
-        ended.mkdir(parents=True)
+    def run_all_jobs(_) -> None:
+        finished.mkdir(parents=True)
         try:
-            with show_queue_progress(ended, sweep), wait_for_queue(sweep, codes):
-                start(job)()
+            with show_queue_progress(finished, sweep), wait_for_queue(sweep, codes):
+                start(run_job)()
         finally:
-            codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in ended.iterdir())
-            shutil.rmtree(ended, ignore_errors=True)
-            with suppress(OSError):  # jobs of sample leave nothing in it
+            codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in finished.iterdir())
+            shutil.rmtree(finished, ignore_errors=True)
+            with suppress(OSError):  # jobs of sample leave the folder empty
                 sweep.folder.rmdir()
 
-    codes.append(run_and_report(jobs, None)[1])
+    codes.append(run_and_report(run_all_jobs, None)[1])
     summary_code = run_and_report(summarize, None)[1]
     return max(codes) or summary_code
 
 
 def is_in_queue() -> bool:
-    """Whether this process is a job of a sweep that SLURM has started by itself, and can start again by itself."""
+    """Return whether this process is a job of a sweep that SLURM starts, and can start again."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
 @contextmanager
 def wait_for_queue(sweep: Sweep, codes: list[int]) -> Iterator[None]:
-    """Wait for every job in a queue. Hydra's launcher asks them one after the other for
-    what they return, and one that was killed or cancelled, and returns nothing, would
-    end the waiting for all others.
+    """Let Hydra's launcher wait for every job in a queue.
+
+    It collects the results one after the other, and would stop at a job that was killed
+    or cancelled. Here such a job returns the worst value, and adds to the exit codes.
     """
-    if not sweep.queued:
+    if not sweep.is_queued:
         yield
         return
     from submitit.core import core, utils
 
     results = core.Job.results
 
-    def found(job: core.Job) -> list:
+    def results_or_worst(job: core.Job) -> list:
         try:
             return results(job)
         except (utils.UncompletedJobError, utils.FailedJobError) as error:
-            told = str(error).splitlines()[0]
-            log.error("job %s left no result (%s); what it printed: %s", job.job_id, told, job.paths.stderr)
+            why = str(error).splitlines()[0]
+            log.error("job %s left no result (%s). Its output: %s", job.job_id, why, job.paths.stderr)
             codes.append(Exit.INTERRUPTED)
             return [JobReturn(_return_value=sweeps.worst_objective(sweep.metric), status=JobStatus.COMPLETED)]
 
-    core.Job.results = found
+    core.Job.results = results_or_worst
     try:
         yield
     finally:
@@ -175,35 +198,34 @@ def wait_for_queue(sweep: Sweep, codes: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def show_queue_progress(ended: Path, sweep: Sweep) -> Iterator[None]:
-    """A bar of the jobs in a queue that have ended; those that run here have bars of their own."""
-    if not sweep.queued:
+def show_queue_progress(finished: Path, sweep: Sweep) -> Iterator[None]:
+    """Show a progress bar of finished jobs in a queue. Jobs in this process have bars of their own."""
+    if not sweep.is_queued:
         yield
         return
-    summary.print_lines(
-        f"queued     {sweep.jobs} jobs; what they print is in {run_dir.display_path(sweep.folder / '.submitit')}"
-    )
-    over = threading.Event()
+    logs = run_dir.display_path(sweep.folder / ".submitit")
+    summary.print_lines(f"queued     {sweep.jobs} jobs, their output is in {logs}")
+    is_over = threading.Event()
 
-    def count() -> None:
+    def count_jobs() -> None:
         with console.progress_bar("job") as bar:
-            task, known = bar.add_task("", total=sweep.jobs), 0
-            while not over.wait(1):
-                now = len(list(ended.iterdir()))
-                bar.advance(task, now - known)
-                known = now
+            task, counted = bar.add_task("", total=sweep.jobs), 0
+            while not is_over.wait(1):
+                count = len(list(finished.iterdir()))
+                bar.advance(task, count - counted)
+                counted = count
 
-    thread = threading.Thread(target=count, daemon=True)
+    thread = threading.Thread(target=count_jobs, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        is_over.set()
         thread.join()
 
 
 def run_and_report(task: Task, config: DictConfig | None) -> tuple[float | None, int]:
-    """What a task returns, and the exit code it ends with; its errors are told, in words or by a traceback."""
+    """Run a task and report its errors; return its value and its exit code."""
     try:
         with report_errors():
             return task(config), 0
@@ -211,5 +233,5 @@ def run_and_report(task: Task, config: DictConfig | None) -> tuple[float | None,
         return None, end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:
         traceback.print_exc()
-        log.exception("unexpected:", extra={"in_bar": True})  # on the terminal it is already
+        log.exception("unexpected:", extra={"in_bar": True})  # the terminal has it already
         return None, 1

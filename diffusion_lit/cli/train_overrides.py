@@ -1,4 +1,4 @@
-"""The overrides that a command line of `train` stands for, also with `resume=`. Imports nothing heavy."""
+"""The overrides that `train` composes, also with `resume=`. Torch is not imported."""
 
 import sys
 from pathlib import Path
@@ -12,30 +12,30 @@ from diffusion_lit.system.errors import Exit, UserError
 
 
 def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides of a run; with `resume=` those of the run that is continued.
+    """Return the overrides of a run; with `resume=` those of the run to continue.
 
     Raises:
         UserError: exit 2 for a sweep that resumes, or that several processes start; exit 4 if there is no such run.
     """
-    requested = read_override("resume", overrides)
+    run = read_override("resume", overrides)
     multirun = is_multirun()
     if multirun and (collectives.launcher_env("WORLD_SIZE") or 1) > 1:
         raise UserError(
-            Exit.CONFIG, "a sweep starts the processes of its jobs itself: use python -m, not torchrun or srun"
+            Exit.CONFIG, "--multirun: the jobs start their own processes. Use python -m instead of torchrun or srun"
         )
-    if not isinstance(requested, str) or not requested:
+    if not isinstance(run, str) or not run:
         return expand_overrides(overrides, config_dir)
     if multirun:
-        raise UserError(Exit.CONFIG, "resume= goes on with one run, --multirun starts several: leave one of them out")
-    rest = [word for word in overrides if not word.startswith("resume=")]
-    if requested != "auto":
-        return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(requested), rest))
+        raise UserError(Exit.CONFIG, "resume= continues one run, --multirun starts several. Use one of the two")
+    rest = [override for override in overrides if not override.startswith("resume=")]
+    if run != "auto":
+        return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(run), rest))
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
-    run = run_dir.find_newest_run(Path("outputs", name))
-    if run is None:
+    newest = run_dir.find_newest_run(Path("outputs", name))
+    if newest is None:
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expand_overrides(rest, config_dir)
-    return merge_run_length(resume.merge_resume_overrides(run, rest))
+    return merge_run_length(resume.merge_resume_overrides(newest, rest))
 
 
 def is_multirun() -> bool:

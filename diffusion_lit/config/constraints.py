@@ -1,4 +1,4 @@
-"""What values of a configuration mean together."""
+"""Checks of values that must fit each other."""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from diffusion_lit.config.value_types import format_value
 
 
 def find_conflicts(values: dict[str, object]) -> list[str]:
-    """What cannot work together, one line each.
+    """Return one line for each pair of values that do not fit.
 
     Args:
-        values: dotted key to value, without keys that are faulty by themselves. A check of keys that are not there (a
-            network without levels, a faulty number) is left out.
+        values: dotted key -> value, without keys that are faulty by themselves. A check
+            whose keys are not all there is left out.
     """
     faults = []
     for check in CHECKS:
@@ -22,169 +22,197 @@ def find_conflicts(values: dict[str, object]) -> list[str]:
     return faults
 
 
-def noise(v: dict) -> Iterator[str]:
-    if v["diffusion.prediction_type"] == "epsilon" and _ends_in_pure_noise(v):
+def check_prediction_type(v: dict) -> Iterator[str]:
+    """Refuse epsilon where the last timestep is pure noise: x0 does not follow from it there."""
+    if v["diffusion.prediction_type"] == "epsilon" and (cause := _find_pure_noise(v)):
         yield (
-            f"diffusion.prediction_type=epsilon with {_ends_in_pure_noise(v)}: the last timestep is pure noise "
-            "and says nothing of x0; predict v_prediction, velocity or sample"
+            f"diffusion.prediction_type=epsilon: with {cause} the last timestep is pure noise, from which epsilon "
+            "gives no x0. Use v_prediction, velocity or sample"
         )
 
 
-def betas(v: dict) -> Iterator[str]:
+def check_betas(v: dict) -> Iterator[str]:
+    """Refuse betas that fall."""
     start, end = v["diffusion.beta_start"], v["diffusion.beta_end"]
     if start > end:
-        yield f"diffusion.beta_start={start} is more than diffusion.beta_end={end}"
+        yield f"diffusion.beta_start={start}: must be at most diffusion.beta_end={end}"
 
 
-def _ends_in_pure_noise(v: dict) -> str:
-    """The word that makes it so."""
+def _find_pure_noise(v: dict) -> str:
+    """Return the override that makes the last timestep pure noise, or an empty text."""
     if v.get("diffusion.process") == "flow":
         return "diffusion=flow"
     return "diffusion.zero_terminal_snr=true" if v.get("diffusion.zero_terminal_snr") else ""
 
 
-def sigmas(v: dict) -> Iterator[str]:
+def check_sigmas(v: dict) -> Iterator[str]:
+    """Refuse an empty range of sigmas."""
     low, high = v["diffusion.sigma_min"], v["diffusion.sigma_max"]
     if low >= high:
-        yield f"diffusion.sigma_min={low} must be less than diffusion.sigma_max={high}"
+        yield f"diffusion.sigma_min={low}: must be less than diffusion.sigma_max={high}"
 
 
-def handed_over(v: dict) -> Iterator[str]:
+def check_scheduler_prediction(v: dict) -> Iterator[str]:
+    """Refuse a prediction type that the diffusers scheduler cannot use."""
     form = v["sampler.prediction_type"]
-    if form == "epsilon" and _ends_in_pure_noise(v):
-        yield f"sampler.prediction_type=epsilon cannot be said at {_ends_in_pure_noise(v)}: leave it at sample"
+    if form == "epsilon" and (cause := _find_pure_noise(v)):
+        yield f"sampler.prediction_type=epsilon: not possible with {cause}. Use sample"
     if form == "sample" and v["sampler._target_"] == "diffusers.EulerAncestralDiscreteScheduler":
-        yield "sampler.prediction_type=sample is not taken by this scheduler: leave it at v_prediction"
+        yield "sampler.prediction_type=sample: this scheduler does not support it. Use v_prediction"
 
 
-def sampler_steps(v: dict) -> Iterator[str]:
-    steps, discrete = v["sampler.steps"], v.get("diffusion.process", "discrete") == "discrete"
-    timesteps = v["diffusion.num_train_timesteps"] if discrete else 1000
-    if steps is not None and steps > timesteps:
-        told = f"diffusion.num_train_timesteps={timesteps}" if discrete else f"{timesteps}, the levels there are"
-        yield f"sampler.steps={steps} is more than {told}"
+def check_sampler_steps(v: dict) -> Iterator[str]:
+    """Refuse more steps than there are timesteps; continuous processes are sampled at 1000 levels."""
+    steps, is_discrete = v["sampler.steps"], v.get("diffusion.process", "discrete") == "discrete"
+    limit = v["diffusion.num_train_timesteps"] if is_discrete else 1000
+    if steps is not None and steps > limit:
+        source = f"diffusion.num_train_timesteps={limit}" if is_discrete else f"{limit}, the number of noise levels"
+        yield f"sampler.steps={steps}: must be at most {source}"
 
 
-def learned_times(v: dict) -> Iterator[str]:
+def check_time_embedding(v: dict) -> Iterator[str]:
+    """Refuse a learned row per timestep where time is continuous."""
     if v["model.time_embedding_type"] == "learned" and v["diffusion.process"] != "discrete":
-        yield "model.time_embedding_type=learned has a row for each timestep, and here time is a number: use positional"
+        yield "model.time_embedding_type=learned: needs discrete timesteps. Use positional"
 
 
-def guidance(v: dict) -> Iterator[str]:
+def check_guidance(v: dict) -> Iterator[str]:
+    """Refuse guidance without label dropout."""
     if v["label_dropout"] == 0 and v["guidance_scale"] != 1:
         yield (
-            f"guidance_scale={v['guidance_scale']} with label_dropout=0: guidance needs the unconditional model, "
-            "which is trained by dropping labels; set label_dropout=0.1 or guidance_scale=1"
+            f"guidance_scale={v['guidance_scale']}: guidance needs the unconditional model, which is not trained with "
+            "label_dropout=0. Set label_dropout=0.1 or guidance_scale=1"
         )
 
 
-def guidance_details(v: dict) -> Iterator[str]:
+def check_guidance_details(v: dict) -> Iterator[str]:
+    """Refuse a reversed interval, and details of a guidance that is off."""
     low, high = v.get("guidance_interval") or (0, 1)
     if low > high:
-        yield f"guidance_interval=[{low}, {high}]: the cleaner end comes first, [{high}, {low}]"
+        yield f"guidance_interval=[{low}, {high}]: the lower noise level comes first. Write [{high}, {low}]"
     for key in ("guidance_interval", "guidance_rescale", "guide"):
         if v.get(key) and v["guidance_scale"] == 1:
-            yield f"{key}={format_value(v[key])} has no effect at guidance_scale=1. Set another guidance_scale too"
+            yield f"{key}={format_value(v[key])}: has no effect at guidance_scale=1. Set another guidance_scale too"
 
 
-def averaging(v: dict) -> Iterator[str]:
+def check_ema_interval(v: dict) -> Iterator[str]:
+    """Refuse an EMA that is never updated."""
     every, steps = v["ema.update_every"], v["max_steps"]
     if every > steps and v["max_epochs"] is None:
-        yield f"ema.update_every={every} is more than max_steps={steps}: the untrained network would be sampled"
+        yield f"ema.update_every={every}: must be at most max_steps={steps}, or the EMA stays untrained"
 
 
-def stairs(v: dict) -> Iterator[str]:
+def check_staircase(v: dict) -> Iterator[str]:
+    """Refuse a staircase with one step."""
     if v["lr_schedule.name"] == "staircase" and v["lr_schedule.cycles"] == 1:
         yield "lr_schedule.cycles=1: the learning rate of lr_schedule=staircase never falls. Set the number of steps"
 
 
-def train_batches(v: dict) -> Iterator[str]:
+def check_train_batches(v: dict) -> Iterator[str]:
+    """Refuse an epoch that ends between micro-batches of one step."""
     limit, accumulate = v["trainer.limit_train_batches"], v["strategy.accumulate"]
     if isinstance(limit, int) and limit % accumulate:
-        yield f"trainer.limit_train_batches={limit} must be a multiple of strategy.accumulate={accumulate}"
+        yield f"trainer.limit_train_batches={limit}: must be a multiple of strategy.accumulate={accumulate}"
 
 
-def conditions(v: dict) -> Iterator[str]:
+def check_condition(v: dict) -> Iterator[str]:
+    """Refuse classes and blends at once."""
     if v["classes"] is not None and v["context"] is not None:
         classes, context = format_value(v["classes"]), format_value(v["context"])
-        yield f"classes={classes} and context={context}: leave one out. context={{a: 1}} is the class a"
+        yield f"classes={classes} and context={context}: use one of the two. context={{a: 1}} is class a"
 
 
-def editing(v: dict) -> Iterator[str]:
+def check_distinct(v: dict) -> Iterator[str]:
+    """Refuse lists with a value twice."""
+    for key in ("seeds", "data.classes"):
+        values = v.get(key) or ()
+        if len(set(values)) < len(values):
+            yield f"{key}={format_value(values)}: the values must differ"
+
+
+def check_editing(v: dict) -> Iterator[str]:
+    """Refuse editing options without an image or a mask."""
     for key, needs in {"mask": "init", "strength": "init", "resample": "mask"}.items():
         if v[key] not in (None, 1) and v[needs] is None:
-            yield f"{key}={v[key]} without {needs}=<picture>: there is nothing to edit"
+            yield f"{key}={v[key]}: has no effect without {needs}. Add {needs}=<image>"
 
 
-def shards(v: dict) -> Iterator[str]:
+def check_shards(v: dict) -> Iterator[str]:
+    """Refuse shards without a common folder, or with options of a single grid."""
     if v["shards"] is None:
         return
-    told = f"shards={v['shards']}"
     if v["out"] is None:
-        yield f"{told}: name the folder where all processes meet, by out="
+        yield f"shards={v['shards']}: the processes need a common folder. Add out=<folder>"
     for key in ("init", "seeds", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
         if v.get(key):
-            yield f"{told} and {key}={format_value(v[key])}: leave one out, shards are for many images of a kind"
+            yield f"shards={v['shards']} and {key}={format_value(v[key])}: use one of the two"
 
 
-def pictures(v: dict) -> Iterator[str]:
-    for of, keys in {"data": ("image_size", "channels", "num_classes"), "diffusion": ("num_train_timesteps",)}.items():
+def check_model_interpolations(v: dict) -> Iterator[str]:
+    """Refuse another image size, number of channels, classes or timesteps for the model."""
+    sources = {"data": ("image_size", "channels", "num_classes"), "diffusion": ("num_train_timesteps",)}
+    for group, keys in sources.items():
         for key in keys:
-            here, there = f"model.{key}", f"{of}.{key}"
-            if here in v and there in v and v[here] != v[there]:
-                yield f"{here}={format_value(v[here])} follows from {there}: set that instead"
+            model, source = f"model.{key}", f"{group}.{key}"
+            if model in v and source in v and v[model] != v[source]:
+                yield f"{model}={format_value(v[model])}: follows {source}. Set that instead"
 
 
-def streaming(v: dict) -> Iterator[str]:
+def check_streaming(v: dict) -> Iterator[str]:
+    """Refuse comparisons with the training images where a stream keeps none."""
     for key in ("metrics_every", "data.classifier_images"):
         if v["data.streaming"] == "every_epoch" and v[key]:
-            yield (
-                f"{key}={v[key]} compares with all training pictures, and data.streaming=every_epoch keeps none: "
-                f"set {key}=0"
-            )
+            yield f"{key}={v[key]}: needs the training images, and data.streaming=every_epoch keeps none. Set {key}=0"
 
 
-def alpha(v: dict) -> Iterator[str]:
+def check_alpha(v: dict) -> Iterator[str]:
+    """Refuse a treatment of alpha where images have no alpha channel."""
     if v["data.alpha"] == "zero" and v["data.channels"] != 4:
         yield (
-            f"data.alpha=zero with data.channels={v['data.channels']}: without a channel for it alpha is laid on "
-            "data.background; set data.channels=4"
+            f"data.alpha=zero: has no effect with data.channels={v['data.channels']}, which puts images on "
+            "data.background. Set data.channels=4"
         )
 
 
-def best(v: dict) -> Iterator[str]:
+def check_best_by(v: dict) -> Iterator[str]:
+    """Refuse a metric for best.ckpt that is not measured at its checkpoints."""
     name, metrics, every, saved = (v[k] for k in ("best_by", "metrics", "metrics_every", "checkpoint_every"))
-    owner = next((metric for metric, columns in METRIC_COLUMNS.items() if name in columns), None)
-    if owner and not (every and owner in metrics):
-        yield f"best_by={name} is not measured: add metrics_every={saved} 'metrics=[{owner}]'"
-    elif owner and every % saved and saved % every:
+    metric = next((metric for metric, columns in METRIC_COLUMNS.items() if name in columns), None)
+    if metric and not (every and metric in metrics):
+        yield f"best_by={name}: not measured. Add metrics_every={saved} 'metrics=[{metric}]'"
+    elif metric and every % saved and saved % every:
         yield f"best_by={name}: one of metrics_every={every} and checkpoint_every={saved} must divide the other"
 
 
-def strategies(v: dict) -> Iterator[str]:
+def check_strategy(v: dict) -> Iterator[str]:
+    """Refuse devices, hosts and compilation that a strategy does not support."""
     name, devices, nodes = v["strategy.name"], v["strategy.devices"], v["strategy.num_nodes"]
     if name == "single" and devices != 1:
-        yield f"strategy.devices={devices}: strategy=single trains on one device, use strategy=ddp"
+        yield f"strategy.devices={devices}: strategy=single trains on one device. Use strategy=ddp"
     if name != "ddp" and nodes > 1:
-        yield f"strategy.num_nodes={nodes}: strategy={name} trains on one machine, use strategy=ddp"
+        yield f"strategy.num_nodes={nodes}: strategy={name} trains on one host. Use strategy=ddp"
     if name == "dp" and v["strategy.compile"]:
-        yield "strategy.compile=true: strategy=dp copies the network anew for every batch, use strategy=ddp"
+        yield "strategy.compile=true: strategy=dp copies the network for every batch. Use strategy=ddp"
 
 
-def batch(v: dict) -> Iterator[str]:
+def check_batch_size(v: dict) -> Iterator[str]:
+    """Refuse a batch that cannot be divided among devices and micro-batches."""
     keys = ("strategy.devices", "strategy.num_nodes", "strategy.accumulate")
     keys = [key for key in keys if v[key] not in (1, "auto")]
     size, parts = v["global_batch_size"], math.prod(v[key] for key in keys)
     if size % parts:
-        yield f"global_batch_size={size} must be a multiple of {' x '.join(f'{key}={v[key]}' for key in keys)}"
+        yield f"global_batch_size={size}: must be a multiple of {' x '.join(f'{key}={v[key]}' for key in keys)}"
 
 
-def skins(v: dict) -> Iterator[str]:
+def check_skins(v: dict) -> Iterator[str]:
+    """Refuse to render images as skins that are none."""
     if v["data.render"] == "skin" and (v["data.channels"], v["data.image_size"]) != (4, 64):
-        yield "data.render=skin shows skins of 64x64 px with alpha: set data.channels=4 data.image_size=64"
+        yield "data.render=skin: needs RGBA images of 64x64 px. Set data.channels=4 data.image_size=64"
 
 
 CHECKS = (
-    noise, betas, sigmas, handed_over, sampler_steps, learned_times, guidance, guidance_details, averaging, stairs,
-    train_batches, conditions, editing, shards, pictures, streaming, alpha, best, skins, strategies, batch,
+    check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
+    check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
+    check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_model_interpolations,
+    check_streaming, check_alpha, check_best_by, check_skins, check_strategy, check_batch_size,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`debug=on`: any recipe in seconds on a CPU, along the same path, on pictures made on the spot."""
+"""`debug=on`: any recipe at a tiny size on synthetic images, in seconds on a CPU."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -6,7 +6,7 @@ from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 
-SHORT = {
+TINY = {
     "name": "debug",
     "max_steps": 2,
     "global_batch_size": 4,
@@ -24,34 +24,32 @@ SHORT = {
 
 
 def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
-    """The words of a command line with those that make it small before them; what they
-    name themselves is left.
+    """Return the overrides with those of a tiny run before them; keys that they set are left alone.
 
     Args:
-        overrides: without `debug=on`.
-        config: what they come to; values may be missing.
+        overrides: overrides of `train` without `debug=on`.
+        config: their composed configuration; values may be missing.
     """
-    named = {word.partition("=")[0].lstrip("+") for word in overrides}
-    words = {key: value for key, value in SHORT.items() if _has(config, key)}
+    keys = {override.partition("=")[0].lstrip("+") for override in overrides}
+    values = {key: value for key, value in TINY.items() if _has_key(config, key)}
     network = locate(config.model._target_)
     if hasattr(network, "debug_arguments"):
         small = network.debug_arguments(OmegaConf.to_container(config.model, resolve=True))
-        words |= {f"model.{key}": value for key, value in small.items()}
-    words |= {"logger": "none"}
+        values |= {f"model.{key}": value for key, value in small.items()}
+    values |= {"logger": "none"}
     if read_override("max_epochs", overrides) is not None:
-        del words["max_steps"]
-    of_any_data = {f"data.{key}" for key in OmegaConf.load(CONF / "data" / "synthetic.yaml")}
-    own_data = "data" in named or any(key.startswith("data.") for key in named - of_any_data)
-    if not own_data and not config.data._target_.endswith(".Digits"):
-        keys = ("image_size", "channels", "num_classes", "labels")
-        kept = {key: config.data[key] for key in keys if key in config.data}
+        del values["max_steps"]
+    common = {f"data.{key}" for key in OmegaConf.load(CONF / "data" / "synthetic.yaml")}
+    has_data = "data" in keys or any(key.startswith("data.") for key in keys - common)
+    if not has_data and not config.data._target_.endswith(".Digits"):
+        names = ("image_size", "channels", "num_classes", "labels")
+        values |= {"data": "synthetic"} | {f"data.{name}": config.data[name] for name in names if name in config.data}
         if config.data.get("label_column") == "none":
-            kept["labels"] = "none"
-        words |= {"data": "synthetic"} | {f"data.{key}": value for key, value in kept.items()}
-    return [*[format_override(key, value) for key, value in words.items() if key not in named], *overrides]
+            values["data.labels"] = "none"
+    return [*[format_override(key, value) for key, value in values.items() if key not in keys], *overrides]
 
 
-def _has(config: DictConfig, key: str) -> bool:
-    """Whether there is such a key, be it null: `sampler.steps=null` stands for all timesteps."""
+def _has_key(config: DictConfig, key: str) -> bool:
+    """Return whether a key exists, even if it is null."""
     group, _, last = key.rpartition(".")
     return last in (OmegaConf.select(config, group) if group else config)

@@ -1,4 +1,4 @@
-"""From a command line of `train` to the overrides it stands for: its experiment, its debug mode, its length."""
+"""Overrides of `train` that stand for others: the default experiment, `debug=on`, the length of a run."""
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.config.debug import add_debug_overrides
@@ -7,14 +7,13 @@ from diffusion_lit.system.errors import Exit, UserError
 
 
 def expand_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides with the default experiment, and with `debug=on` everything
-    small.
+    """Return the overrides with the default experiment, `debug=on` and the length of the run expanded.
 
     Raises:
         UserError: exit 2 for another value of `debug`, or two lengths of one run.
     """
     debug = read_override("debug", overrides)
-    rest = add_default_experiment([word for word in overrides if not word.startswith("debug=")])
+    rest = add_default_experiment([override for override in overrides if not override.startswith("debug=")])
     if debug not in (None, "on", "off"):
         raise UserError(Exit.CONFIG, f"debug={debug}: must be on or off")
     if debug == "on":
@@ -28,16 +27,16 @@ def merge_run_length(overrides: list[str]) -> list[str]:
     Raises:
         UserError: exit 2 if both are on the command line.
     """
-    keys = {word.partition("=")[0] for word in overrides}
+    keys = {override.partition("=")[0] for override in overrides}
     if "max_steps" in keys and read_override("max_epochs", overrides) is not None:
-        raise UserError(Exit.CONFIG, "max_steps and max_epochs each say how long the run is: leave one of the two out")
+        raise UserError(Exit.CONFIG, "max_steps and max_epochs: both set the length of the run. Use one of the two")
     wins = {"max_steps", "experiment"} <= keys and "max_epochs" not in keys
     return [*overrides, "max_epochs=null"] if wins else overrides
 
 
 def add_default_experiment(overrides: list[str]) -> list[str]:
-    """Drop the default experiment, digits, if the overrides name other data but no experiment."""
-    words = {word.partition("=")[0]: word.partition("=")[2] for word in overrides}
-    if words.get("data", "digits") != "digits" and "experiment" not in words:
+    """Add experiment=none if the overrides choose other data than the digits and no experiment."""
+    values = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
+    if values.get("data", "digits") != "digits" and "experiment" not in values:
         return ["experiment=none", *overrides]
     return overrides

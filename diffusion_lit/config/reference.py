@@ -56,13 +56,16 @@ def render_help(config_name: str, names: list[str]) -> str:
             for group, choices in groups.items()
         ]
         note = next((text for group, text in GROUP_NOTES.items() if group in groups), "")
-        shown = "sampler" if "sampler" in groups else "data"
+        example = "optimizer sampler" if "optimizer" in groups else " ".join(groups)
         parts += [
-            "Config groups, set with group=name, the default first:",
+            f"Config groups, set with group=name{', the default first' if 'data' in groups else ''}:",
             "\n".join(listed),
-            f"{note}\n  Keys of a group: --help {shown}. Set them with group.key=value.".lstrip("\n"),
+            f"{note}\n  Keys of a group: --help {example}. Set them with group.key=value.".lstrip("\n"),
         ]
-    parts += ["Keys, set with key=value:", "\n".join(map(_render_key, read_keys(file).items()))]
+    parts += [
+        "Keys, set with key=value (default, type, meaning; x 1+: at least one element):",
+        "\n".join(map(_render_key, read_keys(file).items())),
+    ]
     parts.append("--cfg job prints the composed config. --config-dir <folder> adds your own yaml files.")
     return "\n\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""Secrets: refused where they would be written down, and kept out of what leaves the run folder."""
+"""Secrets: refused on the command line, and removed from everything that is logged or shared."""
 
 import os
 import re
@@ -19,32 +19,34 @@ SECRET_TEXT = re.compile(
     r"|://[^/\s@]+@"  # user:password@ in an address
 )
 
-A_COMMIT = re.compile(r"[/@][0-9a-f]{40}\b")  # as in the folders of the hub's cache; W&B keys stand alone
-WHERE_TO_PUT_IT = (
-    "it would be written to files; remove it, and use `wandb login` or WANDB_API_KEY, `hf auth login` or HF_TOKEN"
+COMMIT_HASH = re.compile(r"[/@][0-9a-f]{40}\b")  # in paths of the hub's cache; a W&B key stands alone
+SECRET_ADVICE = (
+    "looks like a secret and would be written to files. Remove it and use `wandb login` or WANDB_API_KEY, "
+    "`hf auth login` or HF_TOKEN"
 )
 
 
 def is_secret(text: str) -> bool:
-    """Whether a word or a value has the form of a key or a token, or says so by its name."""
+    """Return whether an override or a value has the form, or the name, of a key or token."""
     key, sign, value = text.partition("=")
-    named = sign and value not in ("", "null", "true", "false") and SECRET_NAME.search(key)
-    return bool(named or SECRET_TEXT.search(A_COMMIT.sub("", text)))
+    has_secret_name = sign and value not in ("", "null", "true", "false") and SECRET_NAME.search(key)
+    return bool(has_secret_name or SECRET_TEXT.search(COMMIT_HASH.sub("", text)))
 
 
-def refuse_secrets(words: Iterable[str]) -> None:
-    """Raises UserError (exit 2) for a word of a command line that looks like a secret, without repeating it."""
-    for k, word in enumerate(words, start=1):
-        if is_secret(word):
-            key, sign, _ = word.partition("=")
-            what = key if sign and not SECRET_TEXT.search(key) else f"word {k} of the command line"
-            raise UserError(Exit.CONFIG, f"{what}: looks like a secret: {WHERE_TO_PUT_IT}")
+def refuse_secrets(arguments: Iterable[str]) -> None:
+    """Raise UserError (exit 2) for a command line argument that looks like a secret, without repeating it."""
+    for k, argument in enumerate(arguments, start=1):
+        if is_secret(argument):
+            key, sign, _ = argument.partition("=")
+            where = key if sign and not SECRET_TEXT.search(key) else f"argument {k}"
+            raise UserError(Exit.CONFIG, f"{where}: {SECRET_ADVICE}")
 
 
 def redact_secrets(tree, key: str = ""):
-    """A configuration (or a text) with everything that looks like a secret, by its
-    name, by its form or because a variable of the environment holds it, replaced by
-    <removed>.
+    """Replace everything in a configuration or text that looks like a secret by <removed>.
+
+    A secret has the name or the form of one, or stands in an environment variable of
+    such a name.
     """
     if isinstance(tree, dict):
         return {name: redact_secrets(value, str(name)) for name, value in tree.items()}
@@ -54,22 +56,22 @@ def redact_secrets(tree, key: str = ""):
         return tree
     known = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
     text = str(tree)
-    hidden = SECRET_NAME.search(key) or SECRET_TEXT.search(text) or any(value in text for value in known)
-    return REMOVED if hidden else tree
+    is_hidden = SECRET_NAME.search(key) or SECRET_TEXT.search(text) or any(value in text for value in known)
+    return REMOVED if is_hidden else tree
 
 
 @contextmanager
 def redact_command_line():
-    """W&B writes down the command line."""
-    words = sys.argv
-    pairs = [word.partition("=") for word in words]
+    """Remove secrets from `sys.argv`, which W&B records, inside of the block."""
+    arguments = sys.argv
+    pairs = [argument.partition("=") for argument in arguments]
     sys.argv = [f"{redact_secrets(key)}{sign}{redact_secrets(value, key)}" for key, sign, value in pairs]
     try:
         yield
     finally:
-        sys.argv = words
+        sys.argv = arguments
 
 
 def format_exception(error: Exception) -> str:
-    """What an error says, for a log line: without line breaks and secrets."""
+    """Return an exception as one line without secrets, at most 300 characters."""
     return redact_secrets(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]

@@ -1,10 +1,8 @@
-"""From the names of classes in a configuration to these classes, and which may be
-built.
+"""Classes that a configuration names by `_target_`: which may be built, and building them.
 
-A configuration that is stored in a run, a checkpoint or an export is data and may come
-from anybody: it builds only classes of this project and of the lists below, and classes
-of packages that are installed as plugins. Names that a user types, or has in a yaml of
-`--config-dir`, are the user's own: this process builds them as well.
+A configuration stored in a run, a checkpoint or an exported folder may come from anybody.
+It builds classes of this project, of the packages below and of installed plugins only.
+Names that the user types, or has in a yaml file of --config-dir, are trusted as well.
 """
 
 import inspect
@@ -17,7 +15,7 @@ from importlib.metadata import entry_points
 from diffusion_lit.config.overrides import did_you_mean
 from diffusion_lit.system.errors import Exit, UserError
 
-TRUSTED_MODULES = {  # what a name begins with, and where a class of such a name must be defined
+TRUSTED_MODULES = {  # beginning of a name -> modules in which a class of that name must be defined
     "diffusion_lit": ("diffusion_lit",),
     "diffusers": ("diffusers.schedulers", "diffusers.models.unets"),
     "torch.optim": ("torch.optim",),
@@ -25,20 +23,20 @@ TRUSTED_MODULES = {  # what a name begins with, and where a class of such a name
     "lightning.pytorch.loggers": ("lightning.pytorch.loggers",),
     "torchvision.transforms.v2": ("torchvision.transforms.v2",),
 }
-PLUGINS = "diffusion_lit.plugins"  # a package of classes names itself under this entry point
-_own: set[str] = set()
+PLUGINS = "diffusion_lit.plugins"  # entry point of packages with further classes
+_trusted_names: set[str] = set()
 
 
 def trust(config: object) -> None:
-    """Let this process build every class that a configuration names: it is the user's own."""
-    _own.update(map(str, target_names(config)))
+    """Allow this process to build every class that a configuration of the user names."""
+    _trusted_names.update(map(str, target_names(config)))
 
 
 def trust_overrides(overrides: Iterable[str]) -> None:
-    """Let this process build every class that the user typed as a `_target_`."""
-    for word in overrides:
-        for names in re.findall(r"_target_['\"]?\s*[=:]\s*(?:choice\()?['\"]?([\w.,]+)", word):
-            _own.update(filter(None, names.split(",")))
+    """Allow this process to build every class that the user typed as a `_target_`."""
+    for override in overrides:
+        for names in re.findall(r"_target_['\"]?\s*[=:]\s*(?:choice\()?['\"]?([\w.,]+)", override):
+            _trusted_names.update(filter(None, names.split(",")))
 
 
 def target_names(tree: object) -> Iterator[object]:
@@ -57,11 +55,11 @@ def locate(target: str) -> type:
     """Return the class of a dotted name.
 
     Raises:
-        UserError: exit 2 for a name that is not trusted, or that no class has.
+        UserError: exit 2 if the name is not trusted, or is not that of a class.
     """
     name = str(target)
-    places = _places(name)
-    if not places and name not in _own:
+    modules = _find_modules(name)
+    if not modules and name not in _trusted_names:
         raise UserError(
             Exit.CONFIG,
             f"_target_={name}: not a class that a stored configuration may build. If you trust it, pass the "
@@ -70,18 +68,19 @@ def locate(target: str) -> type:
         )
     module, _, last = name.rpartition(".")
     try:
-        found = getattr(import_module(module), last)
+        target_class = getattr(import_module(module), last)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(Exit.CONFIG, f"_target_={name}: class not found ({error})") from None
-    kind = found.func if isinstance(found, partial) else found
-    if not inspect.isclass(kind) or not (name in _own or any(_is_in(kind.__module__, place) for place in places)):
+    kind = target_class.func if isinstance(target_class, partial) else target_class
+    is_trusted = name in _trusted_names or any(_is_inside(getattr(kind, "__module__", ""), one) for one in modules)
+    if not inspect.isclass(kind) or not is_trusted:
         raise UserError(Exit.CONFIG, f"_target_={name}: not a class that a configuration may build")
-    return found
+    return target_class
 
 
 def target_fault(target: object) -> str | None:
-    """Return why a class cannot be built. Only the user's own are imported; ours would load torch."""
-    if not _places(str(target)):
+    """Return why a class cannot be built. Only classes of the user are imported; ours would import torch."""
+    if not _find_modules(str(target)):
         try:
             locate(target)
         except UserError as error:
@@ -90,24 +89,30 @@ def target_fault(target: object) -> str | None:
 
 
 def argument_fault(where: str, leaf: object) -> str | None:
-    """Return which key of a leaf its class does not take, or which one it lacks; None if it can be built."""
+    """Return which argument of a class is unknown or missing, or None.
+
+    Args:
+        where: dotted key of the leaf.
+        leaf: mapping with `_target_` and the arguments.
+    """
     if not isinstance(leaf, dict) or "_target_" not in leaf:
         return f"{where}: add {where}._target_=package.Class"
+    name = leaf["_target_"]
     try:
-        parameters = inspect.signature(locate(leaf["_target_"])).parameters
+        parameters = dict(inspect.signature(locate(name)).parameters)
     except UserError as error:
         return str(error)
-    name = leaf["_target_"]
-    if where == "optimizer":  # the code adds them
-        parameters = {key: value for key, value in parameters.items() if key != "params"}
+    if where == "optimizer":
+        parameters.pop("params", None)  # the module passes them
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if not takes_any and (wrong := [key for key in leaf if key not in ("_target_", *parameters)]):
-        key, has = f"{where}.{wrong[0]}", ", ".join(parameters) or "none"
+    unknown = [key for key in leaf if key not in ("_target_", *parameters)]
+    if unknown and not takes_any:
+        key, listed = f"{where}.{unknown[0]}", ", ".join(parameters) or "no arguments"
         close = did_you_mean(key, [f"{where}.{known}" for known in parameters])
-        return f"{key}: {name} has no such argument{close}, it has {has}. Remove it by ~{key}"
+        return f"{key}: {name} has no such argument{close}, it has {listed}. Remove it with ~{key}"
     required = [key for key, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    lacking = [key for key in required if key not in leaf and (where, key) != ("logger", "save_dir")]
-    return f"{where}: {name} needs {lacking[0]}. Add +{where}.{lacking[0]}=..." if lacking else None
+    missing = [key for key in required if key not in leaf and (where, key) != ("logger", "save_dir")]
+    return f"{where}: {name} needs {missing[0]}. Add +{where}.{missing[0]}=..." if missing else None
 
 
 def build(tree: object) -> object:
@@ -140,11 +145,11 @@ def _built(tree: object) -> object:
     return cls(**values)
 
 
-def _places(name: str) -> tuple[str, ...]:
-    """Return where a class of a trusted name must be defined; nothing for a name that is not trusted."""
-    ours = next((places for start, places in TRUSTED_MODULES.items() if _is_in(name, start)), ())
-    return ours or tuple(entry.module for entry in entry_points(group=PLUGINS) if _is_in(name, entry.module))
+def _find_modules(name: str) -> tuple[str, ...]:
+    """Return the modules in which a class of this name may be defined; none for a name that is not trusted."""
+    ours = next((modules for start, modules in TRUSTED_MODULES.items() if _is_inside(name, start)), ())
+    return ours or tuple(entry.module for entry in entry_points(group=PLUGINS) if _is_inside(name, entry.module))
 
 
-def _is_in(name: str, place: str) -> bool:
-    return f"{name}.".startswith(f"{place}.")
+def _is_inside(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")

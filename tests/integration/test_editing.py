@@ -305,10 +305,14 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
 @each(
     ("words", "told", "code"),
     [
-        (["mask=mask.png", "strength=0.5"], ["mask=mask.png without init", "strength=0.5 without init"], 2),
-        (["init=small.png", "resample=3"], ["resample=3 without mask"], 2),
-        (["init=small.png", "strength=0"], ["strength=0: must be more than 0"], 2),
-        (["seeds=[3,3]"], ["seeds=[3, 3]: must be two different seeds [3,8]"], 2),
+        (
+            ["mask=mask.png", "strength=0.5"],
+            ["mask=mask.png: has no effect without", "strength=0.5: has no effect"],
+            2,
+        ),
+        (["init=small.png", "resample=3"], ["resample=3: has no effect without mask"], 2),
+        (["init=small.png", "strength=0"], ["strength=0: must be null or float in (0, 1]"], 2),
+        (["seeds=[3,3]"], ["seeds=[3, 3]: the values must differ"], 2),
         (["seeds=[3,8]", "seed=1"], ["seed and seeds exclude each other: leave one out"], 2),
         (["init=there.png", "mask=small.png"], ["there.png: cannot be read", "mask=small.png: 4x4 px"], 3),
         (["init=none"], ["init=none: no images in this folder"], 3),

@@ -261,7 +261,7 @@ def test_runs_without_snapshots_say_what_is_missing(dense, tmp_path):
     assert "Train with ema_snapshot_every=<steps>" in printed
     assert "weights=net the raw ones: leave one out" in printed
     printed = run("sample", f"run={copy}", "ema_length=0.3", "out=out", cwd=tmp_path, code=2)
-    assert "ema_length=0.3: must be at most 0.28" in printed
+    assert "ema_length=0.3: must be null or float in (0, 0.28]" in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -306,7 +306,7 @@ def test_the_front_is_what_nothing_cheaper_beats():
 @pytest.mark.parametrize(("words", "told"), [
     (["features=inception"], "diffusion_lit[inception]"),
     (["num_images=19"], "take 20 or more"),
-    (["metrics=[fid]", "features=clip"], "metrics=[\"fid\"]: each must be one of fd,"),
+    (["metrics=[fid]", "features=clip"], "metrics=[\"fid\"]: must be list[fd | kid |"),
     (["guidance_scale=2", "sampler.steps=5000"], "sampler.steps=5000"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_told_at_once(tiny_run, tmp_path, words, told):
@@ -367,7 +367,7 @@ def test_without_metrics_every_there_are_no_columns(tiny_run):
 def test_what_decides_the_best_must_be_measured_when_checkpoints_are_written():
     values = {"best_by": "fd", "metrics": ["fd"], "metrics_every": 100, "checkpoint_every": 300}
     assert find_conflicts(values) == []
-    assert "is not measured" in find_conflicts(values | {"metrics_every": 0})[0]
-    assert "is not measured" in find_conflicts(values | {"metrics": ["kid"]})[0]
+    assert ": not measured" in find_conflicts(values | {"metrics_every": 0})[0]
+    assert ": not measured" in find_conflicts(values | {"metrics": ["kid"]})[0]
     assert "must divide" in find_conflicts(values | {"metrics_every": 200})[0]
     assert find_conflicts(values | {"best_by": "val/error", "metrics_every": 0}) == []

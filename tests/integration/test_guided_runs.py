@@ -59,11 +59,11 @@ def test_a_run_is_guided_by_itself_earlier_and_by_a_smaller_one(runs, tmp_path):
 @each(
     ("words", "told"),
     [
-        ("guidance_interval=[0.8,0.2]", ["guidance_interval=[0.8, 0.2]: the cleaner end comes first, [0.2, 0.8]"]),
-        ("guidance_interval=[0.1,1.2] guidance_rescale=2", ["each must be at most 1", "guidance_rescale=2: must"]),
-        ("guidance_scale=1 guidance_rescale=0.5", ["guidance_rescale=0.5 does nothing at guidance_scale=1"]),
+        ("guidance_interval=[0.8,0.2]", ["[0.8, 0.2]: the lower noise level comes first. Write [0.2, 0.8]"]),
+        ("guidance_interval=[0.1,1.2] guidance_rescale=2", ["[0.1, 1.2]: must be null", "guidance_rescale=2: must"]),
+        ("guidance_scale=1 guidance_rescale=0.5", ["guidance_rescale=0.5: has no effect at guidance_scale=1"]),
         ("guide={whole}", ["is the network itself: choose an earlier guide_checkpoint"]),
-        ("guide={whole} guide_checkpoint=3 guidance_scale=1", ["does nothing at guidance_scale=1, which"]),
+        ("guide={whole} guide_checkpoint=3 guidance_scale=1", ["has no effect at guidance_scale=1."]),
         ("guide_checkpoint=3", ["guide_checkpoint=3: needs guide=<run>"]),
         ("guide={whole} guide_checkpoint=4", ["has no checkpoint '4'. Choose last, best, or a step of: 3, 6"]),
         ("guide=nowhere", ["nowhere: no such folder"]),

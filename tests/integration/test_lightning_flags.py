@@ -152,4 +152,4 @@ def test_a_dataset_of_ones_own_in_a_config_dir(tmp_path):
     assert "3 classes" in printed
     assert "--config-dir conf" in printed  # the command that is proposed next
     run("train", "--config-dir", "conf", "resume=run", "max_steps=5", cwd=tmp_path)
-    assert "data=noise: no such data" in run("train", "resume=run", "max_steps=6", cwd=tmp_path, code=2)
+    assert "data=noise: not found" in run("train", "resume=run", "max_steps=6", cwd=tmp_path, code=2)

@@ -145,10 +145,10 @@ def test_a_plan_is_written_once_and_kept_to(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    (["out=null"], "name the folder where all processes meet, by out="),
-    (["gif=true"], "shards=7 and gif=true: leave one out"),
+    (["out=null"], "the processes need a common folder. Add out="),
+    (["gif=true"], "shards=7 and gif=true: use one of the two"),
     (["seeds=[3,8]"], "shards=7 and seeds=[3, 8]"),
-    (["shards=0"], "shards=0: must be at least 1"),
+    (["shards=0"], "shards=0: must be null or int >= 1"),
 ])  # fmt: skip
 def test_what_does_not_go_with_shards_is_told_at_once(tiny_run, tmp_path, words, told):
     kept = [word for word in [*MANY, *SHARDS] if word.partition("=")[0] not in {w.partition("=")[0] for w in words}]

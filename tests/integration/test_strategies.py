@@ -285,15 +285,15 @@ def test_alone_every_way_of_agreeing_gives_what_was_put_in():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["strategy.devices=2"], "strategy=single trains on one device, use strategy=ddp"),
-        (["strategy=dp", "strategy.compile=true"], "copies the network anew for every batch"),
-        (["strategy=dp", "strategy.num_nodes=2"], "one machine, use strategy=ddp"),
-        (["strategy=ddp", "strategy.devices=5"], "global_batch_size=12 must be a multiple of strategy.devices=5"),
+        (["strategy.devices=2"], "strategy=single trains on one device. Use strategy=ddp"),
+        (["strategy=dp", "strategy.compile=true"], "copies the network for every batch"),
+        (["strategy=dp", "strategy.num_nodes=2"], "one host. Use strategy=ddp"),
+        (["strategy=ddp", "strategy.devices=5"], "global_batch_size=12: must be a multiple of strategy.devices=5"),
         (
             ["strategy=ddp", "strategy.devices=2", "strategy.accumulate=4"],
             "a multiple of strategy.devices=2 x strategy.accumulate=4",
         ),
-        (["strategy=ddp", "strategy.devices=0"], "must be auto or a number of devices"),
+        (["strategy=ddp", "strategy.devices=0"], "must be auto or int >= 1"),
         (["strategy=ddp", "strategy.num_nodes=2"], "torchrun --nnodes 2"),
     ],
 )

@@ -314,7 +314,7 @@ def test_help_of_every_verb_is_of_one_form(verb):
     lines = text.splitlines()
     assert sum(line.strip().startswith(f"python -m diffusion_lit.{verb} ") for line in lines) >= 2
     assert sum(f"python -m diffusion_lit.{verb}" in line for line in lines) >= 3
-    assert "\nKeys, set with key=value:\n" in text
+    assert "\nKeys, set with key=value (default, type, meaning" in text
     assert text.endswith("--config-dir <folder> adds your own yaml files.")
     for name, key in read_keys(CONF / f"{verb}.yaml").items():
         assert re.search(rf"^  {name}: {re.escape(key.default)}\s+{re.escape(key.type.split(' ')[0])}", text, re.M), (

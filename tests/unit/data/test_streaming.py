@@ -294,9 +294,9 @@ def test_sets_of_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["metrics_every=100"], "metrics_every=100 compares with all training pictures"),
-        (["data.classifier_images=50"], "data.classifier_images=50 compares with all training pictures"),
-        (["data.streaming=each_epoch"], "data.streaming=each_epoch: must be true, false or every_epoch"),
+        (["metrics_every=100"], "metrics_every=100: needs the training images"),
+        (["data.classifier_images=50"], "data.classifier_images=50: needs the training images"),
+        (["data.streaming=each_epoch"], "data.streaming=each_epoch: must be bool or every_epoch"),
     ],
 )
 def test_what_cannot_be_asked_of_it(words, told):
