@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def as_in_a_new_process(monkeypatch):
     """Nothing of another test's: classes trusted because its command named them, and the service of its W&B run."""
-    monkeypatch.setattr("diffusion_lit.config.targets._own", set())
+    monkeypatch.setattr("diffusion_lit.config.targets._trusted_names", set())
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
 
 

@@ -161,7 +161,7 @@ def test_every_class_that_diffusers_samples_and_we_train_with_can_be_named():
 
 @pytest.fixture
 def nothing_is_ones_own(monkeypatch):
-    monkeypatch.setattr(targets, "_own", set())
+    monkeypatch.setattr(targets, "_trusted_names", set())
 
 
 def test_a_plugin_is_a_package_that_is_installed(monkeypatch, nothing_is_ones_own):
