@@ -53,37 +53,37 @@ def audit(config: DictConfig) -> None:
     split_names = assign_splits(splits, data["val_fraction"])
     with progress_bar("reading") as bar:
         facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
-    found = summarize_facts(facts, labels, split_names, data, config["near"])
+    findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
     model = config["model"]
     multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
     given = {override.partition("=")[0] for override in overrides}
-    proposed = propose_overrides(found, data, given, multiple, config["largest"])
+    proposed = propose_overrides(findings, data, given, multiple, config["largest"])
     overrides = [override for override in overrides if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
-    found |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
-    found["training_would_fail"] = bool(found["broken"])
+    findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
+    findings["training_would_fail"] = bool(findings["broken"])
 
-    log.info("\n".join(format_findings(found, data, multiple)))
+    log.info("\n".join(format_findings(findings, data, multiple)))
     if note := getattr(source, "note", None):
         log.info("%-11s%s", "note", note)
-    write_audit(out, found, facts, splits, labels, decoding, data["class_names"])
-    if found["training_would_fail"]:
+    write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
+    if findings["training_would_fail"]:
         log.info("training would fail: repair or remove the broken images, then run")
-    log.info(found["command"])
-    if found["training_would_fail"]:
+    log.info(findings["command"])
+    if findings["training_would_fail"]:
         sys.exit(int(Exit.DATA))
 
 
-def write_audit(out: Path, found: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
+def write_audit(out: Path, findings: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
     """Write audit.json, and contact sheets of images as the network would see them."""
     from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 
-    (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "audit.json").write_text(json.dumps(findings, indent=1) + "\n")
     good = [k for k, fact in enumerate(facts) if fact.error is None]
     sheets = {
         "images.png": contact_sheet(splits, good, labels, decoding, class_names),
-        "duplicates.png": duplicate_sheet(splits, facts, found, decoding),
+        "duplicates.png": duplicate_sheet(splits, facts, findings, decoding),
     }
     for name, sheet in sheets.items():
         (out / name).unlink(missing_ok=True)
