@@ -1,15 +1,11 @@
-"""Checks of constructor arguments, which raise ValueError for a network that cannot be built."""
+"""Checks of what constructor arguments mean together, which raise ValueError.
 
-from collections.abc import Collection, Sequence
+Types and ranges of single arguments are in the files of `conf/model`.
+"""
+
+from collections.abc import Sequence
 
 from diffusion_lit.imaging.sizes import ImageSize
-
-
-def check_choices(choices: Collection, **values: object) -> None:
-    """Raise ValueError unless all values are among the choices."""
-    for name, value in values.items():
-        if value not in choices:
-            raise ValueError(f"{name}={value}: must be one of {', '.join(map(str, choices))}")
 
 
 def check_positive(**values: float | Sequence[float]) -> None:
@@ -18,13 +14,6 @@ def check_positive(**values: float | Sequence[float]) -> None:
         numbers = value if isinstance(value, Sequence) else [value]
         if not numbers or any(number <= 0 for number in numbers):
             raise ValueError(f"{name}={value}: must be above 0")
-
-
-def check_share(**values: float) -> None:
-    """Raise ValueError unless all numbers are in [0, 1]."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value}: must be in [0, 1]")
 
 
 def check_multiple(divisor: int, reason: str, **values: int | Sequence[int]) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lit.imaging.sizes import ImageSize, height_width
-from diffusion_lit.networks.checks import check_choices, check_halvings, check_multiple, check_positive
+from diffusion_lit.networks.checks import check_halvings, check_multiple
 
 CONV_NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
 
@@ -37,9 +37,7 @@ class ContextUnet(nn.Module):
         self, image_size: ImageSize, channels: int, num_classes: int, features: int, norm: str, num_train_timesteps: int
     ):
         check_halvings(image_size, 2)
-        check_positive(features=features)
         check_multiple(8, "the groups of the norms", features=features)
-        check_choices(CONV_NORMS, norm=norm)
         super().__init__()
         self.num_classes, self.num_train_timesteps = num_classes, num_train_timesteps
 

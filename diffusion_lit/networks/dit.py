@@ -5,7 +5,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sin
 from torch import Tensor, nn
 
 from diffusion_lit.imaging.sizes import ImageSize, height_width
-from diffusion_lit.networks.checks import check_multiple, check_positive
+from diffusion_lit.networks.checks import check_multiple
 from diffusion_lit.networks.class_embedding import ClassEmbedding
 
 
@@ -40,7 +40,6 @@ class DiT(nn.Module):
         heads: int,
         mlp_ratio: float,
     ):
-        check_positive(patch_size=patch_size, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
         check_multiple(patch_size, "patch_size", image_size=image_size)
         check_multiple(4, "for the positions", width=width)
         check_multiple(heads, "heads", width=width)

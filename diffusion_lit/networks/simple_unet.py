@@ -10,7 +10,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from diffusion_lit.imaging.sizes import ImageSize
-from diffusion_lit.networks.checks import check_choices, check_halvings, check_levels, check_multiple, check_positive
+from diffusion_lit.networks.checks import check_halvings, check_levels, check_multiple
 from diffusion_lit.networks.class_embedding import ClassEmbedding
 
 HEADS, HEAD_CHANNELS = 4, 32
@@ -53,15 +53,9 @@ class SimpleUNet(nn.Module):
         bottleneck_attention: str,
         attention_norm: str,
     ):
-        if len(widths) < 2:
-            raise ValueError(f"widths={widths}: must have at least two entries")
-        check_positive(widths=widths)
         check_multiple(8, "the groups of the norms", widths=widths)
         check_levels(len(widths) - 1, attention_levels=attention_levels)
         check_halvings(image_size, len(widths) - 2)
-        check_choices(DOWNSAMPLES, downsample=downsample)
-        check_choices(ATTENTIONS, attention=attention, bottleneck_attention=bottleneck_attention)
-        check_choices(ATTENTION_NORMS, attention_norm=attention_norm)
         super().__init__()
         first, last, time = widths[0], widths[-1], 4 * widths[0]
         levels = list(enumerate(pairwise(widths)))

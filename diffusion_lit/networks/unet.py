@@ -28,7 +28,6 @@ class UNet2D(nn.Module):
 
     def __init__(self, image_size: ImageSize, channels: int, num_classes: int, class_embed_type: str, **arguments):
         check_unet2d(image_size, arguments)
-        checks.check_choices(CLASS_EMBEDDINGS, class_embed_type=class_embed_type)
         super().__init__()
         self.num_classes = num_classes
         class_arguments = CLASS_EMBEDDINGS[class_embed_type](num_classes) if num_classes else {}
@@ -96,12 +95,11 @@ class UNet(UNet2D):
         norm_num_groups: int = 32,
         dropout: float = 0.0,
     ):
-        check_unet(image_size, block_out_channels, layers_per_block, norm_num_groups, dropout)
+        check_unet(image_size, block_out_channels, norm_num_groups)
         checks.check_levels(len(block_out_channels), attention_levels=attention_levels)
         attended = [block_out_channels[level] for level in attention_levels]
         attended += [block_out_channels[-1]] * middle_attention
         if attention_head_dim is not None:
-            checks.check_positive(attention_head_dim=attention_head_dim)
             checks.check_multiple(attention_head_dim, "attention_head_dim", block_out_channels=attended)
         levels = range(len(block_out_channels))
         super().__init__(
@@ -147,7 +145,6 @@ class PretrainedUNet(UNet2D):
     def __init__(
         self, path: str, take: str, image_size: ImageSize, channels: int, num_classes: int, architecture: dict
     ):
-        checks.check_choices(("weights", "architecture", "narrow"), take=take)
         try:
             super().__init__(image_size, channels, num_classes, **architecture)
         except (TypeError, ValueError) as error:
@@ -159,24 +156,9 @@ class PretrainedUNet(UNet2D):
         return {"take": "narrow"}
 
 
-SUPPORTED_ARGUMENTS = {  # arguments of UNet2DModel that this project supports
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
-    "mid_block_type": ("UNetMidBlock2D", None),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    "act_fn": ("silu", "gelu", "relu", "mish"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "downsample_padding": (0, 1),
-    "time_embedding_type": ("positional", "learned"),
-    "freq_shift": (0, 1),
-}
-
-
-def check_unet(image_size: ImageSize, widths: Sequence[int], layers: int, groups: int, dropout: float) -> None:
+def check_unet(image_size: ImageSize, widths: Sequence[int], groups: int) -> None:
     """Raise ValueError for a UNet2DModel that cannot be built or cannot take the images."""
-    checks.check_positive(block_out_channels=widths, layers_per_block=layers, norm_num_groups=groups)
-    checks.check_share(dropout=dropout)
+    checks.check_positive(block_out_channels=widths, norm_num_groups=groups)
     checks.check_multiple(groups, "norm_num_groups", block_out_channels=widths)
     checks.check_halvings(image_size, len(widths) - 1)
 
@@ -186,16 +168,10 @@ def check_unet2d(image_size: ImageSize, arguments: dict) -> None:
     defaults = {name: p.default for name, p in inspect.signature(UNet2DModel).parameters.items()}
     args = {key: arguments.get(key, default) for key, default in defaults.items()}
     widths, head, groups = (args[k] for k in ("block_out_channels", "attention_head_dim", "norm_num_groups"))
-    check_unet(image_size, widths, args["layers_per_block"], groups, args["dropout"])
-    for name, choices in SUPPORTED_ARGUMENTS.items():
-        for value in args[name] if name.endswith("_types") else [args[name]]:
-            checks.check_choices(choices, **{name: value})
+    check_unet(image_size, widths, groups)
     for name in ("down_block_types", "up_block_types"):
         if len(args[name]) != len(widths):
             raise ValueError(f"{name} has {len(args[name])} entries, block_out_channels={widths} has {len(widths)}")
-    optional = ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim")
-    checks.check_positive(**{key: args[key] for key in optional if args[key] is not None})
-    checks.check_positive(norm_eps=args["norm_eps"], mid_block_scale_factor=args["mid_block_scale_factor"])
     types = [*args["down_block_types"], *args["up_block_types"]]
     attended = [width for name, width in zip(types, [*widths, *widths[::-1]], strict=True) if name.startswith("Attn")]
     attended += [widths[-1]] * (args["add_attention"] and args["mid_block_type"] is not None)

@@ -409,8 +409,8 @@ def test_classes_are_added_kept_and_left_out(tmp_path):
             2,
             "image_size=8: must be a multiple of 16, the network halves",
         ),
-        ({"of_tomorrow": 1}, 2, "the network cannot be built: "),
-        ({"down_block_types": ["Wonder"] * 2}, 2, "the network cannot be built: "),
+        ({"of_tomorrow": 1}, 2, "cannot build the network: "),
+        ({"down_block_types": ["Wonder"] * 2}, 2, "cannot build the network: "),
         (None, 4, "config.json is damaged"),
     ],
 )
