@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch import Tensor
@@ -77,16 +78,16 @@ class ImageDataModule(L.LightningDataModule):
     ):
         super().__init__()
         if isinstance(source, str | Path):
-            source = ImageFolder(source)
-        self.source = source if hasattr(source, "splits") else DatasetSource(source)
+            source = ImageFolder(str(source))
+        self.source: Any = source if hasattr(source, "splits") else DatasetSource(source)
         self.batch_size, self.seed, self.flip, self.transforms = batch_size, seed, flip, transforms
         self.accept_changed_data, self.val_images = accept_changed_data, val_images
-        self.config = {
+        self.config: dict[str, Any] = {
             "image_size": image_size, "channels": channels, "val_fraction": val_fraction, "random_crop": random_crop,
             "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
             "render": render,
         }  # fmt: skip
-        self.train: ImageStore | StreamedStore | None = None
+        self.train: ImageStore | StreamedStore = None  # type: ignore[assignment]  # until `setup`
         self.val: ImageStore | None = None  # None: no validation images
 
     @property

@@ -67,6 +67,8 @@ class Diffusion(nn.Module):
             terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution.
     """
 
+    coefficient_table: Tensor
+
     def __init__(self, process: Process, prediction_type: str, weighting: Weighting, loss: str = "mse"):
         super().__init__()
         self.process = process

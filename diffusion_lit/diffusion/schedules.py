@@ -100,6 +100,11 @@ class Process:
     num_train_timesteps = 1000  # T
     sigma_data = 0.5  # standard deviation of the images, for prediction_type=edm
 
+    @cached_property
+    def times(self) -> Tensor:
+        """Return the levels, (T,)."""
+        raise NotImplementedError
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma, float64, at times of any shape."""
         raise NotImplementedError

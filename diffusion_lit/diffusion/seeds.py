@@ -38,7 +38,8 @@ def image_seeds(seed: int, num_images: int) -> list[int]:
 
 def column_seeds(seed: int, labels: Sequence[Hashable]) -> list[int]:
     """Return seeds such that image j of every label has the same seed."""
-    counts, seeds = Counter(), []
+    counts: Counter = Counter()
+    seeds = []
     for label in labels:
         seeds.append(item_seed(seed, "image", counts[label]))
         counts[label] += 1

@@ -1,5 +1,7 @@
 """A small UNet whose decoder is scaled by a class vector, so that classes can be blended."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +9,10 @@ from torch import Tensor, nn
 from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.networks.checks import check_halvings, check_multiple
 
-CONV_NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
+CONV_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": lambda channels: nn.GroupNorm(8, channels),
+    "batch": nn.BatchNorm2d,
+}
 
 
 class ContextUnet(nn.Module):
@@ -44,7 +49,8 @@ class ContextUnet(nn.Module):
         def make_convs(width_in: int, width: int) -> list[nn.Module]:
             return [make_two_convs(width_in, width, norm), make_two_convs(width, width, norm)]
 
-        fine, coarse, quarter = features, 2 * features, tuple(side // 4 for side in height_width(image_size))
+        fine, coarse, (height, width) = features, 2 * features, height_width(image_size)
+        quarter = height // 4, width // 4
         self.shortcut = nn.Conv2d(channels, fine, 1, bias=False)
         self.first = make_two_convs(channels, fine, norm)
         self.down1 = nn.Sequential(*make_convs(fine, fine), nn.MaxPool2d(2))
@@ -74,7 +80,8 @@ class ContextUnet(nn.Module):
             y: labels (B,) int64, or blends (B, num_classes) float32.
         """
         time = ((t + 1) / self.num_train_timesteps)[:, None]
-        scale1, scale2 = 1.0, 1.0
+        scale1: Tensor | float = 1.0
+        scale2: Tensor | float = 1.0
         if self.num_classes:
             context = self.context(y)
             scale1, scale2 = _per_channel(self.context1(context)), _per_channel(self.context2(context))
@@ -93,7 +100,7 @@ class ContextUnet(nn.Module):
 
 def make_two_convs(channels_in: int, channels: int, norm: str) -> nn.Sequential:
     """Return two 3x3 convolutions, each with norm and GELU."""
-    layers = []
+    layers: list[nn.Module] = []
     for inputs in (channels_in, channels):
         layers += [nn.Conv2d(inputs, channels, 3, padding=1), CONV_NORMS[norm](channels), nn.GELU()]
     return nn.Sequential(*layers)

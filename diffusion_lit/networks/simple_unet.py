@@ -141,7 +141,7 @@ class Attention(nn.Module):
         norm: a value of `ATTENTION_NORMS`.
     """
 
-    def __init__(self, width: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor], norm: type[nn.Module]):
+    def __init__(self, width: int, attend: Callable[..., Tensor], norm: type[nn.Module]):
         super().__init__()
         self.attend = attend
         self.norm = norm(width)
@@ -202,7 +202,7 @@ def _upsample(width_in: int, width: int) -> nn.Module:
 
 _same_size = partial(nn.Conv2d, kernel_size=3, padding=1)
 DOWNSAMPLES = {"conv": partial(nn.Conv2d, kernel_size=4, stride=2, padding=1), "pixels": _pixels_to_channels}
-ATTENTIONS = {
+ATTENTIONS: dict[str, Callable[..., Tensor]] = {
     "linear": linear_attention,
     "softmax": F.scaled_dot_product_attention,
     "cosine": cosine_attention,

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -131,7 +131,7 @@ class TrainedModel:
         )
 
     @classmethod
-    def from_module(cls, module: nn.Module, sampler: dict | None = None, **settings: object) -> "TrainedModel":
+    def from_module(cls, module: nn.Module, sampler: dict | None = None, **settings: Any) -> "TrainedModel":
         """Return the model of a DiffusionModule in memory, with its EMA weights if it has them.
 
         Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,7 @@ class Pipeline:
         self.model = model if isinstance(model, TrainedModel) else TrainedModel.from_module(model)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "auto", **settings: object) -> "Pipeline":
+    def from_pretrained(cls, path: str | Path, device: str = "auto", **settings: Any) -> "Pipeline":
         """Load a run folder, a published folder or an id on the hub.
 
         Args:
@@ -48,7 +49,7 @@ class Pipeline:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes; empty for an unconditional model."""
-        return self.model.class_names
+        return list(self.model.class_names)
 
     def __call__(
         self,

@@ -58,7 +58,8 @@ def add_autoguidance(net: Network, weaker: Network, scale: float, rescale: float
     def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return apply_guidance(weaker(x_t, t, y).float(), net(x_t, t, y).float(), scale, rescale)
 
-    return {1: net, 0: weaker}.get(scale, guided)
+    networks: dict[float, Network] = {1: net, 0: weaker}
+    return networks.get(scale, guided)
 
 
 @dataclass(frozen=True)

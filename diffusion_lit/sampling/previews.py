@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -17,13 +18,16 @@ MAX_FRAMES = 40  # of its GIF
 CLASS_MS = 1000  # how long a GIF of the classes shows each, milliseconds
 
 
+Row = TypeVar("Row")  # a class, or anything else that a row of a grid has in common
+
+
 def preview_labels(num_classes: int) -> list[int]:
     """Return eight labels of each of the first sixteen classes, or 64 zeros without classes."""
     rows = min(num_classes, ROWS)
     return labels_in_rows(range(rows), COLUMNS * rows) if rows else [0] * 64
 
 
-def labels_in_rows(classes: Sequence[Label], num_images: int) -> list[Label]:
+def labels_in_rows(classes: Sequence[Row], num_images: int) -> list[Row]:
     """Return equal runs of each class, in order; the first are longer by one if there is a remainder.
 
     >>> labels_in_rows([3, 8], 5)

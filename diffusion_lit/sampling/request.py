@@ -42,19 +42,24 @@ def make_requests(config, stops: Sequence[Label], num_classes: int, num_original
         num_classes: of the run.
         num_originals: images to edit; rows for each.
     """
-    rows = list(product(range(num_originals), [None] if config.interpolate else stops or [0]))
+    rows: list[tuple[int, Label | None]] = list(
+        product(range(num_originals), [None] if config.interpolate else stops or [0])
+    )
     n = config.images_per_class * len(rows) if config.images_per_class else config.num_images
     row_of_image = labels_in_rows(rows, n)
-    sizes, done, images = Counter(row_of_image), Counter(), []
+    sizes, images = Counter(row_of_image), []
+    done: Counter = Counter()
     seeds = column_seeds(config.seed, row_of_image) if config.same_noise else image_seeds(config.seed, n)
+    seed: Seed
     for row, seed in zip(row_of_image, seeds, strict=True):
         fraction = done[row] / max(1, sizes[row] - 1)
         done[row] += 1
         if config.seeds:
-            seed = InterpolatedSeed(*[image_seeds(number, 1)[0] for number in config.seeds], fraction)
+            first, second = (image_seeds(number, 1)[0] for number in config.seeds)
+            seed = InterpolatedSeed(first, second, fraction)
         elif config.interpolate:
             (seed,) = image_seeds(config.seed, 1)
-        label = interpolate_labels(stops, fraction, num_classes) if config.interpolate else row[1]
+        label = interpolate_labels(stops, fraction, num_classes) if row[1] is None else row[1]
         images.append(ImageRequest(row, label, seed))
     return images
 

@@ -7,6 +7,7 @@ import inspect
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Sampler:
         clip_x0: clip each estimate of x0 to [-1, 1].
     """
 
-    scheduler: type
+    scheduler: type[Any]
     arguments: dict
     step_arguments: dict
     steps: int | None
@@ -101,7 +102,7 @@ class Sampler:
         return x * (total_std(process, t_next) / scheduler_scale(scheduler, k + 1))
 
 
-def make_sampler(config: dict, scheduler: type) -> Sampler:
+def make_sampler(config: dict, scheduler: type[Any]) -> Sampler:
     """Return the sampler of a config of `conf/sampler`.
 
     Keys that are no fields of `Sampler` are arguments of `scheduler.step`, or else of the

@@ -6,10 +6,21 @@ the steps that are done say all of it, and nothing of it is saved. A step that i
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
+
+
+class Decay(Protocol):
+    """The decay of update n = 0, 1, ..., which runs after every `update_every` optimizer steps."""
+
+    @property
+    def update_every(self) -> int:
+        """Return the number of optimizer steps between two updates."""
+
+    def __call__(self, n: int) -> float:
+        """Return the decay of the update after n earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def update_ema(average: Tensors, net: Tensors, decay: float, skipped: torch.Tens
 @torch.no_grad()
 def relative_distance(average: nn.Module, net: nn.Module) -> float:
     """|average - net| / |net|, the Euclidean norm over all parameters."""
-    weights = list(net.parameters())
+    weights: list[torch.Tensor] = list(net.parameters())
     differences = torch._foreach_sub(list(average.parameters()), weights)
     norms = [torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, weights)]
     return (norms[0] / norms[1]).item()

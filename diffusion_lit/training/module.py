@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -57,6 +58,8 @@ class DiffusionModule(L.LightningModule):
         config_text: configuration of the run as yaml, stored in every checkpoint.
     """
 
+    replicas: nn.Module | None
+
     def __init__(
         self,
         net: nn.Module,
@@ -66,7 +69,7 @@ class DiffusionModule(L.LightningModule):
         *,
         codec: Codec | None = None,
         condition: Condition | None = None,
-        ema: Callable[[int], float] | None = DEFAULT_DECAY,
+        ema: averaging.Decay | None = DEFAULT_DECAY,
         optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
         lr_schedule: Callable[[int], float] | None = None,
         label_dropout: float = 0.1,
@@ -81,7 +84,8 @@ class DiffusionModule(L.LightningModule):
         self.net, self.diffusion = net, diffusion
         self.ema = net if ema is None else copy.deepcopy(net).requires_grad_(False).eval()
         self.tracked_emas = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in ema_lengths).eval()
-        self.shape, self.class_names = tuple(shape), list(class_names)
+        channels, height, width = shape
+        self.shape, self.class_names = (channels, height, width), list(class_names)
         self.codec = codec or Pixels(self.shape)
         self.condition = condition or ClassCondition(len(self.class_names))
         self.decay, self.ema_lengths = ema, tuple(ema_lengths)
@@ -98,7 +102,8 @@ class DiffusionModule(L.LightningModule):
         self.learning_rate = 0.0  # of the last step
         self.micro_batch = 0  # micro-batches since the last optimizer step
         self.tensors: list[averaging.Tensors] = []  # of the network, its EMA and the tracked ones, in training
-        self.statistics, self.kept = [], []  # running ones of norms, and what they were after the last good step
+        self.statistics: list[Tensor] = []  # running statistics of norms
+        self.kept: list[Tensor] = []  # their values after the last finite step
         self.in_update = False  # whether weights, optimizer and EMA are not all of the same step now
         self.replicate(None)
 
@@ -271,7 +276,7 @@ class DiffusionModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------------ sampling
 
     def sample(
-        self, num_images: int = 16, labels: Sequence[int] | None = None, seed: int = 0, **settings: object
+        self, num_images: int = 16, labels: Sequence[int] | None = None, seed: int = 0, **settings: Any
     ) -> Tensor:
         """Return images uint8 (num_images, C, H, W) of the EMA; image k depends on the seed, k and its label.
 
