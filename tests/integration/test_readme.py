@@ -84,7 +84,7 @@ def world(tmp_path_factory) -> Path:
         write(k, "sprites", ("hero", "food", "spell")[k % 3], "RGB", 2)
         write(k, "huggan/smithsonian_butterflies_subset", ".", "RGB", 8)
     rows = [f"{write(k, 'listed', '.', scale=2)},{labels[k]}" for k in range(100)]
-    for table in ("pictures.csv", "more.csv"):
+    for table in ("images.csv", "more.csv"):
         (home / table).write_text("\n".join(["path,label", *rows]))
     np.save(home / "sprites.npy", np.zeros((1800, 16, 16, 3), np.uint8))
     np.save(home / "labels.npy", np.eye(5)[np.arange(1800) % 5])
