@@ -273,8 +273,6 @@ class DiffusionModule(L.LightningModule):
         for schedule in checkpoint["lr_schedulers"]:
             schedule |= {"base_lrs": [base], "_last_lr": [rate]}
 
-    # ------------------------------------------------------------------------------------------------ sampling
-
     def sample(
         self, num_images: int = 16, labels: Sequence[int] | None = None, seed: int = 0, **settings: Any
     ) -> Tensor:
