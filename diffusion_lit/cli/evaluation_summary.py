@@ -8,10 +8,13 @@ from diffusion_lit.runs import run_dir, sweeps
 
 
 def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str] | None:
-    """Write results.csv and print a table: for several runs the means over seeds, for one run the
-    settings with their Pareto front of quality and cost, which is drawn to pareto.png.
+    """Write results.csv and print a table of a sweep of `evaluate`.
+
+    For several runs the table has means over seeds. For one run it has the settings with
+    their Pareto front of quality and cost, which is drawn to pareto.png.
 
     Args:
+        sweep: folder of the sweep.
         names: metrics of the table. The first one that was computed decides which is best.
 
     Returns:
@@ -32,7 +35,7 @@ def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str]
     figure = pareto.draw_pareto(jobs, keys, metric, sweep / "pareto.png")
     summary.print_lines(pareto.format_pareto(jobs, keys, metric, others))
     summary.print_lines(f"figure     {run_dir.display_path(figure)}")
-    summary.print_lines(f"rows       {run_dir.display_path(sweep / 'results.csv')}")
+    summary.print_lines(f"table      {run_dir.display_path(sweep / 'results.csv')}")
     best = sweeps.group_jobs(jobs, [key for key in keys if key != "seed"], metric)[0]
     result = run_dir.read_result(best.jobs[0].folder)
     return result, f"best {metric} ({best.mean:.4g}) of {sweep.name}"

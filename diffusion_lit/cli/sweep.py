@@ -233,5 +233,5 @@ def run_and_report(task: Task, config: DictConfig | None) -> tuple[float | None,
         return None, end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:
         traceback.print_exc()
-        log.exception("unexpected:", extra={"in_bar": True})  # the terminal has it already
+        log.exception("unexpected:", extra={"file_only": True})  # the terminal has it already
         return None, 1

@@ -116,25 +116,24 @@ def argument_fault(where: str, leaf: object) -> str | None:
 
 
 def build(tree: object) -> object:
-    """Return a plain tree with every leaf, a mapping with `_target_`, replaced by the
-    object that it describes.
+    """Return a plain tree with every mapping that has a `_target_` replaced by an object of that class.
 
     All names are checked before the first object is built.
 
     Raises:
-        UserError: exit 2 for a class that is not trusted, or that does not take the leaf's other keys.
+        UserError: exit 2 for a class that is not trusted, or that does not take the other keys.
     """
     for name in target_names(tree):
         locate(name)
-    return _built(tree)
+    return _build(tree)
 
 
-def _built(tree: object) -> object:
+def _build(tree: object) -> object:
     if isinstance(tree, list):
-        return [_built(value) for value in tree]
+        return [_build(value) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    values = {key: _built(value) for key, value in tree.items() if key != "_target_"}
+    values = {key: _build(value) for key, value in tree.items() if key != "_target_"}
     if "_target_" not in tree:
         return values
     cls = locate(tree["_target_"])

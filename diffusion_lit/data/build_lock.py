@@ -45,7 +45,7 @@ def build_once(path: Path, build: Callable[[Path, ReportProgress], None]) -> Non
         try:
             if not path.exists():
                 _remove_leftovers(path.parent)
-                with write_atomically(path, many=True) as building:
+                with write_atomically(path, concurrent=True) as building:
                     build(building, _progress_reporter(file))
         finally:
             if file is not None:

@@ -163,7 +163,7 @@ def _cache_key(split: Split, decoding: Decoding) -> str:
 
 def _show_progress(total: int | None, name: str, report: ReportProgress) -> Iterator[int]:
     """Yield without end; each step advances the progress bar by one image."""
-    with progress_bar(f"reading {name}", shown=total is None or total >= 2000, transient=True) as bar:
+    with progress_bar(f"reading {name}", visible=total is None or total >= 2000, transient=True) as bar:
         for done in bar.track(count(), total, description=""):
             report(done, total)
             yield done

@@ -199,7 +199,7 @@ def load_or_make(kind: str, key: dict[str, str], make: Callable[[], dict[str, Te
         if path.exists():
             return _load(path, key)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
-        with suppress(OSError, SafetensorError), write_atomically(path, many=True) as unfinished:
+        with suppress(OSError, SafetensorError), write_atomically(path, concurrent=True) as unfinished:
             save_file(tensors, unfinished, key)
         return tensors
 

@@ -37,7 +37,7 @@ def render_page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
     several = len(runs) > 1
-    with progress_bar("runs", shown=several) as bar:
+    with progress_bar("runs", visible=several) as bar:
         described = [describe_run(run, grids) for run in bar.track(runs)]
     return environment.get_template("page.html").render(
         title=sweep.resolve().name if sweep else " and ".join(run.resolve().name for run in runs[:3]),

@@ -220,7 +220,7 @@ def generate_with_progress(
 ) -> Generated:
     """Return `model.generate` with its network evaluations and seconds, under a progress bar."""
     evaluations, size = [], model.sampler.batch_size
-    with progress_bar("sampling", shown=show_progress) as bar, ExitStack() as hooks:
+    with progress_bar("sampling", visible=show_progress) as bar, ExitStack() as hooks:
         task = bar.add_task("", total=model.count_steps(len(labels), edit))
         for net in [model.net, *([model.guide.net] if model.guide else [])]:
             hook = net.register_forward_pre_hook(lambda net, inputs: evaluations.append(len(inputs[0])))

@@ -150,7 +150,7 @@ def _merge_shards(files: Sequence[Path], model: TrainedModel, request: ShardRequ
     channels, *size = model.codec.image_shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(request.seeds), *size, channels)}
     digest, entries = hashlib.blake2b(digest_size=16), []
-    with write_atomically(out / "images.npy", many=True) as beside, open(beside, "wb") as stream:
+    with write_atomically(out / "images.npy", concurrent=True) as beside, open(beside, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for file in files:
             shard = np.load(file)
@@ -159,7 +159,7 @@ def _merge_shards(files: Sequence[Path], model: TrainedModel, request: ShardRequ
             digest.update(data)
             numbers = {key: shard[key].item() for key in ("nfe", "seconds")}
             entries.append({"images": len(shard["images"]), "blake2b": _digest(data)} | numbers)
-    with write_atomically(out / "labels.npy", many=True) as beside, open(beside, "wb") as stream:
+    with write_atomically(out / "labels.npy", concurrent=True) as beside, open(beside, "wb") as stream:
         np.save(stream, np.array(request.labels))
     _draw_grid(open_sharded_images(out), request.labels, model).save(out / "grid.png")
     manifest = request.settings | {

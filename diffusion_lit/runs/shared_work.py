@@ -107,13 +107,13 @@ def save_arrays(file: Path, **arrays) -> None:
     import numpy as np
 
     file.parent.mkdir(exist_ok=True)
-    with write_atomically(file, many=True) as beside, open(beside, "wb") as stream:
+    with write_atomically(file, concurrent=True) as beside, open(beside, "wb") as stream:
         np.savez(stream, **arrays)
 
 
 def write_json(file: Path, value: dict) -> None:
     """Write a JSON file atomically."""
-    with write_atomically(file, many=True) as beside:
+    with write_atomically(file, concurrent=True) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 

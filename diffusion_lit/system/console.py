@@ -1,4 +1,4 @@
-"""What the terminal shows: log lines and progress bars that do not run into each other."""
+"""Log lines and progress bars on the terminal, which do not overwrite each other."""
 
 import logging
 import sys
@@ -8,53 +8,56 @@ from contextlib import suppress
 from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
-FIRST_LINE, LATER_LINES = 10, 60  # seconds
+FIRST_LINE, LATER_LINES = 10, 60  # seconds between log lines of a progress bar
 
 
 class ConsoleHandler(logging.Handler):
-    """Log lines on standard output, above a progress bar where one is running; long lines are left whole."""
+    """Prints log lines above a running progress bar, without wrapping long lines."""
 
-    def __init__(self, stream=None):  # `stream` comes from Hydra's defaults and is not used
+    def __init__(self, stream=None):  # Hydra's defaults pass `stream`
         super().__init__()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, unless it is for the log file only."""
         import rich
 
-        if getattr(record, "in_bar", False):  # a progress bar shows it already; only the log file needs the line
+        if getattr(record, "file_only", False):
             return
-        with suppress(BrokenPipeError, SystemExit):  # `train | head`: rich wants to exit when nobody reads on
+        with suppress(BrokenPipeError, SystemExit):  # rich exits when `| head` closes the pipe
             rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 class LogFile(logging.FileHandler):
-    """train.log. That it cannot be written, on a full disk, is told once and ends nothing."""
+    """train.log. A full disk is reported once and does not end the run."""
 
-    told = False
+    has_failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not self.told:
+        """Report the first line that cannot be written."""
+        if not self.has_failed:
             print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
-        self.told = True
+        self.has_failed = True
 
     def close(self) -> None:
+        """Close the file, also on a full disk."""
         with suppress(OSError):
             super().close()
 
 
 def log_thread_exception(error) -> None:
-    """As `threading.excepthook`: what ends a thread of a library (TensorBoard, a full disk) is a line of the log."""
+    """Log the exception that ended a thread of a library; for `threading.excepthook`."""
     log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
-    log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"in_bar": True})
+    log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"file_only": True})
 
 
 def configure_logging_without_file(job_logging: dict) -> None:
-    """Set logging up as Hydra does by its `job_logging`, but for the log file."""
+    """Configure logging by Hydra's `job_logging`, without its log file."""
     handlers = {name: handler for name, handler in job_logging["handlers"].items() if name != "file"}
     dictConfig(job_logging | {"handlers": handlers, "root": job_logging["root"] | {"handlers": list(handlers)}})
 
 
 def silence_console() -> None:
-    """In a process beside others on one terminal: no bars, and of log lines only warnings; log files get them all."""
+    """Print warnings only and no bars, for one of several processes on a terminal. Log files are complete."""
     import rich
 
     rich.reconfigure(force_terminal=False)
@@ -63,11 +66,16 @@ def silence_console() -> None:
             handler.setLevel(logging.WARNING)
 
 
-def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False):
-    """A rich progress bar: description, count, speed, time left.
+def progress_bar(unit: str = "step", visible: bool = True, transient: bool = False):
+    """Return a rich progress bar with description, count and time left.
 
-    Where standard output is no terminal, a line of the log after ten seconds and then
-    every minute.
+    Where standard output is not a terminal, it logs a line after ten seconds and then
+    every minute instead.
+
+    Args:
+        unit: what is counted.
+        visible: whether to show anything.
+        transient: whether the bar disappears at its end.
     """
     import rich
     from rich import progress
@@ -79,11 +87,11 @@ def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False
 
         def advance(self, task_id, advance: float = 1) -> None:
             super().advance(task_id, advance)
-            if self.disable and shown and time.monotonic() > self.next_line:
+            if self.disable and visible and time.monotonic() > self.next_line:
                 self.next_line = time.monotonic() + LATER_LINES
                 task = next(task for task in self.tasks if task.id == task_id)
                 total = "" if task.total is None else f"/{task.total:g}"
-                left = "" if task.time_remaining is None else f", about {format_duration(task.time_remaining)} left"
+                left = "" if task.time_remaining is None else f" | about {format_duration(task.time_remaining)} left"
                 log.info("%s %g%s%s", task.fields.get("unit", unit), task.completed, total, left)
 
     return Bar(
@@ -95,21 +103,18 @@ def progress_bar(unit: str = "step", shown: bool = True, transient: bool = False
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
         console=console,
-        disable=not (shown and console.is_terminal),
+        disable=not (visible and console.is_terminal),
         transient=transient,
     )
 
 
 def format_duration(seconds: float) -> str:
-    """In its two largest units: "3 h 20 min", "12 min", "45 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
+    """Return a duration in its two largest units: "3 h 20 min", "12 min", "45 s"."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 2:
+        return f"{60 * hours + minutes} min"
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} days {hours % 24} h" if hours < 240 else f"{hours / 24:.0f} days"

@@ -1,4 +1,4 @@
-"""One error type for everything a user can mend, and the exit code each kind ends with."""
+"""Errors that a user can fix, and the exit codes and signals of commands."""
 
 import errno
 import signal
@@ -12,37 +12,32 @@ from diffusion_lit.system.platform import available_signals
 
 
 class Exit(IntEnum):
-    """Exit codes of every command (0 is the planned end)."""
+    """Exit codes of every command. 0 means success."""
 
-    CONFIG = 2  # a key, a value or a combination that cannot work
-    DATA = 3  # no such folder, an unreadable picture, labels that do not fit
-    CHECKPOINT = 4  # no run there, a checkpoint that is broken or belongs to another configuration
-    OUTPUT = 5  # the run folder cannot be written or is in use
-    NON_FINITE = 6  # the loss is no longer a number
-    INTERRUPTED = 75  # a full disk, say; the last checkpoint is good: mend it and resume
+    CONFIG = 2  # an unknown key, or values that do not fit
+    DATA = 3  # images or labels that are missing or unreadable
+    CHECKPOINT = 4  # no run, a damaged checkpoint, or one of another configuration
+    OUTPUT = 5  # the output folder is not writable or in use
+    NON_FINITE = 6  # non-finite loss or gradient
+    INTERRUPTED = 75  # a full disk, for example; the last checkpoint is intact and can be resumed
     SIGHUP = 129
     SIGINT = 130
     SIGTERM = 143
 
 
-DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-}  # of the operating system
-
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 STOP_SIGNALS = available_signals("SIGINT", "SIGTERM", "SIGHUP")
-SAVE_SIGNALS = available_signals("SIGUSR1")  # and going on
-PENDING_SIGNALS: list[
-    int
-] = []  # signals that were to end the command; a run that trains all the same ends at its first step
+SAVE_SIGNALS = available_signals("SIGUSR1")  # save a checkpoint and continue
+# stop signals so far; a training run checks them at its first step, should a library have swallowed the exception
+PENDING_SIGNALS: list[int] = []
 
 
 class UserError(Exception):
-    """What is wrong, where (file, key, value) and what to do, for a person; ends the command with `exit_code`."""
+    """An error that a user can fix: it says where, what is wrong and what to do.
+
+    Attributes:
+        exit_code: exit code of the command.
+    """
 
     def __init__(self, exit_code: Exit, message: str):
         super().__init__(message)
@@ -58,11 +53,10 @@ class DataError(UserError):
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn a UserError, a full or read-only disk, or a signal into its message and exit
-    code; the outermost line of every command.
+    """Print the message of a UserError, a disk error or a signal, and exit with its code.
 
-    A run that trains has handlers of its own, which save first; before it does, SIGUSR1
-    finds nothing to save.
+    Every command runs inside of it. A training run installs signal handlers of its own,
+    which save a checkpoint first; until then SIGUSR1 is ignored.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -79,11 +73,11 @@ def report_errors() -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        told = f"error: {where}{error.strerror}; what was saved before is whole: make room or get the right to write"
-        print(f"{told}, then go on", file=sys.stderr)
+        advice = "Files that were saved before are intact. Free space or get write permission, then continue"
+        print(f"error: {where}{error.strerror}. {advice}", file=sys.stderr)
         sys.exit(int(Exit.INTERRUPTED))
     except KeyboardInterrupt:
-        print("stopped; what was saved before is kept", file=sys.stderr)
+        print("stopped; files that were saved before are kept", file=sys.stderr)
         sys.exit(int(Exit.SIGINT))
     finally:
         for number, handler in before.items():
@@ -92,24 +86,25 @@ def report_errors() -> Iterator[None]:
 
 @contextmanager
 def hold_signals() -> Iterator[None]:
-    """A signal that would end the command waits until this is done."""
-    heard: list[int] = []
+    """Delay stop signals until the end of the block."""
+    received: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            before[number] = signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in heard[:1]:
+    for number in received[:1]:
         signal.raise_signal(number)
 
 
 def _stop(number: int, frame: object) -> None:
-    """Raise what ends the command. Libraries that catch everything can lose it, so it is written down too."""
+    """Handle a stop signal: record it and raise KeyboardInterrupt or SystemExit."""
     PENDING_SIGNALS.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    print(f"{signal.Signals(number).name}: stopped; what was saved before is kept", file=sys.stderr)
+    print(f"{signal.Signals(number).name}: stopped; files that were saved before are kept", file=sys.stderr)
     sys.exit(128 + number)

@@ -1,4 +1,4 @@
-"""Files that have their name only when they are whole: a reader sees the old one or the new, never half of it."""
+"""Files that are written atomically: a reader sees the old content or the new, never a part of it."""
 
 import os
 import platform
@@ -10,60 +10,64 @@ from pathlib import Path
 
 from diffusion_lit.system import platform as platforms
 
-UNTOUCHED = 24 * 3600  # seconds, after which what any host was writing is taken for dead
+ABANDONED_AFTER = 24 * 3600  # seconds without a change, whatever host was writing
 
 
 @contextmanager
-def write_atomically(path: Path, many: bool = False) -> Iterator[Path]:
-    """A file beside `path`, to write to; it takes its place when it is whole, and is
-    gone if anything was raised.
+def write_atomically(path: Path, concurrent: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which is renamed to `path` at the end, or removed after an exception.
 
-    Where `many` processes, here or on other hosts, may write the same at a time, each
-    has a name of its own, and a lock on it that falls with the process: by that
-    `is_abandoned` knows what one that was killed has left.
+    Args:
+        path: the file to write or replace.
+        concurrent: whether several processes, also of other hosts, may write it at once.
+            Each has a temporary file of its own then, with a lock that falls with the
+            process, by which `is_abandoned` recognizes the file of a killed process.
     """
-    own = f".{platform.node()}-{secrets.token_hex(4)}" if many else ""
-    beside = path.with_name(f".{path.name}{own}.tmp")
+    suffix = f".{platform.node()}-{secrets.token_hex(4)}" if concurrent else ""
+    temporary = path.with_name(f".{path.name}{suffix}.tmp")
     try:
-        with open(beside, "xb" if many else "wb") as file:
-            if many:
-                with suppress(OSError):  # no locks here; who sweeps up then lets it lie for a day
+        with open(temporary, "xb" if concurrent else "wb") as file:
+            if concurrent:
+                with suppress(OSError):  # without locks, a leftover is removed a day later
                     platforms.lock(file.fileno(), wait=True)
-            yield beside
-            os.fsync(file.fileno())  # a host that crashes after the renaming leaves no file of zeros under the name
+            yield temporary
+            os.fsync(file.fileno())  # before renaming, or a host that crashes leaves an empty file
             if not platforms.RENAMES_OPEN_FILES:
                 file.close()
-            os.replace(beside, path)
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    with write_atomically(path) as beside:
-        beside.write_text(text)
+    """Write or replace a text file atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text)
 
 
-def is_abandoned(beside: Path) -> bool:
-    """Return whether the process that wrote this temporary file of `write_atomically`
-    is gone.
+def is_abandoned(temporary: Path) -> bool:
+    """Return whether the process that wrote a concurrent temporary file of `write_atomically` is gone.
 
-    On this host that is known from its lock, on any other host the file must be a day
-    old.
+    On this host its lock says so. A file of another host must be a day old.
 
     Raises:
-        OSError: if that cannot be known.
+        OSError: if it cannot be known.
     """
-    state, host = beside.stat(), beside.name.removesuffix(".tmp").rpartition("-")[0]
-    if time.time() - state.st_mtime > UNTOUCHED:
+    state, host = temporary.stat(), temporary.name.removesuffix(".tmp").rpartition("-")[0]
+    if time.time() - state.st_mtime > ABANDONED_AFTER:
         return True
-    # an empty one of this host has a writer who is about to lock it
-    return host.endswith(f".{platform.node()}") and state.st_size > 0 and is_unlocked(beside)
+    # an empty file of this host belongs to a process that is about to lock it
+    return host.endswith(f".{platform.node()}") and state.st_size > 0 and is_unlocked(temporary)
 
 
 def is_unlocked(path: Path) -> bool:
-    """Whether no process holds a file. Raises OSError if that cannot be known."""
+    """Return whether no process holds the lock of a file.
+
+    Raises:
+        OSError: if it cannot be known.
+    """
     file = os.open(path, os.O_RDWR)
     try:
         platforms.lock(file, wait=False)
@@ -75,7 +79,7 @@ def is_unlocked(path: Path) -> bool:
 
 
 def is_same_file(file: int, path: Path) -> bool:
-    """Whether an open file still has this name: whoever held it may have removed it, and another one may be there."""
+    """Return whether an open file is still the one at this path: its holder may have removed or replaced it."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), os.stat(path))
     return False

@@ -1,4 +1,4 @@
-"""How much memory a run takes, and what to do when there is no more."""
+"""Memory of a run: peaks, limits, and what to do when it runs out."""
 
 import ctypes
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ import torch
 
 from diffusion_lit.system.platform import peak_memory_bytes, resource
 
-# of cgroups 2 and 1: where they are, the limit, what is taken, and what of that are pages of files
-VERSIONS = {
+# controller of cgroups 2 and 1 -> folder, file of the limit, file of the usage, row of memory.stat with file pages
+CGROUPS = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most that tensors took on a GPU, or else the most that this process took, since it began; in GiB."""
+    """Return the peak of tensors on a GPU, or of this process on other devices, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return peak_memory_bytes() / 2**30
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Let `peak_memory_gib` begin anew; false where the peak of a process cannot be reset (it can on Linux)."""
+    """Reset `peak_memory_gib`, and return whether that is possible: off the GPU it is on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    with suppress(OSError, AttributeError):  # of glibc: what was freed goes back to the system
+    with suppress(OSError, AttributeError):  # glibc only: return freed memory to the system
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -39,17 +39,18 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 @contextmanager
 def limit_to_free_memory() -> Iterator[None]:
-    """Inside, taking more of this machine's memory than is free is an error that can be
-    caught; without, Linux would end the process. Other systems know no such limit.
+    """Raise MemoryError inside of the block instead of exceeding free memory, where Linux would kill the process.
+
+    Other systems have no such limit.
     """
     try:
-        free, own = 1024 * _kib("/proc/meminfo", "MemAvailable"), 1024 * _kib("/proc/self/status", "VmData")
+        free, own = 1024 * _read_kib("/proc/meminfo", "MemAvailable"), 1024 * _read_kib("/proc/self/status", "VmData")
         free = min([free, *free_cgroup_bytes()])
     except (OSError, StopIteration):
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = min([own + free, *[one for one in before if one != resource.RLIM_INFINITY]])
+    limit = min([own + free, *[bound for bound in before if bound != resource.RLIM_INFINITY]])
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
@@ -58,37 +59,37 @@ def limit_to_free_memory() -> Iterator[None]:
 
 
 def free_cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Bytes that the groups of this process may still take: by cgroups containers and SLURM limit memory."""
-    found = []
+    """Return the bytes that each cgroup of this process may still take. Containers and SLURM limit memory by them."""
+    free = []
     for line in own.read_text().splitlines():
-        _, kinds, place = line.split(":", 2)
-        if kinds in VERSIONS:
-            folder, limit, used, files = VERSIONS[kinds]
+        _, controllers, place = line.split(":", 2)
+        if controllers in CGROUPS:
+            folder, limit, usage, pages = CGROUPS[controllers]
             narrowest = root / folder / place.strip("/")
             for group in [narrowest, *narrowest.parents]:
                 with suppress(OSError, ValueError):  # no such file, or "max"
-                    facts = (group / "memory.stat").read_text().splitlines()
-                    droppable = sum(int(fact.split()[1]) for fact in facts if fact.startswith(f"{files} "))
-                    taken = int((group / used).read_text()) - droppable
-                    found.append(max(0, int((group / limit).read_text()) - taken))
-    return found
+                    rows = (group / "memory.stat").read_text().splitlines()
+                    droppable = sum(int(row.split()[1]) for row in rows if row.startswith(f"{pages} "))
+                    used = int((group / usage).read_text()) - droppable
+                    free.append(max(0, int((group / limit).read_text()) - used))
+    return free
 
 
-def _kib(path: str, name: str) -> int:
+def _read_kib(path: str, name: str) -> int:
     return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(f"{name}:"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of this machine; the CPU's allocator has no error of its own."""
+    """Return whether a GPU or this machine ran out of memory. The CPU allocator has no error class of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def suggest_smaller_batch(config: dict, world_size: int) -> str:
-    """Overrides that make the same training fit, or what else there is to do."""
-    batch, now = config["global_batch_size"], config["strategy"]["accumulate"] * world_size
-    at_a_time = batch // now
-    more = next((k for k in range(2 * now, batch + 1, now) if batch % k == 0), None)
+    """Return the override with which the same training needs less memory, or other advice."""
+    batch, parts = config["global_batch_size"], config["strategy"]["accumulate"] * world_size
+    size = batch // parts
+    more = next((k for k in range(2 * parts, batch + 1, parts) if batch % k == 0), None)
     if more is None:
-        return f"{at_a_time} images at a time are the fewest; a smaller network or image needs less"
+        return f"{size} images at a time are the fewest; a smaller network or image needs less"
     override = f"strategy.accumulate={more // world_size}"
-    return f"{override} is the same training with {batch // more} images at a time instead of {at_a_time}"
+    return f"{override} is the same training with {batch // more} images at a time instead of {size}"

@@ -1,4 +1,4 @@
-"""What not every operating system has: where it is missing, the rest works without it."""
+"""Functions of the operating system that not every system has; the rest of the package works without them."""
 
 import errno
 import math
@@ -17,16 +17,20 @@ RENAMES_OPEN_FILES = os.name != "nt"
 
 
 def available_signals(*names: str) -> tuple[int, ...]:
-    """Those of the named signals that exist here."""
+    """Return the signals of these names that this system has."""
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
 def lock(descriptor: int, wait: bool) -> None:
     """Lock an open file or folder for this process, until it is closed.
 
+    Args:
+        descriptor: of the open file or folder.
+        wait: whether to wait for the lock.
+
     Raises:
-        BlockingIOError: if another process has it, and not to `wait` was asked for.
-        OSError: where system or disk have no locks.
+        BlockingIOError: if another process has the lock and `wait` is false.
+        OSError: if the system or the file system has no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -34,8 +38,11 @@ def lock(descriptor: int, wait: bool) -> None:
 
 
 def lock_byte(descriptor: int, k: int, held: bool = True) -> None:
-    """Lock byte k of a file for this process, or give it back; of the kind that NFS has
-    too. Raises as `lock` does, PermissionError too if another process has it.
+    """Lock byte k of an open file for this process, or release it. NFS has these locks too.
+
+    Raises:
+        BlockingIOError: if another process has it, on some systems PermissionError.
+        OSError: if the system or the file system has no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -43,13 +50,17 @@ def lock_byte(descriptor: int, k: int, held: bool = True) -> None:
 
 
 def preallocate(descriptor: int, size: int) -> None:
-    """Take `size` bytes on the disk for an open file. Raises OSError if they are not there."""
+    """Reserve `size` bytes on the disk for an open file.
+
+    Raises:
+        OSError: if the disk has not so much space.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
 
 
 def sync_folder(folder: os.PathLike) -> None:
-    """Write a folder's names to the disk, where a folder can be opened."""
+    """Write the entries of a folder to the disk, where a folder can be opened."""
     with suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -59,6 +70,6 @@ def sync_folder(folder: os.PathLike) -> None:
 
 
 def peak_memory_bytes() -> float:
-    """The most memory that this process took since it began; NaN where nobody counts."""
+    """Return the peak memory of this process since its start in bytes; NaN where the system does not count it."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else math.nan

@@ -35,7 +35,7 @@ def continue_on_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.warning("%s failed, the run goes on: %s", what, format_exception(error))
-        log.info(traceback.format_exc(), extra={"in_bar": True})  # for the log file
+        log.info(traceback.format_exc(), extra={"file_only": True})  # for the log file
 
 
 @contextmanager

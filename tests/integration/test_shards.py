@@ -186,7 +186,7 @@ def test_what_others_have_done_meanwhile_is_not_made_again(tmp_path):
 
 
 def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
-    with write_atomically(tmp_path / "labels.npy", many=True) as living:
+    with write_atomically(tmp_path / "labels.npy", concurrent=True) as living:
         living.write_bytes(b"half")
         dead, elsewhere, old = (tmp_path / f".images.npy.{who}-0123abcd.tmp" for who in (platform.node(), "an", "old"))
         for path in (dead, elsewhere, old, tmp_path / "images.npy"):

@@ -174,7 +174,10 @@ class HuggingFace:
     def save_schema(self) -> None:
         """Keep the schema beside the decoded stream, so that the next run needs no network."""
         if not self._schema_file.exists():
-            with suppress(OSError), write_atomically(self._schema_file, many=True) as building:  # a read-only folder
+            with (
+                suppress(OSError),
+                write_atomically(self._schema_file, concurrent=True) as building,
+            ):  # a read-only folder
                 building.write_text(json.dumps(asdict(self.schema)))
 
 

@@ -148,7 +148,7 @@ def read_row_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list
     if cached:
         with suppress(OSError):  # a read-only folder; the metadata is read again the next time
             cached.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(cached, many=True) as building:
+            with write_atomically(cached, concurrent=True) as building:
                 building.write_text(json.dumps(result))
     return result
 

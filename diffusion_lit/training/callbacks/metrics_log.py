@@ -52,7 +52,7 @@ class MetricsLog(StepCallback):
         self.row: dict[str, float] = {}
         self.file: MetricsFile | None = None
         self.is_writer = collectives.rank() == 0
-        self.bar = progress_bar(shown=self.is_writer)
+        self.bar = progress_bar(visible=self.is_writer)
 
     def state_dict(self) -> dict:
         self.clock.pause()  # a checkpoint is no training
@@ -90,9 +90,9 @@ class MetricsLog(StepCallback):
         self.logged_step, self.logged_seconds = self.step, self.clock.seconds
         self.guard.window.begin()
         self.bar.update(self.task, description=f"loss {totals.loss:.4f}  {speed:,.0f} img/s")
-        in_bar = {"in_bar": self.bar.console.is_terminal}
+        file_only = {"file_only": self.bar.console.is_terminal}
         line = "step %d/%d  loss %.4f  %s img/s"
-        log.info(line, self.step, trainer.max_steps, totals.loss, f"{speed:,.0f}", extra=in_bar)
+        log.info(line, self.step, trainer.max_steps, totals.loss, f"{speed:,.0f}", extra=file_only)
         return {
             "train/loss": totals.loss,
             "train/lr": module.learning_rate,

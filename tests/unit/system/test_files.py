@@ -41,7 +41,7 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
 
 def test_many_writers_of_one_file_are_not_in_each_others_way(tmp_path):
     path = tmp_path / "a.npy"
-    with write_atomically(path, many=True) as one, write_atomically(path, many=True) as two:
+    with write_atomically(path, concurrent=True) as one, write_atomically(path, concurrent=True) as two:
         assert one != two
         assert not is_unlocked(one)
         assert not is_unlocked(two)
