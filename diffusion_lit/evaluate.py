@@ -37,13 +37,13 @@ def evaluate(config: DictConfig) -> float | None:
         write_evaluation(out, result, evidence, config)
 
     if not config.shards:
-        return sweeps.sweep_objective(measure(task, write), config.metric)
+        return sweeps.compute_objective(measure(task, write), config.metric)
     result, has_written = measure_in_shards(task, out, write)
     if not has_written:
         log.info("\n".join(format_evaluation(result, result.get("per_class", []))))
         log.info("measured   %s, by another process", run_dir.display_path(out / "result.json"))
         set_default(config, result, f"set by {out.name}")
-    return sweeps.sweep_objective(result, config.metric)
+    return sweeps.compute_objective(result, config.metric)
 
 
 def write_evaluation(out: Path, result: dict, evidence, config: DictConfig) -> None:

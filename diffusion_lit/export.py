@@ -19,7 +19,7 @@ def main() -> None:
 
 def check_export(config: DictConfig) -> None:
     """Raise UserError (exit 2) if the run cannot be exported as requested."""
-    faults = sample_request.sampling_faults(config, sample_request.read_requested_config(config))
+    faults = sample_request.find_sampling_faults(config, sample_request.read_requested_config(config))
     if config.push and not pretrained.is_hub_id(config.push):
         faults.append(f"push={config.push}: not the name of a model on the hub, such as me/digits")
     sample_request.raise_faults(faults, "exported")

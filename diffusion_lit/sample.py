@@ -54,14 +54,14 @@ def sample(config: DictConfig) -> None:
 def sample_in_shards(config: DictConfig) -> None:
     """Generate images together with every process that is started with the same overrides."""
     from diffusion_lit.runs import shards
-    from diffusion_lit.runs.load import load_requested_model, sampling_settings
+    from diffusion_lit.runs.load import describe_sampling, load_requested_model
     from diffusion_lit.sampling.request import make_requests
 
     config = OmegaConf.merge(config, {"device": choose_device(config.device)})
     model, out = load_requested_model(config, log.warning), Path(config.out).expanduser()
     requests = make_requests(config, parse_labels(config, model.class_names), len(model.class_names))
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
-    settings = sampling_settings(model, config) | {"same_noise": config.same_noise}
+    settings = describe_sampling(model, config) | {"same_noise": config.same_noise}
     made = shards.generate_in_shards(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)
     log.info("%d images in %.1f s of all processes, %d shards", len(labels), made["seconds"], len(made["shards"]))
     log.info("grid       %s", run_dir.display_path(out / "grid.png"))

@@ -83,7 +83,7 @@ def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequen
     for k, group in enumerate(groups):
         unfinished = sum(job.status != "finished" for job in group.jobs)
         means = [(group.mean, group.half_width)]
-        means += [sweeps.mean_over_jobs(group.jobs, metric) for metric in names[1:]]
+        means += [sweeps.compute_mean_of_jobs(group.jobs, metric) for metric in names[1:]]
         cells = ["" if value is None else f"{value:.5g}" for pair in means for value in pair]
         best = "<- best" if k == 0 and group.numbers and len(groups) > 1 else ""
         values = map(sweeps.shorten_number, group.values)

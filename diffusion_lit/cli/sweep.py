@@ -144,7 +144,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
         if is_requeued or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
             sys.exit(code)
         gc.collect()  # free the device for the next job
-        return sweeps.worst_objective(config.get("metric")) if code else value
+        return sweeps.get_worst_objective(config.get("metric")) if code else value
 
     def run_all_jobs(_) -> None:
         finished.mkdir(parents=True)
@@ -188,7 +188,7 @@ def wait_for_queue(sweep: Sweep, codes: list[int]) -> Iterator[None]:
             why = str(error).splitlines()[0]
             log.error("job %s left no result (%s). Its output: %s", job.job_id, why, job.paths.stderr)
             codes.append(Exit.INTERRUPTED)
-            return [JobReturn(_return_value=sweeps.worst_objective(sweep.metric), status=JobStatus.COMPLETED)]
+            return [JobReturn(_return_value=sweeps.get_worst_objective(sweep.metric), status=JobStatus.COMPLETED)]
 
     core.Job.results = results_or_worst
     try:

@@ -27,7 +27,7 @@ def resolve_pretrained(run: str) -> Path:
     return pretrained.download_from_hub(run, "run", HUB_FILES)
 
 
-def config_from_diffusers(folder: Path) -> dict:
+def read_diffusers_config(folder: Path) -> dict:
     """Return the configuration of a pipeline of UNet2DModel, with the keys of config.yaml.
 
     Raises:

@@ -47,7 +47,7 @@ def check_evaluation(config: DictConfig) -> None:
     """Raise UserError (exit 2) if the run cannot be evaluated as requested."""
     check_sampling(OmegaConf.merge(dict.fromkeys(SAMPLE_KEYS), config))
     run_config = stored_config.read_model_config(Path(config.run).expanduser())
-    data, faults = reference_data_config(config, run_config["data"]), []
+    data, faults = make_reference_config(config, run_config["data"]), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
@@ -70,7 +70,7 @@ def check_evaluation(config: DictConfig) -> None:
     raise_faults(faults, "evaluated")
 
 
-def reference_data_config(config: DictConfig, data: dict) -> dict:
+def make_reference_config(config: DictConfig, data: dict) -> dict:
     """Return the `data` group of the run, or that of `reference_data`, decoded alike."""
     if config.reference_data is None:
         return data

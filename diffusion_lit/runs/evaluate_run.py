@@ -13,8 +13,8 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation import metrics
 from diffusion_lit.evaluation.features import RealImages, collect_real_images
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
-from diffusion_lit.runs.evaluate_request import reference_data_config
-from diffusion_lit.runs.load import TrainedModel, generate_with_progress, sampling_settings
+from diffusion_lit.runs.evaluate_request import make_reference_config
+from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
 
 log = logging.getLogger("diffusion_lit.evaluate")
 WriteResult = Callable[[dict, metrics.Comparison], None]
@@ -32,7 +32,7 @@ class EvaluationTask(NamedTuple):
 
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
-    data, names = reference_data_config(config, model.config["data"]), model.class_names
+    data, names = make_reference_config(config, model.config["data"]), model.class_names
     real = collect_real_images(*load_splits(build_source(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
     reference = metrics.make_reference(real, features, names, config.reference_images)
@@ -62,7 +62,7 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     """
     config, reference, labels = task.config, task.reference, task.labels
     seeds = image_seeds(config.seed, len(labels))
-    request = shards.ShardRequest(labels, seeds, config.shards, sampling_settings(task.model, config))
+    request = shards.ShardRequest(labels, seeds, config.shards, describe_sampling(task.model, config))
     manifest, has_written = shards.generate_in_shards(task.model, request, out), []
     images = shards.open_sharded_images(out)
     shards.extract_features_in_shards(reference.extractor, images, out)
@@ -95,7 +95,7 @@ def make_result(task: EvaluationTask, evidence: metrics.Comparison, facts: dict)
     """
     reference, run = evidence.reference, Path(task.config.run).expanduser()
     result = {"status": "finished", "exit_code": 0, "run": str(run_dir.display_path(run))}
-    result |= {"trained": sweeps.read_job_overrides(run)} | facts | {"num_images": len(evidence.generated)}
+    result |= {"train_overrides": sweeps.read_job_overrides(run)} | facts | {"num_images": len(evidence.generated)}
     for name in task.config.metrics:
         if reference.class_names or name != "class_accuracy":
             result |= metrics.METRICS[name](evidence)
@@ -105,6 +105,6 @@ def make_result(task: EvaluationTask, evidence: metrics.Comparison, facts: dict)
     result["settings"] = {
         "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},
         "reference": {"split": task.config.reference, "images": len(evidence.real), "data": data},
-        **sampling_settings(task.model, task.config),
+        **describe_sampling(task.model, task.config),
     }
     return result

@@ -236,7 +236,7 @@ def generate_with_progress(
     return Generated(images, sum(evaluations) / (-(-len(labels) // size) * size), seconds)
 
 
-def sampling_settings(model: TrainedModel, config: DictConfig) -> dict:
+def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
     """Return the settings that images are generated with, for a manifest or a result.
 
     Args:
@@ -252,11 +252,11 @@ def sampling_settings(model: TrainedModel, config: DictConfig) -> dict:
         **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE_KEYS},
         "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
-        "versions": package_versions(),
+        "versions": read_package_versions(),
     }
 
 
-def package_versions() -> dict[str, str]:
+def read_package_versions() -> dict[str, str]:
     """Return the versions of the packages that generated images depend on."""
     return {name: version(name) for name in ("diffusion_lit", "torch", "diffusers")}
 

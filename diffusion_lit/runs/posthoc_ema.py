@@ -31,7 +31,7 @@ MAX_COEFFICIENTS = 50  # sum of absolute values: half precision leaves 2^-11 of 
 
 
 @cache
-def gamma_from_length(length: float) -> float:
+def solve_gamma(length: float) -> float:
     """Return the exponent gamma of a length below 1 / sqrt(12).
 
     It solves length = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2).
@@ -40,9 +40,9 @@ def gamma_from_length(length: float) -> float:
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
-def power_ema_decay(length: float, step: int) -> float:
+def compute_power_ema_decay(length: float, step: int) -> float:
     """Return the EMA decay of an update, (1 - 1/step)^(gamma+1). Step 1 is the first, which copies the weights."""
-    return (1 - 1 / step) ** (gamma_from_length(length) + 1)
+    return (1 - 1 / step) ** (solve_gamma(length) + 1)
 
 
 def solve_coefficients(snapshots: Sequence[tuple[float, int]], length: float, step: int) -> tuple[np.ndarray, float]:
@@ -62,9 +62,9 @@ def solve_coefficients(snapshots: Sequence[tuple[float, int]], length: float, st
         norm of the target profile.
     """
     time = np.arange(step + 1) / step  # relative, so that powers neither overflow nor lose the last steps
-    profile = {each: np.diff(time ** (gamma_from_length(each) + 1)) for each in {length, *LENGTHS}}
+    profile = {each: np.diff(time ** (solve_gamma(each) + 1)) for each in {length, *LENGTHS}}
     sums = {(a, b): np.append(0, np.cumsum(profile[a] * profile[b])) for a in profile for b in profile}
-    scale = np.array([(step / s) ** (gamma_from_length(each) + 1) for each, s in snapshots])
+    scale = np.array([(step / s) ** (solve_gamma(each) + 1) for each, s in snapshots])
     products = np.array([[sums[a, b][min(s, t)] for b, t in snapshots] for a, s in snapshots]) * scale[:, None] * scale
     target = np.array([sums[each, length][s] for each, s in snapshots]) * scale
     norms = np.sqrt(np.diag(products))  # differ by orders of magnitude: solve for profiles of norm 1

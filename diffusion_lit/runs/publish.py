@@ -12,7 +12,7 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import add_checkerboard
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import checkpoints, pretrained, run_dir
-from diffusion_lit.runs.load import TrainedModel, generate_with_progress, package_versions, sampling_settings
+from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress, read_package_versions
 from diffusion_lit.runs.model_card import render_model_card
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.previews import draw_class_grid, preview_labels
@@ -46,13 +46,13 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         "weights": config.weights,
         "ema_length": config.ema_length,
         "data": checkpoint.get("ImageDataModule", {}).get("fingerprint"),
-        "versions": package_versions(),
+        "versions": read_package_versions(),
     }
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))
     labels, names = preview_labels(len(model.class_names)), model.class_names
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names)).save(out / "grid.png")
-    result = find_evaluation(Path(config.run).expanduser(), sampling_settings(model, config))
+    result = find_evaluation(Path(config.run).expanduser(), describe_sampling(model, config))
     name, has_pipeline = config.push or Path(config.out).name, (out / "model_index.json").exists()
     card = render_model_card(published, result, config.license, name, has_pipeline)
     write_text_atomically(out / "README.md", card)

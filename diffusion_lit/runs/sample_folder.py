@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lit.data.originals import Originals, fingerprint_file
 from diffusion_lit.imaging.grids import add_checkerboard, save_gif, to_pil
 from diffusion_lit.imaging.skins import render_images
-from diffusion_lit.runs.load import TrainedModel, sampling_settings
+from diffusion_lit.runs.load import TrainedModel, describe_sampling
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.labels import format_label, nonzero_shares
 from diffusion_lit.sampling.previews import CLASS_MS, draw_class_pages
@@ -57,7 +57,7 @@ def write_samples(
         save_gif([draw(frame) for frame in frames], out / "denoising.gif")
     if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
-    manifest = sampling_settings(model, config) | {"same_noise": config.same_noise}
+    manifest = describe_sampling(model, config) | {"same_noise": config.same_noise}
     manifest |= {"edit": describe_edit(originals, edit) if originals else None, "images": entries}
     write_text_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 

@@ -83,7 +83,7 @@ def check_sampling(config: DictConfig) -> None:
             raise UserError(Exit.CONFIG, f"{key}={format_value(config[key])}: this run has no classes")
     if config.interpolate and len(labels) < 2:
         raise UserError(Exit.CONFIG, "interpolate=true: needs two or more classes or blends")
-    faults = sampling_faults(config, run_config)
+    faults = find_sampling_faults(config, run_config)
     if config.init is not None and not config.sampler.get("starts_anywhere"):
         able = [name for name in list_options("sampler") if read_option("sampler", name).get("starts_anywhere")]
         fault = f"sampler={config.sampler.name} cannot start from a partly noised image"
@@ -127,7 +127,7 @@ def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:
         raise UserError(Exit.CONFIG, f"{where}: {error}") from None
 
 
-def sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
+def find_sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
     """Return why a run cannot be sampled with the requested sampler, guidance and weights, a line for each reason.
 
     Raises:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from diffusion_lit.runs.diffusers_format import config_from_diffusers
+from diffusion_lit.runs.diffusers_format import read_diffusers_config
 from diffusion_lit.runs.run_dir import is_diffusers_folder, read_run_config, read_yaml
 from diffusion_lit.system.files import write_text_atomically
 
@@ -18,7 +18,7 @@ def read_model_config(folder: Path) -> dict:
         UserError: exit 4 if a file is damaged; exit 2 for a network or a schedule that is
             not supported.
     """
-    return config_from_diffusers(folder) if is_diffusers_folder(folder) else read_run_config(folder)
+    return read_diffusers_config(folder) if is_diffusers_folder(folder) else read_run_config(folder)
 
 
 def read_sampling_config(run: Path) -> dict:

@@ -65,7 +65,7 @@ def list_jobs(sweep: Path) -> list[Job]:
 
 def _read_job(path: Path) -> Job:
     result = run_dir.read_result(path)
-    overrides = result.get("trained", {}) | read_job_overrides(path)
+    overrides = result.get("train_overrides", {}) | read_job_overrides(path)
     numbers = {key: value for key, value in result.items() if not isinstance(value, list | dict)}
     return Job(path, {key: value for key, value in overrides.items() if key not in NOT_SWEPT}, numbers)
 
@@ -108,7 +108,7 @@ def group_jobs(jobs: list[Job], keys: list[str], metric: str) -> list[JobGroup]:
     groups = []
     for values, same in members.items():
         numbers = [number for job in same if (number := job.value(metric)) is not None]
-        groups.append(JobGroup(values, jobs.index(same[0]), same, numbers, *mean_and_half_width(numbers)))
+        groups.append(JobGroup(values, jobs.index(same[0]), same, numbers, *compute_mean_interval(numbers)))
     return sorted(groups, key=lambda group: rank_value(group.mean, metric))
 
 
@@ -119,12 +119,12 @@ def rank_value(value: float | None, metric: str) -> float:
     return -value if metric in HIGHER_IS_BETTER else value
 
 
-def mean_over_jobs(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
+def compute_mean_of_jobs(jobs: list[Job], metric: str) -> tuple[float | None, float | None]:
     """Return mean and half width of the 95 % interval of a metric over jobs."""
-    return mean_and_half_width([number for job in jobs if (number := job.value(metric)) is not None])
+    return compute_mean_interval([number for job in jobs if (number := job.value(metric)) is not None])
 
 
-def mean_and_half_width(numbers: list[float]) -> tuple[float | None, float | None]:
+def compute_mean_interval(numbers: list[float]) -> tuple[float | None, float | None]:
     """Return the mean and half the width of its 95 % interval, mean ± t(0.975, n - 1) s / sqrt(n) (Student 1908).
 
     What too few numbers do not determine is None.
@@ -144,13 +144,13 @@ def shorten_number(text: str) -> str:
     return text
 
 
-def sweep_objective(result: dict, metric: str) -> float:
+def compute_objective(result: dict, metric: str) -> float:
     """Return the value of a run that a sweeper optimizes; the worst value if the run has none."""
     value = Job(Path(), {}, result).value(metric)
-    return worst_objective(metric) if value is None else value
+    return get_worst_objective(metric) if value is None else value
 
 
-def worst_objective(metric: str | None) -> float:
+def get_worst_objective(metric: str | None) -> float:
     """Return the value of a failed job. It is infinite: optuna ends a study at None."""
     return -math.inf if metric in HIGHER_IS_BETTER else math.inf
 

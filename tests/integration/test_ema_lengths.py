@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.runs import checkpoints, posthoc_ema
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.runs.posthoc_ema import LENGTHS, gamma_from_length, power_ema_decay, solve_coefficients
+from diffusion_lit.runs.posthoc_ema import LENGTHS, compute_power_ema_decay, solve_coefficients, solve_gamma
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.trainer import make_module
@@ -26,7 +26,7 @@ def tracked(weights: np.ndarray, length: float) -> np.ndarray:
     """The average after every step (T, N), by the update of training alone."""
     average, averages = np.zeros_like(weights[0]), []
     for step, now in enumerate(weights, start=1):
-        average = power_ema_decay(length, step) * average + (1 - power_ema_decay(length, step)) * now
+        average = compute_power_ema_decay(length, step) * average + (1 - compute_power_ema_decay(length, step)) * now
         averages.append(average)
     return np.array(averages)
 
@@ -48,11 +48,11 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def test_a_length_is_the_spread_of_its_profile():
     place = (np.arange(10**6) + 0.5) / 10**6
     for length in EVERY_LENGTH:
-        weight = place ** gamma_from_length(length)
+        weight = place ** solve_gamma(length)
         weight /= weight.sum()
         mean = (weight * place).sum()
         assert np.sqrt((weight * (place - mean) ** 2).sum()) == pytest.approx(length, rel=1e-4)
-    assert [gamma_from_length(length) for length in LENGTHS] == pytest.approx([16.97, 6.94], abs=0.005)  # of the paper
+    assert [solve_gamma(length) for length in LENGTHS] == pytest.approx([16.97, 6.94], abs=0.005)  # of the paper
 
 
 def test_the_update_makes_the_power_profile():
@@ -60,9 +60,9 @@ def test_the_update_makes_the_power_profile():
     steps = 40
     for length in (0.05, 0.2):
         share = tracked(np.eye(steps), length)[-1]
-        area = np.diff((np.arange(steps + 1) / steps) ** (gamma_from_length(length) + 1))
+        area = np.diff((np.arange(steps + 1) / steps) ** (solve_gamma(length) + 1))
         np.testing.assert_allclose(share, area, rtol=0, atol=1e-14)
-    assert power_ema_decay(0.05, 1) == 0  # the first update copies: nothing is left of the untrained network
+    assert compute_power_ema_decay(0.05, 1) == 0  # the first update copies: nothing is left of the untrained network
 
 
 # ------------------------------------------------------------------------------------------------------- mixing

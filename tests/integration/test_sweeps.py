@@ -77,16 +77,16 @@ def test_the_interval_is_students(n):
     from scipy import stats
 
     numbers = [math.sin(k) for k in range(n)]
-    mean, half = sweeps.mean_and_half_width(numbers)
+    mean, half = sweeps.compute_mean_interval(numbers)
     low, high = stats.t.interval(0.95, n - 1, loc=sum(numbers) / n, scale=stats.sem(numbers))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
 
 
 def test_the_interval_of_two_in_closed_form_and_of_one_there_is_none():
     # Student's t with one degree of freedom is Cauchy's: its 97.5 % point is tan(0.475 pi)
-    assert sweeps.mean_and_half_width([1.0, 3.0]) == (2.0, pytest.approx(math.tan(0.475 * math.pi)))
-    assert sweeps.mean_and_half_width([4.0]) == (4.0, None)
-    assert sweeps.mean_and_half_width([]) == (None, None)
+    assert sweeps.compute_mean_interval([1.0, 3.0]) == (2.0, pytest.approx(math.tan(0.475 * math.pi)))
+    assert sweeps.compute_mean_interval([4.0]) == (4.0, None)
+    assert sweeps.compute_mean_interval([]) == (None, None)
 
 
 def test_means_are_over_seeds_of_finished_jobs_the_best_first(tmp_path):
@@ -106,10 +106,10 @@ def test_means_are_over_seeds_of_finished_jobs_the_best_first(tmp_path):
 
 
 def test_what_a_sweeper_gets():
-    assert sweeps.sweep_objective(finished(0.5), "val/loss") == 0.5
+    assert sweeps.compute_objective(finished(0.5), "val/loss") == 0.5
     for bad in (finished(None), finished(math.nan), FAILED | {"val/loss": 0.1}, {}):
-        assert sweeps.sweep_objective(bad, "val/loss") == math.inf
-        assert sweeps.sweep_objective(bad, "class_accuracy") == -math.inf
+        assert sweeps.compute_objective(bad, "val/loss") == math.inf
+        assert sweeps.compute_objective(bad, "class_accuracy") == -math.inf
 
 
 def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
