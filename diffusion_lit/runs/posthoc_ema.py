@@ -40,7 +40,7 @@ def solve_gamma(length: float) -> float:
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
-def compute_power_ema_decay(length: float, step: int) -> float:
+def compute_decay(length: float, step: int) -> float:
     """Return the EMA decay of an update, (1 - 1/step)^(gamma+1). Step 1 is the first, which copies the weights."""
     return (1 - 1 / step) ** (solve_gamma(length) + 1)
 

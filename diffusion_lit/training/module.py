@@ -237,9 +237,7 @@ class DiffusionModule(L.LightningModule):
             if since == 0:
                 averaging.update_ema(ema, net, self.decay(updates - 1), self.skipped)
         for average, length in zip(averages, self.ema_lengths, strict=True):
-            averaging.update_ema(
-                average, net, posthoc_ema.compute_power_ema_decay(length, self.global_step + 1), self.skipped
-            )
+            averaging.update_ema(average, net, posthoc_ema.compute_decay(length, self.global_step + 1), self.skipped)
         self.in_update = False
 
     def forget_step(self) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.runs import checkpoints, posthoc_ema
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.runs.posthoc_ema import LENGTHS, compute_power_ema_decay, solve_coefficients, solve_gamma
+from diffusion_lit.runs.posthoc_ema import LENGTHS, compute_decay, solve_coefficients, solve_gamma
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.training.module import checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.trainer import make_module
@@ -26,7 +26,7 @@ def tracked(weights: np.ndarray, length: float) -> np.ndarray:
     """The average after every step (T, N), by the update of training alone."""
     average, averages = np.zeros_like(weights[0]), []
     for step, now in enumerate(weights, start=1):
-        average = compute_power_ema_decay(length, step) * average + (1 - compute_power_ema_decay(length, step)) * now
+        average = compute_decay(length, step) * average + (1 - compute_decay(length, step)) * now
         averages.append(average)
     return np.array(averages)
 
@@ -62,7 +62,7 @@ def test_the_update_makes_the_power_profile():
         share = tracked(np.eye(steps), length)[-1]
         area = np.diff((np.arange(steps + 1) / steps) ** (solve_gamma(length) + 1))
         np.testing.assert_allclose(share, area, rtol=0, atol=1e-14)
-    assert compute_power_ema_decay(0.05, 1) == 0  # the first update copies: nothing is left of the untrained network
+    assert compute_decay(0.05, 1) == 0  # the first update copies: nothing is left of the untrained network
 
 
 # ------------------------------------------------------------------------------------------------------- mixing
