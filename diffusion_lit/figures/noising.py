@@ -45,7 +45,7 @@ def draw_forward(subject: Subject, columns: int, out: Path) -> list[Path]:
 
 def _name_level(diffusion: Diffusion, k: int) -> str:
     log_snr = round(diffusion.process.snr[k].log().item(), 1) + 0.0  # never -0.0
-    return f"t = {diffusion.process.times[k].item():.4g}\nlog SNR {log_snr:g}"
+    return f"t = {diffusion.process.times[k].item():.4g}\nlog SNR {log_snr:.2g}"
 
 
 class Prediction(NamedTuple):

@@ -1,4 +1,4 @@
-"""A data set, a network, a loss weighting and a sampler from outside of diffusion_lit; see README.md."""
+"""A data set, a network, a weighting and a sampler outside of diffusion_lit; see README.md."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from diffusion_lit.data.sources.base import Split
 
 
 class Stripes:
-    """A data set: `class_names`, and `splits()` of pictures (uint8 arrays (N, H, W, C), or paths) and labels.
+    """A data source: `class_names`, and `splits()` of images (paths, or uint8 arrays (N, H, W, C)) and labels.
 
     Args:
-        image_size: px.
-        num_images: pictures in all; a fifth is held out.
+        image_size: pixels.
+        num_images: number of images; a fifth is the validation split.
     """
 
     def __init__(self, image_size: int, num_images: int = 400):
@@ -26,12 +26,12 @@ class Stripes:
         random, labels = np.random.default_rng(0), np.arange(self.num_images, dtype=np.int64) % 2
         waves = np.sin(np.arange(self.size) * random.uniform(0.5, 1.5, (self.num_images, 1)) + labels[:, None])
         across = np.repeat(waves[:, :, None], self.size, 2)
-        pictures = np.where(labels[:, None, None] == 0, across, across.transpose(0, 2, 1))
-        pictures = ((pictures + 1) * 127.5).astype(np.uint8)[..., None].repeat(3, -1)
-        held_out = self.num_images // 5
+        images = np.where(labels[:, None, None] == 0, across, across.transpose(0, 2, 1))
+        images = ((images + 1) * 127.5).astype(np.uint8)[..., None].repeat(3, -1)
+        num_val = self.num_images // 5
         return {
-            "train": Split(pictures[:-held_out], labels[:-held_out]),
-            "val": Split(pictures[-held_out:], labels[-held_out:]),
+            "train": Split(images[:-num_val], labels[:-num_val]),
+            "val": Split(images[-num_val:], labels[-num_val:]),
         }
 
 
@@ -51,18 +51,18 @@ class Plain(nn.Module):
         self.last = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        told = self.time(t[:, None].float() / 1000) + self.table(y)
-        return self.last(self.middle(self.first(x_t) + told[:, :, None, None]))
+        embedding = self.time(t[:, None].float() / 1000) + self.table(y)
+        return self.last(self.middle(self.first(x_t) + embedding[:, :, None, None]))
 
 
 @dataclass(frozen=True)
 class Middle:
-    """A weighting: the factor on the network's own error, by snr (T,) and by what that error counts on x0 (T,).
+    """A weighting: the factor on the output error, from snr (T,) and gain (T,), x0 error / output error.
 
-    This one looks at noise levels around snr = 1 alone.
+    This one trains noise levels around snr = 1.
 
     Args:
-        width: of the bell, in log snr.
+        width: width in log snr.
     """
 
     width: float = 2.0
@@ -72,7 +72,7 @@ class Middle:
 
 
 class LateDDIM(DDIMScheduler):
-    """A sampler: a scheduler in the manner of diffusers. DDIM that adds noise (eta) in the noisier half alone."""
+    """A sampler: a diffusers scheduler. DDIM that adds noise (eta) only in the noisier half."""
 
     def step(self, model_output, timestep, sample, eta: float = 0.0, generator=None, return_dict: bool = True):
         noisy = timestep >= self.config.num_train_timesteps / 2
