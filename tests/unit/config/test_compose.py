@@ -122,7 +122,7 @@ def test_every_file_says_what_it_is(path):
     if path in EXPERIMENTS:
         header = "\n".join(line for line in lines if line.startswith("#"))
         assert lines[0] == "# @package _global_"
-        assert re.search(r"^#   python -m diffusion_lit\.train\b", header, re.M), "the command"
+        assert re.search(r"^# Command: python -m diffusion_lit\.train\b", header, re.M), "the command"
         assert re.search(r"^# Cost and result: \S", header, re.M), "what it costs and what came out"
 
 
