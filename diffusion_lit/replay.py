@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.runs.run_dir import require_run_dir
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.replay")
@@ -72,8 +73,8 @@ def print_forward(trace, record: dict) -> None:
         bad = f"{row.not_finite:,} of {row.values:,}" if row.not_finite else "none"
         log.info("%s", f"{row.name:<{width}}  {low:>10}  {high:>10}  {bad}{mark}")
     bad = (~trace.losses.isfinite()).nonzero().flatten().tolist()
-    images = [f"{record['index'][k]} at t {trace.t[k]}" for k in bad[:LISTED]]
-    log.info("images     loss not finite: %d of %d: %s", len(bad), len(trace.losses), _join(images, len(bad)))
+    images = join_names([f"{record['index'][k]} at t {trace.t[k]}" for k in bad], LISTED)
+    log.info("images     loss not finite: %d of %d: %s", len(bad), len(trace.losses), images)
     layer = trace.layers[first]
     inputs = "not finite, computed between it and the layer before it" if layer.not_finite_inputs else "finite"
     log.info("first      %s is the first layer whose output is not finite. Its inputs are %s", layer.name, inputs)
@@ -84,16 +85,12 @@ def print_backward(net, norm: float, precision: str) -> None:
     bad = [name for name, p in net.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     log.info("forward    every layer and every loss is finite")
     if bad:
-        log.info("gradients  not finite, the last layer first: %s", _join(bad[: -LISTED - 1 : -1], len(bad)))
+        log.info("gradients  not finite, the last layer first: %s", join_names(bad[::-1], LISTED))
     elif not math.isfinite(norm):
         log.info("gradients  each is finite, but their norm overflows float32. Try a lower optimizer.lr")
     else:
         log.info("gradients  all are finite, their norm is %.4g", norm)
         log.info("In float32 this step is finite. %s", ADVICE[precision])
-
-
-def _join(names: list[str], count: int) -> str:
-    return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
 if __name__ == "__main__":
