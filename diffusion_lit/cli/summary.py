@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion_lit.figures.sweep_results import draw_sweep
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system.errors import Exit, UserError, report_errors
 
@@ -40,6 +39,8 @@ def summarize_sweep(sweep: Path, metric: str | None = None, others: Sequence[str
         print_lines(f"mean of {metric} over n seeds and its 95 % interval; {better} is better")
         print_lines(*format_failures(jobs, swept))
         if any(group.numbers for group in groups):
+            from diffusion_lit.figures.sweep_results import draw_sweep  # imports torch
+
             draw_sweep(groups, keys, metric, sweep)
             print_lines(f"figure     {run_dir.display_path(sweep / 'results.png')}")
         elif any(job.status == "finished" for job in jobs):
