@@ -1,5 +1,6 @@
-"""Shared by all tests: one thread a process, and one real run on the digits that many tests look at."""
+"""Shared by all tests: one thread a process, and runs that are trained once for every test that looks at them."""
 
+import gc
 import os
 import tempfile
 
@@ -9,15 +10,22 @@ os.environ["DIFFUSION_LIT_CACHE"] = os.path.join(tempfile.gettempdir(), "diffusi
 os.environ["WANDB_MODE"] = "offline"  # no test shows anything to anybody's account
 
 import shutil  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
-from tests.runs import run  # noqa: E402
+from tests.runs import TINY, run  # noqa: E402
 
 # With `pytest -n` a file goes to one process as a whole: those that take minutes begin, so that none ends alone.
 LONGEST = ("strategies", "digits", "notebooks", "kills", "samplers", "training", "sweeps", "export", "resume")
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections be rare and skip what is imported by now, which is never garbage."""
+    gc.set_threshold(10_000, 20, 20)
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,32 +44,55 @@ def as_in_a_new_process(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory) -> Path:
-    """The run folder of the bare command, `python -m diffusion_lit.train`, with what it printed in printed.txt.
+def train_once(tmp_path_factory) -> Callable[..., Path]:
+    """Return a function (name, *overrides) that trains a run once, also with `pytest -n`, and returns its run folder.
 
-    It is trained once; with `pytest -n` every process has its own copy.
+    What the command printed is in printed.txt. Every process of `pytest -n` has its own copy of the folder.
     """
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits"
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            folder.mkdir()
-            printed = run("train", cwd=folder)
-            (run_dir,) = (folder / "outputs" / "digits").iterdir()
-            (run_dir / "printed.txt").write_text(printed)
-    (run_dir,) = (folder / "outputs" / "digits").iterdir()
-    return Path(shutil.copytree(run_dir, own / "digits_copy" / run_dir.name, symlinks=True))
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def train(name: str, *overrides: str, prelude: str = "") -> Path:
+        copy = own / f"{name}_copy"
+        if copy.exists():
+            return next(copy.iterdir())
+        folder, done = shared / name, shared / name / "printed.txt"
+        with FileLock(folder.with_suffix(".lock")):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                done.write_text(run("train", *overrides, cwd=folder, prelude=prelude))
+        (run_dir,) = (path.parent for path in folder.glob("outputs/*/*/result.json"))
+        shutil.copytree(run_dir, copy / run_dir.name, symlinks=True)
+        shutil.copy(done, copy / run_dir.name)
+        return copy / run_dir.name
+
+    return train
+
+
+THIRD = ["max_steps=400", "val_every=100", "sample_every=100", "checkpoint_every=100"]
 
 
 @pytest.fixture(scope="session")
-def sprites_run(tmp_path_factory) -> Path:
-    """A run of a ContextUnet on made-up sprites, `color 0` to `color 4`, trained for a few seconds."""
-    folder = tmp_path_factory.mktemp("sprites")
-    words = ["data=synthetic", "data.image_size=16", "data.num_classes=5", "model=context_unet", "model.features=16"]
-    words += ["diffusion=ddpm", "diffusion.num_train_timesteps=50", "diffusion.beta_start=0.001", "sampler=ddpm"]
-    words += ["diffusion.beta_end=0.2", "weighting=uniform", "global_batch_size=16", "max_steps=60", "log_every=10"]
-    run("train", *words, "val_every=30", "sampler.batch_size=16", "sample_every=0", "run_dir=run", cwd=folder)
-    return folder / "run"
+def digits_run(train_once) -> Path:
+    """Return the run folder of a third of what the bare command trains, which is enough for good digits."""
+    whole = "from diffusion_lit.training import noise_levels; noise_levels.LEVELS_PER_BIN = 32"  # see tests/forks.py
+    return train_once("digits", *THIRD, prelude=whole)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train_once) -> Path:
+    """Return the folder of a run of four steps on the digits, for tests that need a finished run and no good images."""
+    return train_once("tiny", *TINY, "max_steps=4", "checkpoint_every=2", "val_every=0", "sample_every=0")
+
+
+@pytest.fixture(scope="session")
+def sprites_run(train_once) -> Path:
+    """Return a run of a ContextUnet on made-up sprites of five classes, trained for a few seconds."""
+    overrides = ["data=synthetic", "data.image_size=16", "data.num_classes=5", "model=context_unet"]
+    overrides += ["model.features=16", "diffusion=ddpm", "diffusion.num_train_timesteps=50", "sampler=ddpm"]
+    overrides += ["diffusion.beta_start=0.001", "diffusion.beta_end=0.2", "weighting=uniform", "global_batch_size=16"]
+    overrides += ["max_steps=20", "log_every=10", "val_every=10", "sampler.batch_size=16", "sample_every=0"]
+    return train_once("sprites", *overrides)
 
 
 @pytest.fixture(scope="session")

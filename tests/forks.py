@@ -1,8 +1,9 @@
 """Real processes that start in a moment: one server imports what takes seconds, and every command is a fork of it.
 
 A fork runs `python -m diffusion_lit.<verb>` as an interpreter of its own would: its own process id, working directory,
-environment, signals and exit code; but what a library reads of the environment when it is imported (HF_HUB_OFFLINE) was
-read by the server. The server itself never computes anything, so that no thread is lost in a fork.
+environment, signals and exit code. Three things differ: what a library reads of the environment when it is imported
+(HF_HUB_OFFLINE) was read by the server, validation takes fewer images, and the other ranks of a run are forks as well.
+The server itself never computes anything, so that no thread is lost in a fork.
 """
 
 import atexit
@@ -22,60 +23,33 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+
+LEVELS_PER_BIN = 3  # of the noise levels that forks validate on: a tenth of the images of a real validation
 
 
-class Process:
-    """A forked command, with the methods of subprocess.Popen that tests use; its two outputs are one.
+class Fork:
+    """A process forked by the server, with the methods of subprocess.Popen that need no pipe."""
 
-    Args:
-        words: `diffusion_lit.<verb>` and its overrides.
-        prelude: Python code that the process runs first, to make a fault.
-    """
-
-    def __init__(self, words: list[str], cwd: Path, env: dict[str, str], prelude: str = ""):
-        self.words, self.returncode, self.printed = words, None, b""
+    def __init__(self, command: list[str], files: tuple[int, int, int], **request: object):
+        self.command, self.returncode, self.lock = command, None, threading.Lock()
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(_server())
-        self.output, write_end = os.pipe()
-        request = json.dumps({"words": words, "cwd": str(cwd), "env": env, "prelude": prelude}).encode()
-        socket.send_fds(self.connection, [b"x"], [write_end])
-        os.close(write_end)
-        self.connection.sendall(request + b"\n")
+        socket.send_fds(self.connection, [b"x"], list(files))
+        self.connection.sendall(json.dumps({"command": command, **request}).encode() + b"\n")
         self.answers = self.connection.makefile()
         self.pid = int(self.answers.readline())
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
-            self.returncode = int(self.answers.readline())
+        with self.lock:
+            if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
+                self.returncode = int(self.answers.readline())
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None and not select.select([self.connection], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired(self.words, timeout)
+            raise subprocess.TimeoutExpired(self.command, timeout)
         return self.poll()
-
-    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """What it printed, once every process that could still print has ended."""
-        until = time.monotonic() + (timeout or 1e9)
-        while self.output is not None:
-            if not select.select([self.output], [], [], max(0, until - time.monotonic()))[0]:
-                raise subprocess.TimeoutExpired(self.words, timeout)
-            chunk = os.read(self.output, 1 << 16)
-            self.printed += chunk
-            if not chunk:
-                os.close(self.output)
-                self.output = None
-        self.wait(max(0, until - time.monotonic()))
-        return self.printed.decode(errors="replace"), None
-
-    def so_far(self) -> str:
-        """What it has printed until now, without waiting."""
-        while self.output is not None and select.select([self.output], [], [], 0)[0]:
-            chunk = os.read(self.output, 1 << 16)
-            if not chunk:
-                break
-            self.printed += chunk
-        return self.printed.decode(errors="replace")
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -88,11 +62,73 @@ class Process:
         self.send_signal(signal.SIGTERM)
 
 
+class Process(Fork):
+    """A forked command whose two outputs are one.
+
+    Args:
+        command: `diffusion_lit.<verb>`, or another module that is run as `python -m` does, and its arguments.
+        prelude: Python code that the process runs first, to make a fault.
+    """
+
+    def __init__(self, command: list[str], cwd: Path, env: dict[str, str], prelude: str = ""):
+        self.printed = b""
+        self.output, write_end = os.pipe()
+        with open(os.devnull) as nothing:
+            files = (nothing.fileno(), write_end, write_end)
+            super().__init__(command, files, cwd=str(cwd), env=env, prelude=prelude)
+        os.close(write_end)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Return what it printed, once every process that could still print has ended."""
+        until = time.monotonic() + (timeout or 1e9)
+        while self.output is not None:
+            if not select.select([self.output], [], [], max(0, until - time.monotonic()))[0]:
+                raise subprocess.TimeoutExpired(self.command, timeout)
+            chunk = os.read(self.output, 1 << 16)
+            self.printed += chunk
+            if not chunk:
+                os.close(self.output)
+                self.output = None
+        self.wait(max(0, until - time.monotonic()))
+        return self.printed.decode(errors="replace"), None
+
+    def so_far(self) -> str:
+        """Return what it has printed until now, without waiting."""
+        while self.output is not None and select.select([self.output], [], [], 0)[0]:
+            chunk = os.read(self.output, 1 << 16)
+            if not chunk:
+                break
+            self.printed += chunk
+        return self.printed.decode(errors="replace")
+
+
+class Rank(Fork):
+    """Another rank of a forked command: takes the place of subprocess.Popen([python, "-m", module, ...])."""
+
+    def __init__(self, args, env, stdin=None, stdout=None, stderr=None, start_new_session=True):
+        read_end, write_end = os.pipe()
+        command = list(args[args.index("-m") + 1 :])
+        super().__init__(command, (read_end, 1, 2), cwd=os.getcwd(), env=dict(env), prelude="", rank_of=os.getpid())
+        os.close(read_end)
+        self.stdin = os.fdopen(write_end, "wb")  # closes when the process that started this one ends
+
+
+def ranks_of(pid: int) -> list[int]:
+    """Return the process ids of the ranks that this process has forked and that are still there."""
+    mark = f"rank of {pid}\n"
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "comm").read_text() == mark:
+                found.append(int(folder.name))
+    return found
+
+
 _address: str | None = None
 
 
 def _server() -> str:
-    """The socket of this process's server, started with the first command."""
+    """Return the socket of this process's server, started with the first command; a fork's is that of its parent."""
     global _address
     if _address is None:
         folder = tempfile.TemporaryDirectory()
@@ -110,7 +146,7 @@ def _server() -> str:
 
 
 def _serve(address: str) -> dict | None:
-    """Fork for ever; in a fork, returns the request that it is for."""
+    """Fork for ever; in a fork, return the request that it is for."""
     import diffusers.models.unets.unet_2d  # noqa: F401 what every run imports, without diffusion_lit.train itself
     import diffusers.schedulers  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
@@ -118,16 +154,33 @@ def _serve(address: str) -> dict | None:
     import PIL.JpegImagePlugin  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch  # noqa: F401
+    import torch.distributed.run  # noqa: F401
     from hydra.core.plugins import Plugins
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     import diffusion_lit.cli.launch  # noqa: F401
+    import diffusion_lit.cli.train_overrides  # noqa: F401
+    import diffusion_lit.config.expand  # noqa: F401
+    import diffusion_lit.data.sources.digits  # noqa: F401
+    import diffusion_lit.diffusion.weighting  # noqa: F401
     import diffusion_lit.figures.style  # noqa: F401
+    import diffusion_lit.networks.unet  # noqa: F401
     import diffusion_lit.runs.load  # noqa: F401
+    import diffusion_lit.runs.resume  # noqa: F401
     import diffusion_lit.training.fit
     import diffusion_lit.training.trainer  # noqa: F401
+    from diffusion_lit.distributed import process_group
+    from diffusion_lit.training import noise_levels
 
     Plugins.instance()  # finds and imports every plugin
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers of processes need no farewell
+    noise_levels.LEVELS_PER_BIN = LEVELS_PER_BIN
+    _compose_before_forking()
+    process_group.subprocess = SimpleNamespace(
+        Popen=Rank, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    subprocess_handler.Popen = Rank  # of torchrun
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes that wait for forks are not waited for
+    gc.set_threshold(10_000, 20, 20)
     gc.freeze()  # a collection would copy every page that the forks share
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
@@ -135,28 +188,52 @@ def _serve(address: str) -> dict | None:
     os.rename(f"{address}.new", address)
     while True:
         connection, _ = listener.accept()
-        if os.fork() == 0:  # its keeper: starts it, waits for it, tells how it ended
+        if os.fork() == 0:  # starts the command, waits for it, answers with its exit code
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
-            _, (output,), _, _ = socket.recv_fds(connection, 1, 1)
+            _, files, _, _ = socket.recv_fds(connection, 1, 3)
             request = json.loads(connection.makefile().readline())
             pid = os.fork()
             if pid == 0:
                 connection.close()
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                os.close(output)
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                    os.close(file)
                 return request
-            os.close(output)
+            for file in files:
+                os.close(file)
             connection.sendall(f"{pid}\n".encode())
             _, status = os.waitpid(pid, 0)
-            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            with suppress(OSError):  # whoever started it may have ended first
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
             os._exit(0)
         connection.close()
 
 
+def _compose_before_forking() -> None:
+    """Do once what takes every command a quarter of a second: read the yaml files that a verb chooses by default.
+
+    Hydra composes all of a command line a second time to look up `hydra.mode`, which is null unless somebody sets it.
+    """
+    from hydra._internal.hydra import Hydra
+
+    from diffusion_lit.__main__ import COMMANDS
+    from diffusion_lit.config.compose import compose_configs
+
+    for verb in COMMANDS:
+        compose_configs(verb, [], complete=False)
+        if verb in ("sample", "evaluate", "export"):
+            compose_configs(verb, ["sampler=dpmpp_sde"], complete=False)  # that of a run on the digits
+    get_mode = Hydra.get_mode
+
+    def mode_of(self, config_name, overrides):
+        return get_mode(self, config_name, overrides) if "hydra.mode" in str(overrides) else None
+
+    Hydra.get_mode = mode_of
+
+
 def _exit_code(command: Callable[[], object]) -> int:
-    """Run a command and end as an interpreter does, but for taking torch apart, which would take seconds."""
+    """Run a command; return the exit code of an interpreter, without the seconds in which it unloads torch."""
     code = 0
     try:
         command()
@@ -173,13 +250,16 @@ def _exit_code(command: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
-    asked = _serve(sys.argv[1])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(asked["cwd"])
+    _address = sys.argv[1]
+    request = _serve(_address)
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update(request["env"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests started by a script's `&` have it ignored
-    sys.argv = ["", *asked["words"][1:]]
-    sys.path[0] = asked["cwd"]
-    exec(asked["prelude"])
-    os._exit(_exit_code(lambda: runpy.run_module(asked["words"][0], run_name="__main__", alter_sys=True)))
+    sys.argv = ["", *request["command"][1:]]
+    sys.path[0] = request["cwd"]
+    if "rank_of" in request:
+        os.setsid()
+        Path("/proc/self/comm").write_text(f"rank of {request['rank_of']}")
+    exec(request["prelude"])
+    os._exit(_exit_code(lambda: runpy.run_module(request["command"][0], run_name="__main__", alter_sys=True)))

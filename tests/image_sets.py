@@ -4,10 +4,14 @@ import io
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
+from diffusion_lit.data.sources.folder import Split
 
 FILES = (250, 130, 77)  # rows
 
@@ -47,3 +51,43 @@ def module(*words: str) -> ImageDataModule:
 
 def huggingface(path: Path, *words: str) -> ImageDataModule:
     return module("data=huggingface", f"data.path={path}", *words)
+
+
+def table_at(path: Path, columns: dict, name: str = "train") -> Path:
+    path.mkdir(exist_ok=True, parents=True)
+    pq.write_table(pa.table(columns), path / f"{name}.parquet")
+    return path
+
+
+def shades(n: int, first: int = 0) -> list[bytes]:
+    """Return files of gray images, each in its own shade."""
+    found = []
+    for k in range(first, first + n):
+        file = io.BytesIO()
+        Image.new("L", (2, 2), k % 256).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+def shades_of(store) -> list[int]:
+    return store.images[:, 0, 0, 0].tolist()
+
+
+def write_split(folder: Path, count: int) -> Split:
+    """Write gray images of noise, 8x8, and return them as a split whose labels are their numbers."""
+    folder.mkdir()
+    dice = np.random.default_rng(0)
+    for k in range(count):
+        Image.fromarray(dice.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{k:04}.png")
+    return Split(sorted(folder.iterdir()), np.arange(count))
+
+
+def write_streams(home: Path) -> dict[str, Path]:
+    """Write the same table as parquet files of several row groups, as one of one group, and by `save_to_disk`."""
+    count = sum(FILES)
+    table_of(range(count)).save_to_disk(home / "saved")
+    return {
+        "parquet": written(home / "parquet", "train", range(count)),
+        "one large group": written(home / "large", "train", range(count), (count,), count),
+        "saved": home / "saved",
+    }

@@ -24,13 +24,22 @@ CLOCKS = ("images_per_second", "seconds", "memory_gib")  # columns of metrics.cs
 
 
 def start(verb: str, *overrides: str, cwd: Path, prelude: str = "") -> Process:
+    return start_module(f"diffusion_lit.{verb}", *overrides, cwd=cwd, prelude=prelude)
+
+
+def start_module(module: str, *arguments: str, cwd: Path, prelude: str = "") -> Process:
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return Process([f"diffusion_lit.{verb}", *overrides], cwd, env, prelude)
+    return Process([module, *arguments], cwd, env, prelude)
 
 
 def run(verb: str, *overrides: str, cwd: Path, code: int = 0, prelude: str = "") -> str:
-    """Standard output and error of a command that must end with `code`."""
-    process = start(verb, *overrides, cwd=cwd, prelude=prelude)
+    """Return standard output and error of a command that must end with `code`."""
+    return run_module(f"diffusion_lit.{verb}", *overrides, cwd=cwd, code=code, prelude=prelude)
+
+
+def run_module(module: str, *arguments: str, cwd: Path, code: int = 0, prelude: str = "") -> str:
+    """Return what `python -m module` prints, which must end with `code`."""
+    process = start_module(module, *arguments, cwd=cwd, prelude=prelude)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, f"exit {process.returncode}:\n{output}"
     return output

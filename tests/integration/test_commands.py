@@ -1,9 +1,8 @@
 """The commands as a shell runs them: pipes, strange paths, keys pressed twice."""
 
-import shlex
+import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -35,35 +34,36 @@ def test_text_is_quoted_so_that_hydra_reads_it_back(text):
     assert str(read_override("key", [format_override("key", text)])) == text
 
 
+def arguments_of(command: str) -> list[str]:
+    """Return the arguments of `python -m diffusion_lit.<verb> ...`, split by a shell, from the verb on."""
+    split = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    python, flag, module, *overrides = split.stdout.split("\0")[:-1]
+    assert (python, flag) == ("python", "-m")
+    return [module.removeprefix("diffusion_lit."), *overrides]
+
+
 def test_a_path_with_every_sign_trains_resumes_and_samples_as_the_last_lines_say(tmp_path):
     strange = tmp_path / "it's, a=b [ü] \\ x"
-    words = ["python", "-m", "diffusion_lit.train", *QUICK, "max_steps=500", format_override("run_dir", strange)]
-    process = start("train", *words[3:], cwd=tmp_path)
+    process = start("train", *QUICK, "max_steps=500", format_override("run_dir", strange), cwd=tmp_path)
     while process.poll() is None and last_step(strange) < 3:
         time.sleep(0.01)
     process.terminate()
     printed = process.communicate()[0]
     assert process.returncode == 143, printed
     command = printed.strip().splitlines()[-1].partition("go on with: ")[2]
-    command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
     last = checkpoints.list_steps(strange)[-1] + 1
-    more = subprocess.run(f"{command} max_steps={last}", shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert more.returncode == 0, more.stderr
+    printed = run(*arguments_of(command), f"max_steps={last}", cwd=tmp_path)
     assert checkpoints.list_steps(strange)[-1] == last
-    command = (
-        more.stdout.strip().splitlines()[-1].partition("more       ")[2].replace("python ", f"{sys.executable} ", 1)
-    )
-    sampled = subprocess.run(f"{command} num_images=1", shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert sampled.returncode == 0, sampled.stderr
+    command = printed.strip().splitlines()[-1].partition("more       ")[2]
+    run(*arguments_of(command), "num_images=1", cwd=tmp_path)
 
 
-def test_nobody_reading_on_does_not_end_a_run(tmp_path):
-    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
-    subprocess.run(f"{command} | head -n 1", shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
-    for _ in range(200):  # the shell waits for head, not for us
-        if run_dir.read_result(tmp_path / "run"):
-            break
-        time.sleep(0.1)
+def test_a_closed_pipe_does_not_end_a_run(tmp_path):
+    """As with `| head -n 1`."""
+    process = start("train", *QUICK, "run_dir=run", cwd=tmp_path)
+    assert os.read(process.output, 1)
+    os.close(process.output)
+    process.wait(timeout=120)
     assert run_dir.read_result(tmp_path / "run")["status"] == "finished"
 
 
@@ -119,21 +119,16 @@ def test_a_folder_of_runs_names_its_newest(tmp_path):
 
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path):
-    words = ["max_steps=120", "val_every=0", "sample_every=0", "log_every=50", "run_dir=run"]
-    told = run("train", *QUICK, *words, "lr_schedule.warmup_steps=121", cwd=tmp_path)
-    assert "the learning rate rises for 121 steps, longer than the run is" in told
+    printed = run("train", *QUICK, "run_dir=run", "lr_schedule.warmup_steps=121", cwd=tmp_path)
+    assert "the learning rate rises for 121 steps, longer than the run is" in printed
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
-    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", *QUICK, "run_dir=run"])
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024, 100 * 1024))"  # < a checkpoint
     run("train", *QUICK, "max_steps=2", "run_dir=run", cwd=tmp_path)
-    command = shlex.join([sys.executable, "-m", "diffusion_lit.train", "resume=run", "max_steps=4"])
-    limited = subprocess.run(  # no file may pass 100 KiB, a checkpoint has to
-        f"ulimit -f 100; {command}", shell=True, cwd=tmp_path, capture_output=True, text=True, executable="/bin/bash"
-    )
-    assert limited.returncode == 75, limited.stderr
-    assert "step-00000004.ckpt cannot be written" in limited.stderr
-    assert "Traceback" not in limited.stderr
+    printed = run("train", "resume=run", "max_steps=4", cwd=tmp_path, code=75, prelude=limit)
+    assert "step-00000004.ckpt cannot be written" in printed
+    assert "Traceback" not in printed
     assert checkpoints.find_damage(checkpoints.select_checkpoint(tmp_path / "run")) is None
     run("train", "resume=run", cwd=tmp_path)
 

@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.evaluation.features import collect_real_images, make_classifier
@@ -41,14 +42,14 @@ def test_the_last_lines_name_the_run_the_grid_and_the_verdict(digits_run):
 def test_a_run_folder_holds_what_the_contract_says(digits_run):
     files = {path.relative_to(digits_run).as_posix() for path in digits_run.rglob("*")}
     expected = {"config.yaml", "command.txt", "versions.txt", "train.log", "metrics.csv", "result.json"}
-    expected |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/step-00001200.ckpt"}
-    expected |= {"samples/step-00000300.png", "samples/step-00001200.png"}
+    expected |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/step-00000400.ckpt"}
+    expected |= {"samples/step-00000100.png", "samples/step-00000400.png"}
     assert expected <= files
     assert len([name for name in files if name.startswith("checkpoints/step-")]) <= 3
     assert not [name for name in files if name.endswith(".tmp")]
     result = json.loads((digits_run / "result.json").read_text())
     assert result["status"] == "finished"
-    assert result["steps"] == 1200
+    assert result["steps"] == 400
     assert (digits_run / result["grid"]).exists()
     assert (digits_run / result["checkpoint"]).exists()
     assert not (digits_run / "checkpoints" / "last.ckpt").readlink().is_absolute()
@@ -64,7 +65,7 @@ def test_checkpoints_are_plain_data_with_the_configuration_as_text(digits_run):
 
 def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digits_run):
     rows = [row for row in read_metrics(digits_run / "metrics.csv") if row["val/loss"]]
-    assert [int(row["step"]) for row in rows] == [300, 600, 900, 1200]
+    assert [int(row["step"]) for row in rows] == [100, 200, 300, 400]
     assert float(rows[-1]["val/loss"]) < float(rows[0]["val/loss"])
     config = stored_config.read_model_config(digits_run)
     data = datamodule_from_config(Digits(), config["data"], 0, 1)
@@ -79,8 +80,29 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
 
 
 def test_one_command_line_in_one_line(digits_run):
-    assert (digits_run / "command.txt").read_text() == "python -m diffusion_lit.train\n"
-    assert run_dir.read_overrides(digits_run) == []
+    command = (digits_run / "command.txt").read_text()
+    overrides = run_dir.read_overrides(digits_run)
+    assert command == f"python -m diffusion_lit.train {' '.join(overrides)}\n"
+    assert overrides[0] == "max_steps=400"
+
+
+def test_the_bare_command_composes_the_recipe_of_the_digits():
+    (config,), (recipe,) = compose_configs("train", []), compose_configs("train", ["experiment=digits"])
+    assert {key: config[key] for key in config if key != "run_dir"} == {
+        key: recipe[key] for key in recipe if key != "run_dir"
+    }
+    assert (config.name, config.max_steps) == ("digits", 1200)
+
+
+@pytest.mark.slow
+def test_the_bare_command(tmp_path):
+    run("train", cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs" / "digits").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("finished", 1200)
+    assert result["class_accuracy"] >= 0.95
+    assert (folder / "command.txt").read_text() == "python -m diffusion_lit.train\n"
+    assert run_dir.read_overrides(folder) == []
 
 
 def tiles(path) -> np.ndarray:
@@ -95,7 +117,7 @@ def test_a_sample_has_the_bytes_of_the_preview_also_after_the_run_has_moved(digi
     a, b = tmp_path / "a", tmp_path / "b"
     for k in range(80):
         assert (a / f"{k:05d}.png").read_bytes() == (b / f"{k:05d}.png").read_bytes()
-    grid, preview = tiles(a / "grid.png"), tiles(digits_run / "samples" / "step-00001200.png")
+    grid, preview = tiles(a / "grid.png"), tiles(digits_run / "samples" / "step-00000400.png")
     title = 20  # px above the average's half of a preview
     np.testing.assert_array_equal(preview[title : title + grid.shape[0], : grid.shape[1]], grid)
     images = np.load(b / "images.npy")
@@ -112,7 +134,7 @@ def test_sample_takes_classes_sampler_guidance_and_seed(digits_run, tmp_path):
     assert len({image["seed"] for image in manifest["images"]}) == 10
     assert manifest["sampler"]["steps"] == 5
     assert manifest["guidance_scale"] == 2
-    assert manifest["checkpoint"] == "step-00001200.ckpt"
+    assert manifest["checkpoint"] == "step-00000400.ckpt"
     with Image.open(tmp_path / "out" / "denoising.gif") as film:
         assert film.n_frames == 5
 
@@ -149,10 +171,10 @@ def test_an_image_depends_on_its_seed_and_label_alone(digits_run, tmp_path):
 def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(digits_run, copy, symlinks=True)
-    assert "already at step 1200 of 1200" in run("train", f"resume={copy}", cwd=tmp_path)
-    run("train", f"resume={copy}", "max_steps=1205", "data.classifier_images=0", cwd=tmp_path)
-    assert json.loads((copy / "result.json").read_text())["steps"] == 1205
-    assert [int(row["step"]) for row in read_metrics(copy / "metrics.csv")][-2:] == [1200, 1205]
+    assert "already at step 400 of 400" in run("train", f"resume={copy}", cwd=tmp_path)
+    run("train", f"resume={copy}", "max_steps=405", "data.classifier_images=0", cwd=tmp_path)
+    assert json.loads((copy / "result.json").read_text())["steps"] == 405
+    assert [int(row["step"]) for row in read_metrics(copy / "metrics.csv")][-2:] == [400, 405]
 
 
 def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):

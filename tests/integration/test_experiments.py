@@ -49,6 +49,9 @@ def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, expe
     monkeypatch.setattr(sample_previews, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
     settings, source = resolve_data(small(experiment))
     settings["data"]["classifier_images"] = 0
+    if "num_images" in settings["data"]:  # made on the spot, a fifth of them for validation
+        settings["data"]["num_images"] = 40
+        source = build_source(settings["data"])
     for more in ({"max_steps": 1}, {"max_steps": 2, "resume": str(tmp_path)}):
         fit(settings | more, source, tmp_path, [f"experiment={experiment}"])
     rows = trace(tmp_path)

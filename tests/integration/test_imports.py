@@ -30,21 +30,23 @@ def test_the_commands_start_without_torch():
     assert not loaded & {"torch", "lightning", "diffusers", "numpy", "sklearn", "wandb"}
 
 
-@pytest.mark.parametrize(
-    ("verb", "words"),
-    [
-        ("sample", ["num_images=1", "sampler.steps=1"]),
-        ("evaluate", ["num_images=20", "sampler.steps=1"]),
-        pytest.param("visualize", ["what=[panels,curves]"], marks=pytest.mark.slow),
-    ],
-)
-def test_sampling_does_not_pay_for_lightning(digits_run, tmp_path, verb, words):
-    words = [f"run={digits_run}", *words, f"out={tmp_path / 'out'}"]
-    code = f"sys.argv = ['{verb}', *{words}]\nfrom diffusion_lit.{verb} import main\nmain()"
-    loaded = loaded_after(code)
+def arguments_of(verb: str, run: Path, *overrides: str) -> str:
+    """Return the code that runs a command in this interpreter."""
+    return f"sys.argv = {[verb, f'run={run}', *overrides]}\nfrom diffusion_lit.{verb} import main\nmain()\n"
+
+
+def test_sampling_and_evaluation_do_not_pay_for_lightning(tiny_run, tmp_path):
+    sample = arguments_of("sample", tiny_run, "num_images=1", "sampler.steps=1", f"out={tmp_path / 'a'}")
+    evaluate = arguments_of("evaluate", tiny_run, "num_images=20", "sampler.steps=1", f"out={tmp_path / 'b'}")
+    loaded = loaded_after(f"{sample}assert 'sklearn' not in sys.modules\n{evaluate}")
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "wandb", "torchmetrics"}
-    assert verb != "sample" or "sklearn" not in loaded
+
+
+@pytest.mark.slow
+def test_figures_do_not_pay_for_lightning(tiny_run, tmp_path):
+    loaded = loaded_after(arguments_of("visualize", tiny_run, "what=[panels,curves]", f"out={tmp_path / 'out'}"))
+    assert not loaded & {"lightning", "pytorch_lightning", "wandb", "torchmetrics"}
 
 
 # ------------------------------------------------------------------------------------------ digits

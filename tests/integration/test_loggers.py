@@ -9,11 +9,11 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +35,7 @@ from diffusion_lit.training.loggers import backends
 from diffusion_lit.training.loggers.backends import FilesOnly
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.loggers.wandb import refusal
+from tests.forks import Fork
 from tests.runs import TINY, last_step, run, signal_at_step, start
 from tests.wandb_files import offline_runs
 from tests.wandb_server import KEY, environment, server
@@ -238,8 +239,8 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_a_group(tmp_path):
 
 
 def test_a_run_outlives_the_service_of_wandb(tmp_path):
-    process = start("train", *SHORT, "max_steps=60", "logger=wandb", "run_dir=run", cwd=tmp_path)
-    while process.poll() is None and last_step(tmp_path / "run") < 10:
+    process = start("train", *SHORT, "max_steps=30", "logger=wandb", "run_dir=run", cwd=tmp_path)
+    while process.poll() is None and last_step(tmp_path / "run") < 5:
         time.sleep(0.01)
     killed = [service for service in services() if f"--pid\0{process.pid}\0" in service.read_text()]
     os.kill(int(killed[0].parent.name), signal.SIGKILL)
@@ -247,8 +248,8 @@ def test_a_run_outlives_the_service_of_wandb(tmp_path):
     assert process.returncode == 0, printed
     assert printed.count("WandB is switched off, the run goes on: ConnectionResetError") == 1
     assert "Traceback" not in printed
-    assert len(rows_of(tmp_path / "run")) == 60
-    assert (tmp_path / "run" / "samples" / "step-00000060.gif").exists()
+    assert len(rows_of(tmp_path / "run")) == 30
+    assert (tmp_path / "run" / "samples" / "step-00000030.gif").exists()
 
 
 def services() -> list[Path]:
@@ -292,27 +293,15 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
         hanging.set()
 
 
-ALONE = """
-import logging, sys
-from pathlib import Path
-from diffusion_lit.training.loggers.run_logger import make_logger
-logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-keys = dict(project="p", entity=None, mode=sys.argv[1], connect_seconds=3, init_seconds=10)
-keys["finish_seconds"] = float(sys.argv[2])
-logger = make_logger({"_target_": "diffusion_lit.training.loggers.wandb.WandB"} | keys)
-logger.start(Path("run").absolute(), {"seed": 0}, 0)
-logger.log_row(1, {"train/loss": 1.0})
-logger.finish(0)
-print("on", logger.logger.run is not None)
-"""
-
-
-def alone(here: Path, mode: str = "auto", finish_seconds: float = 60, **streams) -> subprocess.CompletedProcess:
-    """The logger by itself in a process."""
+def alone(here: Path, mode: str = "auto", finish_seconds: float = 60, terminal: int | None = None) -> SimpleNamespace:
+    """Run the logger by itself in a process; return its exit code and both its outputs, if they are no terminal."""
     (here / "run").mkdir()
-    return subprocess.run(
-        [sys.executable, "-c", ALONE, mode, str(finish_seconds)], cwd=here, timeout=60, text=True, **streams
-    )
+    with open(here / "out", "w+") as out, open(here / "err", "w+") as err, open(os.devnull) as nothing:
+        files = (nothing.fileno(), out.fileno(), err.fileno()) if terminal is None else (terminal,) * 3
+        command = ["tests.wandb_alone", mode, str(finish_seconds)]
+        code = Fork(command, files, cwd=str(here), env=dict(os.environ), prelude="").wait(60)
+        out.seek(0), err.seek(0)
+        return SimpleNamespace(returncode=code, stdout=out.read(), stderr=err.read())
 
 
 @pytest.mark.parametrize("what", ["closed port", "silent server", "unknown name"])
@@ -322,7 +311,7 @@ def test_a_key_and_no_network_cost_seconds(tmp_path, what):
         address = addresses.get(what) or stack.enter_context(server(None))
         stack.enter_context(environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address))
         started = time.perf_counter()
-        done = alone(tmp_path, capture_output=True)
+        done = alone(tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"offline ({address} " in done.stdout
     assert time.perf_counter() - started <= 15  # a time on purpose: it is the promise, for the whole process here
@@ -332,7 +321,7 @@ def test_a_key_and_no_network_cost_seconds(tmp_path, what):
 def test_a_server_that_takes_the_key_and_then_fails_leaves_the_run_offline(tmp_path):
     knows_us = server(200, '{"data": {"viewer": {"id": "me"}}}')
     with knows_us as address, environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address):
-        done = alone(tmp_path, capture_output=True)
+        done = alone(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "W&B        offline (" in done.stdout
     assert done.stderr == ""
@@ -342,7 +331,7 @@ def test_a_server_that_takes_the_key_and_then_fails_leaves_the_run_offline(tmp_p
 @pytest.mark.parametrize("mode", ["auto", "online"])
 def test_where_the_server_takes_the_key_the_run_is_online(tmp_path, mode):
     with wandb_server() as (address, sent), environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address):
-        done = alone(tmp_path, mode, capture_output=True)
+        done = alone(tmp_path, mode)
     assert done.stdout.splitlines()[0].startswith(f"W&B        {address}/me/p/runs/")
     assert "switched off" not in done.stdout
     assert "sync" not in done.stdout
@@ -354,7 +343,7 @@ def test_where_the_server_takes_the_key_the_run_is_online(tmp_path, mode):
 def test_the_end_of_a_run_does_not_wait_for_a_stuck_server(tmp_path):
     stuck = threading.Event()
     with wandb_server(stuck) as (address, _), environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=address):
-        done = alone(tmp_path, finish_seconds=2, capture_output=True)
+        done = alone(tmp_path, finish_seconds=2)
         assert not stuck.is_set()
     assert done.returncode == 0
     (folder_,) = (tmp_path / "run" / "wandb").glob("run-*")
@@ -366,7 +355,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_stuck_server(tmp_path):
 def test_without_a_key_nothing_is_asked_even_at_a_terminal(tmp_path, mode):
     ours, theirs = pty.openpty()
     with environment(HOME=str(tmp_path), WANDB_BASE_URL="http://127.0.0.1:9"):
-        done = alone(tmp_path, mode, stdin=theirs, stdout=theirs, stderr=theirs)
+        done = alone(tmp_path, mode, terminal=theirs)
     os.close(theirs)
     said = os.read(ours, 65536).decode()
     os.close(ours)
@@ -383,7 +372,7 @@ def test_without_a_key_nothing_is_asked_even_at_a_terminal(tmp_path, mode):
 )  # fmt: skip
 def test_the_variable_decides_for_auto_only(tmp_path, variable, mode, on):
     with environment(WANDB_MODE=variable):
-        done = alone(tmp_path, mode, capture_output=True)
+        done = alone(tmp_path, mode)
     assert done.returncode == 0, done.stderr
     assert f"on {on}\n" in done.stdout
     assert len(offline_runs(tmp_path / "run")) == on

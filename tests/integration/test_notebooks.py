@@ -14,7 +14,7 @@ RUNS = {
     "01_digits": "digits_run", "02_process": "digits_run", "03_classes": "digits_run", "04_sprites": "sprites_run",
     "05_ablation": "sweep", "06_skins": "skins_run",
 }  # fmt: skip
-SLOW = ("02_process", "04_sprites", "05_ablation", "06_skins")  # or the usual tests take too long
+SLOW = ("02_process", "03_classes", "04_sprites", "05_ablation", "06_skins")  # or the usual tests take too long
 PICTURES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
 
 

@@ -29,13 +29,6 @@ OWN = ("seconds", "request", "images")  # of result.json, which differ where the
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    run("train", *QUICK, "run_dir=run", cwd=path)
-    return path / "run"
-
-
-@pytest.fixture(scope="module")
 def at_once(tiny_run) -> np.ndarray:
     """What one process makes, without shards."""
     run("sample", f"run={tiny_run}", *MANY, "npy=true", "out=at_once", cwd=tiny_run.parent)

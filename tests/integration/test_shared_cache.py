@@ -9,17 +9,21 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.base import Split
 from diffusion_lit.data.store import load_split
+from tests.image_sets import write_split
 from tests.runs import TINY, run
 
 DECODING = Decoding(8, 1)
 COUNT = 40
+
+
+@pytest.fixture
+def split(tmp_path) -> Split:
+    return write_split(tmp_path / "in", COUNT)
 
 
 # A process that loads the pictures of sys.argv[1] by the cache of sys.argv[2], notes each one that it decodes, and goes
@@ -50,15 +54,6 @@ paths = sorted(pictures.iterdir())
 store = load_split(Split(paths, np.arange(len(paths))), Decoding(8, 1), cache, "train")
 print("fingerprint", store.fingerprint, flush=True)
 """
-
-
-@pytest.fixture
-def split(tmp_path) -> Split:
-    folder, dice = tmp_path / "in", np.random.default_rng(0)
-    folder.mkdir()
-    for k in range(COUNT):
-        Image.fromarray(dice.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{k:04}.png")
-    return Split(sorted(folder.iterdir()), np.arange(COUNT))
 
 
 def loading(here: Path, gate: int = 0, prelude: str = "") -> subprocess.Popen:

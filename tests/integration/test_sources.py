@@ -1,19 +1,14 @@
 """Data sources, as the commands use them."""
 
-import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from diffusion_lit.config.compose import compose_configs, resolve_data
-from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
+from tests.image_sets import module, shades, shades_of, table_at
 from tests.runs import run
 
 RNG = np.random.default_rng(0)
@@ -53,35 +48,7 @@ def _cache_of_datasets(tmp_path_factory, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
 
 
-def module(*words: str) -> ImageDataModule:
-    config, source = resolve_data(compose_configs("train", ["experiment=none", "data.image_size=8", *words])[0])
-    source.splits()  # as the check does
-    data = datamodule_from_config(source, config["data"], 0, 4)
-    data.setup()
-    return data
-
-
 # ------------------------------------------------------------------------------------------ splits and rows
-
-
-def table_at(path: Path, columns: dict, name: str = "train") -> Path:
-    path.mkdir(exist_ok=True, parents=True)
-    pq.write_table(pa.table(columns), path / f"{name}.parquet")
-    return path
-
-
-def shades(n: int, first: int = 0) -> list[bytes]:
-    """Pictures that are grey, each in its own shade."""
-    found = []
-    for k in range(first, first + n):
-        file = io.BytesIO()
-        Image.new("L", (2, 2), k % 256).save(file, "PNG")
-        found.append(file.getvalue())
-    return found
-
-
-def shades_of(store) -> list[int]:
-    return store.images[:, 0, 0, 0].tolist()
 
 
 GREY = ["data.channels=1", "data.image_size=4"]

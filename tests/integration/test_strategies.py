@@ -24,15 +24,16 @@ from diffusion_lit.training import strategies
 from diffusion_lit.training import trainer as setup
 from diffusion_lit.training.fit import fit
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
+from tests.forks import ranks_of
 from tests.ranks import DDP, SHORT, WANDB, assert_same_training
 from tests.replicas import CPUReplicas, replicate
-from tests.runs import TINY, run, signal_at_step, start, trace
+from tests.runs import TINY, run, run_module, signal_at_step, start, trace
 
 
 def followers(pid: int) -> list[int]:
-    """Processes that rank 0 with this process id has started and that are still there."""
+    """Return the processes that rank 0 with this process id has started and that are still there."""
     mark = f"{process_group.STARTED_BY_US}={pid}".encode()
-    found = []
+    found = ranks_of(pid)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != pid:
@@ -40,6 +41,9 @@ def followers(pid: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
@@ -76,17 +80,8 @@ def test_ranks_share_one_global_batch_and_end_with_equal_weights(tmp_path):
     words = [*SHORT, *WANDB, "seed=5"]
     both, alone = tmp_path / "both", tmp_path / "alone"
     both.mkdir(), alone.mkdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    here = subprocess.run(
-        [*torchrun, "-m", "tests.rank_digests", str(both), *words, "strategy=ddp"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert here.returncode == 0, here.stdout + here.stderr
-    subprocess.run(
-        [sys.executable, "-m", "tests.rank_digests", str(alone), *words],
-        cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+    printed = run_module(*TORCHRUN, "-m", "tests.rank_digests", str(both), *words, "strategy=ddp", cwd=tmp_path)
+    run_module("tests.rank_digests", str(alone), *words, cwd=tmp_path)
     zero, one = (json.loads((both / f"rank{k}.json").read_text()) for k in (0, 1))
     whole = json.loads((alone / "rank0.json").read_text())
     assert zero["net"] == one["net"]
@@ -101,7 +96,7 @@ def test_ranks_share_one_global_batch_and_end_with_equal_weights(tmp_path):
         assert a[2] != b[2]  # never the same noise
     runs = list((tmp_path / "outputs" / "digits").iterdir())
     assert len(runs) == 2  # one folder for both ranks, one for the single process
-    assert here.stdout.count("step 8/8") == 1
+    assert printed.count("step 8/8") == 1
     assert [len(list(folder.glob("wandb/offline-run-*"))) for folder in runs] == [1, 1]
 
 
@@ -320,39 +315,34 @@ def test_one_device_is_a_strategy_too_and_says_so(tmp_path, single, strategy, sa
         (["strategy=ddp", "--multirun", "seed=0,1"], "use python -m, not torchrun"),
     ],
 )
-def test_torchrun_for_another_number_of_processes_is_refused(tmp_path, words, said):
-    environment = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    command = [sys.executable, "-m", "diffusion_lit.train", *TINY, *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert said in done.stderr
-
-
-def by_torchrun(folder: Path, *words: str) -> tuple[str, int]:
-    """What two processes print, and the exit code of torchrun."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "diffusion_lit.train", *words]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
-    return done.stdout + done.stderr, done.returncode
+def test_torchrun_for_another_number_of_processes_is_refused(tmp_path, monkeypatch, words, said):
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    assert said in run("train", *TINY, *words, cwd=tmp_path, code=2)
 
 
 def test_a_finished_run_that_a_launcher_starts_again_ends_at_once_in_every_process(tmp_path, single):
     shutil.copytree(single, tmp_path / "run", symlinks=True)
     words = ["strategy=ddp", "strategy.accelerator=cpu", "resume=run"]
-    printed, code = by_torchrun(tmp_path, *words)
-    assert (code, printed.count("already at step 8 of 8")) == (0, 1), printed
-    printed, code = by_torchrun(tmp_path, "--help")
-    assert (code, printed.count("experiment=cifar10_cond") > 0) == (0, True), printed
+    printed = run_module(*TORCHRUN, "-m", "diffusion_lit.train", *words, cwd=tmp_path)
+    assert printed.count("already at step 8 of 8") == 1, printed
+    assert "experiment=cifar10_cond" in run_module(*TORCHRUN, "-m", "diffusion_lit.train", "--help", cwd=tmp_path)
 
 
 WORSE = ["optimizer.lr=1e30", "trainer.gradient_clip_val=null", "max_skipped_steps=0"]
 
 
 def test_what_all_ranks_find_is_told_by_rank_0_before_a_launcher_ends_it(tmp_path):
-    printed, code = by_torchrun(tmp_path, *SHORT, *WORSE, "strategy=ddp", "run_dir=run")
-    assert code == 1
+    """In interpreters of their own, as a user starts them; the other tests fork theirs."""
+    command = [sys.executable, "-m", *TORCHRUN, "-m", "diffusion_lit.train", *SHORT, *WORSE]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    done = subprocess.run(
+        [*command, "strategy=ddp", "run_dir=run"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1, printed
     assert printed.count("the loss is") == 1, printed
     assert re.search(r"exitcode *: 6", printed), printed
 

@@ -11,7 +11,7 @@ from diffusion_lit.data import streaming
 from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import UserError
 from tests.equal_runs import assert_equal_runs
-from tests.image_sets import FILES, table_of, written
+from tests.image_sets import FILES, write_streams
 from tests.runs import TINY, run, signal_at_step, start, trace
 
 N = sum(FILES)
@@ -21,13 +21,7 @@ EVERY = [*SIZE, "data.streaming=every_epoch"]
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("sets")
-    table_of(range(N)).save_to_disk(home / "saved")
-    return {
-        "parquet": written(home / "parquet", "train", range(N)),
-        "one large group": written(home / "large", "train", range(N), (N,), N),
-        "saved": home / "saved",
-    }
+    return write_streams(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(autouse=True)

@@ -361,11 +361,11 @@ def test_a_signal_ends_a_sweep_and_keeps_its_table(tmp_path, number):
 
 # ------------------------------------------------------------------------------------------ real Hydra, no training
 
-MAIN = """
+STUB = """
 import json, math, os, signal, sys, time
-from diffusion_lit import train
-from diffusion_lit.system.errors import Exit, UserError
+import diffusion_lit.training.fit
 from diffusion_lit.runs import run_dir as folder
+from diffusion_lit.system.errors import Exit, UserError
 def fit(config, source, run, overrides):
     folder.record_start(run, config, overrides)
     result = {"status": "finished", "exit_code": 0, "val/loss": float(config["seed"])}
@@ -373,24 +373,21 @@ def fit(config, source, run, overrides):
     BODY
     folder.write_result(run, result)
     return result
-train.fit = fit
-train.main()
+diffusion_lit.training.fit.fit = fit
 """
 
 
-def typed(here: Path, body: str, *words: str, code: int = 0) -> tuple[Path, str, str]:
-    """`train` with its training replaced; the folder of the sweep, and what was printed."""
-    command = [sys.executable, "-c", MAIN.replace("BODY", body), *words]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr
+def run_stubbed(here: Path, body: str, *overrides: str, code: int = 0) -> tuple[Path, str]:
+    """Run `train` with its training replaced; return the folder of the sweep and what was printed."""
+    printed = run("train", *overrides, cwd=here, code=code, prelude=STUB.replace("BODY", body))
     (sweep,) = here.glob("outputs/*/*")
-    return sweep, done.stdout, done.stderr
+    return sweep, printed
 
 
 def test_a_bug_in_a_job_does_not_end_a_sweep(tmp_path):
     body = "number == 0 and 1 / 0"
-    sweep, _, err = typed(tmp_path, body, "--multirun", "seed=5,6", "metric=val/loss", code=1)
-    assert err.count("ZeroDivisionError: division by zero") == 1
+    sweep, printed = run_stubbed(tmp_path, body, "--multirun", "seed=5,6", "metric=val/loss", code=1)
+    assert printed.count("\nZeroDivisionError: division by zero\n") == 1
     assert "ZeroDivisionError: division by zero" in (sweep / "0" / "train.log").read_text()
     bad, good = rows_of(sweep)
     assert (bad["exit_code"], bad["error"]) == ("1", "ZeroDivisionError: division by zero")
@@ -398,7 +395,7 @@ def test_a_bug_in_a_job_does_not_end_a_sweep(tmp_path):
 
 
 def test_jobs_of_other_names_are_in_one_folder(tmp_path):
-    sweep, _, _ = typed(tmp_path, "", "--multirun", "name='it, is [odd]',b", "seed=5,6", "metric=val/loss")
+    sweep, _ = run_stubbed(tmp_path, "", "--multirun", "name='it, is [odd]',b", "seed=5,6", "metric=val/loss")
     assert sweep.parent.name == "it, is [odd]"
     assert [row["seed"] for row in rows_of(sweep)] == ["5", "6", "5", "6"]
     assert [row["name"].strip("'") for row in rows_of(sweep)] == ["it, is [odd]"] * 2 + ["b"] * 2
@@ -406,7 +403,7 @@ def test_jobs_of_other_names_are_in_one_folder(tmp_path):
 
 def test_a_killed_sweep_has_a_row_for_every_job_that_began(tmp_path):
     body = "number == 2 and os.kill(os.getpid(), signal.SIGKILL)"
-    sweep, _, _ = typed(tmp_path, body, "--multirun", "seed=5,6,7,8", code=-9)
+    sweep, _ = run_stubbed(tmp_path, body, "--multirun", "seed=5,6,7,8", code=-9)
     assert [row["seed"] for row in rows_of(sweep)] == ["5", "6"]
     run("cli.summary", str(sweep), "val/loss", cwd=tmp_path)
     assert [(row["seed"], row["status"]) for row in rows_of(sweep)] == [
@@ -416,17 +413,17 @@ def test_a_killed_sweep_has_a_row_for_every_job_that_began(tmp_path):
 
 def test_sigterm_while_nothing_trains(tmp_path):
     body = "number == 1 and (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))"
-    sweep, out, err = typed(tmp_path, body, "--multirun", "seed=5,6,7", "metric=val/loss", code=143)
+    sweep, printed = run_stubbed(tmp_path, body, "--multirun", "seed=5,6,7", "metric=val/loss", code=143)
     assert [row["status"] for row in rows_of(sweep)] == ["finished", "interrupted"]
-    assert "Traceback" not in err
-    assert "interrupted 1 (seed=6)" in out
+    assert "Traceback" not in printed
+    assert "interrupted 1 (seed=6)" in printed
 
 
 def test_a_sweep_into_the_folder_of_another(tmp_path):
-    typed(tmp_path, "", "--multirun", "seed=5,6", "hydra.sweep.dir=outputs/digits/s")
+    run_stubbed(tmp_path, "", "--multirun", "seed=5,6", "hydra.sweep.dir=outputs/digits/s")
     before = (tmp_path / "outputs/digits/s/0/result.json").read_text()
-    _, _, err = typed(tmp_path, "", "--multirun", "seed=7,8", "hydra.sweep.dir=outputs/digits/s", code=5)
-    assert "hydra.sweep.dir=outputs/digits/s: has the jobs of another sweep" in err
+    _, printed = run_stubbed(tmp_path, "", "--multirun", "seed=7,8", "hydra.sweep.dir=outputs/digits/s", code=5)
+    assert "hydra.sweep.dir=outputs/digits/s: has the jobs of another sweep" in printed
     assert (tmp_path / "outputs/digits/s/0/result.json").read_text() == before
 
 
@@ -443,7 +440,7 @@ def test_optuna_goes_on_over_a_failed_trial_and_keeps_its_study(tmp_path, direct
     words = [*OPTUNA, f"hydra.sweeper.direction={direction}", f"metric={metric}", "ema=power,none"]
     storage = ["hydra.sweeper.storage=sqlite:///study.db", "hydra.sweeper.study_name=s"]
     rate = "optimizer.lr=tag(log,interval(0.0001,0.01))"
-    sweep, out, _ = typed(tmp_path, body, "--multirun", *words, *storage, rate, code=6)
+    sweep, printed = run_stubbed(tmp_path, body, "--multirun", *words, *storage, rate, code=6)
     rows = rows_of(sweep)
     assert [row["status"] for row in rows] == ["finished", "failed", "finished", "finished"]
     worst = math.inf if direction == "minimize" else -math.inf
@@ -452,14 +449,14 @@ def test_optuna_goes_on_over_a_failed_trial_and_keeps_its_study(tmp_path, direct
     assert [trial.value for trial in trials] == expected
     best = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
     assert best["best_value"] == (min if direction == "minimize" else max)(expected)
-    assert re.search(r"^job 2 of 4: .*optimizer.lr=0.0", out, re.M)
+    assert re.search(r"^job 2 of 4: .*optimizer.lr=0.0", printed, re.M)
 
 
 def test_optuna_when_no_trial_has_the_metric(tmp_path):
     body = 'del result["val/loss"]'
-    _, out, err = typed(tmp_path, body, "--multirun", *OPTUNA, "seed=range(0,9)", "metric=val/los")
-    assert "no result has a number 'val/los'" in out
-    assert "Traceback" not in err
+    _, printed = run_stubbed(tmp_path, body, "--multirun", *OPTUNA, "seed=range(0,9)", "metric=val/los")
+    assert "no result has a number 'val/los'" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_sweep_of_ones_own_yaml_file(tmp_path):
@@ -469,8 +466,8 @@ def test_a_sweep_of_ones_own_yaml_file(tmp_path):
     text = "# @package _global_\ndefaults:\n  - override /data: digits\n  - override /model: unet_digits\n"
     own.write_text(text + "hydra:\n  sweeper:\n    params:\n      seed: 5,6\n")
     words = ["--config-dir", "own", "experiment=mine", "--multirun", "ema=power,none"]
-    sweep, out, _ = typed(tmp_path, "", *words)
+    sweep, printed = run_stubbed(tmp_path, "", *words)
     assert len(rows_of(sweep)) == 4
-    assert "job 1 of 4: seed=5 ema=power" in out
+    assert "job 1 of 4: seed=5 ema=power" in printed
     own.write_text(text + "hydra:\n  sweeper:\n    params:\n      seed: 5,x\n")
-    assert "seed=x: must be int in [0, 9e18]" in typed(tmp_path, "", *words, code=2)[2]
+    assert "seed=x: must be int in [0, 9e18]" in run_stubbed(tmp_path, "", *words, code=2)[1]

@@ -22,6 +22,7 @@ from diffusion_lit.training.fit import fit
 from diffusion_lit.training.trainer import make_module
 from tests.cases import each
 from tests.equal_runs import assert_equal_runs
+from tests.networks import every_model, words_of
 from tests.runs import TINY, run, trace
 from tests.trained import SHORT, losses, train
 
@@ -327,28 +328,6 @@ def test_cifar10_from_class_folders(tmp_path, shared_data):
     with Image.open(tmp_path / "cifar10" / "train" / "bird" / "0001.jpg") as picture:
         np.testing.assert_array_equal(data.train.images[5], np.asarray(picture).transpose(2, 0, 1))
     assert data.train.labels[5] == 2
-
-
-SMALL = {
-    "unet": ["block_out_channels=[8,16,16]", "norm_num_groups=4", "attention_head_dim=8"],
-    "unet_small": ["block_out_channels=[8,16,16]", "norm_num_groups=4", "attention_head_dim=8"],
-    "unet_digits": ["block_out_channels=[8,8]", "norm_num_groups=4"],
-    "unet2d": ["block_out_channels=[8,8,16,16]", "norm_num_groups=4"],
-    "context_unet": ["features=8"],
-    "simple_unet": ["widths=[8,8,16,16]"],
-    "simple_unet_base": ["widths=[8,16,16,24]"],
-    "dit": ["width=32", "depth=2", "heads=2"],
-}
-
-
-FILES = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
-
-
-every_model = each("model", [name for name in FILES if name != "pretrained"])  # is what it is given
-
-
-def words_of(model: str) -> list[str]:
-    return [f"model={model}", *[f"model.{word}" for word in SMALL[model]]]
 
 
 @every_model

@@ -23,7 +23,7 @@ def _no_process(monkeypatch):
     for owner, name in [
         (subprocess.Popen, "__init__"),
         (multiprocessing.process.BaseProcess, "start"),
-        (forks.Process, "__init__"),
+        (forks.Fork, "__init__"),
         *[(os, name) for name in ("fork", "posix_spawn", "system") if hasattr(os, name)],
     ]:
         monkeypatch.setattr(owner, name, refuse)

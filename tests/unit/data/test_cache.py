@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from diffusion_lit.data import build_lock
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.base import Split
 from diffusion_lit.data.store import ImageStore, load_split, split_tail
 from diffusion_lit.system.errors import Exit, UserError
+from tests.image_sets import write_split
 
 DECODING = Decoding(8, 1)
 COUNT = 40
@@ -23,11 +23,7 @@ COUNT = 40
 
 @pytest.fixture
 def split(tmp_path) -> Split:
-    folder, dice = tmp_path / "in", np.random.default_rng(0)
-    folder.mkdir()
-    for k in range(COUNT):
-        Image.fromarray(dice.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{k:04}.png")
-    return Split(sorted(folder.iterdir()), np.arange(COUNT))
+    return write_split(tmp_path / "in", COUNT)
 
 
 def test_a_holder_that_says_nothing_is_not_waited_for_for_ever(split, tmp_path, monkeypatch, caplog):

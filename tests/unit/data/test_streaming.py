@@ -17,7 +17,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import Exit, UserError
-from tests.image_sets import FILES, huggingface, png, table_of, written
+from tests.image_sets import FILES, huggingface, png, table_of, write_streams, written
 
 N = sum(FILES)
 SIZE = ["data.image_size=4", "data.flip=0"]
@@ -26,13 +26,7 @@ EVERY = [*SIZE, "data.streaming=every_epoch"]
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("sets")
-    table_of(range(N)).save_to_disk(home / "saved")
-    return {
-        "parquet": written(home / "parquet", "train", range(N)),
-        "one large group": written(home / "large", "train", range(N), (N,), N),
-        "saved": home / "saved",
-    }
+    return write_streams(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(autouse=True)

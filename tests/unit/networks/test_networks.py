@@ -1,6 +1,7 @@
 """Every network keeps one contract; each is what its paper or its source says, down to the parameter."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import ATTENTION_NORMS, ATTENTIONS, Attention, SimpleUNet
 from diffusion_lit.networks.unet import UNet, UNet2D
 from tests.cases import each
+from tests.networks import FILES, SMALL, every_model, words_of
 from tests.replicas import replicate
 
 # parameters at 32x32, 3 channels and 10 classes
@@ -30,29 +32,18 @@ COUNTS = {
     "simple_unet_base": 33_998_211,
     "dit": 4_166_028,
 }
-SMALL = {
-    "unet": ["block_out_channels=[8,16,16]", "norm_num_groups=4", "attention_head_dim=8"],
-    "unet_small": ["block_out_channels=[8,16,16]", "norm_num_groups=4", "attention_head_dim=8"],
-    "unet_digits": ["block_out_channels=[8,8]", "norm_num_groups=4"],
-    "unet2d": ["block_out_channels=[8,8,16,16]", "norm_num_groups=4"],
-    "context_unet": ["features=8"],
-    "simple_unet": ["widths=[8,8,16,16]"],
-    "simple_unet_base": ["widths=[8,16,16,24]"],
-    "dit": ["width=32", "depth=2", "heads=2"],
-}
-FILES = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
-every_model = each("model", [name for name in FILES if name != "pretrained"])  # is what it is given
 CLASSES = 5
 
 
-def words_of(model: str) -> list[str]:
-    return [f"model={model}", *[f"model.{word}" for word in SMALL[model]]]
-
-
-def leaf(*words: str, classes: int = CLASSES, size: int = 16, channels: int = 3) -> dict:
+@functools.cache
+def composed_leaf(words: tuple[str, ...], classes: int, size: int, channels: int) -> dict:
     data = [f"data.num_classes={classes}", f"data.image_size={size}", f"data.channels={channels}"]
     (config,) = compose_configs("train", ["experiment=none", "data.root=pictures", *data, *words])
     return OmegaConf.to_container(config, resolve=True)["model"]
+
+
+def leaf(*words: str, classes: int = CLASSES, size: int = 16, channels: int = 3) -> dict:
+    return copy.deepcopy(composed_leaf(words, classes, size, channels))
 
 
 def small(model: str, *words: str, **facts) -> nn.Module:

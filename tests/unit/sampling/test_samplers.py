@@ -365,7 +365,7 @@ LOOPS = {  # name: our yaml, its changes; their class, its arguments, those of i
     "ddim": ("ddim", {"steps": 50}, DDIMScheduler, {}, {}),
     "ddim eta 0.6": ("ddim", {"steps": 50, "eta": 0.6}, DDIMScheduler, {}, {"eta": 0.6}),
     "ddim all steps": ("ddim", {"steps": 1000}, DDIMScheduler, {}, {}),
-    "ddpm": ("ddpm", {"steps": 1000}, DDPMScheduler, {}, {}),
+    "ddpm": ("ddpm", {"steps": 250}, DDPMScheduler, {}, {}),
     "ddpm large": (
         "ddpm",
         {"steps": 1000, "variance_type": "fixed_large"},

@@ -1,7 +1,6 @@
 """Hugging Face data sets: whatever they come as, the arrays are those of the same pictures in folders."""
 
 import http.server
-import io
 import threading
 import zipfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from diffusion_lit.data.sources.base import split_validation
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
-from tests.image_sets import huggingface, module
+from tests.image_sets import huggingface, module, shades, shades_of, table_at
 from tests.trained import train
 
 SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
@@ -165,26 +164,6 @@ def test_an_unlabelled_stream_trains(sets, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ splits and rows
-
-
-def table_at(path: Path, columns: dict, name: str = "train") -> Path:
-    path.mkdir(exist_ok=True, parents=True)
-    pq.write_table(pa.table(columns), path / f"{name}.parquet")
-    return path
-
-
-def shades(n: int, first: int = 0) -> list[bytes]:
-    """Pictures that are grey, each in its own shade."""
-    found = []
-    for k in range(first, first + n):
-        file = io.BytesIO()
-        Image.new("L", (2, 2), k % 256).save(file, "PNG")
-        found.append(file.getvalue())
-    return found
-
-
-def shades_of(store) -> list[int]:
-    return store.images[:, 0, 0, 0].tolist()
 
 
 GREY = ["data.channels=1", "data.image_size=4"]
