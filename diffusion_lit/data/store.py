@@ -63,32 +63,32 @@ def load_split(split: Split, decoding: Decoding, cache_dir: str | None, name: st
 
     A stream is decoded as it arrives; its encoded images are not kept.
     """
-    images, labels, is_stream = split.images, split.labels, split.labels is None
-    total, stream_labels = images.total if is_stream else len(images), []
+    images, labels, stream_labels = split.images, split.labels, []
+    n = None if labels is None else len(images)
 
     def decode(report: ReportProgress = lambda done, total: None) -> Iterator[np.ndarray]:
-        progress = _show_progress(total, name, report)
-        if is_stream:
+        if n is None:
+            progress = _show_progress(images.total, name, report)
             return decode_images(_collect_labels(images, stream_labels), decoding, progress)
-        return decode_images(range(total), lambda k: decoding(images[k]), progress, total)
+        return decode_images(range(n), lambda k: decoding(images[k]), _show_progress(n, name, report), n)
 
     if cache_dir is None:
-        array = np.fromiter(decode(), np.dtype((np.uint8, decoding.shape)), -1 if is_stream else total)
-        return ImageStore(array, np.array(stream_labels, np.int64) if is_stream else labels)
+        array = np.fromiter(decode(), np.dtype((np.uint8, decoding.shape)), -1 if n is None else n)
+        return ImageStore(array, np.array(stream_labels, np.int64) if n is None else labels)
 
     def build(building: Path, report: ReportProgress) -> None:
         with open(building, "wb") as file:
-            writer = CacheWriter(file, decoding.shape, None if is_stream else total)
+            writer = CacheWriter(file, decoding.shape, n)
             for image in decode(report):
                 writer.write(image)
             writer.finish(np.array(stream_labels, np.int64))
 
     path = Path(cache_dir).expanduser() / f"{name}-{_cache_key(split, decoding)}.npy"
     build_once(path, build)
-    if is_stream:
+    if n is None:
         images.on_cached()
-    array, cached_labels, checksums = read_cache(path, None if is_stream else total, decoding.shape)
-    return ImageStore(array, cached_labels if is_stream else labels, path, checksums)
+    array, cached_labels, checksums = read_cache(path, n, decoding.shape)
+    return ImageStore(array, cached_labels if n is None else labels, path, checksums)
 
 
 def load_splits(source: DataSource, config: dict) -> tuple[ImageStore | StreamedStore, ImageStore | None]:

@@ -57,7 +57,7 @@ def test_the_digits_are_those_of_scikit_learn_which_is_not_imported_for_them():
     subprocess.run([sys.executable, "-c", f"{code}; sys.exit('sklearn' in sys.modules)"], check=True)
     parts, truth = Digits().splits(), load_digits()
     images, labels = (
-        np.concatenate([getattr(parts[k], name) for k in ("train", "val")]) for name in ("pictures", "labels")
+        np.concatenate([getattr(parts[k], name) for k in ("train", "val")]) for name in ("images", "labels")
     )
     np.testing.assert_array_equal(images, np.round(truth.images * 255 / 16))
     np.testing.assert_array_equal(labels, truth.target)

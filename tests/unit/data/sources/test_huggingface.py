@@ -298,7 +298,7 @@ def test_a_full_disk_is_not_taken_for_a_broken_stream(long, tmp_path, monkeypatc
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffusion_lit.data.store.decode_stream", full)
+    monkeypatch.setattr("diffusion_lit.data.cache.CacheWriter.write", full)
     with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be .* No space left on device") as caught:
         huggingface(long, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}")
     assert caught.value.exit_code == Exit.OUTPUT
