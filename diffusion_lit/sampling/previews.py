@@ -18,7 +18,7 @@ MAX_FRAMES = 40  # of its GIF
 CLASS_MS = 1000  # how long a GIF of the classes shows each, milliseconds
 
 
-Row = TypeVar("Row")  # a class, or anything else that a row of a grid has in common
+RowKey = TypeVar("RowKey")  # a class, or anything else that a row of a grid has in common
 
 
 def preview_labels(num_classes: int) -> list[int]:
@@ -27,7 +27,7 @@ def preview_labels(num_classes: int) -> list[int]:
     return labels_in_rows(range(rows), COLUMNS * rows) if rows else [0] * 64
 
 
-def labels_in_rows(classes: Sequence[Row], num_images: int) -> list[Row]:
+def labels_in_rows(classes: Sequence[RowKey], num_images: int) -> list[RowKey]:
     """Return equal runs of each class, in order; the first are longer by one if there is a remainder.
 
     >>> labels_in_rows([3, 8], 5)
