@@ -191,26 +191,22 @@ def load_network_weights(path: Path, which: str, net):
     Raises:
         UserError: exit 4 if the file is damaged or of another network.
     """
-    if path.suffix == ".safetensors":
-        _load_published(path, net)
-    else:
-        net.load_state_dict(extract_network_state(load_checkpoint(path), which))
-    return net.eval()
-
-
-def _load_published(path: Path, net) -> None:
     import torch
     from safetensors.torch import load_file
 
-    table = "class_embedding.weight"
+    is_published, table = path.suffix == ".safetensors", "class_embedding.weight"
     try:
-        inner, state = net if path.name == NETWORK_WEIGHTS else net.unet, load_file(path)
+        state = load_file(path) if is_published else extract_network_state(load_checkpoint(path), which)
+        part = net.unet if is_published and path.name != NETWORK_WEIGHTS else net
         # a pipeline of another project has no null label: it gets the mean of all classes
-        if table in state and len(state[table]) == len(inner.state_dict()[table]) - 1:
+        if is_published and table in state and len(state[table]) == len(part.state_dict()[table]) - 1:
             state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
-        inner.load_state_dict(state)
+        part.load_state_dict(state)
+    except UserError:
+        raise
     except Exception as error:  # SafetensorError, OSError, or other names and shapes
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {str(error).splitlines()[0]}") from None
+    return net.eval()
 
 
 def extract_network_state(checkpoint: dict, which: str) -> dict:

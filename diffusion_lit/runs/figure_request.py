@@ -11,6 +11,7 @@ from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.groups import CONF, read_option
 from diffusion_lit.config.overrides import read_override
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
+from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.system.errors import Exit, UserError
 
 RUN_FIGURES = ("panels", "denoising", "samplers", "curves")  # need a trained run
@@ -63,9 +64,8 @@ def check_figures(config: DictConfig) -> None:
     run_config = stored_config.read_model_config(run_dir.require_run_dir(config.run))
     if not config.what or {"panels", "denoising", "samplers"} & set(config.what):
         checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
-    values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
     for name, sampler in samplers.items():
-        faults = find_conflicts(values | {f"sampler.{key}": value for key, value in sampler.items()})
+        faults = find_conflicts(flatten_config({"diffusion": run_config["diffusion"], "sampler": sampler}))
         faults += sampler_faults(sampler, run_config["diffusion"], name)
         if faults and (not config.what or "samplers" in config.what):
             raise UserError(Exit.CONFIG, f"samplers: {name}: {faults[0]}. Leave it out of samplers=[...]")

@@ -16,6 +16,7 @@ from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
+from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, make_blend, parse_class
 from diffusion_lit.system.errors import Exit, UserError
@@ -134,8 +135,7 @@ def find_sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
         UserError: exit 4 if `guide` is not a run or has no such checkpoint.
     """
     config, faults = NO_GUIDE | OmegaConf.to_container(config), []
-    values = {f"diffusion.{key}": value for key, value in run_config["diffusion"].items()}
-    values |= {f"sampler.{key}": value for key, value in config["sampler"].items()}
+    values = flatten_config({"diffusion": run_config["diffusion"], "sampler": config["sampler"]})
     requested = {key: config[key] for key in GUIDANCE_KEYS if config[key] is not None}
     guidance = {"guidance_scale": run_config["guidance_scale"], "guide": config["guide"]} | requested
     if config["guide"]:
