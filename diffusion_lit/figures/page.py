@@ -21,7 +21,7 @@ COMPARED = ("train/loss", "val/loss", "val/error", "fd", "class_accuracy", "imag
 MAX_CURVES = 10  # runs in one plot
 MAX_EVALUATIONS = 20  # rows of the table, newest first
 FILES = {"Command": "command.txt", "Configuration": "config.yaml", "Versions": "versions.txt"}
-COLUMNS = [name for names in METRIC_COLUMNS.values() for name in names]
+METRIC_NAMES = [name for names in METRIC_COLUMNS.values() for name in names]
 
 
 def render_page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
@@ -42,7 +42,7 @@ def render_page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
     return environment.get_template("page.html").render(
         title=sweep.resolve().name if sweep else " and ".join(run.resolve().name for run in runs[:3]),
         sweep=sweep and _read_uri(sweep / "results.png"),
-        differences=tabulate_differences(runs) if several else None,
+        differences=find_differences(runs) if several else None,
         compared=compare_curves(runs[:MAX_CURVES]) if several else None,
         runs=described,
     )
@@ -57,32 +57,21 @@ def describe_run(run: Path, grids: int) -> dict:
     texts = {title: run / name for title, name in FILES.items() if (run / name).is_file()}
     return {
         "name": str(run_dir.display_path(run)),
-        "summary": summarize(run_dir.read_result(run), rows),
+        "result": run_dir.read_result(run),
+        "last_step": rows[-1]["step"] if rows else None,
+        "peak_memory": max([float(row["memory_gib"]) for row in rows if row.get("memory_gib")], default=None),
         "samples": [(int(re.sub(r"\D", "", file.stem)), _read_uri(file)) for file in shown],
         "film": files and _read_uri(files[-1].with_suffix(".gif")),
         "curves": draw_run_curves(rows) if rows else [],
-        "evaluations": tabulate_evaluations(run),
+        "evaluations": read_evaluations(run),
         "files": {title: path.read_text(errors="replace") for title, path in texts.items()},
     }
-
-
-def summarize(result: dict, metrics: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return status, numbers, error and peak memory of a run as rows of (name, value)."""
-    rows = [("status", result.get("status", "unfinished"))]
-    rows += [(key, _format(value)) for key, value in result.items() if _is_number(value) and key != "exit_code"]
-    if result.get("error"):
-        rows.append(("error", result["error"]))
-    if metrics:
-        rows.append(("last step in metrics.csv", metrics[-1]["step"]))
-    if memory := [float(row["memory_gib"]) for row in metrics if row.get("memory_gib")]:
-        rows.append(("peak memory", f"{max(memory):.2f} GiB"))
-    return rows
 
 
 def draw_run_curves(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Return the plots of metrics.csv as pairs of data URI and description."""
     plots = [(_to_uri(plot_curves(rows, "")), "training curves")]
-    names = [*COLUMNS, "train/grad_norm", "images_per_second", "memory_gib"]
+    names = [*METRIC_NAMES, "train/grad_norm", "images_per_second", "memory_gib"]
     if measured := [name for name in names if read_series(rows, name)[0]]:
         plots.append((_plot_columns({"": rows}, measured, columns=3), "metrics, gradient norm, throughput and memory"))
     return plots
@@ -112,37 +101,24 @@ def _plot_columns(runs: dict[str, list[dict[str, str]]], names: Sequence[str], c
     return _to_uri(figure)
 
 
-def tabulate_evaluations(run: Path) -> dict:
-    """Return the newest results of `evaluate` as a table, and the newest image of the nearest neighbors."""
-    files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)[::-1]
-    files = files[:MAX_EVALUATIONS]
+def read_evaluations(run: Path) -> dict:
+    """Return the newest results of `evaluate`, the metrics in them, and the newest image of the nearest neighbors."""
+    files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)
+    files = files[::-1][:MAX_EVALUATIONS]
     results = [result for file in files if "settings" in (result := run_dir.read_result(file.parent))]
-    names = [name for name in COLUMNS if any(name in result for result in results)]
-    rows = []
-    for result in results:
-        settings = result["settings"]
-        scale = settings.get("guidance_scale")
-        sampling = f"{settings['checkpoint']}, {settings['weights']}, {settings['sampler'].get('name')}"
-        sampling += f", NFE {result['nfe']:g}" + ("" if scale in (None, 1) else f", guidance {scale:g}")
-        reference = f"{settings['features']['name']}, {settings['reference']['split']}"
-        cells = [_format_interval(result, name) for name in names]
-        rows.append([sampling, f"{result['num_images']:,}", reference, *cells])
     panels = filter(None, (_read_uri(file.parent / "neighbors.png") for file in files))
-    return {"rows": rows, "heads": ["settings", "images", "features, reference", *names], "panel": next(panels, None)}
+    names = [name for name in METRIC_NAMES if any(name in result for result in results)]
+    return {"results": results, "names": names, "panel": next(panels, None)}
 
 
-def tabulate_differences(runs: Sequence[Path]) -> dict:
-    """Return a table with a row for each run: the settings that differ and the numbers of its result."""
+def find_differences(runs: Sequence[Path]) -> dict:
+    """Return the config keys that differ between runs, the names in their results, and each name, config and result."""
     configs, results = [flatten_config(_read_config(run)) for run in runs], [run_dir.read_result(run) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
     keys = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1 and key != "run_dir"]
-    numbers = dict.fromkeys(key for result in results for key, value in result.items() if _is_number(value))
-    numbers.pop("exit_code", None)
-    rows = []
-    for run, config, result in zip(runs, configs, results, strict=True):
-        values = [_format(result[key]) if _is_number(result.get(key)) else "" for key in numbers]
-        rows.append([run.name, *[config.get(key, "") for key in keys], result.get("status", ""), *values])
-    return {"rows": rows, "heads": ["run", *keys, "status", *numbers]}
+    names = dict.fromkeys(key for result in results for key in result)
+    rows = list(zip([run.name for run in runs], configs, results, strict=True))
+    return {"keys": keys, "names": list(names), "rows": rows}
 
 
 def _read_metrics(run: Path) -> list[dict[str, str]]:
@@ -154,21 +130,6 @@ def _read_config(run: Path) -> dict:
         return run_dir.read_run_config(run)
     except UserError:
         return {}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _format(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _format_interval(result: dict, name: str) -> str:
-    if not _is_number(result.get(name)):
-        return ""
-    low, high = result.get(f"{name}_low"), result.get(f"{name}_high")
-    return _format(result[name]) + ("" if low is None else f" ({_format(low)} to {_format(high)})")
 
 
 def _to_uri(figure) -> str:
