@@ -19,7 +19,10 @@ from filelock import FileLock  # noqa: E402
 from tests.runs import TINY, run  # noqa: E402
 
 # With `pytest -n` a file goes to one process as a whole: those that take minutes begin, so that none ends alone.
-LONGEST = ("strategies", "digits", "notebooks", "kills", "samplers", "training", "sweeps", "export", "resume")
+LONGEST = (
+    "digits", "strategies", "sweeps", "experiments", "training", "loggers", "resume", "samplers", "notebooks", "kills",
+    "compose", "ema_lengths", "visualize", "export", "evaluate", "commands", "warm_start",
+)  # fmt: skip
 
 
 def pytest_collection_finish() -> None:

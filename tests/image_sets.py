@@ -16,7 +16,7 @@ from diffusion_lit.data.sources.folder import Split
 FILES = (250, 130, 77)  # rows
 
 
-def table_of(numbers: range) -> datasets.Dataset:
+def make_table(numbers: range) -> datasets.Dataset:
     """Picture k has the colour (k // 256, k % 256, 7) and the class k % 3."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
     return datasets.Dataset.from_dict(
@@ -31,17 +31,17 @@ def png(k: int) -> bytes:
     return file.getvalue()
 
 
-def written(folder: Path, split: str, numbers: range, sizes=FILES, group: int = 20) -> Path:
+def write_parquet(folder: Path, split: str, numbers: range, sizes=FILES, group: int = 20) -> Path:
     folder.mkdir(exist_ok=True)
     start = numbers.start
     for k, size in enumerate(sizes):
         file = folder / f"{split}-{k:05}-of-{len(sizes):05}.parquet"
-        table_of(range(start, start + size)).to_parquet(file, batch_size=group)
+        make_table(range(start, start + size)).to_parquet(file, batch_size=group)
         start += size
     return folder
 
 
-def module(*words: str) -> ImageDataModule:
+def make_data(*words: str) -> ImageDataModule:
     config, source = resolve_data(compose_configs("train", ["experiment=none", "data.image_size=8", *words])[0])
     source.splits()  # as the check does
     data = datamodule_from_config(source, config["data"], 0, 4)
@@ -49,17 +49,17 @@ def module(*words: str) -> ImageDataModule:
     return data
 
 
-def huggingface(path: Path, *words: str) -> ImageDataModule:
-    return module("data=huggingface", f"data.path={path}", *words)
+def make_hub_data(path: Path, *words: str) -> ImageDataModule:
+    return make_data("data=huggingface", f"data.path={path}", *words)
 
 
-def table_at(path: Path, columns: dict, name: str = "train") -> Path:
+def write_table(path: Path, columns: dict, name: str = "train") -> Path:
     path.mkdir(exist_ok=True, parents=True)
     pq.write_table(pa.table(columns), path / f"{name}.parquet")
     return path
 
 
-def shades(n: int, first: int = 0) -> list[bytes]:
+def make_shades(n: int, first: int = 0) -> list[bytes]:
     """Return files of gray images, each in its own shade."""
     found = []
     for k in range(first, first + n):
@@ -69,7 +69,7 @@ def shades(n: int, first: int = 0) -> list[bytes]:
     return found
 
 
-def shades_of(store) -> list[int]:
+def read_shades(store) -> list[int]:
     return store.images[:, 0, 0, 0].tolist()
 
 
@@ -85,9 +85,9 @@ def write_split(folder: Path, count: int) -> Split:
 def write_streams(home: Path) -> dict[str, Path]:
     """Write the same table as parquet files of several row groups, as one of one group, and by `save_to_disk`."""
     count = sum(FILES)
-    table_of(range(count)).save_to_disk(home / "saved")
+    make_table(range(count)).save_to_disk(home / "saved")
     return {
-        "parquet": written(home / "parquet", "train", range(count)),
-        "one large group": written(home / "large", "train", range(count), (count,), count),
+        "parquet": write_parquet(home / "parquet", "train", range(count)),
+        "one large group": write_parquet(home / "large", "train", range(count), (count,), count),
         "saved": home / "saved",
     }

@@ -20,11 +20,11 @@ def pixels(picture: Image.Image) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def enlarged(image: torch.Tensor, zoom: int) -> np.ndarray:
+def enlarge(image: torch.Tensor, zoom: int) -> np.ndarray:
     return np.kron(image.permute(1, 2, 0).numpy(), np.ones((zoom, zoom, 1), np.uint8))
 
 
-def found(picture: Image.Image, tile: np.ndarray) -> list[tuple[int, int]]:
+def find_tile(picture: Image.Image, tile: np.ndarray) -> list[tuple[int, int]]:
     """Return every (top, left) where the tile is in the image, pixel by pixel."""
     array, (height, width, _) = pixels(picture), tile.shape
     rows, columns = array.shape[0] - height + 1, array.shape[1] - width + 1

@@ -19,5 +19,5 @@ FILES = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 every_model = each("model", [name for name in FILES if name != "pretrained"])  # is what it is given
 
 
-def words_of(model: str) -> list[str]:
+def small_overrides(model: str) -> list[str]:
     return [f"model={model}", *[f"model.{word}" for word in SMALL[model]]]

@@ -24,7 +24,7 @@ BACK = {
 }
 
 
-def painted(*faces: dict, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
+def paint_skin(*faces: dict, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
     picture = Image.new("RGBA", size, (0, 0, 0, 0))
     for boxes in faces:
         for left, top, right, bottom, colour in boxes.values():
@@ -32,5 +32,5 @@ def painted(*faces: dict, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def pixels(image: torch.Tensor) -> np.ndarray:
+def to_pixels(image: torch.Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()

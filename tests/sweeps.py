@@ -16,7 +16,7 @@ def rows_of(sweep: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def picture_is_drawn(sweep: Path) -> bool:
+def is_figure_drawn(sweep: Path) -> bool:
     with Image.open(sweep / "results.png") as picture:
         return min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
 

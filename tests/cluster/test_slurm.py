@@ -14,7 +14,7 @@ from tests.cluster.slurm import ROOT, Slurm, slurm
 from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.ranks import DDP
 from tests.runs import TINY, last_step, run, trace
-from tests.sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
+from tests.sweeps import DIVERGING, OPTUNA, QUICK, is_figure_drawn, rows_of
 
 # long enough for SLURM, which looks at time limits every half minute
 LONG = [*TINY, "max_steps=1500", "log_every=20", "checkpoint_every=500", "val_every=500", "sample_every=750"]
@@ -182,7 +182,7 @@ def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
         (name, seed, "finished") for name in ("snr", "min_snr") for seed in "01"
     ]
     assert len({row["val/loss"] for row in rows}) == 4
-    assert picture_is_drawn(sweep)
+    assert is_figure_drawn(sweep)
     (best,) = [line.split() for line in printed.splitlines() if "<- best" in line]
     assert (best[0] in ("snr", "min_snr"), best[1]) == (True, "2")
     run("train", *QUICK, "weighting=snr", "seed=1", "run_dir=alone", cwd=tmp_path)

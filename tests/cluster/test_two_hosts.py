@@ -15,7 +15,7 @@ from PIL import Image
 from diffusion_lit.runs import checkpoints
 from tests.cluster.hosts import Host, two_hosts
 from tests.equal_runs import SETTINGS, assert_equal_runs
-from tests.image_sets import written
+from tests.image_sets import write_parquet
 from tests.ranks import SHORT, WANDB, assert_same_training
 from tests.runs import last_step, run
 
@@ -248,7 +248,7 @@ def test_hosts_that_read_other_images_do_not_train(hosts, apart, tmp_path, chang
 
 def test_hosts_that_read_other_tables_do_not_train(hosts, apart, tmp_path):
     for k, folder in enumerate(apart):
-        written(folder / "table", "train", range(k, 40 + k), sizes=(40,))
+        write_parquet(folder / "table", "train", range(k, 40 + k), sizes=(40,))
     overrides = [*SHORT, *DDP, "data=huggingface", "data.path=table", "data.streaming=every_epoch", "data.image_size=4"]
     place = tmp_path / "disk"
     job = Job(hosts, tmp_path, *overrides, "run_dir=run", cwds=[place, place])

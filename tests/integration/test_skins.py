@@ -7,7 +7,7 @@ from PIL import Image
 from diffusion_lit.imaging.grids import to_pil
 from diffusion_lit.imaging.skins import render_skins
 from tests.runs import TINY, run
-from tests.skins import BACK, FRONT, painted, pixels
+from tests.skins import BACK, FRONT, paint_skin, to_pixels
 
 SKINS = ["data=image_folder", "data.render=skin", "data.channels=4", "data.image_size=64", "data.flip=0"]
 
@@ -15,7 +15,7 @@ SKINS = ["data=image_folder", "data.render=skin", "data.channels=4", "data.image
 def test_a_run_on_skins_shows_them_and_keeps_the_files_raw(tmp_path):
     (tmp_path / "in").mkdir()
     for k in range(4):
-        to_pil(painted(FRONT, BACK)).save(tmp_path / "in" / f"{k}.png")
+        to_pil(paint_skin(FRONT, BACK)).save(tmp_path / "in" / f"{k}.png")
     words = [*TINY, *SKINS, "data.root=in", "max_steps=1", "checkpoint_every=1", "val_every=0", "run_dir=run"]
     run("train", *words, "global_batch_size=2", "sampler.steps=1", "sampler.batch_size=4", cwd=tmp_path)
     preview = Image.open(tmp_path / "run" / "samples" / "step-00000001.png")
@@ -30,7 +30,7 @@ def test_a_run_on_skins_shows_them_and_keeps_the_files_raw(tmp_path):
     grid = np.array(Image.open(tmp_path / "out" / "grid.png"))
     for k, image in enumerate(raw):
         assert np.array_equal(np.array(Image.open(tmp_path / "out" / f"{k:05d}.png")), image)
-        both = pixels(render_skins(torch.from_numpy(image).permute(2, 0, 1)))
+        both = to_pixels(render_skins(torch.from_numpy(image).permute(2, 0, 1)))
         top, left = 2 + k // 2 * 66, 2 + k % 2 * 78
         cell, there = grid[top : top + 64, left : left + 76], both[..., 3] > 0
         assert np.array_equal(cell[there], both[there])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.image_sets import module, shades, shades_of, table_at
+from tests.image_sets import make_data, make_shades, read_shades, write_table
 from tests.runs import run
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ GREY = ["data.channels=1", "data.image_size=4"]
 
 
 def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, monkeypatch):
-    path, cache = table_at(tmp_path / "set", {"image": shades(12)}), tmp_path / "cache"
+    path, cache = write_table(tmp_path / "set", {"image": make_shades(12)}), tmp_path / "cache"
     words = ["data=huggingface", f"data.path={path}", *GREY, f"data.cache_dir={cache}"]
     code = (
         "from diffusion_lit.config.compose import compose_configs, resolve_data\n"
@@ -72,10 +72,10 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
     assert len(files) == 2
     with monkeypatch.context() as patch:
         patch.setattr("diffusion_lit.data.store.decode_images", None)  # nothing is decoded again
-        module(*words)
-    table_at(path, {"image": shades(13, 1)})
-    data = module(*words)
-    assert sorted(shades_of(data.train) + shades_of(data.val)) == list(range(1, 14))
+        make_data(*words)
+    write_table(path, {"image": make_shades(13, 1)})
+    data = make_data(*words)
+    assert sorted(read_shades(data.train) + read_shades(data.val)) == list(range(1, 14))
     assert len(list(cache.glob("*.npy"))) == 4
 
 

@@ -17,7 +17,7 @@ from diffusion_lit.cli import summary
 from diffusion_lit.figures.sweep_results import plot_sweep
 from diffusion_lit.runs import run_dir, stored_config, sweeps
 from tests.runs import last_step, run, start, trace
-from tests.sweeps import DIVERGING, OPTUNA, QUICK, picture_is_drawn, rows_of
+from tests.sweeps import DIVERGING, OPTUNA, QUICK, is_figure_drawn, rows_of
 
 # ------------------------------------------------------------------------------------------ folders written by hand
 
@@ -120,7 +120,7 @@ def test_a_table_of_many_lines_is_whole_in_a_pipe(tmp_path, capsys):
     assert lines[0].split() == ["weighting", "n", "val/loss", "±", "95", "%", "not", "finished"]
     assert lines[1].split() == ["a_weighting_with_a_long_name_0", "2", "0.5", "6.3531", "<-", "best"]
     assert lines[45].split()[:3] == ["a_weighting_with_a_long_name_44", "2", "44.5"]
-    assert picture_is_drawn(tmp_path)
+    assert is_figure_drawn(tmp_path)
 
 
 def test_failures_are_told_with_their_reason(tmp_path, capsys):
@@ -145,7 +145,7 @@ def test_a_metric_that_no_result_has(tmp_path, capsys):
 def test_the_summary_by_hand(tmp_path):
     write_sweep(tmp_path / "sweep", {"seed": [0, 1]}, lambda seed: finished(seed, class_accuracy=0.5 + seed))
     assert "mean of class_accuracy over n seeds" in run("cli.summary", "sweep", "class_accuracy", cwd=tmp_path)
-    assert picture_is_drawn(tmp_path / "sweep")
+    assert is_figure_drawn(tmp_path / "sweep")
     assert "no folder of a sweep" in run("cli.summary", "nowhere", cwd=tmp_path, code=4)
 
 
@@ -281,7 +281,7 @@ def test_a_job_that_fails_does_not_end_a_sweep_and_every_job_has_its_row(sweep):
         assert row | {key: "" if value is None else str(value) for key, value in result.items()} == row
     assert "by step" in rows[0]["error"]
     assert (sweep / "0" / "metrics.csv").exists()  # a run that diverged is there to be looked at
-    assert picture_is_drawn(sweep)
+    assert is_figure_drawn(sweep)
     here = sweep.parents[2]
     assert stored_config.read_model_config(sweep / "1")["run_dir"] == str((sweep / "1").relative_to(here))
 
@@ -355,7 +355,7 @@ def test_a_signal_ends_a_sweep_and_keeps_its_table(tmp_path, number):
         ("3", "finished"),
         ("100000", "interrupted"),
     ]
-    assert picture_is_drawn(sweep)
+    assert is_figure_drawn(sweep)
     assert "Traceback" not in printed
 
 

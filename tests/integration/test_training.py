@@ -22,7 +22,7 @@ from diffusion_lit.training.fit import fit
 from diffusion_lit.training.trainer import make_module
 from tests.cases import each
 from tests.equal_runs import assert_equal_runs
-from tests.networks import every_model, words_of
+from tests.networks import every_model, small_overrides
 from tests.runs import TINY, run, trace
 from tests.trained import SHORT, losses, train
 
@@ -336,7 +336,7 @@ def test_every_model_trains(tmp_path, model):
     from diffusion_lit.config.compose import resolve_data
 
     short = [word for word in TINY if not word.startswith("model.")]
-    words = [*short, *words_of(model), "max_steps=2", "checkpoint_every=2", "val_every=0", "sample_every=0"]
+    words = [*short, *small_overrides(model), "max_steps=2", "checkpoint_every=2", "val_every=0", "sample_every=0"]
     config, source = resolve_data(compose_configs("train", words)[0])
     fit(config, source, tmp_path, words)
     losses = [float(row["train/loss"]) for row in trace(tmp_path)]

@@ -26,7 +26,7 @@ from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training.noise_levels import BINS
 from tests.cases import each
-from tests.images import enlarged, found, noise
+from tests.images import enlarge, find_tile, noise
 from tests.runs import run
 
 FIGURES = {"forward.png", "panels.png", "schedule.png", "denoising.png", "denoising.gif", "classes.gif"}
@@ -222,7 +222,7 @@ def test_tiles_hold_every_pixel_in_its_place(tmp_path, size):
     figure = plot_tiles(images, ["a", "b"], ["x", "y", "z\n2"], "title", [("one", 1), ("two", 2)])
     picture = Image.open(save_figure(figure, tmp_path / "a.png")).convert("RGB")
     zoom = max(1, -(-72 // size))
-    places = [[found(picture, enlarged(image, zoom)) for image in row] for row in images]
+    places = [[find_tile(picture, enlarge(image, zoom)) for image in row] for row in images]
     assert all(len(place) == 1 for row in places for place in row)
     tops = [[place[0][0] for place in row] for row in places]
     lefts = [[place[0][1] for place in row] for row in places]
@@ -288,10 +288,10 @@ def test_figures_of_a_run(digits_run, tmp_path):
     denoising = Image.open(tmp_path / "figures" / "denoising.png").convert("L")
     compared = Image.open(tmp_path / "figures" / "samplers.png").convert("L")
     for k in (0, 12, 36):  # the first of a row, after the last step, is what `sample` makes of seed and class
-        assert len(found(denoising, enlarged(ours[k], 9))) == 1
-        assert len(found(compared, enlarged(ours[k + 1], 9))) == 1
+        assert len(find_tile(denoising, enlarge(ours[k], 9))) == 1
+        assert len(find_tile(compared, enlarge(ours[k + 1], 9))) == 1
     originals = Subject(stored_config.read_model_config(digits_run), seed=0).load_originals(4)
-    assert all(found(compared, enlarged(image, 9)) for image in originals[:, 2])
+    assert all(find_tile(compared, enlarge(image, 9)) for image in originals[:, 2])
 
     with Image.open(tmp_path / "figures" / "classes.gif") as gif:
         assert (gif.n_frames, gif.info["duration"]) == (10, 1000)

@@ -17,7 +17,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import Exit, UserError
-from tests.image_sets import FILES, huggingface, png, table_of, write_streams, written
+from tests.image_sets import FILES, make_hub_data, make_table, png, write_parquet, write_streams
 
 N = sum(FILES)
 SIZE = ["data.image_size=4", "data.flip=0"]
@@ -63,7 +63,7 @@ def taken(found, positions: int) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["parquet", "one large group", "saved"])
 def test_every_picture_comes_once_an_epoch_in_an_order_by_seed_and_position_alone(sets, kind):
-    data = huggingface(sets[kind], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0")
     assert (len(data.train), data.val, data.source.class_names) == (N, None, ["a", "b", "c"])
     order = taken(batches(data), 3 * N)
     epochs = [order[k * N : (k + 1) * N] for k in range(3)]
@@ -77,7 +77,7 @@ def test_every_picture_comes_once_an_epoch_in_an_order_by_seed_and_position_alon
 
 def test_neighbours_are_parted_as_far_as_is_said(sets):
     """A window is of eight places or more, others in each epoch."""
-    data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
     order = np.array(taken(batches(data), 2 * N))
     places = [{k // 20 for k in order[start : start + 64]} for start in (0, 64, N, N + 64)]
     assert min(map(len, places)) >= 8
@@ -86,7 +86,7 @@ def test_neighbours_are_parted_as_far_as_is_said(sets):
 
 
 def test_an_index_is_the_number_of_a_picture_in_the_set(sets):
-    data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
     found = batches(data)
     for _ in range(20):
         batch = next(found)
@@ -96,7 +96,11 @@ def test_an_index_is_the_number_of_a_picture_in_the_set(sets):
 
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 2), (3, 2), (2, 4)])
 def test_ranks_share_the_global_batch_and_decode_only_their_part(sets, accumulate, world, monkeypatch):
-    data, decode, decoded = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0"), Decoding.__call__, []
+    data, decode, decoded = (
+        make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0"),
+        Decoding.__call__,
+        [],
+    )
     whole = taken(batches(data, 4 * accumulate * world, step=2), 12 * accumulate * world)
     monkeypatch.setattr(Decoding, "__call__", lambda self, picture: decoded.append(picture) or decode(self, picture))
     shares = [batches(data, 4, 2, accumulate, rank, world) for rank in range(world)]
@@ -111,8 +115,8 @@ def test_random_crops_are_those_of_stored_pictures(tmp_path):
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": pictures}, features=features).to_parquet(tmp_path / "set.parquet")
     words = [*SIZE, "data.random_crop=2", "data.val_fraction=0"]
-    data = huggingface(tmp_path / "set.parquet", *words, "data.streaming=every_epoch")
-    kept = huggingface(tmp_path / "set.parquet", *words)
+    data = make_hub_data(tmp_path / "set.parquet", *words, "data.streaming=every_epoch")
+    kept = make_hub_data(tmp_path / "set.parquet", *words)
     batch = next(batches(data, size=32))
     stored = random_crops(kept.train.images[batch["index"].numpy()], 4, 7, 0)
     np.testing.assert_array_equal(batch["image"].numpy(), stored)
@@ -124,46 +128,46 @@ def test_random_crops_are_those_of_stored_pictures(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "one large group", "saved"])
 def test_what_is_held_out_is_never_trained_on(sets, kind):
-    data = huggingface(sets[kind], *EVERY, "data.val_fraction=0.1")
+    data = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0.1")
     trained = taken(batches(data), len(data.train))
     held_out = [256 * int(c[0]) + int(c[1]) for c in data.val.images[:, :, 0, 0]]
     assert (len(data.train), len(held_out)) == (N - round(0.1 * N), round(0.1 * N))
     assert sorted(trained + held_out) == list(range(N))
     assert data.val.labels.tolist() == [k % 3 for k in held_out]
-    again = huggingface(sets[kind], *EVERY, "data.val_fraction=0.1")
+    again = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0.1")
     assert again.val.fingerprint == data.val.fingerprint
     assert again.train.fingerprint == data.train.fingerprint
 
 
 def test_held_out_pictures_are_few_and_of_many_places(sets, monkeypatch):
     monkeypatch.setattr(store, "MAX_VAL_IMAGES", 23)
-    data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0.5")
+    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0.5")
     assert (len(data.train), len(data.val)) == (N - 23, 23)
     places = {(256 * int(c[0]) + int(c[1])) // 20 for c in data.val.images[:, :, 0, 0]}
     assert len(places) > 20
 
 
 def test_a_validation_split_is_kept_decoded_and_capped(tmp_path, monkeypatch):
-    folder = written(tmp_path / "set", "train", range(N))
-    written(folder, "validation", range(600, 640), (40,))
-    data = huggingface(folder, *EVERY)
+    folder = write_parquet(tmp_path / "set", "train", range(N))
+    write_parquet(folder, "validation", range(600, 640), (40,))
+    data = make_hub_data(folder, *EVERY)
     assert (len(data.train), len(data.val)) == (N, 40)
     assert set((data.val.images[:, 0, 0, 0].astype(int) * 256 + data.val.images[:, 1, 0, 0]).tolist()) == {
         *range(600, 640)
     }
     monkeypatch.setattr(store, "MAX_VAL_IMAGES", 10)
-    assert len(huggingface(folder, *EVERY).val) == 10
+    assert len(make_hub_data(folder, *EVERY).val) == 10
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_only_the_first_so_many(sets, kind):
-    data = huggingface(sets[kind], *EVERY, "data.val_fraction=0", "data.max_images=263")
+    data = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0", "data.max_images=263")
     assert len(data.train) == 263
     assert sorted(taken(batches(data), 263)) == list(range(263))
 
 
 def test_going_on_reads_little_of_what_was_trained_on(sets, monkeypatch):
-    data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
     next(batches(data))
     rows, read = [], pq.ParquetFile.iter_batches
     given, give = [], row_groups.ParquetRows.read_rows
@@ -185,35 +189,35 @@ def test_going_on_reads_little_of_what_was_trained_on(sets, monkeypatch):
 
 def test_row_groups_are_counted_once_and_remembered(sets, tmp_path, monkeypatch):
     words = [sets["parquet"], *EVERY, f"data.cache_dir={tmp_path / 'cache'}"]
-    first = huggingface(*words)
+    first = make_hub_data(*words)
     assert len(list((tmp_path / "cache").glob("parts-*.json"))) == 1
     monkeypatch.setattr(row_groups, "_read_metadata", None)
-    again = huggingface(*words)
+    again = make_hub_data(*words)
     assert (len(again.train), again.train.fingerprint) == (len(first.train), first.train.fingerprint)
 
 
 @pytest.mark.parametrize("how", ["every_epoch", "true"])
 def test_what_is_remembered_of_a_set_is_made_again_where_it_is_damaged(sets, tmp_path, how):
     words = [sets["parquet"], *SIZE, f"data.streaming={how}", f"data.cache_dir={tmp_path / 'cache'}"]
-    first = huggingface(*words)
+    first = make_hub_data(*words)
     remembered = list((tmp_path / "cache").glob("*.json"))
     for file in remembered:
         file.write_text("")
-    again = huggingface(*words)
+    again = make_hub_data(*words)
     assert (len(again.train), again.train.fingerprint) == (len(first.train), first.train.fingerprint)
     assert remembered
 
 
 def test_a_fingerprint_follows_the_pictures_and_not_their_place(sets, tmp_path):
     words = [*EVERY, "data.val_fraction=0"]
-    here = huggingface(sets["parquet"], *words).train.fingerprint
-    assert huggingface(written(tmp_path / "copy", "train", range(N)), *words).train.fingerprint == here
+    here = make_hub_data(sets["parquet"], *words).train.fingerprint
+    assert make_hub_data(write_parquet(tmp_path / "copy", "train", range(N)), *words).train.fingerprint == here
     others = [
-        huggingface(written(tmp_path / "changed", "train", range(3, N + 3)), *words),
-        huggingface(sets["parquet"], *words, "data.max_images=400"),
-        huggingface(sets["parquet"], *words, "data.resample=area"),
-        huggingface(sets["parquet"], *words, "data.label_column=none"),
-        huggingface(sets["one large group"], *words),
+        make_hub_data(write_parquet(tmp_path / "changed", "train", range(3, N + 3)), *words),
+        make_hub_data(sets["parquet"], *words, "data.max_images=400"),
+        make_hub_data(sets["parquet"], *words, "data.resample=area"),
+        make_hub_data(sets["parquet"], *words, "data.label_column=none"),
+        make_hub_data(sets["one large group"], *words),
     ]
     assert len({here, *[other.train.fingerprint for other in others]}) == 6
 
@@ -242,7 +246,7 @@ def broken(monkeypatch):
 
 
 def test_what_breaks_off_is_read_again_from_there(sets, broken, caplog):
-    data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
     expected = taken(batches(data), N)
     broken(after=3, times=5)
     assert taken(batches(data), N) == expected
@@ -255,7 +259,7 @@ def test_what_stays_broken_ends_the_run(sets, broken, monkeypatch, address, code
     """Here and at an address, which fsspec reads as it reads those of the hub."""
     files = [f"{address}{file}" for file in sorted(sets["parquet"].iterdir())]
     monkeypatch.setattr("diffusion_lit.data.sources.hf_tables.parquet_files", lambda *args: files)
-    data = huggingface(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
     assert sorted(taken(batches(data), N)) == list(range(N))
     broken(after=0, times=1000)
     with pytest.raises(UserError, match=r"train: broke off at row \d+ \(peer is gone.*its last checkpoint") as caught:
@@ -264,12 +268,12 @@ def test_what_stays_broken_ends_the_run(sets, broken, monkeypatch, address, code
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
-    table = table_of(range(30)).cast_column("image", datasets.Image(decode=False)).to_list()
+    table = make_table(range(30)).cast_column("image", datasets.Image(decode=False)).to_list()
     table[17]["image"]["bytes"] = b"no picture"
-    features = table_of(range(1)).features
+    features = make_table(range(1)).features
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_list(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
-    data = huggingface(tmp_path / "set", *EVERY, "data.val_fraction=0")
+    data = make_hub_data(tmp_path / "set", *EVERY, "data.val_fraction=0")
     with pytest.raises(UserError, match=r"row 17 of .*set, train: cannot be read as an image") as caught:
         taken(batches(data), 30)
     assert caught.value.exit_code == Exit.DATA
@@ -281,7 +285,7 @@ def test_sets_of_other_files_are_refused(tmp_path):
     (tmp_path / "set" / "train" / "b").mkdir()
     (tmp_path / "set" / "train" / "b" / "0.png").write_bytes(png(1))
     with pytest.raises(UserError, match="has other files. Set data.streaming=true") as caught:
-        huggingface(tmp_path / "set", *EVERY)
+        make_hub_data(tmp_path / "set", *EVERY)
     assert caught.value.exit_code == Exit.DATA
 
 

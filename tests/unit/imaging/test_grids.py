@@ -8,7 +8,7 @@ from PIL import Image
 from diffusion_lit.imaging.grids import draw_grid, hstack_images, save_gif, to_float, to_pil, to_uint8
 from diffusion_lit.sampling.previews import draw_class_grid, labels_in_rows, preview_labels
 from tests.cases import each
-from tests.images import enlarged, found, noise, pixels
+from tests.images import enlarge, find_tile, noise, pixels
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 every_mode = each("channels", MODES)
@@ -50,7 +50,7 @@ def test_every_image_stands_once_in_its_place_of_the_grid(channels, height, widt
     images = noise(7, channels, height, width)
     picture = draw_grid(images, columns=3)
     assert picture.mode == MODES[channels]  # alpha is kept
-    places = [found(picture, enlarged(image, zoom)) for image in images]
+    places = [find_tile(picture, enlarge(image, zoom)) for image in images]
     assert all(len(place) == 1 for place in places)
     tops, lefts = ([place[0][axis] for place in places] for axis in (0, 1))
     assert lefts[0] < lefts[1] < lefts[2]
@@ -101,8 +101,8 @@ def test_grids_beside_each_other_keep_their_pixels_and_mode():
         left, right = draw_grid(noise(4, channels), 2), draw_grid(noise(2, channels, seed=1), 2)
         both = hstack_images([left, right])
         assert both.mode == mode
-        assert found(both, pixels(left)) == [(0, 0)]
-        assert found(both, pixels(right)) == [(0, both.width - right.width)]
+        assert find_tile(both, pixels(left)) == [(0, 0)]
+        assert find_tile(both, pixels(right)) == [(0, both.width - right.width)]
         assert both.width > left.width + right.width
         assert both.height == max(left.height, right.height)
         assert (pixels(both)[right.height :, left.width :] == 255).all()
@@ -140,7 +140,7 @@ def test_each_class_has_its_row_even_if_it_has_fewer_images(channels):
     images, labels = noise(6, channels), [4, 4, 4, 1, 0, 0]
     names = ["zero", "one", "two", "three", "four"]
     picture = draw_class_grid(images, labels, names)
-    places = [found(picture, enlarged(image, 5)) for image in images]
+    places = [find_tile(picture, enlarge(image, 5)) for image in images]
     assert all(len(place) == 1 for place in places)
     places = [place[0] for place in places]
     rows = sorted({top for top, _ in places})

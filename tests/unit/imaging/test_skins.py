@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from diffusion_lit.data.decoding import decoding_from_config
 from diffusion_lit.imaging.grids import add_checkerboard, to_pil
 from diffusion_lit.imaging.skins import render_images, render_skin_side, render_skins
-from tests.skins import BACK, FRONT, painted, pixels
+from tests.skins import BACK, FRONT, paint_skin, to_pixels
 
 OUTER_FRONT = {
     "head": (40, 8, 48, 16, "#101010"),
@@ -47,21 +47,21 @@ def expected(face: dict, back: bool = False) -> np.ndarray:
 
 
 def test_each_part_stands_in_its_place_from_both_sides():
-    skin = painted(FRONT, BACK)
-    assert np.array_equal(pixels(render_skin_side(skin)), expected(FRONT))
-    assert np.array_equal(pixels(render_skin_side(skin, back=True)), expected(BACK, back=True))
+    skin = paint_skin(FRONT, BACK)
+    assert np.array_equal(to_pixels(render_skin_side(skin)), expected(FRONT))
+    assert np.array_equal(to_pixels(render_skin_side(skin, back=True)), expected(BACK, back=True))
 
 
 def test_the_outer_layer_covers_the_body_and_can_be_left_out():
-    skin = painted(FRONT, BACK, OUTER_FRONT, OUTER_BACK)
-    assert np.array_equal(pixels(render_skin_side(skin)), expected(OUTER_FRONT))
-    assert np.array_equal(pixels(render_skin_side(skin, back=True)), expected(OUTER_BACK, back=True))
-    assert np.array_equal(pixels(render_skin_side(skin, outer=False)), expected(FRONT))
-    assert np.array_equal(pixels(render_skin_side(skin, outer=False, back=True)), expected(BACK, back=True))
+    skin = paint_skin(FRONT, BACK, OUTER_FRONT, OUTER_BACK)
+    assert np.array_equal(to_pixels(render_skin_side(skin)), expected(OUTER_FRONT))
+    assert np.array_equal(to_pixels(render_skin_side(skin, back=True)), expected(OUTER_BACK, back=True))
+    assert np.array_equal(to_pixels(render_skin_side(skin, outer=False)), expected(FRONT))
+    assert np.array_equal(to_pixels(render_skin_side(skin, outer=False, back=True)), expected(BACK, back=True))
 
 
 def test_parts_are_not_mirrored():
-    skin = painted(FRONT, BACK)
+    skin = paint_skin(FRONT, BACK)
     skin[:, 8:16, 8] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)[:, None]  # its right cheek
     skin[:, 8:16, 24] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)[:, None]  # its left ear, from behind
     assert (render_skin_side(skin)[:, :8, 4] == 255).all()
@@ -69,7 +69,7 @@ def test_parts_are_not_mirrored():
 
 
 def test_alpha_above_the_threshold_is_there_and_below_is_not():
-    skin = painted(FRONT, OUTER_FRONT)
+    skin = paint_skin(FRONT, OUTER_FRONT)
     skin[3, 8:16, 40:48] = 127  # the hat is hardly there...
     skin[3, 36:48, 20:28] = 128  # ...the jacket is
     skin[3, 8:16, 8:12] = 100  # and half of the face is not
@@ -82,16 +82,16 @@ def test_alpha_above_the_threshold_is_there_and_below_is_not():
 
 
 def test_the_old_layout_mirrors_right_limbs():
-    old = painted({part: FRONT[part] for part in ("head", "body", "right arm", "right leg")}, size=(64, 32))
+    old = paint_skin({part: FRONT[part] for part in ("head", "body", "right arm", "right leg")}, size=(64, 32))
     old[:, 20:32, 44] = 9  # the outer edge of the right arm
     seen = render_skin_side(old)
     new = expected({**FRONT, "left arm": (0, 0, 0, 0, "blue"), "left leg": (0, 0, 0, 0, "magenta")})
     new[8:20, [0, 15]] = [0, 0, 0, 0]  # painted with an alpha of 9: not there, on both sides
-    assert np.array_equal(pixels(seen), new)
+    assert np.array_equal(to_pixels(seen), new)
 
 
 def test_figures_hold_both_sides_enlarged_by_a_whole_factor():
-    skins = torch.stack([painted(FRONT, BACK), painted(FRONT, BACK, OUTER_FRONT)])
+    skins = torch.stack([paint_skin(FRONT, BACK), paint_skin(FRONT, BACK, OUTER_FRONT)])
     both = render_skins(skins)
     assert both.shape == (2, 4, 64, 76)
     small = both[:, :, ::2, ::2]
@@ -114,10 +114,10 @@ def test_only_skins_are_shown_as_skins():
 
 
 def test_what_is_transparent_shows_a_checkerboard_and_what_is_not_itself():
-    image = painted(FRONT)
+    image = paint_skin(FRONT)
     seen = np.array(add_checkerboard(to_pil(image)))
     there = image[3].numpy() == 255
-    assert np.array_equal(seen[there], pixels(image)[there])
+    assert np.array_equal(seen[there], to_pixels(image)[there])
     assert (seen[..., 3] == 255).all()
     board = seen[~there][:, :3]
     assert len(np.unique(board, axis=0)) == 2

@@ -18,7 +18,7 @@ from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import ATTENTION_NORMS, ATTENTIONS, Attention, SimpleUNet
 from diffusion_lit.networks.unet import UNet, UNet2D
 from tests.cases import each
-from tests.networks import FILES, SMALL, every_model, words_of
+from tests.networks import FILES, SMALL, every_model, small_overrides
 from tests.replicas import replicate
 
 # parameters at 32x32, 3 channels and 10 classes
@@ -49,7 +49,7 @@ def leaf(*words: str, classes: int = CLASSES, size: int = 16, channels: int = 3)
 def small(model: str, *words: str, **facts) -> nn.Module:
     """A small network of this choice, every parameter away from the zeros that some begin with, in training mode."""
     torch.manual_seed(0)
-    net = build(leaf(*words_of(model), *words, **facts))
+    net = build(leaf(*small_overrides(model), *words, **facts))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.05 * torch.randn_like(parameter)

@@ -18,7 +18,7 @@ from diffusion_lit.data.sources.base import split_validation
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
-from tests.image_sets import huggingface, module, shades, shades_of, table_at
+from tests.image_sets import make_data, make_hub_data, make_shades, read_shades, write_table
 from tests.trained import train
 
 SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
@@ -113,7 +113,7 @@ def assert_same(data: ImageDataModule, other: ImageDataModule) -> None:
 
 @pytest.fixture(scope="module")
 def oracle(folder) -> ImageDataModule:
-    return module("data=image_folder", f"data.root={folder}")
+    return make_data("data=image_folder", f"data.root={folder}")
 
 
 # ------------------------------------------------------------------------------------------ the same arrays
@@ -122,29 +122,34 @@ def oracle(folder) -> ImageDataModule:
 @each("kind", WRITERS)
 def test_every_kind_gives_the_arrays_labels_and_names_of_the_folder(kind, sets, oracle):
     assert (len(oracle.train), len(oracle.val), oracle.source.class_names) == (12, 5, NAMES)
-    assert_same(huggingface(sets[kind]), oracle)
+    assert_same(make_hub_data(sets[kind]), oracle)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_channels_and_background_are_those_of_our_decoding(channels, sets, folder):
     words = [f"data.channels={channels}", "data.background=[255,0,9]", "data.resample=area"]
-    assert_same(huggingface(sets["typed_parquet"], *words), module("data=image_folder", f"data.root={folder}", *words))
+    assert_same(
+        make_hub_data(sets["typed_parquet"], *words),
+        make_data("data=image_folder", f"data.root={folder}", *words),
+    )
 
 
 @each("kind", ["imagefolder", "typed_parquet", "save_to_disk"])
 @each("cached", [False, True])
 def test_a_stream_gives_the_same(kind, cached, sets, oracle, tmp_path):
     words = ["data.streaming=true"] + [f"data.cache_dir={tmp_path / 'cache'}"] * cached
-    assert_same(huggingface(sets[kind], *words), oracle)
+    assert_same(make_hub_data(sets[kind], *words), oracle)
 
 
 def test_without_labels_the_model_is_unconditional(sets, folder, tmp_path):
     loose = tmp_path / "loose.parquet"
     pq.write_table(pa.table({"image": [{"bytes": data, "path": None} for data, _ in rows(folder, "train")]}), loose)
-    expected = module("data=image_folder", f"data.root={folder / 'train'}", "data.labels=none", "data.val_fraction=0")
-    assert_same(huggingface(loose, "data.val_fraction=0"), expected)
-    assert_same(huggingface(loose, "data.val_fraction=0", "data.streaming=true"), expected)
-    data = huggingface(sets["typed_parquet"], "data.label_column=none")
+    expected = make_data(
+        "data=image_folder", f"data.root={folder / 'train'}", "data.labels=none", "data.val_fraction=0"
+    )
+    assert_same(make_hub_data(loose, "data.val_fraction=0"), expected)
+    assert_same(make_hub_data(loose, "data.val_fraction=0", "data.streaming=true"), expected)
+    data = make_hub_data(sets["typed_parquet"], "data.label_column=none")
     assert data.source.class_names == []
     np.testing.assert_array_equal(data.train.images, expected.train.images)
     assert not data.train.labels.any()
@@ -172,41 +177,41 @@ GREY = ["data.channels=1", "data.image_size=4"]
 def test_which_split_is_held_out(tmp_path):
     tables = datasets.DatasetDict()
     for k, name in enumerate(["train", "test", "valid", "val", "validation"]):
-        tables[name] = datasets.Dataset.from_dict({"image": shades(3, 10 * k)})
+        tables[name] = datasets.Dataset.from_dict({"image": make_shades(3, 10 * k)})
         tables.save_to_disk(tmp_path / name)
-        data = huggingface(tmp_path / name, *GREY, "data.val_fraction=0")
-        assert shades_of(data.train) == [0, 1, 2]
-        assert (data.val and shades_of(data.val)) == ([10 * k, 10 * k + 1, 10 * k + 2] if k else None)
+        data = make_hub_data(tmp_path / name, *GREY, "data.val_fraction=0")
+        assert read_shades(data.train) == [0, 1, 2]
+        assert (data.val and read_shades(data.val)) == ([10 * k, 10 * k + 1, 10 * k + 2] if k else None)
 
 
 def test_a_split_of_ones_own(sets, tmp_path):
-    data = huggingface(sets["typed_parquet"], "data.split='train[:50%]'", "data.val_fraction=0")
+    data = make_hub_data(sets["typed_parquet"], "data.split='train[:50%]'", "data.val_fraction=0")
     assert (len(data.train), data.val) == (6, None)
     for streaming in ("true", "false"):
-        data = huggingface(
+        data = make_hub_data(
             sets["save_to_disk"], "data.split=test", "data.val_fraction=0.4", f"data.streaming={streaming}"
         )
         assert (len(data.train), len(data.val)) == (3, 2)
-    only = table_at(tmp_path / "only", {"image": shades(3)}, "test")
-    assert shades_of(huggingface(only, *GREY, "data.val_fraction=0").train) == [0, 1, 2]
+    only = write_table(tmp_path / "only", {"image": make_shades(3)}, "test")
+    assert read_shades(make_hub_data(only, *GREY, "data.val_fraction=0").train) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_only_the_first_so_many(tmp_path, streaming):
-    path = table_at(tmp_path / "set", {"image": shades(9)})
-    table_at(path, {"image": shades(9, 100)}, "test")
-    data = huggingface(path, *GREY, "data.max_images=4", f"data.streaming={streaming}")
-    assert (shades_of(data.train), shades_of(data.val)) == ([0, 1, 2, 3], [100, 101, 102, 103])
+    path = write_table(tmp_path / "set", {"image": make_shades(9)})
+    write_table(path, {"image": make_shades(9, 100)}, "test")
+    data = make_hub_data(path, *GREY, "data.max_images=4", f"data.streaming={streaming}")
+    assert (read_shades(data.train), read_shades(data.val)) == ([0, 1, 2, 3], [100, 101, 102, 103])
 
 
 def test_held_out_rows_are_taken_without_reading_the_table(tmp_path):
-    path = table_at(tmp_path / "set", {"image": shades(20), "label": list(range(20))})
+    path = write_table(tmp_path / "set", {"image": make_shades(20), "label": list(range(20))})
     _, source = resolve_data(compose_configs("train", ["data=huggingface", "experiment=none", f"data.path={path}"])[0])
     parts = split_validation(source.splits(), 0.25)
     for split in parts.values():
         for k, label in enumerate(split.labels):
             assert split.images[k].name == f"row {label} of {path}, train"
-            assert split.images[k].data == shades(1, int(label))[0]
+            assert split.images[k].data == make_shades(1, int(label))[0]
     assert sorted(np.concatenate([split.labels for split in parts.values()])) == list(range(20))
 
 
@@ -218,7 +223,7 @@ def long(tmp_path_factory) -> Path:
     """More rows than are decoded at once, with classes."""
     path = tmp_path_factory.mktemp("long")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
-    pictures = [{"bytes": data, "path": None} for data in shades(700)]
+    pictures = [{"bytes": data, "path": None} for data in make_shades(700)]
     table = datasets.Dataset.from_dict({"image": pictures, "label": [k % 2 for k in range(700)]}, features=features)
     table.to_parquet(path / "train.parquet")
     return path
@@ -226,9 +231,9 @@ def long(tmp_path_factory) -> Path:
 
 def test_a_long_stream_keeps_its_order_and_its_end_is_held_out_without_a_copy(long, tmp_path):
     for words in ([], [f"data.cache_dir={tmp_path / 'cache'}"]):
-        data = huggingface(long, *GREY, "data.streaming=true", "data.val_fraction=0.1", *words)
-        assert shades_of(data.train) == [k % 256 for k in range(630)]
-        assert shades_of(data.val) == [k % 256 for k in range(630, 700)]
+        data = make_hub_data(long, *GREY, "data.streaming=true", "data.val_fraction=0.1", *words)
+        assert read_shades(data.train) == [k % 256 for k in range(630)]
+        assert read_shades(data.val) == [k % 256 for k in range(630, 700)]
         assert data.train.labels.tolist() + data.val.labels.tolist() == [k % 2 for k in range(700)]
         train_, val = (np.lib.array_utils.byte_bounds(store.images) for store in (data.train, data.val))
         assert train_[1] == val[0]
@@ -242,55 +247,55 @@ def test_the_check_reads_nothing_of_a_stream(long, monkeypatch):
     assert config["data"]["class_names"] == ["even", "odd"]
     assert source.splits()["train"].labels is None
     with pytest.raises(UserError, match="not iterable"):  # and then it would have
-        huggingface(long, "data.streaming=true")
+        make_hub_data(long, "data.streaming=true")
 
 
 def test_a_finished_stream_is_never_reached_for_again(sets, tmp_path, monkeypatch):
     words = [sets["typed_parquet"], "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}"]
-    first = huggingface(*words)
+    first = make_hub_data(*words)
     files = sorted((tmp_path / "cache").iterdir())
     assert [file.suffix for file in files] == [".json", ".npy", ".npy"]
     with monkeypatch.context() as patch:
         patch.setattr("diffusion_lit.data.sources.hf_tables.load_tables", None)
-        assert_same(huggingface(*words), first)
+        assert_same(make_hub_data(*words), first)
         with pytest.raises(TypeError):
-            huggingface(*words, "data.max_images=3")
+            make_hub_data(*words, "data.max_images=3")
         with pytest.raises(TypeError):
-            huggingface(*words, "data.resample=area")
+            make_hub_data(*words, "data.resample=area")
     assert sorted((tmp_path / "cache").iterdir()) == files
 
 
 def test_half_a_stream_is_never_used(long, tmp_path):
     cache = tmp_path / "cache"
     words = [long, *GREY, "data.streaming=true", "data.val_fraction=0", f"data.cache_dir={cache}"]
-    expected = shades_of(huggingface(*words).train)
+    expected = read_shades(make_hub_data(*words).train)
     (images,) = cache.glob("train-*.npy")
     whole = images.read_bytes()
     images.unlink()  # of a process killed before the pictures had their name
     (cache / f".{images.name}.elsewhere-0123abcd.tmp").write_bytes(whole[:1000])
-    assert shades_of(huggingface(*words).train) == expected
+    assert read_shades(make_hub_data(*words).train) == expected
     assert images.read_bytes() == whole
 
 
 def test_what_breaks_a_stream_is_named_and_leaves_nothing(tmp_path, monkeypatch):
-    bad = shades(600)
+    bad = make_shades(600)
     bad[517] = b"no picture"
-    path, cache = table_at(tmp_path / "set", {"image": bad}), tmp_path / "cache"
+    path, cache = write_table(tmp_path / "set", {"image": bad}), tmp_path / "cache"
     words = [path, *GREY, "data.streaming=true", f"data.cache_dir={cache}"]
     with pytest.raises(UserError, match=rf"row 517 of {path}, train: cannot be read as an image \(.+\)"):
-        huggingface(*words)
+        make_hub_data(*words)
     assert list(cache.iterdir()) == []
-    assert len(huggingface(*words, "data.max_images=517", "data.val_fraction=0").train) == 517
+    assert len(make_hub_data(*words, "data.max_images=517", "data.val_fraction=0").train) == 517
 
     def cut_off(self):
-        yield from ({"image": data} for data in shades(3))
+        yield from ({"image": data} for data in make_shades(3))
         raise ConnectionError("peer is gone, token hf_abc")
 
     monkeypatch.setattr("datasets.IterableDataset.__iter__", cut_off)
     with pytest.raises(
         UserError, match=rf"{path}, train: broke off at row 3 \(peer is gone, token hf_\.\.\.\)"
     ) as caught:
-        huggingface(*words, "data.max_images=9")
+        make_hub_data(*words, "data.max_images=9")
     assert caught.value.exit_code == Exit.DATA
 
 
@@ -300,39 +305,39 @@ def test_a_full_disk_is_not_taken_for_a_broken_stream(long, tmp_path, monkeypatc
 
     monkeypatch.setattr("diffusion_lit.data.cache.CacheWriter.write", full)
     with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be .* No space left on device") as caught:
-        huggingface(long, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}")
+        make_hub_data(long, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}")
     assert caught.value.exit_code == Exit.OUTPUT
 
 
 def test_pictures_that_a_table_only_points_to_are_fetched(tmp_path):
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
-        for k, data in enumerate(shades(3)):
+        for k, data in enumerate(make_shades(3)):
             archive.writestr(f"{k}.png", data)
     pointers = [{"bytes": None, "path": f"zip://{k}.png::{tmp_path / 'pictures.zip'}"} for k in (2, 0, 1)]
-    path = table_at(tmp_path / "set", {"image": pointers})
+    path = write_table(tmp_path / "set", {"image": pointers})
     for streaming in ("true", "false"):
         words = [*GREY, f"data.streaming={streaming}", "data.val_fraction=0", "data.image_column=image"]
-        assert shades_of(huggingface(path, *words).train) == [2, 0, 1]
+        assert read_shades(make_hub_data(path, *words).train) == [2, 0, 1]
 
 
 # ------------------------------------------------------------------------------------------ columns and labels
 
 
 def class_facts(path: Path, *words: str) -> tuple[list[str], list[int]]:
-    data = huggingface(path, *GREY, "data.val_fraction=0", *words)
+    data = make_hub_data(path, *GREY, "data.val_fraction=0", *words)
     return data.source.class_names, data.train.labels.tolist()
 
 
 def test_labels_become_numbers_in_order(tmp_path):
-    pictures = shades(4)
-    words = table_at(tmp_path / "words", {"image": pictures, "label": ["b", "a", "c", "a"]})
+    pictures = make_shades(4)
+    words = write_table(tmp_path / "words", {"image": pictures, "label": ["b", "a", "c", "a"]})
     assert class_facts(words) == (["a", "b", "c"], [1, 0, 2, 0])
-    numbers = table_at(tmp_path / "numbers", {"image": pictures, "target": [30, 4, 4, 7]})
+    numbers = write_table(tmp_path / "numbers", {"image": pictures, "target": [30, 4, 4, 7]})
     assert class_facts(numbers) == (["4", "7", "30"], [2, 0, 0, 1])
-    unusual = table_at(tmp_path / "unusual", {"image": pictures, "id": [0, 1, 2, 3]})
+    unusual = write_table(tmp_path / "unusual", {"image": pictures, "id": [0, 1, 2, 3]})
     assert class_facts(unusual) == ([], [0, 0, 0, 0])
     assert class_facts(unusual, "data.label_column=id")[0] == ["0", "1", "2", "3"]
-    several = table_at(tmp_path / "several", {"image": pictures, "coarse": [1] * 4, "fine_label": [0, 1, 1, 0]})
+    several = write_table(tmp_path / "several", {"image": pictures, "coarse": [1] * 4, "fine_label": [0, 1, 1, 0]})
     assert class_facts(several) == (["0", "1"], [0, 1, 1, 0])
 
 
@@ -342,18 +347,18 @@ def test_class_labels_come_before_numbers_and_keep_names_without_pictures(tmp_pa
         "label": datasets.Value("int64"),
         "image": datasets.Image(),
     }
-    table = {"a": [2, 0], "label": [5, 6], "image": [{"bytes": data, "path": None} for data in shades(2)]}
+    table = {"a": [2, 0], "label": [5, 6], "image": [{"bytes": data, "path": None} for data in make_shades(2)]}
     datasets.Dataset.from_dict(table, features=datasets.Features(kinds)).save_to_disk(tmp_path / "set")
     assert class_facts(tmp_path / "set") == (["x", "y", "z"], [2, 0])
     assert class_facts(tmp_path / "set", "data.label_column=label") == (["5", "6"], [0, 1])
 
 
 def test_a_held_out_part_without_labels_is_passed_over(tmp_path):
-    path = table_at(tmp_path / "set", {"image": shades(3), "label": [0, 1, 1]})
-    table_at(path, {"image": shades(2, 20), "label": [-1, -1]}, "validation")
-    table_at(path, {"image": shades(2, 30), "label": [1, 0]}, "test")
-    data = huggingface(path, *GREY)
-    assert (shades_of(data.val), data.val.labels.tolist()) == ([30, 31], [1, 0])
+    path = write_table(tmp_path / "set", {"image": make_shades(3), "label": [0, 1, 1]})
+    write_table(path, {"image": make_shades(2, 20), "label": [-1, -1]}, "validation")
+    write_table(path, {"image": make_shades(2, 30), "label": [1, 0]}, "test")
+    data = make_hub_data(path, *GREY)
+    assert (read_shades(data.val), data.val.labels.tolist()) == ([30, 31], [1, 0])
 
 
 # ------------------------------------------------------------------------------------------ what is told
@@ -364,11 +369,11 @@ def fault(tmp_path):
     """The message about a table of these columns."""
 
     def told(columns: dict | Path, *words: str, **splits: dict) -> str:
-        path = columns if isinstance(columns, Path) else table_at(tmp_path / "set", columns)
+        path = columns if isinstance(columns, Path) else write_table(tmp_path / "set", columns)
         for name, more in splits.items():
-            table_at(path, more, name)
+            write_table(path, more, name)
         with pytest.raises(UserError) as caught:
-            huggingface(path, *GREY, *words)
+            make_hub_data(path, *GREY, *words)
         assert caught.value.exit_code == Exit.DATA
         assert "Traceback" not in str(caught.value)
         return str(caught.value).replace(str(path), "SET")
@@ -377,7 +382,7 @@ def fault(tmp_path):
 
 
 def test_columns_that_cannot_be_told_apart_are_listed(fault):
-    two = {"image": shades(2), "mask": shades(2), "n": [1, 2]}
+    two = {"image": make_shades(2), "mask": make_shades(2), "n": [1, 2]}
     listed = "image (binary), mask (binary), n (int64)"
     assert fault(two) == f"SET: several columns of images (image, mask). Set data.image_column=... to one of {listed}."
     assert fault(two, "data.streaming=true").startswith("SET: several columns of images (image, mask)")
@@ -396,26 +401,26 @@ def test_several_class_labels_without_a_usual_name_are_listed(fault, tmp_path):
         "hat": datasets.ClassLabel(names=NAMES),
         "img": datasets.Image(),
     }
-    table = {"smile": [0], "hat": [1], "img": [{"bytes": shades(1)[0], "path": None}]}
+    table = {"smile": [0], "hat": [1], "img": [{"bytes": make_shades(1)[0], "path": None}]}
     datasets.Dataset.from_dict(table, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
     assert "SET: several columns of classes. Set data.label_column to one of smile, hat" in fault(tmp_path / "saved")
 
 
 def test_missing_and_unknown_labels(fault):
     labels = [0, -1, None, 1, 2]
-    assert fault({"image": shades(5), "label": labels}).startswith(
+    assert fault({"image": make_shades(5), "label": labels}).startswith(
         "data.path=SET: 2 of 5 labels in column label are missing (-1 or none). Set data.label_column to another"
     )
-    told = fault({"image": shades(2), "label": ["a", "b"]}, test={"image": shades(1), "label": ["c"]})
+    told = fault({"image": make_shades(2), "label": ["a", "b"]}, test={"image": make_shades(1), "label": ["c"]})
     assert told == "data.path=SET: split test has labels that are not in train: c"
-    told = fault({"image": shades(2), "label": ["a", "b"]}, "data.streaming=true")
+    told = fault({"image": make_shades(2), "label": ["a", "b"]}, "data.streaming=true")
     assert "the classes of column label (string) are not known before it is read" in told
     assert "data.label_column=none" in told
 
 
 def test_a_stream_whose_label_is_no_class(fault, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    pictures = [{"bytes": data, "path": None} for data in shades(3)]
+    pictures = [{"bytes": data, "path": None} for data in make_shades(3)]
     table = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, -1]}, features=features)
     table.save_to_disk(tmp_path / "saved")
     told = fault(tmp_path / "saved", "data.streaming=true")
@@ -426,7 +431,7 @@ def test_a_stream_whose_label_is_no_class(fault, tmp_path):
 
 
 def test_broken_rows_are_named_by_their_number_in_the_table(fault):
-    bad = shades(30)
+    bad = make_shades(30)
     bad[17], bad[23] = b"no picture", None
     told = fault({"image": bad}, "data.val_fraction=0.5").replace(" 15 ", " N ")
     assert "of 15 images cannot be read" in told.replace(" N ", " 15 ")
@@ -438,12 +443,12 @@ def test_broken_rows_are_named_by_their_number_in_the_table(fault):
 
 
 def test_splits_that_are_not_there(fault, sets, tmp_path):
-    assert fault({"image": shades(1)}, "data.split=tes").startswith('data.path=SET: Unknown split "tes"')
+    assert fault({"image": make_shades(1)}, "data.split=tes").startswith('data.path=SET: Unknown split "tes"')
     assert fault(sets["save_to_disk"], "data.split=tes") == "data.split=tes: not in SET, which has train, test"
     told = fault(sets["typed_parquet"], "data.split='train[:1]'", "data.streaming=true")
     assert told.endswith("Use data.max_images with data.streaming=true.")
-    no_train = table_at(tmp_path / "no_train", {"image": shades(1)}, "test")
-    told = fault(table_at(no_train, {"image": shades(1)}, "validation"))
+    no_train = write_table(tmp_path / "no_train", {"image": make_shades(1)}, "test")
+    told = fault(write_table(no_train, {"image": make_shades(1)}, "validation"))
     assert told == "data.path=SET: no train split. Set data.split to one of validation, test."
 
 
@@ -465,7 +470,7 @@ def test_files_that_are_none(fault, tmp_path):
     assert "data.path=SET: " in fault(tmp_path / "broken")
     for path in ("./my_pictures", "/no/where", "~/no_such_folder", "a/b/c", "train.parquet", "C:\\pictures"):
         with pytest.raises(UserError, match="file or folder not found"):
-            huggingface(f"'{path}'")
+            make_hub_data(f"'{path}'")
 
 
 # ------------------------------------------------------------------------------------------ the hub
