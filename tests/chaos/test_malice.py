@@ -168,7 +168,8 @@ def fetched(mark: Path, here: Path, good: Path) -> Case:
     column = pa.array([cell] * 4, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     metadata = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
     pq.write_table(pa.table({"image": column}).replace_schema_metadata(metadata), here / "a.parquet")
-    return 3, "is not fetched from", of_data("data=huggingface", f"data.path={here / 'a.parquet'}", "data.image_size=8")
+    overrides = of_data("data=huggingface", f"data.path={here / 'a.parquet'}", "data.image_size=8")
+    return 3, "images are not fetched from", overrides
 
 
 def slip(packed: tarfile.TarFile, name: str, data: bytes, **more: object) -> None:
