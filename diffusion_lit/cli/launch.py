@@ -1,4 +1,4 @@
-"""The way of every command from its command line to its job: everything is checked before anything is created."""
+"""Launch a command: compose and check its command line, then run its job or its sweep."""
 
 import sys
 import threading

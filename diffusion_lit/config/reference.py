@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from diffusion_lit.config.groups import CONF, list_groups, list_option_keys, list_options
 from diffusion_lit.config.schema import FIXED, Key, read_keys
 
-COMMANDS = ("train", "sample", "evaluate", "export", "visualize", "report", "audit", "replay", "app")
+COMMAND_ORDER = ("train", "sample", "evaluate", "export", "visualize", "report", "audit", "replay", "app")
 WIDTH = 100  # columns of --help
 GROUP_NOTES = {  # a group that a command has -> what is unusual about its groups
     "experiment": """
@@ -96,7 +96,7 @@ def _description(group: str, name: str) -> list[str]:
 def render_key_reference() -> str:
     """Return every key of every command and config group as Markdown: default, type, meaning."""
     parts = [KEY_REFERENCE]
-    for command in COMMANDS:
+    for command in COMMAND_ORDER:
         text = (CONF / f"{command}.yaml").read_text()
         groups = ", ".join(f"[`{group}`](#{group})" for group in list_groups(command) if group != "experiment")
         parts += [f"## {command}", text.splitlines()[0].removeprefix("# ")]

@@ -1,4 +1,4 @@
-"""The yaml files, the table of rules and the help fit each other and the code; the check sees what Hydra runs."""
+"""The yaml files fit the code, and the check sees what Hydra runs."""
 
 import inspect
 import itertools
@@ -16,10 +16,9 @@ from diffusion_lit.config import overrides
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings, resolve_data
 from diffusion_lit.config.constraints import CHECKS
 from diffusion_lit.config.groups import CONF, list_option_keys
-from diffusion_lit.config.reference import render_help, render_key_reference
 from diffusion_lit.config.schema import FIGURES, FIXED, METRIC_COLUMNS, read_keys
 from diffusion_lit.config.targets import locate
-from diffusion_lit.config.value_types import describe_type, is_type, matches, split_alternatives
+from diffusion_lit.config.value_types import matches, split_alternatives
 from diffusion_lit.system.errors import UserError
 from tests.cases import each
 
@@ -204,37 +203,6 @@ def test_every_key_has_a_type_and_a_meaning_and_its_default_passes():
             assert not is_value or matches(key.type, values[name]), (place, name)
 
 
-@each(
-    ("type_", "good", "bad"),
-    [
-        ("int >= 1", [1, 10**400], [0, 1.0, "1", True, None, [1]]),
-        ("float in [0, 1]", [0, 1, 0.5], [-0.1, 1.1, float("nan"), float("inf"), "0.5", False, None]),
-        ("float in (0, 1)", [0.5], [0, 1]),
-        ("null | float > 0", [None, 2], [0]),
-        ("1 | 3", [1, 3], [2, True, "1", None]),
-        ("bool", [True, False], [1, "true", None]),
-        ("str", ["a", "1"], ["", 1, None, True]),
-        ("list[int >= 0] x 2", [[0, 1]], [[0], [0, -1], [0, "1"], 3, None]),
-        ("list[str] x 1+", [["a"]], [[], ["a", 1]]),
-        ("null | dict[float] | list[dict[float]] x 1+", [None, {"a": 1}, [{"a": 0.5}]], [{}, [], {"a": "b"}, 1]),
-        ("list[class]", [[], [{"_target_": "a.B"}]], [[{"a": 1}], {"_target_": "a.B"}]),
-        ("last | best | int >= 0", ["last", "best", 0, 300], ["first", -1, True, 1.5, None]),
-        ("auto | cpu | mps | cuda | cuda:<n>", ["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", 0, None]),
-        ("null | DD:HH:MM:SS", [None, "00:12:00:00"], ["12:00", 3]),
-    ],
-)
-def test_types(type_, good, bad):
-    assert is_type(type_)
-    assert [matches(type_, value) for value in good] == [True] * len(good)
-    assert [matches(type_, value) for value in bad] == [False] * len(bad)
-
-
-def test_prose_is_no_type():
-    assert not any(map(is_type, ["", "null: the run's own", "px", "the file", "of the leaf | or not"]))
-    assert describe_type("auto | cpu") == "one of auto, cpu"
-    assert describe_type("null | int >= 1") == "null or int >= 1"
-
-
 def test_every_check_of_values_together_finds_its_keys():
     """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
     left = set(CHECKS)
@@ -300,51 +268,6 @@ def test_the_number_of_classes_reaches_the_network():
     config, source = resolve_data(compose_configs("train", [])[0])
     assert config["model"]["num_classes"] == config["data"]["num_classes"] == 10
     assert config["data"]["class_names"] == source.class_names == [str(digit) for digit in range(10)]
-
-
-# ------------------------------------------------------------------------------------------ help
-
-
-def test_help_has_every_group_and_key():
-    text = render_help("train", [])
-    unwrapped = re.sub(r"\n {15}", "  ", text)
-    for group in GROUPS:
-        for path in (CONF / group).glob("*.yaml"):
-            assert re.search(rf"^  {group} .*\b{path.stem}\b", unwrapped, re.M), path
-    assert "experiment sets.\n" in text
-    assert "data=<name> without experiment=" in text
-    assert "sampler      ddim" in render_help("sample", [])
-
-
-@each("verb", COMMANDS)
-def test_help_of_every_verb_is_of_one_form(verb):
-    text = render_help(verb, [])
-    lines = text.splitlines()
-    assert sum(line.strip().startswith(f"python -m diffusion_lit.{verb} ") for line in lines) >= 2
-    assert sum(f"python -m diffusion_lit.{verb}" in line for line in lines) >= 3
-    assert "\nKeys, set with key=value (default, type, meaning" in text
-    assert text.endswith("--config-dir <folder> adds your own yaml files.")
-    for name, key in read_keys(CONF / f"{verb}.yaml").items():
-        assert re.search(rf"^  {name}: {re.escape(key.default)}\s+{re.escape(key.type.split(' ')[0])}", text, re.M), (
-            name
-        )
-    assert max(len(line) for line in lines if "python -m" not in line) <= 100
-
-
-def test_help_of_a_group_is_its_keys():
-    text = render_help("train", ["ema", "sampler"])
-    for path in [*(CONF / "ema").glob("*.yaml"), *(CONF / "sampler").glob("*.yaml")]:
-        assert f"{path.parent.name}={path.stem}\n" in text
-        for name, key in list_option_keys(path.parent.name, path.stem).items():
-            assert f"  {name}: {key.default}" in text
-
-
-def test_the_key_reference_has_every_key():
-    text = render_key_reference()
-    for path in LEAVES:
-        assert f"### {path.parent.name}={path.stem}\n" in text
-    assert "| `max_steps` | `20000` | `int >= 1` | Optimizer steps" in text
-    assert "| `take` | `weights` | `weights \\| architecture \\| narrow` | " in text
 
 
 @pytest.mark.parametrize("experiment", ["minecraft_skins", "cifar10_cond", "digits"])

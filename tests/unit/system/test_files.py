@@ -9,11 +9,11 @@ from diffusion_lit.system import platform
 from diffusion_lit.system.files import is_unlocked, write_atomically, write_text_atomically
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, many):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, concurrent):
     path = tmp_path / "result.json"
     write_text_atomically(path, "old")
-    with write_atomically(path, many) as beside:
+    with write_atomically(path, concurrent) as beside:
         beside.write_text("ne")
         assert path.read_text() == "old"
         assert {*tmp_path.iterdir()} == {path, beside}
@@ -22,11 +22,11 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, many):
     assert [*tmp_path.iterdir()] == [path]
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_what_fails_leaves_the_old_file_alone(tmp_path, many):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_what_fails_leaves_the_old_file_alone(tmp_path, concurrent):
     path = tmp_path / "result.json"
     write_text_atomically(path, "old")
-    with pytest.raises(ZeroDivisionError), write_atomically(path, many) as beside:
+    with pytest.raises(ZeroDivisionError), write_atomically(path, concurrent) as beside:
         beside.write_text(f"half of {1 / 0}")
     assert path.read_text() == "old"
     assert [*tmp_path.iterdir()] == [path]
