@@ -264,7 +264,7 @@ def test_zero_is_the_same_for_pictures_that_look_the_same(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_zero_needs_a_channel_for_alpha(channels):
-    with pytest.raises(UserError, match=r"data\.alpha=zero with data\.channels=.*set data\.channels=4"):
+    with pytest.raises(UserError, match=r"data\.alpha=zero: has no effect with data\.channels=.*Set data\.channels=4"):
         compose_configs("train", ["data.alpha=zero", f"data.channels={channels}"])
 
 
