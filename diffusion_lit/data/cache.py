@@ -83,8 +83,8 @@ def read_cache(path: Path, count: int | None, shape: tuple[int, int, int]) -> tu
             is_complete = not file.read(1)
         expected = [np.uint8, (len(images) if count is None else count, *shape), len(images) + 1, zlib.crc32(labels)]
         n_labels = len(images) if count is None else 0
-        found = [images.dtype, images.shape, len(checksums), checksums[-1]]
-        is_intact = is_complete and found == expected and len(labels) == n_labels
+        actual = [images.dtype, images.shape, len(checksums), checksums[-1]]
+        is_intact = is_complete and actual == expected and len(labels) == n_labels
     except Exception as error:  # numpy parses a header as Python, and raises what that does
         if isinstance(error, OSError) and error.errno:  # permissions, a failing disk
             raise DataError(f"{path}: {error.strerror}") from None

@@ -42,11 +42,11 @@ def contact_sheet(
 
 
 def duplicate_sheet(
-    splits: dict[str, Split], facts: Sequence[ImageFacts], found: dict, decoding: Decoding
+    splits: dict[str, Split], facts: Sequence[ImageFacts], findings: dict, decoding: Decoding
 ) -> Image.Image | None:
     """Return groups of duplicates and near duplicates, one a row; None if there are none."""
     number, rows = {fact.name: k for k, fact in enumerate(facts)}, {}
-    for kind, groups in (("equal", found["duplicates"]), ("near", found["near_duplicates"])):
+    for kind, groups in (("equal", findings["duplicates"]), ("near", findings["near_duplicates"])):
         for k, group in enumerate(groups[: MAX_ROWS // 2]):
             rows[f"{kind} {k + 1}"] = [number[name] for name in group[: _count_columns(decoding)]]
     return _draw_sheet(splits, rows, decoding)

@@ -93,41 +93,41 @@ def _count_resized(sizes: Sequence[tuple[int, int]], image_size: int) -> dict[st
 # ------------------------------------------------------------------------------------------ the proposal
 
 
-def propose_overrides(found: dict, data: dict, given: set[str], multiple: int, largest: int) -> dict[str, object]:
+def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int, largest: int) -> dict[str, object]:
     """Return keys of the `data` group and their values that suit these images, where they differ.
 
     Args:
-        found: see `summarize_facts`.
+        findings: see `summarize_facts`.
         data: the `data` group.
         given: keys on the command line, which are left alone.
         multiple: what the network divides the image size by.
         largest: image size for photos.
     """
-    n = sum(found["modes"].values())
+    n = sum(findings["modes"].values())
     if not n:
         return {}
-    channels = 4 if found["alpha"]["used"] > n / 2 else 1 if found["gray"] == n else 3
-    proposed = {"channels": channels, "image_size": _propose_image_size(found, multiple, largest)}
+    channels = 4 if findings["alpha"]["used"] > n / 2 else 1 if findings["gray"] == n else 3
+    proposed = {"channels": channels, "image_size": _propose_image_size(findings, multiple, largest)}
     proposed = data | {key: value for key, value in proposed.items() if f"data.{key}" not in given}
-    if found["pixel_art"] and any(size != format_size(proposed["image_size"]) for size in found["sizes"]):
+    if findings["pixel_art"] and any(size != format_size(proposed["image_size"]) for size in findings["sizes"]):
         proposed["resample"] = "nearest"
-    if found["hidden_colors"] and proposed["channels"] == 4:
+    if findings["hidden_colors"] and proposed["channels"] == 4:
         proposed["alpha"] = "zero"
-    if found["leaks"] and "split_modulo" in data:
-        proposed["split_modulo"] = found["repeats_every"]
+    if findings["leaks"] and "split_modulo" in data:
+        proposed["split_modulo"] = findings["repeats_every"]
     keys = [key for key in ("image_size", "channels", "resample", "alpha", "split_modulo") if key in data]
     changed = [key for key in keys if proposed[key] != data[key] and f"data.{key}" not in given]
     return {f"data.{key}": proposed[key] for key in changed}
 
 
-def _propose_image_size(found: dict, multiple: int, largest: int) -> int:
+def _propose_image_size(findings: dict, multiple: int, largest: int) -> int:
     """Return the median size, rounded to a multiple. Pixel art is not shrunk, and photos are not enlarged.
 
     Of two sizes that are equally common it is the larger or the smaller one, not a size
     between them.
     """
-    sides = [tuple(map(int, size.split("x"))) for size, n in found["sizes"].items() for _ in range(n)]
-    if found["pixel_art"]:
+    sides = [tuple(map(int, size.split("x"))) for size, n in findings["sizes"].items() for _ in range(n)]
+    if findings["pixel_art"]:
         return -(-median_high(max(side) for side in sides) // multiple) * multiple
     return max(min(median_low(min(side) for side in sides), largest) // multiple, 1) * multiple
 
@@ -135,33 +135,38 @@ def _propose_image_size(found: dict, multiple: int, largest: int) -> int:
 # ------------------------------------------------------------------------------------------ on the terminal
 
 
-def format_findings(found: dict, data: dict, multiple: int) -> list[str]:
+def format_findings(findings: dict, data: dict, multiple: int) -> list[str]:
     """Return the lines of the table on the terminal."""
-    n, images, alpha, resized = sum(found["modes"].values()), found["images"], found["alpha"], found["resized"]
+    n, images, alpha, resized = (
+        sum(findings["modes"].values()),
+        findings["images"],
+        findings["alpha"],
+        findings["resized"],
+    )
     how = "center-cropped" if data["fit"] == "crop" else "stretched"
     kinds = f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
     sizes = [f"{resized[key]:,} {key}" for key in ("enlarged", "shrunk", "unchanged")]
     sizes += [f"{resized['not_square']:,} {how}"] if resized["not_square"] else []
-    untrained = [name for name, counts in found["classes"].items() if not counts["train"]]
+    untrained = [name for name, counts in findings["classes"].items() if not counts["train"]]
     table = [
         ("images", f"{sum(images.values()):,}: {images['train']:,} for training, {images['val']:,} for validation"),
-        ("broken", _describe_broken(found["broken"])),
-        ("modes", _join_counts(found["modes"])),
-        ("sizes", _join_counts(found["sizes"]) + ", pixel art" * found["pixel_art"]),
-        ("deep", _describe_images(found["more_than_8_bits"], "have more than 8 bits, scaled to 8")),
-        ("animated", _describe_images(found["animated"], "of which the first frame is used")),
+        ("broken", _describe_broken(findings["broken"])),
+        ("modes", _join_counts(findings["modes"])),
+        ("sizes", _join_counts(findings["sizes"]) + ", pixel art" * findings["pixel_art"]),
+        ("deep", _describe_images(findings["more_than_8_bits"], "have more than 8 bits, scaled to 8")),
+        ("animated", _describe_images(findings["animated"], "of which the first frame is used")),
         ("alpha", f"{kinds}, {alpha['none']:,} have none" if alpha["none"] < n else ""),
-        ("", _describe_images(found["fully_transparent"], "fully transparent")),
-        ("", f"{found['hidden_colors']:,} have colors under alpha 0" if found["hidden_colors"] else ""),
+        ("", _describe_images(findings["fully_transparent"], "fully transparent")),
+        ("", f"{findings['hidden_colors']:,} have colors under alpha 0" if findings["hidden_colors"] else ""),
         ("resized", f"to {format_size(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
         ("network", f"{data['image_size']} is a multiple of {multiple}: fits"),
-        *_format_classes(found["classes"]),
+        *_format_classes(findings["classes"]),
         ("", _describe_images(untrained, "without training images")),
-        ("equal", _describe_groups(found["duplicates"])),
-        ("near", _describe_groups(found["near_duplicates"])),
-        ("leaks", _describe_images(found["leaks"], "validation images are in training")),
-        ("leaks", _describe_images(found["near_leaks"], "validation images have near duplicates in training")),
-        ("repeats", f"every {found['repeats_every']} images" if found["repeats_every"] else ""),
+        ("equal", _describe_groups(findings["duplicates"])),
+        ("near", _describe_groups(findings["near_duplicates"])),
+        ("leaks", _describe_images(findings["leaks"], "validation images are in training")),
+        ("leaks", _describe_images(findings["near_leaks"], "validation images have near duplicates in training")),
+        ("repeats", f"every {findings['repeats_every']} images" if findings["repeats_every"] else ""),
     ]
     return [f"{name:<11}{text}" for name, text in table if text and (n or name in ("images", "broken"))]
 

@@ -203,7 +203,11 @@ def test_other_sources(tmp_path):
     [
         (["data=image_folder", "data.root=nowhere"], 3, "error: data.root=nowhere: folder not found"),
         (["data=digits", "data.image_size=30"], 2, "must be a multiple of 4"),
-        (["data=huggingface", "data.path=x", "data.streaming=true"], 2, "data.streaming=true: an audit reads images more"),
+        (
+            ["data=huggingface", "data.path=x", "data.streaming=true"],
+            2,
+            "data.streaming=true: an audit reads images more",
+        ),
         (["data=digits", "out=/dev/null/x"], 5, "error: out=/dev/null/x cannot be made"),
         (["data=digits", "seed=1"], 2, "seed: no such key"),
     ],

@@ -44,14 +44,14 @@ class Concat:
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if any of the sources has it."""
-        numbers, found = {name: k for k, name in enumerate(self.class_names)}, {"train": [], "val": []}
+        numbers, parts = {name: k for k, name in enumerate(self.class_names)}, {"train": [], "val": []}
         for source in self.sources.values():
             new_labels = np.array([numbers[name] for name in source.class_names] or [0], dtype=np.int64)
             for name, split in source.splits().items():
-                found[name].append(Split(split.images, new_labels[split.labels]))
+                parts[name].append(Split(split.images, new_labels[split.labels]))
         return {
             name: Split(ConcatImages([split.images for split in splits]), np.concatenate([s.labels for s in splits]))
-            for name, splits in found.items()
+            for name, splits in parts.items()
             if splits
         }
 
