@@ -305,7 +305,7 @@ def test_the_front_is_what_nothing_cheaper_beats():
 
 @pytest.mark.parametrize(("words", "told"), [
     (["features=inception"], "diffusion_lit[inception]"),
-    (["num_images=19"], "take 20 or more"),
+    (["num_images=19"], "at least 20 are needed"),
     (["metrics=[fid]", "features=clip"], "metrics=[\"fid\"]: must be list[fd | kid |"),
     (["guidance_scale=2", "sampler.steps=5000"], "sampler.steps=5000"),
 ])  # fmt: skip
