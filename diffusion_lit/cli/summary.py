@@ -17,7 +17,9 @@ MAX_FAILURES = 8  # listed one by one
 
 
 def summarize_sweep(sweep: Path, metric: str | None = None, others: Sequence[str] = ()) -> None:
-    """Write results.csv, print the table and draw results.png. Do nothing for a folder without jobs.
+    """Write results.csv, print the table and draw results.png.
+
+    Do nothing for a folder without jobs.
 
     Args:
         sweep: folder of the sweep.

@@ -199,7 +199,10 @@ def wait_for_queue(sweep: Sweep, codes: list[int]) -> Iterator[None]:
 
 @contextmanager
 def show_queue_progress(finished: Path, sweep: Sweep) -> Iterator[None]:
-    """Show a progress bar of finished jobs in a queue. Jobs in this process have bars of their own."""
+    """Show a progress bar of finished jobs in a queue.
+
+    Jobs in this process have bars of their own.
+    """
     if not sweep.is_queued:
         yield
         return

@@ -14,7 +14,10 @@ def is_trial(config: DictConfig) -> bool:
 
 
 def run_trial(config: DictConfig) -> None:
-    """Print the plan of a run, or do one step of it. SIGINT ends it with exit code 130."""
+    """Print the plan of a run, or do one step of it.
+
+    SIGINT ends it with exit code 130.
+    """
 
     def stop(number: int, frame: object) -> None:  # Lightning would turn a KeyboardInterrupt into exit code 1
         print("stopped; nothing is left behind", file=sys.stderr)

@@ -74,7 +74,10 @@ def compose_configs(
 
 
 def compose_hydra_settings(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """Return the node `hydra` of a valid command line; of a sweep, with its first values."""
+    """Return the node `hydra` of a valid command line.
+
+    For a sweep it has the first values.
+    """
     folders = _list_folders(config_dir)
     with _initialized_hydra():
         combinations, _, _ = expand_sweeps(overrides, list_groups(config_name, folders), multirun=True)
@@ -163,7 +166,10 @@ def sampler_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[
 
 
 def build_source(data: dict) -> object:
-    """Return the data source of a `data` group; its class takes the keys that it names."""
+    """Return the data source of a `data` group.
+
+    Its class takes the keys that it names.
+    """
     source = locate(data.get("_target_"))
     return build({key: data[key] for key in ("_target_", *inspect.signature(source).parameters) if key in data})
 

@@ -62,7 +62,10 @@ def check_scheduler_prediction(v: dict) -> Iterator[str]:
 
 
 def check_sampler_steps(v: dict) -> Iterator[str]:
-    """Refuse more steps than there are timesteps; continuous processes are sampled at 1000 levels."""
+    """Refuse more steps than there are timesteps.
+
+    Continuous processes are sampled at 1000 levels.
+    """
     steps, is_discrete = v["sampler.steps"], v.get("diffusion.process", "discrete") == "discrete"
     limit = v["diffusion.num_train_timesteps"] if is_discrete else 1000
     if steps is not None and steps > limit:

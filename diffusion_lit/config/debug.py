@@ -24,7 +24,9 @@ TINY = {
 
 
 def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
-    """Return the overrides with those of a tiny run before them; keys that they set are left alone.
+    """Return the overrides with those of a tiny run before them.
+
+    Keys that they set are left alone.
 
     Args:
         overrides: overrides of `train` without `debug=on`.

@@ -88,7 +88,10 @@ def _find_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
 
 
 def read_override(key: str, texts: list[str]) -> object:
-    """Return the last value that the overrides give a key; None without one, or if it cannot be parsed."""
+    """Return the last value that the overrides give a key.
+
+    It is None without one, or if it cannot be parsed.
+    """
     texts = [text for text in texts if text.partition("=")[0] == key]
     with suppress(HydraException):
         return OverridesParser.create().parse_override(texts[-1]).value() if texts else None

@@ -43,7 +43,10 @@ class Key(NamedTuple):
 
 @cache
 def read_keys(file: Path) -> dict[str, Key]:
-    """Return the keys of a yaml file by name. Type or meaning is empty where the comment has none."""
+    """Return the keys of a yaml file by name.
+
+    Type or meaning is empty where the comment has none.
+    """
     keys = {}
     for line in file.read_text().splitlines():
         if match := LINE.fullmatch(line):
@@ -54,7 +57,10 @@ def read_keys(file: Path) -> dict[str, Key]:
 
 
 def read_group_keys(file: Path, others: Iterable[Path]) -> dict[str, Key]:
-    """Return the keys of a yaml file of a group; what their comments leave out is taken from the `others`."""
+    """Return the keys of a yaml file of a group.
+
+    What their comments leave out is taken from the `others`.
+    """
     keys = dict(read_keys(file))
     for other in others:
         for name, (_, type_, meaning) in read_keys(other).items():

@@ -79,7 +79,10 @@ def locate(target: str) -> type:
 
 
 def target_fault(target: object) -> str | None:
-    """Return why a class cannot be built. Only classes of the user are imported; ours would import torch."""
+    """Return why a class cannot be built.
+
+    Only classes of the user are imported; ours would import torch.
+    """
     if not _find_modules(str(target)):
         try:
             locate(target)
@@ -145,7 +148,10 @@ def _build(tree: object) -> object:
 
 
 def _find_modules(name: str) -> tuple[str, ...]:
-    """Return the modules in which a class of this name may be defined; none for a name that is not trusted."""
+    """Return the modules in which a class of this name may be defined.
+
+    There are none for a name that is not trusted.
+    """
     ours = next((modules for start, modules in TRUSTED_MODULES.items() if _is_inside(name, start)), ())
     return ours or tuple(entry.module for entry in entry_points(group=PLUGINS) if _is_inside(name, entry.module))
 

@@ -64,7 +64,10 @@ def apply_overrides(
 
 
 def _find_override_fault(override: Override, config: DictConfig, choices: Choices) -> str | None:
-    """Return why an override cannot be applied, or None. Open nodes alone take new keys, by +key."""
+    """Return why an override cannot be applied, or None.
+
+    Open nodes alone take new keys, by +key.
+    """
     key, text = override.key_or_group, override.input_line
     is_new, is_known = override.is_add() or override.is_force_add(), key in choices.defaults
     if key.startswith("trainer.") and (fault := trainer_fault(key.partition(".")[2])):
@@ -83,7 +86,10 @@ def _find_target_faults(values: dict[str, object]) -> dict[str, str]:
 
 
 def flatten(node: DictConfig, faults: dict[str, str], prefix: str = "") -> dict[str, object]:
-    """Return dotted key -> resolved value. Interpolations that fail are added to `faults`."""
+    """Return dotted key -> resolved value.
+
+    Interpolations that fail are added to `faults`.
+    """
     values = {}
     for key in node:
         name = f"{prefix}{key}"

@@ -45,7 +45,10 @@ class LogFile(logging.FileHandler):
 
 
 def log_thread_exception(error) -> None:
-    """Log the exception that ended a thread of a library; for `threading.excepthook`."""
+    """Log the exception that ended a thread of a library.
+
+    It serves as `threading.excepthook`.
+    """
     log.warning("%s ended: %s: %s", error.thread.name, error.exc_type.__name__, error.exc_value)
     log.info("", exc_info=(error.exc_type, error.exc_value, error.exc_traceback), extra={"file_only": True})
 
@@ -57,7 +60,10 @@ def configure_logging_without_file(job_logging: dict) -> None:
 
 
 def silence_console() -> None:
-    """Print warnings only and no bars, for one of several processes on a terminal. Log files are complete."""
+    """Print warnings only and no bars, for one of several processes on a terminal.
+
+    Log files are complete.
+    """
     import rich
 
     rich.reconfigure(force_terminal=False)

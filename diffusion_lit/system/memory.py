@@ -59,7 +59,10 @@ def limit_to_free_memory() -> Iterator[None]:
 
 
 def free_cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Return the bytes that each cgroup of this process may still take. Containers and SLURM limit memory by them."""
+    """Return the bytes that each cgroup of this process may still take.
+
+    Containers and SLURM limit memory by them.
+    """
     free = []
     for line in own.read_text().splitlines():
         _, controllers, place = line.split(":", 2)
@@ -80,7 +83,10 @@ def _read_kib(path: str, name: str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether a GPU or this machine ran out of memory. The CPU allocator has no error class of its own."""
+    """Return whether a GPU or this machine ran out of memory.
+
+    The CPU allocator has no error class of its own.
+    """
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 

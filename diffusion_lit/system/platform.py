@@ -38,7 +38,9 @@ def lock(descriptor: int, wait: bool) -> None:
 
 
 def lock_byte(descriptor: int, k: int, held: bool = True) -> None:
-    """Lock byte k of an open file for this process, or release it. NFS has these locks too.
+    """Lock byte k of an open file for this process, or release it.
+
+    NFS has these locks too.
 
     Raises:
         BlockingIOError: if another process has it, on some systems PermissionError.
@@ -70,6 +72,9 @@ def sync_folder(folder: os.PathLike) -> None:
 
 
 def peak_memory_bytes() -> float:
-    """Return the peak memory of this process since its start in bytes; NaN where the system does not count it."""
+    """Return the peak memory of this process since its start in bytes.
+
+    It is NaN where the system does not count it.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else math.nan
