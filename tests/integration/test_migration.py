@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.groups import CONF
 from tests.cases import each
 
@@ -128,7 +129,7 @@ def clash(some: list[str], others: list[str]) -> bool:
 @each("section", SECTIONS)
 def test_every_key_and_value_that_the_page_names_is_accepted(section):
     for command, words in command_lines(section):
-        compose_configs(command, words, complete=False)
+        compose_configs(command, expand_overrides(words, None) if command == "train" else words, complete=False)
 
 
 @each("section", FLAGS)
