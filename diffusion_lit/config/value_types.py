@@ -94,7 +94,7 @@ def type_of(default: object) -> str:
 def describe_type(text: str) -> str:
     """Return a type as an error message says it."""
     parts = split_alternatives(text)
-    is_choice = not any(NUMBER.fullmatch(p) or COLLECTION.fullmatch(p) or p in WORDS[:2] for p in parts)
+    is_choice = not any(NUMBER.fullmatch(p) or COLLECTION.fullmatch(p) or p in ("bool", "str") for p in parts)
     return f"one of {', '.join(parts)}" if is_choice and len(parts) > 1 else " or ".join(parts)
 
 
