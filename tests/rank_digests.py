@@ -18,10 +18,10 @@ def digest(tensors) -> str:
 def main() -> None:
     folder = Path(sys.argv.pop(1))
     from diffusion_lit import train
-    from diffusion_lit.training import fit
     from diffusion_lit.training import module as training_module
+    from diffusion_lit.training import run as training_run
 
-    finish, draw, seen = fit.finish, training_module.draw_random_numbers, []
+    finish, draw, seen = training_run.finish_run, training_module.draw_random_numbers, []
 
     def noted_draw(seed, start, count, *rest):
         draws = draw(seed, start, count, *rest)
@@ -34,7 +34,7 @@ def main() -> None:
         (folder / f"rank{collectives.rank()}.json").write_text(json.dumps(found))
         return finish(parts)
 
-    fit.finish, training_module.draw_random_numbers = noted_finish, noted_draw
+    training_run.finish_run, training_module.draw_random_numbers = noted_finish, noted_draw
     train.main()
 
 

@@ -1,8 +1,8 @@
 """Keep the ranks of a run together where one of them could fail or see different files.
 
-A rank that raises while the others enter a collective leaves them waiting. So errors are exchanged first, and then
-raised on every rank with one message. Before training, each host checks that it sees the checkpoint and the same images
-as rank 0.
+A rank that raises while the others enter a collective leaves them waiting. So errors are
+exchanged first, and then raised on every rank with one message. Before training, each host
+checks that it sees the checkpoint and the same images as rank 0.
 """
 
 import hashlib
@@ -73,7 +73,8 @@ def check_checkpoint_on_all_hosts(start: Path | None) -> None:
 def check_identical_data(data: ImageDataModule) -> None:
     """Raise UserError (exit 3) if the images of a host are damaged or differ from those of rank 0.
 
-    The processes of one machine share a cache, so only the first process of each machine compares.
+    The processes of one machine share a cache, so only the first process of each machine
+    compares.
     """
     is_first = not collectives.launcher_env("LOCAL_RANK")
     stores = [store for store in (data.train, data.val) if store]

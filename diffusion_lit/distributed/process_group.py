@@ -1,12 +1,14 @@
 """Start, connect and end the processes of a run on several devices.
 
-A run with strategy=ddp needs one process per device. Rank 0 reads the command line, makes the run folder and writes to
-it. On one machine it starts the other ranks itself, as torchrun would: the bare command, with RANK and the related
-variables in the environment. Ranks that torchrun or srun started are used as they are. In all cases the other ranks
+A run with strategy=ddp needs one process per device. Rank 0 reads the command line, makes
+the run folder and writes to it. On one machine it starts the other ranks itself, as
+torchrun would: the bare command, with RANK and the related variables in the environment.
+Ranks that torchrun or srun started are used as they are. In all cases the other ranks
 receive their configuration from rank 0, so neither Hydra nor a sweep runs twice.
 
-Each side notices when the other is gone. A rank that rank 0 started ends when its standard input closes; rank 0 polls
-those that it started. Across hosts the connections in `watchdog` do this. Torch is imported only when needed.
+Each side notices when the other is gone. A rank that rank 0 started ends when its standard
+input closes; rank 0 polls those that it started. Across hosts the connections in `watchdog`
+do this. Torch is imported only when needed.
 """
 
 import os
@@ -82,11 +84,12 @@ def count_local_devices(strategy: dict) -> int:
 def launch_ranks(strategy: dict) -> Iterator[None]:
     """Run the block on rank 0 with all ranks in one process group; start them unless a launcher has.
 
-    Afterwards the group is closed, started processes have ended, and the environment is as before.
+    Afterwards the group is closed, started processes have ended, and the environment is as
+    before.
 
     Raises:
-        UserError: exit 2 for several processes of a strategy other than ddp; if a rank is lost, its exit code, or 75
-            if a signal killed it or its host is gone.
+        UserError: exit 2 for several processes of a strategy other than ddp; if a rank is
+            lost, its exit code, or 75 if a signal killed it or its host is gone.
     """
     launched = launcher_env("WORLD_SIZE")
     if strategy["name"] != "ddp" and (launched or 1) > 1:

@@ -1,7 +1,8 @@
 """Run under SLURM: join the processes that `srun` started, and requeue the job when its time is over.
 
-srun starts one process per task and describes the job step in SLURM_* variables. The rest of the code knows only
-the variables of torchrun, so they are derived here. This module imports nothing heavy.
+srun starts one process per task and describes the job step in SLURM_* variables. The rest
+of the code knows only the variables of torchrun, so they are derived here. This module
+imports nothing heavy.
 """
 
 import logging
@@ -21,9 +22,9 @@ FIRST_PORT, PORT_COUNT = 16000, 16000  # below the ephemeral ports of Linux
 def export_torchrun_environment() -> None:
     """Set RANK, WORLD_SIZE and the other variables of torchrun in a process that srun started as one of several.
 
-    Rank 0 listens on the first node of the job step. MASTER_ADDR and MASTER_PORT are kept if they are set already.
-    The batch script, a step of one task and an interactive shell (`srun --pty bash`) stay as they are, because a
-    command typed there is a run of its own.
+    Rank 0 listens on the first node of the job step. MASTER_ADDR and MASTER_PORT are kept
+    if they are set already. The batch script, a step of one task and an interactive shell
+    (`srun --pty bash`) stay as they are, because a command typed there is a run of its own.
     """
     step = os.environ.get("SLURM_STEP_ID")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
@@ -60,7 +61,8 @@ def parse_tasks_per_node(tasks_per_node: str) -> list[int]:
 def choose_port(job: int, step: int) -> int:
     """Return a port for a job step.
 
-    Jobs less than 16,000 apart get different ports, and so do the first seven steps of a job and of its neighbors.
+    Jobs less than 16,000 apart get different ports, and so do the first seven steps of a
+    job and of its neighbors.
     """
     return FIRST_PORT + (7 * job + step) % PORT_COUNT
 
@@ -71,7 +73,7 @@ def is_restarted() -> bool:
 
 
 def requeue_job() -> None:
-    """Ask SLURM to start this job again; its script then continues the run with resume=auto."""
+    """Requeue this job; its script then continues the run with resume=auto."""
     job = os.environ["SLURM_JOB_ID"]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM answers with one, which would change the exit code
     try:

@@ -1,12 +1,15 @@
 """Notice that another host of a run is lost, and end this process instead of waiting for it.
 
-A host that loses power or network says nothing, so the other ranks wait in their next collective: half an hour with
-gloo, ten minutes with NCCL. Therefore each rank keeps one TCP connection to rank 0 open, with keep-alive probes that
-the kernels of both hosts send even while the processes are busy. When a connection breaks, a thread waits `GRACE`
-seconds for the main thread to notice the loss and to end in order, then ends the process with exit code 75.
+A host that loses power or network is silent, so the other ranks wait in their next
+collective: half an hour with gloo, ten minutes with NCCL. Therefore each rank keeps one TCP
+connection to rank 0 open, with keep-alive probes that the kernels of both hosts send even
+while the processes are busy. When a connection breaks, a thread waits `GRACE` seconds for
+the main thread to notice the loss and to end in order, then ends the process with exit code
+75.
 
-The module also chooses the network interface for gloo, lets the ranks of one start find each other in a store that may
-hold entries of an earlier start, and ends a process without interpreter shutdown. It does not import torch.
+The module also chooses the network interface for gloo, lets the ranks of one start find
+each other in a store that may hold entries of an earlier start, and ends a process without
+interpreter shutdown. It does not import torch.
 """
 
 import atexit
@@ -46,8 +49,8 @@ lost_hosts: list[str] = []  # messages on the ranks that were lost
 def local_address(target: str) -> str:
     """Return the IPv4 address that this machine uses to reach a target. Nothing is sent.
 
-    If the hosts file maps the target to loopback, as Debian does for a machine's own name, return the address of the
-    default route.
+    If the hosts file maps the target to loopback, as Debian does for a machine's own name,
+    return the address of the default route.
     """
     for host in (target, EXTERNAL_ADDRESS):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -78,7 +81,8 @@ def interface_of_address(address: str) -> str | None:
 def choose_interface() -> None:
     """Set GLOO_SOCKET_IFNAME to the interface that reaches the other hosts.
 
-    Gloo would take the address that the name of this machine resolves to, which is often loopback.
+    Gloo would take the address that the name of this machine resolves to, which is often
+    loopback.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         return  # all ranks are on this machine
@@ -90,9 +94,10 @@ def choose_interface() -> None:
 def agree_on_start_token(store, rank: int, count: int) -> str:
     """Return a random token that the ranks of this start share, and that no earlier start has used.
 
-    The store of torchrun outlives the processes that it restarts, so gloo could read addresses of dead processes. The
-    restart counts differ between hosts and cannot serve as the token. Each rank greets rank 0 with a random key of its
-    own, gets the token under that key, and confirms it.
+    The store of torchrun outlives the processes that it restarts, so gloo could read
+    addresses of dead processes. The restart counts differ between hosts and cannot serve as
+    the token. Each rank greets rank 0 with a random key of its own, gets the token under
+    that key, and confirms it.
 
     Args:
         store: a `torch.distributed.Store` that all ranks reach.
@@ -111,7 +116,7 @@ def agree_on_start_token(store, rank: int, count: int) -> str:
     token, missing, deadline = secrets.token_hex(8), set(range(1, count)), time.monotonic() + START_TIMEOUT
     while missing:
         for other in missing:
-            if store.check([f"hello/{other}"]):  # may be of an earlier start, then nobody reads the answer
+            if store.check([f"hello/{other}"]):  # may be of an earlier start, then no process reads the answer
                 store.set(f"token/{store.get(f'hello/{other}').decode()}", token)
         time.sleep(0.05)
         missing = {other for other in missing if not store.check([f"confirmed/{token}/{other}"])}
@@ -126,8 +131,9 @@ def agree_on_start_token(store, rank: int, count: int) -> str:
 def exit_cleanly() -> Iterator[None]:
     """Wrap the main function: a process that was one of several ends by `os._exit`, with the right exit code.
 
-    Gloo's threads sometimes abort an interpreter that shuts down, which would replace the exit code. The exit happens
-    after all functions that were registered with `atexit` inside the block.
+    Gloo's threads sometimes abort an interpreter that shuts down, which would replace the
+    exit code. The exit happens after all functions that were registered with `atexit`
+    inside the block.
     """
     code = 0
 

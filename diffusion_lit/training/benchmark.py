@@ -1,7 +1,7 @@
-"""Speed and memory of ways to train one recipe, measured with the parts of a run; nothing is kept.
+"""Measure speed and memory of training settings for one recipe, with the parts of a run. No files are kept.
 
-Each way is a short fit of Lightning's Trainer with the run's module, optimizer, average and batches. What a run does
-besides (previews, held-out losses, checkpoints) is done once, or a part of it.
+Each measurement is a short fit with the run's module, optimizer, EMA and batches. What else
+a run does (sampling, validation, checkpoints) is done once, or in part.
 """
 
 import copy
@@ -10,7 +10,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,199 +23,189 @@ from diffusion_lit.runs.build import make_codec, make_configured_sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory, limit_to_free_memory, peak_memory_gib, reset_peak_memory
 from diffusion_lit.training import trainer as run_trainer
-from diffusion_lit.training.callbacks.sample_previews import draw_preview
-from diffusion_lit.training.collective_sampling import continue_on_error, eval_mode
-from diffusion_lit.training.loggers.run_logger import make_logger
+from diffusion_lit.training.collective_sampling import continue_on_error, eval_mode, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
 
-SECONDS = 2.0  # that a way of training is measured for, at least
-PATIENCE = 10.0  # seconds that one step may take by what is known; longer ones are measured with fewer images
-LOOK = 4  # images at a time, of the first look
+MIN_SECONDS = 2.0  # of a measurement
+MAX_STEP_SECONDS = 10.0  # expected time of a step; slower ones are measured with fewer images
+FIRST_IMAGES = 4  # images at a time in the first measurement
+SAMPLER_STEPS = 4  # of the measurement of sampling
 
 
-class Row(NamedTuple):
-    """A way of training: `whole` images are a micro-batch; with `at_a_time` of them, all if they are quick, it made
-    `speed` images per second and took `memory` GiB at the most. Without speed it does not fit into memory.
+class Measurement(NamedTuple):
+    """Speed and memory of one training setting.
+
+    Attributes:
+        strategy: the `strategy` group.
+        micro_batch: images of a micro-batch.
+        measured_batch: images at a time in the measurement, fewer than `micro_batch` if a
+            step is too slow.
+        speed: images per second; None if it does not fit into memory.
+        memory: peak memory in GiB, if known.
+        compile_seconds: time of the first step with `compile`.
     """
 
     strategy: dict
-    whole: int
-    at_a_time: int
+    micro_batch: int
+    measured_batch: int
     speed: float | None
     memory: float | None
-    compiling: float = 0.0  # seconds of the first step
-
-
-@dataclass
-class Costs:
-    """Seconds of what a run does besides training, each time."""
-
-    held_out: float = 0.0
-    preview: float = 0.0
-    sampled: float = 0.0  # a batch of the sampler, by one network
-    checkpoint: float = 0.0
+    compile_seconds: float = 0.0
 
 
 class Stopwatch(L.Callback):
-    """Ends a fit when it has taken `seconds`, or after its first step if that is slow, unless it `compiles` then;
-    `rate` is then in steps per second. What `then` does comes last, with the trainer still there.
+    """Ends a fit after `seconds`, or after the first step if that is slow.
+
+    Args:
+        seconds: duration of the measurement.
+        on_end: called at the end, with the Trainer and the module.
+        compiles: the first step compiles, so its time does not count.
+
+    Attributes:
+        rate: optimizer steps per second.
+        memory: peak memory in GiB, if known.
     """
 
     def __init__(
         self,
         seconds: float,
-        then: Callable[[L.Trainer, DiffusionModule], None] | None = None,
+        on_end: Callable[[L.Trainer, DiffusionModule], None] = lambda trainer, module: None,
         compiles: bool = False,
     ):
-        self.seconds, self.then, self.compiles = seconds, then, compiles
-        self.marks: list[tuple[int, float]] = []  # steps done, clock
+        self.seconds, self.on_end, self.compiles = seconds, on_end, compiles
+        self.marks: list[tuple[int, float]] = []  # steps done, time
         self.memory: float | None = None
 
     def setup(self, trainer: L.Trainer, module: DiffusionModule, stage: str) -> None:
-        self.known = reset_peak_memory(trainer.strategy.root_device)
+        """Reset the peak memory."""
+        self.has_memory_peak = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Start the clock."""
         self.begun = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, *_) -> None:
+        """Take the time after 1, 2, 4, 8, ... steps: waiting for the device in each step would slow it down."""
         step = trainer.global_step
         if step & (step - 1) or step == (self.marks[-1][0] if self.marks else 0):
-            return  # a GPU is waited for after 1, 2, 4, 8... steps only, as in a run from row to row
-        wait_for(module.device)
+            return
+        synchronize(module.device)
         now = time.perf_counter()
         self.marks.append((step, now))
-        slow = now - self.begun > 2 * self.seconds and not self.compiles
-        trainer.should_stop = slow or now - self.marks[0][1] > self.seconds
+        is_slow = now - self.begun > 2 * self.seconds and not self.compiles
+        trainer.should_stop = is_slow or now - self.marks[0][1] > self.seconds
 
     def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        self.memory = peak_memory_gib(module.device) if self.known else None
-        if self.then:
-            self.then(trainer, module)
+        """Read the peak memory."""
+        self.memory = peak_memory_gib(module.device) if self.has_memory_peak else None
+        self.on_end(trainer, module)
 
     @property
-    def first(self) -> float:
+    def first_step_seconds(self) -> float:
+        """Return the time of the first step."""
         return self.marks[0][1] - self.begun
 
     @property
     def rate(self) -> float:
+        """Return the optimizer steps per second, without the first step if there are others."""
         if len(self.marks) == 1:
-            return 1 / self.first
+            return 1 / self.first_step_seconds
         (before, began), (after, ended) = self.marks[min(1, len(self.marks) - 2)], self.marks[-1]
         return (after - before) / (ended - began)
 
 
-class Counted:
-    """As a progress bar: counts the steps of a preview, and says when enough of them were seen."""
-
-    total, done, seen, begun = 1, 0, 1, 0.0
-
-    def add_task(self, description: str, total: int, unit: str) -> int:
-        self.total, self.begun = total, time.perf_counter()
-        return 0
-
-    def advance(self, task: int) -> None:
-        self.done += 1
-
-    def remove_task(self, task: int) -> None:
-        pass
-
-    def enough(self) -> bool:
-        self.seen = self.done + 1
-        return time.perf_counter() - self.begun > PATIENCE / 2
-
-    def seconds(self) -> float:
-        """Of the whole preview."""
-        taken = time.perf_counter() - self.begun
-        return taken if self.done == self.total else taken / self.seen * self.total
-
-
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-class Bench:
-    """Measures ways of training one recipe, on one process's share of its global batch.
+class TrainingBenchmark:
+    """Measures training settings on one process's share of the global batch.
 
     Args:
-        config: of the run, its `global_batch_size` that share, its strategy of one device.
-        scratch: a folder that is removed in the end.
-        disk: a folder where the run will be.
-        compiles: whether the run's own strategy goes with `compile`.
+        config: configuration of the run; its `global_batch_size` is that share, its
+            strategy has one device.
+        data: the images.
+        scratch: a temporary folder.
+        disk: a folder on the disk of the run.
     """
 
-    def __init__(self, config: dict, data: ImageDataModule, scratch: Path, disk: Path, compiles: bool = True):
+    def __init__(self, config: dict, data: ImageDataModule, scratch: Path, disk: Path):
         self.config, self.data, self.scratch, self.disk = config, data, scratch, disk
-        self.share, self.compiles = config["global_batch_size"], compiles
-        self.costs = Costs()
+        self.share = config["global_batch_size"]
+        # seconds of: one validation, one batch of the sampler, one checkpoint
+        self.validation_seconds = self.sampling_seconds = self.checkpoint_seconds = 0.0
 
     @property
-    def slow(self) -> bool:
-        """Whether an optimizer step takes longer than one can wait for."""
-        return self.per_image * self.share > PATIENCE
+    def is_slow(self) -> bool:
+        """Return whether an optimizer step takes too long to wait for."""
+        return self.seconds_per_image * self.share > MAX_STEP_SECONDS
 
-    def fit(self, strategy: dict, at_a_time: int, watch: Stopwatch, same: bool = False) -> None:
-        """Train until the `watch` ends it; with the `same` batch all the time, which no loader brings."""
+    def fit(self, strategy: dict, batch_size: int, watch: Stopwatch, is_batch_repeated: bool = False) -> None:
+        """Train until the stopwatch ends it, with batches of the loader or with one batch again and again."""
         config = self.config | {"strategy": strategy, "max_steps": 10**9}
         data = copy.copy(self.data)
-        data.batch_size = at_a_time
+        data.batch_size = batch_size
+        if is_batch_repeated:
+            data = itertools.repeat(next(iter(self.batches(batch_size))))
         module = run_trainer.make_module(config)
         trainer = run_trainer.make_trainer(config, self.scratch, module.net, [watch])
-        one = next(iter(self.batches(at_a_time)))
         with limit_to_free_memory():
-            trainer.fit(module, itertools.repeat(one) if same else data, weights_only=True)
+            trainer.fit(module, data, weights_only=True)
 
-    def batches(self, at_a_time: int) -> Batches:
-        return self.data.batches(at_a_time, lambda: 0)
+    def batches(self, batch_size: int) -> Batches:
+        """Return the batches of training from the first image on."""
+        return self.data.batches(batch_size, lambda: 0)
 
-    def look(self) -> None:
-        """A few images: how slow this machine is, and what everything but training costs.
+    def measure_costs(self) -> None:
+        """Train on a few images, to learn the speed of this machine and what validation, sampling and saving cost.
 
         Raises:
             UserError: exit 75 if even they do not fit into memory.
         """
-        few = min(LOOK, self.share)
-        watch = Stopwatch(SECONDS / 4, self.besides)
+        count = min(FIRST_IMAGES, self.share)
+        strategy = self.config["strategy"] | {"accumulate": 1, "compile": False}
+        watch = Stopwatch(MIN_SECONDS / 4, lambda trainer, module: self._measure_costs(trainer, module, watch.rate))
         try:
-            self.fit(self.config["strategy"] | {"accumulate": 1, "compile": False}, few, watch)
-            self.tidy()
-            return
+            self.fit(strategy, count, watch)
+            self.free_memory()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        what = f"{few} images at a time, a preview and a part of the held-out loss"
-        told = f"out of memory in a first look ({what}): a smaller network or image needs less"
-        raise UserError(Exit.INTERRUPTED, told)
+            message = f"out of memory with {count} images at a time. Choose a smaller network or image size."
+            raise UserError(Exit.INTERRUPTED, message) from None
 
-    def besides(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        """Do once, or in part, what the run does from time to time."""
-        watch = next(one for one in trainer.callbacks if isinstance(one, Stopwatch))
+    def _measure_costs(self, trainer: L.Trainer, module: DiffusionModule, rate: float) -> None:
         self.device, self.table = module.device, module.diffusion.process
-        # a GPU is never too slow, and a few images say little of how long many take
-        self.per_image = 1 / watch.rate / min(LOOK, self.share) if self.device.type == "cpu" else 0.0
-        sampler = make_configured_sampler(self.config)
-        if self.per_image * sampler.batch_size > PATIENCE:
-            sampler = replace(sampler, batch_size=LOOK)
-        bar = Counted()
-        quiet = make_logger(self.config["logger"], is_first=False)
-        with continue_on_error("the preview"):
-            draw_preview(self.scratch, 0, module, self.config, sampler, quiet, bar.enough, bar)
-        self.costs.preview = bar.seconds()
-        self.costs.sampled = self.costs.preview / bar.total * make_configured_sampler(self.config).batch_size
-        self.costs.sampled *= len(sampler.build_scheduler(module.diffusion.process).timesteps) / sampler.batch_size
+        # on a GPU a few images take as long as many, and no step is too slow
+        self.seconds_per_image = 1 / rate / min(FIRST_IMAGES, self.share) if self.device.type == "cpu" else 0.0
+        with continue_on_error("measuring the sampler"):
+            self.sampling_seconds = self._measure_sampling(module)
         if self.data.val is not None:
-            self.costs.held_out = self.held_out(module)
+            self.validation_seconds = self._measure_validation(module)
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=self.disk) as folder:
             begun = time.perf_counter()
             trainer.save_checkpoint(Path(folder, "checkpoint"))
-            self.costs.checkpoint = time.perf_counter() - begun
+            self.checkpoint_seconds = time.perf_counter() - begun
         if error := trainer.strategy.checkpoint_io.error:
             raise error
 
-    def held_out(self, module: DiffusionModule) -> float:
+    def _measure_sampling(self, module: DiffusionModule) -> float:
+        """Return the seconds of a batch of the sampler, from a few of its steps."""
+        sampler = make_configured_sampler(self.config)
+        steps, batch_size = len(sampler.build_scheduler(self.table).timesteps), sampler.batch_size
+        is_slow = self.seconds_per_image * batch_size > MAX_STEP_SECONDS
+        few = replace(sampler, steps=min(steps, SAMPLER_STEPS), batch_size=FIRST_IMAGES if is_slow else batch_size)
+        few_steps, labels = len(few.build_scheduler(self.table).timesteps), [0] * few.batch_size
+        begun = time.perf_counter()
+        generate_on_all_ranks([module.ema], module, self.config, few, labels, range(few.batch_size))
+        return (time.perf_counter() - begun) * (steps / few_steps) * (batch_size / few.batch_size)
+
+    def _measure_validation(self, module: DiffusionModule) -> float:
         """Return the seconds of a validation of both networks, from a part of a batch."""
         batch = next(iter(self.data.val_dataloader()))
-        count = max(1, min(len(batch["y"]), int(PATIENCE / 2 / max(self.per_image, 1e-9))))
+        count = max(1, min(len(batch["y"]), int(MAX_STEP_SECONDS / 2 / max(self.seconds_per_image, 1e-9))))
         images = module.codec.encode(batch["image"][:count].to(module.device))
         y, level = batch["y"][:count].to(module.device), module.levels.at(0, count)
         eps, t = torch.randn_like(images), module.levels.t[level].to(module.device)
@@ -224,53 +214,50 @@ class Bench:
             module.diffusion.error(module.ema, images, t, eps, y).cpu()
         return (time.perf_counter() - begun) * 2 * self.data.val_images / count
 
-    def at_a_time(self, strategy: dict) -> int:
-        """Images of a micro-batch, or fewer where a whole step is too slow to wait for."""
-        whole = self.share // strategy["accumulate"]
-        return min(whole, max(1, int(PATIENCE / self.per_image))) if self.slow else whole
+    def measured_batch(self, strategy: dict) -> int:
+        """Return the images of a micro-batch, or fewer if a step is too slow to wait for."""
+        micro_batch = self.share // strategy["accumulate"]
+        return min(micro_batch, max(1, int(MAX_STEP_SECONDS / self.seconds_per_image))) if self.is_slow else micro_batch
 
-    def alike(self, one: dict, other: dict) -> bool:
-        """Whether two ways would be measured in the same way."""
-        if one == other:
-            return True
-        rest = other | {"accumulate": one["accumulate"]}
-        return self.slow and one == rest and self.at_a_time(one) == self.at_a_time(other)
+    def is_same_measurement(self, one: dict, other: dict) -> bool:
+        """Return whether two settings would be measured in the same way."""
+        is_equal = one == other | {"accumulate": one["accumulate"]}
+        is_same_batch = self.is_slow and self.measured_batch(one) == self.measured_batch(other)
+        return one == other or (is_equal and is_same_batch)
 
-    def measured(self, strategy: dict) -> Row:
-        whole, count = self.share // strategy["accumulate"], self.at_a_time(strategy)
-        watch = Stopwatch(SECONDS, compiles=strategy["compile"])
-        fitted = strategy | ({"accumulate": 1} if self.slow else {})
-        fits = True
+    def measure(self, strategy: dict) -> Measurement:
+        """Return speed and memory of a setting; without speed if it does not fit into memory."""
+        micro_batch, count = self.share // strategy["accumulate"], self.measured_batch(strategy)
+        accumulate = 1 if self.is_slow else strategy["accumulate"]
+        watch, speed, compile_seconds = Stopwatch(MIN_SECONDS, compiles=strategy["compile"]), None, 0.0
         try:
-            self.fit(fitted, count, watch)
+            self.fit(strategy | {"accumulate": accumulate}, count, watch)
+            speed = watch.rate * count * accumulate
+            compile_seconds = watch.first_step_seconds if strategy["compile"] else 0.0
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            fits = False
-        self.tidy()  # out of the handler, which holds on to the tensors of the attempt
-        if not fits:
-            return Row(strategy, whole, count, None, None)
-        speed = watch.rate * count * fitted["accumulate"]
-        return Row(strategy, whole, count, speed, watch.memory, watch.first if strategy["compile"] else 0.0)
+        self.free_memory()  # outside the handler, which keeps the tensors of the attempt alive
+        return Measurement(strategy, micro_batch, count, speed, watch.memory if speed else None, compile_seconds)
 
-    def network_alone(self, row: Row) -> float:
-        """Images per second of training steps on one batch again and again."""
-        watch = Stopwatch(SECONDS, compiles=row.strategy["compile"])
-        self.fit(row.strategy | {"accumulate": 1}, row.at_a_time, watch, same=True)
-        self.tidy()
-        return watch.rate * row.at_a_time
+    def measure_network(self, best: Measurement) -> float:
+        """Return images per second of training steps on one batch again and again."""
+        watch = Stopwatch(MIN_SECONDS, compiles=best.strategy["compile"])
+        self.fit(best.strategy | {"accumulate": 1}, best.measured_batch, watch, is_batch_repeated=True)
+        self.free_memory()
+        return watch.rate * best.measured_batch
 
-    def loader_alone(self, at_a_time: int) -> float:
-        """Images per second from the stored pictures to floats on the device."""
-        begun, batches = time.perf_counter(), iter(self.batches(at_a_time))
+    def measure_loader(self, batch_size: int) -> float:
+        """Return images per second of the loader, from stored images to floats on the device."""
+        begun, batches = time.perf_counter(), iter(self.batches(batch_size))
         images, codec = 0, make_codec(self.config)
-        while time.perf_counter() - begun < SECONDS / 2:
+        while time.perf_counter() - begun < MIN_SECONDS / 2:
             images += len(codec.encode(next(batches)["image"].to(self.device)))
-        wait_for(self.device)
+        synchronize(self.device)
         return images / (time.perf_counter() - begun)
 
-    def tidy(self) -> None:
-        """What a way of training held is free for the next one."""
+    def free_memory(self) -> None:
+        """Free what the last measurement held."""
         gc.collect()
         if self.device.type == "cuda":
             torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Lightning's door to our checkpoint files."""
+"""Write and read checkpoint files for Lightning, and estimate their size."""
 
 from typing import Any
 
@@ -6,18 +6,21 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.system.errors import UserError
+from diffusion_lit.training.module import DiffusionModule
 
 
 class CheckpointFiles(CheckpointIO):
-    """Files are written whole or not at all, and read as plain data.
+    """Writes files completely or not at all, and reads them with `weights_only`.
 
-    `error` is why the last one could not be written, or None. It is not raised in the middle of a save, where the other
-    ranks wait.
+    Attributes:
+        error: why the last file could not be written, or None. It is not raised inside
+            `Trainer.save_checkpoint`, where the other ranks wait.
     """
 
     error: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        """Write a checkpoint; on failure keep the error."""
         self.error = None
         try:
             checkpoints.save_checkpoint(checkpoint, path)
@@ -25,7 +28,22 @@ class CheckpointFiles(CheckpointIO):
             self.error = error
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
+        """Return the content of a checkpoint, on the CPU."""
         return checkpoints.load_checkpoint(path, "cpu")
 
     def remove_checkpoint(self, path) -> None:
+        """Delete a checkpoint."""
         path.unlink(missing_ok=True)
+
+
+def checkpoint_bytes(module: DiffusionModule) -> int:
+    """Return the approximate size of a checkpoint: weights, two moments of Adam and the EMAs, in float32."""
+    copies = 3 + (module.ema is not module.net) + len(module.tracked_emas)
+    return 4 * copies * sum(p.numel() for p in module.net.parameters())
+
+
+def snapshot_bytes(module: DiffusionModule, config: dict) -> int:
+    """Return the approximate size of all EMA snapshots of a run, in half precision."""
+    every = config["ema_snapshot_every"]
+    count = config["max_steps"] // every if every else 0
+    return 2 * count * len(module.tracked_emas) * sum(p.numel() for p in module.net.parameters())

@@ -1,15 +1,20 @@
-"""Exponential moving average of a network, under its own name and never swapped with it.
+"""Exponential moving averages (EMA) of a network: decay schedules and updates.
 
-A decay is a function of the number of earlier updates, of which there is one at every `update_every`-th optimizer step:
-the steps that are done say all of it, and nothing of it is saved. A step that is skipped counts as one that is done.
+The EMA is a network of its own and is never swapped with the trained one. Its decay is a
+function of the number of earlier updates, and an update follows every `update_every`-th
+optimizer step. So the step alone determines the decay, and a checkpoint holds no further
+state. A skipped step counts as a step.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from diffusion_lit.runs import posthoc_ema
 
 
 class Decay(Protocol):
@@ -25,10 +30,11 @@ class Decay(Protocol):
 
 @dataclass(frozen=True)
 class PowerDecay:
-    """decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power) for the update after n earlier ones (K. Crowson).
+    """Decay min(max_decay, 1 - (1 + n / inv_gamma)^-power) for the update after n earlier ones (K. Crowson).
 
-    The first update copies. Early averages are short, so that the average is never dominated by the untrained network;
-    power 3/4 reaches 0.999 after 10,000 updates and 0.9999 after 215,000, power 2/3 after 31,600 and 1 million.
+    The first update copies the network. Early averages are short, so the untrained network
+    never dominates. Power 3/4 reaches 0.999 after 10,000 updates and 0.9999 after 215,000,
+    power 2/3 after 31,600 and 1 million.
     """
 
     inv_gamma: float = 1.0
@@ -37,26 +43,32 @@ class PowerDecay:
     update_every: int = 1
 
     def __call__(self, n: int) -> float:
+        """Return the decay of the update after n earlier ones."""
         return min(self.max_decay, 1 - (1 + n / self.inv_gamma) ** -self.power)
 
 
 @dataclass(frozen=True)
 class ConstantDecay:
-    """decay_n = decay. The untrained network counts decay^n after n updates: 0.7 % after a thousand of 0.995."""
+    """The same decay for each update.
+
+    The untrained network has weight decay^n after n updates: 0.7 % after 1,000 updates with
+    0.995.
+    """
 
     decay: float = 0.995
     update_every: int = 1
 
     def __call__(self, n: int) -> float:
+        """Return the decay of the update after n earlier ones."""
         return self.decay
 
 
 @dataclass(frozen=True)
 class RisingDecay:
-    """decay_n = 1 - (1 - decay) (cos(pi n / N) + 1) / 2 for N updates in the run (Grill et al. 2020, section 3.3).
+    """Decay 1 - (1 - decay) (cos(pi n / N) + 1) / 2 for the update after n of N (Grill et al. 2020, section 3.3).
 
-    From `decay` it rises to 1 by half a cosine: in the end hardly anything is added to the average. A run that is made
-    longer goes on along the curve of its new length.
+    The decay rises from `decay` to 1 along half a cosine, so the last updates add hardly
+    anything. A run that is extended continues on the curve of its new length.
     """
 
     max_steps: int  # optimizer steps of the run
@@ -64,54 +76,92 @@ class RisingDecay:
     update_every: int = 1
 
     def __call__(self, n: int) -> float:
+        """Return the decay of the update after n earlier ones."""
         progress = min(1.0, n * self.update_every / self.max_steps)
         return 1 - (1 - self.decay) * (math.cos(math.pi * progress) + 1) / 2
 
 
 @dataclass(frozen=True)
 class NoEMA:
-    """`ema=none`: the averaged network is the trained network itself."""
+    """Disable the EMA (`ema=none`): the trained network takes its place."""
 
 
-class Tensors(NamedTuple):
+class NetworkTensors(NamedTuple):
     """Parameters and buffers of a network."""
 
-    floating: list[torch.Tensor]
-    others: list[torch.Tensor]
+    floating: list[Tensor]
+    integer: list[Tensor]
 
 
-def split_tensors(net: nn.Module) -> Tensors:
-    """Once the network is where it stays: to walk through its modules at every step would cost milliseconds."""
+def split_tensors(net: nn.Module) -> NetworkTensors:
+    """Return the tensors of a network. Call it once: walking through all modules at each step takes milliseconds."""
     tensors = [*net.parameters(), *net.buffers()]
-    return Tensors([t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()])
+    return NetworkTensors(
+        [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+    )
 
 
 @torch.no_grad()
-def update_ema(average: Tensors, net: Tensors, decay: float, skipped: torch.Tensor | None = None) -> None:
-    """Average <- decay average + (1 - decay) net, float32, buffers too (integer buffers are copied).
+def update_ema(ema: NetworkTensors, net: NetworkTensors, decay: float, is_skipped: Tensor | None = None) -> None:
+    """Set ema = decay * ema + (1 - decay) * net in float32, buffers included. Integer buffers are copied.
 
-    Where `skipped`, a bool on the device that nothing waits for, is true, the average is left as it is.
+    Args:
+        ema: tensors to update in place.
+        net: tensors of the trained network.
+        decay: weight of the old average.
+        is_skipped: bool (), on the device; the floating tensors stay as they are where it
+            is true.
     """
-    nets = [b.to(a.dtype) for a, b in zip(average.floating, net.floating, strict=True)]
-    if skipped is None:
-        skipped = torch.zeros((), dtype=torch.bool, device=nets[0].device)
-    share = torch.where(skipped, 0.0, 1 - decay)  # of the network; a tensor costs no more than a number, on a CPU
-    torch._foreach_lerp_(average.floating, nets, [share] * len(nets))
-    for a, b in zip(average.others, net.others, strict=True):
+    weights = [b.to(a.dtype) for a, b in zip(ema.floating, net.floating, strict=True)]
+    if is_skipped is None:
+        is_skipped = torch.zeros((), dtype=torch.bool, device=weights[0].device)
+    share = torch.where(is_skipped, 0.0, 1 - decay)  # a tensor, so that the CPU does not wait for the device
+    torch._foreach_lerp_(ema.floating, weights, [share] * len(weights))
+    for a, b in zip(ema.integer, net.integer, strict=True):
         a.copy_(b)
 
 
+class EMAUpdater:
+    """Updates the EMA of a network, and the EMAs tracked for `ema_length`, after each optimizer step.
+
+    Args:
+        net: the trained network.
+        ema: its EMA, updated with `decay`; the same network for no EMA.
+        decay: decay of the EMA, or None.
+        tracked_emas: power-function EMAs, see `runs/posthoc_ema.py`.
+        lengths: length of each of them.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        ema: nn.Module,
+        decay: Decay | None,
+        tracked_emas: Iterable[nn.Module],
+        lengths: Sequence[float],
+    ):
+        self.net, self.ema, self.decay = split_tensors(net), split_tensors(ema), decay
+        self.tracked = [(split_tensors(net), length) for net, length in zip(tracked_emas, lengths, strict=True)]
+
+    def update(self, step: int, is_skipped: Tensor) -> None:
+        """Update all EMAs after optimizer step `step`, counted from 1; leave them as they are if it was skipped."""
+        if self.decay is not None and step % self.decay.update_every == 0:
+            update_ema(self.ema, self.net, self.decay(step // self.decay.update_every - 1), is_skipped)
+        for ema, length in self.tracked:
+            update_ema(ema, self.net, posthoc_ema.compute_decay(length, step), is_skipped)
+
+
 @torch.no_grad()
-def relative_distance(average: nn.Module, net: nn.Module) -> float:
-    """|average - net| / |net|, the Euclidean norm over all parameters."""
-    weights: list[torch.Tensor] = list(net.parameters())
-    differences = torch._foreach_sub(list(average.parameters()), weights)
+def relative_distance(ema: nn.Module, net: nn.Module) -> float:
+    """Return |ema - net| / |net|, Euclidean norms over all parameters."""
+    weights: list[Tensor] = list(net.parameters())
+    differences = torch._foreach_sub(list(ema.parameters()), weights)
     norms = [torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, weights)]
     return (norms[0] / norms[1]).item()
 
 
 @torch.no_grad()
-def all_finite(net: nn.Module) -> bool:
-    """Whether every weight and floating buffer is a number; waits for the device."""
+def is_finite(net: nn.Module) -> bool:
+    """Return whether all weights and floating buffers are finite. Waits for the device."""
     norms = torch._foreach_norm(split_tensors(net).floating, float("inf"))
     return bool(torch.stack(norms).isfinite().all())

@@ -1,4 +1,8 @@
-"""What is summed up from one row of metrics.csv to the next: on the device, and read only where a row is due."""
+"""Sum losses and skipped steps between two rows of metrics.csv, without a host sync per step.
+
+The sums stay on the device and are read only when a row is due: `.item()` in every step
+would make the CPU wait.
+"""
 
 from typing import NamedTuple
 
@@ -9,9 +13,7 @@ from diffusion_lit.distributed import collectives
 
 
 class Totals(NamedTuple):
-    """Of all ranks together: mean of the finite losses (NaN if there is none), steps that were skipped, and steps in a
-    row up to now whose loss or gradient was not finite.
-    """
+    """Totals of all ranks: mean of the finite losses (or NaN), skipped steps, last non-finite steps in a row."""
 
     loss: float
     skipped: int
@@ -22,53 +24,59 @@ class LossWindow:
     """Losses and skipped steps since the last row.
 
     Args:
-        strategy: the `strategy` group. With precision 16-mixed a scaler skips steps until gradients are finite, and
-            they do not count as `in_a_row`.
-        state: of a checkpoint, [sum of losses, steps with a finite loss, skipped, in a row] of each rank, or None.
+        strategy: the `strategy` group. With precision 16-mixed the GradScaler skips steps
+            while it searches its scale; these do not count as non-finite steps in a row.
+        device: device of the sums.
+        state: from a checkpoint, [sum of losses, steps with a finite loss, skipped, in a
+            row] of each rank, or None.
     """
 
     def __init__(self, strategy: dict, device: torch.device, state: list[list[float]] | None = None):
-        self.accumulate, self.scaled = strategy["accumulate"], strategy["precision"] == "16-mixed"
-        own = _own(state) if state else [0.0] * 4
-        own[1] *= self.accumulate
-        self.loss, self.finite, self.skipped, self.in_a_row = torch.tensor(own, device=device).unbind()
-        self.step_loss, self.step_finite = torch.zeros(2, device=device).unbind()  # of the step under way
-        self.broken = torch.zeros((), dtype=torch.bool, device=device)  # whether a loss of it is
+        self.accumulate, self.is_scaled = strategy["accumulate"], strategy["precision"] == "16-mixed"
+        loss, finite, skipped, in_a_row = _state_of_rank(state) if state else [0.0] * 4
+        sums = torch.tensor([loss, finite * self.accumulate, skipped, in_a_row], device=device)
+        self.loss, self.finite, self.skipped, self.in_a_row = sums.unbind()
+        self._reset_step()
 
     def add(self, loss: Tensor) -> None:
-        """The loss of a micro-batch, divided by their number in a step."""
-        finite = loss.isfinite()
-        self.step_loss = self.step_loss + torch.where(finite, loss, 0.0)
-        self.step_finite = self.step_finite + finite
-        self.broken = self.broken | ~finite
+        """Add the loss of a micro-batch, divided by the number of micro-batches in a step."""
+        is_finite = loss.isfinite()
+        self.step_loss = self.step_loss + torch.where(is_finite, loss, 0.0)
+        self.step_finite = self.step_finite + is_finite
+        self.has_non_finite_loss = self.has_non_finite_loss | ~is_finite
 
-    def end_step(self, skipped: Tensor) -> None:
+    def end_step(self, is_skipped: Tensor) -> None:
+        """Add the sums of the step. `is_skipped`: bool (), on the device."""
         self.loss, self.finite = self.loss + self.step_loss, self.finite + self.step_finite
-        self.step_loss, self.step_finite = torch.zeros_like(self.loss), torch.zeros_like(self.finite)
-        self.skipped = self.skipped + skipped
-        broken = self.broken if self.scaled else self.broken | skipped
-        self.in_a_row = torch.where(broken, self.in_a_row + 1, 0)
-        self.broken = torch.zeros_like(self.broken)
+        self.skipped = self.skipped + is_skipped
+        is_non_finite = self.has_non_finite_loss if self.is_scaled else self.has_non_finite_loss | is_skipped
+        self.in_a_row = torch.where(is_non_finite, self.in_a_row + 1, 0)
+        self._reset_step()
 
     def totals(self) -> Totals:
-        """Waits for the device, and for the other ranks."""
+        """Return the totals. Waits for the device and for the other ranks."""
         losses, steps, skipped, in_a_row = zip(*self.state(), strict=True)
         mean = sum(losses) / sum(steps) if sum(steps) else float("nan")
         return Totals(mean, int(max(skipped)), int(max(in_a_row)))
 
-    def begin(self) -> None:
-        """A row was written; how many steps in a row were broken goes on."""
+    def reset(self) -> None:
+        """Start the next row; the count of non-finite steps in a row continues."""
         self.loss, self.finite, self.skipped = torch.zeros(3, device=self.loss.device).unbind()
 
     def state(self) -> list[list[float]]:
-        """Of each rank, see `state` above; the same on every rank."""
+        """Return the state of each rank, see `state` above; the same on every rank."""
         loss, finite, *steps = torch.stack([self.loss, self.finite, self.skipped, self.in_a_row]).tolist()
         return collectives.all_gather([loss, finite / self.accumulate, *steps])
 
+    def _reset_step(self) -> None:
+        zeros = torch.zeros(2, device=self.loss.device)
+        self.step_loss, self.step_finite = zeros.unbind()
+        self.has_non_finite_loss = torch.zeros((), dtype=torch.bool, device=self.loss.device)
 
-def _own(state: list[list[float]]) -> list[float]:
-    """This rank's part; where there are others now than there were, the mean, and the most of what was skipped."""
+
+def _state_of_rank(state: list[list[float]]) -> list[float]:
+    """Return the state of this rank; with another number of ranks than before, mean sums and maximum counts."""
     if len(state) == collectives.world_size():
-        return list(state[collectives.rank()])
+        return state[collectives.rank()]
     losses, steps, skipped, in_a_row = zip(*state, strict=True)
     return [sum(losses) / len(state), sum(steps) / len(state), max(skipped), max(in_a_row)]

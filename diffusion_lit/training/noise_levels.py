@@ -1,4 +1,4 @@
-"""Validation loss by noise level, on fixed timesteps and noise, so that curves are smooth and runs can be compared."""
+"""Choose the fixed timesteps and noise of validation, so that curves are smooth and runs can be compared."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from diffusion_lit.diffusion.loss import Coefficients, Diffusion
 from diffusion_lit.diffusion.seeds import item_seed
 
-EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log snr; the two outer bins are open
+EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log SNR; the outer two are open
 BINS = (
     f"below_{EDGES[0]:.0f}",
     *[f"{low:.0f}_to_{high:.0f}" for low, high in pairwise(EDGES)],
@@ -18,15 +18,17 @@ LEVELS_PER_BIN = 32
 
 
 class ValidationLevels:
-    """The noise levels of validation: up to `LEVELS_PER_BIN` in every bin of log snr that the process reaches.
+    """The noise levels of validation: `LEVELS_PER_BIN` in every bin of log SNR that the process reaches.
 
-    The validation image at position p of the stream gets level p mod len(self), and noise that is a function of p.
+    The validation image at position p has level p mod len(self) and noise that is a
+    function of p.
 
     Attributes:
         t: times, (L,).
         bin: bin of each level, int64 (L,).
         weight: loss weight of each level, (L,).
-        gain: factor from the error of the network's output to the error of the noise estimate, (L,).
+        gain: factor from the error of the network's output to that of the noise estimate,
+            (L,).
         share: share of the training steps in each bin, (10,).
     """
 
@@ -39,11 +41,11 @@ class ValidationLevels:
             members = (bin_of == k).nonzero()[:, 0]
             if len(members):
                 levels.append(members[((torch.arange(LEVELS_PER_BIN) + 0.5) / LEVELS_PER_BIN * len(members)).long()])
-        level = torch.stack(levels, dim=1).flatten()  # the first images of a short validation already see every bin
+        level = torch.stack(levels, dim=1).flatten()  # so that few images already cover every bin
         self.t, self.bin = process.times[level], bin_of[level]
         share = torch.bincount(bin_of, weights=process.density, minlength=len(BINS))
         self.share = share.float() / len(bin_of)
-        # eps_hat - eps = -alpha / sigma (x0_hat - x0), and an error of the output is c_out times as large on x0
+        # x0_hat - x0 = c_out (output - target), and eps_hat - eps = -(alpha / sigma) (x0_hat - x0)
         row = Coefficients(*diffusion.coefficient_table.cpu()[:, level])
         self.gain = diffusion.pointwise_loss(row.c_out * process.snr[level].sqrt())
         self.weight = row.weight
@@ -52,7 +54,7 @@ class ValidationLevels:
         return len(self.t)
 
     def at(self, position: int, count: int) -> Tensor:
-        """Return the level of each of `count` images from a position on, int64 (count,)."""
+        """Return the levels of `count` images from a position on, int64 (count,)."""
         return torch.arange(position, position + count) % len(self)
 
 

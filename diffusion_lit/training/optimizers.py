@@ -10,8 +10,8 @@ from torch import nn
 
 from diffusion_lit.config.targets import locate
 
-# Name -> factor on the learning rate, from the progress between the end of the warm-up (0) and the last step (1), and
-# the keys of `lr_schedule`. Progress is an exact fraction: at the edge of a stair rounding would cost a whole step.
+# Factor on the learning rate as a function of the progress from the end of the warm-up (0) to the last step (1) and of
+# the `lr_schedule` group. Progress is an exact fraction: rounding at the edge of a stair would cost a step.
 SCHEDULES: dict[str, Callable[[Fraction, dict], float]] = {
     "constant": lambda progress, config: 1.0,
     "linear": lambda progress, config: 1.0 - progress,
@@ -31,18 +31,18 @@ def make_optimizer(parameters: Iterable[nn.Parameter], leaf: dict, fused: bool) 
     """Return the optimizer of an `optimizer` group.
 
     Args:
+        parameters: parameters to optimize.
         leaf: the class as `_target_`, and its constructor arguments.
-        fused: use the fused kernel if the class has one. It is several times faster and equal up to rounding.
+        fused: use the fused kernel if the class has one. It is several times faster and
+            equal up to rounding.
     """
-    cls, settings = locate(leaf["_target_"]), optimizer_settings(leaf)
+    cls = locate(leaf["_target_"])
+    # PyTorch expects tuples, which yaml does not have
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in leaf.items()}
+    del settings["_target_"]
     if fused and "fused" in inspect.signature(cls).parameters:
         settings = {"fused": True} | settings
     return cls(parameters, **settings)
-
-
-def optimizer_settings(leaf: dict) -> dict:
-    """Return the constructor arguments of an `optimizer` group, with tuples where PyTorch expects them."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in leaf.items() if key != "_target_"}
 
 
 def warmup_steps(lr_schedule: dict, max_steps: int) -> int:
@@ -54,8 +54,9 @@ def warmup_steps(lr_schedule: dict, max_steps: int) -> int:
 def learning_rate_factor(lr_schedule: dict, max_steps: int) -> Callable[[int], float]:
     """Return the factor on the learning rate of the step after `n` finished ones: linear warm-up, then the schedule.
 
-    The first step of a warm-up of w steps runs at 1 / w, step w at the full rate. The schedule would reach its end with
-    the step after the last (as in diffusers), so that no step is wasted at rate 0; past it, it stays there.
+    The first of w warm-up steps runs at 1 / w, step w at the full rate. The schedule
+    reaches its end one step after the last one (as in diffusers), so that no step runs at
+    rate 0, and stays there.
     """
     warmup, schedule = warmup_steps(lr_schedule, max_steps), SCHEDULES[lr_schedule["name"]]
 

@@ -1,13 +1,13 @@
-"""The parts of a training run, made from its configuration: data, module, callbacks, Trainer."""
+"""Build the parts of a training run from its configuration: data, module, callbacks, Trainer."""
 
 import logging
 import math
 import socket
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -44,42 +44,43 @@ log = logging.getLogger(__name__)
 
 
 def load_data(config: dict, source, run: Path) -> ImageDataModule:
-    """Return the images, decoded once: several processes of one machine share a file instead of an array each.
-
-    Each machine reads its own copy.
+    """Return the images of a run, decoded once per machine: its processes share a cache file.
 
     Args:
-        source: of the images, or None to make it from the configuration.
+        config: configuration of the run.
+        source: data source, or None to make it from the configuration.
+        run: the run folder, which holds the cache unless `data.cache_dir` is set.
 
     Raises:
-        UserError: exit 2 if the global batch cannot be shared out evenly, exit 3 if copies differ; on every rank, what
-            went wrong on one.
+        UserError: exit 2 if the global batch cannot be divided evenly, exit 3 if the images
+            of the machines differ; an error of one rank is raised on all.
     """
-    strategy = config["strategy"]
-    world = collectives.world_size()
-    require_even_shares(config, process_group.count_local_devices(strategy) if strategy["name"] == "dp" else world)
-    own = config["data"]
-    if world > 1 and not own["cache_dir"]:  # a file that one machine has mapped is never replaced by another's
-        own = own | {"cache_dir": str(run / "cache" / socket.gethostname())}
+    strategy, world = config["strategy"], collectives.world_size()
+    check_even_shares(config, process_group.count_local_devices(strategy) if strategy["name"] == "dp" else world)
+    data_config = config["data"]
+    if world > 1 and not data_config["cache_dir"]:  # per machine, so that none replaces a file another has mapped
+        data_config = data_config | {"cache_dir": str(run / "cache" / socket.gethostname())}
 
     def read() -> ImageDataModule:
-        share = config["global_batch_size"] // (strategy["accumulate"] * world)
-        accepts = "data" in config["accept"]
         data = datamodule_from_config(
-            source or build_source(config["data"]), own, config["seed"], share, accept_changed_data=accepts
+            source or build_source(config["data"]),
+            data_config,
+            config["seed"],
+            batch_size=config["global_batch_size"] // (strategy["accumulate"] * world),
+            accept_changed_data="data" in config["accept"],
         )
         data.setup()
         return data
 
     with consistency.local_rank_zero_first():
-        data, fault = consistency.capture_user_error(read)
-    consistency.raise_on_all_ranks(fault)
+        data, error = consistency.capture_user_error(read)
+    consistency.raise_on_all_ranks(error)
     consistency.check_identical_data(data)
     return data
 
 
-def require_even_shares(config: dict, devices: int) -> None:
-    """Raises UserError (exit 2) unless the global batch can be shared out evenly, in whole images."""
+def check_even_shares(config: dict, devices: int) -> None:
+    """Raise UserError (exit 2) unless the global batch divides evenly among devices and micro-batches."""
     accumulate = config["strategy"]["accumulate"]
     if config["global_batch_size"] % (devices * accumulate):
         raise UserError(
@@ -90,7 +91,7 @@ def require_even_shares(config: dict, devices: int) -> None:
 
 
 def total_steps(config: dict, images: int) -> int:
-    """Optimizer steps of the run: `max_steps`, or as many as `max_epochs` passes over the images take."""
+    """Return the optimizer steps of the run: `max_steps`, or those of `max_epochs` passes over the images."""
     epochs = config["max_epochs"]
     return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
 
@@ -100,7 +101,8 @@ def check_limits(config: dict, images: int) -> None:
     limit, accumulate = config["trainer"].get("limit_train_batches"), config["strategy"]["accumulate"]
     if limit in (None, 1.0):
         return
-    batches = limit if isinstance(limit, int) else int(limit * steps_per_pass(images, config) * accumulate)
+    epoch = math.ceil(images / config["global_batch_size"]) * accumulate
+    batches = limit if isinstance(limit, int) else int(limit * epoch)
     if batches < accumulate or batches % accumulate:
         raise UserError(
             Exit.CONFIG,
@@ -109,13 +111,8 @@ def check_limits(config: dict, images: int) -> None:
         )
 
 
-def steps_per_pass(images: int, config: dict) -> int:
-    """Return the optimizer steps of one pass over the images, the last one filled up."""
-    return math.ceil(images / config["global_batch_size"])
-
-
 def make_module(config: dict) -> DiffusionModule:
-    """Return the module of a run with freshly initialized weights, the same for the same seed."""
+    """Return the module of a run with new weights, the same for the same seed."""
     torch.manual_seed(derive_seed(config["seed"], "weights"))
     strategy, codec = config["strategy"], make_codec(config)
     # a fused kernel unscales fp16 gradients inside its step, after our clipping
@@ -140,22 +137,22 @@ def make_module(config: dict) -> DiffusionModule:
     )
 
 
-def begin(module: DiffusionModule, config: dict) -> str | None:
-    """The weights that a new run starts from, in the network and in its average; see `load_initial_weights`."""
+def initialize_weights(module: DiffusionModule, config: dict) -> str | None:
+    """Load the weights of `init_from` into network and EMA, if there are any; return the message on what fits."""
     with consistency.local_rank_zero_first():  # it may download them
-        told = warm_start.load_initial_weights(module.net, config, log.warning)
-    if told and module.ema is not module.net:
+        message = warm_start.load_initial_weights(module.net, config, log.warning)
+    if message and module.ema is not module.net:
         module.ema.load_state_dict(module.net.state_dict())
-    return told
+    return message
 
 
-@dataclass(frozen=True)
-class RunCallbacks:
+class RunCallbacks(NamedTuple):
     """The callbacks of a run, in the order in which they act after a step.
 
-    A user's own come first, so that a checkpoint holds their state after the step. Then: has the step gone wrong, what
-    does it measure, is that written, is it saved, what does it look like, and was there a signal. Whatever a step
-    promised exists when its checkpoint does; a preview is drawn after the save, because it takes long.
+    Callbacks of the user come first, so that a checkpoint holds their state after the step.
+    Then the step is checked, measured and logged, and then saved, so that everything due at
+    a step exists when its checkpoint does. Previews take long, so they follow the
+    checkpoint. A signal is handled last.
     """
 
     guard: NonFiniteGuard
@@ -167,36 +164,40 @@ class RunCallbacks:
     previews: Previews
     stop: GracefulStop
 
-    def in_order(self) -> list[Callback]:
-        return [getattr(self, field.name) for field in fields(self)]
-
 
 def make_callbacks(config: dict, run: Path, sampler: Sampler, logger: RunLogger) -> RunCallbacks:
-    """Return the callbacks that keep the record of a run and its promises."""
-    milestones, clock = Milestones(config), Clock()
-    guard = NonFiniteGuard(run, config, milestones, clock)
-    validation = Validation(milestones)
-    samples = SampleMetrics(config, milestones, sampler)
-    metrics = MetricsLog(run, config, milestones, clock, guard, validation, samples, logger)
-    checkpoints = RunCheckpoints(run, config, milestones, metrics)
-    stop = GracefulStop(checkpoints, clock)
-    previews = Previews(run, config, milestones, sampler, metrics, stop)
-    snapshots = EmaSnapshots(run, config["ema_snapshot_every"])
+    """Return the callbacks of a run."""
+    shared = run, config, Milestones(config), Clock()
+    guard, validation = NonFiniteGuard(*shared), Validation(*shared)
+    samples, snapshots = SampleMetrics(*shared, sampler=sampler), EmaSnapshots(*shared)
+    metrics = MetricsLog(*shared, guard=guard, validation=validation, samples=samples, logger=logger)
+    checkpoints = RunCheckpoints(*shared, metrics=metrics)
+    stop = GracefulStop(*shared, checkpoints=checkpoints)
+    previews = Previews(*shared, sampler=sampler, metrics=metrics, stop=stop)
     return RunCallbacks(guard, validation, samples, snapshots, metrics, checkpoints, previews, stop)
 
 
 def make_trainer(
-    config: dict, run: Path, net: nn.Module, callbacks: Sequence[Callback], logger: Logger | None = None, **arguments
+    config: dict, run: Path, net: nn.Module, callbacks: Sequence[Callback], logger: Logger | None = None
 ) -> L.Trainer:
-    """Return Lightning's Trainer with the `trainer` group; steps, devices and checkpoints are the run's."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """Return Lightning's Trainer with the keys of the `trainer` group.
+
+    Length, devices, precision, checkpoints and validation are set from the keys of the run
+    and cannot be overridden.
+
+    Raises:
+        UserError: exit 2 if Lightning refuses a combination, such as bf16 on a device
+            without it.
+    """
+    lightning_log = logging.getLogger("lightning.pytorch")
+    lightning_log.setLevel(logging.WARNING)
+    lightning_log.handlers.clear()  # Hydra's root logger prints
+    lightning_log.propagate = True
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the table of trainer.profiler
-    logging.getLogger("lightning.pytorch").handlers.clear()  # Hydra's root logger has them
-    logging.getLogger("lightning.pytorch").propagate = True
     warnings.filterwarnings("ignore", module="lightning")
     strategy = config["strategy"]
     devices = trainer_arguments(strategy, net)
-    own = {
+    settings = {
         "max_steps": config["max_steps"],
         "max_epochs": -1,
         "plugins": [CheckpointFiles(), *devices.pop("plugins", [])],
@@ -205,7 +206,7 @@ def make_trainer(
         "callbacks": list(callbacks),
         "default_root_dir": run,
         "logger": logger or False,
-        "val_check_interval": NEVER,  # the callback Validation says when
+        "val_check_interval": NEVER,  # the callback Validation starts it
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,
@@ -214,6 +215,6 @@ def make_trainer(
         "use_distributed_sampler": False,
     }
     try:
-        return L.Trainer(**devices, **config["trainer"] | own | arguments)
-    except MisconfigurationException as error:  # no such accelerator, no bf16 on it...
+        return L.Trainer(**devices, **config["trainer"] | settings)
+    except MisconfigurationException as error:
         raise UserError(Exit.CONFIG, f"strategy: {error}") from None

@@ -8,16 +8,20 @@ from diffusion_lit.training.noise_levels import BINS, ValidationLevels
 
 
 class LossByNoiseLevel(Metric):
-    """Validation loss of one network, summed for each level and over all ranks by torchmetrics.
+    """Validation loss of one network, summed by level and over all ranks.
 
-    `compute` returns `loss`, the weighted loss expected over times as training draws them (in a bin: over its levels
-    evenly); `error`, the mean over the bins of the error of the noise estimate eps_hat = (x_t - alpha x0_hat) / sigma;
-    and `bins`, the unweighted error in each of the ten bins (NaN where the process has no level).
+    `compute` returns three values:
 
-    `error` does not depend on weighting, prediction type or how many timesteps a schedule spends where. With an MSE
-    loss, a uniform mean over log snr of |eps - eps_hat|^2 is the diffusion part of the variational bound up to a factor
-    and the ends of the range (Kingma et al. 2021, section 5), which differ between schedules: compare those that reach
-    the same bins.
+    - `loss`: the weighted loss, expected over the times that training draws.
+    - `error`: the error of the noise estimate eps_hat = (x_t - alpha x0_hat) / sigma,
+      averaged over the bins.
+    - `bins`: the unweighted error of the output in each of the ten bins, NaN in bins that
+      the process does not reach.
+
+    `error` does not depend on weighting, prediction type or the distribution of timesteps.
+    With an MSE loss, the uniform mean of |eps - eps_hat|^2 over log SNR is the diffusion
+    term of the variational bound, up to a factor and the ends of the range (Kingma et al.
+    2021, section 5). Compare schedules that reach the same bins.
     """
 
     full_state_update = False
@@ -25,7 +29,7 @@ class LossByNoiseLevel(Metric):
     def __init__(self, levels: ValidationLevels):
         super().__init__()
         self.levels = levels
-        # a slot for each level: where every level is seen once, the sum over ranks adds zeros and is exact
+        # one slot per level: if each level occurs once, the sum over ranks only adds zeros and is exact
         self.add_state("errors", torch.zeros(len(levels)), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(levels)), dist_reduce_fx="sum")
 
@@ -36,12 +40,12 @@ class LossByNoiseLevel(Metric):
         self.counts.index_add_(0, level, torch.ones_like(error, dtype=torch.float32))
 
     def compute(self) -> dict[str, float | list[float]]:
-        """Return the losses; waits for the device."""
+        """Return the losses. Waits for the device."""
         levels, counts = self.levels, self.counts.cpu()
         seen = counts > 0
         error = (self.errors.cpu()[seen] / counts[seen]).float()
         index = levels.bin[seen]
-        bins = index.unique()  # an epoch of few images may not reach every bin
+        bins = index.unique()  # few images may not cover every bin
         weighted = _mean_by_bin(error * levels.weight[seen], index)[bins]
         return {
             "loss": (weighted * levels.share[bins]).sum().item(),

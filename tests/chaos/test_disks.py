@@ -85,7 +85,7 @@ def test_a_disk_that_fills_up_and_stays_full(unbroken, tmp_path):
         overrides = [*SETTINGS, "max_steps=40", "logger=tensorboard", f"run_dir={folder}"]
         printed = run("train", *overrides, cwd=tmp_path, code=75, prelude=prelude)
         assert printed.count("cannot be written (0.0 MiB free") == 3
-        assert printed.count("the preview of step 8 failed, the run goes on: OSError: [Errno 28]") == 1
+        assert printed.count("the preview of step 8 failed, the run continues: OSError: [Errno 28]") == 1
         assert printed.count("metrics.csv cannot be written") >= 1
         assert printed.count("TensorBoard is switched off") == 1
         assert printed.count("train.log cannot be written") == 1
@@ -103,7 +103,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_row(unbroken, tmp_path):
         folder = disk / "run"
         prelude = FILLED + at(6, "fill(self.run.parent / 'f')", (11, "os.unlink(self.run.parent / 'f')"))
         printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
-        assert printed.count("training goes on; will retry at the next checkpoint interval") == 1
+        assert printed.count("training continues; will retry at the next checkpoint interval") == 1
         assert trace(folder) == trace(unbroken)
         assert_equal_training(unbroken, folder)
         grids = sorted(path.name for path in (folder / "samples").glob("*.png"))
@@ -125,7 +125,7 @@ def test_a_full_folder_of_logs_ends_no_run(tmp_path):
             start += "    start(self, run, *rest)\nRunLogger.start = linked\n"
             printed = run("train", *overrides, f"logger={logger}", "run_dir=run", cwd=here, prelude=start)
         assert "Traceback" not in printed
-        assert printed.count("is switched off, the run goes on: OSError") == 1
+        assert printed.count("is switched off, the run continues: OSError") == 1
         assert message in printed
         assert len(trace(here / "run")) == 16
         assert checkpoints.list_steps(here / "run")[-1] == 16

@@ -57,7 +57,7 @@ def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(unbroken, tmp
     prelude = failing("diffusion_lit.sampling.generate", "_denoise", "True")
     folder = tmp_path / "run"
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
-    message = "the run goes on: RuntimeError: OutOfMemoryError: CUDA out of memory"
+    message = "the run continues: RuntimeError: OutOfMemoryError: CUDA out of memory"
     assert printed.count(message) == 3  # at steps 6 and 12, and once more at the end, where one is missing
     assert "Traceback" not in printed
     assert_equal_training(unbroken, folder)

@@ -12,7 +12,7 @@ import torch
 
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.training.module import checkpoint_bytes
+from diffusion_lit.training.checkpoint_files import checkpoint_bytes
 from tests.runs import TINY, run
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=4", "val_every=0", "sample_every=0"]
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_run(tmp_path):
     prelude = FULL.format(first=4, last=8)
     printed = run("train", *SETTINGS, "max_steps=16", f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
     assert printed.count("cannot be written") == 2
-    assert printed.count("training goes on") == 2
+    assert printed.count("training continues") == 2
     assert checkpoints.list_steps(folder) == [12, 16]
 
 

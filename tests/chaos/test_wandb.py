@@ -14,7 +14,7 @@ SETTINGS = [*TINY, "max_steps=8", "checkpoint_every=4", "val_every=0", "sample_e
 FAULTS = {
     "unreachable": (None, "http://127.0.0.1:9 gives no answer: ConnectionError"),
     "black hole": ((None, ""), "does not answer within 3 s|gives no answer: ReadTimeout"),
-    "401": ((401, "{}"), "does not take the API key"),
+    "401": ((401, "{}"), "does not accept the API key"),
     "429": ((429, "{}"), "answers 429 Too Many Requests"),
     "500": ((500, "{}"), "answers 500 Internal Server Error"),
 }

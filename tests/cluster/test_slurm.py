@@ -193,7 +193,7 @@ def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
 def test_a_job_that_fails_in_the_queue_is_reported_with_its_exit_code(cluster, tmp_path):
     sweep, printed = run_sweep(cluster, tmp_path, *DIVERGING, code=6)
     assert [(row["status"], row["exit_code"]) for row in rows_of(sweep)] == [("failed", "6"), ("finished", "0")]
-    assert "failed     0 (optimizer.lr=1e+30): by step" in printed
+    assert "failed     0 (optimizer.lr=1e+30): at step" in printed
     assert "Traceback" not in printed
 
 

@@ -569,7 +569,7 @@ def refused(typed, finished, monkeypatch):
 
 def test_fewer_pictures_than_a_batch_is_said_and_trained(finished):
     printed = (finished / "printed.txt").read_text()
-    assert "note       fewer pictures (8) than a batch (12): a batch holds some of them twice" in printed
+    assert "note       8 images are fewer than global_batch_size=12: a batch repeats some" in printed
     assert checkpoints.list_steps(finished) == [2, 4]
 
 
@@ -613,7 +613,7 @@ def test_another_network_although_the_configuration_was_accepted(finished, tmp_p
     copy = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     words = [f"resume={copy}", "max_steps=6", "model.block_out_channels=[16,16]", "accept=[config]"]
     printed = run("train", *words, f"data.root={finished.parent / 'in'}", cwd=tmp_path, code=4)
-    assert "step-00000004.ckpt is of another network" in printed
+    assert "step-00000004.ckpt belongs to another network" in printed
     assert "Traceback" not in printed
     assert checkpoints.list_steps(copy) == [2, 4]
 

@@ -50,7 +50,7 @@ def test_a_path_with_every_sign_trains_resumes_and_samples_as_the_last_lines_say
     process.terminate()
     printed = process.communicate()[0]
     assert process.returncode == 143, printed
-    command = printed.strip().splitlines()[-1].partition("go on with: ")[2]
+    command = printed.strip().splitlines()[-1].partition("To continue: ")[2]
     last = checkpoints.list_steps(strange)[-1] + 1
     printed = run(*arguments_of(command), f"max_steps={last}", cwd=tmp_path)
     assert checkpoints.list_steps(strange)[-1] == last
@@ -87,7 +87,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path):
 
 def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
     kill = "import os, diffusion_lit.training.callbacks.sample_previews as previews\n"
-    kill += "previews.draw_preview = lambda *args: os.kill(os.getpid(), 9)"
+    kill += "previews.Previews._draw = lambda *args: os.kill(os.getpid(), 9)"
     run("train", *QUICK, "max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=whole", cwd=tmp_path)
     words = ["max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=run"]
     run("train", *QUICK, *words, cwd=tmp_path, code=-9, prelude=kill)
@@ -120,7 +120,7 @@ def test_a_folder_of_runs_names_its_newest(tmp_path):
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path):
     printed = run("train", *QUICK, "run_dir=run", "lr_schedule.warmup_steps=121", cwd=tmp_path)
-    assert "the learning rate rises for 121 steps, longer than the run is" in printed
+    assert "the warm-up of 121 steps is longer than the run" in printed
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):

@@ -26,7 +26,7 @@ from tests.runs import run
 
 def test_nine_of_ten_digits_are_what_they_were_asked_to_be(digits_run):
     result = json.loads((digits_run / "result.json").read_text())
-    assert result["judged_images"] == 500
+    assert result["classified_images"] == 500
     assert result["class_accuracy"] >= 0.9
     assert 0.94 < result["class_accuracy_real"] < 0.98  # the judge on real digits it has not seen
 
@@ -171,7 +171,7 @@ def test_an_image_depends_on_its_seed_and_label_alone(digits_run, tmp_path):
 def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(digits_run, copy, symlinks=True)
-    assert "already at step 400 of 400" in run("train", f"resume={copy}", cwd=tmp_path)
+    assert "is complete at step 400 of 400" in run("train", f"resume={copy}", cwd=tmp_path)
     run("train", f"resume={copy}", "max_steps=405", "data.classifier_images=0", cwd=tmp_path)
     assert json.loads((copy / "result.json").read_text())["steps"] == 405
     assert [int(row["step"]) for row in read_metrics(copy / "metrics.csv")][-2:] == [400, 405]
@@ -180,7 +180,7 @@ def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
 def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):
     words = ["max_steps=2", "data.classifier_images=0", "sampler.steps=1", "name=mine"]
     assert "starting a new one" in run("train", "resume=auto", *words, cwd=tmp_path)
-    assert "already at step 2" in run("train", "resume=auto", *words, cwd=tmp_path)
+    assert "is complete at step 2" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert len(list((tmp_path / "outputs" / "mine").iterdir())) == 1
 
 

@@ -17,7 +17,7 @@ STOP = ["+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+
 
 def test_a_fast_dev_run_makes_one_step_and_leaves_no_folder(tmp_path):
     printed = run("train", *SHORT, "trainer.fast_dev_run=true", cwd=tmp_path)
-    assert "fast_dev_run: 1 step(s)  train/loss " in printed
+    assert "fast_dev_run: 1 step(s) | train/loss " in printed
     assert "val/loss " in printed
     assert list(tmp_path.iterdir()) == []
 

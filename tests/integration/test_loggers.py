@@ -34,7 +34,7 @@ from diffusion_lit.training import ema
 from diffusion_lit.training.loggers import backends
 from diffusion_lit.training.loggers.backends import FilesOnly
 from diffusion_lit.training.loggers.run_logger import RunLogger
-from diffusion_lit.training.loggers.wandb import refusal
+from diffusion_lit.training.loggers.wandb import check_api_key
 from tests.forks import Fork
 from tests.runs import TINY, last_step, run, signal_at_step, start
 from tests.wandb_files import offline_runs
@@ -246,7 +246,7 @@ def test_a_run_outlives_the_service_of_wandb(tmp_path):
     os.kill(int(killed[0].parent.name), signal.SIGKILL)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0, printed
-    assert printed.count("WandB is switched off, the run goes on: ConnectionResetError") == 1
+    assert printed.count("WandB is switched off, the run continues: ConnectionResetError") == 1
     assert "Traceback" not in printed
     assert len(rows_of(tmp_path / "run")) == 30
     assert (tmp_path / "run" / "samples" / "step-00000030.gif").exists()
@@ -268,11 +268,11 @@ def services() -> list[Path]:
     ("status", "body", "why"),
     [
         (200, '{"data": {"viewer": {"id": "me"}}}', None),
-        (200, '{"data": {"viewer": null}}', "does not take the API key"),
+        (200, '{"data": {"viewer": null}}', "does not accept the API key"),
         (200, "<html>", "gives no answer"),
         (200, "[]", "gives no answer"),
-        (401, "{}", "does not take the API key"),
-        (403, "{}", "does not take the API key"),
+        (401, "{}", "does not accept the API key"),
+        (403, "{}", "does not accept the API key"),
         (429, "{}", "answers 429 Too Many Requests"),
         (500, "{}", "answers 500 Internal Server Error"),
         (None, "", "does not answer within 0.5 s|gives no answer: ReadTimeout"),
@@ -280,7 +280,7 @@ def services() -> list[Path]:
 )
 def test_what_a_server_says_of_a_key(status, body, why):
     with server(status, body) as address:
-        said = refusal(address, KEY, 0.5 if status is None else 20)
+        said = check_api_key(address, KEY, 0.5 if status is None else 20)
     assert said is None if why is None else re.search(why, said)
 
 
@@ -288,7 +288,7 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
     hanging = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: hanging.wait(60))
     try:
-        assert refusal("http://some.host", KEY, 0.3) == "http://some.host does not answer within 0.3 s"
+        assert check_api_key("http://some.host", KEY, 0.3) == "http://some.host does not answer within 0.3 s"
     finally:
         hanging.set()
 
@@ -347,7 +347,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_stuck_server(tmp_path):
         assert not stuck.is_set()
     assert done.returncode == 0
     (folder_,) = (tmp_path / "run" / "wandb").glob("run-*")
-    assert f"not all was uploaded in 2 s; the rest: wandb sync run/wandb/{folder_.name}" in done.stdout
+    assert f"upload incomplete after 2 s. To upload the rest: wandb sync run/wandb/{folder_.name}" in done.stdout
     assert done.stderr == ""
 
 
@@ -419,7 +419,7 @@ def test_a_logger_that_cannot_write_leaves_the_run_alone(tmp_path, caplog):
     words = [*SHORT, "logger=tensorboard"]
     config, source = resolve_data(compose_configs("train", words)[0])
     assert train.fit(config, source, tmp_path, words)["status"] == "finished"
-    assert caplog.text.count("TensorBoard is switched off, the run goes on: FileExistsError") == 1
+    assert caplog.text.count("TensorBoard is switched off, the run continues: FileExistsError") == 1
     assert len(rows_of(tmp_path)) == 6
 
 
@@ -431,7 +431,7 @@ class Broken(FilesOnly):
 
     def __init__(self, call: str, error: Exception):
         self.calls = []
-        for name in ("start", "scalars", "picture", "summary", "finish"):
+        for name in ("start", "log_scalars", "log_image", "log_result", "finish"):
             setattr(self, name, self._method(name, error if name in (call, "finish") else None))
 
     def _method(self, name: str, error: Exception | None):
@@ -453,7 +453,7 @@ def use(logger: RunLogger) -> None:
         logger.finish(0)
 
 
-@pytest.mark.parametrize("call", ["start", "scalars", "picture", "summary", "finish"])
+@pytest.mark.parametrize("call", ["start", "log_scalars", "log_image", "log_result", "finish"])
 def test_the_first_error_of_a_logger_is_told_once_and_is_its_last(call, caplog):
     broken = Broken(call, OSError(f"no space for {TOKEN}\nat all"))
     use(RunLogger(broken))
@@ -465,7 +465,7 @@ def test_the_first_error_of_a_logger_is_told_once_and_is_its_last(call, caplog):
 
 def test_the_second_ctrl_c_passes_through_a_logger():
     with pytest.raises(UserError, match="stopped at once"):
-        use(RunLogger(Broken("scalars", UserError(130, "stopped at once"))))
+        use(RunLogger(Broken("log_scalars", UserError(130, "stopped at once"))))
 
 
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (ValueError(), 1), (UserError(6, "nan"), 6), (SystemExit(), 1)])

@@ -20,7 +20,7 @@ from tests.runs import TINY, run, start
 # the real thing, with so little time for each way that the numbers say nothing
 QUICK = """
 import diffusion_lit.training.benchmark as bench, diffusion_lit.training.plan as plan
-bench.SECONDS, plan.PARTS = 0.05, 1
+bench.MIN_SECONDS, plan.MAX_SMALLER_BATCHES = 0.05, 1
 """
 LENGTH = ["max_steps=40", "val_every=10", "sample_every=20", "checkpoint_every=10"]
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
@@ -59,7 +59,7 @@ def test_nothing_is_left_behind(planned):
 
 def test_the_whole_is_the_sum_of_its_parts(planned):
     """But for what rounding takes from each, and parts of less than half a second, which are not told."""
-    (whole, parts), *_ = re.findall(r"^the whole run: about (.*?) \((.*)\)$", planned[0], re.MULTILINE)
+    (whole, parts), *_ = re.findall(r"^run time   about (.*?) \((.*)\)$", planned[0], re.MULTILINE)
     assert seconds(whole) > 0
     assert seconds(whole) == pytest.approx(seconds(parts), abs=4 * 0.5 + 0.5)
 
@@ -69,7 +69,7 @@ def test_every_way_has_a_speed_and_the_global_batch_stays(planned):
     assert len(found) >= 3
     assert {int(row[0]) * int(row[1]) for row in found} == {12}
     assert all(float(row[5].replace(",", "")) > 0 for row in found)
-    assert "as asked" in planned[0]
+    assert "as configured" in planned[0]
 
 
 def test_the_words_it_ends_with_are_a_command_line_of_the_same_training(planned):
@@ -97,8 +97,8 @@ DiffusionModule.training_step = step
 
 def test_what_does_not_fit_is_a_row_and_what_fits_is_proposed(tmp_path):
     printed = run("train", *TINY, "plan=true", cwd=tmp_path, prelude=QUICK + FITS.format(most=6))
-    assert re.search(r"^ +1 +12 +32-true .* - .*as asked, out of memory$", printed, re.MULTILINE)
-    assert "the whole run: does not fit into memory as it is asked for" in printed
+    assert re.search(r"^ +1 +12 +32-true .* - .*as configured, out of memory$", printed, re.MULTILINE)
+    assert "run time   does not fit into memory as configured" in printed
     assert {"strategy.accumulate=2", "strategy.accumulate=4"} & set(proposed(printed))
 
 
@@ -110,17 +110,17 @@ def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
 
     real = batches.random_crops
     monkeypatch.setattr(batches, "random_crops", lambda *given: time.sleep(wait) or real(*given))
-    monkeypatch.setattr(benchmark, "SECONDS", 0.05)
+    monkeypatch.setattr(benchmark, "MIN_SECONDS", 0.05)
     config, source = resolve_training_config(compose_configs("train", TINY)[0])
-    measuring = benchmark.Bench(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
+    measuring = benchmark.TrainingBenchmark(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
     measuring.device = torch.device("cpu")
-    row = benchmark.Row(config["strategy"], whole=12, at_a_time=12, speed=1.0, memory=1.0)
-    assert f"the {which} is the bottleneck" in plan.bottleneck(measuring, row, world=1)
+    row = benchmark.Measurement(config["strategy"], micro_batch=12, measured_batch=12, speed=1.0, memory=1.0)
+    assert f"the {which} is the bottleneck" in plan.describe_bottleneck(measuring, row, world=1)
 
 
 def test_a_network_that_does_not_fit_at_all(tmp_path):
     printed = run("train", *TINY, "plan=true", cwd=tmp_path, prelude=FITS.format(most=0), code=75)
-    assert "error: out of memory in a first look (4 images at a time" in printed
+    assert "error: out of memory with 4 images at a time" in printed
     assert tree(tmp_path) == []
 
 
@@ -170,7 +170,7 @@ def test_one_run_in_one_process(tmp_path):
 def test_what_is_left_of_a_run_that_goes_on(tmp_path):
     run("train", *TINY, "max_steps=2", "sample_every=0", "run_dir=r", cwd=tmp_path)
     before = tree(tmp_path)
-    assert "it is as long as it should be" in run("train", "resume=r", "plan=true", cwd=tmp_path, prelude=QUICK)
+    assert "run already complete" in run("train", "resume=r", "plan=true", cwd=tmp_path, prelude=QUICK)
     printed = run("train", "resume=r", "max_steps=60", "plan=true", cwd=tmp_path, prelude=QUICK)
     words = proposed(printed)
     assert "resume=r" in words

@@ -326,7 +326,7 @@ def test_a_finished_run_that_a_launcher_starts_again_ends_at_once_in_every_proce
     shutil.copytree(single, tmp_path / "run", symlinks=True)
     words = ["strategy=ddp", "strategy.accelerator=cpu", "resume=run"]
     printed = run_module(*TORCHRUN, "-m", "diffusion_lit.train", *words, cwd=tmp_path)
-    assert printed.count("already at step 8 of 8") == 1, printed
+    assert printed.count("is complete at step 8 of 8") == 1, printed
     assert "experiment=cifar10_cond" in run_module(*TORCHRUN, "-m", "diffusion_lit.train", "--help", cwd=tmp_path)
 
 
@@ -363,7 +363,8 @@ def train_with_replicas(monkeypatch, folder: Path, *words: str) -> CPUReplicas:
     """A run under the DP strategy on two replicas on the CPU."""
     made = []
     monkeypatch.setattr(nn, "DataParallel", lambda net, devices: made.append(CPUReplicas(net, devices)) or made[-1])
-    monkeypatch.setitem(strategies.STRATEGIES, "dp", lambda strategy, net: {"devices": 2, "strategy": "dp"})
+    devices = {"accelerator": "cpu", "devices": 2, "strategy": "dp"}
+    monkeypatch.setattr(setup, "trainer_arguments", lambda strategy, net: dict(devices))
     config, source = resolve_data(compose_configs("train", [*words, f"run_dir={folder}"])[0])
     folder.mkdir()
     fit(config, source, folder, [])

@@ -65,7 +65,7 @@ def whole(sets, tmp_path_factory) -> Path:
 
 def test_the_length_of_a_run_is_that_of_the_pictures_there_are(whole):
     printed = (whole.parent / "printed.txt").read_text()
-    assert "434 pictures 4x4x3, 3 classes; 23 held out" in printed
+    assert "434 images 4x4x3, 3 classes, 23 for validation" in printed
     assert "58 steps of 12 images = 1.6 epochs" in printed  # 1.6 x 434 / 12
 
 
@@ -106,6 +106,6 @@ def test_two_ranks_train_what_one_does(sets, tmp_path):
 
 def test_a_plan_of_pictures_that_are_not_kept(sets, tmp_path):
     words = ["data=huggingface", f"data.path={sets['parquet']}", *EVERY, *TINY, "model.attention_levels=[]"]
-    prelude = "import diffusion_lit.training.benchmark as bench; bench.SECONDS = 0.05"
+    prelude = "import diffusion_lit.training.benchmark as bench; bench.MIN_SECONDS = 0.05"
     printed = run("train", *words, "max_steps=40", "plan=true", cwd=tmp_path, prelude=prelude)
-    assert "the whole run: about" in printed
+    assert "run time   about" in printed

@@ -279,7 +279,7 @@ def test_a_job_that_fails_does_not_end_a_sweep_and_every_job_has_its_row(sweep):
     for row in rows:
         result = json.loads((sweep / row["job"] / "result.json").read_text())
         assert row | {key: "" if value is None else str(value) for key, value in result.items()} == row
-    assert "by step" in rows[0]["error"]
+    assert "at step" in rows[0]["error"]
     assert (sweep / "0" / "metrics.csv").exists()  # a run that diverged is there to be looked at
     assert is_figure_drawn(sweep)
     here = sweep.parents[2]

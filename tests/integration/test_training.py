@@ -223,7 +223,7 @@ def test_epochs_are_steps_once_the_pictures_are_counted(tmp_path, caplog):
     rows = trace(epochs)
     with caplog.at_level("INFO"):
         assert train(epochs, *words, "max_epochs=1.4", f"resume={epochs}") == rows
-    assert "already at step 6 of 6; raise max_epochs to go on" in caplog.text
+    assert "is complete at step 6 of 6. To continue, raise max_epochs." in caplog.text
     longer = train(epochs, *words, "max_epochs=2", f"resume={epochs}")
     assert longer[:6] == rows
     assert [row["step"] for row in longer[6:]] == ["7", "8"]

@@ -1,7 +1,6 @@
-"""Snapshots of the tracked EMAs, from which `ema_length` is made after training, see `runs/posthoc_ema.py`."""
+"""Write snapshots of the tracked EMAs, from which `ema_length` is computed after training (`runs/posthoc_ema.py`)."""
 
 import logging
-from pathlib import Path
 
 import lightning as L
 
@@ -15,22 +14,23 @@ log = logging.getLogger(__name__)
 
 
 class EmaSnapshots(StepCallback):
-    """Writes one at every `every`-th optimizer step, on rank 0; never for 0.
+    """Writes a snapshot every `ema_snapshot_every` optimizer steps (0: never), on rank 0.
 
-    It comes before the checkpoints: when there is a checkpoint, there are all snapshots up to its step.
+    It precedes the checkpoint callback, so that a checkpoint has all snapshots up to its
+    step.
     """
 
-    def __init__(self, run: Path, every: int):
-        self.run, self.every = run, every
-
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Delete snapshots of steps after the checkpoint that the run resumes from."""
         super().on_train_start(trainer, module)
         if collectives.rank() == 0:
             posthoc_ema.remove_snapshots_after(self.run, self.step)
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        if self.every and self.step % self.every == 0 and collectives.rank() == 0:
+        """Write a snapshot if it is due. A full disk does not end the run: `ema_length` uses those that exist."""
+        every = self.config["ema_snapshot_every"]
+        if every and self.step % every == 0 and collectives.rank() == 0:
             try:
                 posthoc_ema.save_snapshot(self.run, self.step, module.tracked_emas)
-            except UserError as error:  # a full disk may have room again; lengths are made from those that there are
+            except UserError as error:
                 log.warning("%s", error)

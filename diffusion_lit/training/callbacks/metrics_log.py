@@ -1,7 +1,7 @@
-"""One row of numbers every `log_every` steps: to the console, metrics.csv and the loggers; and the progress bar."""
+"""Log a row every `log_every` steps to console, metrics.csv and loggers, and show the progress bar."""
 
 import logging
-from pathlib import Path
+from datetime import timedelta
 
 import lightning as L
 
@@ -9,18 +9,18 @@ from diffusion_lit.distributed import collectives
 from diffusion_lit.runs.metrics_file import MetricsFile
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.memory import peak_memory_gib
-from diffusion_lit.training import ema as averaging
 from diffusion_lit.training.callbacks.non_finite import NonFiniteGuard
 from diffusion_lit.training.callbacks.sample_metrics import SampleMetrics, columns_of
-from diffusion_lit.training.callbacks.step import Clock, Milestones, StepCallback
+from diffusion_lit.training.callbacks.step import StepCallback
 from diffusion_lit.training.callbacks.validate import Validation
+from diffusion_lit.training.ema import relative_distance
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.noise_levels import BINS
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (
+METRICS_CSV_COLUMNS = (
     [f"train/{name}" for name in ("loss", "lr", "grad_norm", "skipped", "ema_decay", "ema_distance")]
     + ["images_per_second", "seconds", "memory_gib"]
     + ["val/loss", "val/loss_raw", "val/error"]
@@ -32,87 +32,81 @@ class MetricsLog(StepCallback):
     """Collects the row of a step and writes it on rank 0, before the checkpoint of the step is saved.
 
     Attributes:
-        row: of the last step with a row.
+        row: the last row.
     """
 
     def __init__(
-        self,
-        run: Path,
-        config: dict,
-        milestones: Milestones,
-        clock: Clock,
-        guard: NonFiniteGuard,
-        validation: Validation,
-        samples: SampleMetrics,
-        logger: RunLogger,
+        self, *shared, guard: NonFiniteGuard, validation: Validation, samples: SampleMetrics, logger: RunLogger
     ):
-        self.run, self.config, self.milestones, self.logger = run, config, milestones, logger
-        self.guard, self.validation, self.samples = guard, validation, samples
-        self.clock, self.logged_step, self.logged_seconds = clock, 0, 0.0
+        super().__init__(*shared)
+        self.guard, self.validation, self.samples, self.logger = guard, validation, samples, logger
+        self.logged_step, self.logged_seconds = 0, 0.0
         self.row: dict[str, float] = {}
         self.file: MetricsFile | None = None
         self.is_writer = collectives.rank() == 0
         self.bar = progress_bar(visible=self.is_writer)
 
     def state_dict(self) -> dict:
-        self.clock.pause()  # a checkpoint is no training
+        """Return the clock and the start of the current row."""
+        self.clock.pause()  # saving is not training
         return {"seconds": self.clock.seconds, "logged_step": self.logged_step, "logged_seconds": self.logged_seconds}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore the clock and the start of the current row."""
         self.clock.seconds = state["seconds"]
         self.logged_step, self.logged_seconds = state["logged_step"], state["logged_seconds"]
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Open metrics.csv, the loggers and the progress bar."""
         super().on_train_start(trainer, module)
         module.log_steps = False
         if self.is_writer:
-            self.file = MetricsFile(self.run / "metrics.csv", COLUMNS + columns_of(self.config), self.step)
+            self.file = MetricsFile(self.run / "metrics.csv", METRICS_CSV_COLUMNS + columns_of(self.config), self.step)
         self.logger.start(self.run, self.config, self.step)
         self.bar.start()
         self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.step)
         self.clock.resume()
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Log the row if anything is due."""
         self.bar.advance(self.task)
         if not self.milestones.is_due():
             return
         self.row = self._training_row(trainer, module) | self.validation.row | self.samples.row
-        module.log("train/loss", self.row["train/loss"], logger=False)  # for callbacks of users that monitor it
+        module.log("train/loss", self.row["train/loss"], logger=False)  # for callbacks that monitor it
         if self.file and not self.file.add(self.step, self.row):
-            log.warning("metrics.csv cannot be written; its rows are kept until it can")
+            log.warning("metrics.csv cannot be written; its rows are kept in memory until it can")
         self.logger.log_row(self.step, self.row)
 
     def _training_row(self, trainer: L.Trainer, module: DiffusionModule) -> dict[str, float]:
         totals, steps = self.guard.totals, self.step - self.logged_step
-        if totals.skipped and self.is_writer and not self.guard.window.scaled:
-            log.warning("steps skipped, their gradient was not finite: %d of the last %d", totals.skipped, steps)
-        speed = steps * self.config["global_batch_size"] / max(1e-9, self.clock.seconds - self.logged_seconds)
+        if totals.skipped and self.is_writer and not self.guard.window.is_scaled:
+            log.warning("skipped %d of the last %d steps, whose gradients were not finite", totals.skipped, steps)
+        elapsed = max(1e-9, self.clock.seconds - self.logged_seconds)
+        speed = steps * self.config["global_batch_size"] / elapsed
         self.logged_step, self.logged_seconds = self.step, self.clock.seconds
-        self.guard.window.begin()
-        self.bar.update(self.task, description=f"loss {totals.loss:.4f}  {speed:,.0f} img/s")
+        self.guard.window.reset()
+        summary = f"loss {totals.loss:.4f} | {speed:,.0f} img/s"
+        self.bar.update(self.task, description=summary)
+        seconds_left = (trainer.max_steps - self.step) * elapsed / max(1, steps)
+        eta = str(timedelta(seconds=round(seconds_left))).removeprefix("0:")
         file_only = {"file_only": self.bar.console.is_terminal}
-        line = "step %d/%d  loss %.4f  %s img/s"
-        log.info(line, self.step, trainer.max_steps, totals.loss, f"{speed:,.0f}", extra=file_only)
+        log.info("step %d/%d | %s | ETA %s", self.step, trainer.max_steps, summary, eta, extra=file_only)
         return {
             "train/loss": totals.loss,
             "train/lr": module.learning_rate,
             "train/grad_norm": module.grad_norm.item(),
             "train/skipped": totals.skipped,
             "train/ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
-            "train/ema_distance": averaging.relative_distance(module.ema, module.net),
+            "train/ema_distance": relative_distance(module.ema, module.net),
             "images_per_second": speed,
             "seconds": self.clock.seconds,
             "memory_gib": peak_memory_gib(module.device),
         }
 
     def close(self) -> None:
+        """Stop the progress bar and close metrics.csv."""
         self.bar.stop()
         if self.file:
             self.file.close()
             self.file = None
-
-    def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        self.close()
-
-    def on_exception(self, trainer: L.Trainer, module: DiffusionModule, exception: BaseException) -> None:
-        self.close()

@@ -1,4 +1,4 @@
-"""The end of a run whose loss or gradient stays non-finite, and the record of its last step."""
+"""End a run whose loss or gradient stays non-finite, and record its last step for `replay`."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.training.callbacks.step import Clock, Milestones, StepCallback
+from diffusion_lit.training.callbacks.step import StepCallback
 from diffusion_lit.training.loss_window import LossWindow, Totals
 from diffusion_lit.training.module import DiffusionModule
 
@@ -22,74 +22,79 @@ class NonFiniteGuard(StepCallback):
     """Counts losses and skipped steps, and ends the run after more than `max_skipped_steps` non-finite ones in a row.
 
     Attributes:
-        totals: sums since the last row of metrics.csv, read where something is due.
+        totals: sums since the last row of metrics.csv, read when something is due.
     """
 
-    def __init__(self, run: Path, config: dict, milestones: Milestones, clock: Clock):
-        self.run, self.config, self.milestones, self.clock = run, config, milestones, clock
-        self.carried: list | None = None  # state of the window in a checkpoint
+    def __init__(self, *shared):
+        super().__init__(*shared)
+        self.window_state: list | None = None
         self.totals: Totals | None = None
 
     def state_dict(self) -> dict:
+        """Return the sums since the last row."""
         return {"window": self.window.state()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.carried = state["window"]
+        """Restore the sums since the last row."""
+        self.window_state = state["window"]
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Put the sums on the device."""
         super().on_train_start(trainer, module)
-        self.window = LossWindow(self.config["strategy"], module.device, self.carried)
+        self.window = LossWindow(self.config["strategy"], module.device, self.window_state)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: DiffusionModule, outputs, batch, batch_idx: int) -> None:
-        self.window.add(outputs["loss"])  # already divided by the micro-batches of a step
+        """Add the loss of the micro-batch."""
+        self.window.add(outputs["loss"])  # Lightning has divided it by accumulate_grad_batches
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        self.window.end_step(module.skipped)
-        # the end is known here only if this is the last step or another callback asked for it
-        self.milestones.step, self.milestones.is_last = self.step, self.step == trainer.max_steps or trainer.should_stop
+        """Add the step; if something is due, read the totals and end a run that has diverged."""
+        self.window.end_step(module.is_skipped)
+        self.milestones.update(trainer)
         if not self.milestones.is_due():
             return
-        self.totals = self.window.totals()  # waits for the device, hence before the clock
+        self.totals = self.window.totals()  # waits for the device, so before the clock stops
         self.clock.pause()
         if self.totals.in_a_row > self.config["max_skipped_steps"]:
-            raise self._error(trainer, module)
+            raise self._divergence_error(trainer, module)
 
-    def _error(self, trainer: L.Trainer, module: DiffusionModule) -> UserError:
+    def _divergence_error(self, trainer: L.Trainer, module: DiffusionModule) -> UserError:
         totals, replay = self.totals, record_step(self.run, self.config, self.step, trainer, module)
         return UserError(
             Exit.NON_FINITE,
-            f"by step {self.step} the loss is {totals.loss} and the norm of the gradient {module.grad_norm.item()}, "
-            f"{totals.in_a_row} steps in a row; {last_checkpoint(self.run)}. "
-            f"Try a lower optimizer.lr, a longer lr_schedule.warmup_steps or strategy.precision=32-true{replay}",
+            f"at step {self.step} the loss is {totals.loss} and the gradient norm {module.grad_norm.item()}, "
+            f"non-finite for {totals.in_a_row} steps in a row; {last_checkpoint(self.run)}. "
+            f"Try a lower optimizer.lr, a longer lr_schedule.warmup_steps or strategy.precision=32-true.{replay}",
         )
 
 
 def last_checkpoint(run: Path) -> str:
-    """Return which checkpoint of a run is the last, for a message."""
+    """Return the last checkpoint of a run, as part of a message."""
     steps = checkpoints.list_steps(run)
     return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: DiffusionModule) -> str:
-    """Write nonfinite_step.ckpt and .json of an optimizer step; return the sentence that says how to look at it.
+    """Write the record of an optimizer step on rank 0 and return the sentence on how to inspect it.
 
-    Rank 0 writes while the others wait, or they would seem to be lost. Nothing that goes wrong here is raised.
+    The other ranks wait, or they would seem to be lost. No error of the recording is
+    raised: the run ends with its own message even if the disk is full.
     """
     hint = ""
     if collectives.rank() == 0:
         try:
             data = trainer.datamodule
             batch = data.global_batch(step - 1)
-            of_batch = batch["position"], len(batch["index"]), module.codec.shape, module.device, module.strata
-            draws = draw_random_numbers(module.seed, *of_batch)
-            taken = step_record.make_step_record(step, module.config_text, module.net, batch, draws, data.batch_size)
-            step_record.save_step_record(run, taken)
-            hint = f". To see where it began: {format_command('replay', format_override('run', display_path(run)))}"
+            position, count = batch["position"], len(batch["index"])
+            draws = draw_random_numbers(module.seed, position, count, module.codec.shape, module.device, module.strata)
+            record = step_record.make_step_record(step, module.config_text, module.net, batch, draws, data.batch_size)
+            step_record.save_step_record(run, record)
+            hint = f" To see where it began: {format_command('replay', format_override('run', display_path(run)))}"
             with trainer.precision_plugin.forward_context():
-                found = step_record.trace_forward(module.net, module.diffusion, config, taken)
-            step_record.write_step_summary(run, taken, found)
-        except Exception as error:  # a full disk, no memory for a pass: the run ends with its own message all the same
+                forward = step_record.trace_forward(module.net, module.diffusion, config, record)
+            step_record.write_step_summary(run, record, forward)
+        except Exception as error:
             log.warning("the record of step %d is incomplete: %s", step, error)
-    collectives.all_reduce_max(0)
+    collectives.all_reduce_max(0)  # a barrier
     return hint

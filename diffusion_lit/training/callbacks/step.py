@@ -1,7 +1,8 @@
-"""What the callbacks of a run have in common: they act after optimizer steps, one after the other."""
+"""Base class of the callbacks of a run, which act after optimizer steps, and the state that they share."""
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning as L
 
@@ -10,18 +11,25 @@ INTERVALS = ("log_every", "val_every", "sample_every", "checkpoint_every", "metr
 
 @dataclass
 class Milestones:
-    """Which of the intervals of a run end with the step that was just made.
+    """The intervals of a run that end with the current step.
 
     Args:
         config: configuration of the run.
+        step: the current optimizer step.
+        is_last: whether the run ends with this step, which makes everything due.
     """
 
     config: dict
     step: int = 0
-    is_last: bool = False  # the run ends with this step: everything is due
+    is_last: bool = False
+
+    def update(self, trainer: L.Trainer) -> None:
+        """Take the step of the Trainer. It is the last one at `max_steps`, or if an earlier callback stops the run."""
+        self.step = trainer.global_step
+        self.is_last = self.step == trainer.max_steps or trainer.should_stop
 
     def is_due(self, *intervals: str) -> bool:
-        """Return whether one of the intervals ends here; without arguments, whether any does."""
+        """Return whether one of the intervals ends at this step; without arguments, whether any does."""
         return any(self._ends(name) for name in intervals or INTERVALS)
 
     def _ends(self, name: str) -> bool:
@@ -32,31 +40,55 @@ class Milestones:
 
 
 class Clock:
-    """Seconds of training alone, over all starts of a run: paused while a callback validates, samples or saves."""
+    """Counts the seconds of training over all starts of a run; paused while it validates, samples or saves."""
 
     def __init__(self):
         self.seconds, self.started = 0.0, None
 
     def resume(self) -> None:
+        """Continue counting."""
         self.started = time.perf_counter() if self.started is None else self.started
 
     def pause(self) -> None:
+        """Stop counting."""
         if self.started is not None:
             self.seconds, self.started = self.seconds + time.perf_counter() - self.started, None
 
 
 class StepCallback(L.Callback):
-    """Calls `after_step` once after each optimizer step, in the order of the Trainer's callbacks."""
+    """Calls `after_step` once after each optimizer step, in the order of the Trainer's callbacks.
 
-    step = 0
+    Args:
+        run: the run folder.
+        config: configuration of the run.
+        milestones: shared by all callbacks.
+        clock: shared by all callbacks.
+    """
+
+    def __init__(self, run: Path, config: dict, milestones: Milestones, clock: Clock):
+        self.run, self.config, self.milestones, self.clock = run, config, milestones, clock
+        self.step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take the step from the checkpoint."""
         self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_idx: int) -> None:
-        if trainer.global_step != self.step:  # not every micro-batch ends a step
+        """Call `after_step` if this micro-batch ended an optimizer step."""
+        if trainer.global_step != self.step:
             self.step = trainer.global_step
             self.after_step(trainer, module)
 
     def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Do what this callback does after `self.step` optimizer steps."""
+
+    def close(self) -> None:
+        """Release what the callback holds, at the end of training or after an error."""
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Close."""
+        self.close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Close."""
+        self.close()

@@ -1,42 +1,49 @@
-"""Validation at steps of the run, by Lightning's own validation loop."""
+"""Run Lightning's validation loop at the steps of the run."""
 
 import lightning as L
 
-from diffusion_lit.training.callbacks.step import Milestones, StepCallback
+from diffusion_lit.training.callbacks.step import StepCallback
 from diffusion_lit.training.module import DiffusionModule
 
-NEVER = 2**62  # val_check_interval of a Trainer whose validation this callback starts
+NEVER = 2**62  # val_check_interval of the Trainer, because this callback starts the validation
 
 
 class Validation(StepCallback):
-    """Runs the validation loop every `val_every` steps, at every checkpoint and after the last step.
+    """Validates every `val_every` steps, at every checkpoint and after the last step.
 
-    Lightning would validate after all callbacks of a step. Here validation comes first: the row of metrics.csv, the
-    best checkpoint and a user's EarlyStopping of a step are then part of the checkpoint of that step, and a run that is
-    killed and resumed makes the same decisions as an unbroken one.
+    Lightning would validate after all callbacks of a step. Here validation comes first. The
+    row of metrics.csv, the best checkpoint and the decision of a user's EarlyStopping are
+    then part of the checkpoint of that step, and a killed and resumed run decides as an
+    unbroken one.
+
+    Attributes:
+        row: losses of this step; empty if there was no validation.
+        last: losses of the last validation, for result.json.
     """
 
-    def __init__(self, milestones: Milestones):
-        self.milestones = milestones
-        self.row: dict[str, float] = {}  # of this step; empty if there was no validation
+    def __init__(self, *shared):
+        super().__init__(*shared)
+        self.row: dict[str, float] = {}
         self.last: dict[str, float | None] = {"val/loss": None, "val/error": None}
 
     def state_dict(self) -> dict:
+        """Return the losses of the last validation."""
         return self.last
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore the losses of the last validation."""
         self.last = dict(state)
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        self.milestones.step = self.step
-        self.milestones.is_last = self.step == trainer.max_steps or trainer.should_stop
+        """Validate if it is due."""
+        self.milestones.update(trainer)
         self.row = {}
         has_images = trainer.enable_validation and trainer.datamodule.val is not None
         if has_images and self.milestones.is_due("val_every", "checkpoint_every"):
             run_validation(trainer)
-            self.row = module.val_row
+            self.row = module.val_losses
             self.last = {name: self.row[name] for name in self.last}
-        if trainer.should_stop:  # by EarlyStopping, a Timer...: Lightning would validate once more
+        if trainer.should_stop:  # set by EarlyStopping, Timer, ...; Lightning would validate once more
             self.milestones.is_last, trainer.limit_val_batches = True, 0
 
 

@@ -1,5 +1,8 @@
-"""Loggers: where a run can be watched besides its folder. They are given the rows of metrics.csv and the pictures of
-samples/ as these are written, and none of them ever ends a run.
+"""Logger backends: where a run can be watched, besides the files of its folder.
+
+A backend gets the rows of metrics.csv and the images of samples/ as they are written.
+`RunLogger` wraps it, so that no error of a backend ends the run. Steps are finished
+optimizer steps. W&B has a module of its own.
 """
 
 import logging
@@ -16,72 +19,119 @@ log = logging.getLogger(__name__)
 
 
 def require_package(config: dict) -> None:
-    """Raise UserError (exit 2) if the logger of a `logger` group needs a package that is not installed."""
+    """Raise UserError (exit 2) if the backend of a `logger` group needs a package that is not installed."""
     target = str(config["_target_"])
-    needs = locate(target).needs if target.startswith("diffusion_lit.") else None  # others fail when they are built
-    if needs and not find_spec(needs):
-        raise UserError(
-            Exit.CONFIG, f'logger={needs} needs a package that is not here: pip install "diffusion_lit[{needs}]"'
-        )
-
-
-# ------------------------------------------------------------------------------------------------ the loggers
+    package = locate(target).package if target.startswith("diffusion_lit.") else None  # others fail when they are built
+    if package and not find_spec(package):
+        message = f'logger={package}: the package is not installed. Run: pip install "diffusion_lit[{package}]"'
+        raise UserError(Exit.CONFIG, message)
 
 
 class FilesOnly:
-    """`logger=none` and `logger=csv`: the files of the run folder are all there is."""
+    """The interface of a backend; as it is, `logger=none` and `logger=csv`: the files of the run folder only.
 
-    needs = None
+    Attributes:
+        package: the package that must be installed, or None.
+    """
 
-    def start(self, run: Path, config: dict, step: int) -> None: ...
+    package: str | None = None
 
-    def log_scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def start(self, run: Path, config: dict, step: int) -> None:
+        """Begin a run, or resume it after `step` steps: what it logged for later steps is void."""
 
-    def log_image(self, step: int, key: str, path: Path, caption: str) -> None: ...
+    def log_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log numbers."""
 
-    def log_result(self, result: dict) -> None: ...
+    def log_image(self, step: int, key: str, path: Path, caption: str) -> None:
+        """Log a PNG or GIF file."""
 
-    def finish(self, exit_code: int) -> None: ...
+    def log_result(self, result: dict) -> None:
+        """Log the content of result.json."""
+
+    def finish(self, exit_code: int) -> None:
+        """Close the backend."""
 
 
-class TensorBoard:
+class TensorBoard(FilesOnly):
     """`logger=tensorboard`: event files in <run>/tensorboard."""
 
-    needs = "tensorboard"
+    package = "tensorboard"
     writer = None
 
     def start(self, run: Path, config: dict, step: int) -> None:
+        """Open an event file and log the configuration."""
         from omegaconf import OmegaConf
         from torch.utils.tensorboard import SummaryWriter
 
-        # purged is what has this step or a later one
+        # purge_step hides what an earlier start logged for this step and later ones
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
         text = OmegaConf.to_yaml(OmegaConf.create(redact_secrets(config)))
         self.writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
         log.info("watch      tensorboard --logdir %s", shlex.quote(str(display_path(run / "tensorboard"))))
 
     def log_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log numbers and flush, so that they can be watched."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def log_image(self, step: int, key: str, path: Path, caption: str) -> None:
-        """The file as it is, so that a GIF moves."""
+        """Log the bytes of the file, which keeps a GIF animated."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
-        with Image.open(path) as picture:
-            width, height = picture.size
-        image = Summary.Image(height=height, width=width, encoded_image_string=path.read_bytes())
-        value = Summary.Value(tag=key, image=image, metadata=SummaryMetadata(summary_description=caption))
+        with Image.open(path) as image:
+            width, height = image.size
+        encoded = Summary.Image(height=height, width=width, encoded_image_string=path.read_bytes())
+        value = Summary.Value(tag=key, image=encoded, metadata=SummaryMetadata(summary_description=caption))
         self.writer.file_writer.add_summary(Summary(value=[value]), step)
         self.writer.flush()
 
     def log_result(self, result: dict) -> None:
-        for name, value in result.items():
-            if isinstance(value, int | float):
-                self.writer.add_scalar(f"result/{name}", value, result["steps"])
+        """Log the numbers in result.json."""
+        for name, value in result_numbers(result).items():
+            self.writer.add_scalar(name, value, result["steps"])
 
     def finish(self, exit_code: int) -> None:
+        """Close the event file."""
         if self.writer:
             self.writer.close()
+
+
+class LightningBackend(FilesOnly):
+    """Any logger of `lightning.pytorch.loggers`, or of a package that follows its interface."""
+
+    def __init__(self, logger):
+        self.logger = logger
+
+    @property
+    def experiment(self) -> object:
+        """Return the object that the logger writes to."""
+        return self.logger.experiment
+
+    def start(self, run: Path, config: dict, step: int) -> None:
+        """Log the configuration as hyperparameters."""
+        self.logger.log_hyperparams(redact_secrets(config))
+
+    def log_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log numbers and save."""
+        self.logger.log_metrics(values, step=step)
+        self.logger.save()
+
+    def log_image(self, step: int, key: str, path: Path, caption: str) -> None:
+        """Log a PNG file, if the logger takes images."""
+        if hasattr(self.logger, "log_image") and path.suffix == ".png":
+            self.logger.log_image(key, [str(path)], step=step, caption=[caption])
+
+    def log_result(self, result: dict) -> None:
+        """Log the numbers in result.json."""
+        self.logger.log_metrics(result_numbers(result), step=result["steps"])
+
+    def finish(self, exit_code: int) -> None:
+        """Finalize the logger."""
+        self.logger.finalize("success" if exit_code == 0 else "failed")
+
+
+def result_numbers(result: dict) -> dict[str, float]:
+    """Return the numbers in result.json, under result/."""
+    return {f"result/{name}": value for name, value in result.items() if isinstance(value, int | float)}

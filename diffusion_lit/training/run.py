@@ -1,0 +1,148 @@
+"""Train one run on this rank: build its parts, call Trainer.fit, write result.json."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+
+from diffusion_lit.config.targets import build
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.distributed import collectives, consistency
+from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.runs.build import make_configured_sampler
+from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.memory import is_out_of_memory, suggest_smaller_batch
+from diffusion_lit.training import run_messages, trainer
+from diffusion_lit.training.callbacks.non_finite import last_checkpoint
+from diffusion_lit.training.callbacks.sample_metrics import measure_class_accuracy
+from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
+from diffusion_lit.training.collective_sampling import continue_on_error
+from diffusion_lit.training.existing_result import existing_result
+from diffusion_lit.training.loggers.run_logger import RunLogger, make_logger
+from diffusion_lit.training.module import DiffusionModule
+
+log = logging.getLogger(__name__)
+
+
+class RunParts(NamedTuple):
+    """The objects with which a rank trains."""
+
+    config: dict
+    run: Path
+    data: ImageDataModule
+    module: DiffusionModule
+    sampler: Sampler
+    callbacks: trainer.RunCallbacks
+    trainer: L.Trainer
+    logger: RunLogger
+
+
+def train_on_this_rank(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
+    """Train, and return result.json. All ranks call this function together.
+
+    Args:
+        config: resolved configuration.
+        source: data source, or None to make it from the configuration.
+        run: the run folder.
+        start: checkpoint to resume from, or None.
+        overrides: of the command line, on rank 0.
+    """
+    consistency.check_checkpoint_on_all_hosts(start)
+    data = trainer.load_data(config, source, run)
+    config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
+    trainer.check_limits(config, len(data.train))
+    result = existing_result(config, run, start) if collectives.rank() == 0 else None
+    if result := collectives.broadcast_from_rank_zero(result):
+        return result
+    parts = build_parts(config, data, run, start, overrides)
+    with parts.logger:
+        try:
+            parts.trainer.fit(parts.module, data, ckpt_path=start, weights_only=True)
+            return finish_run(parts)
+        except UserError:
+            raise
+        except Exception as error:
+            if explained := explain_error(error, parts, start):
+                raise explained from None
+            raise
+
+
+def build_parts(
+    config: dict, data: ImageDataModule, run: Path, start: Path | None, overrides: list[str] | None = None
+) -> RunParts:
+    """Return module, callbacks and Trainer of this rank. Rank 0 also writes config.yaml and logs a summary.
+
+    Raises:
+        UserError: on every rank, if `init_from` does not fit (exit 4) or the disk has no
+            room (exit 5) on one.
+    """
+    is_rank_zero = collectives.rank() == 0
+    module = trainer.make_module(config)
+    init_message = None
+    if not start:
+        init_message = consistency.run_on_all_ranks_or_raise(lambda: trainer.initialize_weights(module, config))
+    logger, sampler = make_logger(config["logger"], is_rank_zero), make_configured_sampler(config)
+    callbacks = trainer.make_callbacks(config, run, sampler, logger)
+    user_callbacks = [build(leaf) for leaf in config["callbacks"].values()]
+    lightning_trainer = trainer.make_trainer(config, run, module.net, [*user_callbacks, *callbacks], logger)
+    if is_rank_zero:
+        run_dir.record_start(run, config, overrides)
+        log.info(run_messages.format_run_summary(config, data, module, run, start))
+        if init_message:
+            log.info(init_message)
+    room = 3 * checkpoint_bytes(module) + snapshot_bytes(module, config)
+    consistency.run_on_all_ranks_or_raise(lambda: is_rank_zero and checkpoints.require_disk_space(run, room))
+    return RunParts(config, run, data, module, sampler, callbacks, lightning_trainer, logger)
+
+
+def explain_error(error: Exception, parts: RunParts, start: Path | None) -> UserError | None:
+    """Return what a user can do about memory that ran out (exit 75) or a checkpoint of another network (exit 4)."""
+    if is_out_of_memory(error):
+        where = f"out of memory after step {parts.trainer.global_step}; {last_checkpoint(parts.run)}, resume it"
+        hint = suggest_smaller_batch(parts.config, collectives.world_size())
+        return UserError(Exit.INTERRUPTED, f"{where}: {hint}")
+    if "loading state_dict" in str(error):
+        details = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
+        return UserError(Exit.CHECKPOINT, f"{start} belongs to another network than `model` describes:\n{details}")
+    return None
+
+
+def finish_run(parts: RunParts) -> dict:
+    """Draw a missing preview, measure class accuracy and write result.json; return the result."""
+    config, run, module, step = parts.config, parts.run, parts.module, parts.trainer.global_step
+    module.to(parts.trainer.strategy.root_device)  # Lightning moves it to the CPU at the end
+    if parts.callbacks.stop.ended_by is None:
+        parts.callbacks.previews.step = step
+        parts.callbacks.previews.draw_missing(module)
+    result = run_messages.build_result(config, parts.callbacks, step)
+    is_rank_zero = collectives.rank() == 0
+    if is_rank_zero:
+        run_dir.write_result(run, result)
+    if result["status"] != "interrupted":
+        with continue_on_error("measuring class accuracy"):
+            result |= measure_class_accuracy(config, parts.data, module, parts.sampler)
+        if is_rank_zero:
+            run_dir.write_result(run, result)
+    parts.logger.log_result(result)
+    parts.logger.finish(result["exit_code"])
+    log.info(run_messages.format_farewell(result, run))
+    return result
+
+
+def fast_dev_run(config: dict, source) -> None:
+    """Train and validate for `trainer.fast_dev_run` batches on one device, without a run folder."""
+    config = config | {"strategy": config["strategy"] | {"name": "single", "devices": 1}}
+    with tempfile.TemporaryDirectory() as scratch:
+        data = trainer.load_data(config, source, Path(scratch))
+        config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
+        module = trainer.make_module(config)
+        callbacks = [build(leaf) for leaf in config["callbacks"].values()]
+        lightning_trainer = trainer.make_trainer(config, Path(scratch), module.net, callbacks)
+        lightning_trainer.fit(module, data, weights_only=True)
+    metrics = lightning_trainer.callback_metrics
+    names = [name for name in ("train/loss", "val/loss", "val/error") if name in metrics]
+    values = " | ".join(f"{name} {metrics[name]:.4f}" for name in names)
+    log.info("fast_dev_run: %d step(s) | %s. No files are left.", lightning_trainer.global_step, values)
