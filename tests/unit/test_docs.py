@@ -1,0 +1,28 @@
+"""The pages of docs/: generated parts are up to date, and the files that pages name exist."""
+
+import re
+
+from docs.generate import PAGES, render_page
+from tests.structure import ROOT
+
+
+def test_generated_pages_are_up_to_date():
+    for name in PAGES:
+        assert (ROOT / "docs" / f"{name}.md").read_text() == render_page(name), "run python -m docs.generate"
+
+
+def test_files_that_pages_name_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        text = page.read_text()
+        named = re.findall(
+            r"(?<!# )(?<!\w)(?:tests|diffusion_lit|conf|examples/(?:own_parts|slurm))/[\w/]+\.(?:py|yaml|sbatch)", text
+        )
+        linked = re.findall(r"\]\(([^)#:]+)\)", text)
+        missing = [name for name in named if not (ROOT / name).exists()]
+        missing += [link for link in linked if not (page.parent / link).exists()]
+        assert missing == [], page
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
