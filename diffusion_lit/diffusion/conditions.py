@@ -80,5 +80,5 @@ class ClassCondition:
             if self.blends_error:
                 raise ValueError(self.blends_error)
             if not y.is_floating_point() or y.shape[1:] != (self.num_classes,):
-                raise ValueError(f"a blend must have {self.num_classes} floats, a share for each class")
+                raise ValueError(f"a blend must have a share, a float, for each of the {self.num_classes} classes")
         return y

@@ -82,7 +82,7 @@ def render_skin_side(skins: Tensor, back: bool = False, outer: bool = True, thre
     if skins.shape[-3:] == (4, 32, 64):
         skins = convert_old_layout(skins)
     if skins.shape[-3:] != (4, 64, 64):
-        raise ValueError(f"a skin has shape (4, 64, 64), not {tuple(skins.shape[-3:])}")
+        raise ValueError(f"a skin must be RGBA of 64x64 px, not of shape {tuple(skins.shape[-3:])}")
     is_opaque = skins[..., 3:, :, :] > threshold * 255
     skins = torch.cat([skins[..., :3, :, :], torch.full_like(skins[..., 3:, :, :], 255)], dim=-3) * is_opaque
     canvas = skins.new_zeros(*skins.shape[:-2], HEIGHT, WIDTH)

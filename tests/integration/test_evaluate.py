@@ -198,7 +198,7 @@ def test_a_set_of_hardly_any_pictures_is_no_floor_and_no_reference(reference):
         found = METRICS["fd"](Comparison(few, held_out.images, held_out.labels.tolist()))
         assert all(map(math.isfinite, found.values()))
         assert ("fd_floor" in found) == (count >= 4)
-    with pytest.raises(UserError, match="reference=val: 3 pictures are too few"):
+    with pytest.raises(UserError, match="reference=val: 3 images are too few"):
         Comparison(replace(reference, val=held_out.subset(3)), held_out.images, held_out.labels.tolist(), split="val")
 
 
@@ -230,7 +230,7 @@ def test_every_number_says_what_it_is_of(tiny_run, tmp_path):
         assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
     assert [row["class"] for row in result["per_class"]] == [str(digit) for digit in range(10)]
     assert (tmp_path / "out" / "neighbors.png").exists()
-    told = "40 images of step-00000004.ckpt, net, seed 3; dpmpp_sde, NFE 4, guidance scale 2"
+    told = "40 images of step-00000004.ckpt, net, seed 3, dpmpp_sde, NFE 4, guidance scale 2"
     for word in (told, "train, 200 images"):
         assert word in printed
     assert "FD " in printed

@@ -292,7 +292,7 @@ class Deaf(DDIMScheduler):
 )
 def test_a_scheduler_with_other_noise_levels_is_refused(scheduler, changes):
     sampler = Sampler(scheduler, {"timestep_spacing": "trailing", **changes}, {}, steps=10, batch_size=1)
-    with pytest.raises(AssertionError, match=f"{scheduler.__name__} uses other noise levels"):
+    with pytest.raises(AssertionError, match=f"{scheduler.__name__}: its noise levels differ"):
         sampler.build_scheduler(LINEAR)
 
 
