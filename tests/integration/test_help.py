@@ -19,7 +19,7 @@ def test_a_configuration_is_shown_as_it_is_trained(tmp_path):
 def test_reading_help_needs_no_torch(tmp_path):
     """All in one interpreter: what one command imports, the last check finds."""
     shown = {
-        ("train", "--help"): "experiment  digits",
+        ("train", "--help"): "experiment   digits",
         ("train", "--cfg", "job", "data=image_folder"): "root: ???",
         ("train", "--cfg", "job", "seed=7"): "seed: 7",
         ("sample", "--help"): "run: ???",
