@@ -35,16 +35,15 @@ def sample(config: DictConfig) -> None:
     edit = make_edit(originals, [request.row[0] for request in requests], config, model.codec) if originals else None
     out = run_dir.make_output_dir(config.out, Path(config.run).expanduser(), "generated")
 
-    begin = edit.step_indices(model.evaluations)[0] if edit else 0
-    film = FrameRecorder(range(len(requests)) if config.gif else [], model.evaluations - begin, model.codec)
-    images, _, seconds = generate_with_progress(
-        model,
-        [request.label for request in requests],
-        [request.seed for request in requests],
-        lambda first, k, x: film(first, k - begin, x),
-        edit,
-    )
-    write_samples(out, model, requests, images, film.frames, config, originals, edit)
+    labels, seeds = [request.label for request in requests], [request.seed for request in requests]
+    first_step = edit.step_indices(model.evaluations)[0] if edit else 0
+    frames = FrameRecorder(range(len(requests)) if config.gif else [], model.evaluations - first_step, model.codec)
+
+    def record(first: int, k: int, x) -> None:
+        frames(first, k - first_step, x)
+
+    images, _, seconds = generate_with_progress(model, labels, seeds, record, edit)
+    write_samples(out, model, requests, images, frames.frames, config, originals, edit)
     rates = len(images) / seconds, model.count_steps(len(images), edit) / seconds
     log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
     log.info("grid       %s", run_dir.display_path(out / "grid.png"))
@@ -62,10 +61,12 @@ def sample_in_shards(config: DictConfig) -> None:
     requests = make_requests(config, parse_labels(config, model.class_names), len(model.class_names))
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
     settings = describe_sampling(model, config) | {"same_noise": config.same_noise}
-    made = shards.generate_in_shards(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)
-    log.info("%d images in %.1f s of all processes, %d shards", len(labels), made["seconds"], len(made["shards"]))
+    manifest = shards.generate_in_shards(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)
+    log.info(
+        "%d images in %.1f s of all processes, %d shards", len(labels), manifest["seconds"], len(manifest["shards"])
+    )
     log.info("grid       %s", run_dir.display_path(out / "grid.png"))
-    log.info("images     %s  %s", run_dir.display_path(out / made["file"]), made["blake2b"])
+    log.info("images     %s  %s", run_dir.display_path(out / manifest["file"]), manifest["blake2b"])
 
 
 if __name__ == "__main__":
