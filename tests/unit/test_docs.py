@@ -5,6 +5,8 @@ import re
 from docs.generate import PAGES, render_page
 from tests.structure import ROOT
 
+FILE = r"(?<!# )(?<!\w)(?:tests|diffusion_lit|conf|examples/(?:own_parts|slurm))/[\w/]+\.(?:py|yaml|sbatch)"
+
 
 def test_generated_pages_are_up_to_date():
     for name in PAGES:
