@@ -57,9 +57,9 @@ def compose_configs(
                 single = [one for one in combination if one not in chosen]
                 texts = tuple(override.input_line for override in chosen)
                 choices = _compose_choices(config_name, tuple(groups), tuple(folders), texts)
-                config, found = apply_overrides(choices, single, faulty_keys, complete)
+                config, own_faults = apply_overrides(choices, single, faulty_keys, complete)
                 configs.append(config)
-                faults += found
+                faults += own_faults
                 if complete and not faults:
                     faults += find_argument_faults(config, choices)
                 if "diffusion" in config:

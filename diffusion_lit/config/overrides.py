@@ -38,11 +38,11 @@ def expand_sweeps(
     for text in texts:
         try:
             column = _parse_values(text, parser, multirun)
-            found = [fault for override in column if (fault := _find_fault(override, groups))]
+            own_faults = [fault for override in column if (fault := _find_fault(override, groups))]
         except (HydraException, ValueError) as error:
-            found = [f"{text}: {str(error).splitlines()[0]}"]
-        if found:
-            faults += found
+            own_faults = [f"{text}: {str(error).splitlines()[0]}"]
+        if own_faults:
+            faults += own_faults
             faulty_keys.add(text.partition("=")[0].lstrip("+~"))
         else:
             columns.append(column)

@@ -19,13 +19,13 @@ import re
 NUMBER = re.compile(r"(int|float)(?: (>=|>) (\S+)| in ([\[(])(\S+), (\S+)([\])]))?")
 COLLECTION = re.compile(r"(list|dict)\[(.+)\](?: x (\d+)(\+)?)?")
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
-WORDS = ("bool", "str", "null", "class", "DD:HH:MM:SS")
+NAMED_TYPES = ("bool", "str", "null", "class", "DD:HH:MM:SS")
 
 
 def is_type(text: str) -> bool:
-    """Return whether a text is a type; a single word that could be prose is none."""
+    """Return whether a text is a type; one name that could be prose is none."""
     parts = split_alternatives(text)
-    plain = [NUMBER.fullmatch(part) or COLLECTION.fullmatch(part) or part in WORDS for part in parts]
+    plain = [NUMBER.fullmatch(part) or COLLECTION.fullmatch(part) or part in NAMED_TYPES for part in parts]
     return any(plain) or (len(parts) > 1 and " " not in "".join(parts))
 
 
@@ -92,7 +92,7 @@ def type_of(default: object) -> str:
 
 
 def describe_type(text: str) -> str:
-    """Return a type as an error message says it."""
+    """Return a type as error messages print it."""
     parts = split_alternatives(text)
     is_choice = not any(NUMBER.fullmatch(p) or COLLECTION.fullmatch(p) or p in ("bool", "str") for p in parts)
     return f"one of {', '.join(parts)}" if is_choice and len(parts) > 1 else " or ".join(parts)
