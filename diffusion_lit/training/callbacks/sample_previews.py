@@ -74,7 +74,7 @@ class Previews(StepCallback):
         seeds = image_seeds(self.config["seed"], len(labels))
         networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
         steps = len(self.sampler.build_scheduler(module.diffusion.process).timesteps)
-        film = FrameRecorder(recorded_images(labels, names), steps, module.codec)
+        recorder = FrameRecorder(recorded_images(labels, names), steps, module.codec)
         calls = steps * len(networks) * -(-len(labels) // self.sampler.batch_size)
         task = bar.add_task("drawing the preview", total=-(-calls // collectives.world_size()), unit="preview")
 
@@ -83,7 +83,7 @@ class Previews(StepCallback):
                 raise SamplingStopped
             bar.advance(task)
             if net is module.ema:
-                film(first, k, x)
+                recorder(first, k, x)
 
         try:
             samples = generate_on_all_ranks(
@@ -91,18 +91,18 @@ class Previews(StepCallback):
             )
         finally:
             bar.remove_task(task)
-        film.frames = sum(collectives.all_gather(film.frames))  # each rank has recorded some of the images
+        recorder.frames = sum(collectives.all_gather(recorder.frames))  # each rank has recorded some of the images
         if samples is None or collectives.rank() != 0:
             return
         render = self.config["data"].get("render", "none")
-        film.frames = render_images(film.frames, render)
+        recorder.frames = render_images(recorder.frames, render)
         grids = [
             draw_class_grid(render_images(images, render), labels, names, f"{name}, step {self.step}")
             for name, images in zip(networks, samples, strict=True)
         ]
         grid = grid_of(self.run, self.step)
         grid.parent.mkdir(exist_ok=True)
-        animation = save_preview(grids, draw_frames(film, labels, names), grid)
+        animation = save_preview(grids, draw_frames(recorder, labels, names), grid)
         captions = [
             format_caption(self.config, names, steps) for names in (list(networks), ["EMA from noise to image"])
         ]
