@@ -191,7 +191,7 @@ def decode_images(
 
     Raises:
         DataError: with the names of the first ten images that cannot be read. Of files all
-            are checked first; a stream, which nobody can repair, ends soon after the first
+            are checked first; a stream, which cannot be repaired, ends soon after the first
             one.
     """
 

@@ -151,17 +151,15 @@ def _load(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
 
 
 def _check_pair(images: np.ndarray, labels: np.ndarray | None, where: str) -> tuple[np.ndarray, np.ndarray]:
-    images = _check_images(images, where)
+    """Return images (N, H, W) or (N, H, W, C) and labels (N,), 0 without labels."""
+    shape = images.shape
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: type {images.dtype}. Save images as uint8, 0 to 255.")
+    if len(shape) not in (3, 4) or not images.size or (len(shape) == 4 and shape[3] not in (1, 2, 3, 4)):
+        hint = " np.moveaxis(array, 1, 3) moves channels last." if len(shape) == 4 and shape[1] < 5 else ""
+        raise DataError(f"{where}: shape {shape}. Images are (N, H, W) or (N, H, W, C).{hint}")
+    images = images[..., 0] if shape[3:] == (1,) else images
     return images, np.zeros(len(images), np.int64) if labels is None else _flatten_labels(labels, where, len(images))
-
-
-def _check_images(array: np.ndarray, where: str) -> np.ndarray:
-    if array.dtype != np.uint8:
-        raise DataError(f"{where}: type {array.dtype}. Save images as uint8, 0 to 255.")
-    if array.ndim not in (3, 4) or not array.size or (array.ndim == 4 and array.shape[3] not in (1, 2, 3, 4)):
-        hint = " np.moveaxis(array, 1, 3) moves channels last." if array.ndim == 4 and array.shape[1] < 5 else ""
-        raise DataError(f"{where}: shape {array.shape}. Images are (N, H, W) or (N, H, W, C).{hint}")
-    return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
 
 
 def _is_one_hot(labels: np.ndarray) -> bool:
