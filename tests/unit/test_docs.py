@@ -17,9 +17,7 @@ def test_files_that_pages_name_exist():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
     for page in pages:
         text = page.read_text()
-        named = re.findall(
-            r"(?<!# )(?<!\w)(?:tests|diffusion_lit|conf|examples/(?:own_parts|slurm))/[\w/]+\.(?:py|yaml|sbatch)", text
-        )
+        named = re.findall(FILE, text)
         linked = re.findall(r"\]\(([^)#:]+)\)", text)
         missing = [name for name in named if not (ROOT / name).exists()]
         missing += [link for link in linked if not (page.parent / link).exists()]
