@@ -35,7 +35,7 @@ def plot_curves(rows: list[dict[str, str]], title: str):
     error.set_title("validation error of the noise estimate")
     for k, name in enumerate(BINS):
         color = colormaps["cividis"](k / (len(BINS) - 1))
-        _plot_column(levels, rows, f"val/ema_log_snr/{name}", color, name)
+        _plot_column(levels, rows, f"val/ema_log_snr/{name}", color, name.replace("_", " "))
     levels.set_title("validation error by log SNR, EMA")
     _plot_column(rate, rows, "train/lr", GREEN, "learning rate")
     rate.set(title="learning rate", ylim=(0, None))

@@ -51,7 +51,7 @@ def find_schedule_faults(diffusion: Diffusion) -> Iterator[str]:
     top = int(share.argmax())
     if share[top] > MAX_BIN_SHARE:
         yield (
-            f"{share[top]:.1%} of the weight is in one bin, log SNR {BINS[top]}, with {timesteps[top]:.0%} of the "
+            f"{share[top]:.1%} of the weight is in one bin, log SNR {BINS[top].replace('_', ' ')}, with {timesteps[top]:.0%} of the "
             "timesteps. Use weighting=min_snr to spread it"
         )
     if levels[last] > NOISY:
@@ -86,7 +86,7 @@ def plot_schedule(diffusion: Diffusion, title: str):
     bins.bar(x - 0.2, timesteps, 0.4, color=BLUE, label="timesteps")
     bars = bins.bar(x + 0.2, share, 0.4, color=ORANGE, label="weight")
     bins.bar_label(bars, [f"{value:.0%}" if value >= 0.005 else "" for value in share], fontsize="x-small", padding=2)
-    bins.set_xticks(x, BINS, rotation=45, ha="right")
+    bins.set_xticks(x, [name.replace("_", " ") for name in BINS], rotation=45, ha="right")
     bins.set(title="share of each noise level", xlabel="log SNR", ylabel="share")
     bins.margins(y=0.12)
     bins.legend(frameon=False)

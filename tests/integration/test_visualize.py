@@ -108,7 +108,7 @@ def test_shares_count_timesteps_and_their_weight():
         (process("epsilon", beta_schedule="linear"), []),
         (process("v_prediction", SNR(), zero_terminal_snr=True), ["never trained"]),
         (process("sample", SNR()), ["almost nothing is trained"]),
-        (process(weighting=lambda snr, gain: 1.0 * (snr > 3000)), ["is 0 at the noisiest", "one bin, log SNR above_8"]),
+        (process(weighting=lambda snr, gain: 1.0 * (snr > 3000)), ["is 0 at the noisiest", "one bin, log SNR above 8"]),
         (process("epsilon", beta_schedule="linear", num_train_timesteps=100), ["still holds signal"]),
         (process(beta_schedule="linear", beta_start=0.02), ["cleanest timestep is still noisy"]),
     ],
@@ -251,7 +251,7 @@ def test_curves_are_those_of_the_file(digits_run):
     losses, error, levels, rate = figure.axes
     drawn = {line.get_label(): line for line in [*losses.lines, *levels.lines]}
     columns = {"training": "train/loss", "validation, trained weights": "val/loss_raw", "validation, EMA": "val/loss"}
-    columns |= {name: f"val/ema_log_snr/{name}" for name in BINS}
+    columns |= {name.replace("_", " "): f"val/ema_log_snr/{name}" for name in BINS}
     assert drawn.keys() == columns.keys()
     drawn["val/error"], drawn["train/lr"] = error.lines[0], rate.lines[0]
     for label, column in (columns | {"val/error": "val/error", "train/lr": "train/lr"}).items():
