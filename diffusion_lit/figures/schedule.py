@@ -51,8 +51,8 @@ def find_schedule_faults(diffusion: Diffusion) -> Iterator[str]:
     top = int(share.argmax())
     if share[top] > MAX_BIN_SHARE:
         yield (
-            f"{share[top]:.1%} of the weight is in one bin, log SNR {BINS[top].replace('_', ' ')}, with {timesteps[top]:.0%} of the "
-            "timesteps. Use weighting=min_snr to spread it"
+            f"{share[top]:.1%} of the weight is in one bin, log SNR {BINS[top].replace('_', ' ')}, with "
+            f"{timesteps[top]:.0%} of the timesteps. Use weighting=min_snr to spread it"
         )
     if levels[last] > NOISY:
         yield (
