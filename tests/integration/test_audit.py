@@ -104,7 +104,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "images     20: 17 for training, 3 for validation",
         "in/train/dog/caf\\xe9.jpg: cannot be read as an image (unknown image format)",
         "modes      RGB 13, RGBA 3, I;16 1, P 1",
-        "deep       1 have more than 8 bits, scaled to 8: in/train/dog/deep.png",
+        "deep       1 with more than 8 bits, scaled to 8: in/train/dog/deep.png",
         "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits",
