@@ -312,7 +312,7 @@ def test_one_device_is_a_strategy_too_and_says_so(tmp_path, single, strategy, sa
     [
         (["strategy=single"], "strategy=single: the launcher started 2 processes. Use strategy=ddp."),
         (["strategy=ddp", "strategy.devices=4"], "the launcher started 2 processes, 2 per node"),
-        (["strategy=ddp", "--multirun", "seed=0,1"], "use python -m, not torchrun"),
+        (["strategy=ddp", "--multirun", "seed=0,1"], "Use python -m instead of torchrun"),
     ],
 )
 def test_torchrun_for_another_number_of_processes_is_refused(tmp_path, monkeypatch, words, said):
