@@ -143,7 +143,7 @@ def test_a_limit_on_the_size_of_files(unbroken, tmp_path):
 
 
 def test_decoded_images_that_do_not_fit_on_the_disk_are_refused(tmp_path):
-    """Writing into a memory map on a full disk would end the process by a signal."""
+    """The space is reserved before the first image is decoded."""
     refusal = pytest.raises(UserError, match="cannot hold 3 MiB")
     with small_disk(tmp_path / "disk", "64k") as disk, open(disk / "images.npy", "wb") as file, refusal as refused:
         cache.CacheWriter(file, (3, 32, 32), 1000)
