@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on the folders of runs, and show pictures."""
+"""The notebooks run from top to bottom on run folders and show images."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ RUNS = {
     "05_ablation": "sweep", "06_skins": "skins_run",
 }  # fmt: skip
 SLOW = ("02_process", "03_classes", "04_sprites", "05_ablation", "06_skins")  # or the usual tests take too long
-PICTURES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
+IMAGES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def sweep(tmp_path_factory) -> Path:
     [pytest.param(path, marks=pytest.mark.slow) if path.stem in SLOW else path for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
-def test_a_notebook_runs_and_shows_its_pictures(path, request, monkeypatch):
+def test_a_notebook_runs_and_shows_images(path, request, monkeypatch):
     monkeypatch.setenv("DIFFUSION_LIT_RUN", str(request.getfixturevalue(RUNS[path.stem])))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures inline
     notebook = nbformat.read(path, as_version=4)
@@ -48,8 +48,8 @@ def test_a_notebook_runs_and_shows_its_pictures(path, request, monkeypatch):
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
-    assert len(pictures) >= PICTURES[path.stem]
-    assert ("image/gif" in pictures) == (path.stem == "03_classes")
+    images = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    assert len(images) >= IMAGES[path.stem]
+    assert ("image/gif" in images) == (path.stem == "03_classes")
     if os.environ.get("KEEP_NOTEBOOK"):  # a folder, to look at them
         nbformat.write(notebook, Path(os.environ["KEEP_NOTEBOOK"]) / path.name)

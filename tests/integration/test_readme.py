@@ -105,8 +105,8 @@ def world(tmp_path_factory) -> Path:
     words = ["data=image_folder", "data.root=sprites", "data.image_size=16", "model=context_unet", "model.features=8"]
     words += ["max_steps=4", "run_dir=outputs/sprites_context/run", "global_batch_size=12", "sample_every=0"]
     run("train", *words, cwd=home)
-    judged = without(SHORT, ["data.classifier_images="])
-    run("train", "--multirun", *judged, "seed=0,1", "hydra.sweep.dir=outputs/digits/sweep", cwd=home)
+    overrides = without(SHORT, ["data.classifier_images="])
+    run("train", "--multirun", *overrides, "seed=0,1", "hydra.sweep.dir=outputs/digits/sweep", cwd=home)
     run("export", "run=outputs/digits/run", "out=me/digits", cwd=home)
     return home
 
@@ -119,7 +119,7 @@ def without(words: list[str], named: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", OF_README)
-def test_it_runs(world, command):
+def test_a_command_runs(world, command):
     verb, words = words_of(command.replace("n_trials=20", "n_trials=2").replace("=50000", "=500"))
     if "num_nodes=" in command or "push=" in command:
         pytest.skip("needs two machines, or an account")

@@ -1,4 +1,4 @@
-"""Figures show what they say: checked by formulas, by the file they were read from, by the pixels of samples."""
+"""Figures show the right numbers: compared with formulas, with the file they read, and with the pixels of samples."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def process(prediction: str = "v_prediction", weighting=None, **table) -> Diffus
 # ------------------------------------------------------------------------------------------ noising
 
 
-def test_the_forward_strip_goes_from_the_picture_to_unit_noise():
+def test_the_noise_strip_goes_from_the_image_to_unit_noise():
     diffusion = process()
     x0 = to_float(noise(3, 3, 32, 32))
     t = torch.tensor([0, 250, 999])
@@ -56,7 +56,7 @@ def test_the_forward_strip_goes_from_the_picture_to_unit_noise():
 
 
 @each("prediction", PREDICTION_TYPES)
-def test_the_panels_of_a_network_that_is_right_show_noise_and_picture(prediction):
+def test_a_perfect_network_predicts_noise_and_image(prediction):
     diffusion = process(prediction)
     x0 = to_float(noise(4, 1))
     t = torch.tensor([50, 300, 600, 900])
@@ -73,7 +73,7 @@ def test_the_panels_of_a_network_that_is_right_show_noise_and_picture(prediction
 
 
 @each("prediction", PREDICTION_TYPES)
-def test_the_estimates_of_any_network_fit_each_other(prediction):
+def test_the_estimates_of_any_network_agree(prediction):
     diffusion = process(prediction)
     x0, t = to_float(noise(3, 3)), torch.tensor([100, 500, 800])
     made = noising.predict(lambda x_t, time, y: 0.3 * x_t.cos(), diffusion, x0, t, torch.zeros_like(t), seed=0)
@@ -101,7 +101,7 @@ def test_shares_count_timesteps_and_their_weight():
 
 
 @each(
-    ("diffusion", "told"),
+    ("diffusion", "expected"),
     [
         (process(), []),
         (process(weighting=MinSNR()), []),
@@ -113,10 +113,10 @@ def test_shares_count_timesteps_and_their_weight():
         (process(beta_schedule="linear", beta_start=0.02), ["cleanest timestep is still noisy"]),
     ],
 )
-def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffusion, told):
+def test_schedule_faults_are_reported_and_good_settings_are_not(diffusion, expected):
     faults = list(schedule.find_schedule_faults(diffusion))
-    assert len(faults) == len(told), faults
-    for fault, words in zip(faults, told, strict=True):
+    assert len(faults) == len(expected), faults
+    for fault, words in zip(faults, expected, strict=True):
         assert words in fault
 
 
@@ -129,7 +129,7 @@ def test_settings_that_do_not_go_together_are_told_and_sound_ones_are_not(diffus
     ],
 )
 @each("loss", ["mse", "l1"])
-def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, of_x0, loss):
+def test_the_weight_on_x0_follows_from_the_weight_on_the_output(prediction, of_x0, loss):
     table = DiscreteProcess(beta_schedule="linear")
     own, clean = losses.compute_loss_weights(Diffusion(table, prediction, Uniform(), loss))
     assert torch.equal(own, torch.ones(1000, dtype=torch.float64))
@@ -137,7 +137,7 @@ def test_the_weight_on_x0_is_what_the_error_of_the_network_is_worth(prediction, 
     torch.testing.assert_close(clean, worth if loss == "mse" else worth.sqrt(), rtol=1e-5, atol=0)
 
 
-def test_the_numbers_of_the_loss_are_those_of_the_formulas():
+def test_the_numbers_of_the_loss_follow_the_formulas():
     """Weights 0 to 999, and a schedule of equal betas."""
     counted = process(weighting=lambda snr, gain: torch.arange(1000.0).double())
     assert losses.compute_end_shares(counted) == pytest.approx((9945 / 499500, 45 / 499500))
@@ -148,7 +148,7 @@ def test_the_numbers_of_the_loss_are_those_of_the_formulas():
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 24), (torch.bfloat16, 8), (torch.float16, 11)])
-def test_rounding_is_half_a_unit_of_a_held_table_and_all_of_a_little_noise_made_of_alpha(dtype, bits):
+def test_rounding_of_tables_is_half_a_unit_and_from_alpha_bar_loses_small_noise(dtype, bits):
     table = DiscreteProcess(beta_schedule="linear")
     for error in losses.compute_rounding(table, dtype, from_alpha_bar=False):
         assert 2 ** -(bits + 1) < error.max() <= 2**-bits
@@ -170,7 +170,7 @@ def test_rounding_of_no_signal_is_none():
     assert losses.compute_rounding(table, torch.bfloat16, False)[0][-1] == 0
 
 
-def test_losses_are_drawn_of_each_recipe():
+def test_losses_of_each_recipe_are_drawn():
     recipes = {"v": process(), "zero": process("v_prediction", SNR(), zero_terminal_snr=True)}
     figure = losses.plot_losses(recipes, "title")
     own, clean, sigma, x_t = figure.axes
@@ -184,7 +184,7 @@ def test_losses_are_drawn_of_each_recipe():
     assert_not_cut(figure)
 
 
-def test_several_recipes_are_compared_by_what_tells_them_apart(tmp_path):
+def test_recipes_are_named_by_their_differences(tmp_path):
     words = ["weighting=snr,min_snr", "diffusion.prediction_type=v_prediction,sample", "what=[losses]", "out=x"]
     printed = run("visualize", *words, cwd=tmp_path)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["losses.png"]
@@ -220,9 +220,9 @@ def assert_not_cut(figure) -> None:
 def test_tiles_hold_every_pixel_in_its_place(tmp_path, size):
     images = noise(6, 3, size, size).unflatten(0, (2, 3))
     figure = plot_tiles(images, ["a", "b"], ["x", "y", "z\n2"], "title", [("one", 1), ("two", 2)])
-    picture = Image.open(save_figure(figure, tmp_path / "a.png")).convert("RGB")
+    image_file = Image.open(save_figure(figure, tmp_path / "a.png")).convert("RGB")
     zoom = max(1, -(-72 // size))
-    places = [[find_tile(picture, enlarge(image, zoom)) for image in row] for row in images]
+    places = [[find_tile(image_file, enlarge(image, zoom)) for image in row] for row in images]
     assert all(len(place) == 1 for row in places for place in row)
     tops = [[place[0][0] for place in row] for row in places]
     lefts = [[place[0][1] for place in row] for row in places]
@@ -245,7 +245,7 @@ def test_no_text_is_cut_or_over_another():
         assert not any(box.overlaps(other) for other in boxes[:k])
 
 
-def test_curves_are_those_of_the_file(digits_run):
+def test_curves_show_the_file(digits_run):
     rows = read_metrics(digits_run / "metrics.csv")
     figure = curves.plot_curves(rows, "title")
     losses, error, levels, rate = figure.axes
@@ -260,11 +260,11 @@ def test_curves_are_those_of_the_file(digits_run):
     assert_not_cut(figure)
 
 
-def test_curves_of_a_run_without_held_out_pictures_say_so():
+def test_curves_without_validation_images_say_not_measured():
     rows = [{"step": "1", "train/loss": "2.0", "train/lr": "0.1", "val/loss": "", "val/error": "nan"}]
     figure = curves.plot_curves(rows, "title")
-    told = [ax.get_title() for ax in figure.axes if any(text.get_text() == "not measured" for text in ax.texts)]
-    assert told == ["validation error of the noise estimate", "validation error by log SNR, EMA"]
+    empty = [ax.get_title() for ax in figure.axes if any(text.get_text() == "not measured" for text in ax.texts)]
+    assert empty == ["validation error of the noise estimate", "validation error by log SNR, EMA"]
     assert_not_cut(figure)
 
 
@@ -303,12 +303,12 @@ def test_originals_are_of_the_class_of_their_row(digits_run):
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    digit_images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     originals = Subject(stored_config.read_model_config(digits_run), seed=0).load_originals(3)
     assert originals.shape == (10, 3, 1, 8, 8)
     for label, row in enumerate(originals):
         for k, image in enumerate(row):
-            assert np.array_equal(image[0], pictures[:1437][digits.target[:1437] == label][k])
+            assert np.array_equal(image[0], digit_images[:1437][digits.target[:1437] == label][k])
 
 
 def test_figures_of_a_recipe(tmp_path):
@@ -319,13 +319,16 @@ def test_figures_of_a_recipe(tmp_path):
     out = tmp_path / "outputs" / "digits" / "figures"
     assert {path.name for path in out.iterdir()} == {"forward.png", "schedule.png", "losses.png"}
     assert "schedule.png" in run("visualize", "what=[schedule]", "diffusion=ddpm", "out=x", cwd=tmp_path)
-    unread = ["data=cifar10", "data.root=nowhere"]  # a schedule needs no pictures: none are looked for or downloaded
+    unread = [
+        "data=cifar10",
+        "data.root=nowhere",
+    ]  # a schedule reads and downloads no images
     assert "schedule.png" in run("visualize", "what=[schedule,losses]", *unread, "out=y", cwd=tmp_path)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["schedule.png"]
 
 
 @each(
-    ("words", "told", "code"),
+    ("words", "expected", "code"),
     [
         ("what=[panels,curves]", "what=[curves,panels] needs a trained run: add run=...", 2),
         ("what=[forwrd]", "must be null or list[forward | panels", 2),
@@ -343,7 +346,7 @@ def test_figures_of_a_recipe(tmp_path):
         ("--multirun seed=1,2", "leave --multirun out", 2),
     ],
 )
-def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, monkeypatch, capsys, words, told, code):
+def test_mistakes_are_reported_before_drawing(digits_run, tmp_path, monkeypatch, capsys, words, expected, code):
     before = set(digits_run.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["visualize", *words.format(run=digits_run).split()])
@@ -352,12 +355,12 @@ def test_mistakes_are_told_before_anything_is_drawn(digits_run, tmp_path, monkey
     printed = capsys.readouterr().err
     assert ended.value.code == code
     assert printed.startswith("error: ")
-    assert told in printed
+    assert expected in printed
     assert not list(tmp_path.iterdir())
     assert set(digits_run.rglob("*")) == before
 
 
-def test_what_is_no_longer_there_is_left_out_unless_it_is_named(digits_run, tmp_path, caplog):
+def test_figures_without_data_are_skipped_unless_named(digits_run, tmp_path, caplog):
     lost = Subject(stored_config.read_model_config(digits_run) | {"name": "moved"}, seed=0, run=tmp_path)
     lost.config["data"] |= {"_target_": "diffusion_lit.data.sources.folder.ImageFolder", "root": str(tmp_path / "gone")}
     config = OmegaConf.create({"columns": 3, "images_per_class": 1, "what": None})
@@ -379,7 +382,7 @@ def test_columns_share_their_seeds_and_are_those_of_the_first_row():
     assert seeds == [image_seeds(4, 4)[j] for j in (0, 1, 2, 0, 1, 3, 0)]
 
 
-def test_the_same_noise_makes_equal_rows_where_the_class_does_not_count(digits_run, tmp_path):
+def test_the_same_noise_gives_equal_rows_without_guidance(digits_run, tmp_path):
     words = [f"run={digits_run}", "images_per_class=3", "classes=[3,8]", "npy=true", "sampler.steps=5"]
     words += ["sampler=ddpm", "same_noise=true"]  # noise on the way too
     run("sample", *words, "guidance_scale=0", "out=a", cwd=tmp_path)
@@ -392,5 +395,5 @@ def test_the_same_noise_makes_equal_rows_where_the_class_does_not_count(digits_r
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["same_noise"] is True
     assert [image["seed"] for image in manifest["images"]] == [*image_seeds(0, 3)] * 2
-    told = run("sample", f"run={digits_run}", "images_per_class=3", "num_images=4", cwd=tmp_path, code=2)
-    assert "leave one out" in told
+    expected = run("sample", f"run={digits_run}", "images_per_class=3", "num_images=4", cwd=tmp_path, code=2)
+    assert "leave one out" in expected
