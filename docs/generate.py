@@ -49,7 +49,7 @@ def render_api() -> str:
         node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == public)
         text = _as_markdown(ast.get_docstring(node) or "")
         parts += [f"## diffusion_lit.{public}", f"```python\n{_signature(node)}\n```", text]
-        parts.append("\n".join(_describe_methods(node)))
+        parts += ["**Methods**", "\n".join(_describe_methods(node))]
     for file in [file for pattern in MODULES for file in sorted(package.glob(pattern))]:
         tree = ast.parse(file.read_text())
         lines = [line for node in tree.body for line in _describe(node)]
