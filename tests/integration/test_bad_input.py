@@ -245,7 +245,7 @@ NETWORK_CASES = [  # said by the classes, so torch is imported; no folder is mad
     ("optimizer._target_=torch.optim.SGD", "optimizer.betas: torch.optim.SGD has no such argument, it has lr"),
     ("optimizer._target_=torch.optim.Sgd", "_target_=torch.optim.Sgd: class not found"),
     ("+optimizer.momentum=0.9", "optimizer.momentum: torch.optim.AdamW has no such argument"),
-    ("+callbacks.stop._target_=os.system", "_target_=os.system: not a class that a stored configuration may build"),
+    ("+callbacks.stop._target_=os.system", "_target_=os.system: not a class that a configuration may build"),
     ("+callbacks.stop.monitor=val/loss", "callbacks.stop: add callbacks.stop._target_=package.Class"),
     (
         "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
@@ -649,7 +649,7 @@ def test_every_damage_to_a_checkpoint_is_a_message(finished, tmp_path):
 def test_resume_with_another_configuration(refused, passes, finished, word, told):
     printed = refused(f"resume={finished}", word)
     assert told in printed
-    assert "accept=[config] to go on all the same" in printed
+    assert "accept=[config] to resume with the new ones" in printed
     assert len(printed.splitlines()) <= 12
     passes("train", f"resume={finished}", word, "accept=[config]", f"data.root={finished.parent / 'in'}")
 

@@ -146,7 +146,7 @@ def test_the_summary_by_hand(tmp_path):
     write_sweep(tmp_path / "sweep", {"seed": [0, 1]}, lambda seed: finished(seed, class_accuracy=0.5 + seed))
     assert "mean of class_accuracy over n seeds" in run("cli.summary", "sweep", "class_accuracy", cwd=tmp_path)
     assert is_figure_drawn(tmp_path / "sweep")
-    assert "no folder of a sweep" in run("cli.summary", "nowhere", cwd=tmp_path, code=4)
+    assert "not the folder of a sweep" in run("cli.summary", "nowhere", cwd=tmp_path, code=4)
 
 
 # ------------------------------------------------------------------------------------------ the picture
