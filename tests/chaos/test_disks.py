@@ -113,7 +113,8 @@ def test_a_disk_that_is_full_for_a_while_loses_no_row(unbroken, tmp_path):
 def test_a_full_folder_of_logs_ends_no_run(tmp_path):
     """W&B and TensorBoard on a disk of their own, which is full; the run's own files are complete."""
     overrides = [*SETTINGS, "sample_every=0"]
-    for logger, message in (("wandb", "no room for the records of W&B"), ("tensorboard", "No space left on device")):
+    messages = {"wandb": "no space left for the records of W&B", "tensorboard": "No space left on device"}
+    for logger, message in messages.items():
         here = tmp_path / logger
         here.mkdir()
         with small_disk(here / "full", "64k") as full:
