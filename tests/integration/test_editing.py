@@ -50,7 +50,7 @@ def exact(x_t, t, y):
 
 def made(name: str, edit: Edit | None, seeds=(0, 1, 2, 3), net=exact, **changes) -> torch.Tensor:
     sampler = sampler_of(name, **{"steps": 50, "batch_size": 4, "clip_x0": False, **changes})
-    return generate(net, PROCESS, sampler, [0] * len(seeds), seeds, SHAPE, edit=edit)
+    return generate(net, PROCESS, sampler, [0] * len(seeds), seeds, SHAPE, edit=edit).clamp(-1, 1)
 
 
 def started_at(name: str, strength: float, **changes) -> tuple[float, float]:

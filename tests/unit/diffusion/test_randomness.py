@@ -234,7 +234,7 @@ def test_flips_say_nothing_of_dropped_labels_or_timesteps():
     count = len(DRAWS.flip)
     flipped = flip_images(torch.tensor([0.0, 1.0]).expand(count, 1, 1, 2), DRAWS, 0.5)[:, 0, 0, 0] == 1
     dropped = ClassCondition(10).drop(torch.zeros(count, dtype=torch.int64), DRAWS.drop, 0.1) == 10
-    late = DiscreteProcess().draw(DRAWS.timestep) >= 500
+    late = DiscreteProcess().sample_times(DRAWS.timestep) >= 500
     for one, other in ((flipped, dropped), (flipped, late), (dropped, late)):
         table = [[(a & b).sum().item() for b in (other, ~other)] for a in (one, ~one)]
         assert stats.chi2_contingency(table).pvalue > UNLIKELY
