@@ -197,11 +197,11 @@ def test_replay_names_parameters_whose_gradient_is_not_finite(tmp_path, caplog):
     assert "the last layer first: 1.weight, 0.bias, 0.weight" in caplog.text
 
 
-def test_replay_of_a_run_that_ended_well_or_of_a_broken_record(tmp_path, digits_run):
-    assert "has no nonfinite_step.ckpt" in run("replay", f"run={digits_run}", cwd=tmp_path, code=4)
-    (digits_run / "nonfinite_step.ckpt").write_text("no")
-    assert "cannot be read" in run("replay", f"run={digits_run}", cwd=tmp_path, code=4)
-    (digits_run / "nonfinite_step.ckpt").unlink()
+def test_replay_of_a_run_that_ended_well_or_of_a_broken_record(tmp_path, tiny_run):
+    assert "has no nonfinite_step.ckpt" in run("replay", f"run={tiny_run}", cwd=tmp_path, code=4)
+    (tiny_run / "nonfinite_step.ckpt").write_text("no")
+    assert "cannot be read" in run("replay", f"run={tiny_run}", cwd=tmp_path, code=4)
+    (tiny_run / "nonfinite_step.ckpt").unlink()
 
 
 @pytest.mark.slow

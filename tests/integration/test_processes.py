@@ -28,6 +28,6 @@ def test_commands_take_every_process(process, tmp_path):
     )
 
 
-def test_a_run_is_not_sampled_by_a_sampler_of_another_process(digits_run, tmp_path):
-    printed = run("sample", f"run={digits_run}", "sampler=flow_euler", cwd=tmp_path, code=2)
+def test_a_run_is_not_sampled_by_a_sampler_of_another_process(tiny_run, tmp_path):
+    printed = run("sample", f"run={tiny_run}", "sampler=flow_euler", cwd=tmp_path, code=2)
     assert "sampler=flow_euler: serves flow processes, and this one is discrete" in printed

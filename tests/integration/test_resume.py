@@ -147,8 +147,8 @@ def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
     assert [word for word in words if word.startswith("max_")] == then
 
 
-def test_any_key_that_differs_makes_another_run(digits_run, tmp_path):
-    config = read_model_config(digits_run)
+def test_any_key_that_differs_makes_another_run(tiny_run, tmp_path):
+    config = read_model_config(tiny_run)
     stored = copy.deepcopy(config)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(stored)))
     check_continuation(tmp_path, config | {"accept": []})

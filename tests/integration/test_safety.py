@@ -269,13 +269,13 @@ def test_the_stored_words_of_a_run_set_nothing_of_hydra(tmp_path, word):
     assert caught.value.exit_code == Exit.CHECKPOINT
 
 
-def test_a_stored_network_of_another_class_is_not_built(digits_run, tmp_path):
-    config = stored_config.read_model_config(digits_run) | {
+def test_a_stored_network_of_another_class_is_not_built(tiny_run, tmp_path):
+    config = stored_config.read_model_config(tiny_run) | {
         "model": {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
     }
     (tmp_path / "run").mkdir()
     OmegaConf.save(OmegaConf.create(config), tmp_path / "run" / "config.yaml")
-    (tmp_path / "run" / "checkpoints").symlink_to(digits_run / "checkpoints")
+    (tmp_path / "run" / "checkpoints").symlink_to(tiny_run / "checkpoints")
     with pytest.raises(UserError, match=r"_target_=os\.system: not a class that a stored configuration may build"):
         TrainedModel.from_run(tmp_path / "run")
     assert not (tmp_path / "ran").exists()
