@@ -36,7 +36,8 @@ def test_the_last_lines_name_the_run_the_grid_and_the_verdict(digits_run):
     result = json.loads((digits_run / "result.json").read_text())
     assert digits_run.name in printed
     assert result["grid"] in printed
-    assert f"{result['class_accuracy']:.1%} of 500 generated images are the class they were asked to be" in printed
+    assert f"{result['class_accuracy']:.1%} of 500 generated images" in printed
+    assert f"real images {result['class_accuracy_real']:.1%}" in printed
 
 
 def test_a_run_folder_holds_what_the_contract_says(digits_run):
@@ -73,7 +74,7 @@ def test_held_out_loss_is_below_an_untrained_networks_at_every_noise_level(digit
     module = make_module(config)
     untrained, bins, noise = Probe(data.val, module.diffusion).losses(module.ema)
     assert float(rows[-1]["val/loss"]) < untrained / 4
-    assert float(rows[-1]["val/error"]) < 0.6 * noise
+    assert float(rows[-1]["val/error"]) < 0.65 * noise  # of a third of the training; in full it is below 0.6
     for name, loss in zip(BINS, bins, strict=True):
         assert float(rows[-1][f"val/ema_log_snr/{name}"]) < loss, name
         assert float(rows[-1][f"val/raw_log_snr/{name}"]) < loss, name
@@ -101,6 +102,7 @@ def test_the_bare_command(tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("finished", 1200)
     assert result["class_accuracy"] >= 0.95
+    assert result["val/error"] < 0.6 * 0.523  # of an untrained network, as above
     assert (folder / "command.txt").read_text() == "python -m diffusion_lit.train\n"
     assert run_dir.read_overrides(folder) == []
 
@@ -158,7 +160,7 @@ def test_guidance_needs_a_network_that_was_trained_for_it(digits_run, tmp_path):
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("label_dropout: 0.1", "label_dropout: 0"))
     printed = run("sample", f"run={copy}", "guidance_scale=3", cwd=tmp_path, code=2)
-    assert "trained by dropping labels" in printed
+    assert "guidance needs the unconditional model" in printed
 
 
 def test_an_image_depends_on_its_seed_and_label_alone(digits_run, tmp_path):
