@@ -135,7 +135,7 @@ def check_distinct(v: dict) -> Iterator[str]:
 
 def check_editing(v: dict) -> Iterator[str]:
     """Refuse editing options without an image or a mask."""
-    for key, needs in {"mask": "init", "strength": "init", "resample": "mask"}.items():
+    for key, needs in {"mask": "init", "strength": "init", "repaint_repeats": "mask"}.items():
         if v[key] not in (None, 1) and v[needs] is None:
             yield f"{key}={v[key]}: has no effect without {needs}. Add {needs}=<image>"
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
+from diffusion_lit.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 
 
 def linear_betas(num: int, start: float, end: float) -> Tensor:
@@ -87,14 +87,14 @@ class Process:
     `sample_times` and `time_input`, and `name`, by which a sampler's `serves` lists it.
 
     Args:
-        timestep_sampling: a key of `diffusion_lit.diffusion.timesteps.TIMESTEP_SAMPLING`.
-        sampling_mean: mean of the logit, for logit-normal sampling.
-        sampling_std: standard deviation of the logit, for logit-normal sampling.
+        timestep_distribution: a key of `diffusion_lit.diffusion.timesteps.TIMESTEP_DISTRIBUTIONS`.
+        logit_mean: mean of the logit, for the logit-normal distributions.
+        logit_std: standard deviation of the logit, for the logit-normal distributions.
     """
 
-    timestep_sampling: str = "uniform"
-    sampling_mean: float = 0.0
-    sampling_std: float = 1.0
+    timestep_distribution: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
 
     is_discrete = False  # True: t is an index of `times`
     num_train_timesteps = 1000  # T
@@ -110,7 +110,7 @@ class Process:
         raise NotImplementedError
 
     def sample_times(self, u: Tensor) -> Tensor:
-        """Return times (B,) of uniform numbers u (B,) in [0, 1), distributed by `timestep_sampling`."""
+        """Return times (B,) of uniform numbers u (B,) in [0, 1), distributed by `timestep_distribution`."""
         raise NotImplementedError
 
     def time_input(self, t: Tensor) -> Tensor:
@@ -119,12 +119,12 @@ class Process:
 
     def sample_fraction(self, u: Tensor) -> Tensor:
         """Return fractions of the way from clean image to noise, in [0, 1), of uniform numbers u (B,)."""
-        sampler = TIMESTEP_SAMPLING[self.timestep_sampling]
-        return sampler.fractions(u, self.sampling_mean, self.sampling_std)
+        distribution = TIMESTEP_DISTRIBUTIONS[self.timestep_distribution]
+        return distribution.fractions(u, self.logit_mean, self.logit_std)
 
     def num_strata(self, batch_size: int) -> int:
         """Return into how many strata a global batch splits [0, 1), with one u in each."""
-        return batch_size if TIMESTEP_SAMPLING[self.timestep_sampling].is_stratified else 1
+        return batch_size if TIMESTEP_DISTRIBUTIONS[self.timestep_distribution].is_stratified else 1
 
     @cached_property
     def alpha(self) -> Tensor:

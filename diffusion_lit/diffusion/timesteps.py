@@ -1,8 +1,8 @@
-"""Timestep sampling: how often training draws each noise level.
+"""Timestep distributions: how often training draws each noise level.
 
-A sampler maps uniform numbers in [0, 1) to fractions of the way from clean image (0) to noise
+A distribution maps uniform numbers in [0, 1) to fractions of the way from clean image (0) to noise
 (1); a process maps these to its times. To add one, write a function and add it to
-`TIMESTEP_SAMPLING`.
+`TIMESTEP_DISTRIBUTIONS`.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def logit_normal_fractions(u: Tensor, mean: float, std: float) -> Tensor:
     return torch.sigmoid(mean + std * torch.special.ndtri(u)).clamp(max=BELOW_1)
 
 
-class TimestepSampler(NamedTuple):
+class TimestepDistribution(NamedTuple):
     """A map of uniform numbers to fractions, and the form of the uniform numbers.
 
     Attributes:
@@ -37,9 +37,9 @@ class TimestepSampler(NamedTuple):
     is_stratified: bool = False
 
 
-TIMESTEP_SAMPLING = {
-    "uniform": TimestepSampler(uniform_fractions),
-    "stratified": TimestepSampler(uniform_fractions, is_stratified=True),
-    "logit_normal": TimestepSampler(logit_normal_fractions),
-    "stratified_logit_normal": TimestepSampler(logit_normal_fractions, is_stratified=True),
+TIMESTEP_DISTRIBUTIONS = {
+    "uniform": TimestepDistribution(uniform_fractions),
+    "stratified": TimestepDistribution(uniform_fractions, is_stratified=True),
+    "logit_normal": TimestepDistribution(logit_normal_fractions),
+    "stratified_logit_normal": TimestepDistribution(logit_normal_fractions, is_stratified=True),
 }

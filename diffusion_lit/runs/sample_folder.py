@@ -76,5 +76,7 @@ def describe_image(request: ImageRequest, names: list[str], originals: Originals
 
 def describe_edit(originals: Originals, edit: Edit) -> dict:
     """Return how images were edited, and checksums of their files, for the manifest."""
-    mask = {"mask": fingerprint_file(originals.mask_file), "resample": edit.resample} if originals.mask_file else {}
+    mask = {}
+    if originals.mask_file:
+        mask = {"mask": fingerprint_file(originals.mask_file), "repaint_repeats": edit.repaint_repeats}
     return {"strength": edit.strength, **mask, "init": [fingerprint_file(file) for file in originals.files]}

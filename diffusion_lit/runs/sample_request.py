@@ -22,7 +22,7 @@ from diffusion_lit.sampling.labels import Label, make_blend, parse_class
 from diffusion_lit.system.errors import Exit, UserError
 
 NO_GUIDE = {"guide": None, "guide_checkpoint": "last"}  # for a command without these keys
-TRAINING_ONLY = ("loss", "timestep_sampling")  # keys of `diffusion` that do not matter after training
+TRAINING_ONLY = ("loss", "timestep_distribution")  # keys of `diffusion` that do not matter after training
 
 
 def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[str]:

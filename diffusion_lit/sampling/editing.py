@@ -46,14 +46,14 @@ class Edit:
             noise, and without a mask the original has no effect.
         mask: bool (H, W), True where the image is generated. Elsewhere x is, after every step,
             the original with new noise of the level reached, and finally the original itself.
-        resample: how often each step but the last is run, with noise added in between, so that
-            generated and kept parts fit: the paper's U, with jumps of one step.
+        repaint_repeats: how often each step but the last is run, with noise added in between,
+            so that generated and kept parts fit: the paper's U, with jumps of one step.
     """
 
     x0: Tensor
     strength: float = 1.0
     mask: Tensor | None = None
-    resample: int = 1
+    repaint_repeats: int = 1
 
     def select(self, members: Sequence[int], device: torch.device) -> "Edit":
         """Return the edit of some of the images, on a device."""
@@ -63,11 +63,11 @@ class Edit:
     def step_indices(self, steps: int) -> list[int]:
         """Return which of the sampler's steps to run, in order; at least the last.
 
-        >>> Edit(torch.zeros(1, 1, 1, 1), strength=0.6, resample=2).step_indices(5)
+        >>> Edit(torch.zeros(1, 1, 1, 1), strength=0.6, repaint_repeats=2).step_indices(5)
         [2, 2, 3, 3, 4]
         """
         first = steps - max(1, round(self.strength * steps))
-        return [k for k in range(first, steps - 1) for _ in range(self.resample)] + [steps - 1]
+        return [k for k in range(first, steps - 1) for _ in range(self.repaint_repeats)] + [steps - 1]
 
     def restore_known(
         self, x: Tensor, diffusion: Diffusion, t: Tensor | None, generators: Sequence[Generator]
@@ -87,7 +87,7 @@ def make_edit(originals: Originals, indices: Sequence[int], config, codec: Codec
     """
     x0 = codec.encode(torch.from_numpy(originals.images[list(indices)]))
     mask = None if originals.mask is None else torch.from_numpy(originals.mask)
-    return Edit(x0, config.strength or (0.6 if mask is None else 1.0), mask, config.resample)
+    return Edit(x0, config.strength or (0.6 if mask is None else 1.0), mask, config.repaint_repeats)
 
 
 def renoise(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: Sequence[Generator]) -> Tensor:

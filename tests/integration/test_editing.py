@@ -111,9 +111,9 @@ def test_a_little_strength_gives_the_picture_back(name, changes):
 def test_an_edited_image_depends_on_its_seed_and_picture_alone(name, changes, mask):
     x0 = to_float(noise(5, 1, 64, 64))
     area = torch.arange(64 * 64).view(64, 64) % 3 == 0 if mask else None
-    edit = Edit(x0, 0.5, area, resample=2 if mask else 1)
+    edit = Edit(x0, 0.5, area, repaint_repeats=2 if mask else 1)
     together = made(name, edit, seeds=range(5), **changes)
-    alone = made(name, Edit(x0[3:4], 0.5, area, edit.resample), seeds=[3], **changes)
+    alone = made(name, Edit(x0[3:4], 0.5, area, edit.repaint_repeats), seeds=[3], **changes)
     torch.testing.assert_close(together[3:4], alone, rtol=0, atol=1e-6)
     assert not torch.equal(together[3], made(name, edit, seeds=[0, 1, 2, 9, 4], **changes)[3])
 
@@ -122,23 +122,25 @@ def test_an_edited_image_depends_on_its_seed_and_picture_alone(name, changes, ma
 
 
 @every_sampler
-@each(("strength", "resample"), [(1.0, 1), (0.5, 3)])
-def test_what_is_kept_is_the_picture_to_the_bit(name, changes, strength, resample):
+@each(("strength", "repaint_repeats"), [(1.0, 1), (0.5, 3)])
+def test_what_is_kept_is_the_picture_to_the_bit(name, changes, strength, repaint_repeats):
     picture = noise(4, 1, 64, 64)
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[16:48, 8:40] = True
-    images = to_uint8(made(name, Edit(to_float(picture), strength, mask, resample), steps=10, **changes))
+    images = to_uint8(made(name, Edit(to_float(picture), strength, mask, repaint_repeats), steps=10, **changes))
     assert torch.equal(images[..., ~mask], picture[..., ~mask])
     assert (images[..., mask] != picture[..., mask]).float().mean() > 0.9
 
 
-@each("resample", [1, 3])
+@each("repaint_repeats", [1, 3])
 @every_sampler
-def test_independent_pixels_are_painted_as_if_nothing_were_kept(name, changes, resample):
+def test_independent_pixels_are_painted_as_if_nothing_were_kept(name, changes, repaint_repeats):
     """Where no pixel tells of another, repainting is sampling: the same moments, whatever is around."""
     mask = torch.ones(64, 64, dtype=torch.bool)
     mask[::2] = False
-    images = made(name, Edit(torch.full((4, *SHAPE), 0.9), mask=mask, resample=resample), steps=100, **changes)
+    images = made(
+        name, Edit(torch.full((4, *SHAPE), 0.9), mask=mask, repaint_repeats=repaint_repeats), steps=100, **changes
+    )
     painted = images[..., mask]
     assert abs(painted.mean() - MEAN) < 4 * SPREAD / painted.numel() ** 0.5
     assert painted.std() == pytest.approx(SPREAD, rel=0.12)  # a hundred steps take some variance away
@@ -159,8 +161,10 @@ def test_repeating_steps_brings_the_painted_half_nearer_to_what_the_kept_one_say
     x0, mask = torch.cat([half, half], -1).clamp(-1, 1), torch.zeros(64, 64, dtype=torch.bool)
     mask[:, 32:] = True
     errors = [
-        (made("ddpm", Edit(x0, mask=mask, resample=resample), net=halves)[..., 32:] - x0[..., 32:]).square().mean()
-        for resample in (1, 5)
+        (made("ddpm", Edit(x0, mask=mask, repaint_repeats=repaint_repeats), net=halves)[..., 32:] - x0[..., 32:])
+        .square()
+        .mean()
+        for repaint_repeats in (1, 5)
     ]
     assert errors[1] < errors[0] / 1.5
     assert errors[0] < 2 * SPREAD**2 / 4  # of halves that know nothing of each other: 2 s^2
@@ -250,7 +254,7 @@ def test_the_command_edits_pictures_row_by_row(digits_run, tmp_path):
     mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
     mask[:, :, 4:] = 255
     save(tmp_path / "mask.png", mask)
-    words = [f"run={digits_run}", "init=mine", "mask=mask.png", "resample=2", "strength=0.8", "classes=[3,8]"]
+    words = [f"run={digits_run}", "init=mine", "mask=mask.png", "repaint_repeats=2", "strength=0.8", "classes=[3,8]"]
     words += ["images_per_class=2", "sampler.steps=5", "npy=true", "gif=true", "out=out"]
     run("sample", *words, cwd=tmp_path)
     made = pixels(tmp_path / "out")
@@ -259,7 +263,7 @@ def test_the_command_edits_pictures_row_by_row(digits_run, tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [image["class"] for image in manifest["images"]] == ["3", "3", "8", "8"] * 2
     assert [image["init"] for image in manifest["images"]] == ["mine/a.png"] * 4 + ["mine/b.png"] * 4
-    assert (manifest["edit"]["strength"], manifest["edit"]["resample"]) == (0.8, 2)
+    assert (manifest["edit"]["strength"], manifest["edit"]["repaint_repeats"]) == (0.8, 2)
     digest = hashlib.blake2b((tmp_path / "mask.png").read_bytes(), digest_size=8).hexdigest()
     assert manifest["edit"]["mask"] == {"file": "mask.png", "blake2b": digest}
 
@@ -310,7 +314,7 @@ def test_the_command_goes_between_seeds_and_between_classes(digits_run, tmp_path
             ["mask=mask.png: has no effect without", "strength=0.5: has no effect"],
             2,
         ),
-        (["init=small.png", "resample=3"], ["resample=3: has no effect without mask"], 2),
+        (["init=small.png", "repaint_repeats=3"], ["repaint_repeats=3: has no effect without mask"], 2),
         (["init=small.png", "strength=0"], ["strength=0: must be null or float in (0, 1]"], 2),
         (["seeds=[3,3]"], ["seeds=[3, 3]: the values must differ"], 2),
         (["seeds=[3,8]", "seed=1"], ["seed and seeds exclude each other: leave one out"], 2),

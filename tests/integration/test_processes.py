@@ -11,7 +11,7 @@ from tests.runs import TINY, run
 @pytest.mark.parametrize("process", ["flow", "edm"])
 def test_commands_take_every_process(process, tmp_path):
     words = ["data=synthetic", "data.image_size=8", "model=unet_digits", *TINY, "max_steps=4", "sampler.steps=2"]
-    words += [f"diffusion={process}", "weighting=uniform", "diffusion.timestep_sampling=stratified"]
+    words += [f"diffusion={process}", "weighting=uniform", "diffusion.timestep_distribution=stratified"]
     words += [{"flow": "sampler=flow_heun", "edm": "sampler=heun"}[process]]
     words += ["val_every=2", "sample_every=4", "checkpoint_every=2", "log_every=1"]
     printed = run("train", *words, "run_dir=whole", cwd=tmp_path)

@@ -163,7 +163,7 @@ def test_choices_are_those_of_the_code():
     from diffusion_lit.diffusion.loss import LOSS_FUNCTIONS
     from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
     from diffusion_lit.diffusion.schedules import BETA_SCHEDULES
-    from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
+    from diffusion_lit.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
     from diffusion_lit.evaluation.features import FEATURE_EXTRACTORS
     from diffusion_lit.evaluation.metrics import METRICS
 
@@ -171,7 +171,7 @@ def test_choices_are_those_of_the_code():
     tables = {
         "diffusion.beta_schedule": BETA_SCHEDULES,
         "diffusion.prediction_type": PREDICTION_TYPES,
-        "diffusion.timestep_sampling": TIMESTEP_SAMPLING,
+        "diffusion.timestep_distribution": TIMESTEP_DISTRIBUTIONS,
         "diffusion.loss": LOSS_FUNCTIONS,
         "data.resample": RESAMPLE,
         "data.fit": FITS,
@@ -211,7 +211,7 @@ def test_every_check_of_values_together_finds_its_keys():
         (config,) = compose_configs("train", words + ["model.path=there"] * (path.stem == "pretrained"))
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
-        values |= {"init": None, "strength": None, "mask": None, "resample": 1, "shards": None}  # of `sample`
+        values |= {"init": None, "strength": None, "mask": None, "repaint_repeats": 1, "shards": None}  # of `sample`
         values |= {"data.streaming": False}  # of data=huggingface
         for check in CHECKS:
             with suppress(KeyError):

@@ -21,7 +21,7 @@ from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.processes import EDM, FlowMatching
 from diffusion_lit.diffusion.randomness import draw_random_numbers
 from diffusion_lit.diffusion.schedules import DiscreteProcess
-from diffusion_lit.diffusion.timesteps import TIMESTEP_SAMPLING
+from diffusion_lit.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 from diffusion_lit.diffusion.weighting import Uniform
 from diffusion_lit.runs.build import make_diffusion
 from diffusion_lit.sampling.generate import generate
@@ -341,7 +341,7 @@ def test_the_last_share_of_a_large_batch_ends_before_1():
 
 
 def test_only_what_says_so_is_stratified():
-    assert {name: DiscreteProcess(timestep_sampling=name).num_strata(64) for name in TIMESTEP_SAMPLING} == {
+    assert {name: DiscreteProcess(timestep_distribution=name).num_strata(64) for name in TIMESTEP_DISTRIBUTIONS} == {
         "uniform": 1,
         "stratified": 64,
         "logit_normal": 1,
@@ -352,7 +352,7 @@ def test_only_what_says_so_is_stratified():
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.2, 1.2), (0.5, 0.3)])
 def test_logit_normal_numbers_are_normal_in_the_logit(mean, std):
     u = (torch.arange(4096) + 0.5) / 4096
-    settings = {"timestep_sampling": "logit_normal", "sampling_mean": mean, "sampling_std": std}
+    settings = {"timestep_distribution": "logit_normal", "logit_mean": mean, "logit_std": std}
     z = mean + std * ndtri(u.double().numpy())
     t = FlowMatching(**settings).sample_times(u).double().numpy()
     np.testing.assert_allclose(np.log(t / (1 - t)), z, rtol=0, atol=2e-3)
@@ -363,10 +363,10 @@ def test_logit_normal_numbers_are_normal_in_the_logit(mean, std):
 
 
 @every_process
-@each("sampling", TIMESTEP_SAMPLING)
+@each("sampling", TIMESTEP_DISTRIBUTIONS)
 def test_the_density_is_how_often_levels_are_drawn(process, sampling):
     kind = type(PROCESSES[process])
-    table = kind(timestep_sampling=sampling, sampling_mean=-0.5, sampling_std=0.8)
+    table = kind(timestep_distribution=sampling, logit_mean=-0.5, logit_std=0.8)
     assert table.density.mean() == 1
     normal = NormalDist(-0.5, 0.8)
     shares = torch.tensor([0.1, 0.3, 0.7])  # of T, of t, and of sigma / (1 + sigma)
@@ -384,7 +384,7 @@ def test_held_out_bins_have_the_share_that_training_gives_them(name):
     table = diffusion.process
     store = ImageStore(np.full((4, 1, 4, 4), 200, dtype=np.uint8), np.zeros(4, dtype=np.int64))
     probe = Probe(store, diffusion)
-    log_snr = NormalDist(-2 * table.sampling_mean, 2 * table.sampling_std)
+    log_snr = NormalDist(-2 * table.logit_mean, 2 * table.logit_std)
     below = [0, *[log_snr.cdf(edge) for edge in EDGES], 1]
     np.testing.assert_allclose(probe.share, np.diff(below), rtol=0, atol=0.005)
     # a network that knows the picture but is off by 0.1 in its own words: that is the loss, and on noise what it counts
