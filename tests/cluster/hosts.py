@@ -7,12 +7,22 @@ loopback of the other, and a cable (a pair of virtual Ethernet devices) joins th
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
+
+
+def train_unforked(*overrides: str, cwd: Path) -> None:
+    """Train by an interpreter of its own, which validates on as many noise levels as the tasks of the hosts do."""
+    command = [sys.executable, "-m", "diffusion_lit.train", *overrides]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 class Host:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.distributed.slurm import choose_port, export_torchrun_environment, first_host, parse_tasks_per_node
+from tests.cluster.hosts import train_unforked
 from tests.cluster.slurm import ROOT, Slurm, slurm
 from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.ranks import DDP
@@ -117,7 +118,7 @@ def cluster(tmp_path_factory):
 def unbroken(tmp_path_factory) -> Path:
     """The unbroken run, of two processes that rank 0 starts itself."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    run("train", *LONG, *DDP, f"run_dir={folder}", cwd=folder.parent)
+    train_unforked(*LONG, *DDP, f"run_dir={folder}", cwd=folder.parent)
     return folder
 
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.runs import checkpoints
-from tests.cluster.hosts import Host, two_hosts
+from tests.cluster.hosts import Host, train_unforked, two_hosts
 from tests.equal_runs import SETTINGS, assert_equal_runs
 from tests.image_sets import write_parquet
 from tests.ranks import SHORT, WANDB, assert_same_training
-from tests.runs import last_step, run
+from tests.runs import last_step
 
 pytestmark = pytest.mark.cluster
 DDP = ["strategy=ddp", "strategy.num_nodes=2", "strategy.accelerator=cpu"]
@@ -109,7 +109,7 @@ def worker(rank: int, folder: Path) -> int:
 def test_two_hosts_train_as_one_process(hosts, tmp_path):
     job = Job(hosts, tmp_path, *SHORT, *DDP, *WANDB, "run_dir=two")
     assert job.codes() == [0, 0], job.printed()
-    run("train", *SHORT, "run_dir=one", cwd=tmp_path)
+    train_unforked(*SHORT, "run_dir=one", cwd=tmp_path)
     assert_same_training(tmp_path / "one", tmp_path / "two")
     assert "in each of 2 processes" in job.printed(0)
     assert job.printed(0).count("step 8/8") == 1
