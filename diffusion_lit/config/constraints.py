@@ -112,7 +112,7 @@ def check_staircase(v: dict) -> Iterator[str]:
 
 
 def check_train_batches(v: dict) -> Iterator[str]:
-    """Refuse an epoch that ends between micro-batches of one step."""
+    """Refuse an epoch of so many batches that it ends inside a step. A share of them is checked with the data."""
     limit, accumulate = v["trainer.limit_train_batches"], v["strategy.accumulate"]
     if isinstance(limit, int) and limit % accumulate:
         yield f"trainer.limit_train_batches={limit}: must be a multiple of strategy.accumulate={accumulate}"

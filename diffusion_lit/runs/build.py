@@ -67,7 +67,7 @@ def make_configured_sampler(config: dict) -> Sampler:
 
 
 def make_ema_decay(config: dict) -> Callable[[int], float] | None:
-    """Return the decay of the EMA weights by step, or None for `ema=none`."""
+    """Return the decay of the EMA update after n earlier ones, or None for `ema=none`."""
     ema = config["ema"]
     if "max_steps" in inspect.signature(locate(ema["_target_"])).parameters:  # a decay that depends on the length
         ema = ema | {"max_steps": config["max_steps"]}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.platform import sync_folder
 
@@ -163,7 +164,8 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
         damaged.append(f"{path} (damaged: {damage})")
     if damaged:
         raise UserError(Exit.CHECKPOINT, "all checkpoints of this run are damaged:\n  " + "\n  ".join(damaged))
-    raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet. train resume={run} starts it again")
+    command = format_command("train", format_override("resume", run))
+    raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet. To start it again: {command}")
 
 
 # ------------------------------------------------------------------------------------------ reading

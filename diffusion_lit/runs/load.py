@@ -132,16 +132,16 @@ class TrainedModel:
 
     @classmethod
     def from_module(cls, module: nn.Module, sampler: dict | None = None, **settings: Any) -> "TrainedModel":
-        """Return the model of a DiffusionModule in memory, with its EMA weights if it has them.
+        """Return the model of a DiffusionModule in memory with its EMA weights (`ema=none`: of `net`).
 
         Args:
             module: with `net`, `ema`, `diffusion`, `codec`, `class_names` and `condition`.
             sampler: settings of a `sampler` group; DDIM if None, which serves every process.
             settings: `guidance` and `guide` of the constructor.
         """
-        net = module.net if module.ema is None else module.ema
         sampler = build.make_configured_sampler({"sampler": sampler or read_option("sampler", "ddim")})
-        return cls(net, module.diffusion, module.codec, module.class_names, sampler, module.condition, **settings)
+        parts = module.ema, module.diffusion, module.codec, module.class_names
+        return cls(*parts, sampler, module.condition, **settings)
 
     @property
     def device(self) -> torch.device:

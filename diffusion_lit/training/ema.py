@@ -86,6 +86,11 @@ class NoEMA:
     """Disable the EMA (`ema=none`): the trained network takes its place."""
 
 
+def decay_at_step(decay: Decay, step: int) -> float:
+    """Return the decay of the last update up to optimizer step `step`, counted from 1; before any, of the first."""
+    return decay(max(0, step // decay.update_every - 1))
+
+
 class NetworkTensors(NamedTuple):
     """Parameters and buffers of a network."""
 
@@ -146,7 +151,7 @@ class EMAUpdater:
     def update(self, step: int, is_skipped: Tensor) -> None:
         """Update all EMAs after optimizer step `step`, counted from 1; leave them as they are if it was skipped."""
         if self.decay is not None and step % self.decay.update_every == 0:
-            update_ema(self.ema, self.net, self.decay(step // self.decay.update_every - 1), is_skipped)
+            update_ema(self.ema, self.net, decay_at_step(self.decay, step), is_skipped)
         for ema, length in self.tracked:
             update_ema(ema, self.net, posthoc_ema.compute_decay(length, step), is_skipped)
 

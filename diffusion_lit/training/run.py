@@ -53,7 +53,7 @@ def train_on_this_rank(config: dict, source, run: Path, start: Path | None, over
     consistency.check_checkpoint_on_all_hosts(start)
     data = trainer.load_data(config, source, run)
     config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
-    trainer.check_limits(config, len(data.train))
+    trainer.check_train_batches_limit(config, len(data.train))
     result = existing_result(config, run, start) if collectives.rank() == 0 else None
     if result := collectives.broadcast_from_rank_zero(result):
         return result

@@ -1,6 +1,7 @@
 """Messages of a run: its summary before the first step, result.json, and how to continue."""
 
 from pathlib import Path
+from signal import Signals
 
 import torch
 
@@ -72,12 +73,17 @@ def build_result(config: dict, callbacks: RunCallbacks, step: int) -> dict:
     ended_by, seconds = callbacks.stop.ended_by, callbacks.metrics.clock.seconds
     grid = Path("samples", f"step-{step:08d}.png")
     is_complete = step >= config["max_steps"]
-    exit_code = 0
+    exit_code, stopped_by = 0, None
     if ended_by is not None:
         exit_code = int(Exit.INTERRUPTED) if ended_by in SAVE_SIGNALS else 128 + ended_by  # 75: to be requeued
+        stopped_by = Signals(ended_by).name
+    elif not is_complete:  # the Timer of max_time acts after our callbacks, so that to them no step was the last
+        is_timer = config["trainer"].get("max_time") and not callbacks.stop.milestones.is_last
+        stopped_by = "trainer.max_time" if is_timer else "callbacks"
     return {
         "status": "interrupted" if ended_by is not None else "finished" if is_complete else "stopped early",
         "exit_code": exit_code,
+        "stopped_by": stopped_by,
         "steps": step,
         "seconds": seconds,
         "images_per_second": step * config["global_batch_size"] / seconds if seconds else None,
@@ -90,12 +96,16 @@ def build_result(config: dict, callbacks: RunCallbacks, step: int) -> dict:
 
 def format_farewell(result: dict, run: Path) -> str:
     """Return the last lines of a run: where its files are and which command continues."""
+    command = format_command("train", format_override("resume", display_path(run)))
     if result["status"] == "interrupted":
-        command = format_command("train", format_override("resume", display_path(run)))
         return f"stopped at step {result['steps']}, saved. To continue: {command}"
     lines = [f"run        {display_path(run)}"]
     if result["status"] == "stopped early":
-        lines.append(f"stopped    early, by a callback, at step {result['steps']}")
+        stopped_by = result["stopped_by"]
+        value = "none" if stopped_by == "callbacks" else "null"
+        lines.append(
+            f"stopped    by {stopped_by} at step {result['steps']}. To continue: {command} {stopped_by}={value}"
+        )
     if result["grid"]:
         lines.append(f"samples    {display_path(run / result['grid'])}")
     if result["class_accuracy"] is not None:

@@ -96,7 +96,7 @@ def total_steps(config: dict, images: int) -> int:
     return config["max_steps"] if epochs is None else math.ceil(epochs * images / config["global_batch_size"])
 
 
-def check_limits(config: dict, images: int) -> None:
+def check_train_batches_limit(config: dict, images: int) -> None:
     """Raise UserError (exit 2) if an epoch of `trainer.limit_train_batches` would end in the middle of a step."""
     limit, accumulate = config["trainer"].get("limit_train_batches"), config["strategy"]["accumulate"]
     if limit in (None, 1.0):

@@ -58,8 +58,28 @@ def test_early_stopping_ends_a_run_for_good(tmp_path):
     assert result["steps"] < 40
     assert checkpoints.list_steps(tmp_path / "run") == [result["steps"]]
     printed = run("train", "resume=run", cwd=tmp_path)
-    assert "was stopped early by a callback" in printed
+    assert "was stopped by a callback" in printed
+    assert "add callbacks=none" in printed
+    assert result["stopped_by"] == "callbacks"
     assert checkpoints.list_steps(tmp_path / "run") == [result["steps"]]
+    run("train", "resume=run", "callbacks=none", f"max_steps={result['steps'] + 1}", cwd=tmp_path)
+    continued = run_dir.read_result(tmp_path / "run")
+    assert (continued["status"], continued["steps"]) == ("finished", result["steps"] + 1)
+
+
+def test_a_run_that_max_time_stopped_can_be_resumed_also_with_callbacks(tmp_path):
+    long = [*SHORT, "max_steps=100000", "checkpoint_every=100000", "val_every=0", "lr_schedule=constant"]
+    words = ["trainer.max_time=00:00:00:01", *STOP, "+callbacks.stop.patience=100", "run_dir=run"]
+    printed = run("train", *long, *words, cwd=tmp_path)
+    result = run_dir.read_result(tmp_path / "run")
+    assert (result["status"], result["stopped_by"], result["exit_code"]) == ("stopped early", "trainer.max_time", 0)
+    assert "resume=run trainer.max_time=null" in printed
+    run("train", "resume=run", cwd=tmp_path)  # the time is used up: it stops at once, and nothing changes
+    again = run_dir.read_result(tmp_path / "run")
+    assert [again[key] for key in ("stopped_by", "steps")] == ["trainer.max_time", result["steps"]]
+    run("train", "resume=run", "trainer.max_time=null", f"max_steps={result['steps'] + 2}", cwd=tmp_path)
+    ended = run_dir.read_result(tmp_path / "run")
+    assert [ended[key] for key in ("status", "stopped_by", "steps")] == ["finished", None, result["steps"] + 2]
 
 
 def test_early_stopping_of_a_killed_run_stops_where_the_unbroken_one_does(tmp_path):

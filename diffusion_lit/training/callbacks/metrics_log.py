@@ -13,7 +13,7 @@ from diffusion_lit.training.callbacks.non_finite import NonFiniteGuard
 from diffusion_lit.training.callbacks.sample_metrics import SampleMetrics, columns_of
 from diffusion_lit.training.callbacks.step import StepCallback
 from diffusion_lit.training.callbacks.validate import Validation
-from diffusion_lit.training.ema import relative_distance
+from diffusion_lit.training.ema import decay_at_step, relative_distance
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.noise_levels import BINS
@@ -97,7 +97,7 @@ class MetricsLog(StepCallback):
             "train/lr": module.learning_rate,
             "train/grad_norm": module.grad_norm.item(),
             "train/skipped": totals.skipped,
-            "train/ema_decay": module.decay(self.step - 1) if module.decay else 0.0,
+            "train/ema_decay": decay_at_step(module.decay, self.step) if module.decay else 0.0,
             "train/ema_distance": relative_distance(module.ema, module.net),
             "images_per_second": speed,
             "seconds": self.clock.seconds,

@@ -27,7 +27,16 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import MinSNR
 from diffusion_lit.runs.build import make_ema_decay
-from diffusion_lit.training.ema import ConstantDecay, PowerDecay, RisingDecay, split_tensors, update_ema
+from diffusion_lit.training import ema as ema_module
+from diffusion_lit.training.ema import (
+    ConstantDecay,
+    EMAUpdater,
+    PowerDecay,
+    RisingDecay,
+    decay_at_step,
+    split_tensors,
+    update_ema,
+)
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer
 from tests.cases import each
@@ -67,6 +76,17 @@ def in_closed_form(start: np.ndarray, values: list[np.ndarray], decays: list[flo
 
 
 DECAYS = [PowerDecay(power=0.75), PowerDecay(2.0, 2 / 3, 0.5), PowerDecay(power=1.0), ConstantDecay(0.9)]
+
+
+@each("every", [1, 4])
+def test_the_logged_decay_is_that_of_the_last_update(monkeypatch, every):
+    decay, net, used = PowerDecay(update_every=every), Tiny(), []
+    updater = EMAUpdater(net, copy.deepcopy(net), decay, [], [])
+    monkeypatch.setattr(ema_module, "update_ema", lambda ema, net, decay, is_skipped: used.append(decay))
+    for step in range(1, 40):
+        updater.update(step, torch.tensor(False))
+        assert decay_at_step(decay, step) == (used[-1] if used else decay(0)), step
+    assert used == [decay(n) for n in range(39 // every)]
 
 
 @each("decay", [*DECAYS, RisingDecay(40, decay=0.5)], ids=str)
