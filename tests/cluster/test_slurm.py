@@ -14,7 +14,7 @@ from tests.cluster.hosts import train_unforked
 from tests.cluster.slurm import ROOT, Slurm, slurm
 from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.ranks import DDP
-from tests.runs import TINY, last_step, run, trace
+from tests.runs import TINY, last_step, trace
 from tests.sweeps import DIVERGING, OPTUNA, QUICK, is_figure_drawn, rows_of
 
 # long enough for SLURM, which looks at time limits every half minute
@@ -186,7 +186,7 @@ def test_a_sweep_by_submitit_ends_as_on_one_machine(cluster, tmp_path):
     assert is_figure_drawn(sweep)
     (best,) = [line.split() for line in printed.splitlines() if "<- best" in line]
     assert (best[0] in ("snr", "min_snr"), best[1]) == (True, "2")
-    run("train", *QUICK, "weighting=snr", "seed=1", "run_dir=alone", cwd=tmp_path)
+    train_unforked(*QUICK, "weighting=snr", "seed=1", "run_dir=alone", cwd=tmp_path)
     assert trace(tmp_path / "alone") == trace(sweep / "1")
 
 
@@ -215,7 +215,7 @@ def test_jobs_of_a_sweep_that_are_queued_again_go_on_in_their_folders(cluster, t
     logs = [(sweep / number / "train.log").read_text() for number in "01"]
     assert ["SIGTERM: finishing" in logs[0], "SIGUSR1: finishing" in logs[1]] == [True, True]
     assert [text.count("resuming ") for text in logs] == [1, 1]
-    run("train", *QUICK, *overrides[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
+    train_unforked(*QUICK, *overrides[:-1], "max_steps=601", "run_dir=alone", cwd=tmp_path)
     assert_equal_training(tmp_path / "alone", sweep / "1")
 
 
