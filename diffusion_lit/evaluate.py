@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli import summary
 from diffusion_lit.cli.evaluation_summary import summarize_evaluations
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.config.schema import METRIC_COLUMNS
+from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.distributed.shard_worker import choose_device
 from diffusion_lit.runs import run_dir, stored_config, sweeps
 from diffusion_lit.runs.evaluate_request import check_evaluation, expand_runs, make_evaluation_dir
@@ -33,8 +33,8 @@ def evaluate(config: DictConfig) -> float | None:
         config = OmegaConf.merge(config, {"device": choose_device(config.device)})
     task = load_evaluation_task(config, load_requested_model(config, log.warning))
 
-    def write(result: dict, evidence) -> None:
-        write_evaluation(out, result, evidence, config)
+    def write(result: dict, comparison) -> None:
+        write_evaluation(out, result, comparison, config)
 
     if not config.shards:
         return sweeps.compute_objective(measure(task, write), config.metric)
@@ -46,13 +46,13 @@ def evaluate(config: DictConfig) -> float | None:
     return sweeps.compute_objective(result, config.metric)
 
 
-def write_evaluation(out: Path, result: dict, evidence, config: DictConfig) -> None:
+def write_evaluation(out: Path, result: dict, comparison, config: DictConfig) -> None:
     """Write neighbors.png and result.json, log the metrics, and pass them on to the run."""
     from diffusion_lit.evaluation.results import draw_memorization_panel, format_evaluation
     from diffusion_lit.imaging.grids import add_checkerboard
 
     if "memorization" in config.metrics:
-        add_checkerboard(draw_memorization_panel(evidence)).save(out / "neighbors.png")
+        add_checkerboard(draw_memorization_panel(comparison)).save(out / "neighbors.png")
         log.info("neighbors  %s", run_dir.display_path(out / "neighbors.png"))
     run_dir.write_result(out, result)
     is_job = (out / "command.txt").exists()  # of a sweep, whose best settings are known at its end

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from diffusion_lit.config.schema import METRIC_COLUMNS
+from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
 
 

@@ -18,14 +18,6 @@ from typing import NamedTuple
 from diffusion_lit.config.value_types import describe_type, format_value, is_type, matches, type_of
 
 LINE = re.compile(r"(?!defaults|hydra)(\w+): ([^#]*?)(?: # (.*))?")
-METRIC_COLUMNS = {  # metric -> its columns in metrics.csv
-    "fd": ["fd"],
-    "kid": ["kid"],
-    "class_accuracy": ["class_accuracy"],
-    "precision_recall": ["precision", "recall", "density", "coverage"],
-    "colors": ["color_distance"],
-    "memorization": ["copied_pixels", "copied_features"],
-}
 FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in drawing order
 MAPPINGS = ("context",)  # keys whose value is a mapping with the user's own names
 # nodes that take more keys than their yaml has

@@ -1,7 +1,8 @@
 """The metrics of `evaluate`: functions from a comparison of generated and real images to entries of result.json.
 
-To add a metric, write a function of a `Comparison`, add it to `METRICS`, and its name to
-`METRIC_COLUMNS` in `diffusion_lit.config.schema`.
+To add a metric, write a function of a `Comparison`, add it to `METRICS`, describe its numbers
+in `METRIC_COLUMNS` of `diffusion_lit.config.metric_columns`, and add its name to the types of
+`metrics` and `best_by` in the yaml files. Tests check that each metric is complete.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,7 +86,8 @@ class Comparison:
         images: generated images, uint8 (N, C, H, W).
         labels: their requested classes, (N,).
         split: "train" or "val".
-        floor: also measure as many real images of the other split, the score of a perfect model.
+        compare_real: also measure as many real images of the other split, as a perfect model would
+            score.
         features: of the generated images, if known.
 
     Raises:
@@ -93,19 +95,25 @@ class Comparison:
     """
 
     def __init__(
-        self, reference: Reference, images: Tensor, labels: Sequence[int], split="train", floor=True, features=None
+        self,
+        reference: Reference,
+        images: Tensor,
+        labels: Sequence[int],
+        split="train",
+        compare_real=True,
+        features=None,
     ):
         self.reference, self.training = reference, reference.training
-        self.val = reference.val if floor else None
+        self.val = reference.val if compare_real else None
         features = reference.extractor(images) if features is None else features
         self.generated = ImageSet(images, features, torch.as_tensor(labels))
         splits = {"train": reference.training, "val": reference.val}
         self.real = splits.pop(split)
         (other,) = splits.values()
         if len(self.real) < MIN_IMAGES:
-            message = f"reference={split}: {len(self.real)} images are too few for a distance. Use {MIN_IMAGES} or more"
+            message = f"reference_split={split}: {len(self.real)} images are too few for a distance. Use {MIN_IMAGES}+"
             raise UserError(Exit.DATA, message)
-        self.other = other.subset(len(images)) if floor and other and len(other) >= MIN_IMAGES else None
+        self.other = other.subset(len(images)) if compare_real and other and len(other) >= MIN_IMAGES else None
 
     @cached_property
     def neighbors(self) -> dict[str, Neighbors]:
@@ -114,19 +122,19 @@ class Comparison:
 
 
 def compute_fd(c: Comparison) -> dict[str, float]:
-    """Return the Fréchet distance, without its bias too, and those of the floor."""
+    """Return the Fréchet distance, without its bias too, and those of real images."""
     estimate, unbiased = frechet_distance(c.generated.features, c.real.features)
     result = estimate.entries("fd") | {"fd_unbiased": unbiased}
     if c.other:
-        floor, unbiased = frechet_distance(c.other.features, c.real.features)
-        result |= {"fd_floor": floor.value, "fd_floor_unbiased": unbiased, "fd_floor_images": len(c.other)}
+        estimate, unbiased = frechet_distance(c.other.features, c.real.features)
+        result |= {"fd_real": estimate.value, "fd_real_unbiased": unbiased, "fd_real_images": len(c.other)}
     return result
 
 
 def compute_kid(c: Comparison) -> dict[str, float]:
-    """Return the kernel distance, and that of the floor."""
+    """Return the kernel distance, and that of real images."""
     result = kernel_distance(c.generated.features, c.real.features).entries("kid")
-    return result | (kernel_distance(c.other.features, c.real.features).entries("kid_floor") if c.other else {})
+    return result | (kernel_distance(c.other.features, c.real.features).entries("kid_real") if c.other else {})
 
 
 def compute_precision_recall(c: Comparison) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import torch
 from PIL import Image
 
+from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.evaluation.metrics import Comparison
 from diffusion_lit.imaging.grids import draw_grid
 
@@ -37,22 +38,11 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
         f"features   {features['name']} ({', '.join([features['digest'], *facts])})",
         f"reference  {reference['split']}, {reference['images']:,} images",
     ]
-    names = {"fd": "FID" if features["name"] == "inception" else "FD", "kid": "KID"}
-    names |= {name: name for name in ("precision", "recall", "density", "coverage")}
-    lines += [
-        f"{name:<10} {_interval(result, key)}{_floor(result, key)}" for key, name in names.items() if key in result
-    ]
-    if "class_accuracy" in result:
-        real = result.get("class_accuracy_real")
-        real = "" if real is None else f" (validation images {real:.1%})"
-        lines.append(f"accuracy   {_interval(result, 'class_accuracy', '.1%')} classified as requested{real}")
-    for space in ("pixels", "features"):
-        if f"copied_{space}" in result:
-            val = f"copied_val_{space}"
-            val = f" (validation images {_interval(result, val, '.1%')})" if val in result else ""
-            lines.append(f"copied     {_interval(result, f'copied_{space}', '.1%')} by {space}{val}")
-    if "colors" in result:
-        lines.append(f"colors     histograms {result['color_distance']:.1f} of 255 levels apart")
+    for name, column in COLUMNS.items():
+        if name in result:
+            heading = "FID" if (name, features["name"]) == ("fd", "inception") else column.heading
+            number = f"{_interval(result, name, column.format)}{column.unit}"
+            lines.append(f"{heading:<10} {number}{_describe_real(result, name, column.format)}")
     for row in per_class[:PRINTED_CLASSES]:
         formats = {"class_accuracy": ".1%", "kid": ".4g"}
         values = "  ".join(f"{key} {_interval(row, key, form)}" for key, form in formats.items() if key in row)
@@ -62,19 +52,20 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
     return lines
 
 
-def _interval(values: dict, key: str, form: str = ".4g") -> str:
-    """Return "3.2 [3.0, 3.4]", with the 95 % interval."""
-    low, high = values[f"{key}_low"], values[f"{key}_high"]
-    return f"{values[key]:{form}} [{low:{form}}, {high:{form}}]"
+def _interval(values: dict, key: str, form: str) -> str:
+    """Return "3.2 [3.0, 3.4]", with the 95 % interval if there is one."""
+    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    return f"{values[key]:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
 
 
-def _floor(result: dict, key: str) -> str:
-    """Return what real images of the other split score; the bias of FD depends on their number."""
-    if key == "fd":
+def _describe_real(result: dict, name: str, form: str) -> str:
+    """Return the same metric of real images, if it was measured; the bias of FD depends on their number."""
+    if name == "fd":
         unbiased = f", without bias {result['fd_unbiased']:.4g}"
-        if "fd_floor" not in result:
+        if "fd_real" not in result:
             return unbiased
-        floor, less, n = (result[f"fd_floor{suffix}"] for suffix in ("", "_unbiased", "_images"))
-        return f"{unbiased} ({n:,} real images of the other split {floor:.4g}, without bias {less:.4g})"
-    has_floor = f"{key}_floor" in result
-    return f" (real images of the other split {_interval(result, f'{key}_floor')})" if has_floor else ""
+        real, real_unbiased, n = (result[f"fd_real{suffix}"] for suffix in ("", "_unbiased", "_images"))
+        return f"{unbiased} ({n:,} real images of the other split {real:.4g}, without bias {real_unbiased:.4g})"
+    key = name.replace("copied_", "copied_val_") if name.startswith("copied_") else f"{name}_real"
+    images = "real images of the other split" if name == "kid" else "validation images"
+    return f" ({images} {_interval(result, key, form)})" if result.get(key) is not None else ""

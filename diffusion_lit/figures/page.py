@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffusion_lit.config.schema import METRIC_COLUMNS
+from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.figures.curves import plot_curves, read_series
 from diffusion_lit.figures.style import create_axes
 from diffusion_lit.runs import run_dir
@@ -21,7 +21,6 @@ COMPARED = ("train/loss", "val/loss", "val/error", "fd", "class_accuracy", "imag
 MAX_CURVES = 10  # runs in one plot
 MAX_EVALUATIONS = 20  # rows of the table, newest first
 FILES = {"Command": "command.txt", "Configuration": "config.yaml", "Versions": "versions.txt"}
-METRIC_NAMES = [name for names in METRIC_COLUMNS.values() for name in names]
 
 
 def render_page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
@@ -71,7 +70,7 @@ def describe_run(run: Path, grids: int) -> dict:
 def draw_run_curves(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Return the plots of metrics.csv as pairs of data URI and description."""
     plots = [(_to_uri(plot_curves(rows, "")), "training curves")]
-    names = [*METRIC_NAMES, "train/grad_norm", "images_per_second", "memory_gib"]
+    names = [*COLUMNS, "train/grad_norm", "images_per_second", "memory_gib"]
     if measured := [name for name in names if read_series(rows, name)[0]]:
         plots.append((_plot_columns({"": rows}, measured, columns=3), "metrics, gradient norm, throughput and memory"))
     return plots
@@ -107,7 +106,7 @@ def read_evaluations(run: Path) -> dict:
     files = files[::-1][:MAX_EVALUATIONS]
     results = [result for file in files if "settings" in (result := run_dir.read_result(file.parent))]
     panels = filter(None, (_read_uri(file.parent / "neighbors.png") for file in files))
-    names = [name for name in METRIC_NAMES if any(name in result for result in results)]
+    names = [name for name in COLUMNS if any(name in result for result in results)]
     return {"results": results, "names": names, "panel": next(panels, None)}
 
 

@@ -65,8 +65,8 @@ def check_evaluation(config: DictConfig) -> None:
         if list(source.class_names) != data["class_names"]:
             names = format_value(list(source.class_names))
             faults.append(f"reference_data={config.reference_data}: its classes are {names}, not the model's")
-        if config.reference == "val" and "val" not in source.splits() and not data["val_fraction"]:
-            faults.append("reference=val: the run has no validation split")
+        if config.reference_split == "val" and "val" not in source.splits() and not data["val_fraction"]:
+            faults.append("reference_split=val: the run has no validation split")
     raise_faults(faults, "evaluated")
 
 

@@ -45,9 +45,9 @@ def measure(task: EvaluationTask, write: WriteResult) -> dict:
     """Generate the images in this process, compute the metrics, `write` the result and return it."""
     seeds = image_seeds(task.config.seed, len(task.labels))
     images, nfe, seconds = generate_with_progress(task.model, task.labels, seeds)
-    evidence = metrics.Comparison(task.reference, images, task.labels, task.config.reference)
-    result = make_result(task, evidence, {"nfe": nfe, "seconds": seconds})
-    write(result, evidence)
+    comparison = metrics.Comparison(task.reference, images, task.labels, task.config.reference_split)
+    result = make_result(task, comparison, {"nfe": nfe, "seconds": seconds})
+    write(result, comparison)
     return result
 
 
@@ -66,7 +66,7 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     manifest, has_written = shards.generate_in_shards(task.model, request, out), []
     images = shards.open_sharded_images(out)
     shards.extract_features_in_shards(reference.extractor, images, out)
-    keys = ("metrics", "features", "reference_data", "reference", "reference_images")
+    keys = ("metrics", "features", "reference_data", "reference_split", "reference_images")
     identity = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}))
     identity |= {"digest": reference.extractor.digest}
     identity |= {"train": task.real.train.fingerprint, "val": task.real.val and task.real.val.fingerprint}
@@ -76,35 +76,35 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
 
     def compute(_: int) -> None:
         features = shards.read_sharded_features(reference.extractor, images, out)
-        evidence = metrics.Comparison(reference, images, labels, config.reference, features=features)
+        comparison = metrics.Comparison(reference, images, labels, config.reference_split, features=features)
         facts = {"nfe": manifest["nfe"], "seconds": manifest["seconds"], "images": manifest["blake2b"]}
-        write(make_result(task, evidence, facts | {"request": identity}), evidence)
+        write(make_result(task, comparison, facts | {"request": identity}), comparison)
         has_written.append(True)
 
     shared_work.share_work(out / ".lock", 1, is_measured, compute)
     return run_dir.read_result(out), bool(has_written)
 
 
-def make_result(task: EvaluationTask, evidence: metrics.Comparison, facts: dict) -> dict:
+def make_result(task: EvaluationTask, comparison: metrics.Comparison, facts: dict) -> dict:
     """Return the content of result.json: the metrics, and the settings they depend on.
 
     Args:
         task: what was evaluated.
-        evidence: generated and real images with their features.
+        comparison: generated and real images with their features.
         facts: of the generated images, such as `nfe` and `seconds`.
     """
-    reference, run = evidence.reference, Path(task.config.run).expanduser()
+    reference, run = comparison.reference, Path(task.config.run).expanduser()
     result = {"status": "finished", "exit_code": 0, "run": str(run_dir.display_path(run))}
-    result |= {"train_overrides": sweeps.read_job_overrides(run)} | facts | {"num_images": len(evidence.generated)}
+    result |= {"train_overrides": sweeps.read_job_overrides(run)} | facts | {"num_images": len(comparison.generated)}
     for name in task.config.metrics:
         if reference.class_names or name != "class_accuracy":
-            result |= metrics.METRICS[name](evidence)
+            result |= metrics.METRICS[name](comparison)
     if reference.class_names:
-        result["per_class"] = metrics.compute_per_class(evidence)
+        result["per_class"] = metrics.compute_per_class(comparison)
     extractor, data = reference.extractor, task.real.train.fingerprint
     result["settings"] = {
         "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},
-        "reference": {"split": task.config.reference, "images": len(evidence.real), "data": data},
+        "reference": {"split": task.config.reference_split, "images": len(comparison.real), "data": data},
         **describe_sampling(task.model, task.config),
     }
     return result

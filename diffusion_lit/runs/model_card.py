@@ -4,13 +4,9 @@ import json
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.imaging.sizes import format_size
 
-METRIC_NAMES = {
-    "fd": "Fréchet distance", "kid": "kernel distance", "precision": "precision", "recall": "recall",
-    "class_accuracy": "class accuracy", "copied_pixels": "copies of training images, by pixels",
-    "copied_features": "copies of training images, by features",
-}  # fmt: skip
 CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 WEIGHT_NAMES = {"ema": "EMA weights", "net": "raw weights"}
 
@@ -52,7 +48,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
     environment.filters |= {"json": json.dumps, "repr": repr}
     return environment.get_template("model_card.md").render(
         header=header, name=name, names=names, config=config, exported=exported, training=training, result=result,
-        has_pipeline=has_pipeline, size=format_size(data["image_size"]), metric_names=METRIC_NAMES,
+        has_pipeline=has_pipeline, size=format_size(data["image_size"]), columns=COLUMNS,
         channels=CHANNEL_NAMES.get(data["channels"], f"{data['channels']}-channel"),
     )  # fmt: skip
 

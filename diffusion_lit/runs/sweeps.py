@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.runs import run_dir
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import lock
 
-HIGHER_IS_BETTER = {  # keys of result.json; of all others lower is better
-    "class_accuracy", "class_accuracy_real", "images_per_second", "precision", "recall", "density", "coverage",
-}  # fmt: skip
+HIGHER_IS_BETTER = {name for name, column in COLUMNS.items() if column.higher_is_better}  # of all others lower is
+HIGHER_IS_BETTER |= {"class_accuracy_real", "images_per_second"}
 NOT_SWEPT = {"resume", "run_dir", "accept", "run"}  # a resumed job is still the same job
 
 
@@ -94,7 +94,7 @@ def read_sweep_metric(jobs: list[Job]) -> str:
     for job in jobs:
         with suppress(UserError):
             return run_dir.read_run_config(job.folder)["metric"]
-    return "val/loss"
+    return "val/error"
 
 
 # ------------------------------------------------------------------------------------------ statistics

@@ -179,9 +179,9 @@ def test_real_images_score_what_real_images_score(reference, digits):
         == reference.classifier.facts["class_accuracy_real"]
     )
     distance = METRICS["fd"](e)
-    assert distance["fd"] == pytest.approx(distance["fd_floor"], rel=1e-6)
-    assert distance["fd_floor_images"] == len(held_out)
-    against_itself = Comparison(reference, held_out.images, held_out.labels.tolist(), split="val", floor=False)
+    assert distance["fd"] == pytest.approx(distance["fd_real"], rel=1e-6)
+    assert distance["fd_real_images"] == len(held_out)
+    against_itself = Comparison(reference, held_out.images, held_out.labels.tolist(), split="val", compare_real=False)
     assert METRICS["fd"](against_itself)["fd"] == pytest.approx(0, abs=1e-5)
     assert METRICS["colors"](against_itself)["color_distance"] == 0
     rows = compute_per_class(e)
@@ -190,15 +190,15 @@ def test_real_images_score_what_real_images_score(reference, digits):
     assert right == pytest.approx(accuracy["class_accuracy"])
 
 
-def test_a_set_of_hardly_any_pictures_is_no_floor_and_no_reference(reference):
+def test_a_set_of_hardly_any_pictures_are_not_compared_and_no_reference(reference):
     """Of three, two are left when a group is left out, and of two one: it has no covariance."""
     held_out = reference.val
     for count in range(1, 6):
         few = replace(reference, val=held_out.subset(count))
         found = METRICS["fd"](Comparison(few, held_out.images, held_out.labels.tolist()))
         assert all(map(math.isfinite, found.values()))
-        assert ("fd_floor" in found) == (count >= 4)
-    with pytest.raises(UserError, match="reference=val: 3 images are too few"):
+        assert ("fd_real" in found) == (count >= 4)
+    with pytest.raises(UserError, match="reference_split=val: 3 images are too few"):
         Comparison(replace(reference, val=held_out.subset(3)), held_out.images, held_out.labels.tolist(), split="val")
 
 
@@ -321,13 +321,13 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     assert "the data has no classes" in told
     run("train", *QUICK, *data, "model=unet_digits", "run_dir=run", "data.val_fraction=0", cwd=tmp_path)
     assert "features=pixels" in run("evaluate", "run=run", "features=classifier", cwd=tmp_path, code=2)
-    assert "has no validation split" in run("evaluate", "run=run", "reference=val", cwd=tmp_path, code=2)
+    assert "has no validation split" in run("evaluate", "run=run", "reference_split=val", cwd=tmp_path, code=2)
     run("evaluate", "run=run", "num_images=24", "out=out", cwd=tmp_path)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["settings"]["features"]["name"] == "pixels"
     assert list(result["colors"]) == ["red", "green", "blue", "alpha"]
     assert result["copied_pixels"] == 0
-    assert not {"class_accuracy", "per_class", "fd_floor", "copied_val_pixels"} & set(result)
+    assert not {"class_accuracy", "per_class", "fd_real", "copied_val_pixels"} & set(result)
 
 
 # ------------------------------------------------------------------------------------------ in training

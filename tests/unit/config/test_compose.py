@@ -16,7 +16,8 @@ from diffusion_lit.config import overrides
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings, resolve_data
 from diffusion_lit.config.constraints import CHECKS
 from diffusion_lit.config.groups import CONF, list_option_keys
-from diffusion_lit.config.schema import FIGURES, FIXED, METRIC_COLUMNS, read_keys
+from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
+from diffusion_lit.config.schema import FIGURES, FIXED, read_keys
 from diffusion_lit.config.targets import locate
 from diffusion_lit.config.value_types import matches, split_alternatives
 from diffusion_lit.system.errors import UserError
@@ -167,7 +168,6 @@ def test_choices_are_those_of_the_code():
     from diffusion_lit.evaluation.features import FEATURE_EXTRACTORS
     from diffusion_lit.evaluation.metrics import METRICS
 
-    columns = [name for names in METRIC_COLUMNS.values() for name in names]
     tables = {
         "diffusion.beta_schedule": BETA_SCHEDULES,
         "diffusion.prediction_type": PREDICTION_TYPES,
@@ -177,7 +177,7 @@ def test_choices_are_those_of_the_code():
         "data.fit": FITS,
         "data.channels": map(str, MODES),
         "features": ["null", *FEATURE_EXTRACTORS],
-        "best_by": ["val/loss", "val/error", *columns],
+        "best_by": ["val/loss", "val/error", *COLUMNS],
     }
     assert METRICS.keys() == METRIC_COLUMNS.keys()
     types = types_of_all_keys()
