@@ -32,7 +32,10 @@ def sample(config: DictConfig) -> None:
     model = load_requested_model(config, log.warning)
     names, originals = model.class_names, read_originals(config, model.config)
     requests = make_requests(config, parse_labels(config, names), len(names), len(originals.files) if originals else 1)
-    edit = make_edit(originals, [request.row[0] for request in requests], config, model.codec) if originals else None
+    edit = None
+    if originals:
+        indices = [request.row[0] for request in requests]
+        edit = make_edit(originals, indices, config.strength, config.repaint_repeats, model.codec)
     out = run_dir.make_output_dir(config.out, Path(config.run).expanduser(), "generated")
 
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]

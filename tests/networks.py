@@ -20,4 +20,5 @@ every_model = each("model", [name for name in FILES if name != "pretrained"])  #
 
 
 def small_overrides(model: str) -> list[str]:
+    assert model in SMALL, f"{model} needs the overrides of a small network in SMALL, tests/networks.py"
     return [f"model={model}", *[f"model.{word}" for word in SMALL[model]]]

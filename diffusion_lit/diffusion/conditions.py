@@ -1,8 +1,10 @@
 """Conditions: the third input `y` of a network.
 
 A condition knows its null (what the network gets in place of a condition), drops y to the null
-in training, and turns requests into a tensor. The first axis of y is the batch. The interface
-was tried on paper with:
+in training, and turns requests into a tensor. The first axis of y is the batch. A null has the
+form of y, because guidance puts both in one batch. Dropping takes one random number per image.
+
+Only classes are implemented. The interface would also fit:
 
 - a scalar: y (B, 2) float, the value and 1; null zeros. A request is a number.
 - several labels of an image: y (B, K) float, 1 where one applies, and one more column that is 1;
@@ -11,9 +13,6 @@ was tried on paper with:
 - a caption: y (B, L) int64, token ids; null the ids of the empty text. A request is a text,
   `to_tensor` has the tokenizer. With embeddings y is (B, L, D).
 - an image: y (B, C + 1, H, W) float, the image and ones; null zeros. A request is a path.
-
-So a null has the form of y (guidance puts both in one batch), dropping takes one random number
-per image whatever the shape of y, and requests need nothing but a list.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from diffusion_lit.diffusion.schedules import Process
 
 # (x_t (B, C, H, W), time (B,), y (B, ...) of a Condition) -> output (B, C, H, W)
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr (T,), gain (T,)) -> weight on the output's error (T,)
+Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr, gain) -> weight on the output error, all (T,) or (B,)
 
 LOSS_FUNCTIONS = {"mse": torch.square, "l1": torch.abs}
 
@@ -83,7 +83,8 @@ class Diffusion(nn.Module):
     def _compute_coefficients(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return the fields of `Coefficients`, float32 (8, N), of alpha and sigma float64 (N,)."""
         c_in, c_skip, c_out = PREDICTION_TYPES[self.prediction_type](alpha, sigma, self.process.sigma_data)
-        weight = self.weighting((alpha / sigma) ** 2, self.pointwise_loss(c_out))
+        gain = self.pointwise_loss(c_out)  # x0 error / output error: c_out^2 for mse, |c_out| for l1
+        weight = self.weighting((alpha / sigma) ** 2, gain)
         targets = (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
         return torch.stack([alpha, sigma, c_in, c_skip, c_out, *targets, weight]).float()
 

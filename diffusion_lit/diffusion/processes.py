@@ -1,6 +1,7 @@
 """The diffusion processes by name, and the two of continuous time: flow matching and EDM.
 
-To add a process, subclass `Process` and add it to `PROCESSES`.
+To add a process, subclass `Process` of `diffusion_lit.diffusion.schedules` and add it to
+`PROCESSES`.
 """
 
 from dataclasses import dataclass

@@ -82,7 +82,8 @@ class Process:
     """The noise levels of a process, and how often training draws each of them.
 
     `times` (T,) are the levels that samplers step on and validation measures, from nearly clean
-    to noisiest. `alpha`, `sigma`, `snr`, `alpha_bar` and `betas` are float64 (T,) at these. They
+    to noisiest. Training draws from them if the process is discrete; a continuous process draws
+    other times too. `alpha`, `sigma`, `snr`, `alpha_bar` and `betas` are float64 (T,) at these. They
     are computed once; do not change them in place. A subclass defines `times`, `alpha_sigma`,
     `sample_times` and `time_input`, and `name`, by which a sampler's `serves` lists it.
 
@@ -97,7 +98,7 @@ class Process:
     logit_std: float = 1.0
 
     is_discrete = False  # True: t is an index of `times`
-    num_train_timesteps = 1000  # T
+    num_train_timesteps = 1000  # T, the length of `times`; a key of the configuration only for DiscreteProcess
     sigma_data = 0.5  # standard deviation of the images, for prediction_type=edm
 
     @cached_property
@@ -153,7 +154,10 @@ class Process:
 
     @cached_property
     def density(self) -> Tensor:
-        """Return how often training draws each level, or a time between it and the one before, of mean 1."""
+        """Return T times the share of training draws that falls on each level, (T,), of mean 1.
+
+        In continuous time the draws of a level are those between it and the level before.
+        """
         levels, each = len(self.times), 64
         u = (torch.arange(levels * each, dtype=torch.float64) + 0.5) / (levels * each)
         level = torch.bucketize(self.sample_times(u), self.times).clamp(max=levels - 1)

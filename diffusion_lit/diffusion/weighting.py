@@ -1,12 +1,14 @@
 """Loss weightings: how much each noise level contributes to the loss.
 
-A weighting returns the factor on the error of the network's output. `Uniform` returns 1: plain
-MSE on what the network predicts. All others are defined as w(snr) on the x0 error and converted
-by `gain`, the ratio of x0 error to output error: c_out^2 for squared errors (1 / snr for epsilon,
-1 for sample, 1 / (snr + 1) for v), |c_out| for absolute ones. So each has its published form for
-every prediction type. All tensors have the shape of `snr`, (T,) or (B,).
+A weighting returns the factor on the error of the network's output. `Uniform` returns 1: the
+plain error of what the network predicts. All others are defined as w(snr) on the x0 error, which
+is `gain` times the output error: they return w(snr) gain. With `loss=mse`, gain is c_out^2, for
+variance-preserving processes 1 / snr (epsilon), 1 (sample) or 1 / (snr + 1) (v), and each
+weighting has its published form for every prediction type. With `loss=l1`, gain is |c_out|, and
+w(snr) is the weight on the absolute x0 error. `snr` and `gain` have one shape: (T,) at the levels
+of a process, (B,) at the times of a batch.
 
-To add a weighting, write a class here and a file in `conf/weighting`.
+To add a weighting, write a class here and a file in `conf/weighting`, see docs/extending.md.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class SNR:
-    """w = snr: the plain epsilon MSE, whatever is predicted (Salimans & Ho 2022, section 4)."""
+    """w = snr: with `loss=mse` the plain epsilon MSE (Salimans & Ho 2022, section 4)."""
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
         return snr * gain
@@ -41,7 +43,7 @@ class TruncatedSNR:
 
 @dataclass(frozen=True)
 class SNRPlusOne:
-    """w = snr + 1: the plain v MSE, whatever is predicted (Salimans & Ho 2022, section 4)."""
+    """w = snr + 1: with `loss=mse` the plain v MSE (Salimans & Ho 2022, section 4)."""
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
         return (snr + 1.0) * gain
@@ -93,7 +95,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class X0:
-    """w = 1: plain MSE on x0, whatever is predicted."""
+    """w = 1: the plain error of x0, whatever is predicted."""
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
         return gain

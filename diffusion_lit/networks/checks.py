@@ -1,4 +1,4 @@
-"""Checks of what constructor arguments mean together, which raise ValueError.
+"""Checks that constructor arguments fit together, which raise ValueError.
 
 Types and ranges of single arguments are in the files of `conf/model`.
 """

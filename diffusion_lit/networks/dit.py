@@ -40,9 +40,9 @@ class DiT(nn.Module):
         heads: int,
         mlp_ratio: float,
     ):
-        check_multiple(patch_size, "patch_size", image_size=image_size)
-        check_multiple(4, "for the positions", width=width)
-        check_multiple(heads, "heads", width=width)
+        check_multiple(patch_size, "the size of a patch", image_size=image_size)
+        check_multiple(4, "for the sine and cosine of two axes", width=width)
+        check_multiple(heads, "the number of heads", width=width)
         super().__init__()
         self.patch_size, self.grid = patch_size, tuple(side // patch_size for side in height_width(image_size))
         self.patches = nn.Conv2d(channels, width, patch_size, patch_size)

@@ -57,7 +57,7 @@ class SimpleUNet(nn.Module):
         check_levels(len(widths) - 1, attention_levels=attention_levels)
         check_halvings(image_size, len(widths) - 2)
         super().__init__()
-        first, last, time = widths[0], widths[-1], 4 * widths[0]
+        finest, coarsest, time_channels = widths[0], widths[-1], 4 * widths[0]
         levels = list(enumerate(pairwise(widths)))
         halvings = len(levels) - 1
         norm = ATTENTION_NORMS[attention_norm]
@@ -65,25 +65,25 @@ class SimpleUNet(nn.Module):
         def make_attention(level: int, width: int) -> nn.Module:
             return Attention(width, ATTENTIONS[attention], norm) if level in attention_levels else nn.Identity()
 
-        self.time = nn.Sequential(Timesteps(first, False, 1), TimestepEmbedding(first, time))
+        self.time = nn.Sequential(Timesteps(finest, False, 1), TimestepEmbedding(finest, time_channels))
         if num_classes:
-            self.class_embedding = ClassEmbedding(num_classes + 1, time)
-        self.conv_in = nn.Conv2d(channels, first, 3, padding=1)
+            self.class_embedding = ClassEmbedding(num_classes + 1, time_channels)
+        self.conv_in = nn.Conv2d(channels, finest, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width, wider) in levels:
             make_downsample = DOWNSAMPLES[downsample] if level < halvings else _same_size
-            blocks = [ResidualBlock(width, width, time), ResidualBlock(width, width, time)]
+            blocks = [ResidualBlock(width, width, time_channels) for _ in range(2)]
             self.down.append(nn.ModuleList([*blocks, make_attention(level, width), make_downsample(width, wider)]))
-        self.middle = nn.ModuleList([ResidualBlock(last, last, time)])
-        self.middle.append(Attention(last, ATTENTIONS[bottleneck_attention], norm))
-        self.middle.append(ResidualBlock(last, last, time))
+        self.middle = nn.ModuleList([ResidualBlock(coarsest, coarsest, time_channels)])
+        self.middle.append(Attention(coarsest, ATTENTIONS[bottleneck_attention], norm))
+        self.middle.append(ResidualBlock(coarsest, coarsest, time_channels))
         self.up = nn.ModuleList()
         for level, (width, wider) in reversed(levels):
             make_upsample = _upsample if level > 0 else _same_size
-            blocks = [ResidualBlock(wider + width, wider, time), ResidualBlock(wider + width, wider, time)]
+            blocks = [ResidualBlock(wider + width, wider, time_channels) for _ in range(2)]
             self.up.append(nn.ModuleList([*blocks, make_attention(level, wider), make_upsample(wider, width)]))
-        self.last = ResidualBlock(2 * first, first, time)
-        self.conv_out = nn.Conv2d(first, channels, 1)
+        self.last = ResidualBlock(2 * finest, finest, time_channels)
+        self.conv_out = nn.Conv2d(finest, channels, 1)
 
     @staticmethod
     def debug_arguments(settings: dict) -> dict:
@@ -101,7 +101,7 @@ class SimpleUNet(nn.Module):
         embedding = self.time(t)
         if hasattr(self, "class_embedding"):
             embedding = embedding + self.class_embedding(y)
-        x = first = self.conv_in(x_t)
+        x = x_in = self.conv_in(x_t)
         skips = []
         for block1, block2, attention, downsample in self.down:
             skips.append(x := block1(x, embedding))
@@ -113,21 +113,21 @@ class SimpleUNet(nn.Module):
             x = block1(torch.cat([x, skips.pop()], 1), embedding)
             x = block2(torch.cat([x, skips.pop()], 1), embedding)
             x = upsample(attention(x))
-        return self.conv_out(self.last(torch.cat([x, first], 1), embedding))
+        return self.conv_out(self.last(torch.cat([x, x_in], 1), embedding))
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions with norm and SiLU; the time is added between them, the input at the end."""
 
-    def __init__(self, width_in: int, width: int, time: int):
+    def __init__(self, width_in: int, width: int, time_channels: int):
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU())
-        self.time = nn.Sequential(nn.SiLU(), nn.Linear(time, width))
+        self.time = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, width))
         self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU())
         self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return (B, width, H, W) of x (B, width_in, H, W) and an embedding (B, time)."""
+        """Return (B, width, H, W) of x (B, width_in, H, W) and an embedding (B, time_channels)."""
         out = self.first(x) + self.time(embedding)[:, :, None, None]
         return self.second(out) + self.shortcut(x)
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.networks import checks
 from diffusion_lit.networks.class_embedding import ClassEmbedding
-from diffusion_lit.system.errors import Exit, UserError
 
 
 class UNet2D(nn.Module):
@@ -139,7 +138,7 @@ class PretrainedUNet(UNet2D):
         architecture: the other arguments of UNet2D.
 
     Raises:
-        UserError: exit 2 for arguments that the installed diffusers does not take.
+        ValueError: for arguments that the installed diffusers does not take.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class PretrainedUNet(UNet2D):
         try:
             super().__init__(image_size, channels, num_classes, **architecture)
         except (TypeError, ValueError) as error:
-            raise UserError(Exit.CONFIG, f"model.path={path}: cannot build the network: {error}") from None
+            raise ValueError(f"path={path}: cannot build the network: {error}") from None
 
     @staticmethod
     def debug_arguments(settings: dict) -> dict:

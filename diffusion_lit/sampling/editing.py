@@ -79,15 +79,17 @@ class Edit:
         return torch.where(self.mask, x, known)
 
 
-def make_edit(originals: Originals, indices: Sequence[int], config, codec: Codec) -> Edit:
-    """Return the edit of a configuration of `sample`; image k changes original `indices[k]`.
+def make_edit(
+    originals: Originals, indices: Sequence[int], strength: float | None, repaint_repeats: int, codec: Codec
+) -> Edit:
+    """Return the edit of `sample`; image k changes original `indices[k]`.
 
-    The default strength is 0.6, which changes an image and leaves it recognizable, and 1 with a
+    A strength of None is 0.6, which changes an image and leaves it recognizable, and 1 with a
     mask.
     """
     x0 = codec.encode(torch.from_numpy(originals.images[list(indices)]))
     mask = None if originals.mask is None else torch.from_numpy(originals.mask)
-    return Edit(x0, config.strength or (0.6 if mask is None else 1.0), mask, config.repaint_repeats)
+    return Edit(x0, strength or (0.6 if mask is None else 1.0), mask, repaint_repeats)
 
 
 def renoise(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: Sequence[Generator]) -> Tensor:

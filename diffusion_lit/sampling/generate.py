@@ -12,7 +12,6 @@ from diffusion_lit.sampling.editing import Edit, initial_noise, renoise
 from diffusion_lit.sampling.guidance import GuidanceInterval, select_network
 from diffusion_lit.sampling.samplers import Sampler, scheduler_times, total_std
 
-# (first image of the chunk, index of the network evaluation, x (B, C, H, W) after it, of unit variance)
 OnStep = Callable[[int, int, Tensor], None]
 
 
@@ -41,7 +40,8 @@ def generate(
         y: condition of each image, as `Condition.to_tensor` returns it, (N, ...).
         seeds: seed of each image.
         shape: (C, H, W) of x.
-        on_step: called after every network evaluation.
+        on_step: called after every network evaluation with the index of the first image of the
+            batch, that of the evaluation, and x (B, C, H, W) after it, scaled to unit variance.
         edit: change given images instead of starting from noise.
     """
     device = diffusion.coefficient_table.device
@@ -51,14 +51,31 @@ def generate(
         members = [*range(start, start + count)] + [start] * (sampler.batch_size - count)
         noise, generators = zip(*[initial_noise(seeds[k], shape) for k in members], strict=True)
         x = torch.stack(noise).to(device)
-        chunk = edit and edit.select(members, device)
-        args = y[members].to(device), x, list(generators), chunk, partial(on_step, start)
-        images.append(_denoise(net, diffusion, sampler, *args)[:count].cpu())
+        x0 = _denoise(
+            net,
+            diffusion,
+            sampler,
+            y[members].to(device),
+            x,
+            generators=list(generators),
+            edit=edit and edit.select(members, device),
+            on_step=partial(on_step, start),
+        )
+        images.append(x0[:count].cpu())
     return torch.cat(images)
 
 
-def _denoise(net, diffusion: Diffusion, sampler: Sampler, y: Tensor, x: Tensor, generators, edit, on_step) -> Tensor:
-    """Return x0 of unit noise x (B, C, H, W). The other arguments are those of a chunk of `generate`."""
+def _denoise(
+    net: Network | GuidanceInterval,
+    diffusion: Diffusion,
+    sampler: Sampler,
+    y: Tensor,
+    x: Tensor,
+    generators: list[torch.Generator],
+    edit: Edit | None,
+    on_step: Callable[[int, Tensor], None],
+) -> Tensor:
+    """Return x0 of unit noise x (B, C, H, W). The other arguments are those of a batch of `generate`."""
     process, reached = diffusion.process, 0  # x is at the level of step `reached`
     scheduler = sampler.build_scheduler(process)
     levels = scheduler_times(scheduler, process)
@@ -68,9 +85,9 @@ def _denoise(net, diffusion: Diffusion, sampler: Sampler, y: Tensor, x: Tensor, 
     if steps[0] == 0:
         x = x * stds[0]
     for k in steps:
-        if k > reached:  # an edit starts in the middle
+        if k > reached:  # an edit starts in the middle; until then x is unit noise
             x = diffusion.add_noise(edit.x0, times[k], x)
-        if k < reached:  # or repeats a step
+        if k < reached:  # an edit repeats a step
             x = renoise(x, diffusion, times[reached], times[k], generators)
         if k != reached:
             scheduler = sampler.build_scheduler(process, begin=k)

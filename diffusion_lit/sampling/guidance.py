@@ -58,8 +58,9 @@ def add_autoguidance(net: Network, weaker: Network, scale: float, rescale: float
     def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return apply_guidance(weaker(x_t, t, y).float(), net(x_t, t, y).float(), scale, rescale)
 
-    networks: dict[float, Network] = {1: net, 0: weaker}
-    return networks.get(scale, guided)
+    if scale == 1:
+        return net
+    return weaker if scale == 0 else guided
 
 
 @dataclass(frozen=True)

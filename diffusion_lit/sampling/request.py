@@ -1,4 +1,4 @@
-"""The images that `sample` generates: the grid row, label and seed of each."""
+"""The images that `sample` generates: the grid row, label and seed of each, and the grid itself."""
 
 from collections import Counter
 from collections.abc import Sequence

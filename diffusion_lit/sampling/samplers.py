@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import Process
+from diffusion_lit.system.errors import Exit, UserError
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Sampler:
 
         Args:
             process: noise levels.
-            begin: index of the first timestep.
+            begin: index of the step that is taken first, for `set_begin_index`.
 
         Raises:
-            AssertionError: if the scheduler has other noise levels, because it ignores its betas.
+            UserError: exit 2 if the scheduler has other noise levels, because it ignores its betas.
         """
         arguments = {"num_train_timesteps": process.num_train_timesteps, **self.arguments}
         takes_betas = "trained_betas" in inspect.signature(self.scheduler).parameters
@@ -57,7 +58,8 @@ class Sampler:
             difference = (scheduler.alphas_cumprod.double() - process.alpha_bar).abs().max().item()
             if difference > 1e-6:
                 name = self.scheduler.__name__
-                raise AssertionError(f"{name}: its noise levels differ from those of the process by {difference:.1e}")
+                message = f"{name}: its noise levels differ from those of the process by {difference:.1e}"
+                raise UserError(Exit.CONFIG, f"sampler: {message}. Use another scheduler")
         scheduler.set_timesteps(self.steps or process.num_train_timesteps)
         count = int((scheduler.timesteps >= 0).sum())  # rounding in "trailing" adds a -1, at 61 steps for example
         if count < len(scheduler.timesteps):
@@ -108,12 +110,12 @@ def make_sampler(config: dict, scheduler: type[Any]) -> Sampler:
     Keys that are no fields of `Sampler` are arguments of `scheduler.step`, or else of the
     scheduler's constructor.
     """
-    own = {key: config[key] for key in ("steps", "batch_size", "clip_x0")}
-    described = {"_target_", "name", "serves", "starts_anywhere"} | own.keys()
-    arguments = {key: value for key, value in config.items() if key not in described}
+    fields = {key: config[key] for key in ("steps", "batch_size", "clip_x0")}
+    not_arguments = {"_target_", "name", "serves", "starts_anywhere"} | fields.keys()
+    arguments = {key: value for key, value in config.items() if key not in not_arguments}
     step_keys = arguments.keys() & inspect.signature(scheduler.step).parameters.keys()
     step_arguments = {key: arguments.pop(key) for key in sorted(step_keys)}
-    return Sampler(scheduler, arguments, step_arguments, **own)
+    return Sampler(scheduler, arguments, step_arguments, **fields)
 
 
 def scheduler_times(scheduler, process: Process) -> Tensor:
@@ -131,8 +133,9 @@ def total_std(process: Process, t: Tensor) -> float:
 def scheduler_scale(scheduler, k: int) -> float:
     """Return the standard deviation of the scheduler's own sample at its k-th timestep.
 
-    It is 1 for most schedulers, which preserve variance. Some have alpha = 1, with a large
-    `init_noise_sigma`, and those of flow matching, without it, have alpha = 1 - sigma.
+    - `init_noise_sigma` is 1: the scheduler preserves variance, and the result is 1.
+    - It is missing, as for flow matching: alpha = 1 - sigma.
+    - It is large: alpha = 1.
     """
     init_sigma = getattr(scheduler, "init_noise_sigma", None)
     if init_sigma == 1:
@@ -164,10 +167,10 @@ def finite_betas(process: Process) -> Tensor:
 
 
 def _set_ddim_step(scheduler, k: int) -> None:
-    """Make DDIM's next timestep the next one of its list.
+    """Make the next timestep of a scheduler without sigmas, such as DDIM and DDPM, that of its list.
 
-    DDIM computes it as `t - T // num_inference_steps`, which differs unless the steps divide T. A
-    fraction makes the division exact.
+    They compute it as `t - T // num_inference_steps`, which differs unless the steps divide T.
+    With a fraction for `num_inference_steps` the division is exact.
     """
     timesteps = [*scheduler.timesteps.tolist(), -1]
     scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timesteps[k] - timesteps[k + 1])

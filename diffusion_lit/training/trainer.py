@@ -153,6 +153,9 @@ class RunCallbacks(NamedTuple):
     Then the step is checked, measured and logged, and then saved, so that everything due at
     a step exists when its checkpoint does. Previews take long, so they follow the
     checkpoint. A signal is handled last.
+
+    To add a callback, add a field here, at its place in this order, and build it in
+    `make_callbacks`, where it comes after the callbacks that it takes.
     """
 
     guard: NonFiniteGuard

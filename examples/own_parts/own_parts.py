@@ -57,9 +57,9 @@ class Plain(nn.Module):
 
 @dataclass(frozen=True)
 class Middle:
-    """A weighting: the factor on the output error, from snr (T,) and gain (T,), x0 error / output error.
+    """A weighting, w = exp(-(log snr / width)^2 / 2) on the x0 error: noise levels around snr = 1.
 
-    This one trains noise levels around snr = 1.
+    It returns the factor on the output error, which is w times gain = x0 error / output error.
 
     Args:
         width: width in log snr.
@@ -68,7 +68,7 @@ class Middle:
     width: float = 2.0
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
-        return torch.exp(-((snr.log() / self.width) ** 2) / 2)
+        return torch.exp(-((snr.log() / self.width) ** 2) / 2) * gain
 
 
 class LateDDIM(DDIMScheduler):

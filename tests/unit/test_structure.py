@@ -20,8 +20,8 @@ from tests.structure import (
     place,
 )
 
-CODE_LINES = 12_200  # of the package; to be lowered to 10,700
-MEAN_LENGTH = 54.9  # of its lines that are not blank or comments; to be lowered to 54.7
+CODE_LINES = 12_200  # of the package; a pull request that adds a part raises this by its size
+MEAN_LENGTH = 54.9  # of its lines that are not blank or comments
 COMMAND_LINES = 100
 
 

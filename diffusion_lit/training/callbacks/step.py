@@ -58,6 +58,10 @@ class Clock:
 class StepCallback(L.Callback):
     """Calls `after_step` once after each optimizer step, in the order of the Trainer's callbacks.
 
+    To add one, add a field to `RunCallbacks` in `diffusion_lit.training.trainer`. It cannot be
+    named by `_target_`, because it takes the state that all share. It acts in runs of `train`,
+    not with `trainer.fast_dev_run` or `plan=true`, and not in a Trainer of your own.
+
     Args:
         run: the run folder.
         config: configuration of the run.

@@ -41,6 +41,7 @@ every_pair = each(
 )
 every_prediction = each("prediction", PREDICTION_TYPES)
 every_weighting = each("name", YAMLS)
+ON_OUTPUT = {"uniform"}  # weightings of the output error; all others weight the x0 error
 
 
 def pictures(count: int, shape: tuple = (3, 4, 4), seed: int = 0) -> tuple:
@@ -133,6 +134,10 @@ PUBLISHED = {
 }
 
 
+def test_every_weighting_has_its_published_form():
+    assert PUBLISHED.keys() == YAMLS.keys(), "a new weighting needs its formula in PUBLISHED"
+
+
 @each("name", PUBLISHED)
 @each("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_weightings_are_the_published_ones_for_every_prediction_type(name, process):
@@ -175,7 +180,7 @@ def test_the_three_published_plain_losses_are_one_weighting_each(process):
             torch.testing.assert_close(loss(prediction, weighting), expected, rtol=2e-4, atol=0)
 
 
-@each("name", [name for name in YAMLS if name != "uniform"])  # which is not defined on x0
+@each("name", [name for name in YAMLS if name not in ON_OUTPUT])
 @each("kind", LOSS_FUNCTIONS)
 def test_a_weighting_means_the_same_for_every_prediction_type(name, kind):
     t = (COSINE.alpha > 0.05).nonzero()[::20, 0]
@@ -196,7 +201,7 @@ def test_the_absolute_error_is_weighted_by_what_it_counts_on_x0(name, kind):
     counts = {"epsilon": np.sqrt((1 - signal) / signal), "sample": 1.0, "v_prediction": np.sqrt(1 - signal)}
     on_x0 = factor(Diffusion(LINEAR, "sample", build(YAMLS[name]), kind)).numpy()
     for prediction, count in counts.items():
-        gain = 1 if name == "uniform" else count if kind == "l1" else count**2
+        gain = 1 if name in ON_OUTPUT else count if kind == "l1" else count**2
         ours = factor(Diffusion(LINEAR, prediction, build(YAMLS[name]), kind)).numpy()
         np.testing.assert_allclose(ours, on_x0 * gain, rtol=1e-5, err_msg=prediction)
 

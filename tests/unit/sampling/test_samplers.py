@@ -20,6 +20,7 @@ from diffusion_lit.sampling import samplers
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
+from diffusion_lit.system.errors import UserError
 from tests.cases import each
 from tests.sampled import COSINE, LINEAR, YAMLS, sampler_of, unet
 
@@ -292,7 +293,7 @@ class Deaf(DDIMScheduler):
 )
 def test_a_scheduler_with_other_noise_levels_is_refused(scheduler, changes):
     sampler = Sampler(scheduler, {"timestep_spacing": "trailing", **changes}, {}, steps=10, batch_size=1)
-    with pytest.raises(AssertionError, match=f"{scheduler.__name__}: its noise levels differ"):
+    with pytest.raises(UserError, match=f"{scheduler.__name__}: its noise levels differ"):
         sampler.build_scheduler(LINEAR)
 
 

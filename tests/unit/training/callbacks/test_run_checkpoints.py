@@ -1,4 +1,4 @@
-"""Counters of epochs and batches follow from the step alone, and the callbacks of a run keep their order."""
+"""Counters of epochs and batches follow from the step alone."""
 
 import copy
 
