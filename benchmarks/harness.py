@@ -16,8 +16,8 @@ from torch import nn
 from benchmarks.measure import compose_config, format_interval, print_table
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.runs.build import make_network
-from diffusion_lit.training import trainer as run_trainer
-from diffusion_lit.training.fit import fit
+from diffusion_lit.training import build_run
+from diffusion_lit.training.launch_run import fit
 from diffusion_lit.training.optimizers import make_optimizer
 
 # only rows of metrics.csv: previews, validation and checkpoints have intervals of their own
@@ -85,17 +85,17 @@ class AlternateSteps(Callback):
 
 def time_pairs(overrides: tuple[str, ...], steps: int, pairs: int) -> AlternateSteps:
     config, source = compose_config(*overrides, *QUIET, f"max_steps={steps * (pairs + 1) + 1}")
-    timer, make_trainer = AlternateSteps(BareLoop(config, source), steps), run_trainer.make_trainer
+    timer, make_trainer = AlternateSteps(BareLoop(config, source), steps), build_run.make_trainer
 
     def make_timed_trainer(config, run, net, callbacks, *rest):
         return make_trainer(config, run, net, [*callbacks, timer], *rest)
 
-    run_trainer.make_trainer = make_timed_trainer
+    build_run.make_trainer = make_timed_trainer
     try:
         with tempfile.TemporaryDirectory() as folder:
             fit(config, source, Path(folder) / "run", [])
     finally:
-        run_trainer.make_trainer = make_trainer
+        build_run.make_trainer = make_trainer
     return timer
 
 

@@ -9,9 +9,9 @@ from diffusion_lit.cli import summary
 from diffusion_lit.cli.evaluation_summary import summarize_evaluations
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
-from diffusion_lit.distributed.shard_worker import choose_device
+from diffusion_lit.distributed.shard_device import choose_device
 from diffusion_lit.runs import run_dir, stored_config, sweeps
-from diffusion_lit.runs.evaluate_request import check_evaluation, expand_runs, make_evaluation_dir
+from diffusion_lit.runs.evaluate_request import check_evaluation, make_evaluation_dir, prepare_evaluate_overrides
 from diffusion_lit.system.errors import UserError
 
 log = logging.getLogger("diffusion_lit.evaluate")
@@ -19,7 +19,7 @@ log = logging.getLogger("diffusion_lit.evaluate")
 
 def main() -> None:
     """Run the command."""
-    launch("evaluate", evaluate, expand_runs, check_evaluation, print_summary)
+    launch("evaluate", evaluate, prepare_evaluate_overrides, check_evaluation, print_summary)
 
 
 def evaluate(config: DictConfig) -> float | None:

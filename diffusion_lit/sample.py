@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.distributed.shard_worker import choose_device
+from diffusion_lit.distributed.shard_device import choose_device
 from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, parse_labels, read_originals
 

@@ -16,7 +16,7 @@ from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, sweeps, warm_start
 from diffusion_lit.system import errors
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.training.fit import fit, follow
+from diffusion_lit.training.launch_run import fit, follow
 from diffusion_lit.training.loggers import backends as loggers
 
 log = logging.getLogger("diffusion_lit.train")

@@ -167,8 +167,7 @@ def _serve(address: str) -> dict | None:
     import diffusion_lit.networks.unet  # noqa: F401
     import diffusion_lit.runs.load  # noqa: F401
     import diffusion_lit.runs.resume  # noqa: F401
-    import diffusion_lit.training.fit
-    import diffusion_lit.training.trainer  # noqa: F401
+    import diffusion_lit.training.build_run  # noqa: F401
     from diffusion_lit.distributed import process_group
     from diffusion_lit.training import noise_levels
 

@@ -19,7 +19,7 @@ def main() -> None:
     folder = Path(sys.argv.pop(1))
     from diffusion_lit import train
     from diffusion_lit.training import module as training_module
-    from diffusion_lit.training import run as training_run
+    from diffusion_lit.training import train_rank as training_run
 
     finish, draw, seen = training_run.finish_run, training_module.draw_random_numbers, []
 

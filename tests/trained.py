@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.training import noise_levels
-from diffusion_lit.training.fit import fit
+from diffusion_lit.training.launch_run import fit
 from tests.runs import TINY, trace
 
 SHORT = [*TINY, "max_steps=4", "checkpoint_every=4", "val_every=0", "sample_every=0", "keep_checkpoints=1"]

@@ -30,6 +30,6 @@ def run_trial(config: DictConfig) -> None:
 
         plan(resolved, source, sys.argv[1:])
     else:
-        from diffusion_lit.training.run import fast_dev_run
+        from diffusion_lit.training.train_rank import fast_dev_run
 
         fast_dev_run(resolved, source)

@@ -13,7 +13,7 @@ from diffusion_lit.config.overrides import did_you_mean
 from diffusion_lit.config.schema import FIXED, MAPPINGS, is_open, value_fault
 from diffusion_lit.config.secrets import SECRET_ADVICE, is_secret
 from diffusion_lit.config.targets import argument_fault, target_fault, target_names
-from diffusion_lit.config.trainer_arguments import trainer_fault
+from diffusion_lit.config.trainer_keys import trainer_fault
 
 MISSING = "???"
 

@@ -18,7 +18,7 @@ SAMPLE_KEYS = ("classes", "context", "images_per_class", "per_class", "interpola
 DATA_DEFAULTS = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}  # lacked by a published model
 
 
-def expand_runs(overrides: list[str], config_dir: str | None) -> list[str]:
+def prepare_evaluate_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides with the stored sampler of the run; `run=<sweep>` becomes a sweep over its finished runs.
 
     Raises:

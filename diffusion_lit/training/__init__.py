@@ -1,0 +1,26 @@
+"""Training of one run.
+
+The way of a command, from outside to inside
+  train.train                    once per run, in the process of the command: lock, data source, exit code
+  launch_run.fit                 on rank 0: choose the checkpoint, start the other ranks; they enter `follow`
+  train_rank.train_on_this_rank  on every rank: build the parts, call Trainer.fit, write result.json
+  build_run                      data, module, callbacks and Trainer from the configuration
+  Trainer.fit (Lightning)        the loop; it calls the hooks of the module and of the callbacks
+
+Beside it
+  trainer.fast_dev_run=true      train_rank.fast_dev_run: no run folder, only the callbacks of the user
+  plan=true                      plan, which measures with benchmark.TrainingBenchmark
+
+What a step does
+  module                         DiffusionModule: loss, validation, optimizer step, state of a checkpoint
+  ema, optimizers, running_statistics, noise_levels, validation_metric
+  callbacks/                     what follows a step, one concern a file; their order: build_run.RunCallbacks
+  loss_window                    losses and skipped steps between two rows of metrics.csv
+  collective_sampling            generate images on all ranks
+  loggers/                       tensorboard, W&B and others
+
+Around the loop
+  strategies                     devices and processes of the Trainer
+  checkpoint_files               how the Trainer writes and reads checkpoints
+  run_summary, run_result        lines before the first step; result.json and lines after the last
+"""

@@ -22,7 +22,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.runs.build import make_codec, make_configured_sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory, limit_to_free_memory, peak_memory_gib, reset_peak_memory
-from diffusion_lit.training import trainer as run_trainer
+from diffusion_lit.training import build_run
 from diffusion_lit.training.collective_sampling import continue_on_error, eval_mode, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
 
@@ -149,8 +149,8 @@ class TrainingBenchmark:
         data.batch_size = batch_size
         if is_batch_repeated:
             data = itertools.repeat(next(iter(self.batches(batch_size))))
-        module = run_trainer.make_module(config)
-        trainer = run_trainer.make_trainer(config, self.scratch, module.net, [watch])
+        module = build_run.make_module(config)
+        trainer = build_run.make_trainer(config, self.scratch, module.net, [watch])
         with limit_to_free_memory():
             trainer.fit(module, data, weights_only=True)
 

@@ -17,11 +17,11 @@ from diffusion_lit.runs import checkpoints, resume
 from diffusion_lit.runs.build import make_configured_sampler, make_ema_decay
 from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.system.console import format_duration, progress_bar
-from diffusion_lit.training import run_messages
-from diffusion_lit.training import trainer as run_trainer
+from diffusion_lit.training import build_run
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
 from diffusion_lit.training.callbacks.sample_metrics import metrics_of
 from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
+from diffusion_lit.training.run_summary import format_run_summary
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +41,16 @@ def plan(config: dict, source, overrides: list[str]) -> None:
         UserError: as the run itself before its first step.
     """
     strategy, world = config["strategy"], count_processes(config["strategy"])
-    run_trainer.check_even_shares(config, world)
+    build_run.check_even_shares(config, world)
     share = config | {
         "global_batch_size": config["global_batch_size"] // world,
         "strategy": strategy | {"name": "single", "devices": 1},
     }
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
-        data = run_trainer.load_data(share, source, Path(scratch))
+        data = build_run.load_data(share, source, Path(scratch))
         decoding_seconds = time.perf_counter() - begun
-        share["max_steps"] = config["max_steps"] = run_trainer.total_steps(config, len(data.train))
+        share["max_steps"] = config["max_steps"] = build_run.total_steps(config, len(data.train))
         log_run_summary(config, data, decoding_seconds)
         if not remaining_steps(config):
             log.info("run already complete. To continue, raise max_steps or max_epochs.")
@@ -100,9 +100,9 @@ def log_run_summary(config: dict, data: ImageDataModule, decoding_seconds: float
         UserError: exit 4 for weights of `init_from` that do not fit, exit 5 if the disk has
             no room.
     """
-    run, module = Path(config["run_dir"]), run_trainer.make_module(config)
-    init_message = None if config["resume"] else run_trainer.initialize_weights(module, config)
-    log.info("%s", run_messages.format_run_summary(config, data, module, run, None).partition("\n")[2])
+    run, module = Path(config["run_dir"]), build_run.make_module(config)
+    init_message = None if config["resume"] else build_run.initialize_weights(module, config)
+    log.info("%s", format_run_summary(config, data, module, run, None).partition("\n")[2])
     stores = [store for store in (data.train, data.val) if isinstance(store, ImageStore)]  # of decoded images
     if stores:
         count, size = sum(map(len, stores)), sum(store.images.nbytes for store in stores)

@@ -81,7 +81,7 @@ WITHOUT_SLURM = {"plugins": [LightningEnvironment()]}
 StrategyRegistry.register("dp", DataParallelStrategy, description=DataParallelStrategy.__doc__)
 
 
-def trainer_arguments(strategy: dict, net: nn.Module) -> dict:
+def device_arguments(strategy: dict, net: nn.Module) -> dict:
     """Return the Trainer's arguments for devices and processes; log a note on falling back to one device."""
     accelerator = {"accelerator": strategy["accelerator"]}
     if strategy["name"] == "dp":

@@ -20,7 +20,7 @@ SETTINGS = [*TINY, "max_steps=16", "checkpoint_every=4", "val_every=4", "sample_
 
 # The prelude of a run in which something happens once step `step` is done, before its row, preview and checkpoint.
 AT_STEP = """
-from diffusion_lit.training.callbacks.non_finite import NonFiniteGuard
+from diffusion_lit.training.callbacks.non_finite_guard import NonFiniteGuard
 after_step = NonFiniteGuard.after_step
 def watched(self, trainer, module):
     {happens}

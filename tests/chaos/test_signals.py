@@ -92,7 +92,7 @@ def test_a_signal_between_the_lock_and_the_rest_leaves_no_folder(tmp_path):
 
 
 LOST = """
-import os, signal, diffusion_lit.training.trainer as setup
+import os, signal, diffusion_lit.training.build_run as setup
 load = setup.load_data
 def swallowed(*args):
     try:  # as in libraries that catch whatever is raised; C code does it silently

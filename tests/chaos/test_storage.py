@@ -200,7 +200,7 @@ DiffusionModule.optimizer_step = poisoned
 
 def test_the_size_of_a_checkpoint_is_known_before_it_is_written(good):
     from diffusion_lit.runs.stored_config import read_model_config
-    from diffusion_lit.training.trainer import make_module
+    from diffusion_lit.training.build_run import make_module
 
     size = checkpoints.checkpoint_path(good, 12).stat().st_size
     assert checkpoint_bytes(make_module(read_model_config(good))) == pytest.approx(size, rel=0.5)

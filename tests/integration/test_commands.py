@@ -87,7 +87,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path):
 
 def test_who_is_killed_in_a_preview_goes_on_from_its_step(tmp_path):
     kill = "import os, diffusion_lit.training.callbacks.sample_previews as previews\n"
-    kill += "previews.Previews._draw = lambda *args: os.kill(os.getpid(), 9)"
+    kill += "previews.SamplePreviews._draw = lambda *args: os.kill(os.getpid(), 9)"
     run("train", *QUICK, "max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=whole", cwd=tmp_path)
     words = ["max_steps=4", "sample_every=2", "checkpoint_every=2", "run_dir=run"]
     run("train", *QUICK, *words, cwd=tmp_path, code=-9, prelude=kill)

@@ -18,8 +18,8 @@ from diffusion_lit.evaluation.metrics import score_class_accuracy
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sample_request import parse_labels
+from diffusion_lit.training.build_run import make_module
 from diffusion_lit.training.noise_levels import BINS
-from diffusion_lit.training.trainer import make_module
 from tests.probe import Probe
 from tests.runs import run
 

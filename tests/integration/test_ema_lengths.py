@@ -13,8 +13,8 @@ from diffusion_lit.runs import checkpoints, posthoc_ema
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.posthoc_ema import LENGTHS, compute_decay, solve_coefficients, solve_gamma
 from diffusion_lit.runs.stored_config import read_model_config
+from diffusion_lit.training.build_run import make_module
 from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
-from diffusion_lit.training.trainer import make_module
 from tests.cases import each
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import run, signal_at_step, start

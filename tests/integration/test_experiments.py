@@ -20,7 +20,7 @@ from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.training import noise_levels
 from diffusion_lit.training.callbacks import sample_previews
-from diffusion_lit.training.fit import fit
+from diffusion_lit.training.launch_run import fit
 from tests.runs import run, trace
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if file.stem != "none")

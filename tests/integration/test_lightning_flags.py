@@ -93,7 +93,7 @@ def test_early_stopping_of_a_killed_run_stops_where_the_unbroken_one_does(tmp_pa
 
 KILLED = """
 import os
-from diffusion_lit.training.callbacks.signals import GracefulStop
+from diffusion_lit.training.callbacks.graceful_stop import GracefulStop
 def killed(self, trainer, module):
     if self.step == 4:
         os.kill(os.getpid(), 9)

@@ -32,7 +32,7 @@ from diffusion_lit.sampling.previews import MAX_FRAMES, FrameRecorder
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training import ema
 from diffusion_lit.training.loggers import backends
-from diffusion_lit.training.loggers.backends import FilesOnly
+from diffusion_lit.training.loggers.backends import LoggerBackend
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.loggers.wandb import check_api_key
 from tests.forks import Fork
@@ -426,7 +426,7 @@ def test_a_logger_that_cannot_write_leaves_the_run_alone(tmp_path, caplog):
 # ------------------------------------------------------------------------------------------------ the shield
 
 
-class Broken(FilesOnly):
+class Broken(LoggerBackend):
     """Fails in one of its calls, and in every `finish`."""
 
     def __init__(self, call: str, error: Exception):
@@ -470,7 +470,7 @@ def test_the_second_ctrl_c_passes_through_a_logger():
 
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (ValueError(), 1), (UserError(6, "nan"), 6), (SystemExit(), 1)])
 def test_a_logger_is_finished_with_how_the_run_ended(error, code):
-    class Ended(FilesOnly):
+    class Ended(LoggerBackend):
         def finish(self, exit_code):
             self.codes = [*getattr(self, "codes", []), exit_code]
 

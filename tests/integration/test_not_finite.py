@@ -216,7 +216,7 @@ def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
         "import sys\n"
         "class Late:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'diffusion_lit.training.trainer':\n"
+        "        if name == 'diffusion_lit.training.build_run':\n"
         "            sys.meta_path.remove(self)\n"
         f"            exec({PRELUDE.format(positions=[66])!r}, globals())\n"
         "sys.meta_path.insert(0, Late())\n"

@@ -105,14 +105,13 @@ def test_what_does_not_fit_is_a_row_and_what_fits_is_proposed(tmp_path):
 @pytest.mark.parametrize(("wait", "which"), [(0, "network"), (2, "loader")])
 def test_the_bottleneck(tmp_path, monkeypatch, wait, which):
     from diffusion_lit.data import batches
-    from diffusion_lit.training import benchmark, plan
-    from diffusion_lit.training import trainer as setup
+    from diffusion_lit.training import benchmark, build_run, plan
 
     real = batches.random_crops
     monkeypatch.setattr(batches, "random_crops", lambda *given: time.sleep(wait) or real(*given))
     monkeypatch.setattr(benchmark, "MIN_SECONDS", 0.05)
     config, source = resolve_training_config(compose_configs("train", TINY)[0])
-    measuring = benchmark.TrainingBenchmark(config, setup.load_data(config, source, tmp_path), tmp_path, tmp_path)
+    measuring = benchmark.TrainingBenchmark(config, build_run.load_data(config, source, tmp_path), tmp_path, tmp_path)
     measuring.device = torch.device("cpu")
     row = benchmark.Measurement(config["strategy"], micro_batch=12, measured_batch=12, speed=1.0, memory=1.0)
     assert f"the {which} is the bottleneck" in plan.describe_bottleneck(measuring, row, world=1)

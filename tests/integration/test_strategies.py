@@ -20,9 +20,8 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.networks.unet import UNet
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.training import strategies
-from diffusion_lit.training import trainer as setup
-from diffusion_lit.training.fit import fit
+from diffusion_lit.training import build_run, strategies
+from diffusion_lit.training.launch_run import fit
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.forks import ranks_of
 from tests.ranks import DDP, SHORT, WANDB, assert_same_training
@@ -364,7 +363,7 @@ def train_with_replicas(monkeypatch, folder: Path, *words: str) -> CPUReplicas:
     made = []
     monkeypatch.setattr(nn, "DataParallel", lambda net, devices: made.append(CPUReplicas(net, devices)) or made[-1])
     devices = {"accelerator": "cpu", "devices": 2, "strategy": "dp"}
-    monkeypatch.setattr(setup, "trainer_arguments", lambda strategy, net: dict(devices))
+    monkeypatch.setattr(build_run, "device_arguments", lambda strategy, net: dict(devices))
     config, source = resolve_data(compose_configs("train", [*words, f"run_dir={folder}"])[0])
     folder.mkdir()
     fit(config, source, folder, [])
@@ -401,7 +400,7 @@ def test_dp_is_a_strategy_that_lightning_knows_by_name():
 def test_buffers_are_broadcast_only_for_batch_norm(monkeypatch, layer, broadcast):
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     monkeypatch.setattr(process_group, "resolve_processes", lambda strategy: (2, 1))
-    made = strategies.trainer_arguments({"name": "ddp", "accelerator": "cpu"}, nn.Sequential(nn.Conv2d(1, 4, 3), layer))
+    made = strategies.device_arguments({"name": "ddp", "accelerator": "cpu"}, nn.Sequential(nn.Conv2d(1, 4, 3), layer))
     assert made["strategy"]._ddp_kwargs["broadcast_buffers"] is broadcast
 
 
@@ -410,7 +409,7 @@ def test_the_micro_batch_is_a_share_of_the_global_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     monkeypatch.setattr(collectives, "all_reduce_max", lambda number: number)
     monkeypatch.setattr(collectives, "all_gather", lambda value: [value, value])
-    data = setup.load_data(config, source, tmp_path)
+    data = build_run.load_data(config, source, tmp_path)
     assert isinstance(data, ImageDataModule)
     assert data.batch_size == 2
     assert list((tmp_path / "cache").glob("*/train-*.npy"))  # one file for both

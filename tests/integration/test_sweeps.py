@@ -363,7 +363,7 @@ def test_a_signal_ends_a_sweep_and_keeps_its_table(tmp_path, number):
 
 STUB = """
 import json, math, os, signal, sys, time
-import diffusion_lit.training.fit
+import diffusion_lit.training.launch_run
 from diffusion_lit.runs import run_dir as folder
 from diffusion_lit.system.errors import Exit, UserError
 def fit(config, source, run, overrides):
@@ -373,7 +373,7 @@ def fit(config, source, run, overrides):
     BODY
     folder.write_result(run, result)
     return result
-diffusion_lit.training.fit.fit = fit
+diffusion_lit.training.launch_run.fit = fit
 """
 
 

@@ -18,8 +18,8 @@ from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.training.fit import fit
-from diffusion_lit.training.trainer import make_module
+from diffusion_lit.training.build_run import make_module
+from diffusion_lit.training.launch_run import fit
 from tests.cases import each
 from tests.equal_runs import assert_equal_runs
 from tests.networks import every_model, small_overrides

@@ -7,7 +7,7 @@ import lightning as L
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import posthoc_ema
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.module import DiffusionModule
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from diffusion_lit.distributed import collectives
 from diffusion_lit.runs.metrics_file import MetricsFile
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.memory import peak_memory_gib
-from diffusion_lit.training.callbacks.non_finite import NonFiniteGuard
+from diffusion_lit.training.callbacks.non_finite_guard import NonFiniteGuard
 from diffusion_lit.training.callbacks.sample_metrics import SampleMetrics, columns_of
-from diffusion_lit.training.callbacks.step import StepCallback
-from diffusion_lit.training.callbacks.validate import Validation
+from diffusion_lit.training.callbacks.step_callback import StepCallback
+from diffusion_lit.training.callbacks.step_validation import StepValidation
 from diffusion_lit.training.ema import decay_at_step, relative_distance
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.module import DiffusionModule
@@ -36,7 +36,7 @@ class MetricsLog(StepCallback):
     """
 
     def __init__(
-        self, *shared, guard: NonFiniteGuard, validation: Validation, samples: SampleMetrics, logger: RunLogger
+        self, *shared, guard: NonFiniteGuard, validation: StepValidation, samples: SampleMetrics, logger: RunLogger
     ):
         super().__init__(*shared)
         self.guard, self.validation, self.samples, self.logger = guard, validation, samples, logger

@@ -11,8 +11,8 @@ from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
-from diffusion_lit.training.callbacks.non_finite import last_checkpoint, record_step
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint, record_step
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.ema import is_finite
 from diffusion_lit.training.module import DiffusionModule
 

@@ -16,7 +16,7 @@ from diffusion_lit.distributed import consistency
 from diffusion_lit.evaluation import metrics
 from diffusion_lit.evaluation.features import collect_real_images, make_classifier
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.collective_sampling import continue_on_error, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
 

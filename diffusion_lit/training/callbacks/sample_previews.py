@@ -18,9 +18,9 @@ from diffusion_lit.sampling.previews import (
     save_preview,
 )
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.training.callbacks.graceful_stop import GracefulStop
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
-from diffusion_lit.training.callbacks.signals import GracefulStop
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.collective_sampling import SamplingStopped, continue_on_error, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
 
@@ -30,7 +30,7 @@ def grid_of(run: Path, step: int) -> Path:
     return run / "samples" / f"step-{step:08d}.png"
 
 
-class Previews(StepCallback):
+class SamplePreviews(StepCallback):
     """Draws a preview every `sample_every` steps and after the last step, once the checkpoint of the step is saved.
 
     A run that is killed while it draws resumes from that checkpoint and draws the missing

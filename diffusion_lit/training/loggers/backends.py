@@ -27,8 +27,8 @@ def require_package(config: dict) -> None:
         raise UserError(Exit.CONFIG, message)
 
 
-class FilesOnly:
-    """The interface of a backend; as it is, `logger=none` and `logger=csv`: the files of the run folder only.
+class LoggerBackend:
+    """Base class of the backends. Each method does nothing unless a backend defines it.
 
     Attributes:
         package: the package that must be installed, or None.
@@ -52,7 +52,11 @@ class FilesOnly:
         """Close the backend."""
 
 
-class TensorBoard(FilesOnly):
+class FilesOnly(LoggerBackend):
+    """`logger=none` and `logger=csv`: only the files that the run folder has anyway."""
+
+
+class TensorBoard(LoggerBackend):
     """`logger=tensorboard`: event files in <run>/tensorboard."""
 
     package = "tensorboard"
@@ -98,7 +102,7 @@ class TensorBoard(FilesOnly):
             self.writer.close()
 
 
-class LightningBackend(FilesOnly):
+class LightningBackend(LoggerBackend):
     """Any logger of `lightning.pytorch.loggers`, or of a package that follows its interface."""
 
     def __init__(self, logger):

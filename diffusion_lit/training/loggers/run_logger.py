@@ -21,17 +21,17 @@ class RunLogger(Logger):
     reason.
 
     Args:
-        logger: a backend with the methods of `FilesOnly`.
+        backend: a backend with the methods of `LoggerBackend`.
     """
 
-    def __init__(self, logger):
+    def __init__(self, backend):
         super().__init__()
-        self.logger, self.is_on = logger, False
+        self.backend, self.is_on = backend, False
 
     @property
     def name(self) -> str:
         """Return the class of the backend."""
-        return type(self.logger).__name__
+        return type(self.backend).__name__
 
     @property
     def version(self) -> None:
@@ -40,7 +40,7 @@ class RunLogger(Logger):
     @property
     def experiment(self) -> object:
         """Return the object that the backend writes to, for callbacks of users; None if it has none."""
-        return getattr(self.logger, "experiment", None)
+        return getattr(self.backend, "experiment", None)
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """Do nothing: `start` logs the configuration of the run."""
@@ -54,23 +54,25 @@ class RunLogger(Logger):
     def start(self, run: Path, config: dict, step: int) -> None:
         """Begin a run, or resume it after `step` optimizer steps."""
         self.is_on = True
-        self._call(self.logger.start, run, config, step)
+        self._call(self.backend.start, run, config, step)
 
     def log_row(self, step: int, row: dict[str, float]) -> None:
         """Log a row of metrics.csv without its NaN values."""
-        self._call(self.logger.log_scalars, step, {name: float(value) for name, value in row.items() if value == value})
+        self._call(
+            self.backend.log_scalars, step, {name: float(value) for name, value in row.items() if value == value}
+        )
 
     def log_file(self, step: int, key: str, path: Path, caption: str) -> None:
         """Log a PNG or GIF file."""
-        self._call(self.logger.log_image, step, key, path, caption)
+        self._call(self.backend.log_image, step, key, path, caption)
 
     def log_result(self, result: dict) -> None:
         """Log the content of result.json."""
-        self._call(self.logger.log_result, result)
+        self._call(self.backend.log_result, result)
 
     def finish(self, exit_code: int) -> None:
         """Close the backend; once closed, do nothing."""
-        self._call(self.logger.finish, exit_code)
+        self._call(self.backend.finish, exit_code)
         self.is_on = False
 
     def __enter__(self) -> "RunLogger":
@@ -90,7 +92,7 @@ class RunLogger(Logger):
             self.is_on = False
             log.warning("%s is switched off, the run continues: %s", self.name, format_exception(error))
             with suppress(Exception):
-                self.logger.finish(1)
+                self.backend.finish(1)
 
 
 def make_logger(config: dict, is_rank_zero: bool = True) -> RunLogger:

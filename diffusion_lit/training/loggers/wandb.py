@@ -16,13 +16,13 @@ from diffusion_lit.config.secrets import format_exception, redact_command_line, 
 from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.system.files import write_text_atomically
-from diffusion_lit.training.loggers.backends import FilesOnly
+from diffusion_lit.training.loggers.backends import LoggerBackend
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class WandB(FilesOnly):
+class WandB(LoggerBackend):
     """`logger=wandb`: a W&B run in <run>/wandb, online if the server accepts the API key, else offline.
 
     Args:

@@ -1,4 +1,4 @@
-"""Counters of epochs and batches follow from the step alone."""
+"""Counters of epochs and batches follow from the step alone; milestones and the clock of the callbacks."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_lit.training.callbacks.run_checkpoints import realign_progress
-from diffusion_lit.training.callbacks.step import Clock, Milestones
+from diffusion_lit.training.callbacks.step_callback import Clock, Milestones
 
 STEPS = 3  # of an epoch
 
@@ -98,7 +98,7 @@ def test_milestones_are_multiples_and_the_last_step():
 
 def test_a_clock_counts_only_between_resume_and_pause(monkeypatch):
     now = iter(range(100))
-    monkeypatch.setattr("diffusion_lit.training.callbacks.step.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("diffusion_lit.training.callbacks.step_callback.time.perf_counter", lambda: float(next(now)))
     clock = Clock()
     clock.resume()  # 0
     clock.resume()

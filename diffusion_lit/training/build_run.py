@@ -26,19 +26,19 @@ from diffusion_lit.runs.build import make_codec, make_condition, make_diffusion,
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.ema_snapshots import EmaSnapshots
+from diffusion_lit.training.callbacks.graceful_stop import GracefulStop
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
-from diffusion_lit.training.callbacks.non_finite import NonFiniteGuard
+from diffusion_lit.training.callbacks.non_finite_guard import NonFiniteGuard
 from diffusion_lit.training.callbacks.run_checkpoints import RunCheckpoints
 from diffusion_lit.training.callbacks.sample_metrics import SampleMetrics
-from diffusion_lit.training.callbacks.sample_previews import Previews
-from diffusion_lit.training.callbacks.signals import GracefulStop
-from diffusion_lit.training.callbacks.step import Clock, Milestones
-from diffusion_lit.training.callbacks.validate import NEVER, Validation
+from diffusion_lit.training.callbacks.sample_previews import SamplePreviews
+from diffusion_lit.training.callbacks.step_callback import Clock, Milestones
+from diffusion_lit.training.callbacks.step_validation import NEVER, StepValidation
 from diffusion_lit.training.checkpoint_files import CheckpointFiles
 from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer
-from diffusion_lit.training.strategies import trainer_arguments
+from diffusion_lit.training.strategies import device_arguments
 
 log = logging.getLogger(__name__)
 
@@ -159,25 +159,36 @@ class RunCallbacks(NamedTuple):
     """
 
     guard: NonFiniteGuard
-    validation: Validation
-    samples: SampleMetrics
-    snapshots: EmaSnapshots
+    validation: StepValidation
+    sample_metrics: SampleMetrics
+    ema_snapshots: EmaSnapshots
     metrics: MetricsLog
     checkpoints: RunCheckpoints
-    previews: Previews
+    previews: SamplePreviews
     stop: GracefulStop
 
 
 def make_callbacks(config: dict, run: Path, sampler: Sampler, logger: RunLogger) -> RunCallbacks:
-    """Return the callbacks of a run."""
+    """Return the callbacks that every run has; `fast_dev_run` and `plan=true` have none of them.
+
+    The callbacks of the user are added in `train_rank.build_parts`.
+    """
     shared = run, config, Milestones(config), Clock()
-    guard, validation = NonFiniteGuard(*shared), Validation(*shared)
-    samples, snapshots = SampleMetrics(*shared, sampler=sampler), EmaSnapshots(*shared)
+    guard, validation = NonFiniteGuard(*shared), StepValidation(*shared)
+    samples = SampleMetrics(*shared, sampler=sampler)
     metrics = MetricsLog(*shared, guard=guard, validation=validation, samples=samples, logger=logger)
     checkpoints = RunCheckpoints(*shared, metrics=metrics)
     stop = GracefulStop(*shared, checkpoints=checkpoints)
-    previews = Previews(*shared, sampler=sampler, metrics=metrics, stop=stop)
-    return RunCallbacks(guard, validation, samples, snapshots, metrics, checkpoints, previews, stop)
+    return RunCallbacks(
+        guard=guard,
+        validation=validation,
+        sample_metrics=samples,
+        ema_snapshots=EmaSnapshots(*shared),
+        metrics=metrics,
+        checkpoints=checkpoints,
+        previews=SamplePreviews(*shared, sampler=sampler, metrics=metrics, stop=stop),
+        stop=stop,
+    )
 
 
 def make_trainer(
@@ -199,7 +210,7 @@ def make_trainer(
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the table of trainer.profiler
     warnings.filterwarnings("ignore", module="lightning")
     strategy = config["strategy"]
-    devices = trainer_arguments(strategy, net)
+    devices = device_arguments(strategy, net)
     settings = {
         "max_steps": config["max_steps"],
         "max_epochs": -1,
@@ -209,7 +220,7 @@ def make_trainer(
         "callbacks": list(callbacks),
         "default_root_dir": run,
         "logger": logger or False,
-        "val_check_interval": NEVER,  # the callback Validation starts it
+        "val_check_interval": NEVER,  # the callback StepValidation starts it
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,

@@ -8,9 +8,9 @@ import lightning as L
 
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.system.errors import PENDING_SIGNALS, SAVE_SIGNALS, STOP_SIGNALS, Exit, UserError
-from diffusion_lit.training.callbacks.non_finite import last_checkpoint
+from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint
 from diffusion_lit.training.callbacks.run_checkpoints import RunCheckpoints
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.module import DiffusionModule
 
 log = logging.getLogger(__name__)

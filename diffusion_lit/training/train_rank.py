@@ -15,14 +15,14 @@ from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory, suggest_smaller_batch
-from diffusion_lit.training import run_messages, trainer
-from diffusion_lit.training.callbacks.non_finite import last_checkpoint
+from diffusion_lit.training import build_run, run_result
+from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint
 from diffusion_lit.training.callbacks.sample_metrics import measure_class_accuracy
 from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.collective_sampling import continue_on_error
-from diffusion_lit.training.existing_result import existing_result
 from diffusion_lit.training.loggers.run_logger import RunLogger, make_logger
 from diffusion_lit.training.module import DiffusionModule
+from diffusion_lit.training.run_summary import format_run_summary
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class RunParts(NamedTuple):
     data: ImageDataModule
     module: DiffusionModule
     sampler: Sampler
-    callbacks: trainer.RunCallbacks
+    callbacks: build_run.RunCallbacks
     trainer: L.Trainer
     logger: RunLogger
 
@@ -51,10 +51,10 @@ def train_on_this_rank(config: dict, source, run: Path, start: Path | None, over
         overrides: of the command line, on rank 0.
     """
     consistency.check_checkpoint_on_all_hosts(start)
-    data = trainer.load_data(config, source, run)
-    config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
-    trainer.check_train_batches_limit(config, len(data.train))
-    result = existing_result(config, run, start) if collectives.rank() == 0 else None
+    data = build_run.load_data(config, source, run)
+    config = config | {"max_steps": build_run.total_steps(config, len(data.train))}
+    build_run.check_train_batches_limit(config, len(data.train))
+    result = run_result.existing_result(config, run, start) if collectives.rank() == 0 else None
     if result := collectives.broadcast_from_rank_zero(result):
         return result
     parts = build_parts(config, data, run, start, overrides)
@@ -80,17 +80,17 @@ def build_parts(
             room (exit 5) on one.
     """
     is_rank_zero = collectives.rank() == 0
-    module = trainer.make_module(config)
+    module = build_run.make_module(config)
     init_message = None
     if not start:
-        init_message = consistency.run_on_all_ranks_or_raise(lambda: trainer.initialize_weights(module, config))
+        init_message = consistency.run_on_all_ranks_or_raise(lambda: build_run.initialize_weights(module, config))
     logger, sampler = make_logger(config["logger"], is_rank_zero), make_configured_sampler(config)
-    callbacks = trainer.make_callbacks(config, run, sampler, logger)
+    callbacks = build_run.make_callbacks(config, run, sampler, logger)
     user_callbacks = [build(leaf) for leaf in config["callbacks"].values()]
-    lightning_trainer = trainer.make_trainer(config, run, module.net, [*user_callbacks, *callbacks], logger)
+    lightning_trainer = build_run.make_trainer(config, run, module.net, [*user_callbacks, *callbacks], logger)
     if is_rank_zero:
         run_dir.record_start(run, config, overrides)
-        log.info(run_messages.format_run_summary(config, data, module, run, start))
+        log.info(format_run_summary(config, data, module, run, start))
         if init_message:
             log.info(init_message)
     room = 3 * checkpoint_bytes(module) + snapshot_bytes(module, config)
@@ -117,7 +117,7 @@ def finish_run(parts: RunParts) -> dict:
     if parts.callbacks.stop.ended_by is None:
         parts.callbacks.previews.step = step
         parts.callbacks.previews.draw_missing(module)
-    result = run_messages.build_result(config, parts.callbacks, step)
+    result = run_result.build_result(config, parts.callbacks, step)
     is_rank_zero = collectives.rank() == 0
     if is_rank_zero:
         run_dir.write_result(run, result)
@@ -128,7 +128,7 @@ def finish_run(parts: RunParts) -> dict:
             run_dir.write_result(run, result)
     parts.logger.log_result(result)
     parts.logger.finish(result["exit_code"])
-    log.info(run_messages.format_farewell(result, run))
+    log.info(run_result.format_farewell(result, run))
     return result
 
 
@@ -136,11 +136,11 @@ def fast_dev_run(config: dict, source) -> None:
     """Train and validate for `trainer.fast_dev_run` batches on one device, without a run folder."""
     config = config | {"strategy": config["strategy"] | {"name": "single", "devices": 1}}
     with tempfile.TemporaryDirectory() as scratch:
-        data = trainer.load_data(config, source, Path(scratch))
-        config = config | {"max_steps": trainer.total_steps(config, len(data.train))}
-        module = trainer.make_module(config)
+        data = build_run.load_data(config, source, Path(scratch))
+        config = config | {"max_steps": build_run.total_steps(config, len(data.train))}
+        module = build_run.make_module(config)
         callbacks = [build(leaf) for leaf in config["callbacks"].values()]
-        lightning_trainer = trainer.make_trainer(config, Path(scratch), module.net, callbacks)
+        lightning_trainer = build_run.make_trainer(config, Path(scratch), module.net, callbacks)
         lightning_trainer.fit(module, data, weights_only=True)
     metrics = lightning_trainer.callback_metrics
     names = [name for name in ("train/loss", "val/loss", "val/error") if name in metrics]

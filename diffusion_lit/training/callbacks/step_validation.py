@@ -2,13 +2,13 @@
 
 import lightning as L
 
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.module import DiffusionModule
 
 NEVER = 2**62  # val_check_interval of the Trainer, because this callback starts the validation
 
 
-class Validation(StepCallback):
+class StepValidation(StepCallback):
     """Validates every `val_every` steps, at every checkpoint and after the last step.
 
     Lightning would validate after all callbacks of a step. Here validation comes first. The

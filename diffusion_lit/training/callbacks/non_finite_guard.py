@@ -11,7 +11,7 @@ from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.run_dir import display_path
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.training.callbacks.step import StepCallback
+from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.loss_window import LossWindow, Totals
 from diffusion_lit.training.module import DiffusionModule
 

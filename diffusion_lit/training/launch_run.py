@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusion_lit.config.targets import trust
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, run_dir
-from diffusion_lit.training.existing_result import existing_result
+from diffusion_lit.training.run_result import existing_result
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
         return result
     try:
         with process_group.launch_ranks(config["strategy"]):
-            from diffusion_lit.training.run import train_on_this_rank
+            from diffusion_lit.training.train_rank import train_on_this_rank
 
             config, run, start = collectives.broadcast_from_rank_zero((config, run, start))
             return train_on_this_rank(config, source, run, start, overrides)
@@ -49,7 +49,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
 def follow() -> None:
     """Train on a rank other than 0, with the configuration that rank 0 sends."""
     with process_group.follow_rank_zero():
-        from diffusion_lit.training.run import train_on_this_rank
+        from diffusion_lit.training.train_rank import train_on_this_rank
 
         config, run, start = collectives.broadcast_from_rank_zero(None)
         trust(config)  # rank 0 has checked it
