@@ -6,6 +6,7 @@ import math
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
+from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.runs.run_dir import require_run_dir
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import Exit, UserError
@@ -25,7 +26,7 @@ ADVICE = {
 
 def main() -> None:
     """Run the command."""
-    launch("replay", replay, prepare=lambda overrides, config_dir: overrides, check=check_replay)
+    launch("replay", replay, lambda overrides, config_dir: resolve_run(overrides, "nonfinite_step.ckpt"), check_replay)
 
 
 def check_replay(config: DictConfig) -> None:

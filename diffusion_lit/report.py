@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.runs import run_dir, sweeps
+from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 
@@ -15,7 +16,12 @@ log = logging.getLogger("diffusion_lit.report")
 
 def main() -> None:
     """Run the command."""
-    launch("report", report, prepare=lambda overrides, config_dir: overrides, check=lambda config: find_runs(config))
+    launch(
+        "report",
+        report,
+        prepare=lambda overrides, config_dir: resolve_run(overrides, "metrics.csv"),
+        check=lambda config: find_runs(config),
+    )
 
 
 def find_runs(config: DictConfig) -> list[Path]:

@@ -20,13 +20,15 @@ from diffusion_lit.config.reference import render_help
 from diffusion_lit.config.secrets import refuse_secrets
 from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
-from diffusion_lit.system.errors import PENDING_SIGNALS, report_errors
+from diffusion_lit.system.errors import PENDING_SIGNALS, Exit, UserError, report_errors
+
+Prepare = Callable[[list[str], str | None], list[str]]
 
 
 def launch(
     config_name: str,
     task: Task,
-    prepare: Callable[[list[str], str | None], list[str]],
+    prepare: Prepare,
     check: Callable[[DictConfig], None],
     summarize: Callable[[Path, DictConfig], None] = lambda folder, config: summary.summarize_sweep(folder),
     is_trial: Callable[[DictConfig], bool] = lambda config: False,
@@ -53,7 +55,7 @@ def launch(
         refuse_secrets(sys.argv[1:])
         if not (args.hydra_help or args.info or args.shell_completion):
             trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
-            overrides = prepare(overrides, args.config_dir)
+            overrides = _prepare(config_name, prepare, overrides, args.config_dir)
             multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
             configs = compose_configs(config_name, overrides, args.config_dir, not args.cfg, multirun)
             if multirun and not args.cfg:
@@ -82,6 +84,21 @@ def launch(
             task(configs[0])
 
     start(run_job)()
+
+
+def _prepare(config_name: str, prepare: Prepare, overrides: list[str], config_dir: str | None) -> list[str]:
+    """Return the prepared overrides. An error about the run that they name also lists other faults."""
+    try:
+        return prepare(overrides, config_dir)
+    except UserError as error:
+        if error.exit_code != Exit.CHECKPOINT or config_name in ("train", "visualize"):  # keys depend on the run
+            raise
+        others = [override for override in overrides if not override.startswith("sampler.")]
+        try:
+            compose_configs(config_name, others, config_dir, complete=False)
+        except UserError as faults:
+            raise UserError(error.exit_code, f"{error}\n{faults}") from None
+        raise
 
 
 def _run_sweep_job(task: Task, config_name: str, config_dir: str | None, config: DictConfig) -> float | None:

@@ -15,7 +15,8 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
     """Return the overrides of a run; with `resume=` those of the run to continue.
 
     Raises:
-        UserError: exit 2 for a sweep that resumes, or that several processes start; exit 4 if there is no such run.
+        UserError: exit 2 for a sweep that resumes, or that several processes start, or for
+            `resume=auto` with neither a run to continue nor a recipe to start; exit 4 if there is no such run.
     """
     run = read_override("resume", overrides)
     multirun = is_multirun()
@@ -33,9 +34,17 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
     newest = run_dir.find_newest_run(Path("outputs", name))
     if newest is None:
+        if not {"experiment", "data"} & {override.partition("=")[0] for override in rest}:
+            raise UserError(Exit.CONFIG, _explain_nothing_to_resume(name))
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expand_overrides(rest, config_dir)
     return merge_run_length(resume.merge_resume_overrides(newest, rest))
+
+
+def _explain_nothing_to_resume(name: str) -> str:
+    names = sorted(folder.name for folder in Path("outputs").glob("*/") if run_dir.find_newest_run(folder))
+    others = f"Names with runs: {', '.join(names)}. Add name=<one of them>" if names else "No other name has runs"
+    return f"resume=auto: no run in outputs/{name}. {others}, or add experiment= or data= to start a new run"
 
 
 def is_multirun() -> bool:

@@ -8,6 +8,7 @@ from diffusion_lit.config.targets import locate
 
 TINY = {
     "name": "debug",
+    "run_dir": "outputs/debug/${now:%Y-%m-%d_%H-%M-%S}-${hex:4}",  # also with name=: resume=auto must not find it
     "max_steps": 2,
     "global_batch_size": 4,
     "log_every": 1,

@@ -10,13 +10,10 @@ def expand_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides with the default experiment, `debug=on` and the length of the run expanded.
 
     Raises:
-        UserError: exit 2 for another value of `debug`, or two lengths of one run.
+        UserError: exit 2 for two lengths of one run.
     """
-    debug = read_override("debug", overrides)
-    rest = add_default_experiment([override for override in overrides if not override.startswith("debug=")])
-    if debug not in (None, "on", "off"):
-        raise UserError(Exit.CONFIG, f"debug={debug}: must be on or off")
-    if debug == "on":
+    rest = add_default_experiment(overrides)
+    if read_override("debug", overrides) == "on":
         rest = add_debug_overrides(rest, compose_configs("train", rest, config_dir, complete=False)[0])
     return merge_run_length(rest)
 

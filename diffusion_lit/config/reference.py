@@ -3,19 +3,22 @@
 Both are read from the yaml files in `conf/`, see `config/schema.py`.
 """
 
+import re
 from collections.abc import Iterator
 from textwrap import fill
 
 from omegaconf import OmegaConf
 
 from diffusion_lit.config.groups import CONF, list_groups, list_option_keys, list_options
+from diffusion_lit.config.overrides import did_you_mean
 from diffusion_lit.config.schema import FIXED, Key, read_keys
 
 COMMAND_ORDER = ("train", "sample", "evaluate", "export", "visualize", "report", "audit", "replay", "app")
 WIDTH = 100  # columns of --help
 GROUP_NOTES = {  # a group that a command has -> what is unusual about its groups
     "experiment": """
-  A group on the command line drops the keys of that group that the experiment sets.
+  A group on the command line, such as model=unet, also drops the keys of that group that the
+  experiment sets.
   data=<name> without experiment= trains with the values below, not with those of the digits.""",
     "sampler": """
   Without sampler= the sampler of the run is used.""",
@@ -49,7 +52,12 @@ def render_help(config_name: str, names: list[str]) -> str:
     if options:
         return "\n\n".join(_render_option(group, name) for group, name in options)
     file = CONF / f"{config_name}.yaml"
-    parts = [OmegaConf.load(file).hydra.help.header.rstrip()]
+    parts = [
+        f"{name}: no such config group{did_you_mean(name, list(groups))}"
+        for name in names
+        if re.fullmatch(r"\w+", name)
+    ]
+    parts.append(OmegaConf.load(file).hydra.help.header.rstrip())
     if groups:
         listed = [
             fill("  ".join(choices), WIDTH, initial_indent=f"  {group:<13}", subsequent_indent=" " * 15)

@@ -4,15 +4,39 @@ Models published by `export` have a config.yaml. For other pipelines the configu
 derived from the files of diffusers; class names and guidance, which these lack, get defaults.
 """
 
+import sys
 from pathlib import Path
 
 from diffusion_lit.config.groups import read_option
+from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.runs import checkpoints, pretrained
+from diffusion_lit.runs.run_dir import find_newest_run, is_diffusers_folder, is_run_dir
 from diffusion_lit.runs.warm_start import resolve_architecture
 from diffusion_lit.system.errors import Exit, UserError
 
+CHECKPOINTS = "checkpoints/step-*.ckpt"
 HUB_FILES = ("config.yaml", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
 HUB_FILES += (checkpoints.UNET_WEIGHTS, checkpoints.NETWORK_WEIGHTS)
+
+
+def resolve_run(overrides: list[str], contents: str = CHECKPOINTS) -> list[str]:
+    """Return the overrides with the folder that `run=` stands for.
+
+    A folder of runs such as outputs/digits stands for its newest run that has a checkpoint,
+    or a file of the pattern `contents`. The run is printed.
+    """
+    run = read_override("run", overrides)
+    if not isinstance(run, str) or not run:
+        return overrides
+    folder = resolve_pretrained(run)
+    if folder.is_dir() and not is_run_dir(folder) and not is_diffusers_folder(folder):
+        newest = find_newest_run(folder, contents=contents)
+        if newest:
+            print(f"run={run}: a folder of runs, using its newest {newest}", file=sys.stderr)
+            folder = newest
+    if folder == Path(run).expanduser():
+        return overrides
+    return [format_override("run", folder) if text.startswith("run=") else text for text in overrides]
 
 
 def resolve_pretrained(run: str) -> Path:

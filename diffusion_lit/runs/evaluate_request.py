@@ -26,7 +26,8 @@ def prepare_evaluate_overrides(overrides: list[str], config_dir: str | None) -> 
     """
     run = read_override("run", overrides)
     sweep = Path(run).expanduser() if isinstance(run, str) else None
-    if not sweep or run_dir.is_run_dir(sweep) or not (jobs := sweeps.list_jobs(sweep)):
+    jobs = [job for job in sweeps.list_jobs(sweep) if job.folder.name.isdigit()] if sweep else []
+    if not jobs or run_dir.is_run_dir(sweep):
         return insert_stored_sampler(overrides, config_dir)
     runs = [format_override("run", job.folder) for job in jobs if job.status == "finished"]
     if not runs:

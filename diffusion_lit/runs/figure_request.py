@@ -10,7 +10,7 @@ from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.groups import CONF, read_option
 from diffusion_lit.config.overrides import read_override
-from diffusion_lit.runs import checkpoints, run_dir, stored_config
+from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -45,7 +45,9 @@ def split_recipe(recipes: list[DictConfig], overrides: list[str], config_dir: st
     refused = " ".join(override for override in others if _group_of(override) in groups)
     if refused:
         raise UserError(Exit.CONFIG, f"{refused}: the run has its own recipe. Leave run= out to draw another one")
-    return overrides  # all others are unknown keys, which are reported when the overrides are composed
+    return diffusers_format.resolve_run(
+        overrides
+    )  # all others are unknown keys, which are reported when the overrides are composed
 
 
 def _group_of(override: str) -> str:

@@ -56,9 +56,16 @@ def require_run_dir(folder: str | Path) -> Path:
     return path
 
 
-def find_newest_run(folder: Path, pattern: str = "*") -> Path | None:
-    """Return the run below a folder that was started last, by the time of its command.txt."""
+def find_newest_run(folder: Path, pattern: str = "*", contents: str = "*") -> Path | None:
+    """Return the run below a folder that was started last, by the time of its command.txt.
+
+    Args:
+        folder: where to look.
+        pattern: of the run folders in it.
+        contents: pattern of a file that the run must have.
+    """
     runs = [path for path in folder.glob(pattern) if is_run_dir(path) and (path / "command.txt").exists()]
+    runs = [path for path in runs if any(path.glob(contents))]
     return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 

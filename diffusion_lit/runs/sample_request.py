@@ -28,7 +28,7 @@ TRAINING_ONLY = ("loss", "timestep_distribution")  # keys of `diffusion` that do
 def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides after those of the stored sampler of the run, unless they choose another sampler.
 
-    An id on the hub is downloaded and replaced by its folder.
+    An id on the hub is downloaded and replaced by its folder, a folder of runs by its newest run.
 
     Raises:
         UserError: exit 2 for a sweep over `run`, or two keys that exclude each other; exit 4
@@ -43,9 +43,8 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
             raise UserError(Exit.CONFIG, f"{' and '.join(pair)} exclude each other: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
-    folder = diffusers_format.resolve_pretrained(run)
-    if str(folder) != str(Path(run).expanduser()):
-        overrides = [format_override("run", folder) if x.startswith("run=") else x for x in overrides]
+    overrides = diffusers_format.resolve_run(overrides)
+    folder = Path(read_override("run", overrides))
     settings = dict(stored_config.read_sampling_config(run_dir.require_run_dir(folder))["sampler"])
     name = settings.pop("name", None)
     if read_override("sampler", overrides) not in (None, name):

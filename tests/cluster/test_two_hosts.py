@@ -167,7 +167,7 @@ def test_what_is_lost_ends_the_rest_and_the_job_started_again_equals_one_that_lo
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_starts_a_killed_process_again_and_resume_auto_goes_on(hosts, tmp_path, unbroken, rank):
     launcher = [[*flags, "--max-restarts=2"] for flags in C10D]
-    job = Job(hosts, tmp_path, *SETTINGS, *DDP, "name=again", "resume=auto", launcher=launcher)
+    job = Job(hosts, tmp_path, *SETTINGS, *DDP, "experiment=digits", "name=again", "resume=auto", launcher=launcher)
     while not list(tmp_path.glob("outputs/again/*/metrics.csv")):
         assert None in [process.poll() for process in job.processes], job.printed()
         time.sleep(0.05)

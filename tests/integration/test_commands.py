@@ -1,6 +1,7 @@
 """The commands as a shell runs them: pipes, strange paths, keys pressed twice."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -109,13 +110,32 @@ def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch, caplog):
     ]  # fmt: skip
 
 
-def test_a_folder_of_runs_names_its_newest(tmp_path):
-    for name in ("a", "b"):
+def test_a_folder_of_runs_is_its_newest_run_with_a_checkpoint(tmp_path):
+    for name in ("a", "b", "c"):
         run("train", *QUICK, "max_steps=1", f"run_dir=outputs/digits/{name}", cwd=tmp_path)
-    for place in ("outputs", "outputs/digits"):
-        printed = run("sample", f"run={place}", cwd=tmp_path, code=4)
-        hint = "it has no config.yaml. The newest run in it is outputs/digits/b"
-        assert f"{place} is not a run folder: {hint}" in printed
+    shutil.rmtree(tmp_path / "outputs/digits/c/checkpoints")
+    requests = {
+        "sample": "num_images=1",
+        "evaluate": "num_images=20 metrics=[colors]",
+        "export": "out=model",
+        "visualize": "what=[curves]",
+    }
+    for verb, words in requests.items():
+        printed = run(verb, "run=outputs/digits", *words.split(), cwd=tmp_path)
+        assert "run=outputs/digits: a folder of runs, using its newest outputs/digits/b" in printed
+    for folder in ("generated", "evaluations", "figures"):
+        assert (tmp_path / "outputs/digits/b" / folder).is_dir()
+    (tmp_path / "outputs/digits/a/nonfinite_step.ckpt").write_bytes(b"")
+    assert "using its newest outputs/digits/a" in run("replay", "run=outputs/digits", cwd=tmp_path, code=4)
+    hint = "it has no config.yaml. The newest run in it is outputs/digits/c"
+    assert f"outputs is not a run folder: {hint}" in run("sample", "run=outputs", cwd=tmp_path, code=4)
+
+
+def test_a_missing_run_and_a_wrong_key_are_both_reported(tmp_path):
+    printed = run("export", "run=outputs/x", "pusj=1", "out=y", "sampler.steps=3", cwd=tmp_path, code=4)
+    assert "outputs/x: no such folder" in printed
+    assert "pusj: no such key (did you mean push?)" in printed
+    assert "sampler" not in printed
 
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path):

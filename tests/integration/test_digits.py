@@ -181,9 +181,15 @@ def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
 
 def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):
     words = ["max_steps=2", "data.classifier_images=0", "sampler.steps=1", "name=mine"]
+    printed = run("train", "resume=auto", *words, cwd=tmp_path, code=2)
+    assert "no run in outputs/mine. No other name has runs, or add experiment= or data= to start a new run" in printed
+    assert not (tmp_path / "outputs").exists()
+    words = ["experiment=digits", *words]
     assert "starting a new one" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert "is complete at step 2" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert len(list((tmp_path / "outputs" / "mine").iterdir())) == 1
+    printed = run("train", "resume=auto", "name=minee", cwd=tmp_path, code=2)
+    assert "no run in outputs/minee. Names with runs: mine. Add name=<one of them>" in printed
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])

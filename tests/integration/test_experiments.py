@@ -251,4 +251,4 @@ def test_synthetic_pictures_are_the_same_each_time_and_show_their_class(channels
 
 
 def test_debug_is_on_or_off(tmp_path):
-    assert "debug=maybe: must be on or off" in run("train", "debug=maybe", cwd=Path(tmp_path), code=2)
+    assert "debug=maybe: must be one of on, off" in run("train", "debug=maybe", cwd=Path(tmp_path), code=2)

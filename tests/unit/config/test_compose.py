@@ -55,7 +55,7 @@ def test_the_keys_of_a_run():
         "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "best_by", "ema_snapshot_every",
         "max_skipped_steps", "metrics_every", "metrics", "metrics_images", "metrics_steps", "label_dropout",
         "guidance_scale", "guidance_interval", "guidance_rescale",
-        "metric", "plan",
+        "metric", "debug", "plan",
     ]  # fmt: skip
 
 
