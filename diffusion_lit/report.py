@@ -16,12 +16,7 @@ log = logging.getLogger("diffusion_lit.report")
 
 def main() -> None:
     """Run the command."""
-    launch(
-        "report",
-        report,
-        prepare=lambda overrides, config_dir: resolve_run(overrides, "metrics.csv"),
-        check=lambda config: find_runs(config),
-    )
+    launch("report", report, lambda overrides, config_dir: resolve_run(overrides, "metrics.csv"), find_runs)
 
 
 def find_runs(config: DictConfig) -> list[Path]:

@@ -91,13 +91,11 @@ def _prepare(config_name: str, prepare: Prepare, overrides: list[str], config_di
     try:
         return prepare(overrides, config_dir)
     except UserError as error:
-        if error.exit_code != Exit.CHECKPOINT or config_name in ("train", "visualize"):  # keys depend on the run
-            raise
-        others = [override for override in overrides if not override.startswith("sampler.")]
-        try:
-            compose_configs(config_name, others, config_dir, complete=False)
-        except UserError as faults:
-            raise UserError(error.exit_code, f"{error}\n{faults}") from None
+        if error.exit_code == Exit.CHECKPOINT and config_name not in ("train", "visualize"):  # keys depend on the run
+            try:
+                compose_configs(config_name, [x for x in overrides if "sampler." not in x], config_dir, complete=False)
+            except UserError as faults:
+                raise UserError(error.exit_code, f"{error}\n{faults}") from None
         raise
 
 

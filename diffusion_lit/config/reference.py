@@ -3,7 +3,6 @@
 Both are read from the yaml files in `conf/`, see `config/schema.py`.
 """
 
-import re
 from collections.abc import Iterator
 from textwrap import fill
 
@@ -52,11 +51,7 @@ def render_help(config_name: str, names: list[str]) -> str:
     if options:
         return "\n\n".join(_render_option(group, name) for group, name in options)
     file = CONF / f"{config_name}.yaml"
-    parts = [
-        f"{name}: no such config group{did_you_mean(name, list(groups))}"
-        for name in names
-        if re.fullmatch(r"\w+", name)
-    ]
+    parts = [f"{name}: no such config group{did_you_mean(name, list(groups))}" for name in names if name.isidentifier()]
     parts.append(OmegaConf.load(file).hydra.help.header.rstrip())
     if groups:
         listed = [

@@ -14,12 +14,11 @@ from diffusion_lit.runs.run_dir import find_newest_run, is_diffusers_folder, is_
 from diffusion_lit.runs.warm_start import resolve_architecture
 from diffusion_lit.system.errors import Exit, UserError
 
-CHECKPOINTS = "checkpoints/step-*.ckpt"
 HUB_FILES = ("config.yaml", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
 HUB_FILES += (checkpoints.UNET_WEIGHTS, checkpoints.NETWORK_WEIGHTS)
 
 
-def resolve_run(overrides: list[str], contents: str = CHECKPOINTS) -> list[str]:
+def resolve_run(overrides: list[str], contents: str = "checkpoints/step-*.ckpt") -> list[str]:
     """Return the overrides with the folder that `run=` stands for.
 
     A folder of runs such as outputs/digits stands for its newest run that has a checkpoint,
@@ -29,13 +28,10 @@ def resolve_run(overrides: list[str], contents: str = CHECKPOINTS) -> list[str]:
     if not isinstance(run, str) or not run:
         return overrides
     folder = resolve_pretrained(run)
-    if folder.is_dir() and not is_run_dir(folder) and not is_diffusers_folder(folder):
-        newest = find_newest_run(folder, contents=contents)
-        if newest:
-            print(f"run={run}: a folder of runs, using its newest {newest}", file=sys.stderr)
-            folder = newest
-    if folder == Path(run).expanduser():
-        return overrides
+    is_model = is_run_dir(folder) or is_diffusers_folder(folder)
+    if not is_model and (newest := find_newest_run(folder, contents=contents)):
+        print(f"run={run}: a folder of runs, using its newest {newest}", file=sys.stderr)
+        folder = newest
     return [format_override("run", folder) if text.startswith("run=") else text for text in overrides]
 
 

@@ -45,9 +45,8 @@ def split_recipe(recipes: list[DictConfig], overrides: list[str], config_dir: st
     refused = " ".join(override for override in others if _group_of(override) in groups)
     if refused:
         raise UserError(Exit.CONFIG, f"{refused}: the run has its own recipe. Leave run= out to draw another one")
-    return diffusers_format.resolve_run(
-        overrides
-    )  # all others are unknown keys, which are reported when the overrides are composed
+    # all others are unknown keys, which are reported when the overrides are composed
+    return diffusers_format.resolve_run(overrides)
 
 
 def _group_of(override: str) -> str:

@@ -86,10 +86,8 @@ def _find_unet_folder(folder: Path, override: str) -> Path:
 
 def is_hub_id(path: str) -> bool:
     """Return whether a path could be the id of a model on the hub, such as me/digits."""
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path)
-    return (
-        bool(is_id) and path[0] not in "./~" and not path.startswith("outputs/") and not path.endswith(WEIGHT_SUFFIXES)
-    )
+    is_id = re.fullmatch(r"(?!outputs/)[\w.-]+/[\w.-]+", path)
+    return bool(is_id) and path[0] not in "./~" and not path.endswith(WEIGHT_SUFFIXES)
 
 
 def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:

@@ -64,8 +64,8 @@ def find_newest_run(folder: Path, pattern: str = "*", contents: str = "*") -> Pa
         pattern: of the run folders in it.
         contents: pattern of a file that the run must have.
     """
-    runs = [path for path in folder.glob(pattern) if is_run_dir(path) and (path / "command.txt").exists()]
-    runs = [path for path in runs if any(path.glob(contents))]
+    started = [path for path in folder.glob(pattern) if is_run_dir(path) and (path / "command.txt").exists()]
+    runs = [path for path in started if any(path.glob(contents))]
     return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 
