@@ -34,8 +34,8 @@ def check_replay(config: DictConfig) -> None:
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
     run = require_run_dir(config.run)
-    if not (run / "nonfinite_step.ckpt").exists():
-        raise UserError(Exit.CHECKPOINT, f"{run} has no nonfinite_step.ckpt. A run writes it when it ends with exit 6")
+    if not (run / "non_finite_step.ckpt").exists():
+        raise UserError(Exit.CHECKPOINT, f"{run} has no non_finite_step.ckpt. A run writes it when it ends with exit 6")
 
 
 def replay(config: DictConfig) -> None:
@@ -71,13 +71,13 @@ def print_forward(trace, record: dict) -> None:
     for row in rows:
         mark = "  <- first" if row is trace.layers[first] else ""
         low, high = (f"{x:.3g}" if math.isfinite(x) else "-" for x in (row.low, row.high))
-        bad = f"{row.not_finite:,} of {row.values:,}" if row.not_finite else "none"
+        bad = f"{row.non_finite:,} of {row.values:,}" if row.non_finite else "none"
         log.info("%s", f"{row.name:<{width}}  {low:>10}  {high:>10}  {bad}{mark}")
     bad = (~trace.losses.isfinite()).nonzero().flatten().tolist()
     images = join_names([f"{record['index'][k]} at t {trace.t[k]}" for k in bad], LISTED)
     log.info("images     loss not finite: %d of %d: %s", len(bad), len(trace.losses), images)
     layer = trace.layers[first]
-    inputs = "not finite, computed between it and the layer before it" if layer.not_finite_inputs else "finite"
+    inputs = "not finite, computed between it and the layer before it" if layer.non_finite_inputs else "finite"
     log.info("first      %s is the first layer whose output is not finite. Its inputs are %s", layer.name, inputs)
 
 

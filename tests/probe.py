@@ -25,7 +25,7 @@ class Probe:
         for start in range(0, len(self.image), self.batch_size):
             part = slice(start, start + self.batch_size)
             x0, eps, y = to_float(self.image[part]), self.eps[part], self.y[part]
-            level = self.levels.at(start, len(x0))
+            level = self.levels.indices_at(start, len(x0))
             metric.update(level, self.diffusion.error(net, x0, self.t[level], eps, y))
         losses = metric.compute()
         return losses["loss"], losses["bins"], losses["error"]

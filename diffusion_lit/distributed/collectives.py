@@ -25,7 +25,7 @@ def launcher_env(name: str) -> int | None:
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 as long as there is no process group."""
+    """Return the rank of this process; 0 without a process group. Before `launch_ranks` use launcher_env("RANK")."""
     return launcher_env("RANK") or 0 if world_size() > 1 else 0
 
 

@@ -1,8 +1,8 @@
-"""Share the shards of one `sample` or `evaluate` command among several processes.
+"""Choose the device of one of several processes that share the shards of a `sample` or `evaluate` command.
 
 torchrun or srun starts the same command several times. The processes need no process group:
-they claim shards through files in the output folder. All that is left to do here is to give
-each one a GPU of its own and silence all but one.
+they claim shards through files in the output folder (`runs/shards.py`). This module gives each
+one a GPU of its own and silences all but one.
 """
 
 from diffusion_lit.distributed import collectives, slurm

@@ -19,7 +19,7 @@ DATA_DEFAULTS = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir
 
 
 def prepare_evaluate_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides with the stored sampler of the run; `run=<sweep>` becomes a sweep over its finished runs.
+    """Return the overrides, preceded by the run's stored sampler; `run=<sweep>` becomes a sweep over its finished runs.
 
     Raises:
         UserError: exit 4 if none has finished; exit 2 if their samplers differ.

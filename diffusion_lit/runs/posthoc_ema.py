@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.system.errors import Exit, UserError
 
-LENGTHS = (0.05, 0.1)  # tracked in every run; files do not repeat them
+LENGTHS = (0.05, 0.1)  # tracked in every run with ema_snapshot_every
 MAX_MISFIT = 0.05  # above this a warning is logged
 MAX_COEFFICIENTS = 50  # sum of absolute values: half precision leaves 2^-11 of a weight, 50 times that is 2 %
 

@@ -26,7 +26,7 @@ TRAINING_ONLY = ("loss", "timestep_distribution")  # keys of `diffusion` that do
 
 
 def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the overrides after those of the stored sampler of the run, unless they choose another sampler.
+    """Return the overrides, preceded by those of the run's stored sampler unless they choose another one.
 
     An id on the hub is downloaded and replaced by its folder, a folder of runs by its newest run.
 

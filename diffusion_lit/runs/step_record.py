@@ -1,7 +1,7 @@
-"""Record of the optimizer step at which a run ended because its loss or gradient was not finite (exit code 6).
+"""Record of the optimizer step at which a run ended with a non-finite loss, gradient or weight (exit code 6).
 
-nonfinite_step.ckpt holds weights, images and random numbers of the step, so that `replay` can compute it again without
-the training data. nonfinite_step.json summarizes the losses of the images and the ranges of the layers.
+non_finite_step.ckpt holds weights, images and random numbers of the step, so that `replay` can compute it again without
+the training data. non_finite_step.json summarizes the losses of the images and the ranges of the layers.
 """
 
 import json
@@ -20,7 +20,7 @@ from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.build import make_codec, make_condition
 from diffusion_lit.system.files import write_text_atomically
 
-RECORD_FILE = "nonfinite_step.ckpt"
+RECORD_FILE = "non_finite_step.ckpt"
 
 
 class LayerRange(NamedTuple):
@@ -30,8 +30,8 @@ class LayerRange(NamedTuple):
     low: float  # +inf, and high -inf, if no value is finite
     high: float
     values: int
-    not_finite: int
-    not_finite_inputs: int = 0
+    non_finite: int
+    non_finite_inputs: int = 0
 
     def merge(self, other: "LayerRange") -> "LayerRange":
         """Return the range over the images of both."""
@@ -51,7 +51,7 @@ class ForwardTrace(NamedTuple):
     @property
     def first_bad(self) -> int | None:
         """Index in `layers` of the first one that is not finite."""
-        return next((k for k, layer in enumerate(self.layers) if layer.not_finite), None)
+        return next((k for k, layer in enumerate(self.layers) if layer.non_finite), None)
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -65,7 +65,8 @@ def make_step_record(
     Args:
         step: number of the step.
         config_text: configuration of the run as YAML.
-        net: the network before the step.
+        net: the network before the step, which was skipped; after it if weights became
+            non-finite.
         batch: the global batch of the step.
         draws: random numbers of the batch, as they were drawn on the device of the run.
         micro_batch: images per forward pass; each pass has its own dropout seed.
@@ -75,7 +76,7 @@ def make_step_record(
 
 
 def save_step_record(run: Path, record: dict) -> None:
-    """Write nonfinite_step.ckpt."""
+    """Write non_finite_step.ckpt."""
     checkpoints.save_checkpoint(record, run / RECORD_FILE)
 
 
@@ -85,7 +86,7 @@ def load_step_record(run: Path) -> dict:
 
 
 def write_step_summary(run: Path, record: dict, trace: ForwardTrace) -> None:
-    """Write nonfinite_step.json, with numbers that are not finite as text."""
+    """Write non_finite_step.json, with numbers that are not finite as text."""
     columns = {"index": record["index"], "label": record["y"], "timestep": trace.t, "loss": trace.losses}
     columns["largest_x_t"] = trace.largest
     images = zip(*[values.tolist() for values in columns.values()], strict=True)
@@ -97,7 +98,7 @@ def write_step_summary(run: Path, record: dict, trace: ForwardTrace) -> None:
         "images": [_with_finite_numbers(row) for row in rows],
         "layers": [_with_finite_numbers(layer._asdict()) for layer in trace.layers],
     }
-    write_text_atomically(run / "nonfinite_step.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_text_atomically(run / "non_finite_step.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
 def _with_finite_numbers(row: dict) -> dict:
@@ -156,10 +157,10 @@ def iterate_micro_batches(diffusion: Diffusion, config: dict, record: dict) -> I
 def _append_range(ranges: list[LayerRange], name: str, module: nn.Module, inputs: tuple, output: object) -> None:
     if not torch.is_tensor(output):
         return
-    not_finite = sum(int((~x.isfinite()).sum()) for x in inputs if torch.is_tensor(x))
+    non_finite = sum(int((~x.isfinite()).sum()) for x in inputs if torch.is_tensor(x))
     calls = sum(layer.name.partition(" #")[0] == name for layer in ranges)
     layer = _range_of(f"{name} #{calls + 1}" if calls else name, output)
-    ranges.append(layer._replace(not_finite_inputs=not_finite))
+    ranges.append(layer._replace(non_finite_inputs=non_finite))
 
 
 def _range_of(name: str, values: Tensor) -> LayerRange:

@@ -207,7 +207,7 @@ class TrainingBenchmark:
         batch = next(iter(self.data.val_dataloader()))
         count = max(1, min(len(batch["y"]), int(MAX_STEP_SECONDS / 2 / max(self.seconds_per_image, 1e-9))))
         images = module.codec.encode(batch["image"][:count].to(module.device))
-        y, level = batch["y"][:count].to(module.device), module.levels.at(0, count)
+        y, level = batch["y"][:count].to(module.device), module.levels.indices_at(0, count)
         eps, t = torch.randn_like(images), module.levels.t[level].to(module.device)
         with eval_mode(module.ema), torch.no_grad():
             begun = time.perf_counter()

@@ -120,7 +120,7 @@ def make_module(config: dict) -> DiffusionModule:
     return DiffusionModule(
         make_network(config),
         make_diffusion(config),
-        shape=codec.image_shape,
+        image_shape=codec.image_shape,
         class_names=config["data"]["class_names"],
         codec=codec,
         condition=make_condition(config),

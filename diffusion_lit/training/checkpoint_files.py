@@ -37,7 +37,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 def checkpoint_bytes(module: DiffusionModule) -> int:
-    """Return the approximate size of a checkpoint: weights, two moments of Adam and the EMAs, in float32."""
+    """Return the approximate size of a checkpoint: weights, two moments as of Adam and the EMAs, in float32."""
     copies = 3 + (module.ema is not module.net) + len(module.tracked_emas)
     return 4 * copies * sum(p.numel() for p in module.net.parameters())
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.runs import posthoc_ema
+from diffusion_lit.runs import posthoc_ema  # shared with sampling, which reconstructs EMAs from the tracked ones
 
 
 class Decay(Protocol):

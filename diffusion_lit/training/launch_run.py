@@ -25,23 +25,23 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
         run: the run folder, locked by the caller.
         overrides: of the command line, stored in the run folder.
     """
-    start = None
+    resume_from = None
     if config["resume"] and checkpoints.list_steps(run):
-        start = checkpoints.select_checkpoint(run, warn=log.warning)
+        resume_from = checkpoints.select_checkpoint(run, warn=log.warning)
     checkpoints.remove_partial_files(run)
-    if start:
-        checkpoints.rename_corrupt(run, start)
-    if config["resume"] and not start:
+    if resume_from:
+        checkpoints.rename_corrupt(run, resume_from)
+    if config["resume"] and not resume_from:
         log.info("%s has no checkpoint yet: starting from step 0", run_dir.display_path(run))
     is_launched = collectives.launcher_env("WORLD_SIZE")  # then the other ranks are waiting already
-    if not is_launched and config["max_epochs"] is None and (result := existing_result(config, run, start)):
+    if not is_launched and config["max_epochs"] is None and (result := existing_result(config, run, resume_from)):
         return result
     try:
         with process_group.launch_ranks(config["strategy"]):
             from diffusion_lit.training.train_rank import train_on_this_rank
 
-            config, run, start = collectives.broadcast_from_rank_zero((config, run, start))
-            return train_on_this_rank(config, source, run, start, overrides)
+            config, run, resume_from = collectives.broadcast_from_rank_zero((config, run, resume_from))
+            return train_on_this_rank(config, source, run, resume_from, overrides)
     finally:
         shutil.rmtree(run / "cache", ignore_errors=True)  # shared by the processes, see `load_data`
 
@@ -51,10 +51,10 @@ def follow() -> None:
     with process_group.follow_rank_zero():
         from diffusion_lit.training.train_rank import train_on_this_rank
 
-        config, run, start = collectives.broadcast_from_rank_zero(None)
+        config, run, resume_from = collectives.broadcast_from_rank_zero(None)
         trust(config)  # rank 0 has checked it
         try:
-            train_on_this_rank(config, None, run, start)
+            train_on_this_rank(config, None, run, resume_from)
         finally:
             if not (run / ".lock").exists():  # this host does not share the run folder
                 shutil.rmtree(run / "cache", ignore_errors=True)

@@ -13,11 +13,17 @@ from diffusion_lit.distributed import collectives
 
 
 class Totals(NamedTuple):
-    """Totals of all ranks: mean of the finite losses (or NaN), skipped steps, last non-finite steps in a row."""
+    """Loss and counts of all ranks since the last row.
+
+    Attributes:
+        loss: mean of the finite losses; NaN if there are none.
+        skipped: number of skipped steps.
+        non_finite_in_a_row: number of non-finite steps up to now without a finite one between.
+    """
 
     loss: float
     skipped: int
-    in_a_row: int
+    non_finite_in_a_row: int
 
 
 class LossWindow:
@@ -33,9 +39,9 @@ class LossWindow:
 
     def __init__(self, strategy: dict, device: torch.device, state: list[list[float]] | None = None):
         self.accumulate, self.is_scaled = strategy["accumulate"], strategy["precision"] == "16-mixed"
-        loss, finite, skipped, in_a_row = _state_of_rank(state) if state else [0.0] * 4
-        sums = torch.tensor([loss, finite * self.accumulate, skipped, in_a_row], device=device)
-        self.loss, self.finite, self.skipped, self.in_a_row = sums.unbind()
+        loss, finite, skipped, non_finite_in_a_row = _state_of_rank(state) if state else [0.0] * 4
+        sums = torch.tensor([loss, finite * self.accumulate, skipped, non_finite_in_a_row], device=device)
+        self.loss, self.finite, self.skipped, self.non_finite_in_a_row = sums.unbind()
         self._reset_step()
 
     def add(self, loss: Tensor) -> None:
@@ -50,14 +56,14 @@ class LossWindow:
         self.loss, self.finite = self.loss + self.step_loss, self.finite + self.step_finite
         self.skipped = self.skipped + is_skipped
         is_non_finite = self.has_non_finite_loss if self.is_scaled else self.has_non_finite_loss | is_skipped
-        self.in_a_row = torch.where(is_non_finite, self.in_a_row + 1, 0)
+        self.non_finite_in_a_row = torch.where(is_non_finite, self.non_finite_in_a_row + 1, 0)
         self._reset_step()
 
     def totals(self) -> Totals:
         """Return the totals. Waits for the device and for the other ranks."""
-        losses, steps, skipped, in_a_row = zip(*self.state(), strict=True)
+        losses, steps, skipped, non_finite_in_a_row = zip(*self.state(), strict=True)
         mean = sum(losses) / sum(steps) if sum(steps) else float("nan")
-        return Totals(mean, int(max(skipped)), int(max(in_a_row)))
+        return Totals(mean, int(max(skipped)), int(max(non_finite_in_a_row)))
 
     def reset(self) -> None:
         """Start the next row; the count of non-finite steps in a row continues."""
@@ -65,7 +71,7 @@ class LossWindow:
 
     def state(self) -> list[list[float]]:
         """Return the state of each rank, see `state` above; the same on every rank."""
-        loss, finite, *steps = torch.stack([self.loss, self.finite, self.skipped, self.in_a_row]).tolist()
+        loss, finite, *steps = torch.stack([self.loss, self.finite, self.skipped, self.non_finite_in_a_row]).tolist()
         return collectives.all_gather([loss, finite / self.accumulate, *steps])
 
     def _reset_step(self) -> None:
@@ -78,5 +84,5 @@ def _state_of_rank(state: list[list[float]]) -> list[float]:
     """Return the state of this rank; with another number of ranks than before, mean sums and maximum counts."""
     if len(state) == collectives.world_size():
         return state[collectives.rank()]
-    losses, steps, skipped, in_a_row = zip(*state, strict=True)
-    return [sum(losses) / len(state), sum(steps) / len(state), max(skipped), max(in_a_row)]
+    losses, steps, skipped, non_finite_in_a_row = zip(*state, strict=True)
+    return [sum(losses) / len(state), sum(steps) / len(state), max(skipped), max(non_finite_in_a_row)]

@@ -46,7 +46,7 @@ class DiffusionModule(L.LightningModule):
     Args:
         net: the network, forward(x_t, t, y); see `diffusion_lit.networks`.
         diffusion: process, prediction type, weighting and loss.
-        shape: (C, H, W) of an image.
+        image_shape: (C, H, W) of an image, uint8.
         class_names: names of the classes; empty for an unconditional model.
         codec: maps images to what `net` sees; None for pixels scaled to [-1, 1].
         condition: what y is; None for class labels.
@@ -75,7 +75,7 @@ class DiffusionModule(L.LightningModule):
         self,
         net: nn.Module,
         diffusion: Diffusion,
-        shape: tuple[int, int, int],
+        image_shape: tuple[int, int, int],
         class_names: Sequence[str] = (),
         *,
         codec: Codec | None = None,
@@ -95,9 +95,8 @@ class DiffusionModule(L.LightningModule):
         self.net, self.diffusion = net, diffusion
         self.ema = net if ema is None else copy.deepcopy(net).requires_grad_(False).eval()
         self.tracked_emas = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in ema_lengths).eval()
-        channels, height, width = shape
-        self.shape, self.class_names = (channels, height, width), list(class_names)
-        self.codec = codec or Pixels(self.shape)
+        self.image_shape, self.class_names = tuple(image_shape), list(class_names)
+        self.codec = codec or Pixels(self.image_shape)
         self.condition = condition or ClassCondition(len(self.class_names))
         self.decay, self.ema_lengths = ema, tuple(ema_lengths)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
@@ -141,13 +140,13 @@ class DiffusionModule(L.LightningModule):
         """Return the mean loss of a micro-batch."""
         batch = self._to_dict(batch)
         images = batch["image"]
-        start = batch.get("position")
-        if start is None:
+        position = batch.get("position")
+        if position is None:
             index = self.global_step * self.trainer.accumulate_grad_batches + self.micro_batch
-            start = self._default_position(index, len(images))
+            position = self._default_position(index, len(images))
         self.micro_batch += 1
-        draws = draw_random_numbers(self.seed, start, len(images), self.codec.shape, self.device, self.strata)
-        seed_network(self.seed, start)
+        draws = draw_random_numbers(self.seed, position, len(images), self.codec.shape, self.device, self.strata)
+        seed_network(self.seed, position)
         x0 = self._encode(flip_images(images, draws, batch.get("flip", 0.0)))
         y = self.condition.drop(batch["y"], draws.drop, self.label_dropout)
         t = self.diffusion.process.sample_times(draws.timestep)
@@ -160,12 +159,12 @@ class DiffusionModule(L.LightningModule):
         """Add the errors of a batch, on fixed timesteps and noise, to the metrics of the EMA and of `net`."""
         batch = self._to_dict(batch)
         images = batch["image"]
-        start = batch.get("position")
-        if start is None:
-            start = self._default_position(batch_idx, len(images))
+        position = batch.get("position")
+        if position is None:
+            position = self._default_position(batch_idx, len(images))
         x0 = self._encode(images)
-        level = self.levels.at(start, len(x0))
-        eps = validation_noise(start, len(x0), self.codec.shape, self.device)
+        level = self.levels.indices_at(position, len(x0))
+        eps = validation_noise(position, len(x0), self.codec.shape, self.device)
         t = self.levels.t[level].to(self.device)
         for name, net in self._validated_networks().items():
             self.val_metrics[name].update(level, self.diffusion.error(net, x0, t, eps, batch["y"]))
@@ -197,7 +196,7 @@ class DiffusionModule(L.LightningModule):
         elif not isinstance(batch, dict):
             batch = dict(zip(("image", "y"), batch, strict=False))
         images = batch["image"]
-        shape = self.shape if images.dtype == torch.uint8 else self.codec.shape
+        shape = self.image_shape if images.dtype == torch.uint8 else self.codec.shape
         if images.shape[1:] != shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the module was made for {shape}")
         if batch.get("y") is None:

@@ -29,7 +29,7 @@ class ValidationLevels:
         weight: loss weight of each level, (L,).
         gain: factor from the error of the network's output to that of the noise estimate,
             (L,).
-        share: share of the training steps in each bin, (10,).
+        share: probability that a time drawn in training lies in each bin, (10,).
     """
 
     def __init__(self, diffusion: Diffusion):
@@ -53,8 +53,8 @@ class ValidationLevels:
     def __len__(self) -> int:
         return len(self.t)
 
-    def at(self, position: int, count: int) -> Tensor:
-        """Return the levels of `count` images from a position on, int64 (count,)."""
+    def indices_at(self, position: int, count: int) -> Tensor:
+        """Return the indices of the levels of `count` images from a position on, int64 (count,)."""
         return torch.arange(position, position + count) % len(self)
 
 

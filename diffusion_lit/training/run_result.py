@@ -15,12 +15,12 @@ from diffusion_lit.system.errors import SAVE_SIGNALS, Exit
 log = logging.getLogger(__name__)
 
 
-def existing_result(config: dict, run: Path, start: Path | None) -> dict:
+def existing_result(config: dict, run: Path, resume_from: Path | None) -> dict:
     """Return result.json if the run is complete or was stopped by a callback that it still has; else an empty dict."""
     result = read_result(run)
     is_stopped = result.get("stopped_by") == "callbacks" and bool(config["callbacks"])
     is_complete = result.get("status") == "finished" and result["steps"] >= config["max_steps"]
-    if not start or not (is_complete or is_stopped):
+    if not resume_from or not (is_complete or is_stopped):
         return {}
     if is_stopped:
         log.info("%s was stopped by a callback at step %d. To continue, add callbacks=none.", run, result["steps"])

@@ -14,7 +14,7 @@ from diffusion_lit.training.optimizers import warmup_steps
 
 
 def format_run_summary(
-    config: dict, data: ImageDataModule, module: DiffusionModule, run: Path, start: Path | None
+    config: dict, data: ImageDataModule, module: DiffusionModule, run: Path, resume_from: Path | None
 ) -> str:
     """Return the lines that a run logs before its first step: data, network, length, disk space, warnings."""
     data_config, class_names, max_steps = config["data"], config["data"]["class_names"], config["max_steps"]
@@ -51,8 +51,8 @@ def format_run_summary(
             f"warning    the weighting is 0 at the noisiest timestep ({len(module.diffusion.weight) - 1}), where "
             "sampling starts: it is never trained. Use weighting=truncated_snr or snr_plus_one."
         )
-    if start:
-        lines.append(f"resuming   {start.name}")
+    if resume_from:
+        lines.append(f"resuming   {resume_from.name}")
     return "\n".join(lines)
 
 

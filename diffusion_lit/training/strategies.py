@@ -76,7 +76,8 @@ class DeterministicDDPStrategy(DDPStrategy):
             return self.lightning_module.validation_step(*args, **kwargs)
 
 
-# Otherwise Lightning detects SLURM, refuses jobs of several tasks and installs signal handlers; we do that ourselves.
+# Otherwise Lightning detects SLURM, refuses jobs of several tasks and installs signal handlers. Here
+# distributed/slurm.py and callbacks/graceful_stop.py do that.
 WITHOUT_SLURM = {"plugins": [LightningEnvironment()]}
 StrategyRegistry.register("dp", DataParallelStrategy, description=DataParallelStrategy.__doc__)
 

@@ -40,38 +40,40 @@ class RunParts(NamedTuple):
     logger: RunLogger
 
 
-def train_on_this_rank(config: dict, source, run: Path, start: Path | None, overrides: list[str] | None = None) -> dict:
+def train_on_this_rank(
+    config: dict, source, run: Path, resume_from: Path | None, overrides: list[str] | None = None
+) -> dict:
     """Train, and return result.json. All ranks call this function together.
 
     Args:
         config: resolved configuration.
         source: data source, or None to make it from the configuration.
         run: the run folder.
-        start: checkpoint to resume from, or None.
+        resume_from: checkpoint to resume from, or None.
         overrides: of the command line, on rank 0.
     """
-    consistency.check_checkpoint_on_all_hosts(start)
+    consistency.check_checkpoint_on_all_hosts(resume_from)
     data = build_run.load_data(config, source, run)
     config = config | {"max_steps": build_run.total_steps(config, len(data.train))}
     build_run.check_train_batches_limit(config, len(data.train))
-    result = run_result.existing_result(config, run, start) if collectives.rank() == 0 else None
+    result = run_result.existing_result(config, run, resume_from) if collectives.rank() == 0 else None
     if result := collectives.broadcast_from_rank_zero(result):
         return result
-    parts = build_parts(config, data, run, start, overrides)
+    parts = build_parts(config, data, run, resume_from, overrides)
     with parts.logger:
         try:
-            parts.trainer.fit(parts.module, data, ckpt_path=start, weights_only=True)
+            parts.trainer.fit(parts.module, data, ckpt_path=resume_from, weights_only=True)
             return finish_run(parts)
         except UserError:
             raise
         except Exception as error:
-            if explained := explain_error(error, parts, start):
+            if explained := explain_error(error, parts, resume_from):
                 raise explained from None
             raise
 
 
 def build_parts(
-    config: dict, data: ImageDataModule, run: Path, start: Path | None, overrides: list[str] | None = None
+    config: dict, data: ImageDataModule, run: Path, resume_from: Path | None, overrides: list[str] | None = None
 ) -> RunParts:
     """Return module, callbacks and Trainer of this rank. Rank 0 also writes config.yaml and logs a summary.
 
@@ -82,7 +84,7 @@ def build_parts(
     is_rank_zero = collectives.rank() == 0
     module = build_run.make_module(config)
     init_message = None
-    if not start:
+    if not resume_from:
         init_message = consistency.run_on_all_ranks_or_raise(lambda: build_run.initialize_weights(module, config))
     logger, sampler = make_logger(config["logger"], is_rank_zero), make_configured_sampler(config)
     callbacks = build_run.make_callbacks(config, run, sampler, logger)
@@ -90,15 +92,16 @@ def build_parts(
     lightning_trainer = build_run.make_trainer(config, run, module.net, [*user_callbacks, *callbacks], logger)
     if is_rank_zero:
         run_dir.record_start(run, config, overrides)
-        log.info(format_run_summary(config, data, module, run, start))
+        log.info(format_run_summary(config, data, module, run, resume_from))
         if init_message:
             log.info(init_message)
+    # a checkpoint that is kept, the best one and the one being written; a run that keeps more needs more
     room = 3 * checkpoint_bytes(module) + snapshot_bytes(module, config)
     consistency.run_on_all_ranks_or_raise(lambda: is_rank_zero and checkpoints.require_disk_space(run, room))
     return RunParts(config, run, data, module, sampler, callbacks, lightning_trainer, logger)
 
 
-def explain_error(error: Exception, parts: RunParts, start: Path | None) -> UserError | None:
+def explain_error(error: Exception, parts: RunParts, resume_from: Path | None) -> UserError | None:
     """Return what a user can do about memory that ran out (exit 75) or a checkpoint of another network (exit 4)."""
     if is_out_of_memory(error):
         where = f"out of memory after step {parts.trainer.global_step}; {last_checkpoint(parts.run)}, resume it"
@@ -106,7 +109,9 @@ def explain_error(error: Exception, parts: RunParts, start: Path | None) -> User
         return UserError(Exit.INTERRUPTED, f"{where}: {hint}")
     if "loading state_dict" in str(error):
         details = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
-        return UserError(Exit.CHECKPOINT, f"{start} belongs to another network than `model` describes:\n{details}")
+        return UserError(
+            Exit.CHECKPOINT, f"{resume_from} belongs to another network than `model` describes:\n{details}"
+        )
     return None
 
 

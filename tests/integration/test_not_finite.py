@@ -124,9 +124,9 @@ def test_always_no_number_leaves_a_record_that_needs_no_data(tmp_path):
     assert checkpoints.list_steps(folder) == [4]  # at 8, 12 and 16 the weights would have been those of step 6
     record = step_record.load_step_record(folder)
     assert (record["step"], record["position"], record["micro_batch"]) == (17, 12 * 16, 6)
-    summary = json.loads((folder / "nonfinite_step.json").read_text())
+    summary = json.loads((folder / "non_finite_step.json").read_text())
     assert [image["index"] for image in summary["images"]] == record["index"].tolist()
-    assert {layer["not_finite"] for layer in summary["layers"]} == {0}  # the fault is not in the step itself
+    assert {layer["non_finite"] for layer in summary["layers"]} == {0}  # the fault is not in the step itself
     (folder / "config.yaml").write_text("data: {}\nmodel: {}\ndiffusion: {}\nsampler: {}\n")  # it is enough by itself
     told = run("replay", f"run={folder}", cwd=tmp_path)
     assert "all are finite" in told
@@ -198,10 +198,10 @@ def test_replay_names_parameters_whose_gradient_is_not_finite(tmp_path, caplog):
 
 
 def test_replay_of_a_run_that_ended_well_or_of_a_broken_record(tmp_path, tiny_run):
-    assert "has no nonfinite_step.ckpt" in run("replay", f"run={tiny_run}", cwd=tmp_path, code=4)
-    (tiny_run / "nonfinite_step.ckpt").write_text("no")
+    assert "has no non_finite_step.ckpt" in run("replay", f"run={tiny_run}", cwd=tmp_path, code=4)
+    (tiny_run / "non_finite_step.ckpt").write_text("no")
     assert "cannot be read" in run("replay", f"run={tiny_run}", cwd=tmp_path, code=4)
-    (tiny_run / "nonfinite_step.ckpt").unlink()
+    (tiny_run / "non_finite_step.ckpt").unlink()
 
 
 @pytest.mark.slow
@@ -249,10 +249,10 @@ def test_a_window_leaves_out_what_is_not_finite_and_goes_on_from_its_state():
     assert again.state() == [[0, 0, 0, 2]]
     again.add(torch.tensor(1.0))
     again.end_step(torch.tensor(False))
-    assert again.totals().in_a_row == 0
+    assert again.totals().non_finite_in_a_row == 0
     again.add(torch.tensor(1.0))
     again.end_step(torch.tensor(True))  # an infinite gradient of a finite loss
-    assert again.totals().in_a_row == 1
+    assert again.totals().non_finite_in_a_row == 1
     scaled = LossWindow(strategy | {"precision": "16-mixed"}, torch.device("cpu"))
     scaled.end_step(torch.tensor(True))
     assert scaled.totals()[1:] == (1, 0)

@@ -118,7 +118,7 @@ def test_clipping_by_value_is_that_of_torch():
 
 def test_shapes_that_do_not_fit_are_named():
     module = make_module()
-    module.shape = (3, 8, 8)
+    module.image_shape = (3, 8, 8)
     with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8\)"):
         fit(module, DataLoader(Pairs(), batch_size=8), max_steps=1)
 

@@ -22,7 +22,7 @@ class NonFiniteGuard(StepCallback):
     """Counts losses and skipped steps, and ends the run after more than `max_skipped_steps` non-finite ones in a row.
 
     Attributes:
-        totals: sums since the last row of metrics.csv, read when something is due.
+        totals: loss and counts since the last row of metrics.csv, read when something is due.
     """
 
     def __init__(self, *shared):
@@ -49,22 +49,22 @@ class NonFiniteGuard(StepCallback):
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
-        """Add the step; if something is due, read the totals and end a run that has diverged."""
+        """Add the step; if something is due, read the totals and end a run whose steps stay non-finite."""
         self.window.end_step(module.is_skipped)
         self.milestones.update(trainer)
         if not self.milestones.is_due():
             return
         self.totals = self.window.totals()  # waits for the device, so before the clock stops
         self.clock.pause()
-        if self.totals.in_a_row > self.config["max_skipped_steps"]:
-            raise self._divergence_error(trainer, module)
+        if self.totals.non_finite_in_a_row > self.config["max_skipped_steps"]:
+            raise self._non_finite_error(trainer, module)
 
-    def _divergence_error(self, trainer: L.Trainer, module: DiffusionModule) -> UserError:
+    def _non_finite_error(self, trainer: L.Trainer, module: DiffusionModule) -> UserError:
         totals, replay = self.totals, record_step(self.run, self.config, self.step, trainer, module)
         return UserError(
             Exit.NON_FINITE,
             f"at step {self.step} the loss is {totals.loss} and the gradient norm {module.grad_norm.item()}, "
-            f"non-finite for {totals.in_a_row} steps in a row; {last_checkpoint(self.run)}. "
+            f"non-finite for {totals.non_finite_in_a_row} steps in a row; {last_checkpoint(self.run)}. "
             f"Try a lower optimizer.lr, a longer lr_schedule.warmup_steps or strategy.precision=32-true.{replay}",
         )
 

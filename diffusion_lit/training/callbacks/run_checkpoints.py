@@ -64,7 +64,7 @@ class RunCheckpoints(StepCallback):
         if math.isfinite(score):
             self.scores[self.step] = score
         is_last = self.milestones.is_last
-        if is_last or not self.metrics.guard.totals.in_a_row:
+        if is_last or not self.metrics.guard.totals.non_finite_in_a_row:
             self.save(trainer, module, is_needed=is_last)
 
     def on_train_end(self, trainer: L.Trainer, module: DiffusionModule) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import lightning as L
 
+# ema_snapshot_every is not one of them: a snapshot has no row in metrics.csv, and the checkpoint of the last step
+# holds the tracked EMAs
 INTERVALS = ("log_every", "val_every", "sample_every", "checkpoint_every", "metrics_every")
 
 
 @dataclass
 class Milestones:
-    """The intervals of a run that end with the current step.
+    """Says which of the `INTERVALS` of a run are due at the current step.
 
     Args:
         config: configuration of the run.
@@ -58,15 +60,16 @@ class Clock:
 class StepCallback(L.Callback):
     """Calls `after_step` once after each optimizer step, in the order of the Trainer's callbacks.
 
-    To add one, add a field to `RunCallbacks` in `diffusion_lit.training.trainer`. It cannot be
+    To add one, add a field to `RunCallbacks` in `diffusion_lit.training.build_run`. It cannot be
     named by `_target_`, because it takes the state that all share. It acts in runs of `train`,
     not with `trainer.fast_dev_run` or `plan=true`, and not in a Trainer of your own.
 
     Args:
         run: the run folder.
         config: configuration of the run.
-        milestones: shared by all callbacks.
-        clock: shared by all callbacks.
+        milestones: which intervals end at this step, shared by all callbacks; NonFiniteGuard,
+            the first of them, updates it.
+        clock: seconds of training, shared by all callbacks.
     """
 
     def __init__(self, run: Path, config: dict, milestones: Milestones, clock: Clock):

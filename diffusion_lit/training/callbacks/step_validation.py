@@ -36,7 +36,6 @@ class StepValidation(StepCallback):
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Validate if it is due."""
-        self.milestones.update(trainer)
         self.row = {}
         has_images = trainer.enable_validation and trainer.datamodule.val is not None
         if has_images and self.milestones.is_due("val_every", "checkpoint_every"):
