@@ -95,13 +95,7 @@ class Comparison:
     """
 
     def __init__(
-        self,
-        reference: Reference,
-        images: Tensor,
-        labels: Sequence[int],
-        split="train",
-        compare_real=True,
-        features=None,
+        self, reference: Reference, images: Tensor, labels: list[int], split="train", compare_real=True, features=None
     ):
         self.reference, self.training = reference, reference.training
         self.val = reference.val if compare_real else None

@@ -36,9 +36,8 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     real = collect_real_images(*load_splits(build_source(data), data), data, model.device)
     features = config.features or ("classifier" if names else "pixels")
     reference = metrics.make_reference(real, features, names, config.reference_images)
-    return EvaluationTask(
-        config, model, real, reference, metrics.labels_in_proportion(reference.training.labels, config.num_images)
-    )
+    labels = metrics.labels_in_proportion(reference.training.labels, config.num_images)
+    return EvaluationTask(config, model, real, reference, labels)
 
 
 def measure(task: EvaluationTask, write: WriteResult) -> dict:

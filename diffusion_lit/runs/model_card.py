@@ -42,9 +42,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
     header = {"library_name": "diffusers", "tags": ["diffusion", "diffusion_lit", task]}
     header |= {"license": license} if license else {}
     loader = PackageLoader("diffusion_lit", "runs")
-    environment = Environment(
-        loader=loader, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
-    )  # fmt: skip
+    environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     environment.filters |= {"json": json.dumps, "repr": repr}
     return environment.get_template("model_card.md").render(
         header=header, name=name, names=names, config=config, exported=exported, training=training, result=result,

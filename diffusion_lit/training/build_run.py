@@ -179,16 +179,8 @@ def make_callbacks(config: dict, run: Path, sampler: Sampler, logger: RunLogger)
     metrics = MetricsLog(*shared, guard=guard, validation=validation, samples=samples, logger=logger)
     checkpoints = RunCheckpoints(*shared, metrics=metrics)
     stop = GracefulStop(*shared, checkpoints=checkpoints)
-    return RunCallbacks(
-        guard=guard,
-        validation=validation,
-        sample_metrics=samples,
-        ema_snapshots=EmaSnapshots(*shared),
-        metrics=metrics,
-        checkpoints=checkpoints,
-        previews=SamplePreviews(*shared, sampler=sampler, metrics=metrics, stop=stop),
-        stop=stop,
-    )
+    previews = SamplePreviews(*shared, sampler=sampler, metrics=metrics, stop=stop)
+    return RunCallbacks(guard, validation, samples, EmaSnapshots(*shared), metrics, checkpoints, previews, stop)
 
 
 def make_trainer(

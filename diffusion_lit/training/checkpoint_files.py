@@ -47,3 +47,8 @@ def snapshot_bytes(module: DiffusionModule, config: dict) -> int:
     every = config["ema_snapshot_every"]
     count = config["max_steps"] // every if every else 0
     return 2 * count * len(module.tracked_emas) * sum(p.numel() for p in module.net.parameters())
+
+
+def required_bytes(module: DiffusionModule, config: dict) -> int:
+    """Return the disk space of a run: a checkpoint, the best one and the one being written, and the EMA snapshots."""
+    return 3 * checkpoint_bytes(module) + snapshot_bytes(module, config)

@@ -20,7 +20,7 @@ from diffusion_lit.system.console import format_duration, progress_bar
 from diffusion_lit.training import build_run
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
 from diffusion_lit.training.callbacks.sample_metrics import metrics_of
-from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
+from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.run_summary import format_run_summary
 
 log = logging.getLogger(__name__)
@@ -110,8 +110,7 @@ def log_run_summary(config: dict, data: ImageDataModule, decoding_seconds: float
         log.info("decoded    %s images in %s, %.1f MiB in %s", f"{count:,}", seconds, size / 2**20, where)
     if init_message:
         log.info("%s", init_message)
-    checkpoint, snapshots = checkpoint_bytes(module), snapshot_bytes(module, config)
-    checkpoints.require_disk_space(run, 3 * checkpoint + snapshots)
+    checkpoints.require_disk_space(run, required_bytes(module, config))
 
 
 # ------------------------------------------------------------------------------------------------ measurements
@@ -254,11 +253,8 @@ def format_run_time(seconds: dict[str, float]) -> str:
 
 def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measurement, world: int) -> dict[str, float]:
     """Return the seconds of the remaining steps by what they are spent on."""
-    steps, sampler, num_classes = (
-        remaining_steps(config),
-        make_configured_sampler(config),
-        config["data"]["num_classes"],
-    )
+    steps, num_classes = remaining_steps(config), config["data"]["num_classes"]
+    sampler = make_configured_sampler(config)
 
     def count(*intervals: str) -> int:
         lengths = [config[name] for name in intervals if config[name]]

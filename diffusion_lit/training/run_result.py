@@ -22,13 +22,10 @@ def existing_result(config: dict, run: Path, resume_from: Path | None) -> dict:
     is_complete = result.get("status") == "finished" and result["steps"] >= config["max_steps"]
     if not resume_from or not (is_complete or is_stopped):
         return {}
-    if is_stopped:
-        log.info("%s was stopped by a callback at step %d. To continue, add callbacks=none.", run, result["steps"])
-    else:
-        length = "max_steps" if config["max_epochs"] is None else "max_epochs"
-        log.info(
-            "%s is complete at step %d of %d. To continue, raise %s.", run, result["steps"], config["max_steps"], length
-        )
+    state, hint = "was stopped by a callback", "add callbacks=none"
+    if is_complete:
+        state, hint = "is complete", "raise max_steps" if config["max_epochs"] is None else "raise max_epochs"
+    log.info("%s %s at step %d of %d. To continue, %s.", run, state, result["steps"], config["max_steps"], hint)
     return result
 
 
@@ -71,11 +68,9 @@ def format_farewell(result: dict, run: Path) -> str:
         return f"stopped at step {result['steps']}, saved. To continue: {command}"
     lines = [f"run        {display_path(run)}"]
     if result["status"] == "stopped early":
-        stopped_by = result["stopped_by"]
-        value = "none" if stopped_by == "callbacks" else "null"
-        lines.append(
-            f"stopped    by {stopped_by} at step {result['steps']}. To continue: {command} {stopped_by}={value}"
-        )
+        override = "callbacks=none" if result["stopped_by"] == "callbacks" else "trainer.max_time=null"
+        stopped = f"by {result['stopped_by']} at step {result['steps']}"
+        lines.append(f"stopped    {stopped}. To continue: {command} {override}")
     if result["grid"]:
         lines.append(f"samples    {display_path(run / result['grid'])}")
     if result["class_accuracy"] is not None:

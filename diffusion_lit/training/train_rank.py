@@ -18,7 +18,7 @@ from diffusion_lit.system.memory import is_out_of_memory, suggest_smaller_batch
 from diffusion_lit.training import build_run, run_result
 from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint
 from diffusion_lit.training.callbacks.sample_metrics import measure_class_accuracy
-from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
+from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.collective_sampling import continue_on_error
 from diffusion_lit.training.loggers.run_logger import RunLogger, make_logger
 from diffusion_lit.training.module import DiffusionModule
@@ -40,9 +40,7 @@ class RunParts(NamedTuple):
     logger: RunLogger
 
 
-def train_on_this_rank(
-    config: dict, source, run: Path, resume_from: Path | None, overrides: list[str] | None = None
-) -> dict:
+def train_on_this_rank(config: dict, source, run: Path, resume_from: Path | None, overrides=()) -> dict:
     """Train, and return result.json. All ranks call this function together.
 
     Args:
@@ -72,9 +70,7 @@ def train_on_this_rank(
             raise
 
 
-def build_parts(
-    config: dict, data: ImageDataModule, run: Path, resume_from: Path | None, overrides: list[str] | None = None
-) -> RunParts:
+def build_parts(config: dict, data: ImageDataModule, run: Path, resume_from: Path | None, overrides=()) -> RunParts:
     """Return module, callbacks and Trainer of this rank. Rank 0 also writes config.yaml and logs a summary.
 
     Raises:
@@ -95,8 +91,7 @@ def build_parts(
         log.info(format_run_summary(config, data, module, run, resume_from))
         if init_message:
             log.info(init_message)
-    # a checkpoint that is kept, the best one and the one being written; a run that keeps more needs more
-    room = 3 * checkpoint_bytes(module) + snapshot_bytes(module, config)
+    room = required_bytes(module, config)
     consistency.run_on_all_ranks_or_raise(lambda: is_rank_zero and checkpoints.require_disk_space(run, room))
     return RunParts(config, run, data, module, sampler, callbacks, lightning_trainer, logger)
 
@@ -109,9 +104,8 @@ def explain_error(error: Exception, parts: RunParts, resume_from: Path | None) -
         return UserError(Exit.INTERRUPTED, f"{where}: {hint}")
     if "loading state_dict" in str(error):
         details = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
-        return UserError(
-            Exit.CHECKPOINT, f"{resume_from} belongs to another network than `model` describes:\n{details}"
-        )
+        message = f"{resume_from} belongs to another network than `model` describes:\n{details}"
+        return UserError(Exit.CHECKPOINT, message)
     return None
 
 

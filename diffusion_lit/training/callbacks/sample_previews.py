@@ -86,9 +86,8 @@ class SamplePreviews(StepCallback):
                 recorder(first, k, x)
 
         try:
-            samples = generate_on_all_ranks(
-                list(networks.values()), module, self.config, self.sampler, labels, seeds, on_step
-            )
+            nets = list(networks.values())
+            samples = generate_on_all_ranks(nets, module, self.config, self.sampler, labels, seeds, on_step)
         finally:
             bar.remove_task(task)
         recorder.frames = sum(collectives.all_gather(recorder.frames))  # each rank has recorded some of the images

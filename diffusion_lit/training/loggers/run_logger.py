@@ -58,9 +58,8 @@ class RunLogger(Logger):
 
     def log_row(self, step: int, row: dict[str, float]) -> None:
         """Log a row of metrics.csv without its NaN values."""
-        self._call(
-            self.backend.log_scalars, step, {name: float(value) for name, value in row.items() if value == value}
-        )
+        values = {name: float(value) for name, value in row.items() if value == value}
+        self._call(self.backend.log_scalars, step, values)
 
     def log_file(self, step: int, key: str, path: Path, caption: str) -> None:
         """Log a PNG or GIF file."""

@@ -289,7 +289,7 @@ def train(ema: dict, accumulate: int, schedule: str = "cosine") -> tuple[Diffusi
         DiffusionModule(
             net,
             diffusion,
-            shape=(1, 4, 4),
+            image_shape=(1, 4, 4),
             ema=make_ema_decay({"max_steps": STEPS, "ema": ema}),
             optimizer=partial(make_optimizer, leaf=leaf, fused=True),
             lr_schedule=learning_rate_factor(lr_schedule, STEPS),
