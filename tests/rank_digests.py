@@ -25,7 +25,7 @@ def main() -> None:
 
     def noted_draw(seed, start, count, *rest):
         draws = draw(seed, start, count, *rest)
-        seen.append([start, count, digest([draws.eps]), draws.timestep.tolist()])
+        seen.append([start, count, digest([draws.eps]), draws.u_timestep.tolist()])
         return draws
 
     def noted_finish(parts):

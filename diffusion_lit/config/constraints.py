@@ -53,12 +53,9 @@ def check_sigmas(v: dict) -> Iterator[str]:
 
 
 def check_scheduler_prediction(v: dict) -> Iterator[str]:
-    """Refuse a prediction type that the diffusers scheduler cannot use."""
-    form = v["sampler.prediction_type"]
-    if form == "epsilon" and (cause := _find_pure_noise(v)):
-        yield f"sampler.prediction_type=epsilon: not possible with {cause}. Use sample"
-    if form == "sample" and v["sampler._target_"] == "diffusers.EulerAncestralDiscreteScheduler":
-        yield "sampler.prediction_type=sample: this scheduler does not support it. Use v_prediction"
+    """Refuse a scheduler that receives epsilon where the last timestep is pure noise."""
+    if v["sampler.prediction_type"] == "epsilon" and (cause := _find_pure_noise(v)):
+        yield f"sampler.prediction_type=epsilon: not possible with {cause}. Use v_prediction"
 
 
 def check_sampler_steps(v: dict) -> Iterator[str]:

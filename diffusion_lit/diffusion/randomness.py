@@ -23,15 +23,15 @@ class RandomNumbers:
 
     Attributes:
         eps: unit Gaussian noise, (B, C, H, W).
-        timestep: uniform in [0, 1), (B,), for the timestep.
-        flip: uniform in [0, 1), (B,), for the horizontal flip.
-        drop: uniform in [0, 1), (B,), for label dropout.
+        u_timestep: uniform in [0, 1), (B,), for the timestep.
+        u_flip: uniform in [0, 1), (B,), for the horizontal flip.
+        u_drop: uniform in [0, 1), (B,), for label dropout.
     """
 
     eps: Tensor
-    timestep: Tensor
-    flip: Tensor
-    drop: Tensor
+    u_timestep: Tensor
+    u_flip: Tensor
+    u_drop: Tensor
 
 
 def draw_random_numbers(
@@ -45,7 +45,7 @@ def draw_random_numbers(
         count: number of positions.
         shape: (C, H, W) of the noise.
         device: where to draw; another device gives other numbers.
-        strata: above 1, the size of the global batch: `timestep` of the image at index k of its
+        strata: above 1, the size of the global batch: `u_timestep` of the image at index k of its
             batch lies in [k / strata, (k + 1) / strata) (after Kingma et al. 2021, appendix I.1).
     """
     generator = torch.Generator(device=device)
@@ -55,11 +55,11 @@ def draw_random_numbers(
         low, high = max(start - block * BLOCK, 0), min(start + count - block * BLOCK, BLOCK)
         uniform.append(torch.rand(3, BLOCK, generator=generator, device=device)[:, low:high])
         eps.append(torch.randn(BLOCK, *shape, generator=generator, device=device)[low:high])
-    timestep, flip, drop = torch.cat(uniform, dim=1)
+    u_timestep, u_flip, u_drop = torch.cat(uniform, dim=1)
     if strata > 1:
         index = torch.arange(start, start + count, device=device) % strata
-        timestep = ((index + timestep) / strata).clamp(max=BELOW_1)
-    return RandomNumbers(torch.cat(eps), timestep, flip, drop)
+        u_timestep = ((index + u_timestep) / strata).clamp(max=BELOW_1)
+    return RandomNumbers(torch.cat(eps), u_timestep, u_flip, u_drop)
 
 
 def seed_network(seed: int, position: int) -> None:
@@ -78,4 +78,4 @@ def flip_images(x0: Tensor, numbers: RandomNumbers, probability: float) -> Tenso
     """Flip images (B, C, H, W) left to right, each with the given probability."""
     if not probability:
         return x0
-    return torch.where((numbers.flip < probability)[:, None, None, None], x0.flip(-1), x0)
+    return torch.where((numbers.u_flip < probability)[:, None, None, None], x0.flip(-1), x0)

@@ -150,8 +150,8 @@ def iterate_micro_batches(diffusion: Diffusion, config: dict, record: dict) -> I
         draws = RandomNumbers(**{name: values[part].to(device) for name, values in record["draws"].items()})
         seed_network(config["seed"], record["position"] + start)
         x0 = codec.encode(flip_images(record["image"][part].to(device), draws, config["data"]["flip"]))
-        y = condition.drop(record["y"][part].to(device), draws.drop, config["label_dropout"])
-        yield x0, diffusion.process.sample_times(draws.timestep), draws.eps, y
+        y = condition.drop(record["y"][part].to(device), draws.u_drop, config["label_dropout"])
+        yield x0, diffusion.process.sample_times(draws.u_timestep), draws.eps, y
 
 
 def _append_range(ranges: list[LayerRange], name: str, module: nn.Module, inputs: tuple, output: object) -> None:

@@ -148,8 +148,8 @@ class DiffusionModule(L.LightningModule):
         draws = draw_random_numbers(self.seed, position, len(images), self.codec.shape, self.device, self.strata)
         seed_network(self.seed, position)
         x0 = self._encode(flip_images(images, draws, batch.get("flip", 0.0)))
-        y = self.condition.drop(batch["y"], draws.drop, self.label_dropout)
-        t = self.diffusion.process.sample_times(draws.timestep)
+        y = self.condition.drop(batch["y"], draws.u_drop, self.label_dropout)
+        t = self.diffusion.process.sample_times(draws.u_timestep)
         loss = self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
         if self.log_steps:
             self.log("train/loss", loss.detach(), batch_size=len(images))

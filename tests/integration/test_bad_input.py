@@ -172,7 +172,7 @@ CASES = [
     ("diffusion=edm diffusion.sigma_min=90", "diffusion.sigma_min=90: must be less than diffusion.sigma_max=80"),
     ("diffusion=edm sampler.steps=1001", "sampler.steps=1001: must be at most 1000, the number of noise levels"),
     ("diffusion.timestep_distribution=normal", "must be one of uniform, stratified, logit_normal, stratified_"),
-    ("sampler=euler_a sampler.prediction_type=sample", "sampler.prediction_type=sample: this scheduler does not supp"),
+    ("sampler=euler_a sampler.prediction_type=sample", "sampler.prediction_type=sample: must be one of epsilon, v_pre"),
     (
         "diffusion=flow model=unet2d model.time_embedding_type=learned",
         "model.time_embedding_type=learned: needs discrete timesteps. Use positional",

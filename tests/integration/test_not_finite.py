@@ -153,8 +153,8 @@ def test_replay_names_the_layer_where_it_began(tmp_path):
     draws = type("Numbers", (), draws)
     x0 = flip_images(to_float(record["image"]), draws, config["data"]["flip"])
     condition = ClassCondition(config["data"]["num_classes"])
-    y = condition.drop(record["y"], draws.drop, config["label_dropout"])
-    t = diffusion.process.sample_times(draws.timestep)
+    y = condition.drop(record["y"], draws.u_drop, config["label_dropout"])
+    t = diffusion.process.sample_times(draws.u_timestep)
 
     class Reached(Exception):
         pass

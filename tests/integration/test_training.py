@@ -126,7 +126,7 @@ def test_two_steps_are_those_of_a_plain_loop(tmp_path):
         index = stream_indices(config["seed"], 12 * step, 12, len(data.train)).numpy()
         x0 = torch.from_numpy(data.train.images[index]).float() / 127.5 - 1
         draws = draw_random_numbers(config["seed"], 12 * step, 12, module.codec.shape, torch.device("cpu"))
-        t = (draws.timestep * 1000).long()
+        t = (draws.u_timestep * 1000).long()
         alpha, sigma = (
             table[t].float()[:, None, None, None] for table in (DiscreteProcess().alpha, DiscreteProcess().sigma)
         )

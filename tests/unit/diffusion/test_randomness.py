@@ -16,7 +16,7 @@ from diffusion_lit.diffusion.seeds import derive_seed, image_seeds, item_seed
 from tests.cases import each
 
 CPU, SHAPE = torch.device("cpu"), (1, 2, 2)
-FIELDS = ("eps", "timestep", "flip", "drop")
+FIELDS = ("eps", "u_timestep", "u_flip", "u_drop")
 # Everything here is deterministic: a p-value below 0.001 is no bad luck of one run, but a reason to look.
 UNLIKELY = 1e-3
 
@@ -91,7 +91,7 @@ def test_no_two_positions_share_their_numbers():
     draws = draw_random_numbers(0, 0, 200 * BLOCK, SHAPE, CPU)
     assert len(draws.eps.flatten(1).unique(dim=0)) == 200 * BLOCK
     # three rows of 6,400 uniform float32 numbers: some coincide by chance (24 bits), a shared block would give 32
-    for row in (draws.timestep, draws.flip, draws.drop):
+    for row in (draws.u_timestep, draws.u_flip, draws.u_drop):
         assert len(row.unique()) > 200 * BLOCK - 10
 
 
@@ -104,7 +104,7 @@ def test_seeds_have_draws_of_their_own():
 DRAWS = draw_random_numbers(0, 0, 400 * BLOCK, SHAPE, CPU)
 
 
-@pytest.mark.parametrize("name", ["timestep", "flip", "drop"])
+@pytest.mark.parametrize("name", ["u_timestep", "u_flip", "u_drop"])
 def test_uniform_numbers_are_uniform_and_below_one(name):
     values = getattr(DRAWS, name).double().numpy()
     assert values.min() >= 0
@@ -121,7 +121,7 @@ def test_noise_is_standard_normal():
 
 
 def test_the_numbers_of_a_position_are_independent_of_each_other_and_of_their_neighbours():
-    columns = {name: getattr(DRAWS, name).double().numpy() for name in ("timestep", "flip", "drop")}
+    columns = {name: getattr(DRAWS, name).double().numpy() for name in ("u_timestep", "u_flip", "u_drop")}
     columns |= {f"eps{k}": DRAWS.eps.flatten(1)[:, k].double().numpy() for k in range(2)}
     for name, one in columns.items():
         for other_name, other in columns.items():
@@ -199,7 +199,7 @@ def part(draws: RandomNumbers, start: int, count: int) -> RandomNumbers:
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.5, 1.0])
 def test_flips_mirror_whole_images_at_the_asked_rate_and_by_position_only(probability):
-    count = len(DRAWS.flip)
+    count = len(DRAWS.u_flip)
     x0 = torch.rand(count, 2, 1, 3)
     flipped = flip_images(x0, DRAWS, probability)
     mirrored = (flipped == x0.flip(-1)).flatten(1).all(1)
@@ -213,9 +213,9 @@ def test_flips_mirror_whole_images_at_the_asked_rate_and_by_position_only(probab
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
 def test_labels_are_dropped_at_the_asked_rate_and_by_position_only(probability):
-    count = len(DRAWS.drop)
+    count = len(DRAWS.u_drop)
     y = torch.arange(count) % 10
-    dropped = ClassCondition(10).drop(y, DRAWS.drop, probability)
+    dropped = ClassCondition(10).drop(y, DRAWS.u_drop, probability)
     assert dropped.dtype == torch.int64
     null = dropped == 10
     assert torch.equal(dropped[~null], y[~null])
@@ -227,14 +227,14 @@ def test_labels_are_dropped_at_the_asked_rate_and_by_position_only(probability):
 
 def test_without_classes_no_label_is_dropped():
     y = torch.zeros(100, dtype=torch.int64)
-    assert torch.equal(ClassCondition(0).drop(y, DRAWS.drop[:100], 0.5), y)
+    assert torch.equal(ClassCondition(0).drop(y, DRAWS.u_drop[:100], 0.5), y)
 
 
 def test_flips_say_nothing_of_dropped_labels_or_timesteps():
-    count = len(DRAWS.flip)
+    count = len(DRAWS.u_flip)
     flipped = flip_images(torch.tensor([0.0, 1.0]).expand(count, 1, 1, 2), DRAWS, 0.5)[:, 0, 0, 0] == 1
-    dropped = ClassCondition(10).drop(torch.zeros(count, dtype=torch.int64), DRAWS.drop, 0.1) == 10
-    late = DiscreteProcess().sample_times(DRAWS.timestep) >= 500
+    dropped = ClassCondition(10).drop(torch.zeros(count, dtype=torch.int64), DRAWS.u_drop, 0.1) == 10
+    late = DiscreteProcess().sample_times(DRAWS.u_timestep) >= 500
     for one, other in ((flipped, dropped), (flipped, late), (dropped, late)):
         table = [[(a & b).sum().item() for b in (other, ~other)] for a in (one, ~one)]
         assert stats.chi2_contingency(table).pvalue > UNLIKELY
