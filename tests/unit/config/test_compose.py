@@ -113,7 +113,7 @@ def test_every_key_of_the_diffusion_is_an_argument():
         assert set(leaf) - set(inspect.signature(Diffusion).parameters) == process, path
 
 
-@each("group", GROUPS[:-1])
+@each("group", [group for group in GROUPS[:-1] if group != "callbacks"])  # whose files have names of callbacks as keys
 def test_leaves_of_a_group_that_share_a_class_share_their_keys(group):
     keys = {}
     for path in sorted((CONF / group).glob("*.yaml")):
