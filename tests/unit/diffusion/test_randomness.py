@@ -221,7 +221,7 @@ def test_labels_are_dropped_at_the_asked_rate_and_by_position_only(probability):
     assert torch.equal(dropped[~null], y[~null])
     assert abs(null.double().mean().item() - probability) <= 4 * (probability * (1 - probability) / count) ** 0.5
     for label in (0, 9):  # whatever the label is, and whatever the batch
-        other = ClassCondition(10).drop(torch.full((50,), label), part(DRAWS, 100, 50).drop, probability)
+        other = ClassCondition(10).drop(torch.full((50,), label), part(DRAWS, 100, 50).u_drop, probability)
         assert torch.equal(other == 10, null[100:150])
 
 
