@@ -26,7 +26,7 @@ ADVICE = {
 
 def main() -> None:
     """Run the command."""
-    launch("replay", replay, lambda overrides, config_dir: resolve_run(overrides, "nonfinite_step.ckpt"), check_replay)
+    launch("replay", replay, lambda overrides, config_dir: resolve_run(overrides, "non_finite_step.ckpt"), check_replay)
 
 
 def check_replay(config: DictConfig) -> None:

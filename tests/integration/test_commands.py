@@ -125,7 +125,7 @@ def test_a_folder_of_runs_is_its_newest_run_with_a_checkpoint(tmp_path):
         assert "run=outputs/digits: a folder of runs, using its newest outputs/digits/b" in printed
     for folder in ("generated", "evaluations", "figures"):
         assert (tmp_path / "outputs/digits/b" / folder).is_dir()
-    (tmp_path / "outputs/digits/a/nonfinite_step.ckpt").write_bytes(b"")
+    (tmp_path / "outputs/digits/a/non_finite_step.ckpt").write_bytes(b"")
     assert "using its newest outputs/digits/a" in run("replay", "run=outputs/digits", cwd=tmp_path, code=4)
     hint = "it has no config.yaml. The newest run in it is outputs/digits/c"
     assert f"outputs is not a run folder: {hint}" in run("sample", "run=outputs", cwd=tmp_path, code=4)
