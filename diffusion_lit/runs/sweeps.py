@@ -94,7 +94,7 @@ def read_sweep_metric(jobs: list[Job]) -> str:
     for job in jobs:
         with suppress(UserError):
             return run_dir.read_run_config(job.folder)["metric"]
-    return "val/error"
+    return "val/loss"
 
 
 # ------------------------------------------------------------------------------------------ statistics

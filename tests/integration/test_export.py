@@ -235,7 +235,7 @@ def test_what_is_not_whole_is_not_there(digits, tmp_path):
     prelude = (
         "import diffusion_lit.sampling.previews as p\ndef fail(*a): raise OSError(28, 'No space left on device')\n"
     )
-    prelude += "p.class_grid = fail"
+    prelude += "p.draw_class_grid = fail"
     printed = run("export", f"run={digits / 'run'}", "out=out", cwd=tmp_path, code=75, prelude=prelude)
     assert "No space left on device" in printed
     assert list(tmp_path.iterdir()) == []
