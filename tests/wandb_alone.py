@@ -15,7 +15,7 @@ def main(mode: str, finish_seconds: str) -> None:
     logger.start(Path("run").absolute(), {"seed": 0}, 0)
     logger.log_row(1, {"train/loss": 1.0})
     logger.finish(0)
-    print("on", logger.logger.run is not None)
+    print("on", logger.backend.run is not None)
 
 
 if __name__ == "__main__":

@@ -479,7 +479,7 @@ def test_a_logger_is_finished_with_how_the_run_ended(error, code):
         logger.start(Path(), {}, 0)
         if error:
             raise error
-    assert logger.logger.codes == [code]
+    assert logger.backend.codes == [code]
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
