@@ -1,6 +1,7 @@
 """Training of one run.
 
 The way of a command, from outside to inside
+  train.main, cli.launch.launch  compose and check the command line (cli.trial: with plan or fast_dev_run)
   train.train                    once per run, in the process of the command: lock, data source, exit code
   launch_run.fit                 on rank 0: choose the checkpoint, start the other ranks; they enter `follow`
   train_rank.train_on_this_rank  on every rank: build the parts, call Trainer.fit, write result.json

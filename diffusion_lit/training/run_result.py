@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def existing_result(config: dict, run: Path, resume_from: Path | None) -> dict:
-    """Return result.json if the run is complete or was stopped by a callback that it still has; else an empty dict."""
+    """Return result.json if the run is complete or a callback stopped it and it still has callbacks, else {}."""
     result = read_result(run)
     is_stopped = result.get("stopped_by") == "callbacks" and bool(config["callbacks"])
     is_complete = result.get("status") == "finished" and result["steps"] >= config["max_steps"]
     if not resume_from or not (is_complete or is_stopped):
         return {}
-    state, hint = "was stopped by a callback", "add callbacks=none"
+    state, hint = "was stopped by a callback", "leave out that callback (callbacks=none: all)"
     if is_complete:
         state, hint = "is complete", "raise max_steps" if config["max_epochs"] is None else "raise max_epochs"
     log.info("%s %s at step %d of %d. To continue, %s.", run, state, result["steps"], config["max_steps"], hint)

@@ -59,7 +59,7 @@ def test_early_stopping_ends_a_run_for_good(tmp_path):
     assert checkpoints.list_steps(tmp_path / "run") == [result["steps"]]
     printed = run("train", "resume=run", cwd=tmp_path)
     assert "was stopped by a callback" in printed
-    assert "add callbacks=none" in printed
+    assert "leave out that callback (callbacks=none: all)" in printed
     assert result["stopped_by"] == "callbacks"
     assert checkpoints.list_steps(tmp_path / "run") == [result["steps"]]
     run("train", "resume=run", "callbacks=none", f"max_steps={result['steps'] + 1}", cwd=tmp_path)

@@ -63,7 +63,8 @@ class StepCallback(L.Callback):
     It runs on every rank: write files only where `collectives.rank() == 0`, call collectives
     on all ranks or none, and let no rank raise alone (`distributed/consistency.py`).
 
-    To add one, add a field to `RunCallbacks` in `diffusion_lit.training.build_run`. It cannot be
+    To add one, add a field to `RunCallbacks` and build it in `make_callbacks`, both in
+    `diffusion_lit.training.build_run`. It cannot be
     named by `_target_`, because it takes the state that all share. It acts in runs of `train`,
     not with `trainer.fast_dev_run` or `plan=true`, and not in a Trainer of your own.
 
