@@ -127,7 +127,7 @@ def _find_fault(key: str, value: object, choices: Choices) -> str | None:
 def _explain_unknown(key: str, choices: Choices) -> str:
     """Return that a key does not exist, with similar keys and, in a group, the keys of the group."""
     group, _, last = key.rpartition(".")
-    if group and group not in choices.chosen and (close := did_you_mean(group, list(choices.chosen))):
+    if group and group.split(".")[0] not in choices.chosen and (close := did_you_mean(group, list(choices.chosen))):
         return f"{key}: no such group{close}"
     if group not in choices.chosen:
         return f"{key}: no such key{did_you_mean(key, [*choices.chosen, *choices.defaults]) or '. See --help'}"

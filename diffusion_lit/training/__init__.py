@@ -3,8 +3,9 @@
 The way of a command, from outside to inside
   train.main, cli.launch.launch  compose and check the command line (cli.trial: with plan or fast_dev_run)
   train.train                    once per run, in the process of the command: lock, data source, exit code
-  launch_run.fit                 on rank 0: choose the checkpoint, start the other ranks; they enter `follow`
-  train_rank.train_on_this_rank  on every rank: build the parts, call Trainer.fit, write result.json
+  launch_run.fit                 on rank 0: choose the checkpoint, start the other ranks (they enter `follow`),
+                                 call Trainer.fit
+  train_rank                     on every rank: build the parts before Trainer.fit, write result.json after it
   build_run                      data, module, callbacks and Trainer from the configuration
   Trainer.fit (Lightning)        the loop; it calls the hooks of the module and of the callbacks
 

@@ -38,10 +38,15 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
         return result
     try:
         with process_group.launch_ranks(config["strategy"]):
-            from diffusion_lit.training.train_rank import train_on_this_rank
+            from diffusion_lit.training import train_rank
 
             config, run, resume_from = collectives.broadcast_from_rank_zero((config, run, resume_from))
-            return train_on_this_rank(config, source, run, resume_from, overrides)
+            parts = train_rank.prepare_rank(config, source, run, resume_from, overrides)
+            if isinstance(parts, dict):
+                return parts
+            with train_rank.explained_errors(parts, resume_from):  # no function around it: tracebacks stay short
+                parts.trainer.fit(parts.module, parts.data, ckpt_path=resume_from, weights_only=True)
+                return train_rank.finish_run(parts)
     finally:
         shutil.rmtree(run / "cache", ignore_errors=True)  # shared by the processes, see `load_data`
 
@@ -49,12 +54,16 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
 def follow() -> None:
     """Train on a rank other than 0, with the configuration that rank 0 sends."""
     with process_group.follow_rank_zero():
-        from diffusion_lit.training.train_rank import train_on_this_rank
+        from diffusion_lit.training import train_rank
 
         config, run, resume_from = collectives.broadcast_from_rank_zero(None)
         trust(config)  # rank 0 has checked it
         try:
-            train_on_this_rank(config, None, run, resume_from)
+            parts = train_rank.prepare_rank(config, None, run, resume_from)
+            if not isinstance(parts, dict):
+                with train_rank.explained_errors(parts, resume_from):
+                    parts.trainer.fit(parts.module, parts.data, ckpt_path=resume_from, weights_only=True)
+                    train_rank.finish_run(parts)
         finally:
             if not (run / ".lock").exists():  # this host does not share the run folder
                 shutil.rmtree(run / "cache", ignore_errors=True)

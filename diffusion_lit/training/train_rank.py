@@ -1,7 +1,9 @@
-"""Train one run on this rank: build its parts, call Trainer.fit, write result.json."""
+"""What a rank does before and after Trainer.fit: build the parts of the run, explain errors, write result.json."""
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +42,10 @@ class RunParts(NamedTuple):
     logger: RunLogger
 
 
-def train_on_this_rank(config: dict, source, run: Path, resume_from: Path | None, overrides=()) -> dict:
-    """Train, and return result.json. All ranks call this function together.
+def prepare_rank(config: dict, source, run: Path, resume_from: Path | None, overrides=()) -> RunParts | dict:
+    """Return what this rank trains with, or result.json of a run that has no steps left.
+
+    All ranks call this function together.
 
     Args:
         config: resolved configuration.
@@ -57,11 +61,15 @@ def train_on_this_rank(config: dict, source, run: Path, resume_from: Path | None
     result = run_result.existing_result(config, run, resume_from) if collectives.rank() == 0 else None
     if result := collectives.broadcast_from_rank_zero(result):
         return result
-    parts = build_parts(config, data, run, resume_from, overrides)
+    return build_parts(config, data, run, resume_from, overrides)
+
+
+@contextmanager
+def explained_errors(parts: RunParts, resume_from: Path | None) -> Iterator[None]:
+    """Raise UserError where `explain_error` knows what the user can do, and close the logger in any case."""
     with parts.logger:
         try:
-            parts.trainer.fit(parts.module, data, ckpt_path=resume_from, weights_only=True)
-            return finish_run(parts)
+            yield
         except UserError:
             raise
         except Exception as error:

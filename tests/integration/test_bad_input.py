@@ -90,7 +90,7 @@ CASES = [
     ("experiment=[a,b]", 'experiment=["a", "b"]: not found. Choose one of digits, celeba, cifar10_cond, cifar1'),
     ("experiment=", "experiment=: not found. Choose one of digits, celeba, cifar10_cond, cifar10_snr_x0, cifar"),
     ("max_step=3", "max_step: no such key (did you mean max_steps"),
-    ("modle.dropout=0.1", "modle.dropout: no such key (did you mean model.dropout or label_dropout?)"),
+    ("modle.dropout=0.1", "modle.dropout: no such group (did you mean model?)"),
     ("model.layers=3", "model.layers: no such key (did you mean model.layers_per_block?). model=unet_digits ha"),
     ("model.dropout.rate=3", "model.dropout.rate: no such key"),
     ("+new.key=1", "new.key: no such key. See --help"),
