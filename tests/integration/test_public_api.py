@@ -52,7 +52,7 @@ def module_in_memory(process: str, with_ema: bool = True) -> SimpleNamespace:
     net, ema = Net(), Net().eval()
     return SimpleNamespace(
         net=net,
-        ema=ema if with_ema else None,
+        ema=ema if with_ema else net,
         diffusion=make_diffusion(config),
         codec=Pixels((1, 8, 8)),
         class_names=["a", "b"],

@@ -37,10 +37,10 @@ def test_the_check_of_digits_does_not_wait_for_torch(tmp_path, digits):
 def test_the_command_ends_with_a_line(tmp_path):
     (tmp_path / "file").write_text("")
     printed = run("train", "data=cifar10", "data.root=file", cwd=tmp_path, code=3)
-    assert printed.startswith(f"error: data=cifar10 is not in {tmp_path / 'file'} (as cifar-10-batches-py, ")
+    assert printed.startswith(f"error: data=cifar10: not found in {tmp_path / 'file'} (as cifar-10-batches-py, ")
     assert len(printed.splitlines()) == 1
     printed = run("train", "data=image_folder", "data.root=null", cwd=tmp_path, code=2)
-    assert printed == "error: data.root needs a value: add data.root=...\n"
+    assert printed == "error: invalid configuration:\n  data.root=null: must be str\n"
 
 
 @pytest.fixture(autouse=True)

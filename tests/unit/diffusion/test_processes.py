@@ -321,20 +321,22 @@ def test_clipping_ends_in_range_and_the_film_is_of_unit_variance(process):
 def test_stratified_numbers_lie_one_in_each_share_of_a_batch_for_any_slices():
     shape, cpu = (1, 2, 2), torch.device("cpu")
     whole = draw_random_numbers(3, 5 * 96, 2 * 96, shape, cpu, strata=96)
-    for half in whole.timestep.chunk(2):
+    for half in whole.u_timestep.chunk(2):
         assert (half * 96).long().tolist() == list(range(96))
-    parts = [draw_random_numbers(3, 5 * 96 + start, 48, shape, cpu, strata=96).timestep for start in range(0, 192, 48)]
-    assert torch.equal(torch.cat(parts), whole.timestep)
+    parts = [
+        draw_random_numbers(3, 5 * 96 + start, 48, shape, cpu, strata=96).u_timestep for start in range(0, 192, 48)
+    ]
+    assert torch.equal(torch.cat(parts), whole.u_timestep)
     plain = draw_random_numbers(3, 5 * 96, 2 * 96, shape, cpu)
     assert torch.equal(plain.eps, whole.eps)
-    assert torch.equal(plain.flip, whole.flip)
-    inside = whole.timestep * 96 - torch.arange(96).repeat(2)  # what the plain number was
-    torch.testing.assert_close(inside, plain.timestep, rtol=0, atol=2e-5)
-    assert not torch.equal(plain.timestep, whole.timestep)
+    assert torch.equal(plain.u_flip, whole.u_flip)
+    inside = whole.u_timestep * 96 - torch.arange(96).repeat(2)  # what the plain number was
+    torch.testing.assert_close(inside, plain.u_timestep, rtol=0, atol=2e-5)
+    assert not torch.equal(plain.u_timestep, whole.u_timestep)
 
 
 def test_the_last_share_of_a_large_batch_ends_before_1():
-    timestep = draw_random_numbers(0, 2**20 - 4096, 4096, (1, 1, 1), torch.device("cpu"), strata=2**20).timestep
+    timestep = draw_random_numbers(0, 2**20 - 4096, 4096, (1, 1, 1), torch.device("cpu"), strata=2**20).u_timestep
     assert timestep.max() < 1
     assert DiscreteProcess().sample_times(timestep).max() == 999
 
