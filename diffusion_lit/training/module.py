@@ -95,8 +95,9 @@ class DiffusionModule(L.LightningModule):
         self.net, self.diffusion = net, diffusion
         self.ema = net if ema is None else copy.deepcopy(net).requires_grad_(False).eval()
         self.tracked_emas = nn.ModuleList(copy.deepcopy(net).requires_grad_(False) for _ in ema_lengths).eval()
-        self.image_shape, self.class_names = tuple(image_shape), list(class_names)
-        self.codec = codec or Pixels(image_shape)
+        channels, height, width = image_shape
+        self.image_shape, self.class_names = (channels, height, width), list(class_names)
+        self.codec = codec or Pixels(self.image_shape)
         self.condition = condition or ClassCondition(len(self.class_names))
         self.decay, self.ema_lengths = ema, tuple(ema_lengths)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
