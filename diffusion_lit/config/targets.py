@@ -62,7 +62,7 @@ def locate(target: str) -> type:
     if not modules and name not in _trusted_names:
         raise UserError(
             Exit.CONFIG,
-            f"_target_={name}: not a class that a stored configuration may build. If you trust it, pass the "
+            f"_target_={name}: not a trusted class. If you trust it, pass the "
             f"--config-dir whose yaml names it, type it on the command line, or install its package with an entry "
             f"point in {PLUGINS}",
         )

@@ -107,8 +107,8 @@ class Sampler:
 def make_sampler(config: dict, scheduler: type[Any]) -> Sampler:
     """Return the sampler of a config of `conf/sampler`.
 
-    Keys that are no fields of `Sampler` are arguments of `scheduler.step`, or else of the
-    scheduler's constructor.
+    Keys other than `_target_`, `name`, `serves`, `starts_anywhere` and the fields of `Sampler`
+    are arguments of `scheduler.step`, or else of the scheduler's constructor.
     """
     fields = {key: config[key] for key in ("steps", "batch_size", "clip_x0")}
     not_arguments = {"_target_", "name", "serves", "starts_anywhere"} | fields.keys()

@@ -195,7 +195,7 @@ def test_a_class_of_ones_own_is_trained_and_sampled_where_ones_own_files_name_it
     words = [word for word in TINY if not word.startswith("model.")]
     run("train", "--config-dir", "own", "model=mine", *words, "max_steps=2", "run_dir=run", cwd=tmp_path)
     told = run("sample", "run=run", "num_images=1", "sampler.steps=1", cwd=tmp_path, code=2)
-    assert "_target_=my_networks.Net: not a class that a stored configuration may build" in told
+    assert "_target_=my_networks.Net: not a trusted class" in told
     assert "pass the --config-dir whose yaml names it" in told
     run("sample", "--config-dir", "own", "run=run", "num_images=1", "sampler.steps=1", "out=out", cwd=tmp_path)
     assert (tmp_path / "out" / "00000.png").exists()
@@ -206,7 +206,7 @@ def test_what_is_trusted_is_the_name_and_no_more(nothing_is_ones_own):
     trust_overrides(["+callbacks.x._target_=fractions.Fraction", "data.dataset={_target_: decimal.Decimal, value: 1}"])
     for name in ("json.JSONDecoder", "fractions.Fraction", "decimal.Decimal"):
         assert locate(name).__name__ == name.split(".")[1]
-    for name, why in (("json.JSONEncoder", "stored configuration"), ("os.system", "not a class")):
+    for name, why in (("json.JSONEncoder", "not a trusted class"), ("os.system", "not a class")):
         with pytest.raises(UserError, match=why):
             locate(name)
 
@@ -217,7 +217,7 @@ def test_a_callback_is_ones_own_where_it_is_typed_and_not_where_it_is_stored(tmp
     words = [*TINY, "max_steps=2", "run_dir=run", "+callbacks.note._target_=my_callbacks.Note"]
     run("train", *words, cwd=tmp_path)
     told = run("train", "resume=run", "max_steps=3", cwd=tmp_path, code=2)
-    assert "_target_=my_callbacks.Note: not a class that a stored configuration may build" in told
+    assert "_target_=my_callbacks.Note: not a trusted class" in told
     run("train", "resume=run", "max_steps=3", "+callbacks.note._target_=my_callbacks.Note", cwd=tmp_path)
 
 
@@ -276,7 +276,7 @@ def test_a_stored_network_of_another_class_is_not_built(tiny_run, tmp_path):
     (tmp_path / "run").mkdir()
     OmegaConf.save(OmegaConf.create(config), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "checkpoints").symlink_to(tiny_run / "checkpoints")
-    with pytest.raises(UserError, match=r"_target_=os\.system: not a class that a stored configuration may build"):
+    with pytest.raises(UserError, match=r"_target_=os\.system: not a trusted class"):
         TrainedModel.from_run(tmp_path / "run")
     assert not (tmp_path / "ran").exists()
 
