@@ -16,9 +16,10 @@ COMMAND_ORDER = ("train", "sample", "evaluate", "export", "visualize", "report",
 WIDTH = 100  # columns of --help
 GROUP_NOTES = {  # a group that a command has -> what is unusual about its groups
     "experiment": """
-  A group on the command line, such as model=unet, also drops the keys of that group that the
-  experiment sets.
-  data=<name> without experiment= trains with the values below, not with those of the digits.""",
+  Without data= and experiment= the experiment digits applies: its values replace those below.
+  data=<name> without experiment=, or experiment=none: the values below.
+  model=<another> replaces all model keys of the experiment. Any other group keeps the values of
+  the experiment for the keys that both have: experiment=digits sampler=ddim keeps sampler.steps=10.""",
     "sampler": """
   Without sampler= the sampler of the run is used.""",
 }
