@@ -60,7 +60,7 @@ def render_help(config_name: str, names: list[str]) -> str:
             for group, choices in groups.items()
         ]
         note = next((text for group, text in GROUP_NOTES.items() if group in groups), "")
-        example = "optimizer sampler" if "optimizer" in groups else " ".join(groups)
+        example = "data optimizer" if "optimizer" in groups else " ".join(groups)
         parts += [
             f"Config groups, set with group=name{', the default first' if 'data' in groups else ''}:",
             "\n".join(listed),
