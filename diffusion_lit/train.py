@@ -12,6 +12,7 @@ from diffusion_lit.cli.launch import launch
 from diffusion_lit.cli.sweep import is_in_queue
 from diffusion_lit.cli.train_overrides import is_multirun, prepare_train_overrides
 from diffusion_lit.cli.trial import is_trial, run_trial
+from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
 from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, sweeps, warm_start
 from diffusion_lit.system import errors
@@ -42,8 +43,9 @@ def check_train(config: DictConfig) -> None:
     loggers.require_package(config.logger)
     resolved, source = warm_start.resolve_training_config(config)
     source.splits()
-    if resolved["best_by"] == "class_accuracy" and not resolved["data"]["class_names"]:
-        raise UserError(Exit.CONFIG, "best_by=class_accuracy: the data has no classes")
+    best_by = resolved["best_by"]
+    if any(best_by in METRIC_COLUMNS[name] for name in NEEDS_CLASSES) and not resolved["data"]["class_names"]:
+        raise UserError(Exit.CONFIG, f"best_by={best_by}: the data has no classes")
     if resolved["resume"]:
         resume.check_continuation(Path(resolved["resume"]), resolved)
     else:

@@ -44,4 +44,5 @@ METRIC_COLUMNS = {  # metric -> its columns, in the order in which they are prin
         "color_distance": MetricColumn("distance of color histograms", "colors", False, ".1f", " of 255 levels")
     },
 }
+NEEDS_CLASSES = {"class_accuracy"}  # metrics of labels, left out where the data has no classes
 COLUMNS = {name: column for columns in METRIC_COLUMNS.values() for name, column in columns.items()}

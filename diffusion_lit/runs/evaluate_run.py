@@ -8,6 +8,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.metric_columns import NEEDS_CLASSES
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation import metrics
@@ -96,7 +97,7 @@ def make_result(task: EvaluationTask, comparison: metrics.Comparison, facts: dic
     result = {"status": "finished", "exit_code": 0, "run": str(run_dir.display_path(run))}
     result |= {"train_overrides": sweeps.read_job_overrides(run)} | facts | {"num_images": len(comparison.generated)}
     for name in task.config.metrics:
-        if reference.class_names or name != "class_accuracy":
+        if reference.class_names or name not in NEEDS_CLASSES:
             result |= metrics.METRICS[name](comparison)
     if reference.class_names:
         result["per_class"] = metrics.compute_per_class(comparison)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import lightning as L
 import torch
 
-from diffusion_lit.config.metric_columns import METRIC_COLUMNS
+from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.diffusion.seeds import derive_seed, image_seeds
 from diffusion_lit.distributed import consistency
@@ -22,9 +22,9 @@ from diffusion_lit.training.module import DiffusionModule
 
 
 def metrics_of(config: dict) -> list[str]:
-    """Return the names of the metrics in training: none without `metrics_every`, class accuracy only with classes."""
+    """Return the names of the metrics in training: none without `metrics_every`, those of labels only with classes."""
     requested = config["metrics"] if config["metrics_every"] else []
-    return [name for name in requested if name != "class_accuracy" or config["data"]["class_names"]]
+    return [name for name in requested if name not in NEEDS_CLASSES or config["data"]["class_names"]]
 
 
 def columns_of(config: dict) -> list[str]:
