@@ -95,7 +95,7 @@ def of_config(name: str, **keys: str) -> Callable[[Path, Path, Path], Case]:
         filled = {key: value.format(mark=mark, here=here) for key, value in keys.items()}
         config = stored_config.read_model_config(run) | {"model": {"_target_": name} | filled}
         (run / "config.yaml").write_text(json.dumps(config))
-        return 2, f"_target_={name}: not a class", sampled(run)
+        return 2, f"_target_={name}: not a trusted class", sampled(run)
 
     return case
 

@@ -16,7 +16,7 @@ def test_help_has_every_group_and_key():
     for group in GROUPS:
         for path in (CONF / group).glob("*.yaml"):
             assert re.search(rf"^  {group} .*\b{path.stem}\b", unwrapped, re.M), path
-    assert "experiment sets.\n" in text
+    assert "model=<another> replaces all model keys of the experiment" in text
     assert "data=<name> without experiment=" in text
     assert "sampler      ddim" in render_help("sample", [])
 
