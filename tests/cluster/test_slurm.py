@@ -118,14 +118,16 @@ def cluster(tmp_path_factory):
 def unbroken(tmp_path_factory) -> Path:
     """The unbroken run, of two processes that rank 0 starts itself."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    train_unforked(*LONG, *DDP, f"run_dir={folder}", cwd=folder.parent)
+    train_unforked("experiment=digits", *LONG, *DDP, f"run_dir={folder}", cwd=folder.parent)
     return folder
 
 
 def submitted(cluster: Slurm, here: Path, name: str) -> tuple[str, Path]:
     """The example as it is, after its first steps; the job's number and the run folder."""
     script = str(ROOT / "examples" / "slurm" / "train.sbatch")
-    job = cluster("sbatch", "--parsable", f"--job-name={name}", *HERE, script, *LONG, cwd=here).strip()
+    job = cluster(
+        "sbatch", "--parsable", f"--job-name={name}", *HERE, script, "experiment=digits", *LONG, cwd=here
+    ).strip()
     cluster.until(lambda: any(last_step(path) > 100 for path in here.glob(f"outputs/{name}/*")), "training", 200)
     (folder,) = (here / "outputs" / name).iterdir()
     return job, folder
