@@ -1,19 +1,25 @@
 """Image sets written to disk."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.data import streaming
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
+from diffusion_lit.data.sources import row_groups
 from diffusion_lit.data.sources.folder import Split
+from diffusion_lit.system.errors import Exit, UserError
 
 FILES = (250, 130, 77)  # rows
+STREAMED = ["data.image_size=4", "data.flip=0", "data.streaming=every_epoch"]
 
 
 def make_table(numbers: range) -> datasets.Dataset:
@@ -41,12 +47,41 @@ def write_parquet(folder: Path, split: str, numbers: range, sizes=FILES, group: 
     return folder
 
 
-def make_data(*words: str) -> ImageDataModule:
-    config, source = resolve_data(compose_configs("train", ["experiment=none", "data.image_size=8", *words])[0])
+def make_data(*words: object) -> ImageDataModule:
+    config, source = resolve_data(
+        compose_configs("train", ["experiment=none", "data.image_size=8", *map(str, words)])[0]
+    )
     source.splits()  # as the check does
     data = datamodule_from_config(source, config["data"], 0, 4)
     data.setup()
     return data
+
+
+def data_error(load: Callable[..., ImageDataModule], *overrides: object) -> str:
+    """Return the message of the error, exit code 3, that `load` ends with."""
+    with pytest.raises(UserError) as caught:
+        load(*overrides)
+    assert caught.value.exit_code == Exit.DATA
+    return str(caught.value)
+
+
+def make_digit_arrays() -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz of MNIST as Keras has it, with 20 training and 8 test images of noise."""
+    rng = np.random.default_rng(0)
+    return {
+        "x_train": rng.integers(0, 256, (20, 28, 28), dtype=np.uint8),
+        "y_train": np.arange(20, dtype=np.uint8) % 10,
+        "x_test": rng.integers(0, 256, (8, 28, 28), dtype=np.uint8),
+        "y_test": np.arange(8, dtype=np.uint8),
+    }
+
+
+def shrink_streams(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make the windows and waits of streamed data small; tables of `datasets` are cached in `folder`."""
+    monkeypatch.setattr(streaming, "WINDOW", 64)
+    monkeypatch.setattr(streaming, "RETRY_WAITS", (0, 0))
+    monkeypatch.setattr(row_groups, "READ_ROWS", 8)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
 
 
 def make_hub_data(path: Path, *words: str) -> ImageDataModule:

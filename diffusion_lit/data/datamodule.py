@@ -27,7 +27,7 @@ class ImageDataModule(L.LightningDataModule):
 
     Args:
         source: a folder of images, a map-style torch `Dataset`, or any source
-            (`diffusion_lit.data.sources.base`).
+            (`diffusion_lit.data.sources.data_source`).
         image_size: pixels, one number or [height, width].
         batch_size: images per process and forward pass.
         channels: 1 gray, 3 RGB, 4 RGBA.

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
 from diffusion_lit.data.decoding import Decoding, StoredImage, decode_images, decoding_from_config
-from diffusion_lit.data.sources.base import DataSource, ImageStream, Split, fingerprint_images, split_validation
+from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Split, fingerprint_images, split_validation
 from diffusion_lit.data.streaming import MAX_VAL_IMAGES, EpochStream, StreamedStore, StreamedTable
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar

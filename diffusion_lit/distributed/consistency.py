@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.sources.base import split_validation
+from diffusion_lit.data.sources.data_source import split_validation
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import collectives
 from diffusion_lit.distributed.collectives import Value

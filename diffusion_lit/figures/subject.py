@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.decoding import decoding_from_config
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.store import load_split
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion

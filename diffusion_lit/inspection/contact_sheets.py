@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.base import Split
 from diffusion_lit.data.sources.concat import ConcatImages
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.inspection.image_facts import ImageFacts
 

@@ -21,7 +21,7 @@ from diffusion_lit.data.decoding import (
     report_broken_image,
     to_8_bits,
 )
-from diffusion_lit.data.sources.base import Split, split_validation
+from diffusion_lit.data.sources.data_source import Split, split_validation
 from diffusion_lit.system.errors import DataError
 
 THUMBNAIL = 8  # px; thumbnails are compared to find near duplicates

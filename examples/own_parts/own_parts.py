@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 
 
 class Stripes:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.base import Split, split_validation
+from diffusion_lit.data.sources.data_source import Split, split_validation
 from diffusion_lit.inspection.image_facts import (
     assign_splits,
     find_duplicates,

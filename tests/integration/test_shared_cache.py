@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.store import load_split
 from tests.image_sets import write_split
 from tests.runs import TINY, run
@@ -33,7 +33,7 @@ import logging, os, platform, sys, time
 from pathlib import Path
 from diffusion_lit.data import build_lock as building
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.store import load_split
 import numpy as np
 

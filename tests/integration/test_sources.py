@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.image_sets import make_data, make_shades, read_shades, write_table
+from tests.image_sets import make_data, make_digit_arrays, make_shades, read_shades, write_table
 from tests.runs import run
 
 RNG = np.random.default_rng(0)
@@ -16,12 +16,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def digits() -> dict:
-    return {
-        "x_train": RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8),
-        "y_train": np.arange(20, dtype=np.uint8) % 10,
-        "x_test": RNG.integers(0, 256, (8, 28, 28), dtype=np.uint8),
-        "y_test": np.arange(8, dtype=np.uint8),
-    }
+    return make_digit_arrays()
 
 
 def test_the_check_of_digits_does_not_wait_for_torch(tmp_path, digits):
@@ -60,7 +55,7 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
     code = (
         "from diffusion_lit.config.compose import compose_configs, resolve_data\n"
         "from diffusion_lit.data.decoding import Decoding\n"
-        "from diffusion_lit.data.sources.base import split_validation\n"
+        "from diffusion_lit.data.sources.data_source import split_validation\n"
         "from diffusion_lit.data.store import load_split\n"
         f"config, source = resolve_data(compose_configs('train', ['experiment=none', *{words!r}])[0])\n"
         "for name, split in split_validation(source.splits(), config['data']['val_fraction']).items():\n"

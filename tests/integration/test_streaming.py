@@ -7,16 +7,12 @@ import pytest
 
 from diffusion_lit import audit
 from diffusion_lit.config.compose import compose_configs
-from diffusion_lit.data import streaming
-from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import UserError
 from tests.equal_runs import assert_equal_runs
-from tests.image_sets import FILES, write_streams
+from tests.image_sets import FILES, STREAMED, shrink_streams, write_streams
 from tests.runs import TINY, run, signal_at_step, start, trace
 
 N = sum(FILES)
-SIZE = ["data.image_size=4", "data.flip=0"]
-EVERY = [*SIZE, "data.streaming=every_epoch"]
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +22,14 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(streaming, "WINDOW", 64)
-    monkeypatch.setattr(streaming, "RETRY_WAITS", (0, 0))
-    monkeypatch.setattr(row_groups, "READ_ROWS", 8)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    shrink_streams(monkeypatch, tmp_path_factory.mktemp("hf"))
 
 
 # ------------------------------------------------------------------------------------------ runs
 
 
 def settings(path: Path, *words: str) -> list[str]:
-    return ["data=huggingface", f"data.path={path}", *EVERY, *TINY, "data.flip=0.5", "sample_every=0", *words]
+    return ["data=huggingface", f"data.path={path}", *STREAMED, *TINY, "data.flip=0.5", "sample_every=0", *words]
 
 
 SMALL = "from diffusion_lit.data import streaming; streaming.WINDOW, streaming.RETRY_WAITS = 64, (0, 0)\n"
@@ -105,7 +98,7 @@ def test_two_ranks_train_what_one_does(sets, tmp_path):
 
 
 def test_a_plan_of_pictures_that_are_not_kept(sets, tmp_path):
-    words = ["data=huggingface", f"data.path={sets['parquet']}", *EVERY, *TINY, "model.attention_levels=[]"]
+    words = ["data=huggingface", f"data.path={sets['parquet']}", *STREAMED, *TINY, "model.attention_levels=[]"]
     prelude = "import diffusion_lit.training.benchmark as bench; bench.MIN_SECONDS = 0.05"
     printed = run("train", *words, "max_steps=40", "plan=true", cwd=tmp_path, prelude=prelude)
     assert "run time   about" in printed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.base import Split, file_state, report_damaged_file
+from diffusion_lit.data.sources.data_source import Split, file_state, report_damaged_file
 from diffusion_lit.system.errors import DataError
 
 # usual names in an .npz; the first that exists is used

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_lit.data.decoding import StoredImage
 from diffusion_lit.data.sources.arrays import Arrays
-from diffusion_lit.data.sources.base import ImageSequence, Split, fingerprint_images
+from diffusion_lit.data.sources.data_source import ImageSequence, Split, fingerprint_images
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.path_table import PathTable
 from diffusion_lit.system.errors import DataError

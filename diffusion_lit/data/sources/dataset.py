@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_lit.config.targets import build
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.system.errors import DataError
 
 ITEM = "return (image, label), the image alone, or a dict with image and label"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 
 
 class Digits:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.base import SPLIT_NAMES, Split
+from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
 from diffusion_lit.system.errors import DataError, Exit, UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}

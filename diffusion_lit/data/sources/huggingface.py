@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.sources import hf_tables
-from diffusion_lit.data.sources.base import Split, file_state
+from diffusion_lit.data.sources.data_source import Split, file_state
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
 from diffusion_lit.data.streaming import EVERY_EPOCH, EpochStream, StreamedTable

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.base import SPLIT_NAMES, Split, report_damaged_file
+from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split, report_damaged_file
 from diffusion_lit.data.sources.hf_tables import LABEL_COLUMNS
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusion_lit.data.decoding import Encoded
-from diffusion_lit.data.sources.base import file_state
+from diffusion_lit.data.sources.data_source import file_state
 from diffusion_lit.system.files import write_atomically
 
 READ_ROWS = 64  # rows that are read at once

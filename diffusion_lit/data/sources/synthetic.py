@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.imaging.sizes import ImageSize, height_width
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.base import Split, report_damaged_file
+from diffusion_lit.data.sources.data_source import Split, report_damaged_file
 from diffusion_lit.data.sources.folder import ImageFolder, is_image_file, list_images
 from diffusion_lit.system.errors import DataError
 

@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_lit.data import build_lock
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.store import ImageStore, load_split, split_tail
 from diffusion_lit.system.errors import Exit, UserError
 from tests.image_sets import write_split

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.system.errors import UserError
 
 N, N_VAL = 23, 11

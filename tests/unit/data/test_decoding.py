@@ -14,8 +14,8 @@ from PIL import Image, ImageFile
 
 from diffusion_lit.data import decoding
 from diffusion_lit.data.decoding import Decoding, Encoded, decode_images
-from diffusion_lit.data.sources.base import Split, split_validation
 from diffusion_lit.data.sources.concat import Concat
+from diffusion_lit.data.sources.data_source import Split, split_validation
 from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.huggingface import HuggingFace

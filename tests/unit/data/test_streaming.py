@@ -11,17 +11,25 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
-from diffusion_lit.data import store, streaming
+from diffusion_lit.data import store
 from diffusion_lit.data.batches import Batches, random_crops
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources import row_groups
 from diffusion_lit.system.errors import Exit, UserError
-from tests.image_sets import FILES, make_hub_data, make_table, png, write_parquet, write_streams
+from tests.image_sets import (
+    FILES,
+    STREAMED,
+    make_hub_data,
+    make_table,
+    png,
+    shrink_streams,
+    write_parquet,
+    write_streams,
+)
 
 N = sum(FILES)
-SIZE = ["data.image_size=4", "data.flip=0"]
-EVERY = [*SIZE, "data.streaming=every_epoch"]
+SIZE = STREAMED[:2]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +39,7 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(streaming, "WINDOW", 64)
-    monkeypatch.setattr(streaming, "RETRY_WAITS", (0, 0))
-    monkeypatch.setattr(row_groups, "READ_ROWS", 8)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    shrink_streams(monkeypatch, tmp_path_factory.mktemp("hf"))
 
 
 def batches(data: ImageDataModule, size: int = 5, step: int = 0, *more: int, seed: int = 7):
@@ -63,7 +68,7 @@ def taken(found, positions: int) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["parquet", "one large group", "saved"])
 def test_every_picture_comes_once_an_epoch_in_an_order_by_seed_and_position_alone(sets, kind):
-    data = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets[kind], *STREAMED, "data.val_fraction=0")
     assert (len(data.train), data.val, data.source.class_names) == (N, None, ["a", "b", "c"])
     order = taken(batches(data), 3 * N)
     epochs = [order[k * N : (k + 1) * N] for k in range(3)]
@@ -77,7 +82,7 @@ def test_every_picture_comes_once_an_epoch_in_an_order_by_seed_and_position_alon
 
 def test_neighbours_are_parted_as_far_as_is_said(sets):
     """A window is of eight places or more, others in each epoch."""
-    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0")
     order = np.array(taken(batches(data), 2 * N))
     places = [{k // 20 for k in order[start : start + 64]} for start in (0, 64, N, N + 64)]
     assert min(map(len, places)) >= 8
@@ -86,7 +91,7 @@ def test_neighbours_are_parted_as_far_as_is_said(sets):
 
 
 def test_an_index_is_the_number_of_a_picture_in_the_set(sets):
-    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0")
     found = batches(data)
     for _ in range(20):
         batch = next(found)
@@ -97,7 +102,7 @@ def test_an_index_is_the_number_of_a_picture_in_the_set(sets):
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 2), (3, 2), (2, 4)])
 def test_ranks_share_the_global_batch_and_decode_only_their_part(sets, accumulate, world, monkeypatch):
     data, decode, decoded = (
-        make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0"),
+        make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0"),
         Decoding.__call__,
         [],
     )
@@ -128,20 +133,20 @@ def test_random_crops_are_those_of_stored_pictures(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "one large group", "saved"])
 def test_what_is_held_out_is_never_trained_on(sets, kind):
-    data = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0.1")
+    data = make_hub_data(sets[kind], *STREAMED, "data.val_fraction=0.1")
     trained = taken(batches(data), len(data.train))
     held_out = [256 * int(c[0]) + int(c[1]) for c in data.val.images[:, :, 0, 0]]
     assert (len(data.train), len(held_out)) == (N - round(0.1 * N), round(0.1 * N))
     assert sorted(trained + held_out) == list(range(N))
     assert data.val.labels.tolist() == [k % 3 for k in held_out]
-    again = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0.1")
+    again = make_hub_data(sets[kind], *STREAMED, "data.val_fraction=0.1")
     assert again.val.fingerprint == data.val.fingerprint
     assert again.train.fingerprint == data.train.fingerprint
 
 
 def test_held_out_pictures_are_few_and_of_many_places(sets, monkeypatch):
     monkeypatch.setattr(store, "MAX_VAL_IMAGES", 23)
-    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0.5")
+    data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0.5")
     assert (len(data.train), len(data.val)) == (N - 23, 23)
     places = {(256 * int(c[0]) + int(c[1])) // 20 for c in data.val.images[:, :, 0, 0]}
     assert len(places) > 20
@@ -150,24 +155,24 @@ def test_held_out_pictures_are_few_and_of_many_places(sets, monkeypatch):
 def test_a_validation_split_is_kept_decoded_and_capped(tmp_path, monkeypatch):
     folder = write_parquet(tmp_path / "set", "train", range(N))
     write_parquet(folder, "validation", range(600, 640), (40,))
-    data = make_hub_data(folder, *EVERY)
+    data = make_hub_data(folder, *STREAMED)
     assert (len(data.train), len(data.val)) == (N, 40)
     assert set((data.val.images[:, 0, 0, 0].astype(int) * 256 + data.val.images[:, 1, 0, 0]).tolist()) == {
         *range(600, 640)
     }
     monkeypatch.setattr(store, "MAX_VAL_IMAGES", 10)
-    assert len(make_hub_data(folder, *EVERY).val) == 10
+    assert len(make_hub_data(folder, *STREAMED).val) == 10
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_only_the_first_so_many(sets, kind):
-    data = make_hub_data(sets[kind], *EVERY, "data.val_fraction=0", "data.max_images=263")
+    data = make_hub_data(sets[kind], *STREAMED, "data.val_fraction=0", "data.max_images=263")
     assert len(data.train) == 263
     assert sorted(taken(batches(data), 263)) == list(range(263))
 
 
 def test_going_on_reads_little_of_what_was_trained_on(sets, monkeypatch):
-    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0")
     next(batches(data))
     rows, read = [], pq.ParquetFile.iter_batches
     given, give = [], row_groups.ParquetRows.read_rows
@@ -188,7 +193,7 @@ def test_going_on_reads_little_of_what_was_trained_on(sets, monkeypatch):
 
 
 def test_row_groups_are_counted_once_and_remembered(sets, tmp_path, monkeypatch):
-    words = [sets["parquet"], *EVERY, f"data.cache_dir={tmp_path / 'cache'}"]
+    words = [sets["parquet"], *STREAMED, f"data.cache_dir={tmp_path / 'cache'}"]
     first = make_hub_data(*words)
     assert len(list((tmp_path / "cache").glob("parts-*.json"))) == 1
     monkeypatch.setattr(row_groups, "_read_metadata", None)
@@ -209,7 +214,7 @@ def test_what_is_remembered_of_a_set_is_made_again_where_it_is_damaged(sets, tmp
 
 
 def test_a_fingerprint_follows_the_pictures_and_not_their_place(sets, tmp_path):
-    words = [*EVERY, "data.val_fraction=0"]
+    words = [*STREAMED, "data.val_fraction=0"]
     here = make_hub_data(sets["parquet"], *words).train.fingerprint
     assert make_hub_data(write_parquet(tmp_path / "copy", "train", range(N)), *words).train.fingerprint == here
     others = [
@@ -246,7 +251,7 @@ def broken(monkeypatch):
 
 
 def test_what_breaks_off_is_read_again_from_there(sets, broken, caplog):
-    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0")
     expected = taken(batches(data), N)
     broken(after=3, times=5)
     assert taken(batches(data), N) == expected
@@ -259,7 +264,7 @@ def test_what_stays_broken_ends_the_run(sets, broken, monkeypatch, address, code
     """Here and at an address, which fsspec reads as it reads those of the hub."""
     files = [f"{address}{file}" for file in sorted(sets["parquet"].iterdir())]
     monkeypatch.setattr("diffusion_lit.data.sources.hf_tables.parquet_files", lambda *args: files)
-    data = make_hub_data(sets["parquet"], *EVERY, "data.val_fraction=0")
+    data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0")
     assert sorted(taken(batches(data), N)) == list(range(N))
     broken(after=0, times=1000)
     with pytest.raises(UserError, match=r"train: broke off at row \d+ \(peer is gone.*its last checkpoint") as caught:
@@ -273,7 +278,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     features = make_table(range(1)).features
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_list(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
-    data = make_hub_data(tmp_path / "set", *EVERY, "data.val_fraction=0")
+    data = make_hub_data(tmp_path / "set", *STREAMED, "data.val_fraction=0")
     with pytest.raises(UserError, match=r"row 17 of .*set, train: cannot be read as an image") as caught:
         taken(batches(data), 30)
     assert caught.value.exit_code == Exit.DATA
@@ -285,7 +290,7 @@ def test_sets_of_other_files_are_refused(tmp_path):
     (tmp_path / "set" / "train" / "b").mkdir()
     (tmp_path / "set" / "train" / "b" / "0.png").write_bytes(png(1))
     with pytest.raises(UserError, match="has other files. Set data.streaming=true") as caught:
-        make_hub_data(tmp_path / "set", *EVERY)
+        make_hub_data(tmp_path / "set", *STREAMED)
     assert caught.value.exit_code == Exit.DATA
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.batches import Batches
-from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
-from diffusion_lit.data.sources.base import split_validation
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.data_source import split_validation
 from tests.cases import each
+from tests.image_sets import data_error, make_data
 from tests.trained import train
 
 RNG = np.random.default_rng(0)
@@ -23,20 +23,8 @@ RGB = RNG.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 CLASS = np.arange(40) % 3
 
 
-def module(*words: object) -> ImageDataModule:
-    words = ["experiment=none", "data.image_size=8", *map(str, words)]
-    config, source = resolve_data(compose_configs("train", words)[0])
-    source.splits()  # as the check does
-    data = datamodule_from_config(source, config["data"], 0, 4)
-    data.setup()
-    return data
-
-
 def told(*words: object) -> str:
-    with pytest.raises(UserError) as caught:
-        module(*words)
-    assert caught.value.exit_code == Exit.DATA
-    return str(caught.value)
+    return data_error(make_data, *words)
 
 
 def npy(path: Path, array: np.ndarray) -> Path:
@@ -81,7 +69,7 @@ def test_labels_of_every_kind_are_the_same(kind, tmp_path):
         [f"data.images={npz(tmp_path / 'c.npz', sprites=RGB, y=LABELS[kind])}"],
         [f"data.images={npz(tmp_path / 'd.npz', odd=RGB, z=LABELS[kind])}", "data.image_array=odd", "data.labels=z"],
     ):
-        data = module("data=arrays", *words, "data.val_fraction=0")
+        data = make_data("data=arrays", *words, "data.val_fraction=0")
         np.testing.assert_array_equal(as_pictures(data), RGB)
         np.testing.assert_array_equal(data.train.labels, CLASS)
         assert data.train.labels.dtype == np.int64
@@ -90,24 +78,24 @@ def test_labels_of_every_kind_are_the_same(kind, tmp_path):
 
 def test_names_of_classes(tmp_path):
     path = npz(tmp_path / "a.npz", images=RGB, labels=CLASS, classes=np.array(["a", "b", "c"]))
-    assert module("data=arrays", f"data.images={path}").source.class_names == ["a", "b", "c"]
-    named = module("data=arrays", f"data.images={path}", "data.classes=[x,y,z,none_of_it]")
+    assert make_data("data=arrays", f"data.images={path}").source.class_names == ["a", "b", "c"]
+    named = make_data("data=arrays", f"data.images={path}", "data.classes=[x,y,z,none_of_it]")
     assert named.source.class_names == ["x", "y", "z", "none_of_it"]
     text = npz(tmp_path / "b.npz", images=RGB, labels=np.array(["hero", "food", "spell"])[CLASS])
-    data = module("data=arrays", f"data.images={text}", "data.val_fraction=0")
+    data = make_data("data=arrays", f"data.images={text}", "data.val_fraction=0")
     assert data.source.class_names == ["food", "hero", "spell"]
     np.testing.assert_array_equal(data.train.labels, np.array([1, 0, 2])[CLASS])
     apart = npz(tmp_path / "c.npz", images=RGB, labels=np.array([5, 7, 9])[CLASS])
-    data = module("data=arrays", f"data.images={apart}", "data.val_fraction=0")
+    data = make_data("data=arrays", f"data.images={apart}", "data.val_fraction=0")
     assert (data.source.class_names, data.train.labels.max()) == (["5", "7", "9"], 2)
-    data = module("data=arrays", f"data.images={apart}", "data.labels=none")
+    data = make_data("data=arrays", f"data.images={apart}", "data.labels=none")
     assert (data.source.class_names, data.train.labels.max()) == ([], 0)
 
 
 @pytest.mark.parametrize("test", ["val", "test"])
 def test_an_npz_that_holds_out_itself(tmp_path, test):
     arrays = {"x_train": RGB, "y_train": CLASS, f"x_{test}": RGB[:6] ^ 1, f"y_{test}": CLASS[:6]}
-    data = module("data=arrays", f"data.images={npz(tmp_path / 'a.npz', **arrays)}")
+    data = make_data("data=arrays", f"data.images={npz(tmp_path / 'a.npz', **arrays)}")
     np.testing.assert_array_equal(as_pictures(data), RGB)
     np.testing.assert_array_equal(data.val.images.transpose(0, 2, 3, 1), RGB[:6] ^ 1)
     np.testing.assert_array_equal(data.val.labels, CLASS[:6])
@@ -116,7 +104,7 @@ def test_an_npz_that_holds_out_itself(tmp_path, test):
 @each("channels", [(), (1,), (2,), (3,), (4,)], ids=str)
 def test_grey_and_alpha(tmp_path, channels):
     images = RNG.integers(0, 256, (5, 8, 8, *channels), dtype=np.uint8)
-    data = module("data=arrays", f"data.images={npy(tmp_path / 'a.npy', images)}", "data.channels=4")
+    data = make_data("data=arrays", f"data.images={npy(tmp_path / 'a.npy', images)}", "data.channels=4")
     full = images.reshape(5, 8, 8, -1)
     alpha = full[..., -1:] if full.shape[3] in (2, 4) else np.full_like(full[..., :1], 255)
     colour = full[..., :3] if full.shape[3] > 2 else full[..., :1].repeat(3, 3)
@@ -142,23 +130,23 @@ def test_what_repeats_is_never_trained_on_and_held_out(tmp_path, fraction):
         npy(tmp_path / "b.npy", np.arange(100) % 20),
     )
     words = ["data=arrays", f"data.images={path}", f"data.labels={labels}", f"data.val_fraction={fraction}"]
-    data = module(*words, "data.split_modulo=20")
+    data = make_data(*words, "data.split_modulo=20")
     trained, held_out = ({image.tobytes() for image in store.images} for store in (data.train, data.val))
     assert not trained & held_out
     assert len(trained | held_out) == 20
     assert len(data.val) == 100 * fraction
-    leaking = module(*words)
+    leaking = make_data(*words)
     trained, held_out = ({image.tobytes() for image in store.images} for store in (leaking.train, leaking.val))
     assert trained & held_out  # so this is what it is for
 
 
 def test_the_cache_follows_the_array(tmp_path):
     words = ["data=arrays", f"data.images={npy(tmp_path / 'a.npy', RGB)}", f"data.cache_dir={tmp_path / 'cache'}"]
-    first = module(*words).train.fingerprint
-    assert module(*words).train.fingerprint == first
+    first = make_data(*words).train.fingerprint
+    assert make_data(*words).train.fingerprint == first
     assert len(list((tmp_path / "cache").iterdir())) == 2
     npy(tmp_path / "a.npy", RGB[:39])
-    assert module(*words).train.fingerprint != first
+    assert make_data(*words).train.fingerprint != first
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
@@ -207,11 +195,11 @@ def test_damaged_arrays_are_named(tmp_path):
 
 
 def test_real_arrays(shared_data):
-    data = module("data=arrays", f"data.images={shared_data / 'sprites_standin_16x16.npz'}", "data.image_size=16")
+    data = make_data("data=arrays", f"data.images={shared_data / 'sprites_standin_16x16.npz'}", "data.image_size=16")
     assert data.source.class_names == ["human", "non-human", "food", "spell_or_item", "side-facing"]
     assert (np.bincount(data.train.labels) + np.bincount(data.val.labels)).tolist() == [160, 648, 120, 700, 160]
     words = ["data.image_size=28", "data.channels=1"]
-    data = module("data=arrays", f"data.images={shared_data / 'mnist_12k.npz'}", *words)
+    data = make_data("data=arrays", f"data.images={shared_data / 'mnist_12k.npz'}", *words)
     assert (len(data.train), len(data.val)) == (10000, 2000)
 
 
@@ -238,19 +226,19 @@ def pictures(tmp_path) -> list[str]:
 def test_a_table_of_paths(tmp_path, pictures, suffix):
     columns = {"id": list(range(12)), "image_path": pictures, "label": [10, 9, 8] * 4}
     path = table(tmp_path / f"a.{suffix}", columns)
-    data = module("data=table", f"data.path={path}", "data.val_fraction=0")
+    data = make_data("data=table", f"data.path={path}", "data.val_fraction=0")
     np.testing.assert_array_equal(as_pictures(data), RGB[:12])
     assert data.source.class_names == ["8", "9", "10"]  # as numbers
     assert data.train.labels.tolist() == [2, 1, 0] * 4
     columns |= {"label": list("xyz") * 4, "subset": ["train", "test", "Validation", "train"] * 3}
-    data = module("data=table", f"data.path={table(path, columns)}")
+    data = make_data("data=table", f"data.path={table(path, columns)}")
     np.testing.assert_array_equal(as_pictures(data), RGB[[0, 3, 4, 7, 8, 11]])
     np.testing.assert_array_equal(data.val.images.transpose(0, 2, 3, 1), RGB[[2, 6, 10]])
     assert (data.source.class_names, data.train.labels.tolist()) == (["x", "y", "z"], [0, 0, 1, 1, 2, 2])
     words = ["data.path_column=image_path", "data.label_column=id", "data.split_column=none", "data.val_fraction=0.25"]
-    data = module("data=table", f"data.path={path}", *words)
+    data = make_data("data=table", f"data.path={path}", *words)
     assert (len(data.train), len(data.val), len(data.source.class_names)) == (9, 3, 12)
-    assert module("data=table", f"data.path={path}", "data.label_column=none").source.class_names == []
+    assert make_data("data=table", f"data.path={path}", "data.label_column=none").source.class_names == []
 
 
 def test_paths_from_another_folder(tmp_path, pictures):
@@ -259,11 +247,11 @@ def test_paths_from_another_folder(tmp_path, pictures):
     assert f"12 of 12 images not found, such as {path.parent / pictures[0]}. Set data.root=" in told(
         "data=table", f"data.path={path}"
     )
-    data = module("data=table", f"data.path={path}", f"data.root={tmp_path}", "data.val_fraction=0")
+    data = make_data("data=table", f"data.path={path}", f"data.root={tmp_path}", "data.val_fraction=0")
     np.testing.assert_array_equal(as_pictures(data), RGB[:12])
     absolute = table(tmp_path / "lists" / "b.csv", {"path": [tmp_path / name for name in pictures]})
     np.testing.assert_array_equal(
-        as_pictures(module("data=table", f"data.path={absolute}", "data.val_fraction=0")), RGB[:12]
+        as_pictures(make_data("data=table", f"data.path={absolute}", "data.val_fraction=0")), RGB[:12]
     )
 
 
@@ -307,16 +295,16 @@ def test_several_sources_are_one(tmp_path):
     listed = table(
         tmp_path / "a.csv", {"path": ["loose/pictures/00.png", "loose/pictures/01.png"], "label": ["cat", "yak"]}
     )
-    data = module("data=concat", f"data.sources=[{first},{images},{listed}]", "data.val_fraction=0")
+    data = make_data("data=concat", f"data.sources=[{first},{images},{listed}]", "data.val_fraction=0")
     assert data.source.class_names == ["ant", "cat", "dog", "yak"]
     np.testing.assert_array_equal(as_pictures(data), RGB[:10])
     assert data.train.labels.tolist() == [1, 1, 1, 2, 2, 0, 2, 0, 1, 3]
-    parted = module("data=concat", f"data.sources=[{first},{images},{listed}]", "data.val_fraction=0.3")
+    parted = make_data("data=concat", f"data.sources=[{first},{images},{listed}]", "data.val_fraction=0.3")
     assert (len(parted.train), len(parted.val)) == (7, 3)
     found = {image.tobytes(): label for store in (parted.train, parted.val)
              for image, label in zip(store.images, store.labels, strict=True)}  # fmt: skip
     assert found == {image.tobytes(): label for image, label in zip(data.train.images, data.train.labels, strict=True)}
-    data = module("data=concat", f"data.sources=[{first},{tmp_path / 'loose'}]", "data.labels=none")
+    data = make_data("data=concat", f"data.sources=[{first},{tmp_path / 'loose'}]", "data.labels=none")
     assert data.source.class_names == []
     assert "loose has no classes, but others have" in told(
         "data=concat", f"data.sources=[{first},{tmp_path / 'loose'}]"
@@ -328,7 +316,7 @@ def test_what_several_sources_hold_out_themselves(tmp_path):
     folder(tmp_path / "a" / "train", cat=RGB[:3], dog=RGB[3:5])
     folder(tmp_path / "a" / "test", dog=RGB[5:6])
     folder(tmp_path / "b", cat=RGB[6:8], eel=RGB[8:9])
-    data = module("data=concat", f"data.sources=[{tmp_path / 'a'},{tmp_path / 'b'}]")
+    data = make_data("data=concat", f"data.sources=[{tmp_path / 'a'},{tmp_path / 'b'}]")
     np.testing.assert_array_equal(as_pictures(data), RGB[[0, 1, 2, 3, 4, 6, 7, 8]])
     assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([0, 0, 0, 1, 1, 0, 0, 2], [1])
 
@@ -338,10 +326,10 @@ def test_the_cache_follows_several_sources(tmp_path):
     words = ["data=concat", f"data.sources=[{sources[0]},{sources[1]}]", "data.val_fraction=0"]
     words.append(f"data.cache_dir={tmp_path / 'cache'}")
     for _ in range(2):
-        np.testing.assert_array_equal(as_pictures(module(*words)), RGB[:8])
+        np.testing.assert_array_equal(as_pictures(make_data(*words)), RGB[:8])
     assert len(list((tmp_path / "cache").iterdir())) == 1
     Image.fromarray(RGB[20]).save(sources[0] / "x" / "02.png", compress_level=0)
-    np.testing.assert_array_equal(as_pictures(module(*words)), RGB[[0, 1, 20, 3, 4, 5, 6, 7]])
+    np.testing.assert_array_equal(as_pictures(make_data(*words)), RGB[[0, 1, 20, 3, 4, 5, 6, 7]])
 
 
 # ------------------------------------------------------------------------------------------ random crops
@@ -351,7 +339,7 @@ def test_random_crops_are_windows_by_position(tmp_path):
     """Every window comes, and which one does not depend on where the batches begin or how large they are."""
     big = RNG.integers(0, 256, (3, 10, 10), dtype=np.uint8)
     words = ["data=arrays", f"data.images={npy(tmp_path / 'a.npy', big)}", "data.channels=1", "data.val_fraction=0"]
-    data = module(*words, "data.random_crop=2")
+    data = make_data(*words, "data.random_crop=2")
     np.testing.assert_array_equal(data.train.images[:, 0], big)
 
     def batches(size: int, step: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -377,7 +365,7 @@ def test_random_crops_train_and_the_centre_is_held_out(tmp_path):
         "data.random_crop=4",
         "data.val_fraction=0.5",
     ]
-    data = module(*words)
+    data = make_data(*words)
     assert data.train.images.shape == (10, 3, 12, 12)
     centres = {image.tobytes() for image in np.ascontiguousarray(big.transpose(0, 3, 1, 2)[:, :, 2:10, 2:10])}
     assert {np.ascontiguousarray(image).tobytes() for image in data.val.images} <= centres

@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.base import Split
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.store import load_split
 from diffusion_lit.imaging.grids import to_pil

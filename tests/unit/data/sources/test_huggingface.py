@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.sources.base import split_validation
+from diffusion_lit.data.sources.data_source import split_validation
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each

@@ -20,8 +20,8 @@ from PIL import Image
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.sources.torchvision import SETS
-from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
+from tests.image_sets import data_error, make_digit_arrays
 from tests.trained import train
 
 RNG = np.random.default_rng(0)
@@ -37,10 +37,7 @@ def module(*words: object) -> ImageDataModule:
 
 
 def told(*words: object) -> str:
-    with pytest.raises(UserError) as caught:
-        module(*words)
-    assert caught.value.exit_code == Exit.DATA
-    return str(caught.value)
+    return data_error(module, *words)
 
 
 def assert_same(data: ImageDataModule, other: ImageDataModule) -> None:
@@ -168,12 +165,7 @@ def write_idx(folder: Path, arrays: dict, packed: bool = False, name: str = "{}-
 
 @pytest.fixture(scope="module")
 def digits() -> dict:
-    return {
-        "x_train": RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8),
-        "y_train": np.arange(20, dtype=np.uint8) % 10,
-        "x_test": RNG.integers(0, 256, (8, 28, 28), dtype=np.uint8),
-        "y_test": np.arange(8, dtype=np.uint8),
-    }
+    return make_digit_arrays()
 
 
 @pytest.mark.parametrize(("name", "inner"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
