@@ -44,7 +44,7 @@ def train(run: Path, *overrides: str) -> tuple[float, float, float]:
     """Return images per second of the second half of a run, its peak memory in GiB and its last loss."""
     length = (f"max_steps={STEPS}", f"log_every={STEPS // 2}", f"run_dir={run}")
     run_command("train", *RECIPE, *overrides, *STEPS_ONLY, "logger=none", *length)
-    with open(run / "metrics.csv", newline="") as file:
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         middle, last = list(csv.DictReader(file))[-2:]
     images = (STEPS - STEPS // 2) * compose_config(*RECIPE)[0]["global_batch_size"]
     rate = images / (float(last["seconds"]) - float(middle["seconds"]))

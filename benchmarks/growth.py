@@ -24,7 +24,7 @@ def measure_step(folder: Path, steps: int, *overrides: str) -> tuple[float, floa
     """Return milliseconds of a training step, from the second half of a run, and peak resident memory in MiB."""
     length = (f"max_steps={steps}", f"log_every={steps // 2}", f"run_dir={folder}", "sampler.steps=2")
     _, memory = run_command("train", *STEPS_ONLY, *length, *overrides)
-    with open(folder / "metrics.csv", newline="") as file:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         first, last = [float(row["seconds"]) for row in csv.DictReader(file)][-2:]
     return 1000 * (last - first) / (steps - steps // 2), memory
 

@@ -21,7 +21,7 @@ import json, sys
 import torch
 from diffusers import UNet2DModel
 config, images, out = sys.argv[1:]
-unet = UNet2DModel.from_config(json.load(open(config)))
+unet = UNet2DModel.from_config(json.load(open(config, encoding="utf-8")))
 """
 ACCELERATE_LOOP = """
 from accelerate import Accelerator
@@ -83,10 +83,10 @@ def measure_rows(home: Path) -> Iterator[list[str]]:
     images = save_blurred_noise(home / "images", IMAGES, 32, "png")
     overrides = train_overrides(images, 32, NETWORK)
     config = home / "unet.json"
-    config.write_text(json.dumps(dict(make_network(compose_config(*overrides)[0]).unet.config)))
+    config.write_text(json.dumps(dict(make_network(compose_config(*overrides)[0]).unet.config)), encoding="utf-8")
     program = home / "program.py"
     for name, code in PROGRAMS.items():
-        program.write_text(LOAD_UNET + code)
+        program.write_text(LOAD_UNET + code, encoding="utf-8")
         yield compare(name, overrides, lambda out: [program, config, images, out], home, LAST)
 
 

@@ -69,7 +69,7 @@ def run_command(command: str, *overrides: str) -> tuple[str, float]:
 
 def read_memory(field: str, pid: int | str = "self") -> float:
     """Return a memory field of /proc/<pid>/status in MiB."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines())
     return int(status[field].split()[0]) / 1024
 
 
@@ -102,7 +102,8 @@ def require_script(path: Path | None) -> str:
 
 
 def describe_machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line for line in lines if line.startswith("model name")]
     cpu = models[0].partition(": ")[2] if models else platform.processor()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "diffusers"))
     return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; {time.strftime('%Y-%m-%d')}"

@@ -80,7 +80,8 @@ def script_arguments(root: Path, network, home: Path) -> list[object]:
     It always samples images after its first epoch, here one image in one step.
     """
     home.mkdir(exist_ok=True)
-    (home / "config.json").write_text(json.dumps(dict(network.config) | {"_class_name": "UNet2DModel"}))
+    config = dict(network.config) | {"_class_name": "UNet2DModel"}
+    (home / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = ["--train_data_dir", root, "--model_config_name_or_path", home, "--train_batch_size", BATCH, "--use_ema"]
     never = ["--center_crop", "--save_images_epochs", 100000, "--save_model_epochs", 100000]
     return [*model, *never, "--eval_batch_size", 1, "--ddpm_num_inference_steps", 1]

@@ -28,7 +28,7 @@ def evaluate_samplers(home: Path) -> Iterator[list[str]]:
     for k, (name, overrides) in enumerate(SAMPLERS.items()):
         out = home / f"evaluated-{k}"
         run_command("evaluate", f"run={home / 'run'}", *METRICS, *overrides, f"num_images={IMAGES}", f"out={out}")
-        result = json.loads((out / "result.json").read_text())
+        result = json.loads((out / "result.json").read_bytes())
         fd = f"{result['fd']:.2f} ({result['fd_low']:.2f} to {result['fd_high']:.2f})"
         rate = result["num_images"] / result["seconds"]
         yield [name, f"{result['nfe']:g}", fd, f"{result['class_accuracy']:.1%}", f"{rate:,.1f}"]

@@ -29,7 +29,7 @@ def measure_first_step(folder: Path) -> float:
     command = [sys.executable, "-m", "diffusion_lit.train", "log_every=1", f"run_dir={folder}"]
     metrics, start = folder / "metrics.csv", time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+    while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") > 1):
         if process.poll():
             sys.exit("train failed")
         time.sleep(0.01)

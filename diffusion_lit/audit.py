@@ -79,7 +79,7 @@ def write_audit(out: Path, findings: dict, facts: list, splits: dict, labels, de
     """Write audit.json, and contact sheets of images as the network would see them."""
     from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
 
-    (out / "audit.json").write_text(json.dumps(findings, indent=1) + "\n")
+    (out / "audit.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
     good = [k for k, fact in enumerate(facts) if fact.error is None]
     sheets = {
         "images.png": contact_sheet(splits, good, labels, decoding, class_names),

@@ -33,7 +33,7 @@ def render_recipes() -> str:
     for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
         if file.stem == "none":
             continue
-        text = file.read_text().removeprefix("# @package _global_\n")
+        text = file.read_text(encoding="utf-8").removeprefix("# @package _global_\n")
         comment = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), "")
         chosen = [entry for entry in yaml.safe_load(text).get("defaults", []) if isinstance(entry, dict)]
         groups = [f"`{key.split('/')[-1]}={value}`" for entry in chosen for key, value in entry.items()]
@@ -46,13 +46,13 @@ def render_api() -> str:
     package = ROOT / "diffusion_lit"
     parts = []
     for name, public in PUBLIC.items():
-        tree = ast.parse((package / name).read_text())
+        tree = ast.parse((package / name).read_text(encoding="utf-8"))
         node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == public)
         text = _as_markdown(ast.get_docstring(node) or "")
         parts += [f"## diffusion_lit.{public}", f"```python\n{_signature(node)}\n```", text]
         parts += ["**Methods**", "\n".join(_describe_methods(node))]
     for file in [file for pattern in MODULES for file in sorted(package.glob(pattern))]:
-        tree = ast.parse(file.read_text())
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         lines = [line for node in tree.body for line in _describe(node)]
         if lines:
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
@@ -144,7 +144,7 @@ PAGES = {"recipes": render_recipes, "reference": render_reference, "api": render
 
 def render_page(name: str) -> str:
     """Return a page: its own text, the marker, and the generated part."""
-    text = (ROOT / "docs" / f"{name}.md").read_text().partition(MARKER)[0].rstrip("\n")
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").partition(MARKER)[0].rstrip("\n")
     return f"{text}\n\n{MARKER}\n{PAGES[name]()}"
 
 
@@ -152,8 +152,8 @@ def main() -> None:
     """Write the pages that changed."""
     for name in PAGES:
         path, text = ROOT / "docs" / f"{name}.md", render_page(name)
-        if text != path.read_text():
-            path.write_text(text)
+        if text != path.read_text(encoding="utf-8"):
+            path.write_text(text, encoding="utf-8")
             print(f"written {path.relative_to(ROOT)}")
 
 

@@ -29,7 +29,7 @@ def place(path: Path) -> str:
 @functools.cache
 def nodes(path: Path) -> list[ast.AST]:
     """Return every node of the syntax tree of a file."""
-    return list(ast.walk(ast.parse(path.read_text())))
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def import_graph() -> dict[str, set[str]]:
 
 def code_lines(path: Path) -> int:
     """Return the number of lines that hold code: no blank lines, comments or docstrings."""
-    tokens = list(tokenize.generate_tokens(io.StringIO(path.read_text()).readline))
+    tokens = list(tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline))
     silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     rows, starts_line = set(), True
     for token, following in zip(tokens, tokens[1:] + tokens[-1:], strict=True):

@@ -138,7 +138,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
         if code:
             log.error("job %d of %d ended with exit code %d", number, sweep.jobs, code)
         with suppress(OSError):  # a full disk, or the waiting process is gone
-            (finished / str(number)).write_text(str(code))
+            (finished / str(number)).write_text(str(code), encoding="utf-8")
         with suppress(OSError):  # reported at the end
             sweeps.write_sweep_results(sweep.folder)
         if is_requeued or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
@@ -152,7 +152,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
             with show_queue_progress(finished, sweep), wait_for_queue(sweep, codes):
                 start(run_job)()
         finally:
-            codes.extend(int(file.read_text() or Exit.INTERRUPTED) for file in finished.iterdir())
+            codes.extend(int(file.read_text(encoding="utf-8") or Exit.INTERRUPTED) for file in finished.iterdir())
             shutil.rmtree(finished, ignore_errors=True)
             with suppress(OSError):  # jobs of sample leave the folder empty
                 sweep.folder.rmdir()

@@ -114,7 +114,7 @@ def _list_folders(config_dir: str | None) -> list[Path]:
     CONFIG_DIR[:] = ["--config-dir", config_dir]
     for file in folder.glob("**/*.yaml"):
         with suppress(OSError, UnicodeDecodeError, YAMLError):  # reported if the file is chosen
-            trust(safe_load(file.read_text()))
+            trust(safe_load(file.read_text(encoding="utf-8")))
     return [CONF, folder]
 
 

@@ -93,7 +93,7 @@ def _render_key(item: tuple[str, Key]) -> str:
 
 def _description(group: str, name: str) -> list[str]:
     """Return the lines of comment at the beginning of a group's yaml file."""
-    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return [line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line]
 
 
@@ -101,7 +101,7 @@ def render_key_reference() -> str:
     """Return every key of every command and config group as Markdown: default, type, meaning."""
     parts = [KEY_REFERENCE]
     for command in COMMAND_ORDER:
-        text = (CONF / f"{command}.yaml").read_text()
+        text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
         groups = ", ".join(f"[`{group}`](#{group})" for group in list_groups(command) if group != "experiment")
         parts += [f"## {command}", text.splitlines()[0].removeprefix("# ")]
         parts += [f"Config groups: {groups}"] if groups else []

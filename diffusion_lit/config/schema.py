@@ -41,7 +41,7 @@ def read_keys(file: Path) -> dict[str, Key]:
     Type or meaning is empty where the comment has none.
     """
     keys = {}
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if match := LINE.fullmatch(line):
             name, default, comment = match.groups(default="")
             first, _, rest = comment.partition(". ")

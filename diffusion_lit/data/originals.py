@@ -49,7 +49,7 @@ def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals
 
     files = [path]
     if (path / "manifest.json").is_file():
-        files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_text()).get("images", [])]
+        files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_bytes()).get("images", [])]
         if not files:
             errors.append(f"init={init}: its images are in an array, images.npy. Use image files.")
     elif path.is_dir():

@@ -63,7 +63,7 @@ def describe_run(run: Path, grids: int) -> dict:
         "film": files and _read_uri(files[-1].with_suffix(".gif")),
         "curves": draw_run_curves(rows) if rows else [],
         "evaluations": read_evaluations(run),
-        "files": {title: path.read_text(errors="replace") for title, path in texts.items()},
+        "files": {title: path.read_text(encoding="utf-8", errors="replace") for title, path in texts.items()},
     }
 
 

@@ -22,7 +22,7 @@ class MetricsFile:
     def __init__(self, path: Path, columns: Sequence[str], step: int = 0):
         self.path, self.columns = path, ["step", *columns]
         kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if path.exists() else []
-        with write_atomically(path) as beside, open(beside, "w", newline="") as file:
+        with write_atomically(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
@@ -54,5 +54,5 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
     Values that were not measured at a step are empty.
     """
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]

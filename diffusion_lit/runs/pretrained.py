@@ -125,7 +125,7 @@ def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
 def read_json(file: Path) -> dict:
     """Return the object of a JSON file. Raises UserError (exit 4) if it is damaged."""
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(Exit.CHECKPOINT, f"{file} is damaged: {error}") from None
 

@@ -192,7 +192,7 @@ def read_overrides(run: Path) -> list[str]:
             keys. Those can call anything, and no run writes them there.
     """
     try:
-        lines = (run / "command.txt").read_text().splitlines()
+        lines = (run / "command.txt").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         overrides = shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
         parsed = OverridesParser.create().parse_overrides(overrides)
     except (OSError, ValueError, IndexError, HydraException) as error:
@@ -216,7 +216,7 @@ def record_start(run: Path, config: dict, overrides: list[str]) -> None:
 
 def append_command(run: Path, overrides: list[str], verb: str = "train") -> None:
     """Append a command line to command.txt, which has a line for each start."""
-    with open(run / "command.txt", "a") as file:
+    with open(run / "command.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(shlex.join(["python", "-m", f"diffusion_lit.{verb}", *overrides]) + "\n")
 
 
@@ -228,7 +228,7 @@ def write_result(run: Path, result: dict) -> None:
 def read_result(run: Path) -> dict:
     """Return result.json, or {} for a run that has not ended."""
     try:
-        return json.loads((run / "result.json").read_text())
+        return json.loads((run / "result.json").read_bytes())
     except (OSError, ValueError):
         return {}
 
@@ -241,7 +241,7 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
-        self.file = open(run / ".lock", "a+")  # noqa: SIM115 open as long as the lock is held
+        self.file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 open as long as the lock is held
         try:
             lock(self.file.fileno(), wait=False)
         except BlockingIOError:

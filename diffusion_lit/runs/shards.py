@@ -102,7 +102,7 @@ def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) ->
     shared_work.share_work(out / ".lock", 1, is_complete, merge)
     sync_folder(out)
     shutil.rmtree(out / "shards", ignore_errors=True)
-    return json.loads((out / "manifest.json").read_text())
+    return json.loads((out / "manifest.json").read_bytes())
 
 
 def open_sharded_images(out: Path) -> Tensor:
@@ -130,7 +130,7 @@ def _is_intact(out: Path) -> bool:
         images = np.load(out / "images.npy", mmap_mode="r")
         for first in range(0, len(images), FEATURE_CHUNK):
             digest.update(np.ascontiguousarray(images[first : first + FEATURE_CHUNK]))
-        return digest.hexdigest() == json.loads((out / "manifest.json").read_text())["blake2b"]
+        return digest.hexdigest() == json.loads((out / "manifest.json").read_bytes())["blake2b"]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return False
 

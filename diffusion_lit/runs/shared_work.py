@@ -92,7 +92,7 @@ def claim_folder(plan: dict, out: Path) -> None:
     run_dir.make_folder(out)
     share_work(out / ".lock", 1, lambda _: file.exists(), write_plan)
     try:
-        before, now = flatten_config(json.loads(file.read_text())), flatten_config(json.loads(json.dumps(plan)))
+        before, now = flatten_config(json.loads(file.read_bytes())), flatten_config(json.loads(json.dumps(plan)))
     except (ValueError, AttributeError) as error:
         raise UserError(Exit.OUTPUT, f"{file} is damaged ({error}). Choose a new folder") from None
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
@@ -114,7 +114,7 @@ def save_arrays(file: Path, **arrays) -> None:
 def write_json(file: Path, value: dict) -> None:
     """Write a JSON file atomically."""
     with write_atomically(file, concurrent=True) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n")
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def remove_abandoned_files(folder: Path) -> None:

@@ -197,7 +197,7 @@ def _write_table(path: Path, jobs: list[Job]) -> None:
     names = ["status", "exit_code"]
     names += dict.fromkeys(name for job in jobs for name in job.result if name not in names)
     # many: the lock may hold on one host only
-    with write_atomically(path, concurrent=True) as beside, open(beside, "w", newline="") as file:
+    with write_atomically(path, concurrent=True) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", *keys, *names, "folder"])
         for job in jobs:

@@ -28,9 +28,12 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """train.log. A full disk is reported once and does not end the run."""
+    """train.log, in UTF-8. A full disk is reported once and does not end the run."""
 
     has_failed = False
+
+    def __init__(self, filename: str, mode: str = "a"):
+        super().__init__(filename, mode, encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Report the first line that cannot be written."""

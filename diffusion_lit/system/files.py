@@ -42,9 +42,9 @@ def write_atomically(path: Path, concurrent: bool = False) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write or replace a text file atomically."""
+    """Write or replace a text file atomically, in UTF-8. Bytes of file names that are no UTF-8 stay what they are."""
     with write_atomically(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def is_abandoned(temporary: Path) -> bool:

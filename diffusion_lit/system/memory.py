@@ -31,7 +31,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     with suppress(OSError, AttributeError):  # glibc only: return freed memory to the system
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True
@@ -64,22 +64,23 @@ def free_cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
     Containers and SLURM limit memory by them.
     """
     free = []
-    for line in own.read_text().splitlines():
+    for line in own.read_text(encoding="utf-8").splitlines():
         _, controllers, place = line.split(":", 2)
         if controllers in CGROUPS:
             folder, limit, usage, pages = CGROUPS[controllers]
             narrowest = root / folder / place.strip("/")
             for group in [narrowest, *narrowest.parents]:
                 with suppress(OSError, ValueError):  # no such file, or "max"
-                    rows = (group / "memory.stat").read_text().splitlines()
+                    rows = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
                     droppable = sum(int(row.split()[1]) for row in rows if row.startswith(f"{pages} "))
-                    used = int((group / usage).read_text()) - droppable
-                    free.append(max(0, int((group / limit).read_text()) - used))
+                    used = int((group / usage).read_text(encoding="utf-8")) - droppable
+                    free.append(max(0, int((group / limit).read_text(encoding="utf-8")) - used))
     return free
 
 
 def _read_kib(path: str, name: str) -> int:
-    return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(f"{name}:"))
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -157,7 +157,7 @@ def supported_precisions(device: torch.device) -> list[str]:
     if device.type == "cuda":
         return ["32-true", "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"]
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         flags = ""
     return ["32-true"] + ["bf16-mixed"] * (device.type == "cpu" and any(f in flags for f in ("_bf16", " bf16")))

@@ -111,6 +111,18 @@ def test_only_one_place_names_what_not_every_system_has():
             assert not words & imported(path), path
 
 
+def test_text_files_are_utf_8_in_every_locale():
+    """Whatever opens a file as text names its encoding; what reads bytes needs none."""
+    for path in [*modules(), *(ROOT / "benchmarks").glob("*.py"), ROOT / "docs" / "generate.py"]:
+        for call in (node for node in nodes(path) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            modes = [*call.args[1:2], *[keyword.value for keyword in call.keywords if keyword.arg == "mode"]]
+            is_binary = any("b" in str(getattr(mode, "value", "")) for mode in modes)
+            opens = isinstance(call.func, ast.Name) and name == "open" and not is_binary
+            if opens or name in ("read_text", "write_text"):
+                assert "encoding" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
+
+
 def test_one_version_everywhere():
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -112,7 +112,7 @@ class HuggingFace:
         """Return splits, columns and classes; those of a stream that is cached are read from the cache."""
         if self.streaming and self._schema_file:
             with suppress(OSError, ValueError, TypeError):  # missing, or damaged
-                return TableSchema(**json.loads(self._schema_file.read_text()))
+                return TableSchema(**json.loads(self._schema_file.read_bytes()))
         names = list(self.tables)
         if len(names) > 1 and "train" not in names:
             raise DataError(f"data.path={self.path}: no train split. Set data.split to one of {join_names(names)}.")
@@ -178,7 +178,7 @@ class HuggingFace:
                 suppress(OSError),
                 write_atomically(self._schema_file, concurrent=True) as building,
             ):  # a read-only folder
-                building.write_text(json.dumps(asdict(self.schema)))
+                building.write_text(json.dumps(asdict(self.schema)), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def read_row_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list
     cached = cache_dir / f"parts-{key}.json" if cache_dir else None
     if cached:
         with suppress(OSError, ValueError):  # missing, or damaged
-            groups, digest = json.loads(cached.read_text())
+            groups, digest = json.loads(cached.read_bytes())
             return groups, digest
     with ThreadPoolExecutor(16) as pool:
         metadata = list(pool.map(_read_metadata, files))
@@ -149,7 +149,7 @@ def read_row_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list
         with suppress(OSError):  # a read-only folder; the metadata is read again the next time
             cached.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(cached, concurrent=True) as building:
-                building.write_text(json.dumps(result))
+                building.write_text(json.dumps(result), encoding="utf-8")
     return result
 
 

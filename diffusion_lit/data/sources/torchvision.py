@@ -227,7 +227,7 @@ def _read_celeba(folder: Path) -> dict[str, Split]:
     if not partition.is_file():
         return {"train": Split(paths, np.zeros(len(paths), dtype=np.int64))}
     with report_damaged_file(partition):
-        split_of = {name: int(k) for name, k in map(str.split, partition.read_text().splitlines())}
+        split_of = {name: int(k) for name, k in map(str.split, partition.read_text(encoding="utf-8").splitlines())}
     missing = len(split_of.keys() - {path.name for path in paths})
     if missing:
         raise DataError(

@@ -191,4 +191,4 @@ def _run_id(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         write_text_atomically(path, secrets.token_hex(4))
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
