@@ -113,14 +113,16 @@ def test_only_one_place_names_what_not_every_system_has():
 
 def test_text_files_are_utf_8_in_every_locale():
     """Whatever opens a file as text names its encoding; what reads bytes needs none."""
+    missing = []
     for path in [*modules(), *(ROOT / "benchmarks").glob("*.py"), ROOT / "docs" / "generate.py"]:
         for call in (node for node in nodes(path) if isinstance(node, ast.Call)):
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
             modes = [*call.args[1:2], *[keyword.value for keyword in call.keywords if keyword.arg == "mode"]]
-            is_binary = any("b" in str(getattr(mode, "value", "")) for mode in modes)
-            opens = isinstance(call.func, ast.Name) and name == "open" and not is_binary
-            if opens or name in ("read_text", "write_text"):
-                assert "encoding" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
+            is_binary = any("b" in ast.unparse(mode) for mode in modes)
+            is_text = isinstance(call.func, ast.Name) and name == "open" and not is_binary
+            if is_text or name in ("read_text", "write_text"):
+                missing += [] if "encoding" in {keyword.arg for keyword in call.keywords} else [f"{path}:{call.lineno}"]
+    assert missing == []
 
 
 def test_one_version_everywhere():
