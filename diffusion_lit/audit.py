@@ -65,7 +65,7 @@ def audit(config: DictConfig) -> None:
     findings["training_would_fail"] = bool(findings["broken"])
 
     log.info("\n".join(format_findings(findings, data, multiple)))
-    if note := getattr(source, "note", None):
+    for note in getattr(source, "notes", ()):
         log.info("%-11s%s", "note", note)
     write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
     if findings["training_would_fail"]:

@@ -36,8 +36,7 @@ def format_run_summary(
     ]
     if module.tracked_emas:
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
-    if note := getattr(data.source, "note", None):
-        lines.append(f"note       {note}")
+    lines += [f"note       {note}" for note in getattr(data.source, "notes", ())]
     if images < batch:
         lines.append(f"note       {images} images are fewer than global_batch_size={batch}: a batch repeats some")
     warmup = warmup_steps(config["lr_schedule"], max_steps)

@@ -42,6 +42,11 @@ class Concat:
             )
         return sorted({name for source in self.sources.values() for name in source.class_names})
 
+    @property
+    def notes(self) -> list[str]:
+        """Return the notes of all sources."""
+        return [note for source in self.sources.values() for note in getattr(source, "notes", ())]
+
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if any of the sources has it."""
         numbers, parts = {name: k for k, name in enumerate(self.class_names)}, {"train": [], "val": []}

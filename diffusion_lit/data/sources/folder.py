@@ -72,7 +72,7 @@ class ImageFolder:
         return names
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> list[str]:
         """Return a hint if the root holds one folder with class folders, as unpacked archives do.
 
         The classes of that folder are not used.
@@ -80,8 +80,8 @@ class ImageFolder:
         inside = list_folders(self.folders["train"])
         classes = list_folders(inside[0]) if len(inside) == 1 and self.labels == "auto" else []
         if len(classes) < 2 or _has_images(inside[0]):
-            return None
-        return f"{inside[0]} is the only folder in data.root and has {len(classes)}: name it to use these as classes"
+            return []
+        return [f"{inside[0]} is the only folder in data.root and has {len(classes)}: name it to use these as classes"]
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if there is a val or test folder."""

@@ -391,12 +391,12 @@ def test_one_folder_or_none_is_no_class(tmp_path):
 ])  # fmt: skip
 def test_classes_one_folder_further_down_are_told_of(tmp_path, names, told):
     root = pictures(tmp_path, *names)
-    note = ImageFolder(str(root)).note
-    assert (note is not None) == told
-    assert not told or note.startswith(
+    notes = ImageFolder(str(root)).notes
+    assert bool(notes) == told
+    assert not told or notes[0].startswith(
         f"{root / names[0].partition('/a/')[0]} is the only folder in data.root and has 2"
     )
-    assert ImageFolder(str(root), labels="none").note is None
+    assert ImageFolder(str(root), labels="none").notes == []
 
 
 @each("val", ["val", "valid", "validation", "test", "Val"])
