@@ -1,5 +1,6 @@
 """Images in one array file: `.npy`, which is memory-mapped, or `.npz`."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,8 +44,8 @@ class Arrays:
     ):
         self.path, self.image_array, self.labels = Path(images).expanduser(), image_array, labels
         self.classes, self.split_modulo = classes, split_modulo
-        if not self.path.is_file():
-            raise DataError(f"data.images={images}: file not found")
+        if not os.path.isfile(self.path):
+            raise DataError(f"data.images={images[:300]}: file not found")
 
     @property
     def class_names(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Several sources one after the other, with one list of classes."""
 
+import os
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,10 +88,10 @@ class ConcatImages:
 
 def _make_source(path: str, labels: str) -> ImageFolder | Arrays | PathTable:
     suffix = Path(path).suffix.lower()
-    if Path(path).expanduser().is_dir():
+    if os.path.isdir(Path(path).expanduser()):
         return ImageFolder(path, labels)
     if suffix in (".npy", ".npz"):
         return Arrays(path, labels=labels)
     if suffix in (".csv", ".tsv", ".parquet"):
         return PathTable(path, label_column=labels)
-    raise DataError(f"data.sources: {path} is not a folder, an array (.npy .npz) or a table (.csv .tsv .parquet)")
+    raise DataError(f"data.sources: {path[:300]} is not a folder, an array (.npy .npz) or a table (.csv .tsv .parquet)")

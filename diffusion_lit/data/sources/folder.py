@@ -33,8 +33,8 @@ class ImageFolder:
         if root is None:
             raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")
         self.root, self.labels = Path(root).expanduser(), labels
-        if not self.root.is_dir():
-            raise DataError(f"data.root={root}: folder not found")
+        if not os.path.isdir(self.root):
+            raise DataError(f"data.root={root[:300]}: folder not found")
 
     @cached_property
     def folders(self) -> dict[str, Path]:

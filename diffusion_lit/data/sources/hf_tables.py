@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from diffusion_lit.data.decoding import Encoded
+from diffusion_lit.data.sources.table_labels import LABEL_COLUMNS
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")  # usual names; the first is used
 LABEL_TYPES = r"u?int\d+|(large_)?string|bool"
 HUB_DATASET = r"[\w.-]+(/[\w.-]+)?"
 # what a table may fetch images from, inside archives too; other protocols of fsspec can run what a file says

@@ -1,26 +1,39 @@
 """A table of image files, csv or parquet: one row per image, with its path, class and split."""
 
-import csv
+import os
+import unicodedata
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split, report_damaged_file
-from diffusion_lit.data.sources.hf_tables import LABEL_COLUMNS
+from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
+from diffusion_lit.data.sources.folder import is_image_file
+from diffusion_lit.data.sources.table_file import Table, read_table, simplify_name
+from diffusion_lit.data.sources.table_labels import (
+    LABEL_COLUMNS,
+    describe_similar_classes,
+    describe_unused_columns,
+    find_missing_labels,
+    name_classes,
+    sort_classes,
+)
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
 # usual names of columns; the first that exists is used
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path", "image")
 SPLIT_COLUMNS = ("split", "subset", "partition")
+MAX_NAMES = 3  # images that a note names
 
 
 class PathTable:
     """Images listed in a table.
 
     Args:
-        path: `.csv` or `.tsv` (UTF-8, the first line names the columns), or `.parquet`.
+        path: `.csv` or `.tsv` with names in the first line, or `.parquet`. Delimiter and
+            encoding are found by content.
         root: the folder that the paths are relative to; None: the folder of the table.
         path_column: "auto" (a usual name) or a name.
         label_column: "auto", a name, or "none".
@@ -37,81 +50,203 @@ class PathTable:
     ):
         self.path = Path(path).expanduser()
         self.root = Path(root).expanduser() if root else self.path.parent
-        if not self.path.is_file():
-            raise DataError(f"data.path={path}: file not found")
-        self.paths = self._column("path", path_column, PATH_COLUMNS)
-        self.labels = self._column("label", label_column, LABEL_COLUMNS)
-        self.split_names = self._column("split", split_column, SPLIT_COLUMNS)
+        if not os.path.isfile(self.path):
+            raise DataError(f"data.path={path[:300]}: file not found")
+        self.requested = {"path": path_column, "label": label_column, "split": split_column}
+        self.columns = {
+            "path": self._find_column("path", PATH_COLUMNS),
+            "label": self._find_column("label", LABEL_COLUMNS),
+            "split": self._find_column("split", SPLIT_COLUMNS),
+        }
+        if not self.table.columns[0]:
+            raise DataError(f"{self.path}: has no rows")
 
     @cached_property
-    def columns(self) -> dict[str, list]:
-        """Return the values of each column; those of a csv are strings."""
-        with report_damaged_file(self.path):
-            if self.path.suffix.lower() == ".parquet":
-                import pyarrow.parquet
+    def table(self) -> Table:
+        """Return the table."""
+        return read_table(self.path, {*PATH_COLUMNS, simplify_name(self.requested["path"])})
 
-                return pyarrow.parquet.read_table(self.path).to_pydict()
-            with open(self.path, newline="", encoding="utf-8-sig") as file:
-                rows = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",")
-                names, *rows = [row for row in rows if row]
-            for k, row in enumerate(rows):
-                if len(row) != len(names):
-                    raise ValueError(f"row {k + 1} has {len(row)} values for {len(names)} columns")
-            return {name: [row[k] for row in rows] for k, name in enumerate(names)}
-
-    def _column(self, kind: str, requested: str, usual: tuple[str, ...]) -> list | None:
-        name = requested
-        if requested == "auto":
-            name = next((key for key in usual if key in self.columns), "none")
-        if name in self.columns:
-            return self.columns[name]
+    def _find_column(self, kind: str, usual: tuple[str, ...]) -> int | None:
+        """Return the number of the column of paths, labels or splits; None without it."""
+        requested = self.requested[kind]
+        for name in usual if requested == "auto" else (requested,):
+            if (column := self.table.find_column(name)) is not None:
+                return column
         if requested in ("auto", "none") and kind != "path":
             return None
+        if requested == "auto" and any(self._find_file(name) for name in self.table.names):
+            raise DataError(f"{self.path}: the first line is an image. Add a line of names above it: path,label")
         missing = "no column of paths" if requested == "auto" else f"no column {requested}"
-        raise DataError(f"{self.path}: {missing}. Set data.{kind}_column to one of {join_names(self.columns)}.")
+        names = join_names(name[:80] for name in self.table.names)
+        raise DataError(f"{self.path}: {missing}. Set data.{kind}_column to one of {names}.")
+
+    def _read_column(self, kind: str) -> list | None:
+        column = self.columns[kind]
+        if column is None:
+            return None
+        values = self.table.columns[column]
+        if kind != "path" or self.table.lines:
+            broken = [k for k, value in enumerate(values) if isinstance(value, str) and "\n" in value.strip()]
+            if broken:
+                where, name = self.table.describe_rows(broken), self.table.names[column]
+                raise DataError(f"{self.path}, {where}: {name} goes on in the next line. Is a quote not closed there?")
+        return values
+
+    # -------------------------------------------------------------------------------- labels
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """Return the class name of each row, or None."""
+        values = self._read_column("label")
+        if values is None:
+            return None
+        if missing := find_missing_labels(values):
+            raise DataError(
+                f"{self.path}, {self.table.describe_rows(missing)}: no label ({len(missing):,} of {len(values):,}). "
+                "Fill them in, or set data.label_column=none to train without classes."
+            )
+        return name_classes(values, f"{self.path}: column {self.table.names[self.columns['label']]}")
 
     @cached_property
     def class_names(self) -> list[str]:
         """Return the labels, sorted as numbers if all are; empty without labels."""
-        if self.labels is None:
-            return []
-        empty = [k + 1 for k, value in enumerate(self.labels) if value is None or value == ""]
+        return sort_classes(set(self.labels or ()))
+
+    # -------------------------------------------------------------------------------- images
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """Return the file of each row."""
+        values = self._read_column("path")
+        empty = [k for k, value in enumerate(values) if value is None or value != value or not str(value).strip()]
         if empty:
-            raise DataError(f"{self.path}: {len(empty):,} rows have no label, the first is row {empty[0]}")
-        names = {str(value) for value in self.labels}
-        return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
-
-    def splits(self) -> dict[str, Split]:
-        """Return "train", and "val" if the table has val or test rows."""
-        paths = self._resolve_paths()
-        numbers = {name: k for k, name in enumerate(self.class_names)}
-        labels = [numbers[str(value)] for value in self.labels] if numbers else [0] * len(paths)
-        everything = Split(paths, np.array(labels, dtype=np.int64))
-        return {name: everything.select(rows) for name, rows in self._rows_of_splits(len(paths)).items() if len(rows)}
-
-    def _resolve_paths(self) -> list[Path]:
-        empty = next((k + 1 for k, value in enumerate(self.paths) if not value), None)
-        if empty or not self.paths:
-            raise DataError(f"{self.path}: {f'row {empty} has no path' if empty else 'has no rows'}")
-        paths = [self.root / str(value) for value in self.paths]
-        missing = [path for path in paths if not path.exists()]
-        if missing:
+            raise DataError(f"{self.path}, {self.table.describe_rows(empty)}: no path")
+        name = self.table.names[self.columns["path"]]
+        if any(not isinstance(value, str | int) for value in values):
             raise DataError(
-                f"{self.path}: {len(missing):,} of {len(paths):,} images not found, such as {missing[0]}. "
-                "Set data.root=... to the folder that the paths are relative to."
+                f"{self.path}: column {name} holds no paths. For images inside of a parquet file use "
+                f"data=huggingface data.path={self.path}."
+            )
+        paths = [self._find_file(value) for value in values]
+        if missing := [k for k, path in enumerate(paths) if path is None]:
+            first = str(self.root / str(values[missing[0]]).strip())
+            first = first if len(first) < 300 else f"{first[:300]}..."
+            raise DataError(
+                f"{self.path}, {self.table.describe_rows(missing)}: {len(missing):,} of {len(paths):,} images not "
+                f"found, such as {first}. Set data.root=... to the folder that the paths are relative to."
             )
         return paths
 
-    def _rows_of_splits(self, n: int) -> dict[str, np.ndarray]:
-        if self.split_names is None:
-            return {"train": np.arange(n)}
-        names = [str(name).lower() for name in self.split_names]
-        unknown = sorted(set(names) - SPLIT_NAMES.keys())
+    def _find_file(self, value: str | int) -> Path | None:
+        """Return the file of a path, also if it has backslashes, spaces around it, or no suffix."""
+        text = str(value)
+        usual = text.strip()
+        for name in (usual, text, *(unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))):
+            for spelling in (name, name.replace("\\", "/")):
+                if os.path.isfile(self.root / spelling):
+                    return self.root / spelling
+        path = self.root / usual.replace("\\", "/")
+        same_stem = self._stems(path.parent).get(path.name, [])
+        return path.with_name(same_stem[0]) if len(same_stem) == 1 else None
+
+    def _stems(self, folder: Path) -> dict[str, list[str]]:
+        """Return the names of the images in a folder by their names without suffix."""
+        if folder not in self._folders:
+            stems = self._folders[folder] = defaultdict(list)
+            for name in os.listdir(folder) if os.path.isdir(folder) else ():
+                if is_image_file(folder / name):
+                    stems[Path(name).stem].append(name)
+        return self._folders[folder]
+
+    @cached_property
+    def _folders(self) -> dict[Path, dict[str, list[str]]]:
+        return {}
+
+    # -------------------------------------------------------------------------------- splits
+
+    def splits(self) -> dict[str, Split]:
+        """Return "train", and "val" if the table has val or test rows."""
+        numbers = {name: k for k, name in enumerate(self.class_names)}
+        labels = [numbers[name] for name in self.labels] if self.labels else [0] * len(self.paths)
+        everything = Split(self.paths, np.array(labels, dtype=np.int64))
+        rows = {
+            "train": np.flatnonzero(self.split_names == "train"),
+            "val": np.flatnonzero(self.split_names == self._val),
+        }
+        return {name: everything.select(indices) for name, indices in rows.items() if len(indices)}
+
+    @cached_property
+    def split_names(self) -> np.ndarray:
+        """Return "train", "val" or "test" for each row."""
+        values = self._read_column("split")
+        if values is None:
+            return np.full(len(self.table.columns[0]), "train")
+        names = ["" if value is None or value != value else str(value).strip().lower() for value in values]
+        unknown = [k for k, name in enumerate(names) if name not in SPLIT_NAMES]
         if unknown or "train" not in names:
-            fault = f"unknown splits {join_names(unknown)}" if unknown else "no split train"
-            raise DataError(
-                f"{self.path}: {fault}. Use {join_names(SPLIT_NAMES)}, or set data.split_column=none to ignore them."
+            values = sorted({names[k] or "(empty)" for k in unknown})
+            fault = (
+                f"{self.table.describe_rows(unknown)}: unknown splits {join_names(values)}"
+                if unknown
+                else "no split train"
             )
-        names = np.array([SPLIT_NAMES[name] for name in names])
-        val = "val" if "val" in names else "test"
-        return {"train": np.flatnonzero(names == "train"), "val": np.flatnonzero(names == val)}
+            raise DataError(
+                f"{self.path}, {fault}. Use {join_names(SPLIT_NAMES)}, or set data.split_column=none to ignore them."
+            )
+        return np.array([SPLIT_NAMES[name] for name in names])
+
+    @property
+    def _val(self) -> str:
+        return "val" if "val" in self.split_names else "test"
+
+    # -------------------------------------------------------------------------------- notes
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what the table leaves open: columns, rows and images that are not used, and contradictions."""
+        table, notes = self.table, []
+        if table.encoding:
+            notes.append(f"{self.path} is not UTF-8: read as {table.encoding}")
+        if self.requested["label"] == "auto":
+            used = {column for column in self.columns.values() if column is not None}
+            others = {table.names[k]: values for k, values in enumerate(table.columns) if k not in used}
+            notes += describe_unused_columns(others, self.labels is None)
+        notes += describe_similar_classes(self.class_names)
+        unused = int((self.split_names == "test").sum()) if self._val == "val" else 0
+        if unused:
+            notes.append(f"{unused:,} test rows of {self.path} are not used: validation has the val rows")
+        return [*notes, *self._describe_repeats(), *self._describe_unlisted()]
+
+    def _describe_repeats(self) -> list[str]:
+        """Return a note each for images with several labels, in training and validation, and listed twice."""
+        rows_of = defaultdict(list)
+        for row, path in enumerate(self.paths):
+            rows_of[os.path.normpath(path)].append(row)
+        groups = {"with several labels": [], "listed for training and for validation": [], "listed more than once": []}
+        with_labels, in_both, twice = groups.values()
+        for rows in rows_of.values():
+            if len(rows) > 1:
+                has_labels = self.labels and len({self.labels[row] for row in rows}) > 1
+                is_in_both = {"train", self._val} <= set(self.split_names[rows])
+                (with_labels if has_labels else in_both if is_in_both else twice).append(rows)
+        return [f"{len(found):,} images {fault}: {self._name_rows(found)}" for fault, found in groups.items() if found]
+
+    def _name_rows(self, groups: list[list[int]]) -> str:
+        names = [f"{self._short_name(self.paths[rows[0]])} ({self.table.describe_rows(rows)})" for rows in groups]
+        return join_names(names, MAX_NAMES)
+
+    def _describe_unlisted(self) -> list[str]:
+        """Return a note on images that lie beside those of the table without being listed."""
+        listed = {os.path.normpath(path) for path in self.paths}
+        beside = (
+            folder / name
+            for folder in sorted({path.parent for path in self.paths})
+            for names in self._stems(folder).values()
+            for name in names
+        )
+        unlisted = [self._short_name(path) for path in beside if os.path.normpath(path) not in listed]
+        note = f"{len(unlisted):,} images beside them are not in {self.path}: {join_names(unlisted, MAX_NAMES)}"
+        return [note] if unlisted else []
+
+    def _short_name(self, path: Path) -> str:
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)

@@ -261,9 +261,9 @@ def test_paths_from_another_folder(tmp_path, pictures):
         ({"name": ["a"], "kind": ["b"]}, [], "no column of paths. Set data.path_column to one of name, kind."),
         ({"path": ["a"]}, ["data.path_column=file"], "no column file. Set data.path_column to one of path."),
         ({"path": ["a"]}, ["data.label_column=kind"], "no column kind. Set data.label_column to one of path."),
-        ({"path": [""]}, [], "row 1 has no path"),
+        ({"path": [""], "label": ["x"]}, [], "a.csv, line 2: no path"),
         ({"path": []}, [], "has no rows"),
-        ({"path": ["a", "b"], "label": ["x", ""]}, [], "1 rows have no label, the first is row 2"),
+        ({"path": ["a", "b"], "label": ["x", ""]}, [], "a.csv, line 3: no label (1 of 2)"),
     ],
 )
 def test_tables_that_are_none(tmp_path, columns, words, message):
@@ -272,14 +272,14 @@ def test_tables_that_are_none(tmp_path, columns, words, message):
 
 def test_other_faults_of_tables(tmp_path, pictures):
     assert "nowhere.csv: file not found" in told("data=table", "data.path=nowhere.csv")
-    for name, data in {
-        "a.parquet": b"no",
-        "a.csv": b"path,label\na.png\n",
-        "b.csv": b"\xff\xfe\x00",
-        "c.csv": b"",
-    }.items():
+    for name, data, message in (
+        ("a.parquet", b"no", " is damaged"),
+        ("a.csv", b"path,label\na.png\n", ", line 2: 1 values for 2 columns (path, label)."),
+        ("b.csv", b"\xff\xfe\x00", ", line 1: not text in utf-16 (truncated data)"),
+        ("c.csv", b"", " is empty"),
+    ):
         (tmp_path / name).write_bytes(data)
-        assert f"{tmp_path / name} is damaged" in told("data=table", f"data.path={tmp_path / name}")
+        assert f"{tmp_path / name}{message}" in told("data=table", f"data.path={tmp_path / name}")
     for words, message in ((["train", "extra"], "unknown splits extra. Use train"), (["val"] * 2, "no split train")):
         path = table(tmp_path / "d.csv", {"path": pictures[:2], "split": words})
         assert message in told("data=table", f"data.path={path}")

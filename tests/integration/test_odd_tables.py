@@ -1,0 +1,220 @@
+"""Tables as people save them: which delimiter, encoding and spelling is understood, and what is named instead."""
+
+import gzip
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from tests.cases import each
+from tests.image_sets import data_error, make_data
+
+NAMES = [f"{k}.png" for k in range(8)]
+CAFE, CAFE_NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+ROWS = [f"{name},{'cat' if k % 2 else 'dog'}" for k, name in enumerate(NAMES)]
+
+
+def lines(*rows: str, head: str = "path,label", more: list[str] = ROWS) -> str:
+    return "\n".join([head, *rows, *more]) + "\n"
+
+
+def draw(folder: Path, names: list[str] = NAMES) -> None:
+    for k, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * k, np.uint8)).save(path)
+
+
+def load(path: Path, *words: str):
+    return make_data("data=table", f"data.path={path}", "data.val_fraction=0", *words)
+
+
+UNDERSTOOD = {  # a table, with the classes cat and dog
+    "semicolons": lines().replace(",", ";"),
+    "semicolons, and a comma in the other column": lines(head="path;label;note", more=[]).strip()
+    + "".join(f"\n{row.replace(',', ';')};a, b" for row in ROWS),
+    "tabs": lines().replace(",", "\t"),
+    "bars": lines().replace(",", " | "),
+    "sep= of Excel": ("sep=;\r\n" + lines().replace(",", ";").replace("\n", "\r\n")),
+    "a byte order mark": lines().encode("utf-8-sig"),
+    "UTF-16": lines().encode("utf-16"),
+    "UTF-16 without a mark": lines().encode("utf-16-be"),
+    "UTF-32": lines().encode("utf-32"),
+    "gzip": gzip.compress(lines().encode()),
+    "line ends of old Macs": lines().replace("\n", "\r"),
+    "spaces around names and values": lines().replace(",", " , "),
+    "names in capitals": lines(head="File Name,LABEL"),
+    "empty lines and rows of delimiters": lines(",", "", " , ") + ",\n\n",
+    "delimiters at the end of rows": lines().replace("dog", "dog,,"),
+    "quotes around everything": lines().replace(",", '","').replace("\n", '"\n"')[:-1].join(['"', ""]),
+    "a quote in the middle of a word": lines(head="path,label,size", more=[f'{row},12" disk' for row in ROWS]),
+    "a caption of two lines": lines(head="path,label,text", more=[f'{row},"two\nlines"' for row in ROWS]),
+    "an index column without a name": lines(head=",path,label", more=[f"{k},{row}" for k, row in enumerate(ROWS)]),
+    "backslashes": lines(more=[f".\\{row}" for row in ROWS]),
+    "names without suffix": lines(more=[row.replace(".png", "") for row in ROWS]),
+    "parquet with the wrong suffix": None,
+}
+
+
+@each(("name", "content"), UNDERSTOOD.items(), ids=str)
+def test_tables_that_are_understood(tmp_path, name, content):
+    draw(tmp_path)
+    path = tmp_path / "a.csv"
+    if content is None:
+        pq.write_table(pa.table({"path": NAMES, "label": ["dog", "cat"] * 4}), path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    data = load(path)
+    assert data.source.class_names == ["cat", "dog"]
+    assert (data.train.labels.tolist(), data.source.notes) == ([1, 0] * 4, noted(data, name))
+    np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], np.arange(8) * 20)
+
+
+def noted(data, name: str) -> list[str]:
+    encoding = {"UTF-16": "utf-16", "UTF-16 without a mark": "utf-16-be", "UTF-32": "utf-32"}.get(name)
+    return [f"{data.source.path} is not UTF-8: read as {encoding}"] if encoding else []
+
+
+LABELS = {  # labels in turn -> class names
+    ("1.0", "2.0"): ["1", "2"],
+    ("10", "9"): ["9", "10"],
+    ("-1", "1"): ["-1", "1"],
+    ("1_000", "true"): ["1_000", "true"],
+    ("1e3", "2"): ["1e3", "2"],
+    (CAFE, CAFE_NFD): [CAFE],
+    ("none", "NA"): ["NA", "none"],
+}
+
+
+@each(("labels", "names"), LABELS.items(), ids=str)
+def test_what_classes_are_called(tmp_path, labels, names):
+    draw(tmp_path)
+    rows = [f"{name},{labels[k % 2]}" for k, name in enumerate(NAMES)]
+    (tmp_path / "a.csv").write_text(lines(more=rows), encoding="utf-8")
+    assert load(tmp_path / "a.csv").source.class_names == names
+
+
+def test_latin_1_is_read_and_named(tmp_path):
+    draw(tmp_path)
+    (tmp_path / "a.csv").write_bytes(lines().replace("cat", "thé").encode("latin-1"))
+    source = load(tmp_path / "a.csv").source
+    assert source.class_names == ["dog", "thé"]
+    assert source.notes == [f"{tmp_path / 'a.csv'} is not UTF-8: read as cp1252"]
+
+
+REFUSED = {  # a table, other overrides, what the error says
+    "an unclosed quote": (lines('x.png,"cat'), [], 'a.csv, line 2: a quote (") is not closed.'),
+    "an unclosed quote that a later one closes": (
+        lines('0.png,"cat', '"1.png",dog', more=ROWS[:2]),
+        [],
+        "a.csv, line 2: 3 values for 2 columns (path, label). Values go on in the next line. Is a quote",
+    ),
+    "too many values": (lines(*ROWS[:3], "a, b.png,cat"), [], "a.csv, line 5: 3 values for 2 columns (path, label)"),
+    "labels left out": (lines("0.png,", "", "1.png,NaN"), [], "a.csv, line 2, 4: no label (2 of 10)."),
+    "no line of names": (lines(head=ROWS[0]), [], "the first line is an image. Add a line of names above it"),
+    "two columns of one name": (lines(head="Path,PATH "), [], "Path (column 1) and PATH (column 2) have the same name"),
+    "only a line of names": (lines(more=[]), [], "a.csv: has no rows"),
+    "only white space": ("\n \n", [], "a.csv is empty. It needs a line of names"),
+    "a long path": (lines(f"{'x' * 5000},cat"), [], "a.csv, line 2: 1 of 9 images not found, such as "),
+    "a path with a null character": (lines("a.png,b"), ["data.path_column=label"], "line 2, 3, 4, 5, 6 and 4 more: 9"),
+    "a folder": (lines(".,cat"), [], "line 2: 1 of 9 images not found"),
+    "no path": (lines(",cat"), [], "a.csv, line 2: no path"),
+    "an Excel workbook": (b"PK\x03\x04\0\0", [], "a.csv is an Excel workbook or an archive. Save the table as CSV"),
+    "JSON lines": ('{"path": "0.png"}\n', [], "a.csv is JSON. Save the table as CSV in UTF-8, or as parquet."),
+    "a web page": ("<!DOCTYPE html>", [], "a.csv is a web page"),
+    "a binary file": (b"\x01\x02\x03path,label", [], "a.csv is a binary file"),
+    "a split without a name": (
+        lines("0.png,cat,", head="path,label,split", more=[f"{row},Train" for row in ROWS]),
+        [],
+        "a.csv, line 2: unknown splits (empty). Use train, val",
+    ),
+    "a column that does not exist": (
+        lines(),
+        ["data.label_column=breed"],
+        "no column breed. Set data.label_column to one of path, label.",
+    ),
+}
+
+
+@each(("name", "case"), REFUSED.items(), ids=str)
+def test_tables_that_are_refused(tmp_path, name, case):
+    content, words, message = case
+    draw(tmp_path)
+    (tmp_path / "a.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    error = data_error(load, tmp_path / "a.csv", *words)
+    assert message in error
+    assert "emove" not in error
+    assert len(error) < 1000
+
+
+NOTED = {  # a table, what is noted
+    "an unknown label column": (
+        lines(head="file,weight,breed", more=[row.replace(",", f",{k % 3},") for k, row in enumerate(ROWS)]),
+        "no labels are used. Not used: breed (2 values), weight (3 values). data.label_column=breed trains with",
+    ),
+    "two label columns": (
+        lines(head="path,label,class", more=[f"{row},{k % 3}" for k, row in enumerate(ROWS)]),
+        "Not used: class (3 values). data.label_column=class trains",
+    ),
+    "a path with two labels": (
+        lines("./1.png,dog"),
+        "1 images with several labels: 1.png (line 2, 4)",
+    ),
+    "a row twice": (lines(ROWS[0]), "1 images listed more than once: 0.png (line 2, 3)"),
+    "rows for training and for validation": (
+        lines("0.png,dog,test", head="path,label,split", more=[f"{row},train" for row in ROWS]),
+        "1 images listed for training and for validation: 0.png (line 2, 3)",
+    ),
+    "test rows beside validation": (
+        lines(head="path,label,split", more=[f"{row},{('train', 'val', 'test')[k % 3]}" for k, row in enumerate(ROWS)]),
+        "2 test rows of ",
+    ),
+    "half of the images": (lines(more=ROWS[:4]), "4 images beside them are not in "),
+    "classes that differ in case": (lines(more=[*ROWS[:7], "7.png,Cat"]), "only in case or spaces: 'Cat' and 'cat'"),
+}  # fmt: skip
+
+
+@each(("name", "case"), NOTED.items(), ids=str)
+def test_what_is_noted(tmp_path, name, case):
+    content, note = case
+    draw(tmp_path)
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+    (found,) = load(tmp_path / "a.csv").source.notes
+    assert note in found
+
+
+PARQUET = {  # labels, classes or what the error says
+    "whole floats": ([1.0, 2.0], ["1", "2"]),
+    "booleans": ([True, False], ["False", "True"]),
+    "NaN": ([1.0, float("nan")], "a.parquet, row 1, 3, 5, 7: no label (4 of 8)."),
+    "none": (["cat", None], "a.parquet, row 1, 3, 5, 7: no label (4 of 8)."),
+    "lists": ([[1], [2]], "column label holds values of type list, not classes"),
+}
+
+
+@each(("name", "case"), PARQUET.items(), ids=str)
+def test_labels_of_parquet_files(tmp_path, name, case):
+    labels, expected = case
+    draw(tmp_path)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"path": NAMES, "label": labels * 4}), path)
+    if isinstance(expected, str):
+        assert expected in data_error(load, path)
+    else:
+        assert load(path).source.class_names == expected
+
+
+def test_images_inside_of_a_parquet_file_lead_to_the_other_source(tmp_path):
+    pq.write_table(pa.table({"image": [{"bytes": b"x" * 5000, "path": "0.png"}], "label": [1]}), tmp_path / "a.parquet")
+    error = data_error(load, tmp_path / "a.parquet")
+    assert "column image holds no paths. For images inside of a parquet file use data=huggingface data.path=" in error
+
+
+def test_long_paths_of_sources_are_not_found(tmp_path):
+    long = "x" * 5000
+    for words in (["data=table", f"data.path={long}"], ["data=arrays", f"data.images={long}"],
+                  ["data=image_folder", f"data.root={long}"], ["data=concat", f"data.sources=[{long}]"]):  # fmt: skip
+        assert len(data_error(make_data, *words)) < 1000
