@@ -1,7 +1,9 @@
 """Tables as people save them: which delimiter, encoding and spelling is understood, and what is named instead."""
 
 import gzip
+import pickle
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +213,55 @@ def test_images_inside_of_a_parquet_file_lead_to_the_other_source(tmp_path):
     pq.write_table(pa.table({"image": [{"bytes": b"x" * 5000, "path": "0.png"}], "label": [1]}), tmp_path / "a.parquet")
     error = data_error(load, tmp_path / "a.parquet")
     assert "column image holds no paths. For images inside of a parquet file use data=huggingface data.path=" in error
+
+
+LETTERS = np.array(["b", "a"] * 4)
+ARRAYS = {  # arrays of an .npz, classes or what the error says
+    "text": ({"labels": LETTERS}, ["a", "b"]),
+    "bytes": ({"labels": np.array(["é".encode(), b"a"] * 4)}, ["a", "é"]),
+    "numbers as text": ({"labels": np.array(["10", "9"] * 4)}, ["9", "10"]),
+    "NaN in a second array": (
+        {"labels": np.where(np.arange(8) == 3, np.nan, 1.0)},
+        "a.npz, labels: 1 label is not integers or names: row 3 (nan)",
+    ),
+    "empty text": ({"labels": np.where(np.arange(8) == 5, "", LETTERS)}, "a.npz, labels: 1 label is not integers or"),
+    "infinite": ({"labels": np.array([np.inf, 1.0] * 4)}, "row 0 (inf), row 2 (inf), row 4 (inf), row 6 (inf)"),
+    "complex": ({"labels": np.ones(8, complex)}, "a.npz, labels: type complex128. Labels are integers or text"),
+    "text in columns": ({"labels": np.stack([LETTERS, LETTERS], 1)}, "a.npz, labels: type <U1. Labels are"),
+    "labels of validation": (
+        {"y_train": np.arange(8) % 2, "x_val": np.zeros((2, 8, 8), np.uint8), "y_val": np.array([0.5, 1])},
+        "a.npz, y_val: 1 label is not integers or names: row 0 (0.5)",
+    ),
+    "names twice": ({"labels": np.arange(8) % 2, "classes": np.array(["a", "a"])}, "two classes have the same name"),
+    "Python objects": ({"labels": np.array(["a", None] * 4, object)}, "a.npz, labels: holds Python objects"),
+}
+
+
+@each(("name", "case"), ARRAYS.items(), ids=str)
+def test_labels_of_arrays(tmp_path, name, case):
+    arrays, expected = case
+    np.savez(tmp_path / "a.npz", images=np.zeros((8, 8, 8), np.uint8), **arrays)
+    words = ["data=arrays", f"data.images={tmp_path / 'a.npz'}"]
+    if isinstance(expected, str):
+        error = data_error(make_data, *words)
+        assert expected in error
+        assert "allow_pickle" not in error
+    else:
+        assert make_data(*words).source.class_names == expected
+
+
+def test_arrays_that_are_pickles_or_something_else(tmp_path):
+    header = b"\x93NUMPY\1\0" + (20_000).to_bytes(2, "little") + b" " * 20_000
+    with zipfile.ZipFile(tmp_path / "other.npz", "w") as file:
+        file.writestr("images", "text")
+    for name, content in {
+        "a.npy": pickle.dumps([1, 2]), "b.npz": b"", "c.npy": b"\x93NUMPY", "d.npy": header, "other.npz": None,
+    }.items():  # fmt: skip
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        error = data_error(make_data, "data=arrays", f"data.images={tmp_path / name}")
+        assert str(tmp_path / name) in error
+        assert "allow_pickle" not in error
 
 
 def test_long_paths_of_sources_are_not_found(tmp_path):

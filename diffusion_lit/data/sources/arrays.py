@@ -1,7 +1,9 @@
 """Images in one array file: `.npy`, which is memory-mapped, or `.npz`."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.sources.data_source import Split, file_state, report_damaged_file
+from diffusion_lit.data.sources.table_labels import find_missing_labels, name_classes, sort_classes
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
 # usual names in an .npz; the first that exists is used
@@ -60,17 +64,21 @@ class Arrays:
             groups = np.arange(len(array)) % self.split_modulo if self.split_modulo else None
             if unknown := sorted(set(labels.tolist()) - set(values)):
                 raise DataError(f"{self.path}: labels of {name or split} that are not in training: {unknown[:10]}")
-            splits[split] = Split(images, np.searchsorted(values, labels).astype(np.int64), groups)
+            numbers = {value: k for k, value in enumerate(values)}
+            splits[split] = Split(images, np.array([numbers[label] for label in labels.tolist()], np.int64), groups)
         return splits
 
     @cached_property
     def _arrays(self) -> Mapping[str, np.ndarray]:
-        arrays = _load(self.path)
+        arrays = load_array_file(self.path)
         return {"images": arrays} if isinstance(arrays, np.ndarray) else arrays
 
     def _read(self, name: str) -> np.ndarray:
-        with report_damaged_file(self.path):
-            return self._arrays[name]
+        with report_damaged_array(self.path, name):
+            array = self._arrays[name]
+        if not isinstance(array, np.ndarray):  # another file in the archive
+            raise DataError(f"{self.path}, {name}: is not an array. Save arrays with np.savez.")
+        return array
 
     @cached_property
     def _arrays_of_splits(self) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
@@ -82,45 +90,50 @@ class Arrays:
             missing = f"no array {name}" if name else "no array of a usual name"
             names = ", ".join(self._arrays)
             raise DataError(f"{self.path}: {missing}. Set data.image_array to one of {names}.")
-        arrays = {"train": (name, *_check_pair(self._read(name), self._stored_labels, f"{self.path}, {name}"))}
+        arrays = {"train": (name, *_check_pair(self._read(name), f"{self.path}, {name}", *self._stored_labels))}
         val = next((pair for pair in VAL_ARRAYS if pair[0] in self._arrays and pair[1] in self._arrays), None)
         if val and auto and self.labels in ("auto", "none") and not self.split_modulo:
             labels = self._read(val[1]) if self.labels == "auto" else None
-            arrays["val"] = (val[0], *_check_pair(self._read(val[0]), labels, f"{self.path}, {val[0]}"))
+            where = f"{self.path}, {val[0]}", labels, f"{self.path}, {val[1]}"
+            arrays["val"] = (val[0], *_check_pair(self._read(val[0]), *where))
         return arrays
 
     @cached_property
-    def _stored_labels(self) -> np.ndarray | None:
-        """Return the labels of the training images as they are in the file, or None."""
+    def _stored_labels(self) -> tuple[np.ndarray | None, str]:
+        """Return the labels of the training images as they are in the file, or None, and what messages call them."""
         name = self.labels
         if name == "auto":
             name = next((key for key in LABEL_ARRAYS if key in self._arrays), "none")
         if name in self._arrays:
-            return self._read(name)
+            return self._read(name), f"{self.path}, {name}"
         if name == "none":
-            return None
+            return None, ""
         path = Path(name).expanduser()
-        labels = _load(path) if path.is_file() else None
+        labels = load_array_file(path) if os.path.isfile(path) else None
         if not isinstance(labels, np.ndarray):
             names = ", ".join(self._arrays)
             raise DataError(f"data.labels={name}: neither an .npy file nor an array of {self.path} ({names})")
-        return labels
+        return labels, str(path)
 
     @cached_property
     def _classes(self) -> tuple[list, list[str]]:
         """Return the label values in order, and their names. Columns of one-hot labels are classes even if empty."""
-        stored, labels = self._stored_labels, self._arrays_of_splits["train"][2]
+        stored, labels = self._stored_labels[0], self._arrays_of_splits["train"][2]
         if stored is None:
             return [0], []
-        values = list(range(stored.shape[1])) if _is_one_hot(stored) else sorted(set(labels.tolist()))
+        found = set(labels.tolist())
+        values = sort_classes(found) if labels.dtype.kind == "U" else sorted(found)
+        values = list(range(stored.shape[1])) if _is_one_hot(stored) else values
         names = self.classes
         if names is None and "classes" in self._arrays:
-            names = self._read("classes")
+            names = _decode_text(self._read("classes"), f"{self.path}, classes")
         if names is None:
             names = values
         elif isinstance(values[0], int) and values[0] >= 0:  # a class may have no images
             values = list(range(max(values[-1] + 1, len(names))))
         names = [str(name) for name in names]
+        if len(set(names)) < len(names):
+            raise DataError(f"{self.path}: two classes have the same name: {join_names(names)}")
         if len(names) != len(values):
             raise DataError(f"{self.path}: {len(values)} classes, but {len(names)} names: {', '.join(names)}")
         return values, names
@@ -145,13 +158,33 @@ class ArrayImages:
         return np.asarray(self.array[k])
 
 
-def _load(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
+def load_array_file(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
     """Return the array of an `.npy`, memory-mapped, or those of an `.npz`, each read when it is indexed."""
-    with report_damaged_file(path):
+    with report_damaged_array(path):
+        with open(path, "rb") as file:
+            if not file.read(6).startswith((b"\x93NUMPY", b"PK\3\4", b"PK\5\6")):  # numpy would take it for a pickle
+                raise ValueError("it does not begin as .npy and .npz files do")
         return np.load(path, mmap_mode="r")  # refuses pickles
 
 
-def _check_pair(images: np.ndarray, labels: np.ndarray | None, where: str) -> tuple[np.ndarray, np.ndarray]:
+@contextmanager
+def report_damaged_array(path: Path, name: str = "") -> Iterator[None]:
+    """Raise DataError for any error of reading an array: numpy's own advice, to allow pickles, is unsafe."""
+    with report_damaged_file(path):
+        try:
+            yield
+        except ValueError as error:
+            if not re.search("pickle|Python objects", str(error)):
+                raise
+            raise DataError(
+                f"{path}{', ' * bool(name)}{name}: holds Python objects, or its header is damaged. Save numbers or "
+                "text: np.array(labels, dtype=str)."
+            ) from None
+
+
+def _check_pair(
+    images: np.ndarray, where: str, labels: np.ndarray | None, where_labels: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Return images (N, H, W) or (N, H, W, C) and labels (N,), 0 without labels."""
     shape = images.shape
     if images.dtype != np.uint8:
@@ -160,7 +193,8 @@ def _check_pair(images: np.ndarray, labels: np.ndarray | None, where: str) -> tu
         hint = " np.moveaxis(array, 1, 3) moves channels last." if len(shape) == 4 and shape[1] < 5 else ""
         raise DataError(f"{where}: shape {shape}. Images are (N, H, W) or (N, H, W, C).{hint}")
     images = images[..., 0] if shape[3:] == (1,) else images
-    return images, np.zeros(len(images), np.int64) if labels is None else _flatten_labels(labels, where, len(images))
+    n = len(images)
+    return images, np.zeros(n, np.int64) if labels is None else _flatten_labels(labels, where_labels, n)
 
 
 def _is_one_hot(labels: np.ndarray) -> bool:
@@ -172,11 +206,39 @@ def _flatten_labels(labels: np.ndarray, where: str, n: int) -> np.ndarray:
     if len(labels) != n or labels.ndim > 2:
         raise DataError(f"{where}: labels of shape {labels.shape}. For {n} images use ({n},) or one-hot ({n}, K).")
     if _is_one_hot(labels):
+        _require_labels(labels, where, "biuf")
         wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(1) | ((labels != 0).sum(1) != 1))
         if len(wrong):
-            raise DataError(f"{where}: row {wrong[0]} is not one-hot: {labels[wrong[0]]}")
+            raise DataError(f"{where}: {_count(wrong)} not one-hot, such as row {wrong[0]}: {labels[wrong[0]]}")
         return labels.argmax(1)
     labels = labels.reshape(n)
-    if labels.dtype.kind == "f" and (labels != np.round(labels)).any():
-        raise DataError(f"{where}: labels are not integers, such as {labels[0]}")
-    return labels.astype(np.int64) if labels.dtype.kind in "fiub" else labels.astype(str)
+    _require_labels(labels, where, "biufUS")
+    if labels.dtype.kind in "US":
+        texts = _decode_text(labels, where)
+        missing = np.array(find_missing_labels(texts), dtype=np.int64)
+        labels = np.array(name_classes(texts, where), dtype=str)
+    else:
+        missing = np.flatnonzero(~np.isfinite(labels) | (labels != np.round(labels)))
+    if len(missing):
+        examples = join_names([f"row {k} ({labels[k].item()!r})" for k in missing], 5)
+        raise DataError(f"{where}: {_count(missing)} not integers or names: {examples}")
+    return labels.astype(np.int64) if labels.dtype.kind in "fiub" else labels
+
+
+def _count(rows: np.ndarray) -> str:
+    return f"{len(rows):,} label{'s are' if len(rows) > 1 else ' is'}"
+
+
+def _require_labels(labels: np.ndarray, where: str, kinds: str) -> None:
+    if labels.dtype.kind not in kinds:
+        raise DataError(f"{where}: type {labels.dtype}. Labels are integers or text (N,), or numbers one-hot (N, K).")
+
+
+def _decode_text(array: np.ndarray, where: str) -> list:
+    """Return the values of an array; bytes as UTF-8 text."""
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in array.tolist()]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: text that is not UTF-8 ({error.reason}). Save it as np.array(..., dtype=str)."
+        ) from None

@@ -167,9 +167,17 @@ def test_the_cache_follows_the_array(tmp_path):
             "no array of a usual name. Set data.image_array to one of pics, more.",
         ),
         ({"images": RGB}, ["data.image_array=pics"], "no array pics. Set data.image_array to one of images."),
-        ({"images": RGB, "y": CLASS[:9]}, [], "labels of shape (9,). For 40 images use (40,) or one-hot (40, K)."),
-        ({"images": RGB, "y": np.ones((40, 2))}, [], "row 0 is not one-hot: [1. 1.]"),
-        ({"images": RGB, "y": CLASS + 0.5}, [], "labels are not integers, such as 0.5"),
+        (
+            {"images": RGB, "y": CLASS[:9]},
+            [],
+            "a.npz, y: labels of shape (9,). For 40 images use (40,) or one-hot (40, K).",
+        ),
+        ({"images": RGB, "y": np.ones((40, 2))}, [], "a.npz, y: 40 labels are not one-hot, such as row 0: [1. 1.]"),
+        (
+            {"images": RGB, "y": CLASS + 0.5},
+            [],
+            "a.npz, y: 40 labels are not integers or names: row 0 (0.5), row 1 (1.5)",
+        ),
         ({"images": RGB, "y": CLASS}, ["data.labels=z"], "data.labels=z: neither an .npy file nor an array of"),
         ({"images": RGB, "y": CLASS}, ["data.classes=[a,b]"], "3 classes, but 2 names: a, b"),
         (
