@@ -41,6 +41,7 @@ def audit(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from diffusion_lit.data.decoding import decoding_from_config
+    from diffusion_lit.data.value_ranges import resolve_value_range
     from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize_facts
     from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
     from diffusion_lit.system.console import progress_bar
@@ -48,7 +49,9 @@ def audit(config: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     config, source = resolve_training_config(config)
     out = run_dir.make_folder(Path(config["out"]))
-    data, splits, decoding = config["data"], source.splits(), decoding_from_config(config["data"])
+    splits = source.splits()
+    data = resolve_value_range(config["data"], splits)
+    decoding = decoding_from_config(data)
     labels = np.concatenate([split.labels for split in splits.values()])
     split_names = assign_splits(splits, data["val_fraction"])
     with progress_bar("reading") as bar:

@@ -46,13 +46,18 @@ RGBA = np.dstack([RGB, ALPHA])
 
 
 def png16(channels: int) -> bytes:
-    """A PNG of 16 bits a channel, written by hand: Pillow writes one channel only."""
+    """Return a PNG of 16 bits a channel, whose upper bytes are RGB or RGBA."""
+    return encode_png16(RGBA[..., :channels].astype(np.uint16) * 257)
+
+
+def encode_png16(values: np.ndarray) -> bytes:
+    """Return a PNG of uint16 (H, W, C), written by hand: Pillow writes one channel only."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    kind = {3: 2, 4: 6}[channels]
-    values = (RGBA[..., :channels].astype(int) * 256 + 77).astype(">u2")
-    lines = b"".join(b"\0" + line.tobytes() for line in values)
-    head = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")

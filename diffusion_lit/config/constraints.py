@@ -174,6 +174,12 @@ def check_alpha(v: dict) -> Iterator[str]:
         )
 
 
+def check_value_range(v: dict) -> Iterator[str]:
+    """Refuse a range of values that is empty or reversed."""
+    if isinstance(v["data.value_range"], list) and v["data.value_range"][0] >= v["data.value_range"][1]:
+        yield f"data.value_range={format_value(v['data.value_range'])}: must be [low,high], low is black"
+
+
 def check_best_by(v: dict) -> Iterator[str]:
     """Refuse a metric for best.ckpt that is not measured at its checkpoints."""
     name, metrics, every, saved = (v[k] for k in ("best_by", "metrics", "metrics_every", "checkpoint_every"))
@@ -214,5 +220,5 @@ CHECKS = (
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_model_interpolations,
-    check_streaming, check_alpha, check_best_by, check_skins, check_strategy, check_batch_size,
+    check_streaming, check_alpha, check_value_range, check_best_by, check_skins, check_strategy, check_batch_size,
 )  # fmt: skip

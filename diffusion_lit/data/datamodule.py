@@ -50,6 +50,7 @@ class ImageDataModule(L.LightningDataModule):
         background: see `Decoding`.
         alpha: see `Decoding`.
         render: see `Decoding`.
+        value_range: see `Decoding`; "auto" finds it over all images.
 
     Examples:
         >>> data = ImageDataModule("photos", image_size=32, batch_size=64)  # doctest: +SKIP
@@ -75,6 +76,7 @@ class ImageDataModule(L.LightningDataModule):
         background: Sequence[int] = (255, 255, 255),
         alpha: str = "keep",
         render: str = "none",
+        value_range: Sequence[float] | str | None = "auto",
     ):
         super().__init__()
         if isinstance(source, str | Path):
@@ -85,7 +87,7 @@ class ImageDataModule(L.LightningDataModule):
         self.config: dict[str, Any] = {
             "image_size": image_size, "channels": channels, "val_fraction": val_fraction, "random_crop": random_crop,
             "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
-            "render": render,
+            "render": render, "value_range": value_range,
         }  # fmt: skip
         self.train: ImageStore | StreamedStore = None  # type: ignore[assignment]  # until `setup`
         self.val: ImageStore | None = None  # None: no validation images

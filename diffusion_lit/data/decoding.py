@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffusion_lit.data.deep_images import is_deep, scale_to_8_bits, to_8_bits
 from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.system.errors import DataError
 
@@ -64,6 +65,8 @@ class Decoding:
             their colors.
         render: "skin" converts 64x32 skins to the 64x64 layout, whose left limbs mirror the
             right ones.
+        value_range: (black, white) of images with more than 8 bits a channel; values outside
+            are clipped. None or "auto" (not found yet): such images are an error.
     """
 
     image_size: ImageSize
@@ -73,6 +76,7 @@ class Decoding:
     fit: str = "crop"
     alpha: str = "keep"
     render: str = "none"
+    value_range: Sequence[float] | str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,11 +85,11 @@ class Decoding:
 
     def __call__(self, image: StoredImage) -> np.ndarray:
         """Return an image as uint8 (C, H, W). Raise DataError with its name if it cannot be read."""
-        with report_broken_image(image), open_image(image) as opened:
+        with report_broken_image(image), open_8_bits(image, self.value_range) as opened:
             return self.to_array(load_upright(opened))
 
     def to_array(self, image: Image.Image) -> np.ndarray:
-        """Return a loaded, upright image as uint8 (C, H, W)."""
+        """Return a loaded, upright image of 8 bits as uint8 (C, H, W)."""
         image = self._convert_channels(image)
         size = height_width(self.image_size)[::-1]
         if self.render == "skin" and image.size == (64, 32):
@@ -98,7 +102,6 @@ class Decoding:
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
     def _convert_channels(self, image: Image.Image) -> Image.Image:
-        image = to_8_bits(image)
         if self.channels < 4 and has_alpha(image):
             canvas = Image.new("RGBA", image.size, tuple(self.background))
             canvas.alpha_composite(image.convert("RGBA"))
@@ -144,38 +147,28 @@ def open_image(image: StoredImage) -> Image.Image:
     return Image.open(image)
 
 
+def open_8_bits(image: StoredImage, value_range: Sequence[float] | str | None) -> Image.Image:
+    """Return the PIL image; one with more than 8 bits a channel is loaded and scaled, see `Decoding.value_range`."""
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(scale_to_8_bits(image, value_range) if is_deep(image) else image)
+    if isinstance(image, Image.Image):
+        image.load()  # so that it need not be opened twice
+    stored = open_image(image)
+    if not is_deep(stored):
+        return stored
+    with stored:
+        return to_8_bits(stored, lambda: open_image(image), value_range)
+
+
 def load_upright(image: Image.Image) -> Image.Image:
     """Read all pixels (of an animation the first frame) and rotate them as the EXIF orientation says."""
     image.load()
     return ImageOps.exif_transpose(image)
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Return whether its one channel has more than 8 bits; Pillow reduces images with more channels to 8 bits."""
-    return image.mode.startswith("I") or image.mode == "F"
-
-
 def has_alpha(image: Image.Image) -> bool:
     """Return whether the image has an alpha channel or a transparent color."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-
-
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """Return deep images scaled to 8 bits, where PIL's convert() would clip them to white; others as they are.
-
-    Float images may hold 0 to 1 or 0 to 255, integers 0 to 65535. Raises ValueError for
-    other values.
-    """
-    if not is_deep(image):
-        return image
-    values = np.asarray(image)
-    low, high = values.min(initial=0), values.max(initial=0)
-    if not (low >= 0 and high <= (255 if image.mode == "F" else 65535)):
-        allowed = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
-        raise ValueError(f"values from {low:g} to {high:g}, expected {allowed}")
-    if image.mode == "F":
-        return Image.fromarray((values * (255.0 if high <= 1 else 1.0)).round().astype(np.uint8))
-    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
 
 
 def decode_images(

@@ -71,7 +71,7 @@ def _load_mask(path: Path, decoding: Decoding) -> np.ndarray:
         size = image.size
     if size != (width, height):
         raise DataError(f"mask={path}: {size[0]}x{size[1]} px, but images of this run have {width}x{height}")
-    return replace(decoding, channels=1, background=(255, 255, 255))(path)[0] > 127
+    return replace(decoding, channels=1, background=(255, 255, 255), value_range=(0, 65535))(path)[0] > 127
 
 
 def fingerprint_file(path: Path) -> dict[str, str]:

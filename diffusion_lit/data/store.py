@@ -15,6 +15,7 @@ from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
 from diffusion_lit.data.decoding import Decoding, StoredImage, decode_images, decoding_from_config
 from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Split, fingerprint_images, split_validation
 from diffusion_lit.data.streaming import MAX_VAL_IMAGES, EpochStream, StreamedStore, StreamedTable
+from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar
 
@@ -97,9 +98,10 @@ def load_splits(source: DataSource, config: dict) -> tuple[ImageStore | Streamed
     With `random_crop` the training images are larger by that many pixels; validation images
     are their centers.
     """
-    decoding, cache_dir = decoding_from_config(config), config["cache_dir"]
+    splits, cache_dir, fraction = source.splits(), config["cache_dir"], config["val_fraction"]
+    decoding = decoding_from_config(resolve_value_range(config, splits))
     decoding = replace(decoding, image_size=grow_size(decoding.image_size, config["random_crop"]))
-    splits, fraction = split_validation(source.splits(), config["val_fraction"]), config["val_fraction"]
+    splits = split_validation(splits, fraction)
     if isinstance(splits["train"].images, EpochStream):
         table, val_table = _open_tables(splits, cache_dir, fraction)
         train = StreamedStore(table, decoding)

@@ -13,6 +13,7 @@ from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.decoding import decoding_from_config
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.store import load_split
+from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.imaging.skins import render_images
@@ -75,7 +76,8 @@ class Subject:
             UserError: exit 3 if the images no longer exist.
         """
         data = self.config["data"]
-        split = _to_list(build_source(data).splits()["train"])
+        splits = build_source(data).splits()
+        data, split = resolve_value_range(data, splits), _to_list(splits["train"])
         everything = np.arange(len(split.labels))
         if self.row_names:
             members = [np.flatnonzero(split.labels == label) for label in self.rows]

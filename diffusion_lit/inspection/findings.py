@@ -38,6 +38,8 @@ def summarize_facts(
         "modes": dict(Counter(fact.mode for fact in readable).most_common()),
         "sizes": dict(Counter("x".join(map(str, fact.size)) for fact in readable).most_common()),
         "more_than_8_bits": [fact.name for fact in readable if fact.is_deep],
+        "value_range": data.get("value_range"),
+        "clipped": {fact.name: round(fact.clipped, 4) for fact in readable if fact.clipped},
         "animated": [fact.name for fact in readable if fact.is_animated],
         "alpha": {kind: alpha[kind] for kind in ("none", "opaque", "used", "empty")},
         "fully_transparent": [fact.name for fact in readable if fact.alpha == "empty"],
@@ -154,6 +156,7 @@ def format_findings(findings: dict, data: dict, multiple: int) -> list[str]:
         ("modes", _join_counts(findings["modes"])),
         ("sizes", _join_counts(findings["sizes"]) + ", pixel art" * findings["pixel_art"]),
         ("deep", _describe_images(findings["more_than_8_bits"], "with more than 8 bits, scaled to 8")),
+        ("values", _describe_value_range(findings)),
         ("animated", _describe_images(findings["animated"], "with several frames, the first is used")),
         ("alpha", f"{kinds}, {alpha['none']:,} have none" if alpha["none"] < n else ""),
         ("", _describe_images(findings["fully_transparent"], "fully transparent")),
@@ -178,6 +181,22 @@ def _join_counts(counts: dict[str, int]) -> str:
 def _describe_images(names: list[str], note: str) -> str:
     """Return the number of names, the note and the first names; empty without names."""
     return f"{len(names):,} {note}: {join_names(names, MAX_NAMES)}" if names else ""
+
+
+def _describe_value_range(findings: dict) -> str:
+    """Return what is black and white in images with more than 8 bits, and how many values are clipped."""
+    deep, clipped = findings["more_than_8_bits"], findings["clipped"]
+    if not findings["value_range"]:
+        return ""
+    low, high = findings["value_range"]
+    text = f"{low:g} is black, {high:g} white (data.value_range=[{low:g},{high:g}])"
+    if not deep:
+        return f"{text}: has no effect, no image has more than 8 bits"
+    if clipped:
+        share = sum(clipped.values()) / len(clipped)
+        text += f"; {len(clipped):,} have values outside, which are clipped ({share:.1%} of them): "
+        text += join_names(clipped, MAX_NAMES)
+    return text
 
 
 def _describe_broken(broken: list[dict[str, str]]) -> str:

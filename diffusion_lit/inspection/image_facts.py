@@ -14,14 +14,14 @@ from diffusion_lit.data.decoding import (
     Decoding,
     Encoded,
     has_alpha,
-    is_deep,
     load_upright,
     map_in_order,
+    open_8_bits,
     open_image,
     report_broken_image,
-    to_8_bits,
 )
 from diffusion_lit.data.sources.data_source import Split, split_validation
+from diffusion_lit.data.value_ranges import read_deep_values
 from diffusion_lit.system.errors import DataError
 
 THUMBNAIL = 8  # px; thumbnails are compared to find near duplicates
@@ -38,7 +38,8 @@ class ImageFacts:
         error: why it cannot be read; the other fields are then not set.
         mode: Pillow's mode.
         size: (width, height), upright.
-        is_deep: 16 bits a channel or more.
+        is_deep: more than 8 bits a channel.
+        clipped: share of its values outside of `data.value_range`.
         is_animated: has several frames.
         alpha: "none", "opaque" (255 everywhere), "used" or "empty" (0 everywhere).
         has_hidden_colors: has colors under alpha 0.
@@ -53,6 +54,7 @@ class ImageFacts:
     mode: str = ""
     size: tuple[int, int] = (0, 0)
     is_deep: bool = False
+    clipped: float = 0.0
     is_animated: bool = False
     alpha: str = "none"
     has_hidden_colors: bool = False
@@ -87,12 +89,14 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
 
 def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decoding) -> ImageFacts:
     """Return the facts of one image. Raise DataError if it cannot be read."""
-    with report_broken_image(image), open_image(image) as opened:
-        mode, deep = opened.mode, is_deep(opened) or _has_deep_channels(opened)
-        is_animated = getattr(opened, "is_animated", False)
+    values = read_deep_values(image)
+    with report_broken_image(image), open_8_bits(image, decoding.value_range) as opened:
+        mode, is_animated = opened.mode, getattr(opened, "is_animated", False)
+        if values is not None:
+            mode = str(values.dtype) if isinstance(image, np.ndarray) else open_image(image).mode
         opened = load_upright(opened)
         pixels = decoding.to_array(opened)
-        rgba = to_8_bits(opened).convert("RGBA")
+        rgba = opened.convert("RGBA")
         thumbnail = np.asarray(ImageOps.fit(rgba, (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
         rgb, alpha = thumbnail[..., :3], thumbnail[..., 3:]
         kind, has_hidden_colors = _describe_alpha(rgba) if has_alpha(opened) else ("none", False)
@@ -100,7 +104,8 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
             name=name,
             mode=mode,
             size=opened.size,
-            is_deep=deep,
+            is_deep=values is not None,
+            clipped=0.0 if values is None else _share_outside(values, decoding.value_range),
             is_animated=is_animated,
             alpha=kind,
             has_hidden_colors=has_hidden_colors,
@@ -111,10 +116,9 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
         )
 
 
-def _has_deep_channels(image: Image.Image) -> bool:
-    """Return whether colors have 16 bits, of which Pillow reads the upper 8."""
-    mode = image.tile[0].args if getattr(image, "tile", None) else ""
-    return "16" in str(mode[0] if isinstance(mode, tuple) and mode else mode)
+def _share_outside(values: np.ndarray, value_range: Sequence[float]) -> float:
+    low, high = value_range
+    return float(np.mean((values < low) | (values > high)))
 
 
 def _describe_alpha(image: Image.Image) -> tuple[str, bool]:

@@ -25,6 +25,7 @@ KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUID
 KEYS += ("model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule")
 DATA_KEYS = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
+    "value_range",
 )  # fmt: skip
 DIFFUSERS_SCHEDULES = {ours: theirs for theirs, ours in pretrained.BETA_SCHEDULES.items()}
 

@@ -31,9 +31,12 @@ NUM_COLORS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those t
 def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
     """Return the resolved configuration and the data source.
 
-    The configuration includes what follows from the data and from a pretrained network.
+    The configuration includes what follows from the data and from a pretrained network, and
+    of a resumed run the range of values that it found.
     """
     resolved, source = resolve_data(config)
+    if resolved.get("resume") and resolved["data"].get("value_range") == "auto":
+        resolved["data"]["value_range"] = read_run_config(Path(resolved["resume"]))["data"]["value_range"]
     return resolve_architecture(resolved), source
 
 

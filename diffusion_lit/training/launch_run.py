@@ -8,7 +8,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
+from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.training.run_result import existing_result
@@ -31,6 +33,9 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     checkpoints.remove_partial_files(run)
     if resume_from:
         checkpoints.rename_corrupt(run, resume_from)
+    config = config | {"data": resolve_value_range(config["data"], (source or build_source(config["data"])).splits())}
+    if values := config["data"].get("value_range"):
+        log.info("values     %g is black, %g white; training keeps 8 bits (data.value_range)", *values)
     if config["resume"] and not resume_from:
         log.info("%s has no checkpoint yet: starting from step 0", run_dir.display_path(run))
     is_launched = collectives.launcher_env("WORLD_SIZE")  # then the other ranks are waiting already

@@ -79,6 +79,8 @@ def test_the_numbers_are_exact(every_fault):
         "modes": {"RGB": 13, "RGBA": 3, "I;16": 1, "P": 1},
         "sizes": {"32x32": 16, "64x48": 1, "16x16": 1},
         "more_than_8_bits": [f"{dog}/deep.png"],
+        "value_range": [0, 65535],
+        "clipped": {},
         "animated": [f"{dog}/film.gif"],
         "alpha": {"none": 15, "opaque": 1, "used": 1, "empty": 1},
         "fully_transparent": [f"{dog}/clear.png"],
@@ -105,6 +107,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "in/train/dog/caf\\xe9.jpg: cannot be read as an image (unknown image format)",
         "modes      RGB 13, RGBA 3, I;16 1, P 1",
         "deep       1 with more than 8 bits, scaled to 8: in/train/dog/deep.png",
+        "values     0 is black, 65535 white (data.value_range=[0,65535])",
         "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits",
@@ -259,9 +262,9 @@ def test_colours_of_16_bits_are_seen_although_pillow_hides_them(tmp_path):
 
     for channels in (3, 4):
         (tmp_path / "a.png").write_bytes(png16(channels))
-        assert inspect_image(tmp_path / "a.png", "a", Decoding(8, 4)).is_deep
+        assert inspect_image(tmp_path / "a.png", "a", Decoding(8, 4, value_range=(0, 65535))).is_deep
     save(tmp_path / "a.png", noise(16, 16, 3))
-    assert not inspect_image(tmp_path / "a.png", "a", Decoding(8, 4)).is_deep
+    assert not inspect_image(tmp_path / "a.png", "a", Decoding(8, 4, value_range=(0, 65535))).is_deep
 
 
 def test_near_duplicates_of_real_pictures(shared_data, tmp_path):

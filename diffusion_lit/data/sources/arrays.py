@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.data.deep_images import require_finite
 from diffusion_lit.data.sources.data_source import Split, file_state, report_damaged_file
 from diffusion_lit.data.sources.table_labels import find_missing_labels, name_classes, sort_classes
 from diffusion_lit.system.console import join_names
@@ -22,7 +23,7 @@ VAL_ARRAYS = (("x_val", "y_val"), ("x_test", "y_test"), ("val_images", "val_labe
 
 
 class Arrays:
-    """uint8 images (N, H, W) or (N, H, W, C) with labels (N,), or one-hot (N, K).
+    """Images (N, H, W) or (N, H, W, C), uint8 or in `data.value_range`, with labels (N,), or one-hot (N, K).
 
     An `.npy` is memory-mapped: only the images that are being decoded are in RAM. An `.npz`
     is compressed, so it is read as a whole.
@@ -60,7 +61,7 @@ class Arrays:
         """Return "train", and "val" if an `.npz` has one of the pairs in `VAL_ARRAYS`."""
         splits, values = {}, self._classes[0]
         for split, (name, array, labels) in self._arrays_of_splits.items():
-            images = ArrayImages(array, f"{file_state(self.path)} {name}")
+            images = ArrayImages(array, f"{file_state(self.path)} {name}", f"{self.path}, {name or split}")
             groups = np.arange(len(array)) % self.split_modulo if self.split_modulo else None
             if unknown := sorted(set(labels.tolist()) - set(values)):
                 raise DataError(f"{self.path}: labels of {name or split} that are not in training: {unknown[:10]}")
@@ -144,18 +145,25 @@ class ArrayImages:
     """The images of an array, read from disk one by one if it is memory-mapped.
 
     Args:
-        array: uint8 (N, H, W) or (N, H, W, C).
+        array: (N, H, W) or (N, H, W, C).
         fingerprint: name, size and time of its file.
+        name: of the array in messages.
     """
 
     array: np.ndarray
     fingerprint: str
+    name: str
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        return np.asarray(self.array[k])
+        image = np.asarray(self.array[k])
+        try:
+            require_finite(image)
+        except ValueError as error:
+            raise DataError(f"{self.name}, row {k}: {error}") from None
+        return image
 
 
 def load_array_file(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
@@ -187,8 +195,8 @@ def _check_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images (N, H, W) or (N, H, W, C) and labels (N,), 0 without labels."""
     shape = images.shape
-    if images.dtype != np.uint8:
-        raise DataError(f"{where}: type {images.dtype}. Save images as uint8, 0 to 255.")
+    if images.dtype.kind not in "buif":
+        raise DataError(f"{where}: type {images.dtype}. Save images as uint8, 0 to 255, or as other numbers.")
     if len(shape) not in (3, 4) or not images.size or (len(shape) == 4 and shape[3] not in (1, 2, 3, 4)):
         hint = " np.moveaxis(array, 1, 3) moves channels last." if len(shape) == 4 and shape[1] < 5 else ""
         raise DataError(f"{where}: shape {shape}. Images are (N, H, W) or (N, H, W, C).{hint}")

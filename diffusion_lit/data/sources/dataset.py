@@ -1,7 +1,6 @@
 """Images of any map-style `torch.utils.data.Dataset`, which is read once."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_lit.config.targets import build
+from diffusion_lit.data.deep_images import require_finite
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.system.errors import DataError
 
@@ -20,8 +20,8 @@ ITEM = "return (image, label), the image alone, or a dict with image and label"
 class DatasetSource:
     """The items of a dataset: `(image, label)`, an image, or a dict with the keys image and label.
 
-    An image is a PIL image, a uint8 array (H, W) or (H, W, C), or a tensor (H, W) or (C, H,
-    W), uint8 or float in `value_range`. Items are decoded once, so random augmentation
+    An image is a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W),
+    uint8 or in `data.value_range`. Items are decoded once, so random augmentation
     belongs in `data.transforms`. Where the dataset has `targets` (labels, in order) or
     `classes` (their names), as those of torchvision do, they are used.
 
@@ -30,18 +30,14 @@ class DatasetSource:
         val_dataset: the validation split; None: `data.val_fraction` of the images are
             taken.
         labels: "auto", or "none" to ignore labels.
-        value_range: black and white of float tensors: [0, 1] after `ToTensor`, [-1, 1]
-            after `Normalize(0.5, 0.5)`.
     """
 
-    def __init__(
-        self, dataset: Any, val_dataset: Any = None, labels: str = "auto", value_range: Sequence[float] = (0, 1)
-    ):
+    def __init__(self, dataset: Any, val_dataset: Any = None, labels: str = "auto"):
         self.labels = labels
-        self.images = {"train": DatasetImages(_make_dataset("data.dataset", dataset), "data.dataset", value_range)}
+        self.images = {"train": DatasetImages(_make_dataset("data.dataset", dataset), "data.dataset")}
         if val_dataset is not None:
             dataset = _make_dataset("data.val_dataset", val_dataset)
-            self.images["val"] = DatasetImages(dataset, "data.val_dataset", value_range)
+            self.images["val"] = DatasetImages(dataset, "data.val_dataset")
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -75,13 +71,11 @@ class DatasetImages:
     Args:
         dataset: map-style.
         key: what messages call it.
-        value_range: black and white of float tensors.
         lock: datasets are made for processes, not for threads.
     """
 
     dataset: Any
     key: str
-    value_range: Sequence[float]
     lock: Lock = Lock()
 
     def __len__(self) -> int:
@@ -127,7 +121,7 @@ class DatasetImages:
         if len(pair) != 2:
             raise DataError(f"{self.key}[{k}] has {len(pair)} values. Let the dataset {ITEM}.")
         try:
-            return _check_image(pair[0], self.value_range), pair[1]
+            return _check_image(pair[0]), pair[1]
         except ValueError as error:
             raise DataError(f"{self.key}[{k}]: {error}") from None
 
@@ -148,28 +142,19 @@ def _to_int(label: Any) -> int | None:
         return None
 
 
-def _check_image(image: Any, value_range: Sequence[float]) -> np.ndarray | Image.Image:
+def _check_image(image: Any) -> np.ndarray | Image.Image:
     """Return the image as decoding expects it. Raise ValueError with the reason if it has another form."""
     if isinstance(image, Image.Image):
         return image
     if hasattr(image, "detach"):  # a tensor, without importing torch
         image = image.detach().cpu().numpy()
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image
-        image = _scale_to_uint8(image, *value_range) if image.dtype.kind == "f" else image
     elif not isinstance(image, np.ndarray):
         raise ValueError(f"the image is of type {type(image).__name__}. Let the dataset {ITEM}.")
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
+    if image.dtype.kind not in "buif" or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
         raise ValueError(
             f"the image is {image.dtype} {image.shape}, channels last. "
-            "Arrays must be uint8 (H, W) or (H, W, C), tensors uint8 or float (H, W) or (C, H, W); C is 1, 3 or 4."
+            "Arrays must be numbers (H, W) or (H, W, C), tensors (H, W) or (C, H, W); C is 1, 3 or 4."
         )
+    require_finite(image)
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-
-
-def _scale_to_uint8(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    if not (array.min() >= low and array.max() <= high):
-        raise ValueError(
-            f"values from {array.min():g} to {array.max():g} are outside of data.value_range=[{low}, {high}]. "
-            "Set the range that the dataset returns."
-        )
-    return np.round((array - low) * (255 / (high - low))).astype(np.uint8)

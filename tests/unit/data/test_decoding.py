@@ -139,21 +139,6 @@ def test_cmyk_is_mixed(tmp_path):
     assert np.abs(decoded(saved(cmyk, tmp_path / "a.jpg", quality=100)).astype(int) - (255, 0, 0)).max() <= 3
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
-    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    path = saved(Image.fromarray(values), tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(decoded(path, 1), values >> 8)
-    np.testing.assert_array_equal(decoded(path), three((values >> 8).astype(np.uint8)))
-
-
-@pytest.mark.parametrize("scale", [1, 255])
-def test_float_pictures_hold_0_to_1_or_0_to_255(tmp_path, scale):
-    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    path = saved(Image.fromarray(values * scale), tmp_path / "a.tif")
-    np.testing.assert_array_equal(decoded(path, 1), np.round(values * 255))
-
-
 def test_arrays_are_decoded_like_files(tmp_path):
     for array, channels in ((GREY, 1), (RGB, 3), (with_alpha(RGB, ALPHA), 4)):
         path = saved(Image.fromarray(array), tmp_path / "a.png")

@@ -153,7 +153,11 @@ def test_the_cache_follows_the_array(tmp_path):
 @each(
     ("arrays", "words", "message"),
     [
-        ({"images": RGB / 255}, [], "a.npz, images: type float64. Save images as uint8, 0 to 255."),
+        (
+            {"images": RGB * 1j},
+            [],
+            "a.npz, images: type complex128. Save images as uint8",
+        ),
         (
             {"images": RGB.transpose(0, 3, 1, 2)},
             [],

@@ -80,8 +80,8 @@ def test_images_alone_have_no_classes_and_gray_ones_one_channel():
 
 
 def test_floats_in_another_range():
-    source = DatasetSource(Items(lambda k: chw(k) / 127.5 - 1), value_range=[-1, 1])
-    assert np.array_equal(loaded(source).train.images.transpose(0, 2, 3, 1), IMAGES)
+    source = DatasetSource(Items(lambda k: chw(k) / 127.5 - 1))
+    assert np.array_equal(loaded(source, value_range=[-1, 1]).train.images.transpose(0, 2, 3, 1), IMAGES)
 
 
 def test_from_a_configuration_with_validation_data_and_a_cache(tmp_path):
@@ -109,8 +109,8 @@ class Endless(IterableDataset):
         (Items(lambda k: (IMAGES[k], 1, 2)), r"data.dataset\[0\] has 3 values"),
         (Items(lambda k: "a.png"), r"data.dataset\[0\]: the image is of type str"),
         (Items(lambda k: {"pixels": IMAGES[k]}), r"data.dataset\[0\]: the image is of type NoneType"),
-        (Items(lambda k: IMAGES[k] / 255.0), r"data.dataset\[0\]: the image is float64 \(6, 6, 3\)"),
-        (Items(lambda k: chw(k) / 127.5 - 1), r"outside of data.value_range=\[0, 1\]"),
+        (Items(lambda k: IMAGES[k] * 1j), r"data.dataset\[0\]: the image is complex128 \(6, 6, 3\)"),
+        (Items(lambda k: chw(k) / (k - 4)), r"data.dataset\[4\]: 108 of its values are NaN or infinite"),
         (Items(lambda k: (IMAGES[k], 1.5 if k == 4 else 0)), r"data.dataset\[4\]: its label is 1.5"),
         (Items(lambda k: 1 / (k - 3)), r"data.dataset\[0\]: the image is of type float"),
         (Items(lambda k: IMAGES[[k, 30][k == 7]]), r"data.dataset\[7\] raised IndexError"),

@@ -22,6 +22,7 @@ from tests.image_sets import make_data, make_hub_data, make_shades, read_shades,
 from tests.trained import train
 
 SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
+STREAM = ["data.streaming=true", "data.value_range=[0,65535]"]  # of one pass, in which no range can be found
 NAMES = ["cat", "dog"]
 
 
@@ -137,7 +138,7 @@ def test_channels_and_background_are_those_of_our_decoding(channels, sets, folde
 @each("kind", ["imagefolder", "typed_parquet", "save_to_disk"])
 @each("cached", [False, True])
 def test_a_stream_gives_the_same(kind, cached, sets, oracle, tmp_path):
-    words = ["data.streaming=true"] + [f"data.cache_dir={tmp_path / 'cache'}"] * cached
+    words = [*STREAM] + [f"data.cache_dir={tmp_path / 'cache'}"] * cached
     assert_same(make_hub_data(sets[kind], *words), oracle)
 
 
@@ -148,7 +149,7 @@ def test_without_labels_the_model_is_unconditional(sets, folder, tmp_path):
         "data=image_folder", f"data.root={folder / 'train'}", "data.labels=none", "data.val_fraction=0"
     )
     assert_same(make_hub_data(loose, "data.val_fraction=0"), expected)
-    assert_same(make_hub_data(loose, "data.val_fraction=0", "data.streaming=true"), expected)
+    assert_same(make_hub_data(loose, "data.val_fraction=0", *STREAM), expected)
     data = make_hub_data(sets["typed_parquet"], "data.label_column=none")
     assert data.source.class_names == []
     np.testing.assert_array_equal(data.train.images, expected.train.images)
@@ -163,7 +164,7 @@ def test_every_kind_trains(kind, sets, tmp_path):
 
 
 def test_an_unlabelled_stream_trains(sets, tmp_path):
-    words = ["experiment=none", "data=huggingface", f"data.path={sets['plain_parquet']}", "data.streaming=true"]
+    words = ["experiment=none", "data=huggingface", f"data.path={sets['plain_parquet']}", *STREAM]
     trace = train(tmp_path / "run", *words, "data.label_column=none", "data.image_size=8", "max_steps=2")
     assert np.isfinite([float(row["train/loss"]) for row in trace]).all()
 
@@ -251,7 +252,7 @@ def test_the_check_reads_nothing_of_a_stream(long, monkeypatch):
 
 
 def test_a_finished_stream_is_never_reached_for_again(sets, tmp_path, monkeypatch):
-    words = [sets["typed_parquet"], "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}"]
+    words = [sets["typed_parquet"], *STREAM, f"data.cache_dir={tmp_path / 'cache'}"]
     first = make_hub_data(*words)
     files = sorted((tmp_path / "cache").iterdir())
     assert [file.suffix for file in files] == [".json", ".npy", ".npy"]
