@@ -1,14 +1,16 @@
 """`python -m diffusion_lit.audit data=...`: inspect a data set before training on it."""
 
+import copy
 import json
 import logging
 import shlex
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.network_size import count_levels
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.warm_start import resolve_training_config
@@ -46,7 +48,7 @@ def audit(config: DictConfig) -> None:
     from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
     from diffusion_lit.system.console import progress_bar
 
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides, composed = list(HydraConfig.get().overrides.task), copy.deepcopy(config)
     config, source = resolve_training_config(config)
     out = run_dir.make_folder(Path(config["out"]))
     splits = source.splits()
@@ -59,15 +61,19 @@ def audit(config: DictConfig) -> None:
     findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
     model = config["model"]
-    multiple = 2 ** (len((model | model.get("architecture", {})).get("block_out_channels", [0])) - 1)
+    multiple = 2 ** (count_levels(model) - 1)
     given = {override.partition("=")[0] for override in overrides}
     proposed = propose_overrides(findings, data, given, multiple, config["largest"])
     overrides = [override for override in overrides if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
+    findings["size_reason"] = explain_image_size(findings, proposed.get("data.image_size"), config["largest"])
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
 
-    log.info("\n".join(format_findings(findings, data, multiple)))
+    for key, value in proposed.items():  # also levels that depend on the size
+        OmegaConf.update(composed, key, value)
+    model = config["model"] | OmegaConf.to_container(composed.model, resolve=True)
+    log.info("\n".join(format_findings(findings, data, 2 ** (count_levels(model) - 1), model)))
     for note in getattr(source, "notes", ()):
         log.info("%-11s%s", "note", note)
     write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
+from diffusion_lit.config import network_size  # noqa: F401 registers its interpolations
 from diffusion_lit.config.groups import CONF, list_groups, list_option_keys
 from diffusion_lit.config.overrides import CONFIG_DIR, expand_sweeps
 from diffusion_lit.config.schema import read_keys

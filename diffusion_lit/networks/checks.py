@@ -5,7 +5,7 @@ Types and ranges of single arguments are in the files of `conf/model`.
 
 from collections.abc import Sequence
 
-from diffusion_lit.imaging.sizes import ImageSize
+from diffusion_lit.imaging.sizes import ImageSize, height_width
 
 
 def check_positive(**values: float | Sequence[float]) -> None:
@@ -24,8 +24,13 @@ def check_multiple(divisor: int, reason: str, **values: int | Sequence[int]) -> 
 
 
 def check_halvings(image_size: ImageSize, times: int) -> None:
-    """Raise ValueError unless both sides of the image can be halved so many times."""
-    check_multiple(2**times, f"the network halves images {times} time{'s' * (times != 1)}", image_size=image_size)
+    """Raise ValueError, which names the nearest sizes, unless both sides of the image can be halved so many times."""
+    sides, multiple = height_width(image_size), 2**times
+    below = [side // multiple * multiple for side in sides]
+    sizes = [size for size in (below, [side + multiple for side in below]) if min(size) > 0]
+    nearest = " or ".join(str(list(size) if size[0] != size[1] else size[0]) for size in sizes)
+    reason = f"the network halves images {times} time{'s' * (times != 1)}. The nearest are {nearest}"
+    check_multiple(multiple, reason, image_size=image_size)
 
 
 def check_levels(count: int, **levels: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from diffusion_lit.config.network_size import describe_levels, find_size_faults
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.sizes import format_size
@@ -34,9 +35,12 @@ def format_run_summary(
         f"on disk    {checkpoint_bytes(module) / 2**20:,.1f} MiB per checkpoint, "
         f"{config['keep_checkpoints']} and the best are kept",
     ]
+    if levels := describe_levels(config["model"]):
+        lines.insert(3, f"           {levels}")
     if module.tracked_emas:
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
     lines += [f"note       {note}" for note in getattr(data.source, "notes", ())]
+    lines += [f"note       {fault}" for fault in find_size_faults(config["model"], images)]
     if images < batch:
         lines.append(f"note       {images} images are fewer than global_batch_size={batch}: a batch repeats some")
     warmup = warmup_steps(config["lr_schedule"], max_steps)

@@ -111,6 +111,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits",
+        "           3 levels from 32x32 to 8x8, attention at 8x8",
         "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
         "leaks      1 validation images are in training: in/val/dog/leak.png",
         "leaks      1 validation images have near duplicates in training: in/val/dog/near_leak.png",

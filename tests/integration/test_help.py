@@ -12,7 +12,7 @@ from tests.runs import run
 def test_a_configuration_is_shown_as_it_is_trained(tmp_path):
     printed = run("train", "experiment=minecraft_skins", "model=unet_small", "--cfg", "job", cwd=tmp_path)
     shown = OmegaConf.create(printed)
-    assert list(shown.model.block_out_channels) == [32, 64, 64]
+    assert list(shown.model.block_out_channels) == [32, 32, 64, 64]  # of 64x64 pixels
     assert "down_block_types" not in shown.model
 
 
