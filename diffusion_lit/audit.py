@@ -60,20 +60,17 @@ def audit(config: DictConfig) -> None:
         facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
     findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
-    model = config["model"]
-    multiple = 2 ** (count_levels(model) - 1)
-    given = {override.partition("=")[0] for override in overrides}
-    proposed = propose_overrides(findings, data, given, multiple, config["largest"])
+    given, model = {override.partition("=")[0] for override in overrides}, config["model"]
+    proposed = propose_overrides(findings, data, given, 2 ** (count_levels(model) - 1), config["largest"])
     overrides = [override for override in overrides if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
-    findings["size_reason"] = explain_image_size(findings, proposed.get("data.image_size"), config["largest"])
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
 
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)
-    model = config["model"] | OmegaConf.to_container(composed.model, resolve=True)
-    log.info("\n".join(format_findings(findings, data, 2 ** (count_levels(model) - 1), model)))
+    model |= OmegaConf.to_container(composed.model, resolve=True)
+    log.info("\n".join(format_findings(findings, config | {"data": data}, model)))
     for note in getattr(source, "notes", ()):
         log.info("%-11s%s", "note", note)
     write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])

@@ -6,7 +6,7 @@ from statistics import median_high, median_low
 
 import numpy as np
 
-from diffusion_lit.config.network_size import describe_levels, find_size_faults
+from diffusion_lit.config.network_size import count_levels, describe_levels, find_size_faults
 from diffusion_lit.imaging.sizes import format_size, height_width
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 from diffusion_lit.system.console import join_names
@@ -135,9 +135,9 @@ def _propose_image_size(findings: dict, multiple: int, largest: int) -> int:
     return max(min(median_low(min(side) for side in sides), largest) // multiple, 1) * multiple
 
 
-def explain_image_size(findings: dict, size: int | None, largest: int) -> str:
-    """Return why `propose_overrides` proposes an image size; empty if it proposes none."""
-    if size is None:
+def explain_image_size(findings: dict, largest: int) -> str:
+    """Return the image size that is proposed and the reason; empty if none is."""
+    if (size := findings["proposed"].get("data.image_size")) is None:
         return ""
     sides = [min(map(int, text.split("x"))) for text, n in findings["sizes"].items() for _ in range(n)]
     middle = median_low(sides)
@@ -147,16 +147,17 @@ def explain_image_size(findings: dict, size: int | None, largest: int) -> str:
         return f"{size}, because the middle image is {middle} px and photos are not enlarged"
     cost = round((middle / size) ** 2)
     return (
-        f"{size}, though the middle image is {middle} px: a training step at {middle} px costs {cost} times as much and "
-        f"needs many more images. Start with {size}, or set data.image_size. largest={2 * largest} raises this limit"
+        f"{size}, though the middle image is {middle} px: a step at {middle} px costs {cost} times as much "
+        f"and needs many more images. Start with {size}, or set data.image_size. largest={2 * largest} allows it"
     )
 
 
 # ------------------------------------------------------------------------------------------ on the terminal
 
 
-def format_findings(findings: dict, data: dict, multiple: int, model: dict) -> list[str]:
-    """Return the lines of the table on the terminal, about the `model` group as it would be trained too."""
+def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
+    """Return the lines of the table on the terminal, with the `model` group as it would be trained."""
+    data, reason = config["data"], explain_image_size(findings, config["largest"])
     n, images, alpha, resized = (
         sum(findings["modes"].values()),
         findings["images"],
@@ -180,8 +181,8 @@ def format_findings(findings: dict, data: dict, multiple: int, model: dict) -> l
         ("", _describe_images(findings["fully_transparent"], "fully transparent")),
         ("", f"{findings['hidden_colors']:,} have colors under alpha 0" if findings["hidden_colors"] else ""),
         ("resized", f"to {format_size(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
-        ("proposed", findings["size_reason"]),
-        ("network", f"{model['image_size']} is a multiple of {multiple}: fits"),
+        ("proposed", f"data.image_size={reason}" if reason else ""),
+        ("network", f"{model['image_size']} is a multiple of {2 ** (count_levels(model) - 1)}: fits"),
         ("", describe_levels(model)),
         *(("note", fault) for fault in find_size_faults(model, images["train"])),
         *_format_classes(findings["classes"]),

@@ -110,8 +110,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "values     0 is black, 65535 white (data.value_range=[0,65535])",
         "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
-        "network    32 is a multiple of 4: fits",
-        "           3 levels from 32x32 to 8x8, attention at 8x8",
+        "network    32 is a multiple of 4: fits\n           3 levels from 32x32 to 8x8, attention at 8x8",
         "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
         "leaks      1 validation images are in training: in/val/dog/leak.png",
         "leaks      1 validation images have near duplicates in training: in/val/dog/near_leak.png",
@@ -299,3 +298,21 @@ def test_the_defaults_are_those_of_train():
         (ours,), (theirs,) = compose_configs("audit", words), compose_configs("train", ["experiment=none", *words])
         assert (ours.data, ours.model) == (theirs.data, theirs.model)
     assert resolve_data(compose_configs("audit", ["data=digits"])[0])[0]["data"]["num_classes"] == 10
+
+
+def test_a_size_is_proposed_with_its_reason_and_advice_for_large_images(tmp_path):
+    """Photos start small and the reason is given; what is unwise at the size of the command line is said."""
+    for k in range(6):
+        photo = Image.fromarray(noise(9, 9, 3)).resize((227, 230), Image.Resampling.BICUBIC)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        photo.save(tmp_path / "in" / f"{k}.png")
+    start = ["data=image_folder", "data.root=in", "near=0"]
+    found, printed = audited(tmp_path, *start)
+    assert found["proposed"]["data.image_size"] == 64
+    assert "proposed   data.image_size=64, though the middle image is 227 px: a step at 227 px costs 13" in printed
+    assert "4 levels from 64x64 to 8x8" in printed  # of the proposed size
+    deep = ["model.block_out_channels=[32,64,64]", "model.attention_levels=[2]"]
+    _, printed = audited(tmp_path, *start, "data.image_size=256", *deep)
+    assert "attention at 64x64 compares 4,096 positions" in printed
+    assert "images are few for 256x256" in printed
+    assert "middle image" not in printed
