@@ -50,9 +50,8 @@ def audit(config: DictConfig) -> None:
 
     overrides, composed = list(HydraConfig.get().overrides.task), copy.deepcopy(config)
     config, source = resolve_training_config(config)
-    out = run_dir.make_folder(Path(config["out"]))
-    splits = source.splits()
-    data = resolve_value_range(config["data"], splits)
+    out, splits = run_dir.make_folder(Path(config["out"])), source.splits()
+    config["data"] = data = resolve_value_range(config["data"], splits)
     decoding = decoding_from_config(data)
     labels = np.concatenate([split.labels for split in splits.values()])
     split_names = assign_splits(splits, data["val_fraction"])
@@ -66,19 +65,17 @@ def audit(config: DictConfig) -> None:
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
-
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)
     model |= OmegaConf.to_container(composed.model, resolve=True)
-    log.info("\n".join(format_findings(findings, config | {"data": data}, model)))
+    log.info("\n".join(format_findings(findings, config, model)))
     for note in getattr(source, "notes", ()):
         log.info("%-11s%s", "note", note)
     write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
     if findings["training_would_fail"]:
-        log.info("training would fail: repair or remove the broken images, then run")
-    log.info(findings["command"])
-    if findings["training_would_fail"]:
+        log.info("training would fail: repair or remove the broken images, then run\n%s", findings["command"])
         sys.exit(int(Exit.DATA))
+    log.info(findings["command"])
 
 
 def write_audit(out: Path, findings: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
