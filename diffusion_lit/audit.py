@@ -65,12 +65,11 @@ def audit(config: DictConfig) -> None:
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
+    findings |= {"left_out": getattr(source, "left_out", {}), "notes": list(getattr(source, "notes", ()))}
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)
     model |= OmegaConf.to_container(composed.model, resolve=True)
     log.info("\n".join(format_findings(findings, config, model)))
-    for note in getattr(source, "notes", ()):
-        log.info("%-11s%s", "note", note)
     write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
     if findings["training_would_fail"]:
         log.info("training would fail: repair or remove the broken images, then run\n%s", findings["command"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.decoding import Decoding, list_errors, open_image, report_broken_image
-from diffusion_lit.data.sources.folder import SUFFIXES
+from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.system.errors import DataError
 
@@ -53,7 +53,7 @@ def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals
         if not files:
             errors.append(f"init={init}: its images are in an array, images.npy. Use image files.")
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+        files = list_files(path, recursive=False).images
         if not files:
             errors.append(f"init={init}: no images in this folder")
     images = [attempt(decoding, file) for file in files]

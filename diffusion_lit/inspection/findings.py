@@ -7,6 +7,7 @@ from statistics import median_high, median_low
 import numpy as np
 
 from diffusion_lit.config.network_size import count_levels, describe_levels, find_size_faults
+from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.imaging.sizes import format_size, height_width
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 from diffusion_lit.system.console import join_names
@@ -171,6 +172,8 @@ def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
     untrained = [name for name, counts in findings["classes"].items() if not counts["train"]]
     table = [
         ("images", f"{sum(images.values()):,}: {images['train']:,} for training, {images['val']:,} for validation"),
+        *[("left out", line) for line in format_left_out(findings["left_out"])],
+        *[("note", note) for note in findings["notes"]],
         ("broken", _describe_broken(findings["broken"])),
         ("modes", _join_counts(findings["modes"])),
         ("sizes", _join_counts(findings["sizes"]) + ", pixel art" * findings["pixel_art"]),
@@ -193,7 +196,8 @@ def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
         ("leaks", _describe_images(findings["near_leaks"], "validation images have near duplicates in training")),
         ("repeats", f"every {findings['repeats_every']} images" if findings["repeats_every"] else ""),
     ]
-    return [f"{name:<11}{text}" for name, text in table if text and (n or name in ("images", "broken"))]
+    always = ("images", "left out", "note", "broken")
+    return [f"{name:<11}{text}" for name, text in table if text and (n or name in always)]
 
 
 def _join_counts(counts: dict[str, int]) -> str:

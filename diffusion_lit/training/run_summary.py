@@ -6,6 +6,7 @@ import torch
 
 from diffusion_lit.config.network_size import describe_levels, find_size_faults
 from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.sizes import format_size
 from diffusion_lit.runs.run_dir import display_path
@@ -41,6 +42,8 @@ def format_run_summary(
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
     lines += [f"note       {note}" for note in getattr(data.source, "notes", ())]
     lines += [f"note       {fault}" for fault in find_size_faults(config["model"], images)]
+    if left_out := getattr(data.source, "left_out", {}):
+        lines.append(f"left out   {'; '.join(format_left_out(left_out))}")
     if images < batch:
         lines.append(f"note       {images} images are fewer than global_batch_size={batch}: a batch repeats some")
     warmup = warmup_steps(config["lr_schedule"], max_steps)

@@ -97,6 +97,8 @@ def test_the_numbers_are_exact(every_fault):
         "proposed": {},
         "command": "python -m diffusion_lit.train data=image_folder data.root=in",
         "training_would_fail": True,
+        "left_out": {},
+        "notes": [],
     }
 
 

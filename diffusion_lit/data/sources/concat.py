@@ -14,6 +14,7 @@ from diffusion_lit.data.decoding import StoredImage
 from diffusion_lit.data.sources.arrays import Arrays
 from diffusion_lit.data.sources.data_source import ImageSequence, Split, fingerprint_images
 from diffusion_lit.data.sources.folder import ImageFolder
+from diffusion_lit.data.sources.listing import merge_left_out
 from diffusion_lit.data.sources.path_table import PathTable
 from diffusion_lit.system.errors import DataError
 
@@ -47,6 +48,11 @@ class Concat:
     def notes(self) -> list[str]:
         """Return the notes of all sources."""
         return [note for source in self.sources.values() for note in getattr(source, "notes", ())]
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Return what the sources leave out."""
+        return merge_left_out(getattr(source, "left_out", {}) for source in self.sources.values())
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if any of the sources has it."""

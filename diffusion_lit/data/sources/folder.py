@@ -1,16 +1,18 @@
 """A folder of images."""
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
+from diffusion_lit.data.sources.listing import Listing, format_left_out, list_files, list_folders, merge_left_out
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError, Exit, UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-JUNK = {"__MACOSX", "@eaDir"}  # besides everything that starts with a dot
+UNUSED = "folders that are not used, beside train and a validation folder: move them elsewhere"
 
 
 class ImageFolder:
@@ -22,7 +24,9 @@ class ImageFolder:
       folder, in sorted order.
     - Otherwise the images have no labels.
 
-    Images are found at any depth. Dot files, `__MACOSX` and the like are ignored.
+    Images are found at any depth, and recognized by their extension or their first bytes.
+    What is left out, such as dot files, dead links and files that Pillow cannot decode, is
+    counted in `left_out`.
 
     Args:
         root: the folder.
@@ -33,8 +37,16 @@ class ImageFolder:
         if root is None:
             raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")
         self.root, self.labels = Path(root).expanduser(), labels
+        if os.path.isfile(self.root):
+            raise DataError(f"data.root={root}: is a file. Unpack it, or name the folder of the images.")
         if not os.path.isdir(self.root):
             raise DataError(f"data.root={root[:300]}: folder not found")
+        self._listings: dict[Path, Listing] = {}
+
+    def _list(self, folder: Path) -> Listing:
+        if folder not in self._listings:
+            self._listings[folder] = list_files(folder)
+        return self._listings[folder]
 
     @cached_property
     def folders(self) -> dict[str, Path]:
@@ -42,7 +54,7 @@ class ImageFolder:
         inside = list_folders(self.root)
         splits = {folder.name.lower(): folder for folder in inside if folder.name.lower() in SPLIT_NAMES}
         only_splits = all(folder.name.lower() in SPLIT_NAMES for folder in inside)
-        if inside and only_splits and not _has_images(self.root):
+        if inside and only_splits and not list_files(self.root, recursive=False).images:
             if "train" not in splits:
                 names = ", ".join(SPLIT_NAMES[name] for name in splits)
                 raise DataError(f"data.root={self.root}: has {names} but no train folder")
@@ -63,13 +75,34 @@ class ImageFolder:
         names = [folder.name for folder in list_folders(train)]
         if self.labels == "none" or len(names) < 2:
             return []
-        empty = [name for name in names if not list_images(train / name)]
-        if empty:
+        filled = {path.relative_to(train).parts[0] for path in self._list(train).images}
+        if empty := [name for name in names if name not in filled]:
+            plural = "s" * (len(empty) > 1)
             raise DataError(
-                f"{train}: class folder{'s' * (len(empty) > 1)} without images: {', '.join(empty)}. "
-                "Remove them, or set data.labels=none to train without classes."
+                f"{train}: class folder{plural} without images: {join_names(empty)}. Add images, remove the "
+                f"folder{plural}, or set data.labels=none to train without classes.{self._explain(train, empty)}"
             )
         return names
+
+    def _explain(self, folder: Path, names: Sequence[str] = ()) -> str:
+        """Return what was left out in a folder, or in those of these names in it, for an error."""
+        inside = [folder / name for name in names] or [folder]
+        left_out = {
+            reason: [path for path in paths if any(path.is_relative_to(place) for place in inside)]
+            for reason, paths in self._list(folder).left_out.items()
+        }
+        lines = format_left_out(merge_left_out([{reason: paths for reason, paths in left_out.items() if paths}]))
+        return "".join(f"\n  left out: {line}" for line in lines)
+
+    @cached_property
+    def left_out(self) -> dict[str, list[str]]:
+        """Return the paths that are not used, by the reason, which may say what to do."""
+        root, train, val = self.root, self.folders["train"], self.folders.get("val", self.folders.get("test"))
+        parts = [self._list(folder).left_out for folder in (train, val) if folder]
+        if train != root:
+            used = [folder for folder in list_folders(root) if folder not in (train, val)]
+            parts += [list_files(root, recursive=False).left_out, {UNUSED: used} if used else {}]
+        return merge_left_out(parts)
 
     @property
     def notes(self) -> list[str]:
@@ -79,9 +112,13 @@ class ImageFolder:
         """
         inside = list_folders(self.folders["train"])
         classes = list_folders(inside[0]) if len(inside) == 1 and self.labels == "auto" else []
-        if len(classes) < 2 or _has_images(inside[0]):
+        if len(classes) < 2 or self._has_loose_images(self.folders["train"], inside[0]):
             return []
         return [f"{inside[0]} is the only folder in data.root and has {len(classes)}: name it to use these as classes"]
+
+    def _has_loose_images(self, listed: Path, folder: Path) -> bool:
+        """Return whether images lie in this folder itself, which is in a listed one."""
+        return any(path.parent == folder for path in self._list(listed).images)
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if there is a val or test folder."""
@@ -89,53 +126,22 @@ class ImageFolder:
         return {name: self._list_split(folder) for name, folder in folders.items() if folder}
 
     def _list_split(self, folder: Path) -> Split:
-        if not self.class_names:
-            paths = list_images(folder)
-            labels = np.zeros(len(paths), dtype=np.int64)
-        else:
-            self._check_classes(folder)
-            per_class = [list_images(folder / name) for name in self.class_names]
-            paths = [path for paths in per_class for path in paths]
-            labels = np.repeat(np.arange(len(per_class), dtype=np.int64), [len(paths) for paths in per_class])
+        paths = self._list(folder).images
         if not paths:
-            raise DataError(f"{folder}: no images found ({' '.join(sorted(SUFFIXES))})")
-        return Split(paths, labels)
+            raise DataError(f"{folder}: no images found.{self._explain(folder) or ' It is empty.'}")
+        if not self.class_names:
+            return Split(paths, np.zeros(len(paths), dtype=np.int64))
+        self._check_classes(folder)
+        numbers = {name: k for k, name in enumerate(self.class_names)}
+        depth = len(folder.parts)
+        return Split(paths, np.array([numbers[path.parts[depth]] for path in paths], dtype=np.int64))
 
     def _check_classes(self, folder: Path) -> None:
         unknown = {path.name for path in list_folders(folder)} - set(self.class_names)
         if unknown:
             raise DataError(f"{folder}: classes that are not in the train folder: {', '.join(sorted(unknown))}")
-        if _has_images(folder):
+        if self._has_loose_images(folder, folder):
             raise DataError(
                 f"{folder}: has images outside of the class folders. "
                 "Move them into one, or set data.labels=none to train without classes."
             )
-
-
-def is_image_file(path: os.DirEntry | Path) -> bool:
-    """Return whether a path has the suffix of an image and is no hidden file."""
-    return Path(path.name).suffix.lower() in SUFFIXES and not _is_junk(path.name)
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without links back to it or to one of its parents."""
-    here = folder.resolve()
-    inside = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name)]
-    return sorted(path for path in inside if path.resolve() not in (here, *here.parents))
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the images at any depth, sorted; empty for a missing folder. Links to folders are not followed."""
-    images = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_junk(name)]
-        images += [Path(parent, name) for name in files if is_image_file(Path(name))]
-    return sorted(images)
-
-
-def _has_images(folder: Path) -> bool:
-    return any(is_image_file(entry) for entry in os.scandir(folder))
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name in JUNK

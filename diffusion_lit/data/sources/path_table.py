@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
-from diffusion_lit.data.sources.folder import is_image_file
+from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.data.sources.table_file import Table, read_table, simplify_name
 from diffusion_lit.data.sources.table_labels import (
     LABEL_COLUMNS,
@@ -153,9 +153,8 @@ class PathTable:
         """Return the names of the images in a folder by their names without suffix."""
         if folder not in self._folders:
             stems = self._folders[folder] = defaultdict(list)
-            for name in os.listdir(folder) if os.path.isdir(folder) else ():
-                if is_image_file(folder / name):
-                    stems[Path(name).stem].append(name)
+            for path in list_files(folder, recursive=False).images if os.path.isdir(folder) else ():
+                stems[path.stem].append(path.name)
         return self._folders[folder]
 
     @cached_property

@@ -17,7 +17,8 @@ import numpy as np
 
 from diffusion_lit.data.sources.arrays import load_array_file, report_damaged_array
 from diffusion_lit.data.sources.data_source import Split, report_damaged_file
-from diffusion_lit.data.sources.folder import ImageFolder, is_image_file, list_images
+from diffusion_lit.data.sources.folder import ImageFolder
+from diffusion_lit.data.sources.listing import SUFFIXES, list_files
 from diffusion_lit.system.errors import DataError
 
 tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # torchvision sets none when it unpacks
@@ -83,6 +84,11 @@ class TorchvisionSet:
             return {name: Split(split.images, np.zeros_like(split.labels)) for name, split in splits.items()}
         return splits
 
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Return what a folder of class folders leaves out."""
+        return self._reader.left_out if isinstance(self._reader, ImageFolder) else {}
+
     @cached_property
     def _reader(self) -> Reader | ImageFolder:
         reader = self._find() or (self._unpack() and self._find())
@@ -119,7 +125,8 @@ class TorchvisionSet:
         missing = f"data={self.name}: not found in {self.root} (as {self.known.layouts}, or train/<class>/ and test/)"
         if self.root.exists() and not self.root.is_dir():
             raise DataError(missing)
-        others = next((path for depth in ("*", "*/*") for path in self.root.glob(depth) if is_image_file(path)), None)
+        nearby = (path for depth in ("*", "*/*") for path in self.root.glob(depth) if path.name[0] != ".")
+        others = next((path for path in nearby if path.suffix.lower() in SUFFIXES), None)
         if others:
             parent = TorchvisionSet(self.name, str(self.root.parent), self.labels)._find()
             root = self.root.parent if parent else "... to the folder of the set, or to an empty one to download it"
@@ -222,7 +229,7 @@ def find_celeba(folder: Path) -> Reader | None:
 
 def _read_celeba(folder: Path) -> dict[str, Split]:
     """Return the official splits (0 train, 1 validation, 2 test) where their list lies beside the images."""
-    paths, partition = list_images(folder), folder.parent / "list_eval_partition.txt"
+    paths, partition = list_files(folder).images, folder.parent / "list_eval_partition.txt"
     if not paths:
         raise DataError(f"{folder}: no images found")
     if not partition.is_file():
