@@ -26,8 +26,9 @@ def check_app(config: DictConfig) -> None:
     """Raise UserError (exit 2) without gradio, or if the run cannot be sampled as requested."""
     if not find_spec("gradio"):
         raise UserError(Exit.CONFIG, 'the page needs gradio: pip install "diffusion_lit[app]"')
-    faults = sample_request.find_sampling_faults(config, sample_request.read_requested_config(config))
-    sample_request.raise_faults(faults, "sampled")
+    run_config = sample_request.read_requested_config(config)
+    sample_request.raise_faults(sample_request.find_sampling_faults(config, run_config), "sampled")
+    sample_request.check_palette(config, run_config)
 
 
 def app(config: DictConfig) -> None:

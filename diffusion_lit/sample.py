@@ -45,10 +45,10 @@ def sample(config: DictConfig) -> None:
     def record(first: int, k: int, x) -> None:
         frames(first, k - first_step, x)
 
-    images, _, seconds = generate_with_progress(model, labels, seeds, record, edit)
-    write_samples(out, model, requests, images, frames.frames, config, originals, edit)
-    rates = len(images) / seconds, model.count_steps(len(images), edit) / seconds
-    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(images), seconds, *rates)
+    x, _, seconds = generate_with_progress(model, labels, seeds, record, edit, decode=False)
+    write_samples(out, model, requests, x, frames.frames, config, originals, edit)
+    rates = len(x) / seconds, model.count_steps(len(x), edit) / seconds
+    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(x), seconds, *rates)
     log.info("grid       %s", run_dir.display_path(out / "grid.png"))
     log.info("images     %s", run_dir.display_path(out))
 

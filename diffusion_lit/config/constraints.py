@@ -143,9 +143,17 @@ def check_shards(v: dict) -> Iterator[str]:
         return
     if v["out"] is None:
         yield f"shards={v['shards']}: the processes need a common folder. Add out=<folder>"
+    if v.get("format", "png") != "png":
+        yield f"shards={v['shards']} and format={v['format']}: use one of the two"
     for key in ("init", "seeds", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
         if v.get(key):
             yield f"shards={v['shards']} and {key}={format_value(v[key])}: use one of the two"
+
+
+def check_format(v: dict) -> Iterator[str]:
+    """Refuse two arrays of one name."""
+    if v["format"] == "npy_float" and v["npy"]:
+        yield "format=npy_float and npy=true: both write images.npy. Use one of the two"
 
 
 def check_model_interpolations(v: dict) -> Iterator[str]:
@@ -167,10 +175,10 @@ def check_streaming(v: dict) -> Iterator[str]:
 
 def check_alpha(v: dict) -> Iterator[str]:
     """Refuse a treatment of alpha where images have no alpha channel."""
-    if v["data.alpha"] == "zero" and v["data.channels"] != 4:
+    if v["data.alpha"] != "keep" and v["data.channels"] != 4:
         yield (
-            f"data.alpha=zero: has no effect with data.channels={v['data.channels']}, which puts images on "
-            "data.background. Set data.channels=4"
+            f"data.alpha={v['data.alpha']}: has no effect with data.channels={v['data.channels']}, which puts images "
+            "on data.background. Set data.channels=4"
         )
 
 
@@ -219,6 +227,7 @@ def check_skins(v: dict) -> Iterator[str]:
 CHECKS = (
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
-    check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_model_interpolations,
-    check_streaming, check_alpha, check_value_range, check_best_by, check_skins, check_strategy, check_batch_size,
+    check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
+    check_model_interpolations, check_streaming,
+    check_alpha, check_value_range, check_best_by, check_skins, check_strategy, check_batch_size,
 )  # fmt: skip

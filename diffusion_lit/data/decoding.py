@@ -62,7 +62,7 @@ class Decoding:
         fit: "crop" scales the shorter side and cuts out the center, "stretch" scales both
             sides.
         alpha: with 4 channels "zero" makes fully transparent pixels black, "keep" keeps
-            their colors.
+            their colors; "hard" makes alpha 0 (and the pixel black) below 128, else 255.
         render: "skin" converts 64x32 skins to the 64x64 layout, whose left limbs mirror the
             right ones.
         value_range: (black, white) of images with more than 8 bits a channel; values outside
@@ -97,8 +97,10 @@ class Decoding:
         if image.size != size:
             image = FITS[self.fit](image, size, RESAMPLE[self.resample])
         array = np.asarray(image)
-        if self.alpha == "zero" and self.channels == 4:
-            array = np.where(array[..., 3:] > 0, array, np.uint8(0))
+        if self.alpha != "keep" and self.channels == 4:
+            array = np.where(array[..., 3:] > (127 if self.alpha == "hard" else 0), array, np.uint8(0))
+            if self.alpha == "hard":
+                array[..., 3][array[..., 3] > 0] = 255
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
     def _convert_channels(self, image: Image.Image) -> Image.Image:

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from diffusion_lit.imaging.grids import to_float, to_uint8
+from diffusion_lit.imaging.grids import harden_alpha, to_float, to_uint8
+from diffusion_lit.imaging.palettes import snap_colors
 
 
 class Codec(Protocol):
@@ -24,15 +27,19 @@ class Codec(Protocol):
         """Return uint8 images of x; values out of range are clipped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pixels:
-    """Pixel values scaled to [-1, 1]; `decode` is the exact inverse of `encode`.
+    """Pixel values scaled to [-1, 1]; `decode` is the exact inverse of `encode`, of images with these colors and alpha.
 
     Args:
         shape: (C, H, W).
+        has_hard_alpha: decoded alpha is 0 or 255.
+        palette: uint8 (P, 3), the colors of decoded images; None: all.
     """
 
     shape: tuple[int, int, int]
+    has_hard_alpha: bool = False
+    palette: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -44,5 +51,8 @@ class Pixels:
         return to_float(images)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Return uint8 images (B, C, H, W) of x (B, C, H, W), clipped to [-1, 1]."""
-        return to_uint8(x)
+        """Return uint8 images (..., C, H, W) of x (..., C, H, W), clipped to [-1, 1]."""
+        images = to_uint8(x)
+        if self.palette is not None:
+            images = torch.from_numpy(snap_colors(images.cpu().numpy(), self.palette)).to(x.device)
+        return harden_alpha(images) if self.has_hard_alpha else images

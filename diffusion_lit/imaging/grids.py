@@ -10,7 +10,7 @@ from torch import Tensor
 
 LABEL_SIZE = 12  # px, of text
 GRID_GAP = 2  # px, between images
-MIN_IMAGE_SIZE = 40  # px, to which small images are enlarged
+MIN_IMAGE_SIZE = 64  # px, up to which small images are enlarged by a whole factor
 SQUARE = 4  # px, of the checkerboard that shows through transparent pixels
 
 
@@ -22,6 +22,14 @@ def to_float(image: Tensor) -> Tensor:
 def to_uint8(x: Tensor) -> Tensor:
     """Return float in [-1, 1] as uint8, clipped; the exact inverse of `to_float`."""
     return x.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def harden_alpha(images: Tensor) -> Tensor:
+    """Return uint8 RGBA images (..., 4, H, W) with alpha 0 (and black) below 128, else 255; other images unchanged."""
+    if images.shape[-3] != 4:
+        return images
+    is_opaque = images[..., 3:, :, :] > 127
+    return torch.cat([images[..., :3, :, :], torch.full_like(images[..., 3:, :, :], 255)], dim=-3) * is_opaque
 
 
 def to_pil(image: Tensor) -> Image.Image:

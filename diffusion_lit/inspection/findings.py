@@ -45,6 +45,7 @@ def summarize_facts(
         "animated": [fact.name for fact in readable if fact.is_animated],
         "alpha": {kind: alpha[kind] for kind in ("none", "opaque", "used", "empty")},
         "fully_transparent": [fact.name for fact in readable if fact.alpha == "empty"],
+        "soft_alpha": sum(not fact.has_hard_alpha for fact in readable),
         "hidden_colors": sum(fact.has_hidden_colors for fact in readable),
         "gray": sum(fact.is_gray for fact in readable),
         "pixel_art": _is_pixel_art(readable),
@@ -115,7 +116,9 @@ def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int
     proposed = data | {key: value for key, value in proposed.items() if f"data.{key}" not in given}
     if findings["pixel_art"] and any(size != format_size(proposed["image_size"]) for size in findings["sizes"]):
         proposed["resample"] = "nearest"
-    if findings["hidden_colors"] and proposed["channels"] == 4:
+    if proposed["channels"] == 4 and findings["alpha"]["used"] and not findings["soft_alpha"]:
+        proposed["alpha"] = "hard"
+    elif findings["hidden_colors"] and proposed["channels"] == 4:
         proposed["alpha"] = "zero"
     if findings["leaks"] and "split_modulo" in data:
         proposed["split_modulo"] = findings["repeats_every"]
@@ -166,7 +169,8 @@ def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
         findings["resized"],
     )
     how = "center-cropped" if data["fit"] == "crop" else "stretched"
-    kinds = f"{alpha['used']:,} use it, {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
+    edges = "soft edges" if findings["soft_alpha"] else "hard edges"
+    kinds = f"{alpha['used']:,} use it ({edges}), {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
     sizes = [f"{resized[key]:,} {key}" for key in ("enlarged", "shrunk", "unchanged")]
     sizes += [f"{resized['not_square']:,} {how}"] if resized["not_square"] else []
     untrained = [name for name, counts in findings["classes"].items() if not counts["train"]]

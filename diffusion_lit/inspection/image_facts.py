@@ -42,6 +42,7 @@ class ImageFacts:
         clipped: share of its values outside of `data.value_range`.
         is_animated: has several frames.
         alpha: "none", "opaque" (255 everywhere), "used" or "empty" (0 everywhere).
+        has_hard_alpha: its alpha is 0 or 255 everywhere.
         has_hidden_colors: has colors under alpha 0.
         is_gray: red, green and blue are equal.
         has_few_colors: is small and has at most `FEW_COLORS`.
@@ -57,6 +58,7 @@ class ImageFacts:
     clipped: float = 0.0
     is_animated: bool = False
     alpha: str = "none"
+    has_hard_alpha: bool = True
     has_hidden_colors: bool = False
     is_gray: bool = False
     has_few_colors: bool = False
@@ -108,6 +110,7 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
             clipped=0.0 if values is None else _share_outside(values, decoding.value_range),
             is_animated=is_animated,
             alpha=kind,
+            has_hard_alpha=not np.any(np.asarray(rgba)[..., 3] % 255),
             has_hidden_colors=has_hidden_colors,
             is_gray=bool((np.ptp(rgb.astype(int), axis=2) <= 1).all()),
             has_few_colors=max(opened.size) <= 2 * FEW_COLORS and rgba.getcolors(FEW_COLORS) is not None,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusion_lit.config.targets import build, locate
-from diffusion_lit.diffusion.codecs import Codec, Pixels
+from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.processes import PROCESSES
@@ -47,10 +47,10 @@ def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition
     return ClassCondition(config["data"]["num_classes"], fault)
 
 
-def make_codec(config: dict) -> Codec:
+def make_codec(config: dict) -> Pixels:
     """Return the codec between images uint8 and what the network sees."""
     data = config["data"]
-    return Pixels((data["channels"], *height_width(data["image_size"])))
+    return Pixels((data["channels"], *height_width(data["image_size"])), data.get("alpha") == "hard")
 
 
 def make_diffusion(config: dict) -> Diffusion:

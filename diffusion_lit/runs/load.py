@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lit.config.groups import read_option
-from diffusion_lit.diffusion.codecs import Codec
+from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.seeds import Seed
+from diffusion_lit.imaging.palettes import format_palette, read_palette
 from diffusion_lit.runs import build, checkpoints, posthoc_ema
 from diffusion_lit.runs.run_dir import require_run_dir
 from diffusion_lit.runs.sample_request import NO_GUIDE
@@ -60,7 +61,7 @@ class TrainedModel:
 
     net: nn.Module
     diffusion: Diffusion
-    codec: Codec
+    codec: Pixels
     class_names: Sequence[str]
     sampler: Sampler
     condition: Condition | None = None
@@ -173,8 +174,9 @@ class TrainedModel:
         seeds: Sequence[Seed],
         on_step: OnStep = lambda first, k, x: None,
         edit: Edit | None = None,
+        decode: bool = True,
     ) -> Tensor:
-        """Return images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`.
+        """Return images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`; without `decode` x.
 
         Labels are ignored by a model without classes. A network with `supports_blends` also takes
         blends of classes, see `blend_of`.
@@ -189,7 +191,7 @@ class TrainedModel:
         self.net.eval()
         try:
             x = generate(net, self.diffusion, self.sampler, y, seeds, self.codec.shape, on_step, edit)
-            return self.codec.decode(x)
+            return self.codec.decode(x) if decode else x
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -207,7 +209,11 @@ def load_requested_model(config: DictConfig, warn: Callable[[str], None]) -> Tra
     if guide is not None:
         guide = TrainedModel.from_run(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
     settings = {key: config[key] for key in ("weights", "ema_length", "device", "sampler", *GUIDANCE_KEYS)}
-    return TrainedModel.from_run(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **settings)
+    model = TrainedModel.from_run(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **settings)
+    if config.get("palette"):
+        palette = read_palette(config["palette"], Path(config["run"]).expanduser(), model.codec.shape[0])
+        model.codec = replace(model.codec, palette=palette)
+    return model
 
 
 def generate_with_progress(
@@ -217,6 +223,7 @@ def generate_with_progress(
     on_step: OnStep = lambda first, k, x: None,
     edit: Edit | None = None,
     show_progress: bool = True,
+    decode: bool = True,
 ) -> Generated:
     """Return `model.generate` with its network evaluations and seconds, under a progress bar."""
     evaluations, size = [], model.sampler.batch_size
@@ -231,7 +238,7 @@ def generate_with_progress(
             on_step(first, k, x)
 
         started = time.perf_counter()
-        images = model.generate(labels, seeds, advance, edit)
+        images = model.generate(labels, seeds, advance, edit, decode)
         seconds = time.perf_counter() - started
     return Generated(images, sum(evaluations) / (-(-len(labels) // size) * size), seconds)
 
@@ -252,6 +259,7 @@ def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
         **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE_KEYS},
         "guide": str(model.guide.checkpoint) if model.guide else None,
         "sampler": model.config["sampler"],
+        "palette": None if model.codec.palette is None else format_palette(model.codec.palette),
         "versions": read_package_versions(),
     }
 

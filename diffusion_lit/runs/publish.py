@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import add_checkerboard
+from diffusion_lit.imaging.palettes import PALETTE_FILE
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import checkpoints, pretrained, run_dir
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress, read_package_versions
@@ -50,6 +52,8 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         "versions": read_package_versions(),
     }
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))
+    if (palette := Path(config.run).expanduser() / PALETTE_FILE).is_file():
+        shutil.copyfile(palette, out / PALETTE_FILE)
     labels, names = preview_labels(len(model.class_names)), model.class_names
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names)).save(out / "grid.png")

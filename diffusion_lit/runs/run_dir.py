@@ -1,6 +1,6 @@
 """Layout of a run folder, its lock, and the output folders of the commands.
 
-config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json
+config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json  palette.hex
 checkpoints/step-*.ckpt + last.ckpt + best.ckpt   samples/step-*.png   .lock
 """
 

@@ -1,11 +1,13 @@
 """Write the output folder of `sample`: numbered PNGs, grids, GIFs, an array, and a manifest of their origin."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.data.originals import Originals, fingerprint_file
@@ -23,7 +25,7 @@ def write_samples(
     out: Path,
     model: TrainedModel,
     requests: list[ImageRequest],
-    images: Tensor,
+    x: Tensor,
     frames: Tensor,
     config: DictConfig,
     originals: Originals | None = None,
@@ -35,18 +37,21 @@ def write_samples(
         out: an empty folder.
         model: the model.
         requests: class and seed of each image.
-        images: uint8 (N, C, H, W).
+        x: the images as the network makes them, float32 (N, C, H, W).
         frames: uint8 (F, N, C, H, W), the images during denoising.
         config: of `conf/sample.yaml`.
         originals: images that were edited.
         edit: how they were edited.
     """
-    names, render = model.class_names, model.render
+    names, render, images = model.class_names, model.render, model.codec.decode(x)
+    value_range = model.config["data"].get("value_range")
+    values = to_value_range(x, value_range) if config.format != "png" else None
     draw = partial(draw_requests, requests=requests, class_names=names, originals=originals, render=render)
     entries = []
     for k, (request, image) in enumerate(zip(requests, images, strict=True)):
         entries.append({"file": f"{k:05d}.png", **describe_image(request, names, originals)})
-        to_pil(image).save(out / entries[k]["file"])
+        picture = Image.fromarray(values[k, 0].round().astype(np.uint16)) if config.format == "png16" else to_pil(image)
+        picture.save(out / entries[k]["file"])
     add_checkerboard(draw(images)).save(out / "grid.png")
     if config.per_class:
         pages = draw_class_pages(render_images(images, render), [request.label for request in requests], names)
@@ -57,9 +62,18 @@ def write_samples(
         save_gif([draw(frame) for frame in frames], out / "denoising.gif")
     if config.npy:
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
+    if config.format == "npy_float":
+        np.save(out / "images.npy", values.transpose(0, 2, 3, 1))
     manifest = describe_sampling(model, config) | {"same_noise": config.same_noise}
+    manifest |= {"format": config.format, "value_range": value_range}
     manifest |= {"edit": describe_edit(originals, edit) if originals else None, "images": entries}
     write_text_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def to_value_range(x: Tensor, value_range: Sequence[float] | None) -> np.ndarray:
+    """Return x in [-1, 1], float32 (N, C, H, W), in the range of the training images; of 8-bit images [0, 255]."""
+    low, high = value_range or (0, 255)
+    return (low + (x.double().clamp(-1, 1) + 1) * ((high - low) / 2)).float().numpy()
 
 
 def describe_image(request: ImageRequest, names: list[str], originals: Originals | None) -> dict:

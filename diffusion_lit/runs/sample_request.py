@@ -15,6 +15,7 @@ from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 from diffusion_lit.config.value_types import format_value
+from diffusion_lit.imaging.palettes import read_palette
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
@@ -88,8 +89,29 @@ def check_sampling(config: DictConfig) -> None:
         able = [name for name in list_options("sampler") if read_option("sampler", name).get("starts_anywhere")]
         fault = f"sampler={config.sampler.name} cannot start from a partly noised image"
         faults.append(f"init: {fault}. Choose one of: {', '.join(able)}")
+    faults += find_format_faults(config, run_config["data"])
     raise_faults(faults, "sampled")
+    check_palette(config, run_config)
     read_originals(config, run_config)
+
+
+def check_palette(config: DictConfig, run_config: dict) -> None:
+    """Raise UserError (exit 2) for a `palette` that has no colors for the images of a run."""
+    if config.palette is not None:
+        palette = OmegaConf.to_container(config)["palette"]
+        read_palette(palette, Path(config.run).expanduser(), run_config["data"]["channels"])
+
+
+def find_format_faults(config: DictConfig, data: dict) -> list[str]:
+    """Return why the images of a run cannot be written as 16-bit PNG files, at most one line."""
+    fault, values = None, data.get("value_range")
+    if data["channels"] != 1:
+        fault = f"Pillow writes 16 bits of gray only, and images of this run have {data['channels']} channels"
+    elif not values:
+        fault = "the training images of this run have 8 bits"
+    elif values[0] < 0 or not 255 < values[1] <= 65535:
+        fault = f"values of this run are from {values[0]:g} to {values[1]:g}, not integers from 0 to 65535"
+    return [f"format=png16: {fault}. Use format=npy_float"] if fault and config.format == "png16" else []
 
 
 def raise_faults(faults: list[str], verb: str) -> None:

@@ -11,7 +11,9 @@ import lightning as L
 
 from diffusion_lit.config.targets import build
 from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import collectives, consistency
+from diffusion_lit.imaging.palettes import write_palette
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.sampling.samplers import Sampler
@@ -96,6 +98,8 @@ def build_parts(config: dict, data: ImageDataModule, run: Path, resume_from: Pat
     lightning_trainer = build_run.make_trainer(config, run, module.net, [*user_callbacks, *callbacks], logger)
     if is_rank_zero:
         run_dir.record_start(run, config, overrides)
+        if isinstance(data.train, ImageStore):
+            write_palette(run, data.train.images)
         log.info(format_run_summary(config, data, module, run, resume_from))
         if init_message:
             log.info(init_message)

@@ -70,9 +70,9 @@ def test_neighbours_are_the_nearest(session):
 
 
 def tile(picture: Image.Image, row: int, column: int, columns: int) -> np.ndarray:
-    """An image of 8 px in a grid that shows it five times as large with gaps of 2, all of it enlarged again."""
-    zoom = picture.width / (columns * 42 + 2)
-    down, across = ([int((2 + 42 * place + 5 * k + 2.5) * zoom) for k in range(8)] for place in (row, column))
+    """An image of 8 px in a grid that shows it eight times as large with gaps of 2, all of it enlarged again."""
+    zoom = picture.width / (columns * 66 + 2)
+    down, across = ([int((2 + 66 * place + 8 * k + 4) * zoom) for k in range(8)] for place in (row, column))
     return np.array(picture.convert("L"))[np.ix_(down, across)]
 
 

@@ -84,6 +84,7 @@ def test_the_numbers_are_exact(every_fault):
         "animated": [f"{dog}/film.gif"],
         "alpha": {"none": 15, "opaque": 1, "used": 1, "empty": 1},
         "fully_transparent": [f"{dog}/clear.png"],
+        "soft_alpha": 0,
         "hidden_colors": 2,
         "gray": 3,  # deep, film, and nothing to see in clear
         "pixel_art": False,
@@ -110,7 +111,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "modes      RGB 13, RGBA 3, I;16 1, P 1",
         "deep       1 with more than 8 bits, scaled to 8: in/train/dog/deep.png",
         "values     0 is black, 65535 white (data.value_range=[0,65535])",
-        "alpha      1 use it, 1 are opaque, 1 fully transparent, 15 have none",
+        "alpha      1 use it (hard edges), 1 are opaque, 1 fully transparent, 15 have none",
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits\n           3 levels from 32x32 to 8x8, attention at 8x8",
         "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
@@ -128,8 +129,8 @@ def test_the_sheets_show_what_the_network_gets(every_fault):
     sheet = np.asarray(Image.open(here / "audit" / "images.png"))
     doubles = np.asarray(Image.open(here / "audit" / "duplicates.png"))
     for path, within in ((Path("in/train/cat/0.png"), sheet), (Path("in/val/dog/near_leak.png"), doubles)):
-        tile = Decoding(32, 3)(here / path).transpose(1, 2, 0)
-        windows = np.lib.stride_tricks.sliding_window_view(within, (32, 32, 3))[:, :, 0]
+        tile = Decoding(32, 3)(here / path).transpose(1, 2, 0).repeat(2, 0).repeat(2, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(within, (64, 64, 3))[:, :, 0]
         assert (windows == tile).all(axis=(2, 3, 4)).any(), path
     assert sorted(file.name for file in (here / "audit").iterdir()) == ["audit.json", "duplicates.png", "images.png"]
 
@@ -153,7 +154,7 @@ def test_what_can_be_trained_exits_with_0_and_its_command_line_trains(tmp_path):
         icon[:4] = (255, 0, 0, 0)
         save(tmp_path / "in" / "ab"[k % 2] / f"{k}.png", icon)
     found, printed = audited(tmp_path, "data=image_folder", "data.root=in", "data.val_fraction=0", "near=0")
-    words = ["data.image_size=24", "data.channels=4", "data.resample=nearest", "data.alpha=zero"]
+    words = ["data.image_size=24", "data.channels=4", "data.resample=nearest", "data.alpha=hard"]
     assert [f"{key}={value}" for key, value in found["proposed"].items()] == words
     assert found["pixel_art"]
     assert not found["training_would_fail"]

@@ -78,7 +78,7 @@ def test_a_blend_of_one_class_makes_the_pixels_of_the_class(sprites_run, tmp_pat
     with Image.open(tmp_path / "out" / "classes.gif") as gif:
         assert (gif.n_frames, gif.info["duration"]) == (2, 1000)
         assert gif.size == tuple(max(edges) for edges in zip(*[Image.open(page).size for page in pages], strict=True))
-    zoom = 2  # of pictures of 16 px
+    zoom = 4  # of pictures of 16 px
     for page, k in zip(pages, (1, 4), strict=True):
         left, top = 2 + 16 * zoom + 2, 2 + 20  # the second of a square of two columns, under a title
         tile = Image.open(page).crop((left, top, left + 16 * zoom, top + 16 * zoom))

@@ -212,6 +212,7 @@ def test_every_check_of_values_together_finds_its_keys():
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
         values |= {"init": None, "strength": None, "mask": None, "repaint_repeats": 1, "shards": None}  # of `sample`
+        values |= {"format": "png", "npy": False}
         values |= {"data.streaming": False}  # of data=huggingface
         for check in CHECKS:
             with suppress(KeyError):

@@ -267,9 +267,23 @@ def test_zero_is_the_same_for_pictures_that_look_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_zero_needs_a_channel_for_alpha(channels):
-    with pytest.raises(UserError, match=r"data\.alpha=zero: has no effect with data\.channels=.*Set data\.channels=4"):
-        compose_configs("train", ["data.alpha=zero", f"data.channels={channels}"])
+def test_zero_and_hard_need_a_channel_for_alpha(channels):
+    for alpha in ("zero", "hard"):
+        message = rf"data\.alpha={alpha}: has no effect with data\.channels=.*Set data\.channels=4"
+        with pytest.raises(UserError, match=message):
+            compose_configs("train", [f"data.alpha={alpha}", f"data.channels={channels}"])
+
+
+def test_hard_alpha_is_a_threshold_after_scaling(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(RGBA)))
+    hard = there_and_back(path, alpha="hard")
+    is_opaque = RGBA[..., 3:] > 127
+    np.testing.assert_array_equal(hard, np.where(is_opaque, np.dstack([RGB, np.full((8, 8), 255)]), 0))
+    for resample in ("nearest", "bilinear", "bicubic", "area"):
+        scaled = Decoding(5, 4, resample, alpha="hard")(path)
+        assert set(np.unique(scaled[3])) <= {0, 255}
+        assert not scaled[:3, scaled[3] == 0].any()
 
 
 def test_labels_of_folders_are_auto_or_none():
