@@ -54,9 +54,9 @@ def audit(config: DictConfig) -> None:
     config["data"] = data = resolve_value_range(config["data"], splits)
     decoding = decoding_from_config(data)
     labels = np.concatenate([split.labels for split in splits.values()])
-    split_names = assign_splits(splits, data["val_fraction"])
     with progress_bar("reading") as bar:
         facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
+    split_names = assign_splits(splits, facts, data["val_fraction"])
     findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
     given, model = {override.partition("=")[0] for override in overrides}, config["model"]

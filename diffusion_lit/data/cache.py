@@ -1,8 +1,9 @@
-"""The files of `data.cache_dir`: three arrays, one after the other, each as `np.save` writes it.
+"""The files of `data.cache_dir`: four arrays, one after the other, each as `np.save` writes it.
 
 1. The decoded images, uint8 (N, C, H, W), which are memory-mapped.
 2. The labels of a stream, int64 (N,); empty for other sources, which have their own.
-3. CRC-32 checksums, uint32 (N + 1,), of every image and of the labels.
+3. Hashes of the images before they were decoded, uint64 (N,).
+4. CRC-32 checksums, uint32 (N + 2,), of every image, of the labels and of the hashes.
 """
 
 import math
@@ -51,18 +52,19 @@ class CacheWriter:
         self.file.write(image)
         self.checksums.append(zlib.crc32(image))
 
-    def finish(self, labels: np.ndarray) -> None:
-        """Write the number of images, the labels (of a stream, else empty) and the checksums."""
+    def finish(self, labels: np.ndarray, hashes: np.ndarray) -> None:
+        """Write the number of images, the labels (of a stream, else empty), the hashes and the checksums."""
         self.file.seek(0)
         assert self._write_header(len(self.checksums)) == self.start
         self.file.seek(self.start + len(self.checksums) * math.prod(self.shape))
         np.save(self.file, labels)
-        np.save(self.file, np.array([*self.checksums, zlib.crc32(labels)], np.uint32))
+        np.save(self.file, hashes)
+        np.save(self.file, np.array([*self.checksums, zlib.crc32(labels), zlib.crc32(hashes)], np.uint32))
         self.file.flush()
 
 
-def read_cache(path: Path, count: int | None, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return images (N, *shape), memory-mapped, the labels of a stream, and checksums (N,).
+def read_cache(path: Path, count: int | None, shape: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+    """Return images (N, *shape), memory-mapped, the labels of a stream, hashes (N,) and checksums (N,).
 
     The images are compared with their checksums when the fingerprint is computed
     (`ImageStore.fingerprint`).
@@ -79,19 +81,19 @@ def read_cache(path: Path, count: int | None, shape: tuple[int, int, int]) -> tu
         images = np.load(path, mmap_mode="r")
         with open(path, "rb") as file:
             file.seek(images.offset + images.nbytes)
-            labels, checksums = np.load(file), np.load(file)
+            labels, hashes, checksums = np.load(file), np.load(file), np.load(file)
             is_complete = not file.read(1)
-        expected = [np.uint8, (len(images) if count is None else count, *shape), len(images) + 1, zlib.crc32(labels)]
-        n_labels = len(images) if count is None else 0
-        actual = [images.dtype, images.shape, len(checksums), checksums[-1]]
-        is_intact = is_complete and actual == expected and len(labels) == n_labels
+        n = len(images) if count is None else count
+        expected = [np.uint8, (n, *shape), n if count is None else 0, n, n + 2, zlib.crc32(labels), zlib.crc32(hashes)]
+        actual = [images.dtype, images.shape, len(labels), len(hashes), len(checksums), *checksums[-2:]]
+        is_intact = is_complete and actual == expected
     except Exception as error:  # numpy parses a header as Python, and raises what that does
         if isinstance(error, OSError) and error.errno:  # permissions, a failing disk
             raise DataError(f"{path}: {error.strerror}") from None
         is_intact = False
     if not is_intact:
         raise damaged_cache(path)
-    return images, labels, checksums[:-1]
+    return images, labels, hashes, checksums[:-2]
 
 
 def damaged_cache(path: Path) -> DataError:

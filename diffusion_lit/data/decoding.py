@@ -138,6 +138,13 @@ def report_broken_image(image: StoredImage) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read as an image ({reason})") from None
 
 
+def read_encoded(image: StoredImage) -> StoredImage:
+    """Return a file, or bytes that are fetched, as bytes in memory; any other image as it is."""
+    if isinstance(image, Path):
+        return Encoded(str(image), image.read_bytes())
+    return Encoded(image.name, image.data()) if isinstance(image, Encoded) and callable(image.data) else image
+
+
 def open_image(image: StoredImage) -> Image.Image:
     """Return the PIL image, of which only the header is read so far."""
     if isinstance(image, Image.Image):

@@ -1,9 +1,11 @@
 """All images of a split as one uint8 array, decoded once: in RAM, or in a file that runs and processes share."""
 
 import hashlib
+import math
 import zlib
+from array import array
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -12,14 +14,58 @@ import numpy as np
 
 from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
-from diffusion_lit.data.decoding import Decoding, StoredImage, decode_images, decoding_from_config
-from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Split, fingerprint_images, split_validation
+from diffusion_lit.data.decoding import (
+    Decoding,
+    StoredImage,
+    decode_images,
+    decoding_from_config,
+    report_broken_image,
+)
+from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Split, fingerprint_images
 from diffusion_lit.data.streaming import MAX_VAL_IMAGES, EpochStream, StreamedStore, StreamedTable
+from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, hash_image, select_validation
 from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar
 
-CACHE_VERSION = 3  # of the file layout
+CACHE_VERSION = 4  # of the file layout
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Some rows of an array of images, read when they are indexed, since a copy may exceed the RAM.
+
+    Args:
+        base: uint8 (M, C, H, W), perhaps memory-mapped.
+        rows: int64 (N,).
+    """
+
+    base: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (N, C, H, W)."""
+        return len(self.rows), *self.base.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size in bytes."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key) -> np.ndarray:
+        first, *others = key if isinstance(key, tuple) else (key,)
+        images = self.base[self.rows[first]]
+        return images[:, *others] if others else images
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.base[row] for row in self.rows)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.base[self.rows]
 
 
 @dataclass(frozen=True)
@@ -31,12 +77,15 @@ class ImageStore:
         labels: int64 (N,).
         file: the cache file, if there is one.
         checksums: CRC-32 of each image in it, (N,).
+        hashes: of the content of each image before it was decoded, uint64 (N,), see
+            `hash_image`.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageRows
     labels: np.ndarray
     file: Path | None = None
     checksums: np.ndarray | None = None
+    hashes: np.ndarray = field(default_factory=NO_HASHES.copy)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,42 +115,56 @@ def load_split(split: Split, decoding: Decoding, cache_dir: str | None, name: st
     """
     images, labels, stream_labels = split.images, split.labels, []
     n = None if labels is None else len(images)
+    hashes = array("Q", bytes(8 * (n or 0)))
+
+    def decode_one(item: tuple[int, StoredImage | None]) -> np.ndarray:
+        k, image = item
+        image = images[k] if image is None else image
+        with report_broken_image(image):
+            hashes[k], image = hash_image(image)
+        return decoding(image)
 
     def decode(report: ReportProgress = lambda done, total: None) -> Iterator[np.ndarray]:
-        if n is None:
-            progress = _show_progress(images.total, name, report)
-            return decode_images(_collect_labels(images, stream_labels), decoding, progress)
-        return decode_images(range(n), lambda k: decoding(images[k]), _show_progress(n, name, report), n)
+        total = images.total if n is None else n
+        items = _number_images(images, stream_labels, hashes) if n is None else ((k, None) for k in range(n))
+        return decode_images(items, decode_one, _show_progress(total, name, report), n)
 
     if cache_dir is None:
-        array = np.fromiter(decode(), np.dtype((np.uint8, decoding.shape)), -1 if n is None else n)
-        return ImageStore(array, np.array(stream_labels, np.int64) if n is None else labels)
+        decoded = np.fromiter(decode(), np.dtype((np.uint8, decoding.shape)), -1 if n is None else n)
+        labels = np.array(stream_labels, np.int64) if n is None else labels
+        return ImageStore(decoded, labels, hashes=np.array(hashes, np.uint64))
 
     def build(building: Path, report: ReportProgress) -> None:
         with open(building, "wb") as file:
             writer = CacheWriter(file, decoding.shape, n)
             for image in decode(report):
                 writer.write(image)
-            writer.finish(np.array(stream_labels, np.int64))
+            writer.finish(np.array(stream_labels, np.int64), np.array(hashes, np.uint64))
 
     path = Path(cache_dir).expanduser() / f"{name}-{_cache_key(split, decoding)}.npy"
     build_once(path, build)
     if n is None:
         images.on_cached()
-    array, cached_labels, checksums = read_cache(path, n, decoding.shape)
-    return ImageStore(array, cached_labels if n is None else labels, path, checksums)
+    decoded, cached_labels, cached_hashes, checksums = read_cache(path, n, decoding.shape)
+    return ImageStore(decoded, cached_labels if n is None else labels, path, checksums, cached_hashes)
 
 
-def load_splits(source: DataSource, config: dict) -> tuple[ImageStore | StreamedStore, ImageStore | None]:
+def load_splits(
+    source: DataSource, config: dict, known: KnownImages | None = None
+) -> tuple[ImageStore | StreamedStore, ImageStore | None]:
     """Return the training images of a `data` group and the validation images, None without any.
 
     With `random_crop` the training images are larger by that many pixels; validation images
     are their centers.
+
+    Args:
+        source: of the images.
+        config: the `data` group.
+        known: images whose side is known, of the run that is resumed or evaluated.
     """
     splits, cache_dir, fraction = source.splits(), config["cache_dir"], config["val_fraction"]
     decoding = decoding_from_config(resolve_value_range(config, splits))
     decoding = replace(decoding, image_size=grow_size(decoding.image_size, config["random_crop"]))
-    splits = split_validation(splits, fraction)
     if isinstance(splits["train"].images, EpochStream):
         table, val_table = _open_tables(splits, cache_dir, fraction)
         train = StreamedStore(table, decoding)
@@ -110,8 +173,8 @@ def load_splits(source: DataSource, config: dict) -> tuple[ImageStore | Streamed
         train, val = load_split(splits["train"], decoding, cache_dir, "train"), None
         if "val" in splits:
             val = load_split(splits["val"], decoding, cache_dir, "val")
-        elif splits["train"].labels is None:
-            train, val = split_tail(train, fraction)
+        else:
+            train, val = divide(train, fraction, splits["train"].groups, known)
     if val:
         _ = val.fingerprint  # verifies the checksums; those of training images are verified at the first checkpoint
         val = center_crop(val, config["image_size"])
@@ -130,16 +193,20 @@ def _open_tables(
     return train, val.split_validation(min(len(val), MAX_VAL_IMAGES))[1]
 
 
-def split_tail(store: ImageStore, fraction: float) -> tuple[ImageStore, ImageStore | None]:
-    """Return views of the images without the last `fraction` of them, and of those, None if there are none."""
-    n = len(store)
-    n_val = min(round(n * fraction), n - 1)
+def divide(
+    store: ImageStore, fraction: float, groups: np.ndarray | None = None, known: KnownImages | None = None
+) -> tuple[ImageStore, ImageStore | None]:
+    """Return the training and the validation images of a store, None without any, see `select_validation`."""
+    is_val = select_validation(store.hashes, store.labels, fraction, groups, known)
+    if not is_val.any():
+        return store, None
+    return select_rows(store, np.flatnonzero(~is_val)), select_rows(store, np.flatnonzero(is_val))
 
-    def view(rows: slice) -> ImageStore:
-        checksums = None if store.checksums is None else store.checksums[rows]
-        return ImageStore(store.images[rows], store.labels[rows], store.file, checksums)
 
-    return view(slice(n - n_val)), view(slice(n - n_val, n)) if n_val else None
+def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:
+    """Return a view of the images at `rows`, int64 (N,), of a store that is no such view."""
+    checksums = None if store.checksums is None else store.checksums[rows]
+    return ImageStore(ImageRows(store.images, rows), store.labels[rows], store.file, checksums, store.hashes[rows])
 
 
 def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:
@@ -148,13 +215,21 @@ def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:
     margin = (store.images.shape[2] - height) // 2
     if not margin:
         return store
-    return ImageStore(store.images[:, :, margin : margin + height, margin : margin + width], store.labels)
+
+    def crop(array: np.ndarray) -> np.ndarray:
+        return array[:, :, margin : margin + height, margin : margin + width]
+
+    images = store.images
+    images = ImageRows(crop(images.base), images.rows) if isinstance(images, ImageRows) else crop(images)
+    return ImageStore(images, store.labels, hashes=store.hashes)
 
 
-def _collect_labels(stream: ImageStream, labels: list[int]) -> Iterator[StoredImage]:
-    for image, label in stream:
+def _number_images(stream: ImageStream, labels: list[int], hashes: array) -> Iterator[tuple[int, StoredImage]]:
+    """Yield the images of a stream with their numbers. Each adds its label, and a place for its hash."""
+    for k, (image, label) in enumerate(stream):
         labels.append(label)
-        yield image
+        hashes.append(0)
+        yield k, image
 
 
 def _cache_key(split: Split, decoding: Decoding) -> str:

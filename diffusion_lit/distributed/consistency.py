@@ -14,8 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from diffusion_lit.data.datamodule import ImageDataModule
-from diffusion_lit.data.sources.data_source import split_validation
-from diffusion_lit.data.store import ImageStore
+from diffusion_lit.data.store import ImageRows, ImageStore
 from diffusion_lit.distributed import collectives
 from diffusion_lit.distributed.collectives import Value
 from diffusion_lit.system.errors import Exit, UserError
@@ -126,8 +125,10 @@ def _image_digests(data: ImageDataModule, stores: list[ImageStore]) -> dict[str,
     if not isinstance(data.train, ImageStore):
         by_split = {"training images": data.train, "validation images": data.val}
         return {name: store.fingerprint for name, store in by_split.items() if store}
-    splits = split_validation(data.source.splits(), data.config["val_fraction"])
+    splits = data.source.splits()
     paths = list(chain.from_iterable(splits[name].images for name in ("train", "val") if _has_files(splits, name)))
+    if isinstance(data.train.images, ImageRows) and paths:  # divided by hash
+        paths = [paths[k] for store in stores for k in store.images.rows]
     images = [(image, label) for store in stores for image, label in zip(store.images, store.labels, strict=True)]
     root = Path(getattr(data.source, "root", None) or "")
     names = [f"image {k}" for k in range(len(images))]

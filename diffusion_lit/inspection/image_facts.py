@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from diffusion_lit.data.decoding import (
     open_image,
     report_broken_image,
 )
-from diffusion_lit.data.sources.data_source import Split, split_validation
+from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
 from diffusion_lit.system.errors import DataError
 
@@ -36,6 +37,7 @@ class ImageFacts:
     Args:
         name: what messages call it.
         error: why it cannot be read; the other fields are then not set.
+        hash: of its content, see `hash_image`.
         mode: Pillow's mode.
         size: (width, height), upright.
         is_deep: more than 8 bits a channel.
@@ -52,6 +54,7 @@ class ImageFacts:
 
     name: str
     error: str | None = None
+    hash: int = 2**64 - 1
     mode: str = ""
     size: tuple[int, int] = (0, 0)
     is_deep: bool = False
@@ -79,7 +82,9 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
         if not isinstance(image, np.ndarray):
             name = os.fsencode(str(image)).decode(errors="backslashreplace")  # some file names are not valid text
         try:
-            return inspect_image(image, name, decoding)
+            with report_broken_image(image):
+                content_hash, image = hash_image(image)
+            return replace(inspect_image(image, name, decoding), hash=content_hash)
         except DataError as error:
             return ImageFacts(name, error=str(error).removeprefix(f"{image}: "))
 
@@ -131,16 +136,12 @@ def _describe_alpha(image: Image.Image) -> tuple[str, bool]:
     return "opaque" if low == 255 else "empty" if high == 0 else "used", has_hidden_colors
 
 
-def assign_splits(splits: dict[str, Split], fraction: float) -> np.ndarray:
+def assign_splits(splits: dict[str, Split], facts: Sequence[ImageFacts], fraction: float) -> np.ndarray:
     """Return "train" or "val" for each image of the splits in order, as training will divide them."""
-    numbered, n = {}, 0
-    for name, split in splits.items():
-        numbered[name] = Split(np.arange(n, n + len(split.labels)), split.labels, split.groups)
-        n += len(split.labels)
-    names = np.empty(n, dtype="<U5")
-    for name, split in split_validation(numbered, fraction).items():
-        names[split.images] = name
-    return names
+    if "val" in splits:
+        return np.concatenate([np.full(len(split.labels), name) for name, split in splits.items()])
+    hashes, train = np.array([fact.hash for fact in facts], np.uint64), splits["train"]
+    return np.where(select_validation(hashes, train.labels, fraction, train.groups), "val", "train")
 
 
 # ------------------------------------------------------------------------------------------ duplicates

@@ -14,9 +14,7 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.data_source import Split, split_validation
 from diffusion_lit.inspection.image_facts import (
-    assign_splits,
     find_duplicates,
     find_near_duplicates,
     find_period,
@@ -226,17 +224,6 @@ def test_mistakes_are_told(tmp_path, words, code, message):
 
 
 # ------------------------------------------------------------------------------------------ its parts
-
-
-def test_parts_are_those_of_training():
-    for n, fraction, groups in ((50, 0.2, None), (50, 0.2, np.arange(50) % 7), (9, 0, None)):
-        split = Split(np.arange(n), np.zeros(n, np.int64), groups)
-        held_out = split_validation({"train": split}, fraction)
-        parts = assign_splits({"train": split}, fraction)
-        for name in ("train", "val"):
-            np.testing.assert_array_equal(
-                np.flatnonzero(parts == name), held_out[name].images if name in held_out else []
-            )
 
 
 @pytest.mark.parametrize("distance", [0.5, 3, 40, 75])

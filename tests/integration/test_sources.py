@@ -54,24 +54,20 @@ def test_the_cache_is_found_by_another_process_and_follows_the_data(tmp_path, mo
     words = ["data=huggingface", f"data.path={path}", *GREY, f"data.cache_dir={cache}"]
     code = (
         "from diffusion_lit.config.compose import compose_configs, resolve_data\n"
-        "from diffusion_lit.data.decoding import Decoding\n"
-        "from diffusion_lit.data.sources.data_source import split_validation\n"
-        "from diffusion_lit.data.store import load_split\n"
+        "from diffusion_lit.data.store import load_splits\n"
         f"config, source = resolve_data(compose_configs('train', ['experiment=none', *{words!r}])[0])\n"
-        "for name, split in split_validation(source.splits(), config['data']['val_fraction']).items():\n"
-        "    load_split(split, Decoding(4, 1, 'bicubic', [255] * 3), config['data']['cache_dir'], name)\n"
+        "load_splits(source, config['data'])\n"
         "import sys\nassert 'torch' not in sys.modules  # nor does the check wait for it"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    files = sorted(cache.glob("*.npy"))
-    assert len(files) == 2
+    assert len(list(cache.glob("*.npy"))) == 1
     with monkeypatch.context() as patch:
         patch.setattr("diffusion_lit.data.store.decode_images", None)  # nothing is decoded again
         make_data(*words)
     write_table(path, {"image": make_shades(13, 1)})
     data = make_data(*words)
     assert sorted(read_shades(data.train) + read_shades(data.val)) == list(range(1, 14))
-    assert len(list(cache.glob("*.npy"))) == 4
+    assert len(list(cache.glob("*.npy"))) == 2
 
 
 def test_offline_the_command_ends_with_a_line(tmp_path):

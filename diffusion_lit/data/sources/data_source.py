@@ -86,8 +86,8 @@ class Split:
     Args:
         images: paths, a uint8 array (N, H, W) or (N, H, W, C), a sequence, or a stream.
         labels: int64 (N,); None for a stream, which yields them with the images.
-        groups: (N,) or None. Images of one group are never divided between training and
-            validation.
+        groups: numbers or names (N,), or None. Images of one group are never divided between
+            training and validation.
     """
 
     images: list[Path] | np.ndarray | ImageSequence | ImageStream
@@ -102,7 +102,7 @@ class Split:
             images = self.images[indices]
         else:
             images = Subset(self.images, indices)
-        return Split(images, self.labels[indices])
+        return Split(images, self.labels[indices], None if self.groups is None else self.groups[indices])
 
 
 class DataSource(Protocol):
@@ -112,26 +112,6 @@ class DataSource(Protocol):
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" where the source has a validation split."""
-
-
-def split_validation(splits: dict[str, Split], fraction: float) -> dict[str, Split]:
-    """Return the splits with a "val": the source's own, else a random `fraction` of the training images.
-
-    The choice depends on the number of images alone, so every run validates on the same
-    ones. A stream is returned as it is; its end becomes the validation split after decoding
-    (`diffusion_lit.data.store.split_tail`).
-    """
-    train = splits["train"]
-    if "val" in splits or train.labels is None:
-        return splits
-    groups = np.arange(len(train.labels)) if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
-    n = int(groups.max()) + 1
-    n_val = min(round(n * fraction), n - 1)
-    if not n_val:
-        return splits
-    order = np.random.Generator(np.random.PCG64(n)).permutation(n)
-    is_val = np.isin(groups, order[:n_val])
-    return {"val": train.select(np.flatnonzero(is_val)), "train": train.select(np.flatnonzero(~is_val))}
 
 
 def fingerprint_images(images: Sequence[Path] | np.ndarray | ImageSequence | ImageStream) -> str:

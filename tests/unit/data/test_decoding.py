@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from diffusion_lit.data import decoding
 from diffusion_lit.data.decoding import Decoding, Encoded, decode_images
 from diffusion_lit.data.sources.concat import Concat
-from diffusion_lit.data.sources.data_source import Split, split_validation
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.huggingface import HuggingFace
@@ -392,7 +392,6 @@ def test_split_folders(tmp_path, val):
     splits = source.splits()
     assert listed(splits["train"], root) == [("train/a/1.png", 0), ("train/b/1.png", 1)]
     assert listed(splits["val"], root) == [(f"{val}/b/2.png", 1)]
-    assert split_validation(splits, 0.5) is splits
 
 
 def test_val_goes_before_test(tmp_path):
@@ -454,30 +453,6 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     source = ImageFolder(str(root))
     assert source.class_names == ["a", "b"]
     assert listed(source.splits()["train"], root) == [("a/1.png", 0), ("b/1.png", 1), ("b/2.png", 1)]
-
-
-# ------------------------------------------------------------------------------------------ holding out
-
-
-@each(("n", "fraction", "held_out"), [(100, 0.05, 5), (7, 0.2, 1), (5, 0.05, 0), (9, 0, 0), (1, 0.9, 0)])
-def test_held_out_pictures_are_others_than_the_training_ones(n, fraction, held_out):
-    paths, labels = [Path(f"{k}.png") for k in range(n)], np.arange(n)
-    splits = split_validation({"train": Split(paths, labels)}, fraction)
-    train, val = splits["train"], splits.get("val")
-    assert ("val" in splits) == bool(held_out)
-    if val:
-        assert len(val.labels) == held_out
-        assert sorted([*train.labels, *val.labels]) == list(range(n))
-        for split in (train, val):
-            assert split.images == [paths[label] for label in split.labels]
-        again = split_validation({"train": Split(paths, labels)}, fraction)
-        np.testing.assert_array_equal(again["val"].labels, val.labels)
-
-
-def test_arrays_can_be_held_out():
-    splits = split_validation({"train": Split(np.arange(40, dtype=np.uint8).reshape(10, 2, 2), np.arange(10))}, 0.3)
-    for split in splits.values():
-        np.testing.assert_array_equal(split.images[:, 0, 0], split.labels * 4)
 
 
 def test_digits_hold_out_their_last_fifth():
