@@ -3,9 +3,10 @@
 import logging
 import math
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.plain_yaml import parse_plain_yaml
 from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.runs.run_dir import require_run_dir
 from diffusion_lit.system.console import join_names
@@ -46,7 +47,7 @@ def replay(config: DictConfig) -> None:
 
     device = resolve_device(config.device)
     record = step_record.load_step_record(require_run_dir(config.run))
-    run_config = OmegaConf.to_container(OmegaConf.create(record["config"]))
+    run_config = parse_plain_yaml(record["config"])
     net = make_network(run_config)
     net.load_state_dict(record["net"])
     net, diffusion = net.to(device), make_diffusion(run_config).to(device)

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,32 +14,48 @@ from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.processes import PROCESSES
 from diffusion_lit.imaging.sizes import height_width
+from diffusion_lit.networks.memory import count_bytes
 from diffusion_lit.sampling.guidance import GuidanceInterval, add_autoguidance, add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.memory import free_bytes, is_out_of_memory
 
 
 def make_network(config: dict) -> nn.Module:
     """Return the network of a configuration, with new weights.
 
     Raises:
-        UserError: exit 2 for arguments that the network cannot be built from.
+        UserError: exit 2 for arguments that the network cannot be built from, and for one
+            that is larger than the free memory.
     """
-    try:
-        return build(config["model"])
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(Exit.CONFIG, f"model: {error}") from error
+    check_network(config)
+    return _build_network(config)
 
 
 def check_network(config: dict) -> None:
-    """Raise UserError (exit 2) if the network cannot be built. Its weights take no memory."""
+    """Raise UserError (exit 2) if the network cannot be built or is larger than the free memory.
+
+    Its weights take no memory.
+    """
+    size = count_bytes(partial(_build_network, config))
+    with suppress(OSError):
+        if size and size > (free := free_bytes()):
+            fault = f"its weights take {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free"
+            raise UserError(Exit.CONFIG, f"model: {fault}. Choose a smaller network")
+
+
+def _build_network(config: dict) -> nn.Module:
     try:
-        with torch.device("meta"):
-            build(config["model"])
-    except (ValueError, ArithmeticError) as error:
-        raise UserError(Exit.CONFIG, f"model: {error}") from error
-    except (RuntimeError, TypeError):  # a constructor that reads values of tensors, which meta tensors lack
-        return
+        net = build(config["model"])
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a constructor may raise anything for arguments of a stranger
+        if "meta tensor" in str(error) or is_out_of_memory(error):
+            raise
+        raise UserError(Exit.CONFIG, f"model: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(Exit.CONFIG, f"model._target_={config['model'].get('_target_')}: not a network")
+    return net
 
 
 def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition:

@@ -196,6 +196,8 @@ def load_network_weights(path: Path, which: str, net):
     import torch
     from safetensors.torch import load_file
 
+    from diffusion_lit.runs.weights import load_weights
+
     is_published, table = path.suffix == ".safetensors", "class_embedding.weight"
     try:
         state = load_file(path) if is_published else extract_network_state(load_checkpoint(path), which)
@@ -203,10 +205,10 @@ def load_network_weights(path: Path, which: str, net):
         # a pipeline of another project has no null label: it gets the mean of all classes
         if is_published and table in state and len(state[table]) == len(part.state_dict()[table]) - 1:
             state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
-        part.load_state_dict(state)
+        load_weights(part, state, path)
     except UserError:
         raise
-    except Exception as error:  # SafetensorError, OSError, or other names and shapes
+    except Exception as error:  # SafetensorError, OSError, or no state dict
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {str(error).splitlines()[0]}") from None
     return net.eval()
 

@@ -22,6 +22,7 @@ from diffusion_lit.runs import build, checkpoints, posthoc_ema
 from diffusion_lit.runs.run_dir import require_run_dir
 from diffusion_lit.runs.sample_request import NO_GUIDE
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS, read_sampling_config
+from diffusion_lit.runs.weights import load_weights
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
@@ -117,7 +118,7 @@ class TrainedModel:
         if ema_length is None:
             checkpoints.load_network_weights(path, weights, net)
         else:
-            net.load_state_dict(posthoc_ema.reconstruct_ema(run, path, ema_length, warn))
+            load_weights(net, posthoc_ema.reconstruct_ema(run, path, ema_length, warn), path)
         return cls(
             net.to(torch_device).eval(),
             build.make_diffusion(config).to(torch_device),

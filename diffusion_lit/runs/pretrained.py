@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import is_run_dir
 from diffusion_lit.system.errors import Exit, UserError
@@ -185,10 +186,8 @@ def _unwrap(content: object) -> dict:
 
 def _settings_of_run(content: object) -> dict:
     """Return the settings in a checkpoint of a run, which holds config.yaml as text."""
-    from omegaconf import OmegaConf
-
     try:
-        config = OmegaConf.to_container(OmegaConf.create(str(content["config"])))
+        config = parse_plain_yaml(str(content["config"]))
         model = config["model"] | config["model"].get("architecture", {})
         groups = {"model": model, "diffusion": config["diffusion"]}
     except Exception:  # the file of another project

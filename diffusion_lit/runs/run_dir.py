@@ -21,9 +21,9 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 from diffusion_lit.system.platform import lock
@@ -170,8 +170,9 @@ def require_writable(run: Path) -> None:
 def read_yaml(path: Path) -> dict:
     """Return a YAML file as plain data. Raises UserError (exit 4) if it is damaged."""
     try:
-        return dict(OmegaConf.to_container(OmegaConf.load(path)))
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        with open(path, encoding="utf-8") as file:
+            return parse_plain_yaml(file.read(MAX_BYTES + 1))
+    except (OSError, ValueError, YAMLError) as error:
         raise UserError(Exit.CHECKPOINT, f"{path} is damaged: {error}") from None
 
 

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lit.runs.diffusers_format import read_diffusers_config
 from diffusion_lit.runs.run_dir import is_diffusers_folder, read_run_config, read_yaml
+from diffusion_lit.runs.stored_values import check_values
 from diffusion_lit.system.files import write_text_atomically
 
 GUIDANCE_KEYS = ("guidance_scale", "guidance_interval", "guidance_rescale")
@@ -15,10 +16,12 @@ def read_model_config(folder: Path) -> dict:
     """Return config.yaml of a run, or the same keys as far as a diffusers pipeline has them.
 
     Raises:
-        UserError: exit 4 if a file is damaged; exit 2 for a network or a schedule that is
-            not supported.
+        UserError: exit 4 if a file is damaged; exit 2 for values that do not fit, and for a
+            network or a schedule that is not supported.
     """
-    return read_diffusers_config(folder) if is_diffusers_folder(folder) else read_run_config(folder)
+    config = read_diffusers_config(folder) if is_diffusers_folder(folder) else read_run_config(folder)
+    check_values(config, folder)
+    return config
 
 
 def read_sampling_config(run: Path) -> dict:
@@ -27,8 +30,11 @@ def read_sampling_config(run: Path) -> dict:
     Raises:
         UserError: exit 4 if one of the two files is damaged.
     """
-    path = run / "sampling.yaml"
-    return read_model_config(run) | (read_yaml(path) if path.exists() else {})
+    config, path = read_model_config(run), run / "sampling.yaml"
+    if path.exists():
+        config |= read_yaml(path)
+        check_values(config, path)
+    return config
 
 
 def write_sampling_config(run: Path, settings: dict, reason: str) -> Path:

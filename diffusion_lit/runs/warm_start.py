@@ -119,15 +119,18 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
     if not (source := find_weights_source(config)):
         return None
     key, path = source
+    from diffusion_lit.runs import weights
+
     file = pretrained.find_weights_file(path, key, warn)
     tensors, settings = pretrained.read_weights(file)
     names = {_normalize(name): name for name in net.state_dict()}
     state = {_normalize(name): tensor for name, tensor in tensors.items()}
     shapes = {name: tuple(net.state_dict()[full].shape) for name, full in names.items()}
+    weights.require_numbers(state, {name: net.state_dict()[full] for name, full in names.items()}, file)
     if key == "model.path":
         state = adapt_unet_weights(state, shapes)
     fitting = {name for name in names.keys() & state.keys() if tuple(state[name].shape) == shapes[name]}
-    mismatch = describe_mismatch(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    mismatch = weights.describe_mismatch(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
     if mismatch and ("weights" not in config["accept"] or not fitting):
         hint = "choose the model that it was made with" + ", or load the rest with accept=[weights]" * bool(fitting)
         fault = f"{key}={path}: weights of another network ({len(fitting)} of {len(names)} tensors fit):"
@@ -137,22 +140,6 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
     if mismatch:
         lines += ["accepted   tensors that do not fit are ignored or new:", *[f"           {x}" for x in mismatch]]
     return "\n".join(lines + _compare_settings(net, config, settings))
-
-
-def describe_mismatch(here: dict[str, tuple], there: dict[str, tuple]) -> list[str]:
-    """Return a line each for missing tensors, unknown ones, and ones of another shape.
-
-    Args:
-        here: names and shapes of the network.
-        there: names and shapes of the file.
-    """
-    other = sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
-    faults = {
-        "missing there": sorted(here.keys() - there.keys()),
-        "unknown here": sorted(there.keys() - here.keys()),
-        "other shapes": [f"{name} {_format(here[name])} here, {_format(there[name])} there" for name in other],
-    }
-    return [f"{fault} ({len(names)}): {join_names(names, 5)}" for fault, names in faults.items() if names]
 
 
 def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
@@ -218,7 +205,3 @@ def _normalize(name: str) -> str:
 
 def _to_list(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _format(shape: tuple) -> str:
-    return "x".join(map(str, shape)) or "scalar"

@@ -44,8 +44,7 @@ def limit_to_free_memory() -> Iterator[None]:
     Other systems have no such limit.
     """
     try:
-        free, own = 1024 * _read_kib("/proc/meminfo", "MemAvailable"), 1024 * _read_kib("/proc/self/status", "VmData")
-        free = min([free, *free_cgroup_bytes()])
+        free, own = free_bytes(), 1024 * _read_kib("/proc/self/status", "VmData")
     except (OSError, StopIteration):
         yield
         return
@@ -56,6 +55,15 @@ def limit_to_free_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def free_bytes() -> int:
+    """Return the bytes that this process may still take.
+
+    Raises:
+        OSError: if it is not known, as on other systems than Linux.
+    """
+    return min([1024 * _read_kib("/proc/meminfo", "MemAvailable"), *free_cgroup_bytes()])
 
 
 def free_cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
