@@ -6,7 +6,13 @@ from omegaconf._utils import get_yaml_loader
 MAX_BYTES = 2**20
 MAX_VALUES = 50_000  # after aliases are written out
 MAX_DEPTH = 32
-TEXT_KEYS = ("data", "name", "run_dir", "resume", "init_from")  # hold names and paths of the user, which may contain any sign
+TEXT_KEYS = (
+    "data",
+    "name",
+    "run_dir",
+    "resume",
+    "init_from",
+)  # hold names and paths of the user, which may contain any sign
 
 
 def parse_plain_yaml(text: str) -> dict:

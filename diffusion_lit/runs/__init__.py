@@ -15,6 +15,8 @@ Weights of others
 
 A trained model
   stored_config     its configuration, with the settings of `evaluate set_default=true`
+  stored_values     which values a stored configuration may have
+  weights           which weights fit a network
   load              TrainedModel: load any trained model and generate images
   pipeline          Pipeline, the public Python class
   posthoc_ema       EMA weights of any length

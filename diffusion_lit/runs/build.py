@@ -14,7 +14,7 @@ from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.processes import PROCESSES
 from diffusion_lit.imaging.sizes import height_width
-from diffusion_lit.networks.memory import count_bytes
+from diffusion_lit.networks.network_size import count_bytes
 from diffusion_lit.sampling.guidance import GuidanceInterval, add_autoguidance, add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 from diffusion_lit.system.errors import Exit, UserError
@@ -52,7 +52,7 @@ def _build_network(config: dict) -> nn.Module:
     except Exception as error:  # a constructor may raise anything for arguments of a stranger
         if "meta tensor" in str(error) or is_out_of_memory(error):
             raise
-        raise UserError(Exit.CONFIG, f"model: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise UserError(Exit.CONFIG, f"model: {str(error).partition(chr(10))[0] or repr(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(Exit.CONFIG, f"model._target_={config['model'].get('_target_')}: not a network")
     return net
@@ -72,16 +72,26 @@ def make_codec(config: dict) -> Pixels:
 
 
 def make_diffusion(config: dict) -> Diffusion:
-    """Return process, prediction type, weighting and loss of a configuration."""
+    """Return process, prediction type, weighting and loss of a configuration.
+
+    Raises:
+        UserError: exit 2 for settings that do not fit together.
+    """
     settings = dict(config["diffusion"])
-    prediction_type, loss = settings.pop("prediction_type"), settings.pop("loss")
-    process = PROCESSES[settings.pop("process", "discrete")](**settings)
-    return Diffusion(process, prediction_type, build(config["weighting"]), loss)
+    try:
+        prediction_type, loss = settings.pop("prediction_type"), settings.pop("loss")
+        process = PROCESSES[settings.pop("process", "discrete")](**settings)
+        return Diffusion(process, prediction_type, build(config["weighting"]), loss)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise UserError(Exit.CONFIG, f"diffusion: {error}") from error
 
 
 def make_configured_sampler(config: dict) -> Sampler:
-    """Return the sampler of a configuration."""
-    return make_sampler(config["sampler"], locate(config["sampler"].get("_target_")))
+    """Return the sampler of a configuration. Raises UserError (exit 2) if its class is not a scheduler."""
+    scheduler = locate(config["sampler"].get("_target_"))
+    if not hasattr(scheduler, "set_timesteps"):
+        raise UserError(Exit.CONFIG, f"sampler._target_={config['sampler']['_target_']}: not a scheduler of diffusers")
+    return make_sampler(config["sampler"], scheduler)
 
 
 def make_ema_decay(config: dict) -> Callable[[int], float] | None:

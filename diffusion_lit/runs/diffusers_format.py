@@ -137,7 +137,9 @@ def is_custom_class(name: str) -> bool:
 def _find_pipeline_faults(index: dict) -> Iterator[str]:
     """Yield what a pipeline does beside denoising with a network and a scheduler."""
     name = find_class_name(index)
-    if name not in PIPELINES and not is_custom_class(name):
+    if not name.isidentifier() or name == "None":
+        yield f"model_index.json: _class_name={name} is not a class"
+    elif name not in PIPELINES and not is_custom_class(name):
         yield f"model_index.json: {name} is not supported, {' and '.join(PIPELINES)} are"
     for part, value in index.items():
         is_part = isinstance(value, list) and len(value) == 2 and part[:1] != "_" and value != [None, None]

@@ -1,8 +1,9 @@
 """Load any trained model to generate images: of a run folder, of a published folder, or of a module in memory."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +30,9 @@ from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.memory import is_out_of_memory
+from diffusion_lit.system.memory import free_bytes, is_out_of_memory, limit_to_free_memory
 
+COPIES = 8  # of an image that a network and a sampler hold at least
 NO_GUIDANCE = {"guidance_scale": 1.0, "guidance_interval": None, "guidance_rescale": 0.0}
 
 
@@ -191,16 +193,29 @@ class TrainedModel:
         training = self.net.training
         self.net.eval()
         try:
-            x = generate(net, self.diffusion, self.sampler, y, seeds, self.codec.shape, on_step, edit)
-            return self.codec.decode(x) if decode else x
+            with limit_to_free_memory() if self.device.type == "cpu" else nullcontext():
+                x = generate(net, self.diffusion, self.sampler, y, seeds, self.codec.shape, on_step, edit)
+                return self.codec.decode(require_finite_images(x)) if decode else require_finite_images(x)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         finally:
             self.net.train(training)
-        size = self.sampler.batch_size
+        size, values = self.sampler.batch_size, math.prod(self.codec.shape)
         message = f"out of memory with {size} images at a time: add sampler.batch_size={max(1, size // 2)}"
+        with suppress(OSError):
+            if size == 1 or COPIES * 4 * values > free_bytes():
+                message = f"out of memory: one image of {values:,} values is too large for this machine"
         raise UserError(Exit.INTERRUPTED, message)
+
+
+def require_finite_images(x: Tensor) -> Tensor:
+    """Return x (N, ...). Raise UserError (exit 6) if values are not finite, which would be drawn black."""
+    bad = [k for k, image in enumerate(x) if not image.isfinite().all()]
+    if bad:
+        fault = f"{len(bad)} of {len(x)} images are not finite: the network's output is NaN or infinite"
+        raise UserError(Exit.NON_FINITE, f"{fault}. Choose an earlier checkpoint, or weights that were not cast down")
+    return x
 
 
 def load_requested_model(config: DictConfig, warn: Callable[[str], None]) -> TrainedModel:

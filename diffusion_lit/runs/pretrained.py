@@ -124,11 +124,17 @@ def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
 
 
 def read_json(file: Path) -> dict:
-    """Return the object of a JSON file. Raises UserError (exit 4) if it is damaged."""
+    """Return the object of a JSON file. Raises UserError (exit 4) if it is missing or damaged."""
     try:
-        return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+        with open(file, encoding="utf-8") as stream:
+            content = json.loads(stream.read(MAX_BYTES))
+        if not isinstance(content, dict):
+            raise ValueError("it must be a JSON object")
+    except OSError as error:
+        raise UserError(Exit.CHECKPOINT, f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(Exit.CHECKPOINT, f"{file} is damaged: {error}") from None
+    return content
 
 
 # ------------------------------------------------------------------------------------------ reading

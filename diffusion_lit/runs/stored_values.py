@@ -51,7 +51,7 @@ def _read_types(group: str, target: object) -> dict[str, str]:
         keys = list_option_keys("data", "image_folder")
         types = {key: keys[key].type for key in (*SHARED, *DATA_KEYS)}
         return types | {"num_classes": "int >= 0", "class_names": "list[str]"}
-    types: dict[str, str] = {}
+    types: dict[str, str] = dict.fromkeys(SHARED if group == "model" else (), "")  # those of `data` are checked
     for name in list_options(group):
         keys = list_option_keys(group, name)
         if target is None or "_target_" not in keys or keys["_target_"].default == target:

@@ -28,6 +28,15 @@ def require_fitting_weights(state: Mapping[str, Tensor], own: Mapping[str, Tenso
     require_numbers(state, own, path)
 
 
+def require_resumable(checkpoint: dict, own: Mapping[str, Tensor]) -> None:
+    """Raise UserError (exit 4) unless a checkpoint has the weights of a module, `own`, and finite optimizer states."""
+    require_fitting_weights(checkpoint["state_dict"], own, "the checkpoint")
+    for optimizer in checkpoint.get("optimizer_states", ()):
+        for state in optimizer["state"].values():
+            moments = {name: value for name, value in state.items() if torch.is_tensor(value)}
+            require_numbers(moments, moments, "the optimizer state of the checkpoint")
+
+
 def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> None:
     """Raise UserError (exit 4) if tensors of a file, under the names of a network, are no finite numbers.
 
@@ -39,7 +48,9 @@ def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path
         if fault := _find_fault(state[name], own[name].dtype):
             faults.setdefault(fault, []).append(name)
     if faults:
-        lines = [f"{len(names)} of {len(own)} tensors {fault}: {join_names(names, 3)}" for fault, names in faults.items()]
+        lines = [
+            f"{len(names)} of {len(own)} tensors {fault}: {join_names(names, 3)}" for fault, names in faults.items()
+        ]
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {'. '.join(lines)}")
 
 

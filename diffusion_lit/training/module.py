@@ -15,7 +15,7 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.randomness import draw_random_numbers, flip_images, seed_network
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.runs.weights import require_fitting_weights, require_numbers
+from diffusion_lit.runs.weights import require_resumable
 from diffusion_lit.sampling.previews import labels_in_rows
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.ema import Decay, EMAUpdater, PowerDecay
@@ -270,12 +270,9 @@ class DiffusionModule(L.LightningModule):
                 "`ema_snapshot_every`: a run tracks EMAs for `ema_length` from its first step on, or never. "
                 "Leave the key as it was when the run started.",
             )
-        require_fitting_weights(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
+        require_resumable(checkpoint, self.state_dict())
         if not checkpoint.get("optimizer_states"):
             return
-        states = checkpoint["optimizer_states"][0]["state"]
-        moments = {f"{k} {name}": x for k, state in states.items() for name, x in state.items() if torch.is_tensor(x)}
-        require_numbers(moments, moments, "the optimizer state of the checkpoint")
         (settings,) = self.make_optimizer(self.net.parameters()).param_groups
         base = settings["lr"]
         rate = base * self.lr_schedule(checkpoint["global_step"]) if self.lr_schedule else base
