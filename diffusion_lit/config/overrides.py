@@ -94,7 +94,9 @@ def read_override(key: str, texts: list[str]) -> object:
     """
     texts = [text for text in texts if text.partition("=")[0] == key]
     with suppress(HydraException):
-        return OverridesParser.create().parse_override(texts[-1]).value() if texts else None
+        value = OverridesParser.create().parse_override(texts[-1]).value() if texts else None
+        is_text = isinstance(value, str)  # in which an escaped ${ is none of OmegaConf's
+        return re.sub(r"(\\*)\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value) if is_text else value
     return None
 
 
@@ -104,8 +106,9 @@ def format_override(key: str, value: object) -> str:
         return f"{key}={format_value(value)}"
     if re.fullmatch(r"[\w./~-]+", str(value)):
         return f"{key}={value}"
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # not an interpolation
     # in quotes Hydra reads a backslash as itself, except before a quote
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(value))
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text)
     return f"{key}='{text}'"
 
 

@@ -179,6 +179,9 @@ def _make_sampler_settings(scheduler: dict) -> dict:
     name = SCHEDULERS[scheduler["_class_name"]]
     settings = {"timestep_spacing": scheduler.get("timestep_spacing", "leading")}
     settings |= {"clip_x0": scheduler.get("clip_sample", True)}
+    option, timesteps = read_option("sampler", name), scheduler.get("num_train_timesteps", 1000)
     if name == "ddpm":
         settings["variance_type"] = scheduler.get("variance_type", "fixed_small")
-    return read_option("sampler", name) | settings
+    elif isinstance(timesteps, int):
+        settings["steps"] = min(option["steps"], timesteps)
+    return option | settings

@@ -24,14 +24,18 @@ def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
 
     A new choice of a group drops the stored keys of the group (`sampler=dpmpp_2m` drops
     `sampler.eta=0.5`), and a new length in steps one in epochs and the other way round.
+    An interpolation keeps the value that it had when the run started.
     """
     new = {_key(override): override for override in overrides if _key(override) != "resume"}
     stored = {_key(override): override for override in read_overrides(run)}
     changed = {key for key in new if new[key] != stored.get(key)} | {"resume", "run_dir", "accept"}
     changed |= {"max_epochs"} if "max_steps" in new else set()
     changed |= {"max_steps"} if read_override("max_epochs", overrides) is not None else set()
-    kept = [old for key, old in stored.items() if key not in new and key.split(".")[0] not in changed]
-    return [*kept, *new.values(), format_override("resume", run), format_override("run_dir", run)]
+    kept = {key: old for key, old in stored.items() if key not in new and key.split(".")[0] not in changed}
+    if interpolated := [key for key, old in kept.items() if "${" in old]:
+        values = flatten_config(read_run_config(run))
+        kept |= {key: format_override(kept[key].partition("=")[0], values.get(key)) for key in interpolated}
+    return [*kept.values(), *new.values(), format_override("resume", run), format_override("run_dir", run)]
 
 
 def check_continuation(run: Path, config: dict) -> None:

@@ -261,8 +261,7 @@ class DiffusionModule(L.LightningModule):
         """Keep the optimizer state of the checkpoint, with the settings and learning rate of this module.
 
         Raises:
-            UserError: exit 4 if only one of checkpoint and module tracks EMAs for
-                `ema_length`, or if the weights do not fit or are not finite.
+            UserError: exit 4 for weights, or EMAs for `ema_length`, that do not fit.
         """
         if bool(self.tracked_emas) != any(name.startswith("tracked_emas.") for name in checkpoint["state_dict"]):
             raise UserError(

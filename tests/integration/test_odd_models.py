@@ -198,8 +198,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(tiny_run, tmp_path):
     good = torch.load(path, weights_only=True)
     bad_moment = torch.load(path, weights_only=True)
     bad_moment["optimizer_states"][0]["state"][0]["exp_avg"][:] = float("nan")
-    state = {name: value for name, value in good["state_dict"].items()}
-    name = "net.unet.conv_in.weight"
+    state, name = good["state_dict"], "net.unet.conv_in.weight"
     for checkpoint, message in (
         (good | {"state_dict": state | {name: state[name].to(torch.int32)}}, f"have type int32.*: {name}"),
         (bad_moment, "the optimizer state .* not finite .NaN or infinite.: exp_avg"),
@@ -318,7 +317,8 @@ def test_no_variable_of_the_environment_leaves_the_machine(tiny_run, tmp_path, m
     config.write_text(text, encoding="utf-8")
     with open(tmp_path / "run" / "command.txt", "a", encoding="utf-8") as file:
         file.write("python -m diffusion_lit.train " + " ".join(TINY) + " 'name=${oc.env:MY_SECRET}'\n")
-    run("train", "resume=run", "max_steps=4", cwd=tmp_path)
+    run("train", "resume=run", "max_steps=6", cwd=tmp_path)
+    assert "name: digits" in config.read_text(encoding="utf-8")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"open sesame" in path.read_bytes()]
 
 
