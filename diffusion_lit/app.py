@@ -32,7 +32,7 @@ def check_app(config: DictConfig) -> None:
 
 
 def app(config: DictConfig) -> None:
-    """Serve the page until Ctrl-C. Visitors can read only files that the page generated."""
+    """Serve the page until Ctrl-C. Visitors can read only files that the page generated, and write none."""
     from diffusion_lit.runs.load import load_requested_model
     from diffusion_lit.web.session import ImageSession, load_training_images
 
@@ -41,6 +41,9 @@ def app(config: DictConfig) -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         os.chdir(home)  # gradio serves files of the working directory
+        from starlette.middleware import Middleware
+
+        from diffusion_lit.web.guard import LocalRequestsOnly
         from diffusion_lit.web.interface import build_page  # gradio reads the environment on import
 
         page = build_page(session, model, Path(home))
@@ -48,7 +51,7 @@ def app(config: DictConfig) -> None:
             _, address, _ = page.launch(
                 server_name="127.0.0.1", server_port=config.port or None, share=False, quiet=True, inbrowser=False,
                 prevent_thread_lock=True, allowed_paths=[], max_file_size="1mb", show_error=False, css=CSS,
-                footer_links=[], run_history=False,
+                footer_links=[], run_history=False, app_kwargs={"middleware": [Middleware(LocalRequestsOnly)]},
             )  # fmt: skip
         except OSError as error:
             raise UserError(Exit.OUTPUT, f"port={config.port}: {error}. port=0 takes any free port") from None

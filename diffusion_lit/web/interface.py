@@ -1,8 +1,7 @@
 """The gradio page of `diffusion_lit.app` and the files that a visitor can download."""
 
-import shutil
 import tempfile
-from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
@@ -13,7 +12,7 @@ from diffusion_lit.system.errors import UserError
 from diffusion_lit.web.session import ALL, MAX_IMAGES, MAX_SCALE, ImageSession, Request, Result
 
 MAX_QUEUE = 8  # waiting visitors; one is served at a time
-MAX_DOWNLOADS = 64  # results whose files are kept
+MAX_FILES = 256 * 2**20  # bytes of generated files that are kept, the newest
 
 
 def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blocks:
@@ -24,24 +23,26 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         model: its model.
         home: folder for the files that a visitor can download.
     """
-    sampler, folders, steps = model.config["sampler"], deque(), session.max_steps
+    sampler, steps = model.config["sampler"], session.max_steps
 
     def generate(label, count, seed, sampler_name, steps, scale, progress=gr.Progress()):  # noqa: B008
         def on_step(done: int, total: int) -> None:
             progress((done, total), desc="denoising", unit="steps")
 
+        remove_oldest_files(home)
         try:
             request = Request(label, to_int(count), to_int(seed), sampler_name, to_int(steps), scale)
             result = session.generate(request, on_step)
         except (ValueError, UserError) as error:
             raise gr.Error(str(error), print_exception=False) from None
-        png, gif = write_files(result, home, folders)
+        png, gif = write_files(result, home)
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
         downloads = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
         return result.frames[-1], slider, result.frames, session.find_neighbors(result.images), *downloads
 
     def select_frame(frames, k):
+        remove_oldest_files(home)
         return frames[min(to_int(k), len(frames) - 1)] if frames else None
 
     with gr.Blocks(title=str(model.config["name"]), analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -76,15 +77,30 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
-def write_files(result: Result, home: Path, folders: deque) -> tuple[str, str]:
-    """Write images.png and denoising.gif into a new folder, remove the oldest folders and return both paths."""
+def write_files(result: Result, home: Path) -> tuple[str, str]:
+    """Write images.png and denoising.gif into a new folder, and return both paths."""
     folder = Path(tempfile.mkdtemp(dir=home))
-    folders.append(folder)
-    while len(folders) > MAX_DOWNLOADS:
-        shutil.rmtree(folders.popleft(), ignore_errors=True)
     result.frames[-1].save(folder / "images.png")
     save_gif(result.frames, folder / "denoising.gif")
     return str(folder / "images.png"), str(folder / "denoising.gif")
+
+
+def remove_oldest_files(home: Path, limit: int = MAX_FILES) -> None:
+    """Remove the oldest files of a folder, those of gradio's cache included, until they have at most `limit` bytes."""
+    files = []
+    for path in home.rglob("*"):
+        with suppress(OSError):  # gradio removes files too
+            state = path.lstat()
+            if not path.is_dir():
+                files.append((state.st_mtime_ns, state.st_size, path))
+    excess = sum(size for _, size, _ in files) - limit
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            return
+        excess -= size
+        with suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()  # if it is empty now
 
 
 def to_int(value: object) -> object:

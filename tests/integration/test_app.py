@@ -1,6 +1,8 @@
 """`python -m diffusion_lit.app`: what it makes, what it refuses, and the page in a real browser."""
 
+import http.client
 import json
+import os
 import shutil
 import urllib.error
 import urllib.parse
@@ -146,6 +148,80 @@ def test_bad_values_of_a_program_are_refused_and_the_page_goes_on(address, value
     assert "event: error" in events
     assert "event: complete" not in events
     assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1)
+
+
+def answer(address: str, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, str]:
+    """Status and text of a request with exactly these headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(address.rpartition(":")[2]), timeout=20)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders(body or None)
+    reply = connection.getresponse()
+    return reply.status, reply.read().decode(errors="replace")
+
+
+def test_only_a_browser_of_this_machine_that_has_the_page_open_is_answered(address):
+    port = address.rpartition(":")[2]
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost", "LOCALHOST:9000"):
+        assert answer(address, "/config", Host=host)[0] == 200, host
+        assert answer(address, "/config", Host=host, Origin=f"http://{host}")[0] == 200, host
+    foreign = ["evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "", "localhost.", "[::1"]
+    for host in (*foreign, "0.0.0.0", "127.0.0.1@evil.example", "evil.example#localhost", "192.168.0.1"):
+        status, text = answer(address, "/config", Host=host)
+        assert (status, "Host must be" in text) == (403, True), host
+    assert answer(address, "/config")[0] in (400, 403)  # without a Host
+    host = f"localhost:{port}"
+    for origin in (
+        "http://evil.example",
+        "null",
+        f"http://127.0.0.1:{port}",
+        "http://localhost:1",
+        "http://localhost",
+        "file://",
+    ):
+        assert answer(address, "/config", Host=host, Origin=origin)[0] == 403, origin
+        join = {"Host": host, "Origin": origin, "Content_Length": "2", "Content_Type": "application/json"}
+        assert answer(address, "/gradio_api/queue/join", "POST", b"{}", **join)[0] == 403, origin
+
+
+def test_nothing_can_be_written_to_this_machine(address):
+    host, mark = address.removeprefix("http://"), "--x"
+    body = (f'{mark}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + "x" * 900).encode()
+    body += f"\r\n{mark}--\r\n".encode()
+    form = {"Host": host, "Content_Length": str(len(body)), "Content_Type": f"multipart/form-data; boundary={mark[2:]}"}
+    paths = [
+        "upload",
+        "upload?upload_id=1",
+        "component_server",
+        "run/generate",
+        "stream/1",
+        "call/generate/../../upload",
+    ]
+    for path in ("/upload", "/login", *[f"/gradio_api/{path}" for path in paths]):
+        status, text = answer(address, path, "POST", body, **form)
+        assert (status, "takes no files" in text) == (403, True), path
+    assert answer(address, "/gradio_api/deep_link?session_hash=x", Host=host)[0] == 403
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert answer(address, "/gradio_api/upload", method, body, **form)[0] == 403
+    for size in ({}, {"Content_Length": str(2**20)}, {"Content_Length": "-1"}, {"Transfer_Encoding": "chunked"}):
+        assert answer(address, "/gradio_api/call/generate", "POST", Host=host, **size)[0] in (400, 403), size
+    assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1)
+
+
+def test_the_oldest_files_are_removed(tmp_path):
+    pytest.importorskip("gradio")
+    from diffusion_lit.web.interface import remove_oldest_files
+
+    for k in range(6):
+        (tmp_path / str(k)).mkdir()
+        (tmp_path / str(k) / "a.png").write_bytes(b"x" * 100)
+        os.utime(tmp_path / str(k) / "a.png", (k, k))
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    remove_oldest_files(tmp_path, 300)
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.png")) == ["3", "4", "5"]
+    remove_oldest_files(tmp_path, 0)
+    assert list(tmp_path.rglob("*.png")) == []
 
 
 # ------------------------------------------------------------------------------------------ the browser

@@ -103,6 +103,7 @@ def unlabelled_run(sprites_run, tmp_path):
     copy = shutil.copytree(sprites_run, tmp_path / "unlabelled", symlinks=True)
     config = stored_config.read_model_config(copy)
     config["data"] |= {"class_names": [], "num_classes": 0}
+    config["model"]["num_classes"] = 0
     OmegaConf.save(config, copy / "config.yaml")
     return copy
 
