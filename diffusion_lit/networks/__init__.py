@@ -3,7 +3,7 @@
 - `unet`: diffusers' UNet2DModel, with few or with all arguments, or pretrained
 - `simple_unet`, `context_unet`, `dit`: one network each
 - `class_embedding`, `checks`: what they share
-- `network_size`: the memory of a network, before it is built
+- `network_memory`: the memory of a network, before it is built
 
 x_t are noisy images (B, C, H, W), t is `Process.time_input` (B,), y is what a `Condition` returns.
 The output has the shape of x_t. A constructor raises ValueError for arguments that do not fit

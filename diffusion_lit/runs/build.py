@@ -14,7 +14,7 @@ from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.processes import PROCESSES
 from diffusion_lit.imaging.sizes import height_width
-from diffusion_lit.networks.network_size import count_bytes
+from diffusion_lit.networks.network_memory import count_bytes
 from diffusion_lit.sampling.guidance import GuidanceInterval, add_autoguidance, add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 from diffusion_lit.system.errors import Exit, UserError
