@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli import summary
 from diffusion_lit.cli.sweep import Task, plan_sweep, run_sweep
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
-from diffusion_lit.config.groups import CONF
+from diffusion_lit.config.foreign_flags import answer_flags
+from diffusion_lit.config.groups import CONF, list_keys
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.config.reference import render_help
 from diffusion_lit.config.secrets import refuse_secrets
@@ -53,6 +54,10 @@ def launch(
     overrides, sweep, configs = unknown_flags + args.overrides, None, []
     with report_errors():
         refuse_secrets(sys.argv[1:])
+        if unknown_flags:
+            arguments = [text for text in sys.argv[1:] if text in (*unknown_flags, *args.overrides)]
+            if answer := answer_flags(config_name, arguments, unknown_flags, list_keys(config_name)):
+                raise UserError(Exit.CONFIG, answer)
         if not (args.hydra_help or args.info or args.shell_completion):
             trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
             overrides = _prepare(config_name, prepare, overrides, args.config_dir)

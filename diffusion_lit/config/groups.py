@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.config.schema import Key, read_group_keys
+from diffusion_lit.config.schema import Key, read_group_keys, read_keys
 from diffusion_lit.system.errors import Exit, UserError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -48,3 +48,12 @@ def list_option_keys(group: str, name: str, folders: Sequence[Path] = (CONF,)) -
     files = [folder / group / f"{name}.yaml" for folder in folders]
     file = next(file for file in files if file.exists())
     return read_group_keys(file, sorted((CONF / group).glob("*.yaml")))
+
+
+def list_keys(config_name: str) -> list[str]:
+    """Return the keys of a command and those of all choices of its config groups, dotted."""
+    keys = list(read_keys(CONF / f"{config_name}.yaml"))
+    for group, names in list_groups(config_name).items():
+        if group != "experiment":
+            keys += [group, *[f"{group}.{key}" for name in names for key in list_option_keys(group, name)]]
+    return list(dict.fromkeys(keys))
