@@ -12,7 +12,7 @@ SECTIONS = ("diffusers' train_unconditional.py", "denoising-diffusion-pytorch", 
 DOCS = (Path(__file__).parents[3] / "docs" / "coming_from.md").read_text(encoding="utf-8")
 KEYS = list_keys("train")
 CASES = {  # flags -> overrides
-    "--train_data_dir photos --resolution 256 --train_batch_size 16 --num_epochs 3 --output_dir x --mixed_precision bf16":
+    "--train_data_dir photos --resolution 256 --train_batch_size 16 --epochs 3 --output_dir x --mixed_precision=bf16":
         "data=image_folder data.root=photos data.image_size=256 global_batch_size=16 max_epochs=3 run_dir=x "
         "strategy.precision=bf16-mixed",
     "--outdir=runs --data=photos --cond=1 --arch=ddpmpp --batch=512 --duration=200 --lr=1e-3 --xflip=false --fp16":
