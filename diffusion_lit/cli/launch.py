@@ -54,10 +54,7 @@ def launch(
     overrides, sweep, configs = unknown_flags + args.overrides, None, []
     with report_errors():
         refuse_secrets(sys.argv[1:])
-        if unknown_flags:
-            arguments = [text for text in sys.argv[1:] if text in (*unknown_flags, *args.overrides)]
-            if answer := answer_flags(config_name, arguments, unknown_flags, list_keys(config_name)):
-                raise UserError(Exit.CONFIG, answer)
+        _answer_flags(config_name, unknown_flags, args.overrides)
         if not (args.hydra_help or args.info or args.shell_completion):
             trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
             overrides = _prepare(config_name, prepare, overrides, args.config_dir)
@@ -89,6 +86,13 @@ def launch(
             task(configs[0])
 
     start(run_job)()
+
+
+def _answer_flags(config_name: str, flags: list[str], others: list[str]) -> None:
+    """Raise UserError (exit 2) with the overrides that unknown flags stand for, if any are known."""
+    arguments = [text for text in sys.argv[1:] if text in (*flags, *others)]
+    if flags and (answer := answer_flags(config_name, arguments, flags, list_keys(config_name))):
+        raise UserError(Exit.CONFIG, answer)
 
 
 def _prepare(config_name: str, prepare: Prepare, overrides: list[str], config_dir: str | None) -> list[str]:
