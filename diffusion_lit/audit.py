@@ -44,6 +44,7 @@ def audit(config: DictConfig) -> None:
 
     from diffusion_lit.data.decoding import decoding_from_config
     from diffusion_lit.data.value_ranges import resolve_value_range
+    from diffusion_lit.inspection.exclude_list import find_excludable, write_exclude_list
     from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize_facts
     from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
     from diffusion_lit.system.console import progress_bar
@@ -71,8 +72,9 @@ def audit(config: DictConfig) -> None:
     model |= OmegaConf.to_container(composed.model, resolve=True)
     log.info("\n".join(format_findings(findings, config, model)))
     write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
+    write_exclude_list(out / "exclude.txt", find_excludable(facts, labels, split_names), splits, source)
     if findings["training_would_fail"]:
-        log.info("training would fail: repair or remove the broken images, then run\n%s", findings["command"])
+        log.info("training would fail: repair or leave out the broken images, then run\n%s", findings["command"])
         sys.exit(int(Exit.DATA))
     log.info(findings["command"])
 

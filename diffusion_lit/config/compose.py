@@ -28,6 +28,7 @@ from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, find_argument_faults, flatten
 from diffusion_lit.system.errors import Exit, UserError
 
+SELECTED_SOURCE = "diffusion_lit.data.sources.selection.SelectedSource"
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
 
 
@@ -167,21 +168,30 @@ def sampler_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[
 
 
 def build_source(data: dict) -> object:
-    """Return the data source of a `data` group.
+    """Return the data source of a `data` group, without the images of `data.exclude`.
 
-    Its class takes the keys that it names.
+    Its class takes the keys that it names. The `class_names` of a run decide the numbers of
+    its classes.
     """
-    source = locate(data.get("_target_"))
-    return build({key: data[key] for key in ("_target_", *inspect.signature(source).parameters) if key in data})
+    cls = locate(data.get("_target_"))
+    source = {key: data[key] for key in ("_target_", *inspect.signature(cls).parameters) if key in data}
+    selection = {key: data[key] for key in ("exclude", "class_names") if data.get(key) is not None}
+    return build({"_target_": SELECTED_SOURCE, "source": source} | selection if selection else source)
 
 
-def resolve_data(config: DictConfig) -> tuple[dict, object]:
+def resolve_data(config: DictConfig, class_names: Sequence[str] | None = None) -> tuple[dict, object]:
     """Return the resolved configuration with the classes of its data, and the data source.
 
+    Args:
+        config: of a run.
+        class_names: the classes of the run to resume, in its order.
+
     Raises:
-        UserError: exit 3 if `data.num_classes` is another number.
+        UserError: exit 3 if `data.num_classes` is another number; exit 4 if the data has
+            classes that the run to resume lacks.
     """
-    source = build_source(OmegaConf.to_container(config.data, resolve=True))
+    data = OmegaConf.to_container(config.data, resolve=True)
+    source = build_source(data | ({} if class_names is None else {"class_names": class_names}))
     configured, count = config.data.num_classes, len(source.class_names)
     if configured is not None and configured != count:
         raise UserError(Exit.DATA, f"data.num_classes={configured}, but the source has {count or 'no'} classes")

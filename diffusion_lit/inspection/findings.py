@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_lit.config.network_size import count_levels, describe_levels, find_size_faults
 from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.imaging.sizes import format_size, height_width
+from diffusion_lit.inspection.exclude_list import is_contradictory
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 from diffusion_lit.system.console import join_names
 
@@ -55,6 +56,11 @@ def summarize_facts(
             for k, name in enumerate(data["class_names"])
         },
         "duplicates": [[names[k] for k in group] for group in duplicates],
+        "contradictions": [
+            {names[k]: data["class_names"][labels[k]] for k in group}
+            for group in duplicates
+            if is_contradictory(group, labels)
+        ],
         "near_duplicates": [[names[k] for k in group] for group in near],
         "leaks": _find_leaks(duplicates, splits, names),
         "near_leaks": _find_leaks(near, splits, names),
@@ -195,6 +201,7 @@ def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
         *_format_classes(findings["classes"]),
         ("", _describe_images(untrained, "without training images")),
         ("equal", _describe_groups(findings["duplicates"])),
+        ("labels", _describe_contradictions(findings["contradictions"])),
         ("near", _describe_groups(findings["near_duplicates"])),
         ("leaks", _describe_images(findings["leaks"], "validation images are in training")),
         ("leaks", _describe_images(findings["near_leaks"], "validation images have near duplicates in training")),
@@ -241,6 +248,16 @@ def _describe_groups(groups: list[list[str]]) -> str:
         return ""
     plural = "s" * (len(groups) > 1)
     return f"{sum(map(len, groups)):,} images in {len(groups):,} group{plural}: {join_names(groups[0], MAX_NAMES)}"
+
+
+def _describe_contradictions(groups: list[dict[str, str]]) -> str:
+    if not groups:
+        return ""
+    plural, names = "s" * (len(groups) > 1), [f"{name} ({label})" for name, label in groups[0].items()]
+    verb = "carry" if plural else "carries"
+    return (
+        f"{len(groups):,} group{plural} of equal images {verb} different class labels: {join_names(names, MAX_NAMES)}"
+    )
 
 
 def _format_classes(classes: dict[str, dict[str, int]]) -> list[tuple[str, str]]:

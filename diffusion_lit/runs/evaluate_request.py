@@ -62,8 +62,8 @@ def check_evaluation(config: DictConfig) -> None:
         fault = "data.streaming=every_epoch keeps no training images"
         faults.append(f"{fault}: add reference_data=<a folder, .npy, .npz, .csv or .tsv> with enough of them")
     else:
-        source = build_source(data)
-        if list(source.class_names) != data["class_names"]:
+        source = build_source({key: value for key, value in data.items() if key != "class_names"})
+        if sorted(source.class_names) != sorted(data["class_names"]):
             names = format_value(list(source.class_names))
             faults.append(f"reference_data={config.reference_data}: its classes are {names}, not the model's")
         if config.reference_split == "val" and "val" not in source.splits() and not data["val_fraction"]:
@@ -75,7 +75,7 @@ def make_reference_config(config: DictConfig, data: dict) -> dict:
     """Return the `data` group of the run, or that of `reference_data`, decoded alike."""
     if config.reference_data is None:
         return data
-    source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none"}
+    source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none", "exclude": None}
     return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 

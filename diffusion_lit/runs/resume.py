@@ -11,11 +11,11 @@ from diffusion_lit.system.errors import Exit, UserError
 CHANGEABLE = {
     "run_dir", "resume", "accept", "max_steps", "max_epochs", "log_every", "val_every", "sample_every",
     "checkpoint_every", "metrics_every", "metrics", "keep_checkpoints", "max_skipped_steps", "guidance_scale",
-    "guidance_interval", "guidance_rescale", "logger", "sampler", "name",
-    "strategy.name", "strategy.accelerator", "strategy.devices", "strategy.num_nodes", "strategy.accumulate",
-    "strategy.compile", "data.root", "data.cache_dir", "data.classifier_images", "data.render", "metric", "plan",
-    "callbacks", "trainer.fast_dev_run", "trainer.limit_val_batches", "trainer.max_time", "trainer.deterministic",
-    "trainer.benchmark", "trainer.detect_anomaly", "trainer.profiler",
+    "guidance_interval", "guidance_rescale", "logger", "sampler", "name", "strategy.name", "strategy.accelerator",
+    "strategy.devices", "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.exclude",
+    "data.cache_dir", "data.classifier_images", "data.render", "metric", "plan", "callbacks", "trainer.fast_dev_run",
+    "trainer.limit_val_batches", "trainer.max_time", "trainer.deterministic", "trainer.benchmark",
+    "trainer.detect_anomaly", "trainer.profiler",
 }  # fmt: skip
 
 

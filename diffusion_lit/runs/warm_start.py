@@ -34,9 +34,10 @@ def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
     The configuration includes what follows from the data and from a pretrained network, and
     of a resumed run the range of values that it found.
     """
-    resolved, source = resolve_data(config)
-    if resolved.get("resume") and resolved["data"].get("value_range") == "auto":
-        resolved["data"]["value_range"] = read_run_config(Path(resolved["resume"]))["data"]["value_range"]
+    stored = read_run_config(Path(config.resume))["data"] if config.get("resume") else {}
+    resolved, source = resolve_data(config, stored.get("class_names"))
+    if stored and resolved["data"].get("value_range") == "auto":
+        resolved["data"]["value_range"] = stored["value_range"]
     return resolve_architecture(resolved), source
 
 

@@ -89,6 +89,10 @@ def test_the_numbers_are_exact(every_fault):
         "resized": {"unchanged": 16, "enlarged": 1, "shrunk": 1, "not_square": 1},
         "classes": {"cat": {"train": 6, "val": 0}, "dog": {"train": 11, "val": 3}},
         "duplicates": [[f"{cat}/0.png", f"{dog}/twin.png"], [f"{cat}/2.png", f"{val}/leak.png"]],
+        "contradictions": [
+            {f"{cat}/0.png": "cat", f"{dog}/twin.png": "dog"},
+            {f"{cat}/2.png": "cat", f"{val}/leak.png": "dog"},
+        ],
         "near_duplicates": [[f"{cat}/1.png", f"{dog}/nearly.png"], [f"{cat}/3.png", f"{val}/near_leak.png"]],
         "leaks": [f"{val}/leak.png"],
         "near_leaks": [f"{val}/near_leak.png"],
@@ -112,10 +116,12 @@ def test_what_is_printed_says_the_same(every_fault):
         "alpha      1 use it (hard edges), 1 are opaque, 1 fully transparent, 15 have none",
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits\n           3 levels from 32x32 to 8x8, attention at 8x8",
+        "labels     2 groups of equal images carry different class labels: in/train/cat/0.png (cat), in/train/",
+        "exclude    2 broken, 4 equal images of different classes: listed in audit/exclude.txt. Add data.exclude=audit/",
         "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
         "leaks      1 validation images are in training: in/val/dog/leak.png",
         "leaks      1 validation images have near duplicates in training: in/val/dog/near_leak.png",
-        "training would fail: repair or remove the broken images",
+        "training would fail: repair or leave out the broken images, then run",
     ):
         assert text in printed, text
     assert printed.splitlines()[-1] == "python -m diffusion_lit.train data=image_folder data.root=in"
@@ -130,7 +136,9 @@ def test_the_sheets_show_what_the_network_gets(every_fault):
         tile = Decoding(32, 3)(here / path).transpose(1, 2, 0).repeat(2, 0).repeat(2, 1)
         windows = np.lib.stride_tricks.sliding_window_view(within, (64, 64, 3))[:, :, 0]
         assert (windows == tile).all(axis=(2, 3, 4)).any(), path
-    assert sorted(file.name for file in (here / "audit").iterdir()) == ["audit.json", "duplicates.png", "images.png"]
+    assert sorted(file.name for file in (here / "audit").iterdir()) == [
+        "audit.json", "duplicates.png", "exclude.txt", "images.png",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sides", "size"), [((16, 48), 48), ((40, 72), 40)])
