@@ -1,7 +1,6 @@
 """`python -m diffusion_lit.audit data=...`: inspect a data set before training on it."""
 
 import copy
-import json
 import logging
 import shlex
 import sys
@@ -44,6 +43,7 @@ def audit(config: DictConfig) -> None:
 
     from diffusion_lit.data.decoding import decoding_from_config
     from diffusion_lit.data.value_ranges import resolve_value_range
+    from diffusion_lit.inspection.audit_folder import write_audit
     from diffusion_lit.inspection.exclude_list import find_excludable, write_exclude_list
     from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize_facts
     from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
@@ -77,24 +77,6 @@ def audit(config: DictConfig) -> None:
         log.info("training would fail: repair or leave out the broken images, then run\n%s", findings["command"])
         sys.exit(int(Exit.DATA))
     log.info(findings["command"])
-
-
-def write_audit(out: Path, findings: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
-    """Write audit.json, and contact sheets of images as the network would see them."""
-    from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
-
-    (out / "audit.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
-    good = [k for k, fact in enumerate(facts) if fact.error is None]
-    sheets = {
-        "images.png": contact_sheet(splits, good, labels, decoding, class_names),
-        "duplicates.png": duplicate_sheet(splits, facts, findings, decoding),
-    }
-    for name, sheet in sheets.items():
-        (out / name).unlink(missing_ok=True)
-        if sheet:
-            sheet.save(out / name)
-    log.info("%-11s%s", "written", ", ".join(str(out / name) for name, sheet in sheets.items() if sheet))
-    log.info("%-11s%s", "", out / "audit.json")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_what_is_printed_says_the_same(every_fault):
         "to 32x32, bicubic: 1 enlarged, 1 shrunk, 16 unchanged, 1 center-cropped",
         "network    32 is a multiple of 4: fits\n           3 levels from 32x32 to 8x8, attention at 8x8",
         "labels     2 groups of equal images carry different class labels: in/train/cat/0.png (cat), in/train/",
-        "exclude    2 broken, 4 equal images of different classes: listed in audit/exclude.txt. Add data.exclude=audit/",
+        "exclude    2 broken, 4 equal images of different classes: listed in audit/exclude.txt. Add data.exclude=",
         "equal      4 images in 2 groups: in/train/cat/0.png, in/train/dog/twin.png",
         "leaks      1 validation images are in training: in/val/dog/leak.png",
         "leaks      1 validation images have near duplicates in training: in/val/dog/near_leak.png",
