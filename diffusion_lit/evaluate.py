@@ -71,8 +71,11 @@ def set_default(config: DictConfig, result: dict, reason: str) -> None:
 
 
 def log_to_wandb(run: Path, result: dict) -> None:
-    """Add the metrics to the W&B summary of the run, if it has one."""
-    if not (run / "wandb" / "run_id").exists():
+    """Add the metrics to the W&B summary of the run, if it is on a server.
+
+    Offline this would make another folder to upload for each evaluation.
+    """
+    if not any((run / "wandb").glob("run-*")):
         return
     from diffusion_lit.training.loggers.run_logger import make_logger
 
@@ -83,7 +86,7 @@ def log_to_wandb(run: Path, result: dict) -> None:
         log.warning("could not log to W&B: %s", error)
         return
     logger = make_logger(config["logger"])
-    logger.start(run, config, 0)  # offline this makes a second folder, which `wandb sync` merges
+    logger.start(run, config, 0)
     logger.log_result({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
     logger.finish(0)
     lock.release()

@@ -31,7 +31,8 @@ def proportion_interval(hits: Tensor) -> Estimate:
     n, share, z2 = len(hits), hits.double().mean().item(), 1.959964**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Estimate(share, max(0.0, center - half), min(1.0, center + half))
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return Estimate(share, min(low, share), max(high, share))  # rounding leaves 1e-17 of a 0
 
 
 def jackknife(estimate: float, left_out: list[float]) -> tuple[Estimate, float]:

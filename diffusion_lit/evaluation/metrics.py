@@ -64,12 +64,18 @@ class Reference:
     class_names: list[str]
 
 
-def make_reference(real: RealImages, name: str, class_names: list[str], limit: int | None = None) -> Reference:
-    """Return the reference of at most `limit` real images of each split, with the extractor of that name."""
+def make_reference(
+    real: RealImages, name: str, class_names: list[str], limit: int | None = None, with_classifier: bool = True
+) -> Reference:
+    """Return the reference of at most `limit` real images of each split, with the extractor of that name.
+
+    Other features than those of the classifier come with one as well, if there are classes and
+    `with_classifier`.
+    """
     extractor = features.FEATURE_EXTRACTORS[name](real)
-    classifier = extractor
-    if extractor.name != "classifier":
-        classifier = features.make_classifier(real) if class_names else None
+    classifier = extractor if name == "classifier" else None
+    if classifier is None and class_names and with_classifier:
+        classifier = features.make_classifier(real)
 
     def make_set(store: ImageStore) -> ImageSet:
         images, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
@@ -187,18 +193,20 @@ METRICS: dict[str, Callable[[Comparison], dict]] = {
 }
 
 
-def compute_per_class(c: Comparison) -> list[dict[str, object]]:
-    """Return a row for each class: number of images, class accuracy, and KID if there are 20 of both.
+def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy", "kid")) -> list[dict[str, object]]:
+    """Return a row for each class: number of images, and of the requested metrics class accuracy and KID.
 
-    KID has no bias at small numbers of images.
+    KID, which has no bias at small numbers of images, is left out where there are fewer than 20.
     """
-    is_correct, rows = _is_correct(c.reference.classifier, c.generated.images, c.generated.labels), []
+    rows, is_correct = [], None
+    if "class_accuracy" in requested:
+        is_correct = _is_correct(c.reference.classifier, c.generated.images, c.generated.labels)
     for label, name in enumerate(c.reference.class_names):
         generated, real = (torch.nonzero(images.labels == label)[:, 0] for images in (c.generated, c.real))
         row = {"class": name, "images": len(generated), "real_images": len(real)}
-        if len(generated):
+        if len(generated) and is_correct is not None:
             row |= proportion_interval(is_correct[generated]).entries("class_accuracy")
-        if min(len(generated), len(real)) >= MIN_CLASS_IMAGES:
+        if min(len(generated), len(real)) >= MIN_CLASS_IMAGES and "kid" in requested:
             row |= kernel_distance(c.generated.features[generated], c.real.features[real]).entries("kid")
         rows.append(row)
     return rows

@@ -16,6 +16,7 @@ from diffusion_lit.evaluation.features import RealImages, collect_real_images
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
 from diffusion_lit.runs.evaluate_request import make_reference_config
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
+from diffusion_lit.system.console import announce
 
 log = logging.getLogger("diffusion_lit.evaluate")
 WriteResult = Callable[[dict, metrics.Comparison], None]
@@ -35,8 +36,12 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     """Load the real images of a run and extract their features."""
     data, names = make_reference_config(config, model.config["data"]), model.class_names
     real = collect_real_images(*load_splits(build_source(data), data), data, model.device)
-    features = config.features or ("classifier" if names else "pixels")
-    reference = metrics.make_reference(real, features, names, config.reference_images)
+    is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
+    features = config.features or ("classifier" if is_classifier_needed else "pixels")
+    with announce(f"features ({features}) of the real images"):
+        reference = metrics.make_reference(
+            real, features, names, config.reference_images, "class_accuracy" in config.metrics
+        )
     labels = metrics.labels_in_proportion(reference.training.labels, config.num_images)
     return EvaluationTask(config, model, real, reference, labels)
 
@@ -45,7 +50,8 @@ def measure(task: EvaluationTask, write: WriteResult) -> dict:
     """Generate the images in this process, compute the metrics, `write` the result and return it."""
     seeds = image_seeds(task.config.seed, len(task.labels))
     images, nfe, seconds = generate_with_progress(task.model, task.labels, seeds)
-    comparison = metrics.Comparison(task.reference, images, task.labels, task.config.reference_split)
+    with announce("features of the generated images"):
+        comparison = metrics.Comparison(task.reference, images, task.labels, task.config.reference_split)
     result = make_result(task, comparison, {"nfe": nfe, "seconds": seconds})
     write(result, comparison)
     return result
@@ -98,9 +104,10 @@ def make_result(task: EvaluationTask, comparison: metrics.Comparison, facts: dic
     result |= {"train_overrides": sweeps.read_job_overrides(run)} | facts | {"num_images": len(comparison.generated)}
     for name in task.config.metrics:
         if reference.class_names or name not in NEEDS_CLASSES:
-            result |= metrics.METRICS[name](comparison)
-    if reference.class_names:
-        result["per_class"] = metrics.compute_per_class(comparison)
+            with announce(f"measuring {name}"):
+                result |= metrics.METRICS[name](comparison)
+    if reference.class_names and {"class_accuracy", "kid"} & set(task.config.metrics):
+        result["per_class"] = metrics.compute_per_class(comparison, task.config.metrics)
     extractor, data = reference.extractor, task.real.train.fingerprint
     result["settings"] = {
         "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},

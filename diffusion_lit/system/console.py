@@ -2,13 +2,14 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
-FIRST_LINE, LATER_LINES = 10, 60  # seconds between log lines of a progress bar
+FIRST_LINE, LATER_LINES = 10, 30  # seconds between log lines of a progress bar
 
 
 class ConsoleHandler(logging.Handler):
@@ -79,7 +80,7 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
     """Return a rich progress bar with description, count and time left.
 
     Where standard output is not a terminal, it logs a line after ten seconds and then
-    every minute instead.
+    every half a minute instead, also while a single step takes longer.
 
     Args:
         unit: what is counted.
@@ -92,16 +93,34 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
     console = rich.get_console()
 
     class Bar(progress.Progress):
-        next_line = time.monotonic() + FIRST_LINE
+        is_over: threading.Event | None = None
+        next_line = 0.0
+
+        def start(self) -> None:
+            super().start()
+            if self.disable and visible and self.is_over is None:
+                self.is_over, self.next_line = threading.Event(), time.monotonic() + FIRST_LINE
+                threading.Thread(target=self.watch, args=[self.is_over], daemon=True).start()
+
+        def stop(self) -> None:
+            super().stop()
+            if self.is_over:
+                self.is_over.set()
+                self.is_over = None
+
+        def watch(self, is_over: threading.Event) -> None:  # a single step may take minutes
+            while not is_over.wait(1):
+                self.log_if_due()
 
         def advance(self, task_id, advance: float = 1) -> None:
             super().advance(task_id, advance)
-            if self.disable and visible and time.monotonic() > self.next_line:
+            if self.is_over:
+                self.log_if_due()
+
+        def log_if_due(self) -> None:
+            if time.monotonic() > self.next_line and self.tasks:
                 self.next_line = time.monotonic() + LATER_LINES
-                task = next(task for task in self.tasks if task.id == task_id)
-                total = "" if task.total is None else f"/{task.total:g}"
-                left = "" if task.time_remaining is None else f" | about {format_duration(task.time_remaining)} left"
-                log.info("%s %g%s%s", task.fields.get("unit", unit), task.completed, total, left)
+                log.info(format_progress(self.tasks[-1], unit))
 
     return Bar(
         progress.TextColumn(unit),
@@ -115,6 +134,23 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
         disable=not (visible and console.is_terminal),
         transient=transient,
     )
+
+
+def format_progress(task, unit: str) -> str:
+    """Return a rich task as a log line: what is counted, how far it is, its description, the time left."""
+    total = "" if task.total is None else f"/{task.total:g}"
+    counted = f" {task.completed:g}{total}" if task.completed or total else ""
+    elapsed, left = task.elapsed or 0, task.time_remaining
+    ends = f"{format_duration(elapsed)} so far" if left is None else f"about {format_duration(left)} left"
+    return " | ".join(filter(None, [f"{task.fields.get('unit', unit)}{counted}", task.description, ends]))
+
+
+@contextmanager
+def announce(work: str) -> Iterator[None]:
+    """Show that work of unknown length goes on: a bar on a terminal, else a log line every half a minute."""
+    with progress_bar(work, transient=True) as bar:
+        bar.add_task("", total=None)
+        yield
 
 
 def format_duration(seconds: float) -> str:

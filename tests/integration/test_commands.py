@@ -1,6 +1,7 @@
 """The commands as a shell runs them: pipes, strange paths, keys pressed twice."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -104,7 +105,13 @@ def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch, caplog):
         task = bar.add_task("", total=50)
         for _ in range(50):
             bar.advance(task)
-    assert [line.partition(",")[0] for line in caplog.messages] == ["sampling 1/50"]  # the next one in a minute
+    assert [line.partition(" |")[0] for line in caplog.messages] == ["sampling 1/50"]  # the next one in 30 seconds
+    caplog.clear()
+    monkeypatch.setattr(console, "LATER_LINES", 0)
+    with caplog.at_level("INFO"), console.announce("measuring fd"):  # a step that takes long
+        time.sleep(2.5)
+    assert len(caplog.messages) == 2
+    assert re.fullmatch(r"measuring fd \| \d\.\d s so far", caplog.messages[0]), caplog.messages
     assert [console.format_duration(seconds) for seconds in (7, 119, 120, 7140, 7200, 172800, 864000)] == [
         "7.0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 days 0 h", "10 days",
     ]  # fmt: skip

@@ -235,9 +235,23 @@ def test_every_number_says_what_it_is_of(tiny_run, tmp_path):
         assert word in printed
     assert "FD " in printed
     assert "FID" not in printed
-    last = offline_runs(tiny_run)[-1]
-    assert last.run.run_id == (tiny_run / "wandb" / "run_id").read_text()
-    assert last.summary["evaluation/fd"] == result["fd"]
+    (training,) = offline_runs(tiny_run)  # evaluations open no run of their own
+    assert training.run.run_id == (tiny_run / "wandb" / "run_id").read_text()
+
+
+def test_only_what_is_requested_is_computed(tiny_run, tmp_path):
+    no_classifier = "import diffusion_lit.evaluation.features as features; features.Classifier = None"
+    cases = [(["metrics=[fd,colors]", "features=pixels"], False), (["metrics=[colors]"], False)]
+    cases += [(["metrics=[kid]", "features=pixels"], True)]
+    for k, (words, has_classes) in enumerate(cases):
+        words = [f"run={tiny_run}", "num_images=300", "sampler.steps=1", f"out=out{k}", *words]
+        printed = run("evaluate", *words, cwd=tmp_path, prelude=no_classifier)
+        assert "accuracy" not in printed
+        result = json.loads((tmp_path / f"out{k}" / "result.json").read_text())
+        assert result["settings"]["features"]["name"] == "pixels"
+        assert not any("class_accuracy" in key for key in result)
+        assert ("per_class" in result) == has_classes
+        assert all("class_accuracy" not in row and "kid" in row for row in result.get("per_class", []))
 
 
 def test_settings_are_compared_and_the_best_becomes_the_default(tiny_run, tmp_path):

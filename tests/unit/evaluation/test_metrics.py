@@ -5,6 +5,7 @@ import torch
 
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.evaluation.features import FeatureExtractor
+from diffusion_lit.evaluation.intervals import proportion_interval
 from diffusion_lit.evaluation.metrics import METRICS, Comparison, ImageSet, Reference
 from diffusion_lit.evaluation.results import format_evaluation
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
@@ -65,3 +66,10 @@ def test_every_metric_is_printed_with_what_real_images_score():
 def test_labels_are_distinct_and_the_direction_of_every_column_is_known():
     assert len({column.label for column in COLUMNS.values()}) == len(COLUMNS)
     assert {name for name in COLUMNS if name in HIGHER_IS_BETTER} == BETTER
+
+
+def test_the_bounds_of_a_share_are_around_it():
+    for n in range(1, 200):
+        for hits in {0, 1, n // 2, n - 1, n}:
+            value, low, high = proportion_interval(torch.arange(n) < hits)
+            assert 0 <= low <= value <= high <= 1, (n, hits)
