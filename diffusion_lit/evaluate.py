@@ -71,11 +71,8 @@ def set_default(config: DictConfig, result: dict, reason: str) -> None:
 
 
 def log_to_wandb(run: Path, result: dict) -> None:
-    """Add the metrics to the W&B summary of the run, if it is on a server.
-
-    Offline this would make another folder to upload for each evaluation.
-    """
-    if not any((run / "wandb").glob("run-*")):
+    """Add the metrics to the W&B summary of the run, if it is on a server."""
+    if not any((run / "wandb").glob("run-*")):  # offline each evaluation would make another folder to upload
         return
     from diffusion_lit.training.loggers.run_logger import make_logger
 
