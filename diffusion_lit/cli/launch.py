@@ -2,7 +2,9 @@
 
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
-from diffusion_lit.cli.sweep import Task, plan_sweep, run_sweep
+from diffusion_lit.cli.hydra_flags import check_flags, render_config, start_hydra
+from diffusion_lit.cli.sweep import Sweep, Task, plan_sweep, run_sweep
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.foreign_flags import answer_flags
 from diffusion_lit.config.groups import CONF, list_keys
@@ -47,26 +50,26 @@ def launch(
         trial: see `is_trial`.
     """
     PENDING_SIGNALS.clear()
+    console.accept_any_text()
     args, unknown_flags = get_args_parser().parse_known_intermixed_args()
     if args.help:
-        print(render_help(config_name, args.overrides))
+        console.print_text(render_help(config_name, args.overrides))
         return
-    overrides, sweep, configs = unknown_flags + args.overrides, None, []
+    is_query = bool(args.cfg or args.info or args.hydra_help or args.shell_completion)
     with report_errors():
         refuse_secrets(sys.argv[1:])
+        check_flags(args)
         _answer_flags(config_name, unknown_flags, args.overrides)
-        if not (args.hydra_help or args.info or args.shell_completion):
+        overrides, sweep, configs = unknown_flags + args.overrides, None, []
+        if args.cfg or not is_query:
             trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
             overrides = _prepare(config_name, prepare, overrides, args.config_dir)
-            multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
-            configs = compose_configs(config_name, overrides, args.config_dir, not args.cfg, multirun)
-            if multirun and not args.cfg:
-                sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
-                overrides = [*overrides, format_override("hydra.sweep.dir", sweep.folder)]
+            overrides, sweep, configs = _compose(config_name, overrides, args)
             for config in configs if not args.cfg else []:
                 check(config)
-    if args.cfg == "job" and not args.package:  # ours, for Hydra's has keys that the choices drop
-        print(OmegaConf.to_yaml(configs[0], resolve=args.resolve), end="")
+    if args.cfg == "job":  # ours, for Hydra's has keys that the choices drop
+        with report_errors():
+            console.print_text(render_config(configs[0], args.package, args.resolve).rstrip())
         return
     threading.excepthook = console.log_thread_exception
     if configs and not args.cfg and is_trial(configs[0]):
@@ -76,7 +79,7 @@ def launch(
             trial(configs[0])
         return
     sys.argv[1:] = [*overrides, *[argument for argument in sys.argv[1:] if argument not in args.overrides]]
-    start = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    start = partial(start_hydra, hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name))
     if sweep:
         job = partial(_run_sweep_job, task, config_name, args.config_dir)
         sys.exit(run_sweep(start, job, sweep, lambda _: summarize(sweep.folder, configs[0])))
@@ -85,7 +88,18 @@ def launch(
         with report_errors():
             task(configs[0])
 
-    start(run_job)()
+    with console.ignore_closed_pipe() if is_query else nullcontext():
+        start(run_job)()
+
+
+def _compose(config_name: str, overrides: list[str], args: Namespace) -> tuple[list[str], Sweep | None, list]:
+    """Return the overrides that Hydra runs, the planned sweep if there is one, and the checked configurations."""
+    is_sweep = args.multirun or "hydra.mode=MULTIRUN" in overrides
+    configs = compose_configs(config_name, overrides, args.config_dir, not args.cfg, is_sweep)
+    if not is_sweep or args.cfg:
+        return overrides, None, configs
+    sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
+    return [*overrides, format_override("hydra.sweep.dir", sweep.folder)], sweep, configs
 
 
 def _answer_flags(config_name: str, flags: list[str], others: list[str]) -> None:

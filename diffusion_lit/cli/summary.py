@@ -96,13 +96,14 @@ def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequen
 
 def print_lines(*lines) -> None:
     """Print lines and rich tables, without cutting them where standard output is no terminal."""
-    import rich
     from rich.console import Console
 
-    console = rich.get_console() if rich.get_console().is_terminal else Console(width=1000)
+    console = Console(markup=False, emoji=False, highlight=False)  # cells of tables are text of users as well
+    if not console.is_terminal:
+        console.width = 1000
     with suppress(BrokenPipeError, SystemExit):  # `| head` closed the pipe
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
+            console.print(line, soft_wrap=isinstance(line, str))
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def compose_configs(
                     faults += find_argument_faults(config, choices)
                 if "diffusion" in config:
                     faults += sampler_faults(config.sampler, config.diffusion, choices.chosen["sampler"], folders)
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, AssertionError) as error:
             faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
             if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
                 faults.append('joblib, submitit and optuna are plugins: pip install "diffusion_lit[sweeps]"')
@@ -109,12 +109,16 @@ def _list_folders(config_dir: str | None) -> list[Path]:
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
         raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: no such folder")
-    names = [file.relative_to(folder) for file in sorted(folder.glob("*/*.yaml"))]
+    try:
+        files = [file for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml") for file in sorted(folder.glob(pattern))]
+    except OSError as error:
+        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: cannot be searched: {error}") from None
+    names = [file.relative_to(folder) for file in files]
     hidden = [str(name) for name in names if (CONF / name).exists()]  # Hydra would read ours instead
     if hidden:
         raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
     CONFIG_DIR[:] = ["--config-dir", config_dir]
-    for file in folder.glob("**/*.yaml"):
+    for file in files:
         with suppress(OSError, UnicodeDecodeError, YAMLError):  # reported if the file is chosen
             trust(safe_load(file.read_text(encoding="utf-8")))
     return [CONF, folder]
@@ -197,5 +201,7 @@ def resolve_data(config: DictConfig, class_names: Sequence[str] | None = None) -
         raise UserError(Exit.DATA, f"data.num_classes={configured}, but the source has {count or 'no'} classes")
     config = copy.deepcopy(config)
     with open_dict(config):
-        config.data.num_classes, config.data.class_names = count, list(source.class_names)
-    return OmegaConf.to_container(config, resolve=True), source
+        config.data.num_classes = count  # the network's follows it
+    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved["data"]["class_names"] = list(source.class_names)  # after resolving: a class may be named ${x}
+    return resolved, source

@@ -4,8 +4,18 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from diffusion_lit.config.metric_columns import METRIC_COLUMNS
+from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
+
+RUN_METRICS = ("val/loss", "val/loss_raw", "val/error", *COLUMNS, "class_accuracy_real", "images_per_second", "seconds")
+LIMITS = {  # key -> largest value that any machine can serve
+    "global_batch_size": 1_000_000, "sampler.batch_size": 1_000_000, "strategy.devices": 10_000,
+    "strategy.num_nodes": 10_000, "data.image_size": 16_384, "data.num_classes": 1_000_000, "data.random_crop": 16_384,
+    "diffusion.num_train_timesteps": 1_000_000, "model.layers_per_block": 1_000, "model.depth": 1_000,
+    "lr_schedule.cycles": 1_000_000, "metrics_images": 10_000_000, "num_images": 100_000_000,
+    "images_per_class": 100_000_000, "reference_images": 100_000_000, "repaint_repeats": 10_000, "shards": 100_000,
+    "columns": 1_000, "grids": 10_000, "largest": 16_384,
+}  # fmt: skip
 
 
 def find_conflicts(values: dict[str, object]) -> list[str]:
@@ -20,6 +30,20 @@ def find_conflicts(values: dict[str, object]) -> list[str]:
         with suppress(KeyError):
             faults += check(values)
     return faults
+
+
+def check_limits(v: dict) -> Iterator[str]:
+    """Refuse numbers that fit no memory or disk."""
+    for key in [key for key in LIMITS if key in v]:
+        numbers = v[key] if isinstance(v[key], list) else [v[key]]
+        if any(isinstance(number, int) and number > LIMITS[key] for number in numbers):
+            yield f"{key}={format_value(v[key])}: too large, at most {LIMITS[key]} is possible"
+
+
+def check_metric(v: dict) -> Iterator[str]:
+    """Refuse a metric that no run has."""
+    if v["metric"] not in RUN_METRICS and not v["metric"].startswith("val/"):
+        yield f"metric={v['metric']}: no such number in result.json. Use one of {', '.join(RUN_METRICS)}"
 
 
 def check_prediction_type(v: dict) -> Iterator[str]:
@@ -225,6 +249,7 @@ def check_skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
+    check_limits, check_metric,
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,

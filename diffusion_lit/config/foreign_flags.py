@@ -9,6 +9,7 @@ PRECISIONS = {"no": "32-true", "none": "32-true", "fp32": "32-true", "fp16": "16
 OBJECTIVES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
 SCHEDULES = {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine_restarts"}
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z][\w./@]*=")
+PLAIN = re.compile(r"[\w.,/+\[\]-]+", re.ASCII)
 Values = dict[str, str]  # all flags and their values
 Translate = str | Callable[[str, Values], str]  # overrides with {} for the value, or a function of value and flags
 
@@ -155,7 +156,9 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
         try:
             for text in _translate(name, values, table, switches, keys).split():
                 key, _, form = text.partition("=")
-                overrides[key] = format_override(key, form.format(value)) if "{" in form else text
+                form = form.format(value) if "{" in form else form
+                is_plain = PLAIN.fullmatch(form)  # a number, a name, a list: typed as it is
+                overrides[key] = f"{key}={form}" if is_plain else format_override(key, form)
         except (ValueError, LookupError):
             is_known = name in table or (verb == "train" and name in WITHOUT_COUNTERPART)
             (missing if is_known else unknown).append(f"--{name}")

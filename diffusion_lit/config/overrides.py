@@ -1,21 +1,30 @@
 """The overrides of a command line: parsed by Hydra's grammar, sweeps expanded, each checked by itself."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import SequenceMatcher
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 
 from diffusion_lit.config.schema import MAPPINGS, is_open
-from diffusion_lit.config.value_types import format_value
+from diffusion_lit.config.value_types import escape_interpolations, format_value, quote, quote_texts
 
+MAX_JOBS = 1000  # of a sweep: each is composed and checked before the first one starts, in 20 ms
+HYDRA_FAULTS = {  # keys of Hydra that cannot be changed here -> what to do instead
+    "hydra.output_subdir": "a run folder has its own config.yaml and command.txt. Leave it out",
+    "hydra.job.chdir": "paths are relative to where the command starts. Use run_dir=",
+    "hydra.sweep.subdir": "the jobs of a sweep are numbered. Leave it out",
+    "hydra/job_logging": "log lines are those of diffusion_lit. Use hydra.verbose=true for more of them",
+    "hydra.help": "--help lists keys and groups",
+}
 CONFIG_DIR: list[str] = []  # --config-dir of this process, as it was typed
 
 
@@ -31,7 +40,8 @@ def expand_sweeps(
 
     Returns:
         One tuple of overrides for each combination, without the faulty overrides; the
-        faults; the keys of the faulty overrides.
+        faults; the keys of the faulty overrides. A sweeper that draws from more than
+        `MAX_JOBS` combinations has each value once instead.
     """
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     columns, faults, faulty_keys = [], [], set()
@@ -46,7 +56,14 @@ def expand_sweeps(
             faulty_keys.add(text.partition("=")[0].lstrip("+~"))
         else:
             columns.append(column)
-    return product(*columns), faults, faulty_keys
+    jobs = math.prod(map(len, columns))
+    if jobs <= MAX_JOBS:
+        return product(*columns), faults, faulty_keys
+    if not any(text.startswith("hydra/sweeper=") for text in texts):
+        faults.append(f"--multirun: {jobs:,} jobs are too many, at most {MAX_JOBS:,} are possible. Sweep fewer values")
+    first = [column[0] for column in columns]
+    each = ((*first[:k], value, *first[k + 1 :]) for k, column in enumerate(columns) for value in column[1:])
+    return chain([tuple(first)], each), faults, faulty_keys
 
 
 def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Override]:
@@ -59,22 +76,44 @@ def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Ov
         override = parser.parse_override(text)
     except HydraException as error:
         why = str(error).splitlines()[0]
-        raise ValueError(f"cannot be parsed ({why}). Quote text with special characters: \"key='...'\"") from None
+        raise ValueError(f"cannot be parsed ({why}). {_suggest_quotes(text)}") from None
     if not override.is_sweep_override():
         return [override]
     if not multirun:
         raise ValueError("several values need --multirun. Write a list as key=[a,b]")
     override.config_loader = parser.config_loader  # glob(*) needs it
     sweep = override.value()
+    if isinstance(sweep, RangeSweep) and (count := _count_values(sweep)) > MAX_JOBS:
+        raise ValueError(f"{count:,} values are too many, at most {MAX_JOBS:,} are possible. Use a larger step")
     values = [sweep.start, sweep.end] if override.is_interval_sweep() else override.sweep_string_iterator()
-    column = [parser.parse_override(f"{override.get_key_element()}={value}") for value in values]
+    column = [parser.parse_override(f"{override.get_key_element()}={value}") for value in islice(values, MAX_JOBS + 1)]
     if not column:
         raise ValueError("the sweep has no values")
     return column
 
 
+def _count_values(sweep: RangeSweep) -> int:
+    """Return the number of values of a range without making them. Raises ValueError for a range that never ends."""
+    if not sweep.step or not all(map(math.isfinite, (sweep.start, sweep.stop, sweep.step))):
+        raise ValueError("start, stop and step must be finite numbers, and the step not 0")
+    return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
+
+
+def _suggest_quotes(text: str) -> str:
+    """Return the same override with its text in quotes, as it is typed in a shell."""
+    key, sign, value = text.partition("=")
+    if not sign or not re.fullmatch(r"[+~]*[\w./@]+", key, re.ASCII):
+        return "Quote text with special characters: \"key='...'\""
+    return f"If it is text, quote it: {shlex.quote(f'{key}={quote_texts(escape_interpolations(value))}')}"
+
+
 def _find_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
     key, value, text = override.key_or_group, override.value(), override.input_line
+    for name, advice in HYDRA_FAULTS.items():
+        if f"{key}.".startswith(f"{name}."):
+            return f"{text}: cannot be changed, {advice}"
+    if override.package is not None:
+        return f"{text}: @{override.package} cannot be set on the command line. Write {key}=..."
     if override.is_delete():
         if is_open(key) and key not in groups:
             return None
@@ -104,12 +143,8 @@ def format_override(key: str, value: object) -> str:
     """Return `key=value` such that Hydra parses the same value again."""
     if not isinstance(value, str | Path):
         return f"{key}={format_value(value)}"
-    if re.fullmatch(r"[\w./~-]+", str(value)):
-        return f"{key}={value}"
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # not an interpolation
-    # in quotes Hydra reads a backslash as itself, except before a quote
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text)
-    return f"{key}='{text}'"
+    plain = re.fullmatch(r"[\w./-]+", str(value), re.ASCII) and read_override(key, [f"{key}={value}"]) == str(value)
+    return f"{key}={value}" if plain else f"{key}={quote(escape_interpolations(str(value)))}"
 
 
 def format_command(verb: str, *overrides: str) -> str:

@@ -11,12 +11,21 @@ in `runs/resume.py`. A file may leave the type or the meaning to the others of i
 """
 
 import re
+import shlex
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_lit.config.value_types import describe_type, format_value, is_type, matches, type_of
+from diffusion_lit.config.value_types import (
+    MAX_INT,
+    describe_type,
+    format_value,
+    is_type,
+    matches,
+    quote_texts,
+    type_of,
+)
 
 LINE = re.compile(r"(?!defaults|hydra)(\w+): ([^#]*?)(?: # (.*))?")
 FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "curves")  # in drawing order
@@ -63,7 +72,7 @@ def read_group_keys(file: Path, others: Iterable[Path]) -> dict[str, Key]:
     return keys
 
 
-def value_fault(key: str, value: object, default: object, type_: str) -> str | None:
+def value_fault(key: str, value: object, default: object, type_: str, typed: str | None = None) -> str | None:
     """Return why a key cannot have this value, or None if it can.
 
     Args:
@@ -71,6 +80,7 @@ def value_fault(key: str, value: object, default: object, type_: str) -> str | N
         value: resolved value.
         default: value in the yaml file.
         type_: type in the yaml file; if empty, that of the default.
+        typed: the value as it stands on the command line, where it does.
     """
     if key.endswith(FIXED) and value != default and not is_open(key):
         group = key.partition(".")[0]
@@ -81,10 +91,15 @@ def value_fault(key: str, value: object, default: object, type_: str) -> str | N
     fault = f"{key}={format_value(value)}: must be {describe_type(type_)}"
     if value == "":
         return f"{fault}, not empty"
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        return f"{fault}, less than 2^63"
     if matches(type_, [value]):
         return f"{fault}. Write {key}=[{format_value(value)}]"
-    if type_.startswith(("str", "null | str")) and isinstance(value, int | float):
-        return f"""{fault}. Write {key}='"{format_value(value)}"'"""
+    if isinstance(value, float) and value.is_integer() and matches(type_, int(value)):
+        return f"{fault}. Write {key}={int(value)}"
+    texts = [str(item) for item in value] if isinstance(value, list) else str(value)
+    if not isinstance(value, str | dict) and matches(type_, texts):
+        return f"{fault}. If it is text, quote it: {shlex.quote(f'{key}={quote_texts(typed or format_value(value))}')}"
     return fault
 
 

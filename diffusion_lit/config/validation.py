@@ -1,6 +1,7 @@
 """Check of a composed configuration: keys, types, ranges and classes, all faults at once."""
 
 import copy
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from diffusion_lit.config.constraints import find_conflicts
-from diffusion_lit.config.overrides import did_you_mean
+from diffusion_lit.config.overrides import did_you_mean, format_override
 from diffusion_lit.config.schema import FIXED, MAPPINGS, is_open, value_fault
 from diffusion_lit.config.secrets import SECRET_ADVICE, is_secret
 from diffusion_lit.config.targets import argument_fault, target_fault, target_names
@@ -52,9 +53,15 @@ def apply_overrides(
             with open_dict(config):
                 del OmegaConf.select(config, group)[name]
         else:
-            OmegaConf.update(config, key, override.value(), force_add=True)
+            try:
+                OmegaConf.update(config, key, override.value(), force_add=True)
+            except OmegaConfBaseException as error:
+                faults[key] = f"{override.input_line}: {_explain_interpolation(key, override.value(), error)}"
     values = flatten(config, faults)
-    faults |= {key: fault for key, value in values.items() if (fault := _find_fault(key, value, choices))}
+    typed = {override.key_or_group: override.input_line.partition("=")[2] for override in overrides}
+    for key in [key for key in values if key not in faults]:
+        if fault := _find_fault(key, values[key], choices, typed.get(key)):
+            faults[key] = fault
     faults = _find_target_faults(values) | faults
     unsure = {key for key in faults | values if faulty_keys & {key, key.split(".")[0]}}
     missing = {key for key, value in values.items() if value == MISSING}
@@ -100,14 +107,23 @@ def flatten(node: DictConfig, faults: dict[str, str], prefix: str = "") -> dict[
         except InterpolationToMissingValueError:
             continue  # the missing key is reported itself
         except OmegaConfBaseException as error:
-            faults[name] = f"{name}={node._get_node(key)._value()}: {str(error).splitlines()[0]}"
+            text = node._get_node(key)._value()
+            faults[name] = f"{name}={text}: {_explain_interpolation(name, text, error)}"
             continue
         values |= flatten(value, faults, f"{name}.") if OmegaConf.is_dict(value) else {name: value}
     return values
 
 
-def _find_fault(key: str, value: object, choices: Choices) -> str | None:
-    """Return the fault of a key that an experiment sets, or of a value."""
+def _explain_interpolation(key: str, text: object, error: Exception) -> str:
+    """Return why ${...} in a value cannot be resolved, and how to write it as text."""
+    why = str(error).splitlines()[0]
+    if not isinstance(text, str) or "${" not in text:
+        return why
+    return f"{why}. If it is text, write {shlex.quote(format_override(key, text))}"
+
+
+def _find_fault(key: str, value: object, choices: Choices, typed: str | None) -> str | None:
+    """Return the fault of a key that an experiment sets, or of a value that was `typed` so."""
     experiment = f"experiment={choices.chosen.get('experiment')}"
     if key.split(".")[0] == "experiment":
         return f"{experiment}: its first line must be # @package _global_"
@@ -121,7 +137,7 @@ def _find_fault(key: str, value: object, choices: Choices) -> str | None:
         return f"{key}: needs a value. Add {key}=..."
     if is_secret(str(value)):
         return f"{key}: {SECRET_ADVICE}"
-    return value_fault(key, value, choices.defaults.get(key), choices.types.get(key, ""))
+    return value_fault(key, value, choices.defaults.get(key), choices.types.get(key, ""), typed)
 
 
 def _explain_unknown(key: str, choices: Choices) -> str:

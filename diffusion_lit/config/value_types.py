@@ -19,6 +19,7 @@ import re
 NUMBER = re.compile(r"(int|float)(?: (>=|>) (\S+)| in ([\[(])(\S+), (\S+)([\])]))?")
 COLLECTION = re.compile(r"(list|dict)\[(.+)\](?: x (\d+)(\+)?)?")
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+MAX_INT = 2**63 - 1
 NAMED_TYPES = ("bool", "str", "null", "class", "DD:HH:MM:SS")
 
 
@@ -57,7 +58,7 @@ def _matches_number(kind, sign, least, left, low, high, right, value: object) ->
     kinds = int if kind == "int" else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         return False
-    if isinstance(value, float) and not math.isfinite(value):
+    if abs(value) > MAX_INT if isinstance(value, int) else not math.isfinite(value):
         return False
     low, high = float(least or low or -math.inf), float(high or math.inf)
     is_above = value > low if sign == ">" or left == "(" else value >= low
@@ -101,3 +102,23 @@ def describe_type(text: str) -> str:
 def format_value(value: object) -> str:
     """Return a value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def quote_texts(value: str) -> str:
+    """Return a value as it is typed, or each item of a list, in quotes, so that Hydra reads it as text."""
+    if items := re.fullmatch(r"\[([^\[\]{}'\"]+)\]", value):
+        return f"[{','.join(quote(item.strip()) for item in items[1].split(','))}]"
+    return value if re.fullmatch(r"'.*'|\".*\"", value) else quote(value)
+
+
+def escape_interpolations(text: str) -> str:
+    """Return text in which every ${ stands for itself."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def quote(text: str) -> str:
+    """Return text in quotes from which Hydra reads the same text."""
+    if '"' not in text and not text.endswith("\\"):
+        return f'"{text}"'
+    # Hydra reads a backslash as itself, except before a quote
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text) + "'"

@@ -1,6 +1,7 @@
 """Log lines and progress bars on the terminal, which do not overwrite each other."""
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -10,6 +11,29 @@ from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
 FIRST_LINE, LATER_LINES = 10, 30  # seconds between log lines of a progress bar
+
+
+def accept_any_text() -> None:
+    """Let standard output and error write what their encoding lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # not a file, or a closed one
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def ignore_closed_pipe() -> Iterator[None]:
+    """End the block quietly when `| head` closes standard output."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+
+
+def print_text(text: str) -> None:
+    """Print a text of which `| head` may read the beginning only."""
+    with ignore_closed_pipe():
+        print(text)
 
 
 class ConsoleHandler(logging.Handler):
@@ -25,7 +49,7 @@ class ConsoleHandler(logging.Handler):
         if getattr(record, "file_only", False):
             return
         with suppress(BrokenPipeError, SystemExit):  # rich exits when `| head` closes the pipe
-            rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+            rich.get_console().print(self.format(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class LogFile(logging.FileHandler):
@@ -123,10 +147,10 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
                 log.info(format_progress(self.tasks[-1], unit))
 
     return Bar(
-        progress.TextColumn(unit),
+        progress.TextColumn(unit, markup=False),
         progress.MofNCompleteColumn(),
         progress.BarColumn(),
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),

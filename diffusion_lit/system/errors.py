@@ -25,7 +25,15 @@ class Exit(IntEnum):
     SIGTERM = 143
 
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK_ERRORS = {  # -> exit code and advice
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+        (Exit.INTERRUPTED, "Files that were saved before are intact. Free space, then continue"),
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), (Exit.OUTPUT, "Get permission, or choose another file or folder")),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), (Exit.CONFIG, "Choose another file or folder")),
+}
+MAX_NAME = 120  # characters of a file name in a message
 STOP_SIGNALS = available_signals("SIGINT", "SIGTERM", "SIGHUP")
 SAVE_SIGNALS = available_signals("SIGUSR1")  # save a checkpoint and continue
 # stop signals so far; a training run checks them at its first step, should a library have swallowed the exception
@@ -72,10 +80,10 @@ def report_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "Files that were saved before are intact. Free space or get write permission, then continue"
+        name, (exit_code, advice) = str(error.filename or ""), DISK_ERRORS[error.errno]
+        where = f"{name[:MAX_NAME]}{'...' * (len(name) > MAX_NAME)}: " if name else ""
         print(f"error: {where}{error.strerror}. {advice}", file=sys.stderr)
-        sys.exit(int(Exit.INTERRUPTED))
+        sys.exit(int(exit_code))
     except KeyboardInterrupt:
         print("stopped; files that were saved before are kept", file=sys.stderr)
         sys.exit(int(Exit.SIGINT))

@@ -53,7 +53,7 @@ def test_what_has_no_counterpart_no_value_or_no_meaning_is_named():
     assert lines[4].startswith("  --image_sise: unknown (did you mean image_size")
     assert answer("--nonsense 3") is None
     assert answer("--lr nonsense --dim wide --train_data_dir {x}").count("--dim") == 1
-    assert "data.root='{x}'" in answer("--train_data_dir {x}").replace("\\", "").replace("'\"'\"'", "'")
+    assert 'data.root="{x}"' in answer("--train_data_dir {x}").replace("\\", "").replace("'\"'\"'", "'")
     assert "diffusion_lit.sample num_images=5" in answer("--num_images 5 --epochs 3", "sample")
     assert "--epochs: unknown" in answer("--num_images 5 --epochs 3", "sample")
 

@@ -1,0 +1,92 @@
+"""Hydra's own flags and errors: each flag works or is refused by name, and what Hydra raises is one message."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_lit.config.overrides import did_you_mean
+from diffusion_lit.system.errors import Exit, UserError, report_errors
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable with which Hydra raises its errors instead of printing them
+
+
+def check_flags(args: Namespace) -> None:
+    """Raise UserError (exit 2) for flags of Hydra that exclude each other, or that a command cannot have.
+
+    Also without a working directory, which Hydra and relative paths need.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(Exit.CONFIG, "the working directory no longer exists. Change to another folder") from None
+    modes = ("run", "multirun", "cfg", "info", "shell_completion")
+    chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(args, mode)]
+    faults = {
+        f"{' and '.join(chosen)} exclude each other. Use one of them": len(chosen) > 1,
+        "--resolve and --package: need --cfg. Add --cfg job": (args.resolve or args.package) and not args.cfg,
+        "--config-name and --config-path: a command has one configuration. Use experiment=<name>, and "
+        "--config-dir <folder> for files of your own": args.config_name or args.config_path,
+        "--experimental-rerun: not supported. Use resume=<run>": args.experimental_rerun,
+    }
+    if args.shell_completion:
+        kinds = ("install=", "uninstall=", "query=")
+        is_one = len(args.overrides) == 1 and args.overrides[0].startswith(kinds)
+        faults["--shell-completion: add one of install=<shell> and uninstall=<shell>"] = not is_one or (
+            args.overrides[0].startswith("query=") and "COMP_LINE" not in os.environ
+        )
+    for fault, is_given in faults.items():
+        if is_given:
+            raise UserError(Exit.CONFIG, fault)
+
+
+def render_config(config: DictConfig, package: str | None, resolve: bool) -> str:
+    """Return a configuration, or the part of it that `package` names, as yaml.
+
+    Raises:
+        UserError: exit 2 if there is no such part, or if an interpolation cannot be resolved.
+    """
+    part = config if package in (None, "_global_") else OmegaConf.select(config, package, throw_on_missing=False)
+    if not OmegaConf.is_dict(part):
+        raise UserError(Exit.CONFIG, f"--package {package}: no such group{did_you_mean(package, list(config))}")
+    try:
+        return OmegaConf.to_yaml(part, resolve=resolve)
+    except OmegaConfBaseException as error:
+        raise UserError(Exit.CONFIG, f"--resolve: {str(error).splitlines()[0]}") from None
+
+
+def start_hydra(decorate: Callable, job: Callable[[DictConfig], object]) -> Callable[[], None]:
+    """Return a function that runs `job` by Hydra, whose own errors end the process with one message.
+
+    Args:
+        decorate: `hydra.main` with its arguments.
+        job: what to run. Its errors stay what they are.
+    """
+    has_begun, is_full = False, FULL_ERROR in os.environ
+
+    def run_job(config: DictConfig) -> object:
+        nonlocal has_begun
+        has_begun = True
+        if not is_full:
+            os.environ.pop(FULL_ERROR, None)
+        return job(config)
+
+    def start() -> None:
+        os.environ[FULL_ERROR] = "1"
+        try:
+            decorate(run_job)()
+        except Exception as error:
+            if has_begun or is_full:
+                raise
+            with report_errors():
+                if isinstance(error, OSError):
+                    raise UserError(Exit.OUTPUT, f"{error.filename}: {error.strerror}") from None
+                text = str(error).partition("Config search path")[0].strip() or type(error).__name__
+                raise UserError(Exit.CONFIG, f"hydra: {text}") from None
+        finally:
+            if not is_full:
+                os.environ.pop(FULL_ERROR, None)
+
+    return start
