@@ -24,7 +24,7 @@ CASES = {  # flags -> overrides
         "diffusion.prediction_type=v_prediction ema=constant ema.decay=.995",
     "--adam_beta1 .95 --random_flip --use_ema --resume_from_checkpoint latest":
         "optimizer.betas=[.95,0.999] data.flip=0.5 ema=power resume=auto",
-    "--train_data_dir 'my photos' --seed=-1": "data=image_folder \"data.root='my photos'\" seed=-1",
+    "--train_data_dir 'my photos' --seed=-1": "data=image_folder 'data.root=\"my photos\"' seed=-1",
     "--max_steps 5 --data.image_size 64 --optimizer.lr=3": "max_steps=5 data.image_size=64 optimizer.lr=3",
     "--lr_scheduler cosine_with_restarts --data_dir a": "lr_schedule=cosine_restarts data=image_folder data.root=a",
 }  # fmt: skip
