@@ -64,9 +64,7 @@ def launch(
         if args.cfg or not is_query:
             trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
             overrides = _prepare(config_name, prepare, overrides, args.config_dir)
-            overrides, sweep, configs = _compose(config_name, overrides, args)
-            for config in configs if not args.cfg else []:
-                check(config)
+            overrides, sweep, configs = _compose(config_name, overrides, args, check)
     if args.cfg == "job":  # ours, for Hydra's has keys that the choices drop
         with report_errors():
             console.print_text(render_config(configs[0], args.package, args.resolve).rstrip())
@@ -92,14 +90,21 @@ def launch(
         start(run_job)()
 
 
-def _compose(config_name: str, overrides: list[str], args: Namespace) -> tuple[list[str], Sweep | None, list]:
+def _compose(
+    config_name: str, overrides: list[str], args: Namespace, check: Callable[[DictConfig], None]
+) -> tuple[list[str], Sweep | None, list[DictConfig]]:
     """Return the overrides that Hydra runs, the planned sweep if there is one, and the checked configurations."""
     is_sweep = args.multirun or "hydra.mode=MULTIRUN" in overrides
     configs = compose_configs(config_name, overrides, args.config_dir, not args.cfg, is_sweep)
-    if not is_sweep or args.cfg:
+    if args.cfg:
         return overrides, None, configs
-    sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
-    return [*overrides, format_override("hydra.sweep.dir", sweep.folder)], sweep, configs
+    sweep = None
+    if is_sweep:
+        sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
+        overrides = [*overrides, format_override("hydra.sweep.dir", sweep.folder)]
+    for config in configs:
+        check(config)
+    return overrides, sweep, configs
 
 
 def _answer_flags(config_name: str, flags: list[str], others: list[str]) -> None:
