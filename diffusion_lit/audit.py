@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.network_size import count_levels
 from diffusion_lit.config.overrides import format_override
-from diffusion_lit.runs import run_dir
+from diffusion_lit.runs import output
 from diffusion_lit.runs.warm_start import resolve_training_config
 from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.audit")
+FILES = ("images.png", "duplicates.png", "exclude.txt")  # not in every audit
 AUDIT_KEYS = ("out", "near", "largest")  # not keys of train
 
 
@@ -29,6 +30,7 @@ def check_audit(config: DictConfig) -> None:
     if config.data.get("streaming"):
         override = format_override("data.streaming", config.data.streaming)
         raise UserError(Exit.CONFIG, f"{override}: an audit reads images more than once. Set it to false")
+    output.require_available(Path(config.out).expanduser(), "audit.json", FILES)
     resolved, source = resolve_training_config(config)
     source.splits()
     from diffusion_lit.runs.build import check_network  # imports torch, so after all other checks
@@ -51,7 +53,7 @@ def audit(config: DictConfig) -> None:
 
     overrides, composed = list(HydraConfig.get().overrides.task), copy.deepcopy(config)
     config, source = resolve_training_config(config)
-    out, splits = run_dir.make_folder(Path(config["out"])), source.splits()
+    splits = source.splits()
     config["data"] = data = resolve_value_range(config["data"], splits)
     decoding = decoding_from_config(data)
     labels = np.concatenate([split.labels for split in splits.values()])
@@ -71,8 +73,9 @@ def audit(config: DictConfig) -> None:
         OmegaConf.update(composed, key, value)
     model |= OmegaConf.to_container(composed.model, resolve=True)
     log.info("\n".join(format_findings(findings, config, model)))
-    write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
-    write_exclude_list(out / "exclude.txt", find_excludable(facts, labels, split_names), splits, source)
+    with output.fill_folder(Path(config["out"]), "audit.json", replaces=FILES) as out:
+        write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
+        write_exclude_list(out / "exclude.txt", find_excludable(facts, labels, split_names), splits, source)
     if findings["training_would_fail"]:
         log.info("training would fail: repair or leave out the broken images, then run\n%s", findings["command"])
         sys.exit(int(Exit.DATA))

@@ -1,6 +1,7 @@
 """`python -m diffusion_lit.evaluate run=<folder>`: measure the images of a trained run, or compare its settings."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,8 +11,8 @@ from diffusion_lit.cli.evaluation_summary import summarize_evaluations
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.distributed.shard_device import choose_device
-from diffusion_lit.runs import run_dir, stored_config, sweeps
-from diffusion_lit.runs.evaluate_request import check_evaluation, make_evaluation_dir, prepare_evaluate_overrides
+from diffusion_lit.runs import output, run_dir, stored_config, sweeps
+from diffusion_lit.runs.evaluate_request import check_evaluation, open_evaluation_folder, prepare_evaluate_overrides
 from diffusion_lit.system.errors import UserError
 
 log = logging.getLogger("diffusion_lit.evaluate")
@@ -28,17 +29,14 @@ def evaluate(config: DictConfig) -> float | None:
     from diffusion_lit.runs.evaluate_run import load_evaluation_task, measure, measure_in_shards
     from diffusion_lit.runs.load import load_requested_model
 
-    out = make_evaluation_dir(config)
-    if config.shards:
-        config = OmegaConf.merge(config, {"device": choose_device(config.device)})
-    task = load_evaluation_task(config, load_requested_model(config, log.warning))
-
-    def write(result: dict, comparison) -> None:
-        write_evaluation(out, result, comparison, config)
-
-    if not config.shards:
-        return sweeps.compute_objective(measure(task, write), config.metric)
-    result, has_written = measure_in_shards(task, out, write)
+    with open_evaluation_folder(config) as out:
+        if config.shards:
+            config = OmegaConf.merge(config, {"device": choose_device(config.device)})
+        task = load_evaluation_task(config, load_requested_model(config, log.warning))
+        write = partial(write_evaluation, out, config)
+        if not config.shards:
+            return sweeps.compute_objective(measure(task, write), config.metric)
+        result, has_written = measure_in_shards(task, out, write)
     if not has_written:
         log.info("\n".join(format_evaluation(result, result.get("per_class", []))))
         log.info("measured   %s, by another process", run_dir.display_path(out / "result.json"))
@@ -46,21 +44,22 @@ def evaluate(config: DictConfig) -> float | None:
     return sweeps.compute_objective(result, config.metric)
 
 
-def write_evaluation(out: Path, result: dict, comparison, config: DictConfig) -> None:
+def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) -> None:
     """Write neighbors.png and result.json, log the metrics, and pass them on to the run."""
     from diffusion_lit.evaluation.results import draw_memorization_panel, format_evaluation
     from diffusion_lit.imaging.grids import add_checkerboard
 
+    final = run_dir.display_path(output.final_folder(out))
     if "memorization" in config.metrics:
         add_checkerboard(draw_memorization_panel(comparison)).save(out / "neighbors.png")
-        log.info("neighbors  %s", run_dir.display_path(out / "neighbors.png"))
+        log.info("neighbors  %s", final / "neighbors.png")
     run_dir.write_result(out, result)
     is_job = (out / "command.txt").exists()  # of a sweep, whose best settings are known at its end
     log.info("\n".join(format_evaluation(result, [] if is_job else result.get("per_class", []))))
-    log.info("written    %s", run_dir.display_path(out / "result.json"))
+    log.info("written    %s", final / "result.json")
     if not is_job:
         log_to_wandb(Path(config.run).expanduser(), result)
-        set_default(config, result, f"set by {out.name}")
+        set_default(config, result, f"set by {final.name}")
 
 
 def set_default(config: DictConfig, result: dict, reason: str) -> None:

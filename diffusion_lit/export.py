@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.overrides import format_command, format_override
-from diffusion_lit.runs import pretrained, run_dir, sample_request
+from diffusion_lit.runs import output, pretrained, run_dir, sample_request
 
 log = logging.getLogger("diffusion_lit.export")
 
@@ -30,9 +30,10 @@ def export(config: DictConfig) -> None:
     from diffusion_lit.runs.load import load_requested_model
     from diffusion_lit.runs.publish import publish_model, upload_to_hub
 
+    output.require_available(Path(config.out).expanduser(), "config.yaml")
     model = load_requested_model(config, log.warning)
-    out = run_dir.make_output_dir(config.out, Path(config.run).expanduser(), "generated")
-    with run_dir.fill_atomically(out) as building:
+    out = Path(config.out).expanduser()
+    with output.fill_folder(out, "config.yaml") as building:
         publish_model(building, model, config)
     log.info("exported   %s", run_dir.display_path(out))
     log.info("more       %s", format_command("sample", format_override("run", run_dir.display_path(out))))

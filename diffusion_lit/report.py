@@ -6,12 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
-from diffusion_lit.runs import run_dir, sweeps
+from diffusion_lit.runs import output, run_dir, sweeps
 from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger("diffusion_lit.report")
+GENERATOR = '<meta name=generator content="diffusion_lit report">'  # of page.html
 
 
 def main() -> None:
@@ -50,11 +50,7 @@ def report(config: DictConfig) -> None:
     home = sweep or (runs[0] if len(runs) == 1 else Path())
     out = Path(config.out).expanduser() if config.out else home / "report.html"
     text = render_page(runs, sweep, config.grids)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(out, text)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {error.strerror}") from None
+    output.write_page(out, text, GENERATOR)
     log.info("report     %s (%.1f MiB)", run_dir.display_path(out), out.stat().st_size / 2**20)
 
 

@@ -1,13 +1,14 @@
 """`python -m diffusion_lit.sample run=<folder>`: generate images with a trained run."""
 
 import logging
+import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.distributed.shard_device import choose_device
-from diffusion_lit.runs import run_dir
+from diffusion_lit.runs import output, run_dir
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, parse_labels, read_originals
 
 log = logging.getLogger("diffusion_lit.sample")
@@ -23,8 +24,8 @@ def sample(config: DictConfig) -> None:
     if config.shards:
         sample_in_shards(config)
         return
-    from diffusion_lit.runs.load import generate_with_progress, load_requested_model
-    from diffusion_lit.runs.sample_folder import write_samples
+    from diffusion_lit.runs.load import load_requested_model
+    from diffusion_lit.runs.sample_folder import describe_request, generate_batches, write_samples
     from diffusion_lit.sampling.editing import make_edit
     from diffusion_lit.sampling.previews import FrameRecorder
     from diffusion_lit.sampling.request import make_requests
@@ -36,19 +37,22 @@ def sample(config: DictConfig) -> None:
     if originals:
         indices = [request.row[0] for request in requests]
         edit = make_edit(originals, indices, config.strength, config.repaint_repeats, model.codec)
-    out = run_dir.make_output_dir(config.out, Path(config.run).expanduser(), "generated")
-
-    labels, seeds = [request.label for request in requests], [request.seed for request in requests]
+    out = output.choose_folder(config.out, Path(config.run).expanduser(), "generated")
     first_step = edit.step_indices(model.evaluations)[0] if edit else 0
     frames = FrameRecorder(range(len(requests)) if config.gif else [], model.evaluations - first_step, model.codec)
 
     def record(first: int, k: int, x) -> None:
         frames(first, k - first_step, x)
 
-    x, _, seconds = generate_with_progress(model, labels, seeds, record, edit, decode=False)
-    write_samples(out, model, requests, x, frames.frames, config, originals, edit)
-    rates = len(x) / seconds, model.count_steps(len(x), edit) / seconds
-    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", len(x), seconds, *rates)
+    request = describe_request(model, requests, config, originals, edit) if config.out and not config.gif else None
+    with output.fill_folder(out, "manifest.json", request=request) as folder:
+        x, count, seconds = generate_batches(model, requests, folder / "batches", record, edit)
+        write_samples(folder, model, requests, x, frames.frames, config, originals, edit)
+        shutil.rmtree(folder / "batches")
+    if count < len(x):
+        log.info("%d images were there from a killed process", len(x) - count)
+    rates = count / seconds, model.count_steps(count, edit) / seconds
+    log.info("%d images in %.1f s, %.1f img/s, %.1f it/s (steps of a batch)", count, seconds, *rates)
     log.info("grid       %s", run_dir.display_path(out / "grid.png"))
     log.info("images     %s", run_dir.display_path(out))
 

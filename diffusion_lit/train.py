@@ -15,8 +15,7 @@ from diffusion_lit.cli.trial import is_trial, run_trial
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
 from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, sweeps, warm_start
-from diffusion_lit.system import errors
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, UserError, hold_signals
 from diffusion_lit.training.launch_run import fit, follow
 from diffusion_lit.training.loggers import backends as loggers
 
@@ -68,17 +67,19 @@ def train(config: DictConfig) -> float:
     run, overrides, is_sweep = Path(job.runtime.output_dir), list(job.overrides.task), job.mode == RunMode.MULTIRUN
     lock, is_owner = None, False
     try:
-        with errors.hold_signals():  # a signal right after the lock would leave a folder with nothing but the lock
+        with hold_signals():  # a signal right after the lock would leave a folder with nothing but the lock
             lock = run_dir.RunLock(run)
-            if is_sweep and slurm.is_restarted() and not run_dir.is_unused(run):
-                config.resume = str(run)  # SLURM restarts a job of a sweep with its first command line
-            if not config.resume:
+            if is_sweep and sweeps.is_same_job(run, overrides):  # the sweep is continued, or SLURM restarts its job
+                config.resume = str(run) if run_dir.is_run_dir(run) else None
+            elif not config.resume:
                 run_dir.require_unused(run)  # in a sweep, or with hydra.run.dir, it is not the folder of run_dir=
             is_owner = True
         config, source = warm_start.resolve_training_config(config)
         config["run_dir"] = str(run_dir.display_path(run))
         result = fit(config, source, run, overrides)
     except BaseException as error:
+        if is_owner:
+            lock.raise_if_moved(error)  # whatever is in its place now is not this run
         has_begun = not is_owner or config["resume"] or (run / "metrics.csv").exists()
         if is_sweep and is_owner:
             sweeps.write_failed_job(run, overrides, error)

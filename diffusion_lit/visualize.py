@@ -1,5 +1,6 @@
 """`python -m diffusion_lit.visualize run=<folder>`: draw figures of a run, or of a training configuration."""
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.config.schema import FIGURES
+from diffusion_lit.runs import output
 from diffusion_lit.runs.figure_request import RUN_FIGURES, check_figures, read_samplers, split_recipe
-from diffusion_lit.runs.run_dir import display_path, make_folder
+from diffusion_lit.runs.run_dir import display_path
+from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger("diffusion_lit.visualize")
 
@@ -35,9 +38,10 @@ def visualize(recipes: list[DictConfig], config: DictConfig) -> None:
     else:
         subject, others = album.load_subject(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
-    out = make_folder(out)
-    for path in album.draw_figures(subject, figures, out, config, read_samplers(config), log, others):
-        log.info("figure     %s", display_path(path))
+    with output.fill_folder(out, "figures.json", replaces=()) as folder:
+        for path in album.draw_figures(subject, figures, folder, config, read_samplers(config), log, others):
+            log.info("figure     %s", display_path(out / path.name))
+        write_text_atomically(folder / "figures.json", json.dumps(OmegaConf.to_container(config), indent=2) + "\n")
     left_out = [name for name in FIGURES if name not in figures]
     if left_out and config.run is None and not config.what:
         log.info("left out   %s: they need a trained run (run=...)", ", ".join(left_out))

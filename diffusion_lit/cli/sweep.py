@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.cli import summary
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import Exit, UserError, report_errors
@@ -40,6 +41,9 @@ class Sweep(NamedTuple):
         jobs: number of jobs.
         is_queued: whether submitit runs the jobs, in other processes and often on other hosts.
         metric: value of result.json that a sweeper optimizes.
+        verb: name of the command.
+        overrides: of the command line, by which the same command continues a killed sweep;
+            None if it cannot be continued.
     """
 
     folder: Path
@@ -47,6 +51,8 @@ class Sweep(NamedTuple):
     jobs: int
     is_queued: bool
     metric: str | None
+    verb: str
+    overrides: list[str] | None
 
 
 def plan_sweep(
@@ -88,11 +94,14 @@ def plan_sweep(
         folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
         raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
-    if config_name == "train" and sweeps.list_jobs(folder):
-        raise UserError(Exit.OUTPUT, f"hydra.sweep.dir={folder}: has the jobs of another sweep. Choose a new folder")
+    recorded = None
+    if config_name in ("train", "evaluate"):
+        recorded = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
+        is_random = "direction" in hydra.sweeper and hydra.sweeper.sampler.get("seed") is None
+        sweeps.check_continuation(folder, recorded, is_random)
     keys, jobs = {override.get_key_element() for override in swept}, hydra.sweeper.get("n_trials") or len(configs)
     is_queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
-    return Sweep(folder, keys, jobs, is_queued, metric), configs
+    return Sweep(folder, keys, jobs, is_queued, metric, config_name, recorded), configs
 
 
 def check_direction(metric: str | None, direction: object) -> None:
@@ -126,13 +135,17 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
 
     def run_job(config: DictConfig) -> float | None:
         hydra = HydraConfig.get()
-        number = hydra.job.num + 1
+        number, folder, metric = hydra.job.num + 1, Path(hydra.runtime.output_dir), config.get("metric")
         swept = [override for override in hydra.overrides.task if override.partition("=")[0] in sweep.keys]
         log.info("job %d of %d: %s", number, sweep.jobs, " ".join(swept))
         if (socket.gethostname(), os.getpid()) != here:
             console.silence_console()
-        value, code = run_and_report(task, config)
-        has_saved = run_dir.read_result(Path(hydra.runtime.output_dir)).get("status") == "interrupted"
+        value, code = sweeps.find_finished_value(folder, list(hydra.overrides.task), metric), 0
+        if sweep.overrides and value is not None:
+            log.info("job %d of %d has finished before", number, sweep.jobs)
+        else:
+            value, code = run_and_report(task, config)
+        has_saved = run_dir.read_result(folder).get("status") == "interrupted"
         is_requeued = code == Exit.INTERRUPTED and has_saved and is_in_queue()
         codes.append(code)
         if code:
@@ -144,22 +157,52 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
         if is_requeued or code in (Exit.SIGHUP, Exit.SIGINT, Exit.SIGTERM):
             sys.exit(code)
         gc.collect()  # free the device for the next job
-        return sweeps.get_worst_objective(config.get("metric")) if code else value
+        return sweeps.get_worst_objective(metric) if code else value
 
     def run_all_jobs(_) -> None:
-        finished.mkdir(parents=True)
         try:
-            with show_queue_progress(finished, sweep), wait_for_queue(sweep, codes):
+            with hold_sweep(sweep, finished), show_queue_progress(finished, sweep), wait_for_queue(sweep, codes):
                 start(run_job)()
         finally:
-            codes.extend(int(file.read_text(encoding="utf-8") or Exit.INTERRUPTED) for file in finished.iterdir())
+            codes.extend(int(file.read_text(encoding="utf-8") or Exit.INTERRUPTED) for file in finished.glob("*"))
             shutil.rmtree(finished, ignore_errors=True)
             with suppress(OSError):  # jobs of sample leave the folder empty
                 sweep.folder.rmdir()
 
     codes.append(run_and_report(run_all_jobs, None)[1])
     summary_code = run_and_report(summarize, None)[1]
+    if max(codes) >= Exit.INTERRUPTED:
+        print_continuation(sweep)
     return max(codes) or summary_code
+
+
+@contextmanager
+def hold_sweep(sweep: Sweep, finished: Path) -> Iterator[None]:
+    """Lock the folder of a sweep, record its overrides, and make the folder of exit codes.
+
+    Raises:
+        UserError: exit 5 if another process runs this sweep.
+    """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    lock = run_dir.RunLock(sweep.folder) if sweep.overrides else None
+    for folder in sweep.folder.glob(".ended-*") if lock else ():  # of a killed process
+        shutil.rmtree(folder, ignore_errors=True)
+    finished.mkdir()
+    try:
+        if lock:
+            sweeps.record_sweep(sweep.folder, sweep.overrides, sweep.jobs)
+        yield
+    finally:
+        if lock:
+            lock.release(remove=True)
+
+
+def print_continuation(sweep: Sweep) -> None:
+    """Print the command that continues a sweep, if it can be continued."""
+    if sweep.overrides:
+        folder = format_override("hydra.sweep.dir", run_dir.display_path(sweep.folder))
+        command = format_command(sweep.verb, "--multirun", *sweep.overrides, folder)
+        summary.print_lines(f"To continue: {command}")
 
 
 def is_in_queue() -> bool:

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.expand import expand_overrides, merge_run_length
-from diffusion_lit.config.overrides import read_override
+from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.distributed import collectives
-from diffusion_lit.runs import resume, run_dir
+from diffusion_lit.runs import resume, run_dir, sweeps
 from diffusion_lit.system.errors import Exit, UserError
 
 
@@ -26,9 +26,12 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
         )
     if not isinstance(run, str) or not run:
         return expand_overrides(overrides, config_dir)
-    if multirun:
-        raise UserError(Exit.CONFIG, "resume= continues one run, --multirun starts several. Use one of the two")
     rest = [override for override in overrides if not override.startswith("resume=")]
+    if multirun and run == "auto":
+        return find_sweep_to_continue(expand_overrides(rest, config_dir), config_dir)
+    if multirun:
+        hint = "A killed sweep is continued by resume=auto, or by the same command with hydra.sweep.dir=<its folder>"
+        raise UserError(Exit.CONFIG, f"resume={run} continues one run, --multirun starts several. {hint}")
     if run != "auto":
         return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(run), rest))
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
@@ -39,6 +42,18 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expand_overrides(rest, config_dir)
     return merge_run_length(resume.merge_resume_overrides(newest, rest))
+
+
+def find_sweep_to_continue(overrides: list[str], config_dir: str | None) -> list[str]:
+    """Return the overrides of a sweep, with the folder of the newest unfinished one that has the same."""
+    compose_configs("train", overrides, config_dir)  # all faults at once
+    parent = Path(compose_hydra_settings("train", overrides, config_dir).sweep.dir).parent
+    newest = sweeps.find_unfinished_sweep(parent, overrides)
+    if newest is None:
+        print(f"resume=auto: no unfinished sweep with these overrides in {parent}, starting a new one")
+        return overrides
+    print(f"resume=auto: continuing {newest}")
+    return [*overrides, format_override("hydra.sweep.dir", newest)]
 
 
 def _explain_nothing_to_resume(name: str) -> str:

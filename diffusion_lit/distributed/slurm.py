@@ -67,11 +67,6 @@ def choose_port(job: int, step: int) -> int:
     return FIRST_PORT + (7 * job + step) % PORT_COUNT
 
 
-def is_restarted() -> bool:
-    """Return whether SLURM requeued this job before."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-
-
 def requeue_job() -> None:
     """Requeue this job; its script then continues the run with resume=auto."""
     job = os.environ["SLURM_JOB_ID"]

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
+from diffusion_lit.runs import output
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +19,8 @@ def write_audit(out: Path, findings: dict, facts: list, splits: dict, labels, de
         "duplicates.png": duplicate_sheet(splits, facts, findings, decoding),
     }
     for name, sheet in sheets.items():
-        (out / name).unlink(missing_ok=True)
         if sheet:
             sheet.save(out / name)
-    log.info("%-11s%s", "written", ", ".join(str(out / name) for name, sheet in sheets.items() if sheet))
-    log.info("%-11s%s", "", out / "audit.json")
+    final = output.final_folder(out)
+    log.info("%-11s%s", "written", ", ".join(str(final / name) for name, sheet in sheets.items() if sheet))
+    log.info("%-11s%s", "", final / "audit.json")

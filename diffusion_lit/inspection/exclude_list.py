@@ -11,6 +11,7 @@ from diffusion_lit.config.overrides import format_override
 from diffusion_lit.data.sources.data_source import DataSource, Split
 from diffusion_lit.data.sources.selection import format_entry
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates
+from diffusion_lit.runs import output
 from diffusion_lit.system.files import write_text_atomically
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def is_contradictory(group: Sequence[int], labels: np.ndarray) -> bool:
 def write_exclude_list(
     path: Path, excludable: dict[str, list[int]], splits: dict[str, Split], source: DataSource
 ) -> None:
-    """Write the list and log what is in it, or remove an old one.
+    """Write the list and log what is in it, unless it is empty.
 
     Args:
         path: of the list.
@@ -64,9 +65,9 @@ def write_exclude_list(
         sections[reason] = [format_entry(source, splits[places[k][0]], *places[k]) for k in numbers]
     texts = ["\n".join([f"\n# {reason}", *lines, ""]) for reason, lines in sections.items() if lines]
     if not texts:
-        path.unlink(missing_ok=True)
         return
     write_text_atomically(path, HEADER + "".join(texts))
     counts = ", ".join(f"{len(lines):,} {reason}" for reason, lines in sections.items() if lines)
+    path = output.final_folder(path.parent) / path.name
     override = format_override("data.exclude", os.fspath(path))
     log.info("%-11s%s", "exclude", f"{counts}: listed in {path}. Add {override} to leave them out")

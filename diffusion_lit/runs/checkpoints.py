@@ -45,7 +45,7 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
 
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # never the run folder, which somebody may have moved
         with open(beside, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()

@@ -1,5 +1,7 @@
 """Check a request of `evaluate` against the run, without torch. The keys are those of `conf/evaluate.yaml`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.value_types import format_value
-from diffusion_lit.runs import run_dir, stored_config, sweeps
+from diffusion_lit.runs import output, run_dir, stored_config, sweeps
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, raise_faults
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -42,7 +44,7 @@ def prepare_evaluate_overrides(overrides: list[str], config_dir: str | None) -> 
     if len(samplers) > 1:
         differing = " and ".join(list(samplers.values())[:2])
         raise UserError(Exit.CONFIG, f"{differing} have different samplers: choose one for all, such as sampler=ddim")
-    out = sweep / "evaluations" / f"sweep-{run_dir.make_timestamp()}"
+    out = sweep / "evaluations" / f"sweep-{output.make_timestamp()}"
     every = "run=" + ",".join(one.partition("=")[2] for one in runs)
     return ["hydra.mode=MULTIRUN", format_override("hydra.sweep.dir", out), *next(iter(samplers)), every]
 
@@ -82,14 +84,20 @@ def make_reference_config(config: DictConfig, data: dict) -> dict:
     return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 
-def make_evaluation_dir(config: DictConfig) -> Path:
-    """Return the output folder; in a sweep that of the job."""
+@contextmanager
+def open_evaluation_folder(config: DictConfig) -> Iterator[Path]:
+    """Yield the folder to write to; in a sweep that of the job, with `shards` one that processes share."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         if config.shards:
             raise UserError(Exit.CONFIG, f"shards={config.shards} and --multirun: one evaluation at a time")
         out = Path(job.runtime.output_dir)
         run_dir.append_command(out, list(job.overrides.task), "evaluate")
-        return out
+        yield out
+        return
     run = Path(config.run).expanduser()
-    return Path(config.out).expanduser() if config.shards else run_dir.make_output_dir(config.out, run, "evaluations")
+    if config.shards:
+        yield Path(config.out).expanduser()
+        return
+    with output.fill_folder(output.choose_folder(config.out, run, "evaluations"), "result.json") as folder:
+        yield folder

@@ -8,13 +8,12 @@ import json
 import os
 import platform
 import re
-import secrets
 import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,11 +22,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import write_text_atomically
-from diffusion_lit.system.platform import lock
+from diffusion_lit.system.files import is_same_file, is_unlocked, write_text_atomically
+from diffusion_lit.system.platform import find_open_file, lock
 
+# what a folder may hold before its config.yaml, which makes it a run
+BEFORE_TRAINING = (".lock", "train.log", "versions.txt", "command.txt", "cache")
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
 
 
@@ -78,8 +80,27 @@ def display_path(path: Path) -> Path:
 
 
 def is_unused(run: Path) -> bool:
-    """Return whether a run can start in this folder: it is missing or holds only a log and a lock."""
-    return not run.is_dir() or {path.name for path in run.iterdir()} <= {"train.log", ".lock"}
+    """Return whether a run can start in this folder: it is missing, or a process was killed in it before training."""
+    return not run.is_dir() or holds_only(run, BEFORE_TRAINING)
+
+
+def holds_only(folder: Path, names: Collection[str]) -> bool:
+    """Return whether a folder has no entries but those of these names, and temporary files."""
+    return all(path.name in names or re.fullmatch(r"\..*\.tmp", path.name) for path in folder.iterdir())
+
+
+def remove_leftovers(parent: Path, names: Collection[str]) -> None:
+    """Remove the folders in `parent` in which a process was killed before it wrote anything but `names`.
+
+    Its lock is free and still says which process of this host held it.
+    """
+    holder = re.compile(rf"process \d+ on {re.escape(socket.gethostname())} since .*\n")
+    for folder in parent.glob("*/"):
+        lock_file = folder / ".lock"
+        with suppress(OSError):
+            is_ours = holder.fullmatch(lock_file.read_text(encoding="utf-8")) and not folder.is_symlink()
+            if is_ours and holds_only(folder, names) and is_unlocked(lock_file):
+                shutil.rmtree(folder)
 
 
 def require_unused(run: Path) -> None:
@@ -92,59 +113,6 @@ def require_unused(run: Path) -> None:
     parent = next(path for path in [run, *run.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: {parent} is not a writable folder")
-
-
-def make_folder(out: Path) -> Path:
-    """Make a folder if it is missing and return it. Raises UserError (exit 5) if it cannot."""
-    out = out.expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {error.strerror}") from None
-    return out
-
-
-def make_timestamp() -> str:
-    """Return the time and four random digits, for the name of a new folder."""
-    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
-
-
-def make_output_dir(out: str | None, run: Path, kind: str) -> Path:
-    """Make the folder for the output of a command.
-
-    Args:
-        out: the folder to make. If None: a new one in `run`/`kind`, or in outputs/`kind`
-            if `run` is a published model, which is not changed.
-        run: the run that the command reads.
-        kind: name of the subfolder.
-
-    Raises:
-        UserError: exit 5 if `out` is not empty or cannot be made.
-    """
-    home = run if (run / "checkpoints").is_dir() else Path("outputs")
-    path = Path(out).expanduser() if out else home / kind / make_timestamp()
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(Exit.OUTPUT, f"out={path} is not empty. Choose a new folder")
-    return make_folder(path)
-
-
-@contextmanager
-def fill_atomically(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to fill, which replaces an empty one when it is complete.
-
-    If anything is raised, both are removed.
-    """
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
-        yield building
-        os.replace(building, folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        with suppress(OSError):
-            folder.rmdir()
-        raise
 
 
 def require_writable(run: Path) -> None:
@@ -185,8 +153,8 @@ def read_run_config(run: Path) -> dict:
     return config
 
 
-def read_overrides(run: Path) -> list[str]:
-    """Return the command-line overrides of the last start of a run, from command.txt.
+def read_overrides(run: Path, start: int = -1) -> list[str]:
+    """Return the command-line overrides of a start of a run, the last one by default, from command.txt.
 
     Raises:
         UserError: exit 4 if the file is missing or damaged, or if it overrides Hydra's own
@@ -194,7 +162,7 @@ def read_overrides(run: Path) -> list[str]:
     """
     try:
         lines = (run / "command.txt").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        overrides = shlex.split(lines[-1])[3:]  # python -m diffusion_lit.train ...
+        overrides = shlex.split(lines[start])[3:]  # python -m diffusion_lit.train ...
         parsed = OverridesParser.create().parse_overrides(overrides)
     except (OSError, ValueError, IndexError, HydraException) as error:
         raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'} is damaged: {error}") from None
@@ -206,13 +174,14 @@ def read_overrides(run: Path) -> list[str]:
 
 
 def record_start(run: Path, config: dict, overrides: list[str]) -> None:
-    """Write config.yaml and versions.txt, and append to command.txt."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Write versions.txt, append to command.txt, and write config.yaml last, which makes the folder a run."""
+    if not is_run_dir(run):
+        (run / "command.txt").unlink(missing_ok=True)  # of a process that was killed here
     versions = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
     versions += [f"{package} {version(package)}" for package in PACKAGES]
-    write_text_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     write_text_atomically(run / "versions.txt", "\n".join(versions) + "\n")
     append_command(run, overrides)
+    write_text_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def append_command(run: Path, overrides: list[str], verb: str = "train") -> None:
@@ -235,29 +204,69 @@ def read_result(run: Path) -> dict:
 
 
 class RunLock:
-    """Lock of a run folder. The operating system releases it when the process ends.
+    """Lock of a run folder, or of another folder that one process writes. It is released when the process ends.
 
     Raises:
         UserError: exit 5 if another process holds it.
     """
 
     def __init__(self, run: Path):
-        self.file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 open as long as the lock is held
-        try:
-            lock(self.file.fileno(), wait=False)
-        except BlockingIOError:
-            self.file.seek(0)
-            holder = self.file.read().strip() or "another process"
-            self.file.close()
-            raise UserError(Exit.OUTPUT, f"{run} is in use by {holder}. Wait for it, or stop it first") from None
-        except OSError:  # a file system without locks: nothing keeps two processes apart
-            pass
+        self.path, self.file = run / ".lock", None
+        while self.file is None or not is_same_file(self.file.fileno(), self.path):  # its holder may have removed it
+            self.file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 open as long as the lock is held
+            try:
+                lock(self.file.fileno(), wait=False)
+            except BlockingIOError:
+                self.file.seek(0)
+                holder = self.file.read().strip() or "another process"
+                self.file.close()
+                raise UserError(Exit.OUTPUT, f"{run} is in use by {holder}. Wait for it, or stop it first") from None
+            except OSError:  # a file system without locks: nothing keeps two processes apart
+                pass
         self.file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M")
         self.file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         self.file.flush()
 
-    def release(self) -> None:
-        """Release the lock."""
+    def is_in_place(self) -> bool:
+        """Return whether the folder is still where it was when it was locked."""
+        return is_same_file(self.file.fileno(), self.path)
+
+    def raise_if_moved(self, error: BaseException) -> None:
+        """Raise UserError (exit 5) in place of an error, if somebody moved or deleted the folder."""
+        if self.is_in_place():
+            return
+        if getattr(error, "exit_code", None) == Exit.OUTPUT:  # it says so already
+            raise error
+        run = self.path.parent
+        raise describe_moved_run(run, find_moved_run(self.file.fileno(), run)) from error
+
+    def release(self, remove: bool = False) -> None:
+        """Release the lock, and with `remove` delete its file."""
         self.file.truncate(0)
+        if remove and self.is_in_place():
+            self.path.unlink()
         self.file.close()
+
+
+def find_moved_run(lock_file: int, run: Path) -> Path | None:
+    """Return where the folder of a lock file is now: `run` unless somebody moved it, None if it was deleted."""
+    if is_same_file(lock_file, run / ".lock"):
+        return run
+    return (path := find_open_file(lock_file)) and path.parent
+
+
+def describe_moved_run(run: Path, moved: Path | None, saved: str = "") -> UserError:
+    """Return the error about a run folder that somebody moved or deleted during the run.
+
+    Args:
+        run: where it was.
+        moved: where it is now, None if it was deleted.
+        saved: what the run saved before it stopped, for example "at step 40, saved".
+    """
+    if moved is None:
+        hint = "Nothing more was written. Restore it and resume, or start a new run"
+        return UserError(Exit.OUTPUT, f"{run} was deleted, or moved to another disk, during the run. {hint}")
+    where = f"{display_path(run)} was moved to {display_path(moved)} during the run, which stopped {saved}".rstrip()
+    command = format_command("train", format_override("resume", display_path(moved)))
+    return UserError(Exit.OUTPUT, f"{where}. To continue: {command}")

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
@@ -13,12 +14,60 @@ from torch import Tensor
 from diffusion_lit.data.originals import Originals, fingerprint_file
 from diffusion_lit.imaging.grids import add_checkerboard, save_gif, to_pil
 from diffusion_lit.imaging.skins import render_images
-from diffusion_lit.runs.load import TrainedModel, describe_sampling
+from diffusion_lit.runs import checkpoints, shards, shared_work
+from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
 from diffusion_lit.sampling.editing import Edit
+from diffusion_lit.sampling.generate import OnStep
 from diffusion_lit.sampling.labels import format_label, nonzero_shares
 from diffusion_lit.sampling.previews import CLASS_MS, draw_class_pages
 from diffusion_lit.sampling.request import ImageRequest, draw_requests
+from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.files import write_text_atomically
+
+
+def describe_request(
+    model: TrainedModel,
+    requests: list[ImageRequest],
+    config: DictConfig,
+    originals: Originals | None,
+    edit: Edit | None,
+) -> dict:
+    """Return all that the bytes of the images depend on."""
+    settings = describe_sampling(model, config) | {"edit": describe_edit(originals, edit) if originals else None}
+    labels, seeds = [request.label for request in requests], [request.seed for request in requests]
+    return shards.make_plan(model, shards.ShardRequest(labels, seeds, 1, settings), model.sampler.batch_size)
+
+
+def generate_batches(
+    model: TrainedModel, requests: list[ImageRequest], folder: Path, on_step: OnStep, edit: Edit | None
+) -> tuple[Tensor, int, float]:
+    """Generate images, and save each batch in a folder, from which a process that was killed is continued.
+
+    Returns:
+        x float32 (N, C, H, W), how many of them were generated now, and the seconds that took.
+    """
+    size, batches, count, total = model.sampler.batch_size, [], 0, 1e-9
+    with progress_bar("sampling") as bar:
+        task = bar.add_task("", total=model.count_steps(len(requests), edit))
+        for first in range(0, len(requests), size):
+            members = range(first, min(first + size, len(requests)))
+            file = folder / f"{first:08d}.npz"
+            if checkpoints.find_damage(file) is None:
+                batches.append(torch.from_numpy(np.load(file)["x"]))
+                bar.advance(task, model.count_steps(len(members), edit))
+                continue
+
+            def advance(start: int, k: int, x: Tensor, first: int = first) -> None:
+                bar.advance(task)
+                on_step(first + start, k, x)
+
+            labels, seeds = [requests[k].label for k in members], [requests[k].seed for k in members]
+            part = edit and edit.select(members, edit.x0.device)
+            x, _, seconds = generate_with_progress(model, labels, seeds, advance, part, False, decode=False)
+            shared_work.save_arrays(file, x=x.numpy())
+            batches.append(x)
+            count, total = count + len(x), total + seconds
+    return torch.cat(batches), count, total
 
 
 def write_samples(

@@ -62,7 +62,7 @@ def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) ->
     labels, seeds, batch = request.labels, request.seeds, model.sampler.batch_size
     size = -(-len(seeds) // (request.shards * batch)) * batch
     parts = [slice(start, start + size) for start in range(0, len(seeds), size)]
-    shared_work.claim_folder(_make_plan(model, request, size), out)
+    shared_work.claim_folder(make_plan(model, request, size), out)
     files = [out / "shards" / f"{k:05d}.npz" for k in range(len(parts))]
     steps = model.count_steps(size)  # of a shard
 
@@ -110,7 +110,7 @@ def open_sharded_images(out: Path) -> Tensor:
     return torch.from_numpy(np.load(out / "images.npy", mmap_mode="c")).permute(0, 3, 1, 2)
 
 
-def _make_plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
+def make_plan(model: TrainedModel, request: ShardRequest, size: int) -> dict:
     """Return all that the bytes depend on, so that shards of other settings are never mixed in."""
     return request.settings | {
         "guide": model.guide and digest_tensors(model.guide.net.state_dict()),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.runs import checkpoints, output
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import is_abandoned, write_atomically
@@ -89,7 +89,7 @@ def claim_folder(plan: dict, out: Path) -> None:
             raise UserError(Exit.OUTPUT, f"out={out} is not empty and holds no shards. Choose a new folder")
         write_json(file, plan)
 
-    run_dir.make_folder(out)
+    output.make_folder(out)
     share_work(out / ".lock", 1, lambda _: file.exists(), write_plan)
     try:
         before, now = flatten_config(json.loads(file.read_bytes())), flatten_config(json.loads(json.dumps(plan)))

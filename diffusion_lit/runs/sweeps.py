@@ -4,6 +4,7 @@ A job is a run folder. command.txt has its overrides, result.json how it ended.
 """
 
 import csv
+import json
 import math
 import os
 from contextlib import suppress
@@ -14,7 +15,7 @@ from statistics import fmean, stdev
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.runs import run_dir
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import write_atomically
+from diffusion_lit.system.files import write_atomically, write_text_atomically
 from diffusion_lit.system.platform import lock
 
 HIGHER_IS_BETTER = {name for name, column in COLUMNS.items() if column.higher_is_better}  # of all others lower is
@@ -153,6 +154,69 @@ def compute_objective(result: dict, metric: str) -> float:
 def get_worst_objective(metric: str | None) -> float:
     """Return the value of a failed job. It is infinite: optuna ends a study at None."""
     return -math.inf if metric in HIGHER_IS_BETTER else math.inf
+
+
+# ------------------------------------------------------------------------------------------ killed sweeps
+
+
+def check_continuation(sweep: Path, overrides: list[str], is_random: bool) -> None:
+    """Check that the folder of a sweep is new, or can be continued with these overrides.
+
+    Args:
+        sweep: the folder.
+        overrides: of the command line, without the folder.
+        is_random: whether a sweeper would choose other values than before.
+
+    Raises:
+        UserError: exit 5 if it has the jobs of another sweep.
+    """
+    if not list_jobs(sweep):
+        return
+    where = f"hydra.sweep.dir={sweep}"
+    if _read_sweep(sweep).get("overrides") != overrides:
+        hint = "Choose a new folder, or repeat the command of that sweep to continue it"
+        raise UserError(Exit.OUTPUT, f"{where}: has the jobs of another sweep. {hint}")
+    if is_random:
+        hint = "Choose a new folder. Sweeps with hydra.sweeper.sampler.seed=<int> can be continued"
+        raise UserError(Exit.OUTPUT, f"{where}: its sweeper would choose other values now. {hint}")
+
+
+def find_unfinished_sweep(parent: Path, overrides: list[str]) -> Path | None:
+    """Return the newest sweep with these overrides in `parent` of which a job has not finished."""
+    found = []
+    for file in parent.glob("*/sweep.json"):
+        stored, jobs = _read_sweep(file.parent), list_jobs(file.parent)
+        done = sum(job.status == "finished" for job in jobs)
+        if stored.get("overrides") == overrides and done < stored["jobs"]:
+            found.append(file.parent)
+    return max(found, default=None, key=lambda sweep: ((sweep / "sweep.json").stat().st_mtime_ns, sweep.name))
+
+
+def find_finished_value(folder: Path, overrides: list[str], metric: str | None) -> float | None:
+    """Return the value of a job that has finished with these overrides; None if it has not."""
+    result = run_dir.read_result(folder)
+    if result.get("status") != "finished" or not is_same_job(folder, overrides):
+        return None
+    return compute_objective(result, metric or "")
+
+
+def is_same_job(folder: Path, overrides: list[str]) -> bool:
+    """Return whether a folder belongs to the job with these overrides, which may have been resumed with others."""
+    with suppress(UserError):
+        return run_dir.read_overrides(folder, start=0) == overrides
+    return False
+
+
+def record_sweep(sweep: Path, overrides: list[str], jobs: int) -> None:
+    """Write sweep.json, by which the same overrides continue a sweep; `jobs` is their number."""
+    text = json.dumps({"overrides": overrides, "jobs": jobs}, indent=2)
+    write_text_atomically(sweep / "sweep.json", text + "\n")
+
+
+def _read_sweep(sweep: Path) -> dict:
+    with suppress(OSError, ValueError):
+        return dict(json.loads((sweep / "sweep.json").read_text(encoding="utf-8")))
+    return {}
 
 
 # ------------------------------------------------------------------------------------------ writing

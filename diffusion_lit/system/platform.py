@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 try:
     import fcntl
@@ -49,6 +50,14 @@ def lock_byte(descriptor: int, k: int, held: bool = True) -> None:
     if fcntl is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN, 1, k)
+
+
+def find_open_file(descriptor: int) -> Path | None:
+    """Return where an open file is now; None if it was deleted, or if the system does not say."""
+    with suppress(OSError):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return path if path.exists() else None
+    return None
 
 
 def preallocate(descriptor: int, size: int) -> None:

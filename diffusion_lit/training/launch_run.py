@@ -31,6 +31,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     if config["resume"] and checkpoints.list_steps(run):
         resume_from = checkpoints.select_checkpoint(run, warn=log.warning)
     checkpoints.remove_partial_files(run)
+    run_dir.remove_leftovers(run.parent, run_dir.BEFORE_TRAINING)
     if resume_from:
         checkpoints.rename_corrupt(run, resume_from)
     config = config | {"data": resolve_value_range(config["data"], (source or build_source(config["data"])).splits())}

@@ -471,3 +471,58 @@ def test_a_sweep_of_ones_own_yaml_file(tmp_path):
     assert "job 1 of 4: seed=5 ema=power" in printed
     own.write_text(text + "hydra:\n  sweeper:\n    params:\n      seed: 5,x\n")
     assert "seed=x: must be int in [0, 9e18]" in run_stubbed(tmp_path, "", *words, code=2)[1]
+
+
+# ------------------------------------------------------------------------------------------ killed sweeps
+
+
+def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
+    """Three real jobs: one has finished, one has begun, one is missing. The table is that of an unbroken sweep."""
+    words = ["--multirun", *QUICK, "max_steps=6", "seed=5,6,7", "name=s"]
+    run("train", *words, "hydra.sweep.dir=unbroken", cwd=tmp_path)
+    kill = "from diffusion_lit.training.callbacks.graceful_stop import GracefulStop as G; import os\n"
+    kill += "real = G.after_step\ndef killed(self, *args):\n    real(self, *args)\n"
+    kill += "    if self.run.name == '1' and self.step == 4: os.kill(os.getpid(), 9)\nG.after_step = killed"
+    for resumed in (["resume=auto"], ["hydra.sweep.dir=broken"]):
+        run("train", *words, *resumed, cwd=tmp_path, code=-9, prelude=kill)
+        (sweep,) = [tmp_path / "broken"] if "broken" in resumed[0] else tmp_path.glob("outputs/s/*")
+        assert sorted(path.name for path in sweep.glob("[0-9]")) == ["0", "1"]
+        first = (sweep / "0" / "result.json").stat().st_mtime_ns
+        assert "has the jobs of another sweep" in run(
+            "train", *words, "seed=8,9", f"hydra.sweep.dir={sweep}", cwd=tmp_path, code=5
+        )
+        printed = run("train", *words, *resumed, cwd=tmp_path)
+        assert "job 1 of 3 has finished before" in printed
+        assert (sweep / "0" / "result.json").stat().st_mtime_ns == first
+        assert "resuming" in printed or "resume" in (sweep / "1" / "train.log").read_text()
+        for number in "012":
+            assert trace(sweep / number) == trace(tmp_path / "unbroken" / number)
+        ours, theirs = rows_of(sweep), rows_of(tmp_path / "unbroken")
+        assert [row["val/loss"] for row in ours] == [row["val/loss"] for row in theirs]
+        assert not [path.name for path in sweep.glob(".*")]
+    printed = run("train", *words, "resume=auto", cwd=tmp_path, prelude=STUB.replace("BODY", "pass"))
+    assert "no unfinished sweep with these overrides in outputs/s, starting a new one" in printed
+    assert len(list(tmp_path.glob("outputs/s/*"))) == 2
+
+
+def test_two_processes_do_not_run_one_sweep(tmp_path):
+    words = ["--multirun", "seed=5,6", "metric=val/loss", "hydra.sweep.dir=s"]
+    prelude = STUB.replace("BODY", "time.sleep(2 if number == 1 else 0)")
+    first = start("train", *words, cwd=tmp_path, prelude=prelude)
+    while not (tmp_path / "s" / "1" / "command.txt").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    assert "s is in use by process" in run("train", *words, cwd=tmp_path, code=5, prelude=prelude)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert [row["status"] for row in rows_of(tmp_path / "s")] == ["finished"] * 2
+
+
+def test_a_sweep_of_evaluations_that_was_killed_skips_the_jobs_that_have_finished(sweep, tmp_path):
+    words = ["--multirun", f"run={sweep / '1'}", "num_images=20", "metrics=[colors]", "features=pixels"]
+    words += ["guidance_scale=1,2", "metric=color_distance", f"hydra.sweep.dir={tmp_path / 'e'}"]
+    kill = "import os, diffusion_lit.runs.run_dir as m; real = m.write_result\n"
+    kill += "def killed(out, *args):\n    if out.name == '1': os.kill(os.getpid(), 9)\n    real(out, *args)\n"
+    run("evaluate", *words, cwd=tmp_path, code=-9, prelude=kill + "m.write_result = killed")
+    assert "job 1 of 2 has finished before" in run("evaluate", *words, cwd=tmp_path)
+    assert [row["status"] for row in rows_of(tmp_path / "e")] == ["finished"] * 2

@@ -6,7 +6,7 @@ import math
 import lightning as L
 
 from diffusion_lit.distributed import collectives
-from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory
@@ -38,6 +38,7 @@ class RunCheckpoints(StepCallback):
         self.scores: dict[int, float] = {}  # `best_by` of the checkpoints that are kept, by step
         self.failed_saves = 0  # in a row
         self.saved_step = -1
+        self.lock_file = None
 
     def state_dict(self) -> dict:
         """Return the scores."""
@@ -55,6 +56,9 @@ class RunCheckpoints(StepCallback):
         """Note that the checkpoint that the run resumes from is saved."""
         super().on_train_start(trainer, module)
         self.saved_step = self.step
+        lock_file = self.run / ".lock"
+        if collectives.rank() == 0 and lock_file.exists():
+            self.lock_file = open(lock_file, "rb")  # noqa: SIM115 follows the folder if somebody moves it
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Save if it is due. While steps are skipped nothing is saved, because a good checkpoint would be deleted."""
@@ -89,9 +93,15 @@ class RunCheckpoints(StepCallback):
         at the next interval: the disk may have room by then.
 
         Raises:
-            UserError: exit 6 if a weight is not finite; exit 75 if a needed checkpoint, or
+            UserError: exit 5 if somebody moved or deleted the run folder, after saving where
+                it is now; exit 6 if a weight is not finite; exit 75 if a needed checkpoint, or
                 the third in a row, fails.
         """
+        place = self.run
+        if self.lock_file and (moved := run_dir.find_moved_run(self.lock_file.fileno(), place)) != place:
+            if moved is None:
+                raise run_dir.describe_moved_run(place, None)
+            self.run, is_needed = moved, True
         if not (is_finite(module.net) and is_finite(module.ema)):
             replay = record_step(self.run, self.config, self.step, trainer, module)
             message = f"at step {self.step} weights are not finite; {last_checkpoint(self.run)}.{replay}"
@@ -113,6 +123,8 @@ class RunCheckpoints(StepCallback):
         self.saved_step = self.step
         if collectives.rank() == 0:
             self._update_files(best, set(steps) - keep)
+        if self.run != place:
+            raise run_dir.describe_moved_run(place, self.run, f"at step {self.step}, saved")
 
     def _update_files(self, best: int | None, outdated: set[int]) -> None:
         path = checkpoints.checkpoint_path(self.run, self.step)
