@@ -1,5 +1,6 @@
 """`plan=true`: measure how long a run takes, in what memory, and which overrides make it faster. Nothing is trained."""
 
+import itertools
 import logging
 import shlex
 import tempfile
@@ -14,14 +15,18 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
-from diffusion_lit.runs.build import make_configured_sampler, make_ema_decay
-from diffusion_lit.sampling.previews import preview_labels
 from diffusion_lit.system.console import format_duration, progress_bar
 from diffusion_lit.training import build_run
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
-from diffusion_lit.training.callbacks.sample_metrics import metrics_of
 from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.run_summary import format_run_summary
+from diffusion_lit.training.time_estimate import (
+    change_config,
+    estimate_seconds,
+    format_run_time,
+    remaining_steps,
+    shorten_parts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +90,6 @@ def existing_folder(run: Path) -> Path:
     """Return the run folder, or the nearest of its parents that exists."""
     run = run.absolute()
     return next(folder for folder in [run, *run.parents] if folder.is_dir())
-
-
-def remaining_steps(config: dict) -> range:
-    """Return the steps of the run; of a resumed run those after its last checkpoint."""
-    saved = checkpoints.list_steps(Path(config["resume"])) if config["resume"] else []
-    return range((saved[-1] if saved else 0) + 1, config["max_steps"] + 1)
 
 
 def log_run_summary(config: dict, data: ImageDataModule, decoding_seconds: float) -> None:
@@ -233,48 +232,22 @@ def recommend(
     if len(supported_precisions(benchmark.device)) == 1:
         lines.append("note       half precision was not measured: this device does not support it in hardware")
     changes = {key: value for key, value in best.strategy.items() if value != configured.strategy[key]}
-    changed = [format_override(f"strategy.{key}", value) for key, value in changes.items()]
-    if changed:
+    changes = {f"strategy.{key}": value for key, value in changes.items()}
+    if changes:
         run_time = format_run_time(estimate_seconds(benchmark, config, best, world))
-        lines.append(f"faster     {' '.join(changed)}: {run_time}")
-    elif len(settings) > 1:
+        lines.append(f"faster     {' '.join(itertools.starmap(format_override, changes.items()))}: {run_time}")
+    shorter, intervals = shorten_parts(benchmark, config, best, world)
+    if shorter:
+        changes |= intervals
+        lines += shorter
+        run_time = format_run_time(estimate_seconds(benchmark, change_config(config, intervals), best, world))
+        lines.append(f"together   {run_time}")
+    elif not changes and len(settings) > 1:
         lines.append("faster     no other setting is clearly faster here")
-    keys = {override.partition("=")[0] for override in changed} | {"plan"}
+    changed = list(itertools.starmap(format_override, changes.items()))
+    keys = {*changes, "plan"}
     kept = [override for override in overrides if override.partition("=")[0] not in keys]
-    command = shlex.join(["python", "-m", "diffusion_lit.train", *kept, *changed])
-    return [*lines, "", f"train with: {command}"]
-
-
-def format_run_time(seconds: dict[str, float]) -> str:
-    """Return the total time, and its parts of half a second or more."""
-    parts = ", ".join(f"{part} {format_duration(value)}" for part, value in seconds.items() if value >= 0.5)
-    return f"about {format_duration(sum(seconds.values()))} ({parts})"
-
-
-def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measurement, world: int) -> dict[str, float]:
-    """Return the seconds of the remaining steps by what they are spent on."""
-    steps, num_classes = remaining_steps(config), config["data"]["num_classes"]
-    sampler = make_configured_sampler(config)
-
-    def count(*intervals: str) -> int:
-        lengths = [config[name] for name in intervals if config[name]]
-        return sum(step == steps[-1] or any(step % length == 0 for length in lengths) for step in steps)
-
-    def sampling(images: int) -> float:
-        return -(-images // sampler.batch_size) * benchmark.sampling_seconds / world
-
-    networks = 2 if make_ema_decay(config) else 1
-    share = min(1, config["metrics_steps"] / len(sampler.build_scheduler(benchmark.table).timesteps))
-    metrics = count("metrics_every") * sampling(config["metrics_images"]) * share if metrics_of(config) else 0
-    training = len(steps) * config["global_batch_size"] / (setting.speed * world)
-    return {
-        "training": setting.compile_seconds + training,
-        "previews": count("sample_every") * networks * sampling(len(preview_labels(num_classes))),
-        "validation": count("val_every", "checkpoint_every") * benchmark.validation_seconds / world,
-        "checkpoints": count("checkpoint_every") * benchmark.checkpoint_seconds,
-        "metrics": metrics,
-        "class accuracy": sampling(config["data"]["classifier_images"] if num_classes else 0),
-    }
+    return [*lines, "", f"train with: {shlex.join(['python', '-m', 'diffusion_lit.train', *kept, *changed])}"]
 
 
 def format_number(value: float) -> str:
