@@ -2,7 +2,9 @@
 
 import json
 import logging
+import pprint
 import shutil
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from diffusion_lit.sampling.previews import draw_class_grid, preview_labels
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 
+PIPELINE_FILE = "pipeline.py"
 log = logging.getLogger("diffusion_lit.export")
 # keys of config.yaml that are published: the training recipe and how images are decoded, but no local path
 KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUIDANCE_KEYS)
@@ -58,9 +61,11 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names)).save(out / "grid.png")
     result = find_evaluation(Path(config.run).expanduser(), describe_sampling(model, config))
-    name, has_pipeline = config.push or Path(config.out).name, (out / "model_index.json").exists()
+    name, has_pipeline = config.push or Path(config.out).name, (out / PIPELINE_FILE).exists()
     card = render_model_card(published, result, config.license, name, has_pipeline)
     write_text_atomically(out / "README.md", card)
+    for file in filter(Path.is_file, out.rglob("*")):  # safetensors hides its files from other users
+        file.chmod((out / "README.md").stat().st_mode)
 
 
 def write_network(out: Path, model: TrainedModel) -> None:
@@ -73,12 +78,42 @@ def write_network(out: Path, model: TrainedModel) -> None:
         save_file(state, out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
     unet.save_pretrained(out / "unet")
-    scheduler = make_ddpm_scheduler(model)
+    scheduler, parts = make_ddpm_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
-        parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
-        index = {"_class_name": "DDPMPipeline", "_diffusers_version": version("diffusers")} | parts
-        write_text_atomically(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+        parts["scheduler"] = ["diffusers", "DDPMScheduler"]
+    is_plain = scheduler is not None and not model.class_names  # DDPMPipeline passes no labels
+    name = "DDPMPipeline" if is_plain else ["pipeline", "DiffusionLitPipeline"]
+    index = {"_class_name": name, "_diffusers_version": version("diffusers")} | parts
+    write_text_atomically(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+    source = Path(__file__).with_name("exported_pipeline.py").read_text(encoding="utf-8")
+    settings = pprint.pformat(pipeline_settings(model), width=110, compact=True, sort_dicts=False)
+    settings = textwrap.indent(settings, "        ").strip()
+    write_text_atomically(out / PIPELINE_FILE, source.replace("dict[str, Any]] = {}", f"dict[str, Any]] = {settings}"))
+
+
+def pipeline_settings(model: TrainedModel) -> dict:
+    """Return what the pipeline file of a model, `exported_pipeline`, needs beside the network."""
+    process, sampler = model.diffusion.process, model.sampler
+    return {
+        "class_names": model.class_names,
+        "shape": model.codec.shape,
+        "has_hard_alpha": model.codec.has_hard_alpha,
+        "has_guidance": model.config["label_dropout"] > 0,
+        **model.guidance,
+        "process": process.name,
+        "prediction_type": model.diffusion.prediction_type,
+        "sigma_data": process.sigma_data,
+        "sigma_range": (process.sigma_min, process.sigma_max) if process.name == "edm" else None,
+        "scheduler": sampler.scheduler.__name__,
+        "arguments": sampler.arguments,
+        "step_arguments": sampler.step_arguments,
+        "steps": sampler.steps,
+        "batch_size": sampler.batch_size,
+        "clip_x0": sampler.clip_x0,
+        "num_train_timesteps": process.num_train_timesteps,
+        "betas": process.betas.tolist() if process.is_discrete else None,
+    }
 
 
 def make_ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:

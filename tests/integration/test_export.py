@@ -87,9 +87,11 @@ def test_every_process_and_network_is_exported(tmp_path, words):
     run("train", *tiny, *words, "run_dir=run", cwd=tmp_path)
     run("export", "run=run", "out=out", cwd=tmp_path)
     assert np.array_equal(sampled(tmp_path / "run", tmp_path / "a"), sampled(tmp_path / "out", tmp_path / "b"))
-    ours = [word for word in words if word in ("diffusion=flow", "diffusion=edm", "model=dit")]
-    assert (tmp_path / "out" / "model_index.json").exists() != bool(ours)
-    assert ("With diffusers alone" in (tmp_path / "out" / "README.md").read_text()) != bool(ours)
+    is_ours = "model=dit" in words
+    assert (tmp_path / "out" / "model_index.json").exists() != is_ours
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert ("Only diffusion_lit loads this network: DiT is not a network of diffusers." in card) == is_ours
+    assert ("With diffusers and torch alone" in card) != is_ours
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_classes_of_a_foreign_network_have_no_null_label(tmp_path):
 
 def test_the_folder_says_what_it_is_and_nothing_of_this_machine(digits):
     out = digits / "out"
-    assert {"README.md", "config.yaml", "grid.png", "model_index.json", "unet", "scheduler"} == {
+    assert {"README.md", "config.yaml", "grid.png", "model_index.json", "pipeline.py", "unet", "scheduler"} == {
         path.name for path in out.iterdir()
     }
     for file in (path for path in out.rglob("*") if path.suffix in (".json", ".md", ".yaml")):
