@@ -101,7 +101,14 @@ class DiffusionLitPipeline(DiffusionPipeline):
         return [label for k, label in enumerate(labels) for _ in range(share + (k < extra))]
 
     def denoise(self, y: Tensor, generators: list[torch.Generator], steps: int, scale: float) -> Tensor:
-        """Return x0 (B, C, H, W) of labels y (B,)."""
+        """Return x0 (B, C, H, W).
+
+        Args:
+            y: labels, (B,).
+            generators: one for each image, on the CPU.
+            steps: of the sampler.
+            scale: of the guidance.
+        """
         scheduler = self.build_scheduler(steps)
         has_table, count = hasattr(scheduler, "alphas_cumprod"), len(scheduler.timesteps)
         times = self.times[scheduler.timesteps.long()] if has_table else scheduler.sigmas[:count]
@@ -110,10 +117,8 @@ class DiffusionLitPipeline(DiffusionPipeline):
         x = torch.stack([torch.randn(self.SETTINGS["shape"], generator=generator) for generator in generators])
         x = x.to(self.device) * math.hypot(*map(float, levels[0]))
         for k, (t, (alpha, sigma)) in enumerate(zip(times, levels, strict=True)):
-            c_in, c_skip, c_out = (
-                value.float().to(self.device)
-                for value in self.precondition(self.SETTINGS["prediction_type"], alpha, sigma)
-            )
+            scales = self.precondition(self.SETTINGS["prediction_type"], alpha, sigma)
+            c_in, c_skip, c_out = (value.float().to(self.device) for value in scales)
             time = self.time_input(t.to(self.device).expand(len(y)))
             is_guided = low < float(sigma) / (float(sigma) + float(alpha)) <= high
             x0 = c_skip * x + c_out * self.predict(c_in * x, time, y, scale if is_guided else 1.0)
@@ -122,7 +127,16 @@ class DiffusionLitPipeline(DiffusionPipeline):
         return x
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor, scale: float) -> Tensor:
-        """Return the network's output (B, C, H, W), with classifier-free guidance (Ho & Salimans 2022)."""
+        """Return the network's output (B, C, H, W), with classifier-free guidance.
+
+        Ho & Salimans 2022, and for `guidance_rescale` Lin et al. 2024.
+
+        Args:
+            x: input of the network, (B, C, H, W).
+            t: times as the network gets them, (B,).
+            y: labels, (B,).
+            scale: 1 is the conditional network, 0 the one without classes.
+        """
 
         def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             labels = y if self.names else None
@@ -200,7 +214,18 @@ class DiffusionLitPipeline(DiffusionPipeline):
         return scheduler
 
     def step(self, scheduler: Any, k: int, x0: Tensor, x: Tensor, levels: list, generators: list) -> Tensor:
-        """Return x at the next time. The scheduler gets the output that stands for x0, at a scale of its own."""
+        """Return x at the next time.
+
+        The scheduler gets the output that stands for x0, for a sample of its own scale.
+
+        Args:
+            scheduler: what `build_scheduler` returned.
+            k: index of the current time.
+            x0: estimate of the clean images, (B, C, H, W).
+            x: current sample, (B, C, H, W).
+            levels: alpha and sigma of each time.
+            generators: one for each image.
+        """
         if not hasattr(scheduler, "sigmas"):  # DDIM and DDPM: make the next timestep that of the list
             timesteps = [*scheduler.timesteps.tolist(), -1]
             scheduler.num_inference_steps = Fraction(len(self.times), timesteps[k] - timesteps[k + 1])

@@ -21,7 +21,13 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
 
 
 def require_fitting_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> None:
-    """Raise UserError (exit 4) unless a file has the tensors of a network, `own`, and no others."""
+    """Raise UserError (exit 4) unless a file has the tensors of a network and no others.
+
+    Args:
+        state: tensors of the file.
+        own: tensors of the network.
+        path: of the file, for the message.
+    """
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, state)]
     if mismatch := describe_mismatch(*shapes):
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: weights of another network: {'. '.join(mismatch)}")
@@ -42,6 +48,11 @@ def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path
 
     PyTorch would cast integers and complex numbers to weights without a word, and a network
     with a NaN draws black images.
+
+    Args:
+        state: tensors of the file.
+        own: tensors of the network.
+        path: of the file, for the message.
     """
     faults: dict[str, list[str]] = {}
     for name in sorted(state.keys() & own.keys()):
