@@ -11,11 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 from diffusion_lit.data.decoding import Encoded
-from diffusion_lit.data.sources.table_labels import LABEL_COLUMNS
+from diffusion_lit.data.sources.table_labels import LABEL_COLUMNS, is_missing, sort_classes
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
-LABEL_TYPES = r"u?int\d+|(large_)?string|bool"
+LABEL_TYPES = r"u?int\d+|float\d+|(large_)?string|bool"
 HUB_DATASET = r"[\w.-]+(/[\w.-]+)?"
 # what a table may fetch images from, inside archives too; other protocols of fsspec can run what a file says
 REMOTE = r"(hf|https?|s3|gs|zip|tar|gzip)://|/"
@@ -185,8 +185,18 @@ def read_classes(table, label: str | None, path: str) -> tuple[list, list[str]]:
             "Set data.label_column=none to train without classes, or data.streaming=false."
         )
     column = table.select_columns([label]).with_format("arrow")[:].column(0)
-    values = sorted(value for value in column.unique().to_pylist() if value is not None and value != -1)
-    return values, [str(value) for value in values]
+    values = [value for value in column.unique().to_pylist() if not is_missing(value) and value != -1]
+    values = sort_classes(values) if all(isinstance(value, str) for value in values) else sorted(values)
+    are_whole = all(isinstance(value, float) and value.is_integer() for value in values)
+    return values, [str(int(value) if are_whole else value) for value in values]
+
+
+def read_label_candidates(table, used: str, n: int = 10_000) -> dict[str, list]:
+    """Return the first n values of each column that could be labels, without the `used` one."""
+    names = [
+        k for k, feature in table.features.items() if re.fullmatch(LABEL_TYPES, getattr(feature, "dtype", None) or "")
+    ]
+    return table.select_columns([name for name in names if name != used])[:n]
 
 
 def select_undecoded(table, image: str, label: str | None = None):

@@ -20,6 +20,7 @@ from diffusion_lit.data.sources import hf_tables
 from diffusion_lit.data.sources.data_source import Split, file_state
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
+from diffusion_lit.data.sources.table_labels import describe_unused_columns
 from diffusion_lit.data.streaming import EVERY_EPOCH, EpochStream, StreamedTable
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
@@ -87,6 +88,14 @@ class HuggingFace:
         """Return the class names; empty without labels."""
         return self.schema.class_names
 
+    @property
+    def notes(self) -> list[str]:
+        """Return a note on columns that could be labels, where none are used; of a stream nothing is read."""
+        if self.streaming or self.label_column != "auto" or self.schema.label:
+            return []
+        columns = hf_tables.read_label_candidates(self.tables[self.schema.train], self.schema.image)
+        return describe_unused_columns(columns, is_unlabeled=True)
+
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if there is a validation or test split with labels."""
         schema = self.schema
@@ -95,11 +104,12 @@ class HuggingFace:
             names = {"train": schema.train} | ({"val": schema.val[0]} if schema.val else {})
             return {name: Split(stream(self, split), None) for name, split in names.items()}
         train = self._list_split(schema.train)
-        missing = int((train.labels < 0).sum())
-        if missing:
+        missing = np.flatnonzero(train.labels < 0)
+        if len(missing):
             raise DataError(
-                f"data.path={self.path}: {missing:,} of {len(train.labels):,} labels in column {schema.label} are "
-                "missing (-1 or none). Set data.label_column to another column, or to none to train without classes."
+                f"data.path={self.path}: {len(missing):,} of {len(train.labels):,} labels in column {schema.label} are "
+                f"missing (-1, empty or none), in row {join_names(map(str, missing), 5)}. Set data.label_column to "
+                "another column, or to none to train without classes."
             )
         for name in schema.val:
             split = self._list_split(name)
@@ -150,6 +160,7 @@ class HuggingFace:
         if schema.label is None:
             return Split(images, np.zeros(n, dtype=np.int64))
         values = table.select_columns([schema.label]).with_format("arrow")[:].column(0).to_pylist()
+        values = [None if hf_tables.is_missing(value) else value for value in values]
         numbers = self.numbers | {None: -1, -1: -1}
         unknown = sorted({str(value) for value in values if value not in numbers})
         if unknown:
@@ -246,8 +257,8 @@ class TableEpochStream(TableStream, EpochStream):
             table = ArrowRows(self._select(), self.name, self.make_item)
         else:
             files = hf_tables.parquet_files(source.path, source.name, self.split)
-            groups, digest = read_row_groups(files, Path(cache_dir).expanduser() if cache_dir else None)
             columns = [schema.image, schema.label] if schema.label else [schema.image]
+            groups, digest = read_row_groups(files, columns, Path(cache_dir).expanduser() if cache_dir else None)
             table = ParquetRows(files, columns, self.name, self.make_item, groups, f"{digest} {columns}")
         n = min(len(table), source.max_images or len(table))
         source.check_not_empty(n, self.split)

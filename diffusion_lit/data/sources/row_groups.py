@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.data.sources.data_source import file_state
+from diffusion_lit.system.console import join_names
+from diffusion_lit.system.errors import DataError
 from diffusion_lit.system.files import write_atomically
 
 READ_ROWS = 64  # rows that are read at once
@@ -129,12 +132,15 @@ def _make_items(columns, row: int, make_item: MakeItem) -> Iterator[LabeledImage
         yield make_item(k, image, label[0] if label else 0)
 
 
-def read_row_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list[int]], str]:
+def read_row_groups(files: list[str], columns: Sequence[str], cache_dir: Path | None) -> tuple[list[list[int]], str]:
     """Return the rows of each row group, by file, and a fingerprint of their metadata.
 
     Only the metadata at the ends of the files is read, and with `cache_dir` only once.
+
+    Raises:
+        DataError: if a file is damaged, or lacks one of the columns.
     """
-    states = [file if "://" in file else file_state(Path(file)) for file in files]
+    states = [*columns, *(file if "://" in file else file_state(Path(file)) for file in files)]
     key = hashlib.blake2b("\0".join(states).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     cached = cache_dir / f"parts-{key}.json" if cache_dir else None
     if cached:
@@ -142,7 +148,7 @@ def read_row_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list
             groups, digest = json.loads(cached.read_bytes())
             return groups, digest
     with ThreadPoolExecutor(16) as pool:
-        metadata = list(pool.map(_read_metadata, files))
+        metadata = list(pool.map(partial(_read_metadata, columns=columns), files))
     text = repr([(Path(file).name, digest) for file, (_, digest) in zip(files, metadata, strict=True)])
     result = [counts for counts, _ in metadata], hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     if cached:
@@ -153,9 +159,14 @@ def read_row_groups(files: list[str], cache_dir: Path | None) -> tuple[list[list
     return result
 
 
-def _read_metadata(url: str) -> tuple[list[int], str]:
-    """Return the rows of each row group, and a digest of sizes and statistics of their columns."""
+def _read_metadata(url: str, columns: Sequence[str]) -> tuple[list[int], str]:
+    """Return the rows of each row group, and a digest of sizes and statistics of all columns."""
     with _open_parquet(url) as file:
+        names = file.schema_arrow.names
+        if missing := [name for name in columns if name not in names]:
+            raise DataError(
+                f"{url}: no column {' and '.join(missing)}, which other files have. It has {join_names(names)}."
+            )
         groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
         columns = [group.column(k) for group in groups for k in range(group.num_columns)]
         digest = hashlib.blake2b(repr([_describe_column(column) for column in columns]).encode(), digest_size=8)

@@ -14,10 +14,11 @@ MISSING = {"", "nan", "<na>", "null", "n/a", "#n/a"}  # as text, in any case
 
 def find_missing_labels(values: Sequence) -> list[int]:
     """Return the rows without a label: empty, none or NaN."""
-    return [k for k, value in enumerate(values) if _is_missing(value)]
+    return [k for k, value in enumerate(values) if is_missing(value)]
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Return whether a label is empty, none or NaN."""
     return value is None or value != value or (isinstance(value, str) and value.strip().lower() in MISSING)
 
 

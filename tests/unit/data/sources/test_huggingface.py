@@ -17,7 +17,16 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.system.errors import Exit, UserError
 from tests.cases import each
-from tests.image_sets import make_data, make_hub_data, make_shades, read_shades, write_table
+from tests.image_sets import (
+    STREAMED,
+    data_error,
+    make_data,
+    make_hub_data,
+    make_shades,
+    make_table,
+    read_shades,
+    write_table,
+)
 from tests.trained import train
 
 SIZES = {"train": {"cat": 7, "dog": 5}, "test": {"cat": 3, "dog": 2}}
@@ -399,13 +408,45 @@ def test_several_class_labels_without_a_usual_name_are_listed(fault, tmp_path):
 def test_missing_and_unknown_labels(fault):
     labels = [0, -1, None, 1, 2]
     assert fault({"image": make_shades(5), "label": labels}).startswith(
-        "data.path=SET: 2 of 5 labels in column label are missing (-1 or none). Set data.label_column to another"
+        "data.path=SET: 2 of 5 labels in column label are missing (-1, empty or none), in row 1, 2. Set"
     )
     told = fault({"image": make_shades(2), "label": ["a", "b"]}, test={"image": make_shades(1), "label": ["c"]})
     assert told == "data.path=SET: split test has labels that are not in train: c"
     told = fault({"image": make_shades(2), "label": ["a", "b"]}, "data.streaming=true")
     assert "the classes of column label (string) are not known before it is read" in told
     assert "data.label_column=none" in told
+
+
+def test_labels_that_pandas_wrote(fault, tmp_path):
+    path = write_table(tmp_path / "floats", {"image": make_shades(4), "label": [2.0, 10.0, 2.0, 10.0]})
+    data = make_hub_data(path, *GREY, "data.val_fraction=0")
+    assert (data.source.class_names, data.train.labels.tolist()) == (["2", "10"], [0, 1, 0, 1])
+    assert "2 of 4 labels in column label are missing" in fault(
+        {"image": make_shades(4), "label": [1.0, float("nan"), None, 2.0]}
+    )
+    assert "1 of 2 labels in column label are missing" in fault({"image": make_shades(2), "label": ["a", ""]})
+
+
+def test_columns_that_could_be_labels_are_noted(tmp_path):
+    columns = {"image": make_shades(6), "id": list(range(6)), "breed": ["a", "b"] * 3}
+    source = make_hub_data(write_table(tmp_path / "a", columns), *GREY).source
+    assert source.class_names == []
+    assert source.notes == [
+        "no labels are used. Not used: breed (2 values). data.label_column=breed trains with its values as classes"
+    ]
+    assert make_hub_data(tmp_path / "a", *GREY, "data.label_column=none").source.notes == []
+
+
+def test_a_stream_of_files_of_which_one_lacks_the_labels_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_lit.data.streaming.RETRY_WAITS", (60,))
+    (tmp_path / "a").mkdir()
+    for name, count in (("train-0", 3), ("train-1", 2)):
+        table = make_table(range(count))
+        (table if name == "train-0" else table.remove_columns("label")).to_parquet(tmp_path / "a" / f"{name}.parquet")
+    for words in ([], [f"data.cache_dir={tmp_path / 'cache'}"]):
+        for _ in range(2):
+            told = data_error(make_hub_data, tmp_path / "a", *STREAMED, *words)
+            assert "train-1.parquet: no column label, which other files have. It has image." in told
 
 
 def test_a_stream_whose_label_is_no_class(fault, tmp_path):
