@@ -16,6 +16,7 @@ from diffusion_lit.data.store import load_split
 from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
+from diffusion_lit.imaging.rows import choose_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_codec, make_diffusion
 from diffusion_lit.runs.load import TrainedModel
@@ -48,12 +49,13 @@ class Subject:
     @cached_property
     def rows(self) -> list[int]:
         """Return the class label of each row; without classes, zeros."""
-        return list(range(min(len(self.config["data"]["class_names"]), ROWS))) or [0] * ROWS
+        return choose_rows(len(self.config["data"]["class_names"]), ROWS) or [0] * ROWS
 
     @property
     def row_names(self) -> list[str]:
         """Return the class names of the rows; empty without classes."""
-        return self.config["data"]["class_names"][:ROWS]
+        names = self.config["data"]["class_names"]
+        return [names[k] for k in self.rows] if names else []
 
     @cached_property
     def diffusion(self) -> Diffusion:

@@ -8,6 +8,7 @@ from PIL import Image
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.concat import ConcatImages
 from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.inspection.image_facts import ImageFacts
 
@@ -33,12 +34,12 @@ def contact_sheet(
     """
     columns, readable = _count_columns(decoding), np.array(readable, dtype=int)
     if class_names:
-        names = list(enumerate(class_names))[:MAX_ROWS]
+        names = [(k, class_names[k]) for k in choose_rows(len(class_names), MAX_ROWS)]
         rows = {name: _spread(readable[labels[readable] == k], columns) for k, name in names}
     else:
         chosen = _spread(readable, 8 * columns)
         rows = {k: chosen[k * columns : (k + 1) * columns] for k in range(8)}
-    return _draw_sheet(splits, rows, decoding)
+    return _draw_sheet(splits, rows, decoding, describe_rows(len(class_names), MAX_ROWS).lstrip(", "))
 
 
 def duplicate_sheet(
@@ -46,10 +47,13 @@ def duplicate_sheet(
 ) -> Image.Image | None:
     """Return groups of duplicates and near duplicates, one a row; None if there are none."""
     number, rows = {fact.name: k for k, fact in enumerate(facts)}, {}
-    for kind, groups in (("equal", findings["duplicates"]), ("near", findings["near_duplicates"])):
+    kinds = ("equal", findings["duplicates"]), ("near", findings["near_duplicates"])
+    for kind, groups in kinds:
         for k, group in enumerate(groups[: MAX_ROWS // 2]):
             rows[f"{kind} {k + 1}"] = [number[name] for name in group[: _count_columns(decoding)]]
-    return _draw_sheet(splits, rows, decoding)
+    left_out = {kind: len(groups) - MAX_ROWS // 2 for kind, groups in kinds}
+    more = [f"{count} more {kind} groups" for kind, count in left_out.items() if count > 0]
+    return _draw_sheet(splits, rows, decoding, f"and {', '.join(more)} in audit.json" if more else "")
 
 
 def _count_columns(decoding: Decoding) -> int:
@@ -62,7 +66,7 @@ def _spread(numbers: np.ndarray, n: int) -> np.ndarray:
 
 
 def _draw_sheet(
-    splits: dict[str, Split], rows: dict[str | int, Sequence[int]], decoding: Decoding
+    splits: dict[str, Split], rows: dict[str | int, Sequence[int]], decoding: Decoding, title: str
 ) -> Image.Image | None:
     """Draw the images with these numbers. Names of rows are written beside them, numbers of rows are not."""
     import torch
@@ -79,4 +83,4 @@ def _draw_sheet(
         for x, k in enumerate(row):
             images[y, x] = decoding(sources[k])
     names = [name for name in rows if isinstance(name, str)]
-    return add_checkerboard(draw_grid(torch.from_numpy(images).flatten(0, 1), columns, row_names=names))
+    return add_checkerboard(draw_grid(torch.from_numpy(images).flatten(0, 1), columns, names, title))

@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import add_checkerboard
 from diffusion_lit.imaging.palettes import PALETTE_FILE
+from diffusion_lit.imaging.rows import describe_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import checkpoints, pretrained, run_dir
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress, read_package_versions
 from diffusion_lit.runs.model_card import render_model_card
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
-from diffusion_lit.sampling.previews import draw_class_grid, preview_labels
+from diffusion_lit.sampling.previews import ROWS, draw_class_grid, preview_labels
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
 
@@ -58,8 +59,9 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     if (palette := Path(config.run).expanduser() / PALETTE_FILE).is_file():
         shutil.copyfile(palette, out / PALETTE_FILE)
     labels, names = preview_labels(len(model.class_names)), model.class_names
+    title = describe_rows(len(names), ROWS).lstrip(", ")
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
-    add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names)).save(out / "grid.png")
+    add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names, title)).save(out / "grid.png")
     result = find_evaluation(Path(config.run).expanduser(), describe_sampling(model, config))
     name, has_pipeline = config.push or Path(config.out).name, (out / PIPELINE_FILE).exists()
     card = render_model_card(published, result, config.license, name, has_pipeline)

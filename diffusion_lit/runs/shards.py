@@ -22,6 +22,7 @@ from torch import Tensor
 from diffusion_lit.diffusion.seeds import Seed
 from diffusion_lit.evaluation.features import BATCH, FeatureExtractor, digest_tensors
 from diffusion_lit.imaging.grids import add_checkerboard
+from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import shared_work
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
@@ -174,13 +175,14 @@ def _merge_shards(files: Sequence[Path], model: TrainedModel, request: ShardRequ
 
 
 def _draw_grid(images: Tensor, labels: Sequence[Label], model: TrainedModel) -> Image.Image:
-    """Return a grid of eight images of each of the first sixteen classes or blends, or of 64 without classes."""
-    names, chosen = model.class_names, list(range(len(labels)))[:64]
+    """Return a grid of eight images of each of at most sixteen classes or blends, or of 64 without classes."""
+    names, chosen, title = model.class_names, list(range(len(labels)))[:64], ""
     if names:
-        rows = list(dict.fromkeys(labels))[:ROWS]
+        kinds = list(dict.fromkeys(labels))
+        rows, title = [kinds[k] for k in choose_rows(len(kinds), ROWS)], describe_rows(len(kinds), ROWS).lstrip(", ")
         chosen = [k for row in rows for k in islice((k for k, label in enumerate(labels) if label == row), COLUMNS)]
     return add_checkerboard(
-        draw_class_grid(render_images(images[chosen], model.render), [labels[k] for k in chosen], names)
+        draw_class_grid(render_images(images[chosen], model.render), [labels[k] for k in chosen], names, title)
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images, save_gif
+from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.sampling.labels import Label, format_label
 from diffusion_lit.system.files import write_atomically
 
@@ -22,9 +23,9 @@ RowKey = TypeVar("RowKey")  # a class, or anything else that a row of a grid has
 
 
 def preview_labels(num_classes: int) -> list[int]:
-    """Return eight labels of each of the first sixteen classes, or 64 zeros without classes."""
-    rows = min(num_classes, ROWS)
-    return labels_in_rows(range(rows), COLUMNS * rows) if rows else [0] * 64
+    """Return eight labels of each of at most sixteen classes, evenly chosen, or 64 zeros without classes."""
+    rows = choose_rows(num_classes, ROWS)
+    return labels_in_rows(rows, COLUMNS * len(rows)) if rows else [0] * 64
 
 
 def labels_in_rows(classes: Sequence[RowKey], num_images: int) -> list[RowKey]:
@@ -121,7 +122,8 @@ def format_caption(config: dict, networks: Sequence[str], evaluations: int) -> s
     right.
     """
     names = config["data"]["class_names"]
-    rows = [f"rows: {', '.join(names[:ROWS])}"] if names else []
+    shown = ", ".join(names[k] for k in choose_rows(len(names), ROWS))
+    rows = [f"rows{describe_rows(len(names), ROWS)}: {shown}"] if names else []
     guidance = [f"guidance scale {config['guidance_scale']:g}"] if names else []
     sampler = f"{config['sampler']['name']}, {format_steps(config['sampler']['steps'], evaluations)}"
     return "; ".join([*rows, " | ".join(networks), f"seed {config['seed']}", sampler, *guidance])

@@ -8,8 +8,10 @@ from diffusion_lit.config.network_size import describe_levels, find_size_faults
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.distributed import collectives
+from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.sizes import format_size
 from diffusion_lit.runs.run_dir import display_path
+from diffusion_lit.sampling.previews import ROWS
 from diffusion_lit.training.checkpoint_files import checkpoint_bytes, snapshot_bytes
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizers import warmup_steps
@@ -41,6 +43,9 @@ def format_run_summary(
     if module.tracked_emas:
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
     lines += [f"note       {note}" for note in getattr(data.source, "notes", ())]
+    if describe_rows(len(class_names), ROWS):
+        chosen = [class_names[k] for k in choose_rows(len(class_names), ROWS)]
+        lines.append(f"previews   of {ROWS} of {len(class_names)} classes, evenly chosen: {', '.join(chosen)}")
     lines += [f"note       {fault}" for fault in find_size_faults(config["model"], images)]
     if left_out := getattr(data.source, "left_out", {}):
         lines.append(f"left out   {'; '.join(format_left_out(left_out))}")

@@ -1,7 +1,7 @@
 """The server side of `diffusion_lit.app`: from the request of a visitor to images."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +16,12 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation.memorization import find_neighbors
 from diffusion_lit.evaluation.metrics import PIXELS, pixel_vectors
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images
+from diffusion_lit.imaging.rows import choose_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.labels import parse_class
-from diffusion_lit.sampling.previews import FrameRecorder
+from diffusion_lit.sampling.previews import FrameRecorder, draw_class_grid
 from diffusion_lit.system.errors import UserError
 
 MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
@@ -115,7 +116,8 @@ class ImageSession:
             on_step(k + 1, steps)
 
         images = model.generate(labels, image_seeds(request.seed, request.count), step)
-        return Result(images, [self._draw_grid(frame, COLUMNS) for frame in [*film.frames[:-1], images]])
+        names = self.model.class_names if request.label == ALL else ()
+        return Result(images, [self._draw_grid(frame, labels, names) for frame in [*film.frames[:-1], images]])
 
     def find_neighbors(self, images: Tensor) -> Image.Image | None:
         """Return a grid with each image followed by its nearest training images, by L2 distance of pixels."""
@@ -135,7 +137,8 @@ class ImageSession:
         if not names:
             return [0] * request.count
         if request.label == ALL:
-            return [k % len(names) for k in range(request.count)]
+            chosen = choose_rows(len(names), request.count)
+            return [chosen[k % len(chosen)] for k in range(request.count)]
         return [parse_class(str(request.label), names)] * request.count
 
     def _configure_model(self, request: Request) -> TrainedModel:
@@ -157,8 +160,12 @@ class ImageSession:
             raise ValueError(faults[0])
         return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)
 
-    def _draw_grid(self, images: Tensor, columns: int) -> Image.Image:
-        return enlarge(draw_grid(render_images(images, self.model.render), min(columns, len(images))))
+    def _draw_grid(self, images: Tensor, labels: list[int], names: Sequence[str]) -> Image.Image:
+        """Draw images in a square, or with a named row for each class."""
+        images = render_images(images, self.model.render)
+        if names:
+            return enlarge(draw_class_grid(images, labels, names))
+        return enlarge(draw_grid(images, min(COLUMNS, len(images))))
 
 
 def enlarge(image: Image.Image) -> Image.Image:

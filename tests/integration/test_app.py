@@ -16,7 +16,8 @@ from PIL import Image
 
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.web.session import ALL, ImageSession, Request
+from diffusion_lit.sampling.previews import draw_class_grid
+from diffusion_lit.web.session import ALL, ImageSession, Request, enlarge
 from tests.runs import TINY, address_of, run, start
 
 QUICK = [*TINY, "max_steps=2", "val_every=0", "sample_every=0", "checkpoint_every=2", "sampler.steps=4"]
@@ -57,7 +58,10 @@ def test_settings_of_a_request_count(session):
     for change in ({"label": "4"}, {"seed": 8}, {"steps": 3}, {"sampler": "euler_a"}, {"guidance_scale": 4.0}):
         assert not torch.equal(whole, session.generate(Request(**GOOD.__dict__ | change)).images), change
     assert torch.equal(whole, session.generate(GOOD).images)
-    assert len(session.generate(Request(ALL, 16, 0, "ddim", 1, 1.0)).images) == 16
+    made, names = session.generate(Request(ALL, 16, 0, "ddim", 1, 1.0)), session.model.class_names
+    assert len(made.images) == 16
+    named = enlarge(draw_class_grid(made.images, [k % len(names) for k in range(16)], names))
+    assert np.array_equal(np.array(made.frames[-1]), np.array(named))  # each class has its name
 
 
 def test_neighbours_are_the_nearest(session):

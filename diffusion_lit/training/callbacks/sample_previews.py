@@ -7,8 +7,10 @@ import torch
 
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.distributed import collectives
+from diffusion_lit.imaging.rows import describe_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.sampling.previews import (
+    ROWS,
     FrameRecorder,
     draw_class_grid,
     draw_frames,
@@ -95,8 +97,9 @@ class SamplePreviews(StepCallback):
             return
         render = self.config["data"].get("render", "none")
         recorder.frames = render_images(recorder.frames, render)
+        classes = describe_rows(len(names), ROWS)
         grids = [
-            draw_class_grid(render_images(images, render), labels, names, f"{name}, step {self.step}")
+            draw_class_grid(render_images(images, render), labels, names, f"{name}, step {self.step}{classes}")
             for name, images in zip(networks, samples, strict=True)
         ]
         grid = grid_of(self.run, self.step)

@@ -1,12 +1,15 @@
 """Pictures and floats are exact inverses; grids, rows of classes and GIFs hold every pixel where it belongs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffusion_lit.imaging.grids import draw_grid, hstack_images, save_gif, to_float, to_pil, to_uint8
-from diffusion_lit.sampling.previews import draw_class_grid, labels_in_rows, preview_labels
+from diffusion_lit.imaging.rows import describe_rows
+from diffusion_lit.sampling.previews import draw_class_grid, format_caption, labels_in_rows, preview_labels
 from tests.cases import each
 from tests.images import enlarge, find_tile, noise, pixels
 
@@ -124,8 +127,25 @@ def test_classes_share_the_images_equally_in_their_order(num_images):
 
 
 @pytest.mark.parametrize(("num_classes", "rows"), [(1, 1), (10, 10), (16, 16), (1000, 16)])
-def test_a_preview_has_a_row_of_eight_for_each_of_the_first_classes(num_classes, rows):
-    assert preview_labels(num_classes) == [row for row in range(rows) for _ in range(8)]
+def test_a_preview_has_a_row_of_eight_for_each_of_at_most_sixteen_classes(num_classes, rows):
+    labels = preview_labels(num_classes)
+    chosen = labels[::8]
+    assert labels == [row for row in chosen for _ in range(8)]
+    assert len(chosen) == len(set(chosen)) == rows
+    assert (chosen[0], chosen[-1]) == (0, num_classes - 1)
+    gaps = {after - before for before, after in itertools.pairwise(chosen)}
+    assert not gaps or max(gaps) - min(gaps) <= 1  # evenly
+
+
+def test_a_grid_of_some_classes_says_so():
+    names = [f"class {k}" for k in range(37)]
+    config = {"data": {"class_names": names}, "sampler": {"name": "ddim", "steps": 5}, "seed": 0, "guidance_scale": 1}
+    caption = format_caption(config, ["EMA"], 5)
+    assert caption.startswith("rows, 16 of 37 classes: class 0, class 2, class 5")
+    assert "class 36;" in caption
+    config["data"]["class_names"] = names[:16]
+    assert format_caption(config, ["EMA"], 5).startswith("rows: class 0, class 1")
+    assert [describe_rows(count, 16) for count in (0, 1, 16, 17)] == ["", "", "", ", 16 of 17 classes"]
 
 
 def test_a_preview_without_classes_is_a_square():
