@@ -85,6 +85,8 @@ def value_fault(key: str, value: object, default: object, type_: str, typed: str
     if key.endswith(FIXED) and value != default and not is_open(key):
         group = key.partition(".")[0]
         return f"{key}={format_value(value)}: fixed by the choice of {group}. Choose another one with {group}=<name>"
+    if re.search(r"[\ud800-\udfff]", str(value)):
+        return f"{key}={format_value(value)}: has bytes that are not UTF-8. Rename the file or folder"
     type_ = type_ or type_of(default)
     if type_ == "any" or matches(type_, value):
         return None

@@ -3,14 +3,13 @@
 import base64
 import re
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.figures.curves import plot_curves, read_series
-from diffusion_lit.figures.style import create_axes
+from diffusion_lit.figures.style import create_axes, encode_figure
 from diffusion_lit.runs import run_dir
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.resume import flatten_config
@@ -132,9 +131,7 @@ def _read_config(run: Path) -> dict:
 
 
 def _to_uri(figure) -> str:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
-    return _encode_uri(buffer.getvalue(), "png")
+    return _encode_uri(encode_figure(figure), "png")
 
 
 def _read_uri(file: Path) -> str | None:

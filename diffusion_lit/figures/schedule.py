@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.figures.style import BLUE, ORANGE, create_axes
+from diffusion_lit.figures.style import ALPHA_BAR, BLUE, ORANGE, create_axes
 from diffusion_lit.training.noise_levels import BINS, EDGES
 
 NOISY, CLEAN = -4.0, 4.0  # log SNR below which an image is almost pure noise, above which it is almost clean
@@ -74,7 +74,7 @@ def plot_schedule(diffusion: Diffusion, title: str):
     levels = diffusion.process.snr.log()
     t, finite = range(len(levels)), levels.isfinite()  # -inf at zero terminal SNR
     signal.plot(t, diffusion.process.alpha_bar, color=BLUE)
-    signal.set(title="signal", xlabel="timestep t", ylabel=r"$\bar\alpha_t$")
+    signal.set(title="signal", xlabel="timestep t", ylabel=ALPHA_BAR)
     level.plot(t, levels.where(finite, torch.nan), color=BLUE)
     level.set(title="signal-to-noise ratio", xlabel="timestep t", ylabel="log SNR")
     weight.plot(levels[finite], diffusion.weight.cpu()[finite], color=ORANGE)

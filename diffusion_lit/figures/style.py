@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lit.imaging.fonts import find_font, to_drawable
 from diffusion_lit.imaging.grids import add_checkerboard, to_pil
 from diffusion_lit.system.files import write_atomically
 
@@ -16,22 +18,42 @@ BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe 
 DPI = 100
 MIN_TILE = 72  # px, small images are enlarged by a whole factor to at least this
 FONT = 11  # px
+ALPHA_BAR = r"$\bar\alpha_t$"  # the only formula
 GAP, GROUP_GAP, MARGIN = 3, 20, 10  # px
 
 
 def save_figure(figure, path: Path) -> Path:
     """Write a figure as PNG, atomically, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = encode_figure(figure)
     with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=figure.dpi)
+        temporary.write_bytes(content)
     return path
+
+
+def encode_figure(figure) -> bytes:
+    """Return a figure as PNG, with every text as it is typed: `$` begins no formula."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    formulas = {text for axis in logarithmic for text in axis.get_ticklabels(which="both")}  # powers of ten
+    for text in set(figure.findobj(Text)) - formulas:
+        text.set_parse_math(text.get_text() == ALPHA_BAR)
+        text.set_text(to_drawable(text.get_text()))
+        if font := find_font(text.get_text()):
+            text.set_fontfamily(["DejaVu Sans", font[0]])
+    buffer = BytesIO()
+    with catch_warnings():
+        simplefilter("ignore", UserWarning)  # of characters that no font has, which find_font reports
+        figure.savefig(buffer, format="png", dpi=figure.dpi)
+    return buffer.getvalue()
 
 
 def render_figure(figure) -> Image.Image:
     """Return a figure as the RGB image that `save_figure` would write."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
-    return Image.open(buffer).convert("RGB")
+    return Image.open(BytesIO(encode_figure(figure))).convert("RGB")
 
 
 def create_axes(rows: int, columns: int, title: str):
@@ -127,5 +149,6 @@ def _text_width(text: str, weight: str = "normal") -> int:
 
     font = FontProperties(weight=weight)
     lines = [line for line in text.splitlines() if line.strip()]
-    widths = [TextPath((0, 0), line, size=FONT, prop=font).get_extents().width for line in lines]
+    plain = [to_drawable(line).replace("$", r"\$") for line in lines]  # else TextPath looks for formulas
+    widths = [TextPath((0, 0), line, size=FONT, prop=font).get_extents().width for line in plain]
     return round(max(widths, default=0) * 1.1)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diffusion_lit.imaging.fonts import find_font, to_drawable
+
 LABEL_SIZE = 12  # px, of text
 GRID_GAP = 2  # px, between images
 MIN_IMAGE_SIZE = 64  # px, up to which small images are enlarged by a whole factor
@@ -46,22 +48,28 @@ def draw_grid(images: Tensor, columns: int, row_names: Sequence[str] = (), title
     n, _, height, width = images.shape
     zoom = max(1, MIN_IMAGE_SIZE // max(height, width))
     cell_h, cell_w, rows = height * zoom + GRID_GAP, width * zoom + GRID_GAP, -(-n // columns)
-    font = ImageFont.load_default(size=LABEL_SIZE)
-    left = max([int(font.getlength(name)) + 8 for name in row_names], default=0)
+    row_names, title = [to_drawable(" ".join(name.splitlines())) for name in row_names], to_drawable(title)
+    fonts = {text: _load_font(text) for text in (title, *row_names)}
+    left = max([int(fonts[name].getlength(name)) + 8 for name in row_names], default=0)
     top = LABEL_SIZE + 8 if title else 0
-    title_width = int(font.getlength(title)) + 8 if title else 0
+    title_width = int(fonts[title].getlength(title)) + 8 if title else 0
     size = left + max(columns * cell_w, title_width) + GRID_GAP, top + rows * cell_h + GRID_GAP
     canvas = Image.new(to_pil(images[0]).mode, size, "white")
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((left + GRID_GAP, 4), title, fill="black", font=font)
+        draw.text((left + GRID_GAP, 4), title, fill="black", font=fonts[title])
     for k in range(n):
         row, column = divmod(k, columns)
         tile = to_pil(images[k]).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
         canvas.paste(tile, (left + GRID_GAP + column * cell_w, top + GRID_GAP + row * cell_h))
     for row, name in enumerate(row_names[:rows]):
-        draw.text((4, top + row * cell_h + (cell_h - LABEL_SIZE) // 2), name, fill="black", font=font)
+        draw.text((4, top + row * cell_h + (cell_h - LABEL_SIZE) // 2), name, fill="black", font=fonts[name])
     return canvas
+
+
+def _load_font(text: str):
+    other = find_font(text)
+    return ImageFont.truetype(other[1], LABEL_SIZE) if other else ImageFont.load_default(size=LABEL_SIZE)
 
 
 def hstack_images(images: Sequence[Image.Image], gap: int = 12) -> Image.Image:

@@ -1,10 +1,14 @@
 """Model card: README.md of a published folder, with the metadata that the Hugging Face hub reads."""
 
 import json
+import re
+import shlex
+from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.config.overrides import format_override
 from diffusion_lit.imaging.sizes import format_size
 
 CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
@@ -27,7 +31,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
     weights = WEIGHT_NAMES[exported["weights"]] + (f" of length {length}" if length else "")
     training = {
         "data": f"fingerprint `{exported['data']}`",
-        "classes": ", ".join(names) or "none",
+        "classes": ", ".join(map(escape_markdown, names)) or "none",
         "null label": len(names) if names and config["label_dropout"] else "none",
         "network": _describe(config["model"]),
         "diffusion": _describe(config["diffusion"]),
@@ -37,21 +41,29 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
         "sampler": _describe({key: sampler[key] for key in ("name", "steps", "clip_x0") if key in sampler}),
         "guidance scale": config["guidance_scale"] if names else "none",
         "versions": ", ".join(f"{package} {version}" for package, version in exported["versions"].items()),
-        "license": license or "not stated",
+        "license": escape_markdown(license or "not stated"),
     }
     header = {"library_name": "diffusers", "tags": ["diffusion", "diffusion_lit", task]}
     header |= {"license": license} if license else {}
     loader = PackageLoader("diffusion_lit", "runs")
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
-    environment.filters |= {"json": json.dumps, "repr": repr}
+    environment.filters |= {"json": partial(json.dumps, ensure_ascii=False), "repr": repr, "text": escape_markdown}
     return environment.get_template("model_card.md").render(
-        header=header, name=name, names=names, config=config, exported=exported, training=training, result=result,
+        header=header, name=name, run=shlex.quote(format_override("run", name)), names=names, config=config,
+        exported=exported, training=training, result=result,
         has_pipeline=has_pipeline, size=format_size(data["image_size"]), columns=COLUMNS,
         channels=CHANNEL_NAMES.get(data["channels"], f"{data['channels']}-channel"),
     )  # fmt: skip
 
 
+def escape_markdown(text: object) -> str:
+    """Return text in which nothing is markup, a formula, a cell of a table or a line of its own."""
+    escaped = re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).splitlines()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
 def _describe(group: dict) -> str:
     """Return the class and the keys of a config group in one line."""
     name = [str(group["_target_"]).rpartition(".")[2]] if "_target_" in group else []
-    return ", ".join(name + [f"{key} {value}" for key, value in group.items() if key != "_target_" and value != []])
+    settings = [f"{key} {value}" for key, value in group.items() if key != "_target_" and value != []]
+    return escape_markdown(", ".join(name + settings))

@@ -1,6 +1,10 @@
 """Labels of images: a class, or a blend of classes for networks that take one."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from diffusion_lit.system.console import join_names
+from diffusion_lit.system.files import normalize_name
 
 Label = int | tuple[float, ...]  # index of a class, or a share for each class
 
@@ -11,12 +15,24 @@ def parse_class(value: str | int, class_names: Sequence[str]) -> int:
     Raises:
         ValueError: if there is no such class.
     """
-    if str(value) in class_names:
-        return class_names.index(str(value))
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(class_names):
+    names = [normalize_name(name) for name in class_names]
+    if normalize_name(str(value)) in names:
+        return names.index(normalize_name(str(value)))
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
         return value
-    listed = ", ".join(f"{k} {name}" if str(k) != name else name for k, name in enumerate(class_names))
+    if len(alike := [k for k, name in enumerate(names) if _is_read_as(name, value)]) == 1:
+        return alike[0]
+    listed = join_names((f"{k} {name}" if str(k) != name else name for k, name in enumerate(class_names)), 30)
     raise ValueError(f"{value}: not a class of this run. Choose from {listed}")
+
+
+def _is_read_as(name: str, value: str | float) -> bool:
+    """Return whether a command line reads the name of a class, such as 1_000 or true, as this number or boolean."""
+    if isinstance(value, bool):
+        return name.lower() == str(value).lower()
+    with suppress(ValueError):
+        return not isinstance(value, str) and float(name) == value
+    return False
 
 
 def make_blend(shares: Mapping[str | int, float], class_names: Sequence[str]) -> tuple[float, ...]:

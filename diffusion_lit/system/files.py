@@ -4,6 +4,7 @@ import os
 import platform
 import secrets
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,17 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write or replace a text file atomically, in UTF-8. Bytes of file names that are no UTF-8 stay what they are."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def normalize_name(name: str) -> str:
+    """Return a name as it is compared: in NFC, and one of bytes that are no UTF-8 as Latin-1."""
+    if not name.isascii():
+        data = name.encode("utf-8", "surrogateescape")
+        try:
+            name = data.decode("utf-8")
+        except UnicodeDecodeError:
+            name = data.decode("latin-1")
+    return unicodedata.normalize("NFC", name)
 
 
 def is_abandoned(temporary: Path) -> bool:

@@ -11,6 +11,7 @@ from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
 from diffusion_lit.data.sources.listing import Listing, format_left_out, list_files, list_folders, merge_left_out
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError, Exit, UserError
+from diffusion_lit.system.files import normalize_name
 
 UNUSED = "folders that are not used, beside train and a validation folder: move them elsewhere"
 
@@ -72,10 +73,10 @@ class ImageFolder:
     def class_names(self) -> list[str]:
         """Return the names of the class folders; empty without labels."""
         train = self.folders["train"]
-        names = [folder.name for folder in list_folders(train)]
+        names = sorted({normalize_name(folder.name) for folder in list_folders(train)})
         if self.labels == "none" or len(names) < 2:
             return []
-        filled = {path.relative_to(train).parts[0] for path in self._list(train).images}
+        filled = {normalize_name(path.relative_to(train).parts[0]) for path in self._list(train).images}
         if empty := [name for name in names if name not in filled]:
             plural = "s" * (len(empty) > 1)
             raise DataError(
@@ -134,10 +135,10 @@ class ImageFolder:
         self._check_classes(folder)
         numbers = {name: k for k, name in enumerate(self.class_names)}
         depth = len(folder.parts)
-        return Split(paths, np.array([numbers[path.parts[depth]] for path in paths], dtype=np.int64))
+        return Split(paths, np.array([numbers[normalize_name(path.parts[depth])] for path in paths], dtype=np.int64))
 
     def _check_classes(self, folder: Path) -> None:
-        unknown = {path.name for path in list_folders(folder)} - set(self.class_names)
+        unknown = {normalize_name(path.name) for path in list_folders(folder)} - set(self.class_names)
         if unknown:
             raise DataError(f"{folder}: classes that are not in the train folder: {', '.join(sorted(unknown))}")
         if self._has_loose_images(folder, folder):
