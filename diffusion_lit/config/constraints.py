@@ -206,6 +206,13 @@ def check_alpha(v: dict) -> Iterator[str]:
         )
 
 
+def check_tiles(v: dict) -> Iterator[str]:
+    """Refuse a margin or a spacing of tiles without tiles."""
+    for key in ("data.tile_margin", "data.tile_spacing"):
+        if v[key] and v["data.tile"] is None:
+            yield f"{key}={v[key]}: has no effect without data.tile. Add data.tile=16"
+
+
 def check_value_range(v: dict) -> Iterator[str]:
     """Refuse a range of values that is empty or reversed."""
     if isinstance(v["data.value_range"], list) and v["data.value_range"][0] >= v["data.value_range"][1]:
@@ -254,5 +261,5 @@ CHECKS = (
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
     check_model_interpolations, check_streaming,
-    check_alpha, check_value_range, check_best_by, check_skins, check_strategy, check_batch_size,
+    check_alpha, check_value_range, check_tiles, check_best_by, check_skins, check_strategy, check_batch_size,
 )  # fmt: skip

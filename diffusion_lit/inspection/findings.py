@@ -11,6 +11,7 @@ from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.imaging.sizes import format_size, height_width
 from diffusion_lit.inspection.exclude_list import is_contradictory
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
+from diffusion_lit.inspection.tile_sheets import find_tile_size
 from diffusion_lit.system.console import join_names
 
 PIXEL_ART = 64  # px, the largest side of pixel art
@@ -50,6 +51,7 @@ def summarize_facts(
         "hidden_colors": sum(fact.has_hidden_colors for fact in readable),
         "gray": sum(fact.is_gray for fact in readable),
         "pixel_art": _is_pixel_art(readable),
+        "tile": find_tile_size([fact.grids for fact in readable]) if data.get("tile", 0) is None else None,
         "resized": _count_resized([fact.size for fact in readable], min(height_width(data["image_size"]))),
         "classes": {
             name: {split: int(((labels == k) & (splits == split)).sum()) for split in ("train", "val")}
@@ -120,6 +122,9 @@ def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int
     channels = 4 if findings["alpha"]["used"] > n / 2 else 1 if findings["gray"] == n else 3
     proposed = {"channels": channels, "image_size": _propose_image_size(findings, multiple, largest)}
     proposed = data | {key: value for key, value in proposed.items() if f"data.{key}" not in given}
+    if findings["tile"]:
+        proposed["tile"] = findings["tile"]
+        proposed["resample"] = "nearest" if proposed["image_size"] != findings["tile"] else data["resample"]
     if findings["pixel_art"] and any(size != format_size(proposed["image_size"]) for size in findings["sizes"]):
         proposed["resample"] = "nearest"
     if proposed["channels"] == 4 and findings["alpha"]["used"] and not findings["soft_alpha"]:
@@ -128,7 +133,7 @@ def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int
         proposed["alpha"] = "zero"
     if findings["leaks"] and "split_modulo" in data:
         proposed["split_modulo"] = findings["repeats_every"]
-    keys = [key for key in ("image_size", "channels", "resample", "alpha", "split_modulo") if key in data]
+    keys = [key for key in ("tile", "image_size", "channels", "resample", "alpha", "split_modulo") if key in data]
     changed = [key for key in keys if proposed[key] != data[key] and f"data.{key}" not in given]
     return {f"data.{key}": proposed[key] for key in changed}
 
@@ -140,6 +145,8 @@ def _propose_image_size(findings: dict, multiple: int, largest: int) -> int:
     between them.
     """
     sides = [tuple(map(int, size.split("x"))) for size, n in findings["sizes"].items() for _ in range(n)]
+    if findings["tile"]:
+        return -(-findings["tile"] // multiple) * multiple
     if findings["pixel_art"]:
         return -(-median_high(max(side) for side in sides) // multiple) * multiple
     return max(min(median_low(min(side) for side in sides), largest) // multiple, 1) * multiple
@@ -151,6 +158,8 @@ def explain_image_size(findings: dict, largest: int) -> str:
         return ""
     sides = [min(map(int, text.split("x"))) for text, n in findings["sizes"].items() for _ in range(n)]
     middle = median_low(sides)
+    if findings["tile"]:
+        return f"{size} holds the tiles without shrinking them"
     if findings["pixel_art"]:
         return f"{size} holds the pixel art without shrinking it"
     if middle <= largest:
@@ -187,6 +196,7 @@ def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
         ("broken", _describe_broken(findings["broken"])),
         ("modes", _join_counts(findings["modes"])),
         ("sizes", _join_counts(findings["sizes"]) + ", pixel art" * findings["pixel_art"]),
+        ("sheets", _describe_tiles(findings["tile"])),
         ("deep", _describe_images(findings["more_than_8_bits"], "with more than 8 bits, scaled to 8")),
         ("values", _describe_value_range(findings)),
         ("animated", _describe_images(findings["animated"], "with several frames, the first is used")),
@@ -234,6 +244,12 @@ def _describe_value_range(findings: dict) -> str:
         text += f"; {len(clipped):,} have values outside, which are clipped ({share:.1%} of them): "
         text += join_names(clipped, MAX_NAMES)
     return text
+
+
+def _describe_tiles(size: int | None) -> str:
+    if size is None:
+        return ""
+    return f"all images look like sheets of tiles: data.tile={size} cuts them. Look at them with another audit"
 
 
 def _describe_broken(broken: list[dict[str, str]]) -> str:

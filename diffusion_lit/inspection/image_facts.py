@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ from diffusion_lit.data.decoding import (
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
+from diffusion_lit.inspection.tile_sheets import GridScore, score_grids
 from diffusion_lit.system.errors import DataError
 
 THUMBNAIL = 8  # px; thumbnails are compared to find near duplicates
 FEW_COLORS = 64
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 AXES = 12  # principal axes of thumbnails, in which candidates for near duplicates are searched
 
 
@@ -50,6 +52,7 @@ class ImageFacts:
         has_few_colors: is small and has at most `FEW_COLORS`.
         digest: of the pixels that the network would get.
         thumbnail: uint8 (8, 8, 4), colors times alpha, and alpha.
+        grids: how it could be cut into tiles, see `score_grids`.
     """
 
     name: str
@@ -67,6 +70,7 @@ class ImageFacts:
     has_few_colors: bool = False
     digest: bytes = b""
     thumbnail: np.ndarray | None = None
+    grids: dict[int, GridScore] = field(default_factory=dict)
 
 
 def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[ImageFacts]:
@@ -101,6 +105,7 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
         mode, is_animated = opened.mode, getattr(opened, "is_animated", False)
         if values is not None:
             mode = str(values.dtype) if isinstance(image, np.ndarray) else open_image(image).mode
+        is_lossy = opened.format in LOSSY
         opened = load_upright(opened)
         pixels = decoding.to_array(opened)
         rgba = opened.convert("RGBA")
@@ -121,6 +126,7 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
             has_few_colors=max(opened.size) <= 2 * FEW_COLORS and rgba.getcolors(FEW_COLORS) is not None,
             digest=hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(),
             thumbnail=np.dstack([rgb * (alpha / 255), alpha]).round().astype(np.uint8),
+            grids={} if is_lossy else score_grids(rgba),
         )
 
 

@@ -86,6 +86,7 @@ def test_the_numbers_are_exact(every_fault):
         "hidden_colors": 2,
         "gray": 3,  # deep, film, and nothing to see in clear
         "pixel_art": False,
+        "tile": None,
         "resized": {"unchanged": 16, "enlarged": 1, "shrunk": 1, "not_square": 1},
         "classes": {"cat": {"train": 6, "val": 0}, "dog": {"train": 11, "val": 3}},
         "duplicates": [[f"{cat}/0.png", f"{dog}/twin.png"], [f"{cat}/2.png", f"{val}/leak.png"]],
@@ -150,6 +151,23 @@ def test_of_two_sizes_one_is_proposed_that_there_is(tmp_path, sides, size):
         save(tmp_path / "in" / f"{k}.png", pixels.repeat(8, 0).repeat(8, 1))
     found, _ = audited(tmp_path, "data=image_folder", "data.root=in", "data.channels=3", "near=0")
     assert found["proposed"]["data.image_size"] == size
+
+
+def test_sheets_of_tiles_are_recognized_and_the_command_line_cuts_them(tmp_path):
+    for k in range(2):
+        tiles = np.zeros((6, 8, 16, 16, 4), np.uint8)
+        tiles[:, :, 2:14, 2:14, :3] = RNG.choice(np.array([20, 90, 250], np.uint8), (6, 8, 12, 12, 3))
+        tiles[:, :, 2:14, 2:14, 3] = 255
+        tiles[3:, 4:] = 0
+        save(tmp_path / "in" / f"{k}.png", tiles.swapaxes(1, 2).reshape(96, 128, 4))
+    found, printed = audited(tmp_path, "data=image_folder", "data.root=in")
+    assert found["tile"] == 16
+    assert "sheets     all images look like sheets of tiles: data.tile=16 cuts them" in printed
+    words = shlex.split(found["command"])[3:]
+    assert words[2:] == ["data.tile=16", "data.image_size=16", "data.channels=4", "data.alpha=hard"]
+    again, printed = audited(tmp_path, *words)
+    assert (sum(again["images"].values()), again["sizes"], again["proposed"]) == (72, {"16x16": 72}, {})
+    assert "left out   empty tiles: 24 (in/0.png[3,4], in/0.png[3,5], in/0.png[3,6] and 21 more)" in printed
 
 
 def test_what_can_be_trained_exits_with_0_and_its_command_line_trains(tmp_path):

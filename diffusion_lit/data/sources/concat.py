@@ -16,6 +16,7 @@ from diffusion_lit.data.sources.data_source import ImageSequence, Split, fingerp
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.listing import merge_left_out
 from diffusion_lit.data.sources.path_table import PathTable
+from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.errors import DataError
 
 
@@ -28,10 +29,21 @@ class Concat:
     Args:
         sources: folders, `.npy` or `.npz` files, `.csv`, `.tsv` or `.parquet` files.
         labels: "auto", or "none" to train without classes.
+        tile: of folders and tables, see `ImageFolder`.
+        tile_margin: see `ImageFolder`.
+        tile_spacing: see `ImageFolder`.
     """
 
-    def __init__(self, sources: list[str], labels: str = "auto"):
-        self.sources = {path: _make_source(path, labels) for path in sources}
+    def __init__(
+        self,
+        sources: list[str],
+        labels: str = "auto",
+        tile: ImageSize | None = None,
+        tile_margin: int = 0,
+        tile_spacing: int = 0,
+    ):
+        tiling = {"tile": tile, "tile_margin": tile_margin, "tile_spacing": tile_spacing}
+        self.sources = {path: _make_source(path, labels, tiling) for path in sources}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -92,12 +104,12 @@ class ConcatImages:
         return self.parts[part][k - self.ends[part]]  # counted from the end of the part
 
 
-def _make_source(path: str, labels: str) -> ImageFolder | Arrays | PathTable:
+def _make_source(path: str, labels: str, tiling: dict) -> ImageFolder | Arrays | PathTable:
     suffix = Path(path).suffix.lower()
     if os.path.isdir(Path(path).expanduser()):
-        return ImageFolder(path, labels)
+        return ImageFolder(path, labels, **tiling)
     if suffix in (".npy", ".npz"):
         return Arrays(path, labels=labels)
     if suffix in (".csv", ".tsv", ".parquet"):
-        return PathTable(path, label_column=labels)
+        return PathTable(path, label_column=labels, **tiling)
     raise DataError(f"data.sources: {path[:300]} is not a folder, an array (.npy .npz) or a table (.csv .tsv .parquet)")

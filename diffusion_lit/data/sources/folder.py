@@ -9,6 +9,8 @@ import numpy as np
 
 from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
 from diffusion_lit.data.sources.listing import Listing, format_left_out, list_files, list_folders, merge_left_out
+from diffusion_lit.data.sources.tiles import cut_sheets, list_left_out, make_tiling
+from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError, Exit, UserError
 from diffusion_lit.system.files import normalize_name
@@ -32,12 +34,24 @@ class ImageFolder:
     Args:
         root: the folder.
         labels: "auto" as above, or "none" to ignore class folders.
+        tile: px, one number or (height, width), of the tiles that the images are cut into;
+            None: the images are used as they are. Empty tiles are left out.
+        tile_margin: px around the tiles of an image.
+        tile_spacing: px between two tiles.
     """
 
-    def __init__(self, root: str | None, labels: str = "auto"):
+    def __init__(
+        self,
+        root: str | None,
+        labels: str = "auto",
+        tile: ImageSize | None = None,
+        tile_margin: int = 0,
+        tile_spacing: int = 0,
+    ):
         if root is None:
             raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")
         self.root, self.labels = Path(root).expanduser(), labels
+        self.tiling = make_tiling(tile, tile_margin, tile_spacing)
         if os.path.isfile(self.root):
             raise DataError(f"data.root={root}: is a file. Unpack it, or name the folder of the images.")
         if not os.path.isdir(self.root):
@@ -103,7 +117,7 @@ class ImageFolder:
         if train != root:
             used = [folder for folder in list_folders(root) if folder not in (train, val)]
             parts += [list_files(root, recursive=False).left_out, {UNUSED: used} if used else {}]
-        return merge_left_out(parts)
+        return merge_left_out([*parts, list_left_out(self.splits().values()) if self.tiling else {}])
 
     @property
     def notes(self) -> list[str]:
@@ -131,11 +145,12 @@ class ImageFolder:
         if not paths:
             raise DataError(f"{folder}: no images found.{self._explain(folder) or ' It is empty.'}")
         if not self.class_names:
-            return Split(paths, np.zeros(len(paths), dtype=np.int64))
+            return cut_sheets(Split(paths, np.zeros(len(paths), dtype=np.int64)), self.tiling)
         self._check_classes(folder)
         numbers = {name: k for k, name in enumerate(self.class_names)}
         depth = len(folder.parts)
-        return Split(paths, np.array([numbers[normalize_name(path.parts[depth])] for path in paths], dtype=np.int64))
+        labels = np.array([numbers[normalize_name(path.parts[depth])] for path in paths], dtype=np.int64)
+        return cut_sheets(Split(paths, labels), self.tiling)
 
     def _check_classes(self, folder: Path) -> None:
         unknown = {normalize_name(path.name) for path in list_folders(folder)} - set(self.class_names)

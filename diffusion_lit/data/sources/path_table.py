@@ -19,6 +19,8 @@ from diffusion_lit.data.sources.table_labels import (
     name_classes,
     sort_classes,
 )
+from diffusion_lit.data.sources.tiles import cut_sheets, list_left_out, make_tiling
+from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
@@ -38,6 +40,9 @@ class PathTable:
         path_column: "auto" (a usual name) or a name.
         label_column: "auto", a name, or "none".
         split_column: "auto", a name, or "none".
+        tile: see `ImageFolder`.
+        tile_margin: see `ImageFolder`.
+        tile_spacing: see `ImageFolder`.
     """
 
     def __init__(
@@ -47,7 +52,11 @@ class PathTable:
         path_column: str = "auto",
         label_column: str = "auto",
         split_column: str = "auto",
+        tile: ImageSize | None = None,
+        tile_margin: int = 0,
+        tile_spacing: int = 0,
     ):
+        self.tiling = make_tiling(tile, tile_margin, tile_spacing)
         self.path = Path(path).expanduser()
         self.root = Path(root).expanduser() if root else self.path.parent
         if not os.path.isfile(self.path):
@@ -172,7 +181,14 @@ class PathTable:
             "train": np.flatnonzero(self.split_names == "train"),
             "val": np.flatnonzero(self.split_names == self._val),
         }
-        return {name: everything.select(indices) for name, indices in rows.items() if len(indices)}
+        return {
+            name: cut_sheets(everything.select(indices), self.tiling) for name, indices in rows.items() if len(indices)
+        }
+
+    @cached_property
+    def left_out(self) -> dict[str, list[str]]:
+        """Return the tiles that are not used, by the reason."""
+        return list_left_out(self.splits().values()) if self.tiling else {}
 
     @cached_property
     def split_names(self) -> np.ndarray:
