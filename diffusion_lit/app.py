@@ -37,7 +37,7 @@ def app(config: DictConfig) -> None:
     from diffusion_lit.web.session import ImageSession, load_training_images
 
     model = load_requested_model(config, log.warning)
-    session = ImageSession(model, load_training_images(model.config["data"]) if config.neighbors else None)
+    session = ImageSession(model, load_training_images(model, config.accept) if config.neighbors else None)
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         os.chdir(home)  # gradio serves files of the working directory

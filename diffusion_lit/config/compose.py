@@ -23,6 +23,7 @@ from yaml import YAMLError, safe_load
 from diffusion_lit.config import network_size  # noqa: F401 registers its interpolations
 from diffusion_lit.config.groups import CONF, list_groups, list_option_keys
 from diffusion_lit.config.overrides import CONFIG_DIR, expand_sweeps
+from diffusion_lit.config.paths import make_absolute
 from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, find_argument_faults, flatten
@@ -204,4 +205,4 @@ def resolve_data(config: DictConfig, class_names: Sequence[str] | None = None) -
         config.data.num_classes = count  # the network's follows it
     resolved = OmegaConf.to_container(config, resolve=True)
     resolved["data"]["class_names"] = list(source.class_names)  # after resolving: a class may be named ${x}
-    return resolved, source
+    return resolved | {"data": make_absolute(resolved["data"])}, source

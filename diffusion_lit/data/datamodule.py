@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from torch import Tensor
 
 from diffusion_lit.config.targets import build
@@ -14,6 +16,7 @@ from diffusion_lit.data.sources.dataset import DatasetSource
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.streaming import StreamedStore
+from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, describe_change, summarize_images
 from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -43,8 +46,8 @@ class ImageDataModule(L.LightningDataModule):
         random_crop: pixels. Images are decoded that much larger, and training takes random
             windows of `image_size`.
         cache_dir: a folder that keeps the decoded images; None keeps them in RAM.
-        accept_changed_data: resume although the training images differ from those of the
-            checkpoint.
+        accept_changed_data: resume although the images differ from those of the checkpoint.
+        known: images of a run to resume, which keep their splits.
         resample: see `diffusion_lit.data.decoding.Decoding`.
         fit: see `Decoding`.
         background: see `Decoding`.
@@ -71,6 +74,7 @@ class ImageDataModule(L.LightningDataModule):
         random_crop: int = 0,
         cache_dir: str | None = None,
         accept_changed_data: bool = False,
+        known: KnownImages | None = None,
         resample: str = "bicubic",
         fit: str = "crop",
         background: Sequence[int] = (255, 255, 255),
@@ -84,6 +88,7 @@ class ImageDataModule(L.LightningDataModule):
         self.source: Any = source if hasattr(source, "splits") else DatasetSource(source)
         self.batch_size, self.seed, self.flip, self.transforms = batch_size, seed, flip, transforms
         self.accept_changed_data, self.val_images = accept_changed_data, val_images
+        self.known = known or KnownImages()
         self.config: dict[str, Any] = {
             "image_size": image_size, "channels": channels, "val_fraction": val_fraction, "random_crop": random_crop,
             "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
@@ -100,7 +105,7 @@ class ImageDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Decode the images, or find them in `cache_dir`."""
         if self.train is None:
-            self.train, self.val = load_splits(self.source, self.config)
+            self.train, self.val = load_splits(self.source, self.config, self.known)
 
     def batches(
         self, batch_size: int, step: Callable[[], int], accumulate: int = 1, rank: int = 0, world: int = 1
@@ -130,18 +135,21 @@ class ImageDataModule(L.LightningDataModule):
         return ValidationBatches(self.val, self.val_images, rank, world)
 
     def state_dict(self) -> dict:
-        """Return the fingerprint and the number of training images, for the checkpoint."""
-        return {"fingerprint": self.train.fingerprint, "images": len(self.train)}
+        """Return fingerprints and numbers of the images, and the hashes of all that were ever in each split."""
+        known = self.known.add(self.train.hashes, self.val.hashes if self.val else NO_HASHES)
+        hashes = {name: torch.from_numpy(getattr(known, name).view(np.int64)) for name in ("train", "val")}
+        return summarize_images(self.train, self.val) | hashes
 
     def load_state_dict(self, state: dict) -> None:
-        """Raise UserError if the training images are not those of the checkpoint, unless `accept_changed_data`."""
-        if state["fingerprint"] == self.train.fingerprint or self.accept_changed_data:
-            return
-        raise UserError(
-            Exit.CHECKPOINT,
-            f"the training images have changed since the checkpoint ({state['images']:,} then, "
-            f"{len(self.train):,} now). Restore them, or add accept=[data] to continue with the new ones.",
-        )
+        """Raise UserError if the images are not those of the checkpoint, unless `accept_changed_data`."""
+        change = describe_change(state, self.train, self.val)
+        if change and not self.accept_changed_data:
+            raise UserError(
+                Exit.CHECKPOINT,
+                f"the training images have changed since the checkpoint: {change}. Restore them, or add accept=[data] "
+                "to continue with the new ones.",
+            )
+        self.known = KnownImages.from_state(state)
 
 
 def datamodule_from_config(source: object, data: dict, seed: int, batch_size: int, **more: object) -> ImageDataModule:

@@ -27,6 +27,7 @@ from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, hash_ima
 from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar
+from diffusion_lit.system.errors import DataError
 
 CACHE_VERSION = 4  # of the file layout
 
@@ -173,6 +174,7 @@ def load_splits(
         train, val = load_split(splits["train"], decoding, cache_dir, "train"), None
         if "val" in splits:
             val = load_split(splits["val"], decoding, cache_dir, "val")
+            _refuse_exchanged(train, val, known or KnownImages())
         else:
             train, val = divide(train, fraction, splits["train"].groups, known)
     if val:
@@ -187,10 +189,9 @@ def _open_tables(
     """Return the tables of training and of validation images; the latter are few, and decoded once."""
     train = splits["train"].images.open(cache_dir)
     if "val" not in splits:
-        n_val = min(round(len(train) * fraction), len(train) - 1, MAX_VAL_IMAGES)
-        return train.split_validation(n_val)
+        return train.split_validation(fraction, MAX_VAL_IMAGES)
     val = splits["val"].images.open(cache_dir)
-    return train, val.split_validation(min(len(val), MAX_VAL_IMAGES))[1]
+    return train, val.limit(MAX_VAL_IMAGES)
 
 
 def divide(
@@ -201,6 +202,17 @@ def divide(
     if not is_val.any():
         return store, None
     return select_rows(store, np.flatnonzero(~is_val)), select_rows(store, np.flatnonzero(is_val))
+
+
+def _refuse_exchanged(train: ImageStore, val: ImageStore, known: KnownImages) -> None:
+    """Raise DataError for images whose split of their own differs from the one that they have had in the run."""
+    for now, before, other, there in (("val", val, known.val, known.train), ("train", train, known.train, known.val)):
+        moved = np.isin(before.hashes, there) & ~np.isin(before.hashes, other)
+        if moved.any():
+            was = "trained on" if now == "val" else "for validation"
+            raise DataError(
+                f"{moved.sum():,} images of the split {now} were {was} before. Move them back, or start a new run."
+            )
 
 
 def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:

@@ -27,6 +27,7 @@ import numpy as np
 from diffusion_lit.data.decoding import Decoding, Encoded
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, RowRange
+from diffusion_lit.data.validation_split import NO_HASHES
 from diffusion_lit.diffusion.seeds import item_seed
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 EVERY_EPOCH = "every_epoch"  # the value of `data.streaming`
 LANES = 8
 WINDOW = 2048
-VAL_RANGES = 32  # ranges of a table that validation images are taken from
+VAL_ROWS = 32  # images for validation that are read of a range, if any are
 MAX_VAL_IMAGES = 5000
 RETRY_WAITS = (1, 5, 25)  # seconds before a range that could not be read is tried again
 NumberedImage = tuple[int, Path | Encoded, int]  # number in the data set, image, label
@@ -78,17 +79,45 @@ class StreamedTable:
         for rows in self.ranges:
             yield from self._read_range(rows)
 
-    def split_validation(self, n_val: int) -> "tuple[StreamedTable, StreamedTable]":
-        """Return all but `n_val` images, and those: the first ones of some ranges, the same in every run."""
-        order = np.random.Generator(np.random.PCG64(len(self))).permutation(len(self.ranges))
-        taken = np.zeros(len(self.ranges), np.int64)
-        share = -(-n_val // min(VAL_RANGES, len(self.ranges)))
-        while left := n_val - taken.sum():
-            for k in order:
-                more = min(share, self.counts[k] - taken[k], left)
-                taken[k] += more
-                left -= more
-        cut = [rows.cut(int(count)) for rows, count in zip(self.ranges, taken, strict=True)]
+    def split_validation(self, fraction: float, most: int) -> "tuple[StreamedTable, StreamedTable]":
+        """Return the training images, and the first ones of some ranges, at most `most`, for validation.
+
+        Which ranges and how many of their images follows from a hash of each range, so that
+        ranges that are added move no image of another, unless there are more than `most`.
+        """
+        counts = self.counts
+        taken = np.array([self._count_validation(k, fraction) for k in range(len(counts))], np.int64)
+        if fraction and not taken.any():
+            nearest = int(np.argmin(self._places[:, 0]))
+            taken[nearest] = min(VAL_ROWS, counts[nearest], len(self) - 1)
+        if (taken == counts).all():
+            taken[int(np.argmax(self._places[:, 0]))] -= 1
+        return self._cut(taken, most)
+
+    def limit(self, most: int) -> "StreamedTable":
+        """Return the first `most` images in an order of the ranges by their hashes."""
+        return self._cut(self.counts, most)[1]
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Return two hashes of each range as numbers in [0, 1), (N, 2)."""
+        texts = [self.table.identify_range(rows)[0].encode() for rows in self.ranges]
+        digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+        return np.frombuffer(digests, ">u4").reshape(-1, 2) / 2**32
+
+    def _count_validation(self, k: int, fraction: float) -> int:
+        """Return how many images of range k are for validation: none, or enough to be worth reading it."""
+        size, (place, rounding) = self.table.identify_range(self.ranges[k])[1], self._places[k]
+        share = min(1.0, max(fraction, VAL_ROWS / size))
+        return min(int(size * share + rounding), self.ranges[k].count) if place < fraction / share else 0
+
+    def _cut(self, taken: np.ndarray, most: int) -> "tuple[StreamedTable, StreamedTable]":
+        """Return all but the first images of each range, and those, at most `most` of all."""
+        order = np.argsort(self._places[:, 0], kind="stable")
+        before = np.cumsum(taken[order]) - taken[order]
+        kept = np.empty_like(taken)
+        kept[order] = np.clip(most - before, 0, taken[order])
+        cut = [rows.cut(int(count)) for rows, count in zip(self.ranges, kept, strict=True)]
         val, train = ([rows for rows in side if rows.count] for side in zip(*cut, strict=True))
         return StreamedTable(self.table, train), StreamedTable(self.table, val)
 
@@ -185,6 +214,7 @@ class StreamedStore:
 
     table: StreamedTable
     decoding: Decoding
+    hashes = NO_HASHES  # the images are not read before training
 
     def __len__(self) -> int:
         return len(self.table)

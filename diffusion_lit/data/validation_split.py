@@ -28,6 +28,46 @@ class KnownImages:
     train: np.ndarray = field(default_factory=NO_HASHES.copy)
     val: np.ndarray = field(default_factory=NO_HASHES.copy)
 
+    @classmethod
+    def from_state(cls, state: dict) -> "KnownImages":
+        """Return the images of a checkpoint's `state_dict` of the data module; none for {}."""
+        return cls(*(state[name].numpy().view(np.uint64) for name in ("train", "val"))) if state else cls()
+
+    def add(self, train: np.ndarray, val: np.ndarray) -> "KnownImages":
+        """Return these images and more, without the order."""
+        return KnownImages(np.union1d(self.train, train), np.union1d(self.val, val))
+
+
+def summarize_images(train, val) -> dict:
+    """Return fingerprint and number of the training images, and of the validation images, if there are any."""
+    summary = {"fingerprint": train.fingerprint, "images": len(train)}
+    return summary | {"val_fingerprint": val.fingerprint if val else None, "val_images": len(val) if val else 0}
+
+
+def describe_change(state: dict, train, val) -> str | None:
+    """Return how images differ from those of a checkpoint; None if they are the same.
+
+    Args:
+        state: `state_dict` of the data module in the checkpoint.
+        train: `ImageStore` or `StreamedStore` of the training images.
+        val: of the validation images, or None.
+    """
+    now = summarize_images(train, val)
+    if all(state[name] == value for name, value in now.items()):
+        return None
+    part = "" if state["fingerprint"] != now["fingerprint"] else "val_"
+
+    def describe(one: dict) -> str:
+        counts = f"{one['images']:,} for training and {one['val_images']:,} for validation"
+        return f"{counts}, fingerprint {one[part + 'fingerprint']}"
+
+    hashes = np.concatenate([store.hashes for store in (train, val) if store])
+    known = KnownImages.from_state(state)
+    known = np.concatenate([known.train, known.val])
+    added, missing = (~np.isin(hashes, known)).sum(), (~np.isin(known, hashes)).sum()
+    details = f" ({added:,} new, {missing:,} missing)" if added or missing else ""
+    return f"{describe(state)} then; {describe(now)} now{details}"
+
 
 def hash_image(image: StoredImage) -> tuple[int, StoredImage]:
     """Return a 64-bit hash of the content of an image, and the image with its bytes in memory.

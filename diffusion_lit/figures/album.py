@@ -14,6 +14,7 @@ from diffusion_lit.figures import curves, losses, noising, samples, schedule
 from diffusion_lit.figures.style import save_figure
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.build import make_configured_sampler, make_diffusion
+from diffusion_lit.runs.checkpoints import list_steps, select_checkpoint
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.console import progress_bar
@@ -24,11 +25,14 @@ NEEDS_WEIGHTS = {"panels", "denoising", "samplers"}
 
 def load_subject(config: DictConfig, warn: Callable[[str], None]) -> Subject:
     """Return the run of a configuration of `conf/visualize.yaml`, with its weights if a figure needs them."""
-    run = Path(config.run).expanduser()
-    if config.what and not NEEDS_WEIGHTS & set(config.what):
-        return Subject(read_model_config(run), config.seed, run)
-    model = TrainedModel.from_run(run, str(config.checkpoint), config.weights, config.device, warn=warn)
-    return Subject(model.config, config.seed, run, model)
+    run, model, checkpoint = Path(config.run).expanduser(), None, None
+    if not config.what or NEEDS_WEIGHTS & set(config.what):
+        model = TrainedModel.from_run(run, str(config.checkpoint), config.weights, config.device, warn=warn)
+        checkpoint = model.checkpoint
+    elif "forward" in config.what and list_steps(run):
+        checkpoint = select_checkpoint(run, str(config.checkpoint), warn)
+    checkpoint = None if "data" in config.accept else checkpoint
+    return Subject(model.config if model else read_model_config(run), config.seed, run, model, checkpoint)
 
 
 def name_recipes(recipes: Sequence[DictConfig]) -> dict[str, Diffusion]:

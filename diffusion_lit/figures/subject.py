@@ -20,6 +20,7 @@ from diffusion_lit.imaging.rows import choose_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_codec, make_diffusion
 from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.runs.run_images import choose_training_images, load_run_images, read_data_state
 
 ROWS = 10  # of a figure at most, one for each class
 STREAMED = 512  # images of a streamed data set that are read for a figure
@@ -34,12 +35,14 @@ class Subject:
         seed: seed of noise and samples.
         run: the run folder, None for a recipe.
         model: the trained model, None for a recipe or if no figure samples.
+        checkpoint: of the run; None: its images are not compared with those of training.
     """
 
     config: dict
     seed: int
     run: Path | None = None
     model: TrainedModel | None = None
+    checkpoint: Path | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +78,8 @@ class Subject:
         """Return the first training images of each row, uint8 (rows, count, C, H, W). A short class repeats its images.
 
         Raises:
-            UserError: exit 3 if the images no longer exist.
+            UserError: exit 3 if the images no longer exist; exit 4 if they are not those of the
+                run.
         """
         data = self.config["data"]
         splits = build_source(data).splits()
@@ -85,7 +89,11 @@ class Subject:
             members = [np.flatnonzero(split.labels == label) for label in self.rows]
         else:
             members = np.array_split(everything, len(self.rows))
-        indices = np.concatenate([np.resize(some if len(some) else everything, count) for some in members])
+        state = read_data_state(self.checkpoint)
+        indices = choose_training_images(splits, split, members, count, state)
+        if indices is None:
+            load_run_images(self.config["data"], self.checkpoint)  # raises UserError with the fingerprints
+            indices = choose_training_images(splits, split, members, count, {})
         images = torch.from_numpy(load_split(split.select(indices), decoding_from_config(data), None, "train").images)
         return images.unflatten(0, (len(self.rows), count))
 

@@ -171,12 +171,15 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> dict:
-    """Return a checkpoint as plain data. Raises UserError (exit 4) if it is damaged."""
+def load_checkpoint(path: Path, device: str = "cpu", mmap: bool = False) -> dict:
+    """Return a checkpoint as plain data. Raises UserError (exit 4) if it is damaged.
+
+    With `mmap` tensors are read from the file when they are used.
+    """
     import torch
 
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file raises anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(Exit.CHECKPOINT, f"{path} cannot be read: {reason}") from None

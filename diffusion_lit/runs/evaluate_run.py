@@ -16,6 +16,7 @@ from diffusion_lit.evaluation.features import RealImages, collect_real_images
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
 from diffusion_lit.runs.evaluate_request import make_reference_config
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
+from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.system.console import announce
 
 log = logging.getLogger("diffusion_lit.evaluate")
@@ -35,7 +36,11 @@ class EvaluationTask(NamedTuple):
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
     data, names = make_reference_config(config, model.config["data"]), model.class_names
-    real = collect_real_images(*load_splits(build_source(data), data), data, model.device)
+    if config.reference_data is None:
+        images = load_run_images(data, model.checkpoint, config.accept)
+    else:
+        images = load_splits(build_source(data), data)
+    real = collect_real_images(*images, data, model.device)
     is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
     features = config.features or ("classifier" if is_classifier_needed else "pixels")
     with announce(f"features ({features}) of the real images"):

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from diffusion_lit.config.overrides import format_override, read_override
+from diffusion_lit.config.paths import list_paths, make_absolute
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.run_dir import RunLock, read_overrides, read_run_config, require_writable
+from diffusion_lit.runs.run_dir import RunLock, read_overrides, read_run_config, read_yaml, require_writable
 from diffusion_lit.system.errors import Exit, UserError
 
 # keys that a resumed run may change; any other change makes it another run
@@ -27,7 +28,7 @@ def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
     An interpolation keeps the value that it had when the run started.
     """
     new = {_key(override): override for override in overrides if _key(override) != "resume"}
-    stored = {_key(override): override for override in read_overrides(run)}
+    stored = _locate_paths(run, {_key(override): override for override in read_overrides(run)}, new)
     changed = {key for key in new if new[key] != stored.get(key)} | {"resume", "run_dir", "accept"}
     changed |= {"max_epochs"} if "max_steps" in new else set()
     changed |= {"max_steps"} if read_override("max_epochs", overrides) is not None else set()
@@ -36,6 +37,18 @@ def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
         values = flatten_config(read_run_config(run))
         kept |= {key: format_override(kept[key].partition("=")[0], values.get(key)) for key in interpolated}
     return [*kept.values(), *new.values(), format_override("resume", run), format_override("run_dir", run)]
+
+
+def _locate_paths(run: Path, stored: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    """Return stored overrides with the paths of the data where they are now, unless `new` chooses other data."""
+    config = read_yaml(run / "config.yaml")
+    if "data" in new or "data" not in config:
+        return stored
+    located = list_paths(read_run_config(run)["data"])
+    values = {f"data.{key}": value for key, value in located.items()}
+    typed = {key: make_absolute({key.rpartition(".")[2]: read_override(key, [*stored.values()])}) for key in values}
+    moved = {key: value for key, value in values.items() if [*typed[key].values()] != [value]}
+    return stored | {key: format_override(key, value) for key, value in moved.items()}
 
 
 def check_continuation(run: Path, config: dict) -> None:

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from diffusion_lit.config.overrides import format_command, format_override
+from diffusion_lit.config.paths import relocate
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import is_same_file, is_unlocked, write_text_atomically
@@ -145,12 +146,16 @@ def read_yaml(path: Path) -> dict:
 
 
 def read_run_config(run: Path) -> dict:
-    """Return config.yaml of a run. Raises UserError (exit 4) if it is damaged."""
+    """Return config.yaml of a run, with the paths of its data where they are now.
+
+    Raises:
+        UserError: exit 4 if the file is damaged.
+    """
     config = read_yaml(run / "config.yaml")
     missing = {"data", "model", "diffusion", "sampler"} - config.keys()
     if missing:
         raise UserError(Exit.CHECKPOINT, f"{run / 'config.yaml'} is damaged: it has no {', '.join(sorted(missing))}")
-    return config
+    return config | {"data": relocate(config["data"], config.get("run_dir", ""), run)}
 
 
 def read_overrides(run: Path, start: int = -1) -> list[str]:
@@ -177,6 +182,7 @@ def record_start(run: Path, config: dict, overrides: list[str]) -> None:
     """Write versions.txt, append to command.txt, and write config.yaml last, which makes the folder a run."""
     if not is_run_dir(run):
         (run / "command.txt").unlink(missing_ok=True)  # of a process that was killed here
+    config = config | {"run_dir": str(run.absolute())}  # paths of the data are found from it after a move
     versions = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
     versions += [f"{package} {version(package)}" for package in PACKAGES]
     write_text_atomically(run / "versions.txt", "\n".join(versions) + "\n")

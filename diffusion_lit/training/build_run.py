@@ -19,12 +19,15 @@ from torch import nn
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
+from diffusion_lit.data.validation_split import KnownImages
 from diffusion_lit.diffusion.seeds import derive_seed
 from diffusion_lit.distributed import collectives, consistency, process_group
+from diffusion_lit.evaluation.metrics import MIN_IMAGES
 from diffusion_lit.runs import posthoc_ema, warm_start
 from diffusion_lit.runs.build import make_codec, make_condition, make_diffusion, make_ema_decay, make_network
+from diffusion_lit.runs.run_images import read_data_state
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError, Exit, UserError
 from diffusion_lit.training.callbacks.ema_snapshots import EmaSnapshots
 from diffusion_lit.training.callbacks.graceful_stop import GracefulStop
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
@@ -43,13 +46,14 @@ from diffusion_lit.training.strategies import device_arguments
 log = logging.getLogger(__name__)
 
 
-def load_data(config: dict, source, run: Path) -> ImageDataModule:
+def load_data(config: dict, source, run: Path, resume_from: Path | None = None) -> ImageDataModule:
     """Return the images of a run, decoded once per machine: its processes share a cache file.
 
     Args:
         config: configuration of the run.
         source: data source, or None to make it from the configuration.
         run: the run folder, which holds the cache unless `data.cache_dir` is set.
+        resume_from: checkpoint whose images keep their splits.
 
     Raises:
         UserError: exit 2 if the global batch cannot be divided evenly, exit 3 if the images
@@ -68,6 +72,7 @@ def load_data(config: dict, source, run: Path) -> ImageDataModule:
             config["seed"],
             batch_size=config["global_batch_size"] // (strategy["accumulate"] * world),
             accept_changed_data="data" in config["accept"],
+            known=KnownImages.from_state(read_data_state(resume_from)),
         )
         data.setup()
         return data
@@ -108,6 +113,15 @@ def check_train_batches_limit(config: dict, images: int) -> None:
             Exit.CONFIG,
             f"trainer.limit_train_batches={limit}: an epoch of {batches} batches must be a multiple of "
             f"strategy.accumulate={accumulate}. Choose another limit.",
+        )
+
+
+def check_metric_images(config: dict, images: int) -> None:
+    """Raise DataError if there are too few training images for the metrics of `metrics_every`."""
+    if config["metrics_every"] and config["metrics"] and images < MIN_IMAGES:
+        raise DataError(
+            f"metrics_every={config['metrics_every']}: the metrics need {MIN_IMAGES} training images or more, and "
+            f"there are {images}. Set metrics_every=0."
         )
 
 

@@ -57,9 +57,10 @@ def prepare_rank(config: dict, source, run: Path, resume_from: Path | None, over
         overrides: of the command line, on rank 0.
     """
     consistency.check_checkpoint_on_all_hosts(resume_from)
-    data = build_run.load_data(config, source, run)
+    data = build_run.load_data(config, source, run, resume_from)
     config = config | {"max_steps": build_run.total_steps(config, len(data.train))}
     build_run.check_train_batches_limit(config, len(data.train))
+    build_run.check_metric_images(config, len(data.train))
     result = run_result.existing_result(config, run, resume_from) if collectives.rank() == 0 else None
     if result := collectives.broadcast_from_rank_zero(result):
         return result

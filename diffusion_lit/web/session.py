@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
-from diffusion_lit.data.store import center_crop, load_splits
+from diffusion_lit.data.store import center_crop
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation.memorization import find_neighbors
 from diffusion_lit.evaluation.metrics import PIXELS, pixel_vectors
@@ -20,9 +20,10 @@ from diffusion_lit.imaging.rows import choose_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.sampling.labels import parse_class
 from diffusion_lit.sampling.previews import FrameRecorder, draw_class_grid
-from diffusion_lit.system.errors import UserError
+from diffusion_lit.system.errors import Exit, UserError
 
 MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
 COLUMNS, NEIGHBORS = 4, 4  # of the grid, and of each image
@@ -33,16 +34,23 @@ MAX_TRAINING = 20_000  # training images that are searched for neighbors
 log = logging.getLogger("diffusion_lit.app")
 
 
-def load_training_images(data: dict) -> Tensor | None:
-    """Return the first training images, uint8 (M, C, H, W); None if they no longer exist or are only streamed."""
+def load_training_images(model: TrainedModel, accept: Sequence[str] = ()) -> Tensor | None:
+    """Return the first training images, uint8 (M, C, H, W); None if they no longer exist or are only streamed.
+
+    Raises:
+        UserError: exit 4 if they are not those of the run, unless "data" is in `accept`.
+    """
+    data = model.config["data"]
     if "_target_" not in data or data.get("streaming") == "every_epoch":
         return None
     try:
-        train = center_crop(load_splits(build_source(data), data)[0], data["image_size"])
+        train = center_crop(load_run_images(data, model.checkpoint, accept)[0], data["image_size"])
     except (UserError, OSError) as error:
+        if isinstance(error, UserError) and error.exit_code == Exit.CHECKPOINT:
+            raise
         log.warning("neighbors  not shown: %s", str(error).splitlines()[0])
         return None
-    return torch.from_numpy(train.images[:MAX_TRAINING].copy())
+    return torch.from_numpy(np.array(train.images[:MAX_TRAINING]))
 
 
 @dataclass(frozen=True)

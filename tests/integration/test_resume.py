@@ -141,7 +141,7 @@ def test_a_signal_saves_and_names_the_way_on(tmp_path):
     ],
 )
 def test_the_last_word_on_the_length_counts(tmp_path, stored, new, then):
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("{}\n")
     append_command(tmp_path, stored)
     words = prepare_train_overrides([f"resume={tmp_path}", *new], None)
     assert [word for word in words if word.startswith("max_")] == then

@@ -258,8 +258,10 @@ class TableEpochStream(TableStream, EpochStream):
         else:
             files = hf_tables.parquet_files(source.path, source.name, self.split)
             columns = [schema.image, schema.label] if schema.label else [schema.image]
-            groups, digest = read_row_groups(files, columns, Path(cache_dir).expanduser() if cache_dir else None)
-            table = ParquetRows(files, columns, self.name, self.make_item, groups, f"{digest} {columns}")
+            groups, digests, digest = read_row_groups(
+                files, columns, Path(cache_dir).expanduser() if cache_dir else None
+            )
+            table = ParquetRows(files, columns, self.name, self.make_item, groups, digests, f"{digest} {columns}")
         n = min(len(table), source.max_images or len(table))
         source.check_not_empty(n, self.split)
         return StreamedTable(table, table.list_ranges(n))

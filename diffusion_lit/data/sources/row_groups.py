@@ -72,6 +72,10 @@ class ArrowRows:
         """Return the ranges of the first n rows."""
         return [RowRange(0, 0, k, min(READ_ROWS, n - k), k) for k in range(0, n, READ_ROWS)]
 
+    def identify_range(self, rows: RowRange) -> tuple[str, int]:
+        """Return what stays the same of a range when rows are appended, and how many rows it has at most."""
+        return str(rows.start), READ_ROWS
+
     def read_rows(self, rows: RowRange, skip: int) -> Iterator[LabeledImage]:
         """Yield the rows of a range without the first `skip`."""
         columns = self.table[rows.start + skip : rows.start + rows.count].values()
@@ -88,6 +92,7 @@ class ParquetRows:
         name: what messages call them.
         make_item: makes an image and its label of a row.
         groups: rows of each row group, by file.
+        digests: of the metadata of each row group, by file.
         fingerprint: of the metadata of the files, and of the columns.
     """
 
@@ -96,6 +101,7 @@ class ParquetRows:
     name: str
     make_item: MakeItem
     groups: list[list[int]]
+    digests: list[list[str]]
     fingerprint: str
 
     @property
@@ -116,6 +122,10 @@ class ParquetRows:
                 row += count
         return ranges
 
+    def identify_range(self, rows: RowRange) -> tuple[str, int]:
+        """Return what stays the same of a row group when files are added, and how many rows it has."""
+        return self.digests[rows.file][rows.group], self.groups[rows.file][rows.group]
+
     def read_rows(self, rows: RowRange, skip: int) -> Iterator[LabeledImage]:
         """Yield the rows of a range without the first `skip`, and perhaps more of its row group after it."""
         skip, row = rows.start + skip, rows.row - rows.start
@@ -132,8 +142,10 @@ def _make_items(columns, row: int, make_item: MakeItem) -> Iterator[LabeledImage
         yield make_item(k, image, label[0] if label else 0)
 
 
-def read_row_groups(files: list[str], columns: Sequence[str], cache_dir: Path | None) -> tuple[list[list[int]], str]:
-    """Return the rows of each row group, by file, and a fingerprint of their metadata.
+def read_row_groups(
+    files: list[str], columns: Sequence[str], cache_dir: Path | None
+) -> tuple[list[list[int]], list[list[str]], str]:
+    """Return rows and digest of each row group, by file, and a fingerprint of all, of their metadata.
 
     Only the metadata at the ends of the files is read, and with `cache_dir` only once.
 
@@ -145,12 +157,13 @@ def read_row_groups(files: list[str], columns: Sequence[str], cache_dir: Path | 
     cached = cache_dir / f"parts-{key}.json" if cache_dir else None
     if cached:
         with suppress(OSError, ValueError):  # missing, or damaged
-            groups, digest = json.loads(cached.read_bytes())
-            return groups, digest
+            groups, digests, digest = json.loads(cached.read_bytes())
+            return groups, digests, digest
     with ThreadPoolExecutor(16) as pool:
         metadata = list(pool.map(partial(_read_metadata, columns=columns), files))
-    text = repr([(Path(file).name, digest) for file, (_, digest) in zip(files, metadata, strict=True)])
-    result = [counts for counts, _ in metadata], hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    groups, digests = ([one[k] for one in metadata] for k in range(2))
+    text = repr([(Path(file).name, own) for file, own in zip(files, digests, strict=True)])
+    result = groups, digests, _digest(text)
     if cached:
         with suppress(OSError):  # a read-only folder; the metadata is read again the next time
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +172,8 @@ def read_row_groups(files: list[str], columns: Sequence[str], cache_dir: Path | 
     return result
 
 
-def _read_metadata(url: str, columns: Sequence[str]) -> tuple[list[int], str]:
-    """Return the rows of each row group, and a digest of sizes and statistics of all columns."""
+def _read_metadata(url: str, columns: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return the rows of each row group, and a digest of sizes and statistics of all its columns."""
     with _open_parquet(url) as file:
         names = file.schema_arrow.names
         if missing := [name for name in columns if name not in names]:
@@ -168,9 +181,12 @@ def _read_metadata(url: str, columns: Sequence[str]) -> tuple[list[int], str]:
                 f"{url}: no column {' and '.join(missing)}, which other files have. It has {join_names(names)}."
             )
         groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
-        columns = [group.column(k) for group in groups for k in range(group.num_columns)]
-        digest = hashlib.blake2b(repr([_describe_column(column) for column in columns]).encode(), digest_size=8)
-        return [group.num_rows for group in groups], digest.hexdigest()
+        described = [[_describe_column(group.column(k)) for k in range(group.num_columns)] for group in groups]
+        return [group.num_rows for group in groups], [_digest(repr(one)) for one in described]
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _describe_column(column) -> tuple:

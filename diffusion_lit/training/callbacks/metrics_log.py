@@ -4,9 +4,11 @@ A row is due whenever an interval of the run ends: `log_every`, `val_every`, `sa
 """
 
 import logging
+import math
 from datetime import timedelta
 
 import lightning as L
+import torch
 
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs.metrics_file import MetricsFile
@@ -45,19 +47,24 @@ class MetricsLog(StepCallback):
         self.guard, self.validation, self.samples, self.logger = guard, validation, samples, logger
         self.logged_step, self.logged_seconds = 0, 0.0
         self.row: dict[str, float] = {}
+        self.next_rate: float | None = None
+        self.resumed: dict = {}
         self.file: MetricsFile | None = None
         self.is_writer = collectives.rank() == 0
         self.bar = progress_bar(visible=self.is_writer)
 
     def state_dict(self) -> dict:
-        """Return the clock and the start of the current row."""
+        """Return the clock, the start of the current row, and what is compared when the run is resumed."""
         self.clock.pause()  # saving is not training
-        return {"seconds": self.clock.seconds, "logged_step": self.logged_step, "logged_seconds": self.logged_seconds}
+        conditions = {"threads": torch.get_num_threads(), "rate": self.row.get("train/lr"), "next_rate": self.next_rate}
+        row = {"logged_step": self.logged_step, "logged_seconds": self.logged_seconds}
+        return {"seconds": self.clock.seconds} | row | conditions
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the clock and the start of the current row."""
         self.clock.seconds = state["seconds"]
         self.logged_step, self.logged_seconds = state["logged_step"], state["logged_seconds"]
+        self.resumed = state
 
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Open metrics.csv, the loggers and the progress bar."""
@@ -65,6 +72,8 @@ class MetricsLog(StepCallback):
         module.log_steps = False
         if self.is_writer:
             self.file = MetricsFile(self.run / "metrics.csv", METRICS_CSV_COLUMNS + columns_of(self.config), self.step)
+            for note in describe_resumption(self.resumed, scheduled_rate(trainer), module.device.type):
+                log.info("note       %s", note)
         self.logger.start(self.run, self.config, self.step)
         self.bar.start()
         self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.step)
@@ -73,6 +82,7 @@ class MetricsLog(StepCallback):
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Log the row if anything is due."""
         self.bar.advance(self.task)
+        self.next_rate = scheduled_rate(trainer)
         if not self.milestones.is_due():
             return
         self.row = self._training_row(trainer, module) | self.validation.row | self.samples.row
@@ -113,3 +123,31 @@ class MetricsLog(StepCallback):
         if self.file:
             self.file.close()
             self.file = None
+
+
+def scheduled_rate(trainer: L.Trainer) -> float:
+    """Return the learning rate of the next step."""
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def describe_resumption(before: dict, rate: float, device: str) -> list[str]:
+    """Return a line for each condition that makes a resumed run another one than an unbroken one.
+
+    Args:
+        before: state of `MetricsLog` in the checkpoint; {} for a new run.
+        rate: learning rate of the next step.
+        device: type of the device, "cpu" or "cuda".
+    """
+    lines, threads = [], torch.get_num_threads()
+    if device == "cpu" and before.get("threads", threads) != threads:
+        lines.append(
+            f"{threads} CPU threads, {before['threads']} before: sums are rounded in another order, so losses differ "
+            f"slightly from those of an unbroken run. OMP_NUM_THREADS={before['threads']} keeps them equal."
+        )
+    if before.get("next_rate") is not None and not math.isclose(before["next_rate"], rate, rel_tol=1e-6):
+        last = before["rate"] or before["next_rate"]
+        lines.append(
+            f"the learning rate goes from {last:.1e} to {rate:.1e}: lr_schedule or optimizer.lr has changed, "
+            "or max_steps, over which the schedule is stretched."
+        )
+    return lines

@@ -136,7 +136,7 @@ def test_what_is_held_out_is_never_trained_on(sets, kind):
     data = make_hub_data(sets[kind], *STREAMED, "data.val_fraction=0.1")
     trained = taken(batches(data), len(data.train))
     held_out = [256 * int(c[0]) + int(c[1]) for c in data.val.images[:, :, 0, 0]]
-    assert (len(data.train), len(held_out)) == (N - round(0.1 * N), round(0.1 * N))
+    assert 1 < len(held_out) < 0.3 * N
     assert sorted(trained + held_out) == list(range(N))
     assert data.val.labels.tolist() == [k % 3 for k in held_out]
     again = make_hub_data(sets[kind], *STREAMED, "data.val_fraction=0.1")
@@ -144,12 +144,31 @@ def test_what_is_held_out_is_never_trained_on(sets, kind):
     assert again.train.fingerprint == data.train.fingerprint
 
 
-def test_held_out_pictures_are_few_and_of_many_places(sets, monkeypatch):
+@pytest.mark.parametrize("group", [20, 400])
+def test_files_that_are_added_move_no_picture(tmp_path, group):
+    held_out, shares = [], []
+    for sizes in (FILES, (*FILES, 300, 250)):
+        folder = write_parquet(tmp_path / f"{len(sizes)}", "train", range(sum(sizes)), sizes, group)
+        data = make_hub_data(folder, *STREAMED, "data.val_fraction=0.2")
+        held_out.append({256 * int(c[0]) + int(c[1]) for c in data.val.images[:, :, 0, 0]})
+        shares.append(len(data.val) / sum(sizes))
+    assert held_out[0] == {k for k in held_out[1] if k < N}
+    assert all(0.03 < share < 0.45 for share in shares)
+
+
+def test_rows_that_are_appended_move_no_picture(tmp_path):
+    held_out = []
+    for n in (N, N + 150):
+        make_table(range(n)).save_to_disk(tmp_path / f"{n}")
+        data = make_hub_data(tmp_path / f"{n}", *STREAMED, "data.val_fraction=0.2")
+        held_out.append({256 * int(c[0]) + int(c[1]) for c in data.val.images[:, :, 0, 0]})
+    assert held_out[0] == {k for k in held_out[1] if k < N}
+
+
+def test_held_out_pictures_are_few(sets, monkeypatch):
     monkeypatch.setattr(store, "MAX_VAL_IMAGES", 23)
     data = make_hub_data(sets["parquet"], *STREAMED, "data.val_fraction=0.5")
     assert (len(data.train), len(data.val)) == (N - 23, 23)
-    places = {(256 * int(c[0]) + int(c[1])) // 20 for c in data.val.images[:, :, 0, 0]}
-    assert len(places) > 20
 
 
 def test_a_validation_split_is_kept_decoded_and_capped(tmp_path, monkeypatch):
