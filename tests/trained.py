@@ -17,6 +17,7 @@ def train(run: Path, *overrides: str) -> list[dict[str, str]]:
     config, source = resolve_data(compose_configs("train", [*SHORT, *overrides])[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise_levels, "LEVELS_PER_BIN", 3)
+        run.mkdir(parents=True, exist_ok=True)
         fit(config, source, run, list(overrides))
     return trace(run)
 
