@@ -18,10 +18,10 @@ def parse_class(value: str | int, class_names: Sequence[str]) -> int:
     names = [normalize_name(name) for name in class_names]
     if normalize_name(str(value)) in names:
         return names.index(normalize_name(str(value)))
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
-        return value
     if len(alike := [k for k, name in enumerate(names) if _is_read_as(name, value)]) == 1:
         return alike[0]
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+        return value
     listed = join_names((f"{k} {name}" if str(k) != name else name for k, name in enumerate(class_names)), 30)
     raise ValueError(f"{value}: not a class of this run. Choose from {listed}")
 
