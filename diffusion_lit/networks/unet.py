@@ -46,7 +46,8 @@ class UNet2D(nn.Module):
         levels = {"attention_levels": list(settings["attention_levels"])[-1:]} if "attention_levels" in settings else {}
         narrow = {"layers_per_block": 1, "attention_head_dim": 8, "norm_num_groups": 4, "attn_norm_num_groups": 4}
         narrow = {key: value for key, value in narrow.items() if settings.get(key) is not None}
-        return {"block_out_channels": [8] * len(settings["block_out_channels"])} | levels | narrow
+        widths = settings.get("block_out_channels", range(4))  # of a config.json that leaves out diffusers' default
+        return {"block_out_channels": [8] * len(widths)} | levels | narrow
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Return the output (B, C, H, W).

@@ -204,9 +204,10 @@ def write_result(run: Path, result: dict) -> None:
 def read_result(run: Path) -> dict:
     """Return result.json, or {} for a run that has not ended."""
     try:
-        return json.loads((run / "result.json").read_bytes())
-    except (OSError, ValueError):
+        result = json.loads((run / "result.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return result if isinstance(result, dict) else {}
 
 
 class RunLock:

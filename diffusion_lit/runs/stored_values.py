@@ -29,6 +29,13 @@ def check_values(config: dict, where: object) -> None:
         raise UserError(Exit.CONFIG, "\n  ".join([f"{where}: its configuration cannot be used:", *faults[:5], *more]))
 
 
+def check_architecture(architecture: dict, where: object) -> None:
+    """Raise UserError (exit 2) if arguments of a UNet2DModel, from a config.json, have another type or range."""
+    faults = list(_find_group_faults({"model": {"_target_": UNET2D} | architecture}, "model"))
+    if faults:
+        raise UserError(Exit.CONFIG, "\n  ".join([f"{where}: its config.json cannot be used:", *faults[:5]]))
+
+
 def _find_group_faults(config: dict, group: str) -> Iterator[str]:
     settings, prefix = (config.get(group), f"{group}.") if group else (config, "")
     if not isinstance(settings, dict):

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.runs import pretrained
 from diffusion_lit.runs.run_dir import read_run_config
+from diffusion_lit.runs.stored_values import check_architecture
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -18,8 +19,8 @@ NOT_COMPARED = {f"model.{key}" for key in (  # may differ, or follow from the da
     "dropout", "image_size", "sample_size", "channels", "in_channels", "out_channels", "num_classes",
     "num_class_embeds", "class_embed_type", "num_train_timesteps", "path", "take", "architecture",
 )}  # fmt: skip
-NOT_ARCHITECTURE = {  # follow from the data, or are written into config.json by diffusers' EMAModel
-    "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type",
+NOT_ARCHITECTURE = {  # follow from data and process, or are written into config.json by diffusers' EMAModel
+    "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type", "num_train_timesteps",
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 }  # fmt: skip
 NUM_COLORS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those that are colors
@@ -80,6 +81,7 @@ def _read_architecture(path: str, num_classes: int) -> dict:
     if fault:
         raise UserError(Exit.CONFIG, f"model.path={path}: its network {fault}. Choose another one")
     kept = {key: value for key, value in unet.items() if key not in NOT_ARCHITECTURE and not key.startswith("_")}
+    check_architecture({"class_embed_type": kind} | kept, f"model.path={path}")
     return {"class_embed_type": kind} | kept
 
 

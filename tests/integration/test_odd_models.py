@@ -85,7 +85,7 @@ def refusal(folder: Path) -> str:
         (UNET, {"sample_size": [8, 10**11]}, "75 .*one image of .* too large for this machine"),
         (UNET, {"block_out_channels": [8, -8]}, "2 .*block_out_channels="),
         (UNET, {"block_out_channels": [10**6, 10**6]}, "2 .*GiB of memory are free"),
-        (UNET, {"block_out_channels": [4 * 10**30, 8]}, "2 model: "),
+        (UNET, {"block_out_channels": [4 * 10**30, 8]}, "2 .*model"),
         (UNET, {"layers_per_block": 10**9}, "2 .*more than 10,000 tensors"),
         (UNET, {"num_class_embeds": 10**12}, "2 .*num_class_embeds=1000000000000"),
         (UNET, {"num_class_embeds": 3}, "4 .*missing there .1.: class_embedding.weight"),
@@ -98,6 +98,29 @@ def test_a_pipeline_is_refused_by_name(pipeline, tmp_path, file, change, message
     change_json(folder / file, change)
     told = refusal(folder)
     assert re.match(message, told, re.DOTALL), told
+
+
+@each(
+    ("change", "message"),
+    [
+        ({"in_channels": -3, "out_channels": -3, "sample_size": ...}, None),  # follow from the data
+        ({"block_out_channels": ...}, None),
+        ({"block_out_channels": [8, -8]}, "block_out_channels"),
+        ({"layers_per_block": "2"}, "layers_per_block=2: must be int"),
+        ({"norm_eps": float("nan")}, "norm_eps=NaN"),
+        ({"time_embedding_type": "fourier"}, "conditioned on noise levels"),
+    ],
+)
+def test_the_architecture_of_a_stranger_is_checked(pipeline, tmp_path, change, message):
+    folder = Path(shutil.copytree(pipeline, tmp_path / "odd"))
+    change_json(folder / UNET, change)
+    model = {"path": str(folder), "take": "narrow", "image_size": 8, "channels": 3, "num_classes": 0}
+    config = {"model": model, "data": {"num_classes": 0}}
+    if message is None:
+        assert set(warm_start.resolve_architecture(config)["model"]["architecture"]["block_out_channels"]) == {8}
+    else:
+        with pytest.raises(UserError, match=message):
+            warm_start.resolve_architecture(config)
 
 
 @each("content", [b"", b"[]", b"[" * 10**5, b"\xff\xfe{}", b'{"a": NaN'])
