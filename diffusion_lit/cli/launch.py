@@ -25,6 +25,7 @@ from diffusion_lit.config.secrets import refuse_secrets
 from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import PENDING_SIGNALS, Exit, UserError, report_errors
+from diffusion_lit.system.files import require_working_directory
 
 Prepare = Callable[[list[str], str | None], list[str]]
 
@@ -57,6 +58,7 @@ def launch(
         return
     is_query = bool(args.cfg or args.info or args.hydra_help or args.shell_completion)
     with report_errors():
+        require_working_directory()
         refuse_secrets(sys.argv[1:])
         check_flags(args)
         _answer_flags(config_name, unknown_flags, args.overrides)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ SECRET_TEXT = re.compile(
 )
 
 COMMIT_HASH = re.compile(r"[/@][0-9a-f]{40}\b")  # in paths of the hub's cache; a W&B key stands alone
+# from a slash, a home directory or a drive to the end of the line or of the value
+ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\}<~*-])(?:~\w*|[A-Za-z]:)?[/\\](?=[^\s/])[^'",\[\]{}\n]*""")
 SECRET_ADVICE = (
     "looks like a secret and would be written to files. Remove it and use `wandb login` or WANDB_API_KEY, "
     "`hf auth login` or HF_TOKEN"
@@ -31,6 +34,22 @@ def is_secret(text: str) -> bool:
     key, sign, value = text.partition("=")
     has_secret_name = sign and value not in ("", "null", "true", "false") and SECRET_NAME.search(key)
     return bool(has_secret_name or SECRET_TEXT.search(COMMIT_HASH.sub("", text)))
+
+
+def hide_paths(tree):
+    """Replace absolute paths in a configuration or a text, for whatever leaves this machine, by their last names."""
+    if isinstance(tree, dict):
+        return {name: hide_paths(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [hide_paths(value) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    return ABSOLUTE_PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\ "))[-1], tree)
+
+
+def hide_paths_of_commands(text: str) -> str:
+    """Return command lines, one a line, with the last names of absolute paths."""
+    return "".join(shlex.join(map(hide_paths, shlex.split(line))) + "\n" for line in text.splitlines())
 
 
 def refuse_secrets(arguments: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.config.secrets import hide_paths, hide_paths_of_commands
 from diffusion_lit.figures.curves import plot_curves, read_series
 from diffusion_lit.figures.style import create_axes, encode_figure
 from diffusion_lit.runs import run_dir
@@ -22,13 +23,14 @@ MAX_EVALUATIONS = 20  # rows of the table, newest first
 FILES = {"Command": "command.txt", "Configuration": "config.yaml", "Versions": "versions.txt"}
 
 
-def render_page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
+def render_page(runs: Sequence[Path], sweep: Path | None, grids: int, with_paths: bool = False) -> str:
     """Return the report as HTML. Missing or damaged parts of a run are left out, and the page says so.
 
     Args:
         runs: the run folders, the first one unfolded.
         sweep: folder of their sweep, whose results.png opens the page.
         grids: sample grids of each run at most.
+        with_paths: whether absolute paths stay in it; else their last names.
     """
     environment = Environment(
         loader=PackageLoader("diffusion_lit", "figures"),
@@ -37,13 +39,26 @@ def render_page(runs: Sequence[Path], sweep: Path | None, grids: int) -> str:
     several = len(runs) > 1
     with progress_bar("runs", visible=several) as bar:
         described = [describe_run(run, grids) for run in bar.track(runs)]
+    differences = find_differences(runs) if several else None
+    if not with_paths:
+        described, differences = _hide_paths(described), differences and hide_paths(differences)
     return environment.get_template("page.html").render(
         title=sweep.resolve().name if sweep else " and ".join(run.resolve().name for run in runs[:3]),
         sweep=sweep and _read_uri(sweep / "results.png"),
-        differences=find_differences(runs) if several else None,
+        differences=differences,
         compared=compare_curves(runs[:MAX_CURVES]) if several else None,
         runs=described,
     )
+
+
+def _hide_paths(described: list[dict]) -> list[dict]:
+    """Return the variables of the runs without absolute paths: command lines first, where a space ends a path."""
+    for run in described:
+        files = run["files"]
+        if "Command" in files:
+            files["Command"] = hide_paths_of_commands(files["Command"])
+        run |= {key: hide_paths(run[key]) for key in ("name", "result", "files")}
+    return described
 
 
 def describe_run(run: Path, grids: int) -> dict:
@@ -115,7 +130,7 @@ def find_differences(runs: Sequence[Path]) -> dict:
     keys = dict.fromkeys(key for config in configs for key in config)
     keys = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1 and key != "run_dir"]
     names = dict.fromkeys(key for result in results for key in result)
-    rows = list(zip([run.name for run in runs], configs, results, strict=True))
+    rows = [list(row) for row in zip([run.name for run in runs], configs, results, strict=True)]
     return {"keys": keys, "names": list(names), "rows": rows}
 
 

@@ -11,11 +11,13 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.platform import sync_folder
 
+T = TypeVar("T")
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a published UNet2DModel
 NETWORK_WEIGHTS = "network.safetensors"  # of any other published network
 
@@ -161,6 +163,8 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
             if damaged:
                 warn(f"using {path.name} instead of {', '.join(damaged)}")
             return path
+        if not os.path.lexists(path):  # a training run has deleted it, and there are newer ones
+            return _select_newest(run, warn)
         damaged.append(f"{path} (damaged: {damage})")
     if damaged:
         raise UserError(Exit.CHECKPOINT, "all checkpoints of this run are damaged:\n  " + "\n  ".join(damaged))
@@ -169,6 +173,29 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
 
 
 # ------------------------------------------------------------------------------------------ reading
+
+
+def read_selected(select: Callable[[], Path], read: Callable[[Path], T]) -> tuple[Path, T]:
+    """Return a path from `select` and what `read` makes of it.
+
+    Both are called again if a training run deletes the file in between: then there is a newer one.
+    """
+    while True:
+        path = select()
+        target = path.resolve()  # of the link best.ckpt
+        try:
+            return path, read(path)
+        except UserError:
+            if target.exists():
+                raise
+
+
+def read_facts(path: Path) -> dict:
+    """Return the step of a checkpoint and the fingerprint of its data; {} for a published model."""
+    if path.suffix != ".ckpt":
+        return {}
+    content = load_checkpoint(path, mmap=True)
+    return {"step": content.get("global_step"), "data": content.get("ImageDataModule", {}).get("fingerprint")}
 
 
 def load_checkpoint(path: Path, device: str = "cpu", mmap: bool = False) -> dict:

@@ -59,7 +59,7 @@ class TrainedModel:
             them no guidance.
         guide: weaker model for autoguidance.
         config: configuration of the run, plain data; empty for a module in memory.
-        checkpoint: file of the weights; None for a module in memory.
+        checkpoint, facts: file of the weights, see `read_facts`; None, {} for a module in memory.
     """
 
     net: nn.Module
@@ -72,6 +72,7 @@ class TrainedModel:
     guide: "TrainedModel | None" = None
     config: dict = field(default_factory=dict)
     checkpoint: Path | None = None
+    facts: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.class_names = list(self.class_names)
@@ -109,18 +110,20 @@ class TrainedModel:
         Raises:
             UserError: exit 4 if the folder is not a run or has no intact checkpoint.
         """
-        run = require_run_dir(run)
-        config = read_sampling_config(run)
-        config["sampler"] = sampler or config["sampler"]
+        config = read_sampling_config(run := require_run_dir(run))
         if unknown := guidance.keys() - set(GUIDANCE_KEYS):
             raise TypeError(f"from_run: unknown argument {min(unknown)}")
-        config |= {key: value for key, value in guidance.items() if value is not None}
-        path = checkpoints.select_checkpoint(run, checkpoint, warn)
+        config |= {key: value for key, value in {"sampler": sampler, **guidance}.items() if value is not None}
         torch_device, net = resolve_device(device), build.make_network(config)
-        if ema_length is None:
-            checkpoints.load_network_weights(path, weights, net)
-        else:
-            load_weights(net, posthoc_ema.reconstruct_ema(run, path, ema_length, warn), path)
+
+        def read(path: Path) -> dict:
+            if ema_length is None:
+                checkpoints.load_network_weights(path, weights, net)
+            else:
+                load_weights(net, posthoc_ema.reconstruct_ema(run, path, ema_length, warn), path)
+            return checkpoints.read_facts(path)
+
+        path, facts = checkpoints.read_selected(lambda: checkpoints.select_checkpoint(run, checkpoint, warn), read)
         return cls(
             net.to(torch_device).eval(),
             build.make_diffusion(config).to(torch_device),
@@ -132,6 +135,7 @@ class TrainedModel:
             guide,
             config,
             path,
+            facts,
         )
 
     @classmethod
@@ -273,7 +277,7 @@ def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
         "ema_length": config.ema_length,
         "seed": config.seed,
         **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE_KEYS},
-        "guide": str(model.guide.checkpoint) if model.guide else None,
+        "guide": "/".join(model.guide.checkpoint.parts[-3:]) if model.guide else None,
         "sampler": model.config["sampler"],
         "palette": None if model.codec.palette is None else format_palette(model.codec.palette),
         "versions": read_package_versions(),

@@ -45,14 +45,13 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         config: of `conf/export.yaml`.
     """
     write_network(out, model)
-    checkpoint = checkpoints.load_checkpoint(model.checkpoint) if model.checkpoint.suffix == ".ckpt" else {}
     published = make_published_config(model.config)
     published["exported"] = {
         "checkpoint": model.checkpoint.name,
-        "step": checkpoint.get("global_step"),
+        "step": model.facts.get("step"),
         "weights": config.weights,
         "ema_length": config.ema_length,
-        "data": checkpoint.get("ImageDataModule", {}).get("fingerprint"),
+        "data": model.facts.get("data"),
         "versions": read_package_versions(),
     }
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lit.config.compose import resolve_data
-from diffusion_lit.runs import pretrained
+from diffusion_lit.runs import checkpoints, pretrained
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.stored_values import check_architecture
 from diffusion_lit.system.console import join_names
@@ -124,8 +124,9 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
     key, path = source
     from diffusion_lit.runs import weights
 
-    file = pretrained.find_weights_file(path, key, warn)
-    tensors, settings = pretrained.read_weights(file)
+    file, (tensors, settings) = checkpoints.read_selected(
+        lambda: pretrained.find_weights_file(path, key, warn), pretrained.read_weights
+    )
     names = {_normalize(name): name for name in net.state_dict()}
     state = {_normalize(name): tensor for name, tensor in tensors.items()}
     shapes = {name: tuple(net.state_dict()[full].shape) for name, full in names.items()}

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.system import platform as platforms
+from diffusion_lit.system.errors import Exit, UserError
 
 ABANDONED_AFTER = 24 * 3600  # seconds without a change, whatever host was writing
 
@@ -57,6 +58,14 @@ def normalize_name(name: str) -> str:
         except UnicodeDecodeError:
             name = data.decode("latin-1")
     return unicodedata.normalize("NFC", name)
+
+
+def require_working_directory() -> None:
+    """Raise UserError (exit 5) if the working directory was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(Exit.OUTPUT, "the working directory was deleted. Change to another one: cd ~") from None
 
 
 def is_abandoned(temporary: Path) -> bool:

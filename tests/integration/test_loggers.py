@@ -24,7 +24,7 @@ from PIL import Image
 from diffusion_lit import train
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.config.groups import CONF
-from diffusion_lit.config.secrets import redact_command_line, redact_secrets
+from diffusion_lit.config.secrets import hide_paths, redact_command_line, redact_secrets
 from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.runs import run_dir as folder
 from diffusion_lit.runs.metrics_file import read_metrics
@@ -177,7 +177,7 @@ def test_wandb_has_configuration_result_name_and_exit_code(wandb_run):
     (logged,) = offline_runs(wandb_run)
     config = folder.read_run_config(wandb_run)
     config["data"]["cache_dir"] = "<removed>"
-    assert {key: value for key, value in logged.config.items() if key != "_wandb"} == config
+    assert {key: value for key, value in logged.config.items() if key != "_wandb"} == hide_paths(config)
     result = folder.read_result(wandb_run)
     assert {key: logged.summary[key] for key in result if result[key] is not None} == {
         key: value for key, value in result.items() if value is not None

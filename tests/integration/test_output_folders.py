@@ -4,7 +4,9 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.forks import Process
 from tests.runs import TINY, last_step, run, start
@@ -228,3 +230,38 @@ def test_a_run_that_is_moved_before_its_first_step(tmp_path):
     assert "here was moved to there during the run" in printed
     assert "Traceback" not in printed
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+# ------------------------------------------------------------------------------------------ folders of this machine
+
+
+def test_a_deleted_working_directory_is_named(tmp_path):
+    for verb in ("train", "sample", "audit"):
+        (tmp_path / verb).mkdir()
+        printed = run(verb, "run=x", cwd=tmp_path / verb, code=5, prelude="import os; os.rmdir(os.getcwd())")
+        assert "error: the working directory was deleted" in printed
+        assert "Traceback" not in printed
+
+
+def test_a_page_to_send_has_no_absolute_paths_unless_they_are_requested(tmp_path):
+    home = tmp_path / "home of josé"
+    photos = home / "my photos"
+    photos.mkdir(parents=True)
+    for k in range(24):
+        pixels = np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{k}.png")
+    words = [*TINY, "data=image_folder", f"data.root='{photos}'", "data.image_size=8", "max_steps=1", "val_every=0"]
+    words += ["sample_every=0", f"run_dir='{home / 'a run'}'", "model.attention_levels=[]"]
+    (tmp_path / "elsewhere").mkdir()
+    run("train", *words, cwd=tmp_path / "elsewhere")
+    run("train", *words, f"run_dir='{home / 'another'}'", "seed=1", cwd=tmp_path / "elsewhere")
+    runs = f"runs=['{home / 'a run'}','{home / 'another'}']"
+    for source in (f"run='{home / 'a run'}'", runs):
+        run("report", source, "out=page.html", cwd=tmp_path / "elsewhere")
+        page = (tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")
+        assert "home of jos" not in page
+        assert str(tmp_path) not in page
+        assert "my photos" in page
+        assert "max_steps=1" in page
+    run("report", runs, "out=page.html", "paths=true", cwd=tmp_path / "elsewhere")
+    assert str(photos) in (tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from diffusion_lit.config.secrets import format_exception
+from diffusion_lit.config.secrets import format_exception, hide_paths
 from diffusion_lit.config.targets import build
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.loggers.backends import FilesOnly, LightningBackend
@@ -52,9 +52,9 @@ class RunLogger(Logger):
             self.log_row((step or 0) + 1, values)
 
     def start(self, run: Path, config: dict, step: int) -> None:
-        """Begin a run, or resume it after `step` optimizer steps."""
+        """Begin a run, or resume it after `step` optimizer steps. Backends get no absolute paths."""
         self.is_on = True
-        self._call(self.backend.start, run, config, step)
+        self._call(self.backend.start, run, hide_paths(config), step)
 
     def log_row(self, step: int, row: dict[str, float]) -> None:
         """Log a row of metrics.csv without its NaN values."""

@@ -1,12 +1,17 @@
 """Checkpoint files: weights of another network, damaged files, the newest intact one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.checkpoints import (
     checkpoint_path,
+    list_steps,
     load_network_weights,
+    read_selected,
     rename_corrupt,
     save_checkpoint,
     select_checkpoint,
@@ -50,3 +55,44 @@ def test_the_newest_intact_checkpoint_is_selected(tmp_path):
         "step-00000009.ckpt",
         "step-00000010.ckpt.corrupt",
     ]
+
+
+def test_a_reader_takes_the_newer_checkpoint_where_a_run_deletes_the_one_it_chose(tmp_path, monkeypatch):
+    """Before it is verified and before it is read; what is damaged or missing for good is an error."""
+    for step in (2, 4):
+        save_linear(checkpoint_path(tmp_path, step), 2)
+
+    def move_on(step: int) -> None:  # as a training run with keep_checkpoints=2 does
+        save_linear(checkpoint_path(tmp_path, step), 2)
+        checkpoint_path(tmp_path, list_steps(tmp_path)[0]).unlink()
+
+    def read(path: Path) -> str:
+        if len(read_paths) < 2:
+            for step in range(list_steps(tmp_path)[-1] + 2, list_steps(tmp_path)[-1] + 6, 2):
+                move_on(step)
+        read_paths.append(path)
+        load_network_weights(path, "ema", nn.Linear(2, 1))
+        return path.name
+
+    read_paths: list[Path] = []
+    path, name = read_selected(lambda: select_checkpoint(tmp_path), read)
+    assert path.name == name == "step-00000012.ckpt"
+    assert [one.name for one in read_paths] == ["step-00000004.ckpt", "step-00000008.ckpt", "step-00000012.ckpt"]
+
+    verify, calls = checkpoints.find_damage, []
+
+    def verify_late(path: Path) -> str | None:
+        if not calls:
+            calls.append(path)
+            move_on(14)
+            move_on(16)
+        return verify(path)
+
+    monkeypatch.setattr(checkpoints, "find_damage", verify_late)
+    warned: list[str] = []
+    assert select_checkpoint(tmp_path, warn=warned.append).name == "step-00000016.ckpt"
+    assert warned == []
+    checkpoint_path(tmp_path, 16).write_bytes(b"half")
+    checkpoint_path(tmp_path, 14).unlink()
+    with pytest.raises(UserError, match="all checkpoints of this run are damaged"):
+        select_checkpoint(tmp_path)
