@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lit.config.targets import build
 from diffusion_lit.data.batches import Batches, ValidationBatches
+from diffusion_lit.data.decoding import MAX_PIXELS
 from diffusion_lit.data.sources.dataset import DatasetSource
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.store import ImageStore, load_splits
@@ -54,6 +55,7 @@ class ImageDataModule(L.LightningDataModule):
         alpha: see `Decoding`.
         render: see `Decoding`.
         value_range: see `Decoding`; "auto" finds it over all images.
+        max_pixels: see `Decoding`.
 
     Examples:
         >>> data = ImageDataModule("photos", image_size=32, batch_size=64)  # doctest: +SKIP
@@ -81,6 +83,7 @@ class ImageDataModule(L.LightningDataModule):
         alpha: str = "keep",
         render: str = "none",
         value_range: Sequence[float] | str | None = "auto",
+        max_pixels: int = MAX_PIXELS,
     ):
         super().__init__()
         if isinstance(source, str | Path):
@@ -92,7 +95,7 @@ class ImageDataModule(L.LightningDataModule):
         self.config: dict[str, Any] = {
             "image_size": image_size, "channels": channels, "val_fraction": val_fraction, "random_crop": random_crop,
             "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
-            "render": render, "value_range": value_range,
+            "render": render, "value_range": value_range, "max_pixels": max_pixels,
         }  # fmt: skip
         self.train: ImageStore | StreamedStore = None  # type: ignore[assignment]  # until `setup`
         self.val: ImageStore | None = None  # None: no validation images

@@ -1,6 +1,8 @@
 """Decode images of any kind to uint8 (C, H, W)."""
 
 import io
+import os
+import stat
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from diffusion_lit.data.deep_images import is_deep, scale_to_8_bits, to_8_bits
+from diffusion_lit.data.metadata import describe_content, read_orientation, strip_metadata
 from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.system.errors import DataError
 
@@ -27,6 +30,8 @@ RESAMPLE = {
 FITS = {"crop": ImageOps.fit, "stretch": Image.Image.resize}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHUNK = 64  # images that are decoded at once, so also what waits in memory
+MAX_PIXELS = 178_956_970  # of an image, unless `data.max_pixels` is set
+TRANSPOSE = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # by EXIF orientation
 MAX_ERRORS = 10  # images that an error message names
 S, T = TypeVar("S"), TypeVar("T")
 
@@ -67,6 +72,7 @@ class Decoding:
             right ones.
         value_range: (black, white) of images with more than 8 bits a channel; values outside
             are clipped. None or "auto" (not found yet): such images are an error.
+        max_pixels: width times height, at most. Larger images are an error.
     """
 
     image_size: ImageSize
@@ -77,6 +83,7 @@ class Decoding:
     alpha: str = "keep"
     render: str = "none"
     value_range: Sequence[float] | str | None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,7 +92,7 @@ class Decoding:
 
     def __call__(self, image: StoredImage) -> np.ndarray:
         """Return an image as uint8 (C, H, W). Raise DataError with its name if it cannot be read."""
-        with report_broken_image(image), open_8_bits(image, self.value_range) as opened:
+        with report_broken_image(image), open_8_bits(image, self) as opened:
             return self.to_array(load_upright(opened))
 
     def to_array(self, image: Image.Image) -> np.ndarray:
@@ -132,47 +139,77 @@ def report_broken_image(image: StoredImage) -> Iterator[None]:
         yield
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
         reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):  # its own text shows the address of a buffer
-            reason = "unknown image format"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"{reason}. Raise data.max_pixels, or shrink it"
         name = "an image of an array" if isinstance(image, np.ndarray | Image.Image) else image
         raise DataError(f"{name}: cannot be read as an image ({reason})") from None
 
 
 def read_encoded(image: StoredImage) -> StoredImage:
     """Return a file, or bytes that are fetched, as bytes in memory; any other image as it is."""
-    if isinstance(image, Path):
-        return Encoded(str(image), image.read_bytes())
-    return Encoded(image.name, image.data()) if isinstance(image, Encoded) and callable(image.data) else image
+    return Encoded(str(image), _read_file(image)) if isinstance(image, Path | Encoded) else image
 
 
-def open_image(image: StoredImage) -> Image.Image:
-    """Return the PIL image, of which only the header is read so far."""
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
+def open_image(image: StoredImage, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the PIL image, of which only the header is decoded so far.
+
+    Raises:
+        ValueError: for a file that is no image, or one with more pixels than `max_pixels`.
+    """
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, -(-max_pixels // 2))  # Pillow allows twice as many
+    opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    if not isinstance(opened, Image.Image):
+        opened = _open_encoded(_read_file(image))
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} are more than {max_pixels:,} pixels. Raise data.max_pixels, or shrink it")
+    return opened
+
+
+def _read_file(image: Path | Encoded) -> bytes:
     if isinstance(image, Encoded):
-        image = io.BytesIO(image.data() if callable(image.data) else image.data)
-    return Image.open(image)
+        return image.data() if callable(image.data) else image.data
+    if not stat.S_ISREG(os.stat(image).st_mode):  # a pipe would wait for ever
+        raise ValueError("not a regular file")
+    return image.read_bytes()
 
 
-def open_8_bits(image: StoredImage, value_range: Sequence[float] | str | None) -> Image.Image:
+def _open_encoded(data: bytes) -> Image.Image:
+    """Return the image of a file. What is not pixels cannot fail it, see `strip_metadata`."""
+    is_parsed_later = data.startswith((b"\x89PNG", b"II", b"MM"))  # with the pixels
+    try:
+        return Image.open(io.BytesIO(strip_metadata(data) if is_parsed_later else data))
+    except Image.DecompressionBombError:
+        raise
+    except Exception:  # decoders raise about ten types
+        try:
+            return Image.open(io.BytesIO(strip_metadata(data)))
+        except UnidentifiedImageError:  # its own text shows the address of a buffer
+            raise ValueError(describe_content(data)) from None
+
+
+def open_8_bits(image: StoredImage, decoding: Decoding) -> Image.Image:
     """Return the PIL image; one with more than 8 bits a channel is loaded and scaled, see `Decoding.value_range`."""
     if isinstance(image, np.ndarray):
-        return Image.fromarray(scale_to_8_bits(image, value_range) if is_deep(image) else image)
+        image = scale_to_8_bits(image, decoding.value_range) if is_deep(image) else image
     if isinstance(image, Image.Image):
         image.load()  # so that it need not be opened twice
-    stored = open_image(image)
+    stored = open_image(image, decoding.max_pixels)
     if not is_deep(stored):
         return stored
     with stored:
-        return to_8_bits(stored, lambda: open_image(image), value_range)
+        return to_8_bits(stored, lambda: open_image(image, decoding.max_pixels), decoding.value_range)
 
 
 def load_upright(image: Image.Image) -> Image.Image:
     """Read all pixels (of an animation the first frame) and rotate them as the EXIF orientation says."""
-    image.load()
-    return ImageOps.exif_transpose(image)
+    image.load()  # Pillow rotates a TIFF here, and forgets its orientation
+    if image.mode == "LAB":
+        to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        image = ImageCms.applyTransform(image, to_rgb)
+    exif = image.info.get("exif")
+    orientation = read_orientation(exif) if isinstance(exif, bytes) else 1
+    return image if orientation == 1 else image.transpose(TRANSPOSE[orientation])
 
 
 def has_alpha(image: Image.Image) -> bool:

@@ -72,9 +72,8 @@ def to_8_bits(
     if image.mode == "RGBA":
         scaled = scaled.convert("RGB")
         scaled.putalpha(image.getchannel("A"))
-    exif = image.getexif()
-    if len(exif):
-        scaled.info["exif"] = exif.tobytes()
+    if "exif" in image.info:
+        scaled.info["exif"] = image.info["exif"]
     return scaled
 
 

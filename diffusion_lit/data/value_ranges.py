@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusion_lit.data.decoding import StoredImage, map_in_order, open_image, report_broken_image
+from diffusion_lit.data.decoding import MAX_PIXELS, StoredImage, map_in_order, open_image, report_broken_image
 from diffusion_lit.data.deep_images import is_deep, read_values, require_finite
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.system.console import progress_bar
@@ -27,7 +27,7 @@ def resolve_value_range(data: dict, splits: dict[str, Split]) -> dict:
     """
     if data.get("value_range") != "auto":
         return data
-    extremes = list(measure_images(splits))
+    extremes = list(measure_images(splits, data.get("max_pixels", MAX_PIXELS)))
     if not extremes:
         return data | {"value_range": None}
     lows, highs = zip(*extremes, strict=True)
@@ -47,13 +47,13 @@ def choose_range(low: float, high: float) -> list[float]:
     return [low, high] if high > low else [low, low + 1]
 
 
-def measure_images(splits: dict[str, Split]) -> Iterator[tuple[float, float]]:
+def measure_images(splits: dict[str, Split], max_pixels: int = MAX_PIXELS) -> Iterator[tuple[float, float]]:
     """Yield the smallest and the largest value of each image with more than 8 bits; broken images are left out."""
     listed = [part for split in splits.values() if split.labels is not None for part in _list_parts(split.images)]
     for images in listed:
-        candidates = _list_candidates(images)
+        candidates = _list_candidates(images, max_pixels)
         with progress_bar("reading values", visible=len(candidates) >= 2000, transient=True) as bar:
-            results = map_in_order(lambda k, images=images: _measure(images, k), candidates)
+            results = map_in_order(lambda k, images=images: _measure(images, k, max_pixels), candidates)
             yield from (found for found in bar.track(results, len(candidates), description="") if found)
 
 
@@ -62,7 +62,7 @@ def _list_parts(images: object) -> list:
     return [leaf for part in images.parts for leaf in _list_parts(part)] if hasattr(images, "parts") else [images]
 
 
-def _list_candidates(images: Sequence) -> Sequence[int]:
+def _list_candidates(images: Sequence, max_pixels: int) -> Sequence[int]:
     """Return the indices of the images that may have more than 8 bits, without decoding any of a folder."""
     everything, array = range(len(images)), getattr(images, "array", images)
     if isinstance(array, np.ndarray):
@@ -70,7 +70,7 @@ def _list_candidates(images: Sequence) -> Sequence[int]:
     if isinstance(images, list):
         return [k for k in everything if _may_be_deep(images[k])]
     sample = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)).tolist()
-    return everything if any(_measure(images, k) for k in sample) else ()
+    return everything if any(_measure(images, k, max_pixels) for k in sample) else ()
 
 
 def _may_be_deep(path: Path) -> bool:
@@ -83,16 +83,16 @@ def _may_be_deep(path: Path) -> bool:
     return False
 
 
-def _measure(images: Sequence, k: int) -> tuple[float, float] | None:
+def _measure(images: Sequence, k: int, max_pixels: int) -> tuple[float, float] | None:
     """Return the smallest and the largest value of image k; None for 8 bits, and for what decoding will refuse."""
     with suppress(DataError):
-        values = read_deep_values(images[k])
+        values = read_deep_values(images[k], max_pixels)
         if values is not None and values.size:
             return values.min().item(), values.max().item()
     return None
 
 
-def read_deep_values(image: StoredImage) -> np.ndarray | None:
+def read_deep_values(image: StoredImage, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     """Return the values of an image with more than 8 bits, None for other images.
 
     Raises:
@@ -105,8 +105,8 @@ def read_deep_values(image: StoredImage) -> np.ndarray | None:
         else:
             if isinstance(image, Image.Image):
                 image.load()
-            with open_image(image) as opened:
-                values = read_values(opened, lambda: open_image(image)) if is_deep(opened) else None
+            with open_image(image, max_pixels) as opened:
+                values = read_values(opened, lambda: open_image(image, max_pixels)) if is_deep(opened) else None
         if values is not None:
             require_finite(values)
         return values

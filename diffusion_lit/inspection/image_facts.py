@@ -100,11 +100,11 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
 
 def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decoding) -> ImageFacts:
     """Return the facts of one image. Raise DataError if it cannot be read."""
-    values = read_deep_values(image)
-    with report_broken_image(image), open_8_bits(image, decoding.value_range) as opened:
+    values = read_deep_values(image, decoding.max_pixels)
+    with report_broken_image(image), open_8_bits(image, decoding) as opened:
         mode, is_animated = opened.mode, getattr(opened, "is_animated", False)
         if values is not None:
-            mode = str(values.dtype) if isinstance(image, np.ndarray) else open_image(image).mode
+            mode = str(values.dtype) if isinstance(image, np.ndarray) else open_image(image, decoding.max_pixels).mode
         is_lossy = opened.format in LOSSY
         opened = load_upright(opened)
         pixels = decoding.to_array(opened)

@@ -70,10 +70,13 @@ def every_fault(tmp_path_factory) -> tuple[Path, dict, str]:
 
 def test_the_numbers_are_exact(every_fault):
     cat, dog, val = "in/train/cat", "in/train/dog", "in/val/dog"
-    unknown = "cannot be read as an image (unknown image format)"
+    reasons = {"caf\\xe9.jpg": "a web page: download the image again", "empty.png": "the file is empty"}
     assert every_fault[1] == {
         "images": {"train": 17, "val": 3},
-        "broken": [{"image": f"{dog}/{name}", "reason": unknown} for name in ("caf\\xe9.jpg", "empty.png")],
+        "broken": [
+            {"image": f"{dog}/{name}", "reason": f"cannot be read as an image ({reason})"}
+            for name, reason in reasons.items()
+        ],
         "modes": {"RGB": 13, "RGBA": 3, "I;16": 1, "P": 1},
         "sizes": {"32x32": 16, "64x48": 1, "16x16": 1},
         "more_than_8_bits": [f"{dog}/deep.png"],
@@ -110,7 +113,7 @@ def test_what_is_printed_says_the_same(every_fault):
     printed = every_fault[2]
     for text in (
         "images     20: 17 for training, 3 for validation",
-        "in/train/dog/caf\\xe9.jpg: cannot be read as an image (unknown image format)",
+        "in/train/dog/caf\\xe9.jpg: cannot be read as an image (a web page: download the image again)",
         "modes      RGB 13, RGBA 3, I;16 1, P 1",
         "deep       1 with more than 8 bits, scaled to 8: in/train/dog/deep.png",
         "values     0 is black, 65535 white (data.value_range=[0,65535])",

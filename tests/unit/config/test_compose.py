@@ -32,7 +32,8 @@ EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 # keys that our code takes out of a leaf before the class gets the rest
 OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
-             "random_crop", "flip", "transforms", "cache_dir", "classifier_images", "render", "exclude", "value_range"},
+             "random_crop", "flip", "transforms", "cache_dir", "classifier_images", "render", "exclude", "value_range",
+             "max_pixels"},
     "sampler": {"name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"},
 }  # fmt: skip
 

@@ -325,8 +325,9 @@ def test_half_pictures_are_never_let_through():
 def test_a_picture_too_large_to_decode_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
     path = saved(Image.fromarray(RGB), tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a\.png: cannot be read as an image .*decompression bomb"):
-        Decoding(8, 3)(path)
+    with pytest.raises(UserError, match=r"a\.png: .*8x8 are more than 63 pixels\. Raise data\.max_pixels"):
+        Decoding(8, 3, max_pixels=63)(path)
+    np.testing.assert_array_equal(decoded(path, max_pixels=64), RGB)  # Pillow's own limit is raised
 
 
 # ------------------------------------------------------------------------------------------ folders
