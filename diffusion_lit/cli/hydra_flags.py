@@ -1,6 +1,7 @@
 """Hydra's own flags and errors: each flag works or is refused by name, and what Hydra raises is one message."""
 
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -77,9 +78,11 @@ def start_hydra(decorate: Callable, job: Callable[[DictConfig], object]) -> Call
         os.environ[FULL_ERROR] = "1"
         try:
             decorate(run_job)()
-        except Exception as error:
-            if has_begun or is_full:
+        except (Exception, SystemExit) as error:
+            if has_begun or is_full or getattr(error, "code", 1) == 0:
                 raise
+            if isinstance(error, SystemExit):
+                sys.exit(int(Exit.CONFIG))  # Hydra has printed why
             with report_errors():
                 if isinstance(error, OSError):
                     raise UserError(Exit.OUTPUT, f"{error.filename}: {error.strerror}") from None

@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.cli import summary
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
-from diffusion_lit.config.overrides import format_command, format_override
+from diffusion_lit.config.metric_columns import METRIC_COLUMNS
+from diffusion_lit.config.overrides import format_command, format_override, read_override
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import Exit, UserError, report_errors
@@ -94,6 +95,8 @@ def plan_sweep(
         folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
         raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
+    run_dir.require_possible(folder, "hydra.sweep.dir")
+    _check_measured(configs[0], overrides)
     recorded = None
     if config_name in ("train", "evaluate"):
         recorded = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
@@ -102,6 +105,18 @@ def plan_sweep(
     keys, jobs = {override.get_key_element() for override in swept}, hydra.sweeper.get("n_trials") or len(configs)
     is_queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
     return Sweep(folder, keys, jobs, is_queued, metric, config_name, recorded), configs
+
+
+def _check_measured(config: DictConfig, overrides: list[str]) -> None:
+    """Raise UserError (exit 2) if a sweep of `train` compares a metric that was typed and that no job measures."""
+    name = read_override("metric", overrides)
+    metric = next((metric for metric, columns in METRIC_COLUMNS.items() if name in columns), None)
+    if not metric or "metrics_every" not in config or (config.metrics_every and metric in config.metrics):
+        return
+    if not (name == "class_accuracy" and config.data.get("classifier_images")):
+        raise UserError(
+            Exit.CONFIG, f"metric={name}: not measured. Add metrics_every={config.max_steps} 'metrics=[{metric}]'"
+        )
 
 
 def check_direction(metric: str | None, direction: object) -> None:

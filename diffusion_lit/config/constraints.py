@@ -11,7 +11,7 @@ RUN_METRICS = ("val/loss", "val/loss_raw", "val/error", *COLUMNS, "class_accurac
 LIMITS = {  # key -> largest value that any machine can serve
     "global_batch_size": 1_000_000, "sampler.batch_size": 1_000_000, "strategy.devices": 10_000,
     "strategy.num_nodes": 10_000, "data.image_size": 16_384, "data.num_classes": 1_000_000, "data.random_crop": 16_384,
-    "diffusion.num_train_timesteps": 1_000_000, "model.layers_per_block": 1_000, "model.depth": 1_000,
+    "model.layers_per_block": 1_000, "model.depth": 1_000,
     "lr_schedule.cycles": 1_000_000, "metrics_images": 10_000_000, "num_images": 100_000_000,
     "images_per_class": 100_000_000, "reference_images": 100_000_000, "repaint_repeats": 10_000, "shards": 100_000,
     "columns": 1_000, "grids": 10_000, "largest": 16_384,

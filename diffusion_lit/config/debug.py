@@ -16,6 +16,7 @@ TINY = {
     "sample_every": 1,
     "checkpoint_every": 1,
     "ema.update_every": 1,
+    "lr_schedule.warmup_steps": 1,
     "strategy.accumulate": 1,
     "diffusion.num_train_timesteps": 20,
     "sampler.steps": 2,

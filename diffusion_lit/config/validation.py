@@ -17,6 +17,21 @@ from diffusion_lit.config.targets import argument_fault, target_fault, target_na
 from diffusion_lit.config.trainer_keys import trainer_fault
 
 MISSING = "???"
+OTHER_NAMES = {  # keys that other projects have -> what to do here
+    **dict.fromkeys(("latent", "vae", "autoencoder"), "Networks see pixels: choose data.image_size= and model="),
+    **dict.fromkeys(("text", "prompt", "caption"), "Conditions are classes: name them with classes=[...] in sample"),
+    **dict.fromkeys(("fp16", "amp", "bf16", "mixed_precision"), "Use strategy.precision=16-mixed or bf16-mixed"),
+    **dict.fromkeys(("gpus", "num_gpus", "devices"), "Use strategy=ddp strategy.devices=<number>"),
+    **dict.fromkeys(("num_workers", "workers"), "Images are in memory or a memory map: no workers are needed"),
+    **dict.fromkeys(("wandb", "log_with", "tensorboard"), "Use logger=wandb, tensorboard or csv"),
+    **dict.fromkeys(("learning_rate", "train_lr"), "Use optimizer.lr="),
+    **dict.fromkeys(("resolution", "img_size", "size"), "Use data.image_size="),
+    **dict.fromkeys(("train_data_dir", "data_dir", "dataset_path"), "Use data=image_folder data.root=<folder>"),
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance"), "Use guidance_scale="),
+    **dict.fromkeys(("label", "labels", "class_labels"), "Use classes=[<name or number>, ...]"),
+    **dict.fromkeys(("n", "n_samples", "num_samples", "count"), "Use num_images="),
+    **dict.fromkeys(("output", "output_dir", "out_dir"), "Use run_dir= in train, out= elsewhere"),
+}
 
 
 class Choices(NamedTuple):
@@ -143,6 +158,8 @@ def _find_fault(key: str, value: object, choices: Choices, typed: str | None) ->
 def _explain_unknown(key: str, choices: Choices) -> str:
     """Return that a key does not exist, with similar keys and, in a group, the keys of the group."""
     group, _, last = key.rpartition(".")
+    if key in OTHER_NAMES:
+        return f"{key}: no such key. {OTHER_NAMES[key]}"
     if group and group.split(".")[0] not in choices.chosen and (close := did_you_mean(group, list(choices.chosen))):
         return f"{key}: no such group{close}"
     if group not in choices.chosen:

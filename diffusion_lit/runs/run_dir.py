@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -31,6 +32,7 @@ from diffusion_lit.system.platform import find_open_file, lock
 
 # what a folder may hold before its config.yaml, which makes it a run
 BEFORE_TRAINING = (".lock", "train.log", "versions.txt", "command.txt", "cache")
+MAX_NAME_BYTES = 255  # of a file name on every common file system
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
 
 
@@ -106,14 +108,29 @@ def remove_leftovers(parent: Path, names: Collection[str]) -> None:
 
 def require_unused(run: Path) -> None:
     """Raise UserError (exit 5) if a run folder is in use already or cannot be made."""
-    if len(run.name) > 255:
-        raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: the name is too long")
+    require_possible(run, "run_dir")
     if not is_unused(run):
         hint = f"Choose a new folder, or continue its run with resume={run}"
         raise UserError(Exit.OUTPUT, f"run_dir={run} is not empty. {hint}")
-    parent = next(path for path in [run, *run.absolute().parents] if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(Exit.OUTPUT, f"run_dir={run} cannot be made: {parent} is not a writable folder")
+
+
+def require_possible(folder: Path, key: str) -> None:
+    """Raise UserError if the folder of a key cannot be made: exit 2 for a name too long, else exit 5.
+
+    A folder is made beside it, and removed, to find out: /proc has write permission too.
+    """
+    long = [name for name in folder.parts if len(os.fsencode(name)) > MAX_NAME_BYTES]
+    if long:
+        where = f"{long[0][:40]}... has {len(os.fsencode(long[0]))} bytes"
+        raise UserError(Exit.CONFIG, f"{key}: {where}, a name has at most {MAX_NAME_BYTES}. Choose a shorter one")
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    try:
+        probe = parent / f".probe-{secrets.token_hex(4)}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        fault = f"{parent} is not a writable folder ({error.strerror})"
+        raise UserError(Exit.OUTPUT, f"{key}={folder} cannot be made: {fault}") from None
 
 
 def require_writable(run: Path) -> None:

@@ -3,6 +3,8 @@
 Shared by sample, evaluate, export and app. The keys are those of `conf/sample.yaml`.
 """
 
+import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, make_blend, parse_class
 from diffusion_lit.system.errors import Exit, UserError
 
+SMALL = 2**30  # bytes of images that every machine has room for
 NO_GUIDE = {"guide": None, "guide_checkpoint": "last"}  # for a command without these keys
 TRAINING_ONLY = ("loss", "timestep_distribution")  # keys of `diffusion` that do not matter after training
 
@@ -73,6 +76,7 @@ def check_sampling(config: DictConfig) -> None:
     run_config = read_requested_config(config)
     names = run_config["data"]["class_names"]
     labels = parse_labels(config, names)
+    check_space(config, run_config["data"], len(labels))
     network = locate(run_config["model"].get("_target_"))
     if (config.context is not None or config.interpolate) and not getattr(network, "supports_blends", False):
         key = "interpolate" if config.interpolate else "context"
@@ -112,6 +116,31 @@ def find_format_faults(config: DictConfig, data: dict) -> list[str]:
     elif values[0] < 0 or not 255 < values[1] <= 65535:
         fault = f"values of this run are from {values[0]:g} to {values[1]:g}, not integers from 0 to 65535"
     return [f"format=png16: {fault}. Use format=npy_float"] if fault and config.format == "png16" else []
+
+
+def check_space(config: DictConfig, data: dict, num_labels: int) -> None:
+    """Raise UserError (exit 2) for more images than memory holds, or with `shards` the disk of `out`."""
+    key = "images_per_class" if config.images_per_class else "num_images"
+    count = config[key] * (num_labels if config.images_per_class else 1)
+    sizes = data["image_size"]
+    pixels = sizes**2 if isinstance(sizes, int) else math.prod(sizes)
+    size = count * data["channels"] * pixels * (1 if config.shards else 4)  # uint8 files, or float32
+    if size < SMALL:
+        return
+    if config.shards:
+        folder = Path(config.out or ".").expanduser().absolute()
+        free, where = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free, "disk"
+    else:
+        from diffusion_lit.system.memory import free_bytes  # imports torch
+
+        try:
+            free, where = free_bytes(), "memory"
+        except OSError:  # another system than Linux
+            return
+    if size > free:
+        space = f"{size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of {where} are free"
+        hint = "Generate fewer" + ("" if config.shards else ", or write them to the disk with shards= and out=")
+        raise UserError(Exit.CONFIG, f"{key}={config[key]}: the images take {space}. {hint}")
 
 
 def raise_faults(faults: list[str], verb: str) -> None:

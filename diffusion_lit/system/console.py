@@ -23,6 +23,7 @@ def accept_any_text() -> None:
 @contextmanager
 def ignore_closed_pipe() -> Iterator[None]:
     """End the block quietly when `| head` closes standard output."""
+    logging.raiseExceptions = False  # by which a handler reports a closed pipe
     try:
         yield
         sys.stdout.flush()
