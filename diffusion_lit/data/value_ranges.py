@@ -43,7 +43,7 @@ def choose_range(low: float, high: float) -> list[float]:
     full = next((scale for scale in FULL_SCALES if high <= scale), None)
     if full and low >= 0 and high > full / 4:
         return [0, full]
-    low, high = (int(value) if value == int(value) else float(value) for value in (low, high))
+    low, high = (int(value) if value == int(value) and abs(value) < 2**63 else float(value) for value in (low, high))
     return [low, high] if high > low else [low, low + 1]
 
 

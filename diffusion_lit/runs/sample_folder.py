@@ -33,7 +33,8 @@ def describe_request(
     edit: Edit | None,
 ) -> dict:
     """Return all that the bytes of the images depend on."""
-    settings = describe_sampling(model, config) | {"edit": describe_edit(originals, edit) if originals else None}
+    settings = describe_sampling(model, config) | {"format": config.format}
+    settings |= {"edit": describe_edit(originals, edit) if originals else None}
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
     return shards.make_plan(model, shards.ShardRequest(labels, seeds, 1, settings), model.sampler.batch_size)
 

@@ -34,7 +34,9 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     run_dir.remove_leftovers(run.parent, run_dir.BEFORE_TRAINING)
     if resume_from:
         checkpoints.rename_corrupt(run, resume_from)
-    config = config | {"data": resolve_value_range(config["data"], (source or build_source(config["data"])).splits())}
+    if config["data"].get("value_range") == "auto":
+        splits = (source or build_source(config["data"])).splits()
+        config = config | {"data": resolve_value_range(config["data"], splits)}
     if values := config["data"].get("value_range"):
         log.info("values     %g is black, %g white; training keeps 8 bits (data.value_range)", *values)
     if config["resume"] and not resume_from:

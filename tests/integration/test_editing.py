@@ -273,11 +273,11 @@ def test_the_command_edits_pictures_row_by_row(digits_run, tmp_path):
     assert torch.equal(model.generate([3, 3, 8, 8] * 2, seeds, edit=edit), made)
 
     with Image.open(tmp_path / "out" / "grid.png") as grid:
-        left = grid.width - 2 - 4 * 42  # original, what is kept, two images; 8 px are 40, and a gap of 2
-        tiles = [np.asarray(grid)[44:84, left + x + 2 : left + x + 42] for x in (0, 42, 84)]  # of the second row
+        left = grid.width - 2 - 4 * 66  # original, what is kept, two images; 8 px are 64, and a gap of 2
+        tiles = [np.asarray(grid)[68:132, left + x + 2 : left + x + 66] for x in (0, 66, 132)]  # of the second row
     kept = pictures[0].masked_fill(mask > 0, 128)
     for tile, image in zip(tiles, (pictures[0], kept, made[2]), strict=True):
-        assert np.array_equal(tile, image[0].repeat_interleave(5, 0).repeat_interleave(5, 1))
+        assert np.array_equal(tile, image[0].repeat_interleave(8, 0).repeat_interleave(8, 1))
     with Image.open(tmp_path / "out" / "denoising.gif") as gif:
         assert gif.n_frames == 4  # four of five steps, each once
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data import value_ranges
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.arrays import Arrays
@@ -14,7 +15,7 @@ from diffusion_lit.data.sources.dataset import DatasetSource
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.path_table import PathTable
 from diffusion_lit.data.value_ranges import choose_range, resolve_value_range
-from diffusion_lit.system.errors import DataError
+from diffusion_lit.system.errors import DataError, UserError
 
 RNG = np.random.default_rng(0)
 AUTO = {"value_range": "auto"}
@@ -101,3 +102,11 @@ def test_no_image_decides_for_itself(tmp_path):
     data = ImageDataModule(str(tmp_path), 8, channels=1, val_fraction=0)
     data.setup()
     assert sorted(image.max() for image in data.train.images) == [6, 255]
+
+
+def test_a_range_is_two_numbers_in_order():
+    for value in ("[5,5]", "[9,1]"):
+        with pytest.raises(UserError, match=r"data.value_range=\[\d, \d\]: must be \[low,high\], low is black"):
+            compose_configs("train", ["data=image_folder", "data.root=in", f"data.value_range={value}"])
+    for value in ("[0,4095]", "[-1.0,1.0]", "auto", "null"):
+        compose_configs("train", ["data=image_folder", "data.root=in", f"data.value_range={value}"])
