@@ -18,6 +18,7 @@ TABLES = {
     "gpu": "layout, precision and compilation on a GPU (on the digits where there is none)",
     "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
     "peers": "training against diffusers' train_unconditional.py; needs --script",
+    "agreement": "losses, gradients, samples and EMA against NVlabs' EDM and EDM2; needs --edm and --edm2",
     "quality": "FD over seconds of training against the same script; needs --script",
 }
 
@@ -35,6 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--script", type=Path, help="examples/unconditional_image_generation/train_unconditional.py of diffusers"
     )
+    parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
+    parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
     parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.tables if name not in TABLES]:

@@ -91,10 +91,10 @@ def measure_rows(home: Path, script: str, figure: Path | None) -> Iterator[list[
     curves: dict[str, list[Point]] = {name: [] for name in trained}
     for name, checkpoints in trained.items():
         for step, seconds, sampled in checkpoints:
-            fd, _ = frechet_distance(features(sample_images(home, *sampled)), real)
+            fd = frechet_distance(features(sample_images(home, *sampled)), real).interval()
             curves[name].append((step, seconds, fd.value, fd.low, fd.high))
             yield [name, step, f"{seconds:.0f} s", f"{fd.value:.2f} ({fd.low:.2f} to {fd.high:.2f})"]
-    validation = frechet_distance(features(val.images), real)[0].value
+    validation = frechet_distance(features(val.images), real).value
     yield [f"{len(val)} validation digits", "", "", f"{validation:.2f}"]
     if figure:
         draw_curves(curves, validation, figure)

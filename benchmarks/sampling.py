@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import print_table, run_command
 
-METRICS = ("metrics=[fd,class_accuracy]", "reference_split=val")
+METRICS = ("metrics=[kid,fd,class_accuracy]", "reference_split=val")
 SAMPLERS = {
     "the default": (),
     "`sampler=ddim sampler.steps=25`": ("sampler=ddim", "sampler.steps=25"),

@@ -46,14 +46,15 @@ def evaluate(config: DictConfig) -> float | None:
 
 def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) -> None:
     """Write neighbors.png and result.json, log the metrics, and pass them on to the run."""
+    from diffusion_lit.evaluation.comparison import save_measurements
     from diffusion_lit.evaluation.results import draw_memorization_panel, format_evaluation
-    from diffusion_lit.imaging.grids import add_checkerboard
 
     final = run_dir.display_path(output.final_folder(out))
     if "memorization" in config.metrics:
-        add_checkerboard(draw_memorization_panel(comparison)).save(out / "neighbors.png")
+        draw_memorization_panel(comparison).save(out / "neighbors.png")
         log.info("neighbors  %s", final / "neighbors.png")
     run_dir.write_result(out, result)
+    save_measurements(out, comparison, result)
     is_job = (out / "command.txt").exists()  # of a sweep, whose best settings are known at its end
     log.info("\n".join(format_evaluation(result, [] if is_job else result.get("per_class", []))))
     log.info("written    %s", final / "result.json")

@@ -16,6 +16,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
+from diffusion_lit.config import overrides  # noqa: E402
 from tests.runs import TINY, run  # noqa: E402
 
 # With `pytest -n` a file goes to one process as a whole: those that take minutes begin, so that none ends alone.
@@ -41,8 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process(monkeypatch):
-    """Nothing of another test's: classes trusted because its command named them, and the service of its W&B run."""
+    """Nothing of another test's: the classes and the --config-dir of its command, and the service of its W&B run."""
     monkeypatch.setattr("diffusion_lit.config.targets._trusted_names", set())
+    overrides.CONFIG_DIR.clear()
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
 
 
@@ -55,7 +57,7 @@ def train_once(tmp_path_factory) -> Callable[..., Path]:
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    def train(name: str, *overrides: str, prelude: str = "") -> Path:
+    def train(name: str, *arguments: str, prelude: str = "") -> Path:
         copy = own / f"{name}_copy"
         if copy.exists():
             return next(copy.glob("*/printed.txt")).parent
@@ -63,7 +65,7 @@ def train_once(tmp_path_factory) -> Callable[..., Path]:
         with FileLock(folder.with_suffix(".lock")):
             if not done.exists():
                 folder.mkdir(exist_ok=True)
-                done.write_text(run("train", *overrides, cwd=folder, prelude=prelude))
+                done.write_text(run("train", *arguments, cwd=folder, prelude=prelude))
         (run_dir,) = (path.parent for path in folder.glob("outputs/*/*/result.json"))
         shutil.copytree(run_dir, copy / run_dir.name, symlinks=True)
         shutil.copy(done, copy / run_dir.name)

@@ -26,6 +26,6 @@ class Probe:
             part = slice(start, start + self.batch_size)
             x0, eps, y = to_float(self.image[part]), self.eps[part], self.y[part]
             level = self.levels.indices_at(start, len(x0))
-            metric.update(level, self.diffusion.error(net, x0, self.t[level], eps, y))
+            metric.update(level, self.diffusion.error(net, x0, self.t[level], eps, y), x0.square().flatten(1).mean(1))
         losses = metric.compute()
         return losses["loss"], losses["bins"], losses["error"]

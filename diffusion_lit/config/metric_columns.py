@@ -26,8 +26,9 @@ class MetricColumn(NamedTuple):
 
 
 METRIC_COLUMNS = {  # metric -> its columns, in the order in which they are printed
-    "fd": {"fd": MetricColumn("Fréchet distance", "FD", False)},
     "kid": {"kid": MetricColumn("kernel distance", "KID", False)},
+    "fd": {"fd": MetricColumn("Fréchet distance", "FD", False)},
+    "fd64": {"fd64": MetricColumn("Fréchet distance of 64 components", "FD-64", False)},
     "precision_recall": {
         name: MetricColumn(name, name, True) for name in ("precision", "recall", "density", "coverage")
     },

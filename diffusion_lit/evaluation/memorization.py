@@ -5,13 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of Carlini et al. (2023), who take a threshold of 1/2, below which are 3 to 19 % of validation digits.
-NUM_NEIGHBORS, THRESHOLD = 50, 1 / 3
+NUM_NEIGHBORS = 50
+# Carlini et al. (2023) take 1/2, below which are 3 to 19 % of validation digits.
+MAX_RATIO = 1 / 3
+FALSE_ALARMS = 0.01  # share of validation images below the threshold
 SEARCH_ROWS = 500
 
 
 class Neighbors(NamedTuple):
-    """The k nearest training images of each image, the nearest first.
+    """The k nearest distinct training images of each image, the nearest first.
 
     Attributes:
         distance: (N, k).
@@ -23,31 +25,47 @@ class Neighbors(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """Return the nearest distance over the mean of all k, (N,): 0 for an exact copy, at most 1."""
-        return self.distance[:, 0] / self.distance.mean(1).clamp(min=1e-12)
+        """Return the nearest distance over the median of all k, (N,): 0 for an exact copy, at most 1.
 
-    @property
-    def is_copy(self) -> Tensor:
-        """Return which images are copies, (N,): nearer than a third of the mean (Carlini et al. 2023, eq. 1).
-
-        The distance is relative to the density around it, so one rule serves all features and
-        data. Validation images show how often it errs.
+        It is relative to the density around the image, so one rule serves all features and data
+        (Carlini et al. 2023, eq. 1, with the mean). The median does not change when up to half of
+        the neighbors are variants of one training image.
         """
-        return self.ratio < THRESHOLD
+        return self.distance[:, 0] / self.distance.median(1).values.clamp(min=1e-12)
 
 
 def find_neighbors(images: Tensor, training: Tensor) -> Neighbors:
-    """Return the Euclidean neighbors of vectors (N, D) among (M, D), at most 50 each.
+    """Return the Euclidean neighbors of vectors (N, D) among the distinct ones of (M, D), at most 50 each.
 
     Matrix products find them, differences measure them again: an exact copy is at distance 0.
     """
+    distinct = _find_distinct(training)
+    training = training[distinct].float()
     k = min(NUM_NEIGHBORS, len(training))
-    squares = training.float().square().sum(1)
+    squares = training.square().sum(1)
     distances, indices = [], []
     for rows in images.float().split(SEARCH_ROWS):
-        index = (squares - 2 * rows @ training.float().T).topk(k, 1, largest=False).indices
-        exact = torch.stack([(training[index[:, j]].float() - rows).square().sum(1).sqrt() for j in range(k)], 1)
+        index = (squares - 2 * rows @ training.T).topk(k, 1, largest=False).indices
+        exact = torch.stack([(training[index[:, j]] - rows).square().sum(1).sqrt() for j in range(k)], 1)
         exact, order = exact.sort(dim=1, stable=True)
         distances.append(exact)
-        indices.append(index.gather(1, order))
+        indices.append(distinct[index.gather(1, order)])
     return Neighbors(torch.cat(distances), torch.cat(indices))
+
+
+def _find_distinct(vectors: Tensor) -> Tensor:
+    """Return the index of the first of each group of equal vectors (M, D), in order."""
+    _, group = vectors.unique(dim=0, return_inverse=True)
+    first = torch.full((int(group.max()) + 1,), len(vectors))
+    return first.scatter_reduce(0, group, torch.arange(len(vectors)), "amin").sort().values
+
+
+def choose_threshold(validation: Neighbors | None) -> float:
+    """Return the ratio below which an image is a copy.
+
+    Below it are 1 % of validation images, and it is at most 1/3. Validation images are new, so
+    they show how near a new image comes to training images by chance.
+    """
+    if validation is None:
+        return MAX_RATIO
+    return min(MAX_RATIO, torch.quantile(validation.ratio, FALSE_ALARMS).item())

@@ -8,6 +8,7 @@ in `METRIC_COLUMNS` of `diffusion_lit.config.metric_columns`, and add its name t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,26 @@ from torch import Tensor
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
-from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
+from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, kernel_distance
 from diffusion_lit.evaluation.features import FeatureExtractor, RealImages, pixel_vectors
-from diffusion_lit.evaluation.intervals import fixed_permutation, proportion_interval
+from diffusion_lit.evaluation.image_metrics import (
+    Copies,
+    DistanceMetric,
+    FrechetDistance,
+    FrechetDistance64,
+    KernelDistance,
+    project,
+    too_few_images,
+)
+from diffusion_lit.evaluation.intervals import (
+    Estimate,
+    Measurement,
+    fixed_permutation,
+    measure_mean,
+    proportion_interval,
+)
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorization import Neighbors, find_neighbors
+from diffusion_lit.evaluation.memorization import Neighbors
 from diffusion_lit.system.errors import Exit, UserError
 
 MIN_IMAGES = 4  # for a distance between sets
@@ -55,6 +71,7 @@ class Reference:
         training: real images of the training split.
         val: real images of the validation split, if there is one.
         class_names: of the run.
+        flip: whether training mirrors images at random.
     """
 
     extractor: FeatureExtractor
@@ -62,6 +79,7 @@ class Reference:
     training: ImageSet
     val: ImageSet | None
     class_names: list[str]
+    flip: bool = False
 
 
 def make_reference(
@@ -81,7 +99,8 @@ def make_reference(
         images, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
         return ImageSet(images, extractor.extract_split(store, real), labels).subset(limit)
 
-    return Reference(extractor, classifier, make_set(real.train), real.val and make_set(real.val), class_names)
+    val = real.val and make_set(real.val)
+    return Reference(extractor, classifier, make_set(real.train), val, class_names, real.flip)
 
 
 class Comparison:
@@ -104,9 +123,9 @@ class Comparison:
         self, reference: Reference, images: Tensor, labels: list[int], split="train", compare_real=True, features=None
     ):
         self.reference, self.training = reference, reference.training
-        self.val = reference.val if compare_real else None
         features = reference.extractor(images) if features is None else features
         self.generated = ImageSet(images, features, torch.as_tensor(labels))
+        self.measurements: dict[str, Measurement] = {}  # for paired comparisons, by column
         splits = {"train": reference.training, "val": reference.val}
         self.real = splits.pop(split)
         (other,) = splits.values()
@@ -115,39 +134,90 @@ class Comparison:
             raise UserError(Exit.DATA, message)
         self.other = other.subset(len(images)) if compare_real and other and len(other) >= MIN_IMAGES else None
 
+    def measure(self, metric: DistanceMetric, other: ImageSet | None = None) -> Measurement:
+        """Return a distance of the generated images, or of `other` ones, to the real images."""
+        generated = other or self.generated
+        metric.update(generated.features, real=False)
+        metric.update(self.real.features, real=True)
+        return metric.measure()
+
     @cached_property
-    def neighbors(self) -> dict[str, Neighbors]:
-        """Return the nearest training images of the generated ones, by pixels and by features."""
-        return _find_neighbors(self.generated, self.training)
+    def copies(self) -> dict[str, "FoundCopies"]:
+        """Return which generated images are copies of training images, by pixels and by features."""
+        return {space: self._find_copies(space) for space in ("pixels", "features")}
+
+    def _find_copies(self, space: str) -> "FoundCopies":
+        """Find copies in a space. Where training mirrors images, mirror images by pixels are copies too."""
+        metric, training = Copies(sync_on_compute=False), self.training
+        metric.update(_vectors(self.generated, space), real=False)
+        metric.update(_vectors(training, space), real=True)
+        if space == "pixels" and self.reference.flip:
+            metric.update(pixel_vectors(training.images.flip(-1), PIXELS), real=True)
+        if self.reference.val:
+            metric.update(_vectors(self.reference.val, space), real=True, validation=True)
+        is_copy, threshold, neighbors = metric.find_copies()
+        return FoundCopies(is_copy, threshold, neighbors._replace(index=neighbors.index % len(training)))
 
 
-def compute_fd(c: Comparison) -> dict[str, float]:
-    """Return the Fréchet distance, without its bias too, and those of real images."""
-    estimate, unbiased = frechet_distance(c.generated.features, c.real.features)
-    result = estimate.entries("fd") | {"fd_unbiased": unbiased}
-    if c.other:
-        estimate, unbiased = frechet_distance(c.other.features, c.real.features)
-        result |= {"fd_real": estimate.value, "fd_real_unbiased": unbiased, "fd_real_images": len(c.other)}
-    return result
+class FoundCopies(NamedTuple):
+    """Which generated images are copies, (N,), the ratio below which they are, and their neighbors."""
+
+    is_copy: Tensor
+    threshold: float
+    neighbors: Neighbors
+
+
+def _vectors(images: ImageSet, space: str) -> Tensor:
+    return pixel_vectors(images.images, PIXELS) if space == "pixels" else images.features
 
 
 def compute_kid(c: Comparison) -> dict[str, float]:
     """Return the kernel distance, and that of real images."""
-    result = kernel_distance(c.generated.features, c.real.features).entries("kid")
-    return result | (kernel_distance(c.other.features, c.real.features).entries("kid_real") if c.other else {})
+    return _distance_entries(c, KernelDistance, "kid")
+
+
+def compute_fd(c: Comparison) -> dict[str, object]:
+    """Return the Fréchet distance, also extrapolated to infinitely many images, and those of real images.
+
+    With fewer than 5 images per feature `fd_withheld` says why it is left out.
+    """
+    if reason := too_few_images(len(c.generated), len(c.real), c.real.features.shape[1]):
+        return {"fd_withheld": reason}
+    extrapolated = extrapolated_frechet_distance(c.generated.features, c.real.features)
+    return _distance_entries(c, FrechetDistance, "fd") | {"fd_extrapolated": extrapolated}
+
+
+def compute_fd64(c: Comparison) -> dict[str, object]:
+    """Return the Fréchet distance of 64 principal components, as `compute_fd`."""
+    generated, real = project(c.generated.features, c.real.features)
+    if reason := too_few_images(len(generated), len(real), real.shape[1]):
+        return {"fd64_withheld": reason}
+    extrapolated = extrapolated_frechet_distance(generated, real)
+    return _distance_entries(c, FrechetDistance64, "fd64") | {"fd64_extrapolated": extrapolated}
+
+
+def _distance_entries(c: Comparison, metric: type[DistanceMetric], name: str) -> dict[str, float]:
+    measured = c.measurements[name] = c.measure(metric(sync_on_compute=False)).stratify(c.generated.labels)
+    result = measured.interval().entries(name) | {f"{name}_reference_error": measured.reference_error()}
+    if c.other and not (issubclass(metric, FrechetDistance) and len(c.other) < len(c.generated)):
+        other = c.measure(metric(sync_on_compute=False), c.other)
+        result |= other.interval().entries(f"{name}_real") | {f"{name}_real_images": len(c.other)}
+    return result
 
 
 def compute_precision_recall(c: Comparison) -> dict[str, float]:
     """Return precision, recall, density and coverage."""
     result = {}
-    for name, estimate in precision_recall(c.generated.features, c.real.features).items():
-        result |= estimate.entries(name)
+    for name, number in precision_recall(c.generated.features, c.real.features).items():
+        result |= number.entries(name) if isinstance(number, Estimate) else {name: number}
     return result
 
 
 def compute_class_accuracy(c: Comparison) -> dict[str, float]:
     """Return the class accuracy of the generated images."""
-    return score_class_accuracy(c.reference.classifier, c.generated.images, c.generated.labels)
+    is_correct = _is_correct(c.reference.classifier, c.generated.images, c.generated.labels)
+    c.measurements["class_accuracy"] = measure_mean(is_correct).stratify(c.generated.labels)
+    return proportion_interval(is_correct).entries("class_accuracy") | c.reference.classifier.facts
 
 
 def score_class_accuracy(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> dict[str, float]:
@@ -161,20 +231,12 @@ def _is_correct(classifier: FeatureExtractor, images: Tensor, labels: Sequence[i
 
 
 def compute_memorization(c: Comparison) -> dict[str, float]:
-    """Return the share of copies of training images, by pixels and by features, also of validation images."""
-    neighbors = {"copied": c.neighbors} | ({"copied_val": _find_neighbors(c.val, c.training)} if c.val else {})
+    """Return the share of copies of training images, by pixels and by features."""
     result = {}
-    for name, by_space in neighbors.items():
-        for space, found in by_space.items():
-            result |= proportion_interval(found.is_copy).entries(f"{name}_{space}")
+    for space, found in c.copies.items():
+        result |= proportion_interval(found.is_copy).entries(f"copied_{space}")
+        result[f"copied_{space}_threshold"] = found.threshold
     return result
-
-
-def _find_neighbors(images: ImageSet, training: ImageSet) -> dict[str, Neighbors]:
-    return {
-        "pixels": find_neighbors(pixel_vectors(images.images, PIXELS), pixel_vectors(training.images, PIXELS)),
-        "features": find_neighbors(images.features, training.features),
-    }
 
 
 def compute_colors(c: Comparison) -> dict[str, object]:
@@ -184,8 +246,9 @@ def compute_colors(c: Comparison) -> dict[str, object]:
 
 
 METRICS: dict[str, Callable[[Comparison], dict]] = {
-    "fd": compute_fd,
     "kid": compute_kid,
+    "fd": compute_fd,
+    "fd64": compute_fd64,
     "precision_recall": compute_precision_recall,
     "class_accuracy": compute_class_accuracy,
     "memorization": compute_memorization,
@@ -207,7 +270,7 @@ def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy
         if len(generated) and is_correct is not None:
             row |= proportion_interval(is_correct[generated]).entries("class_accuracy")
         if min(len(generated), len(real)) >= MIN_CLASS_IMAGES and "kid" in requested:
-            row |= kernel_distance(c.generated.features[generated], c.real.features[real]).entries("kid")
+            row |= kernel_distance(c.generated.features[generated], c.real.features[real]).interval().entries("kid")
         rows.append(row)
     return rows
 

@@ -1,11 +1,13 @@
 """An evaluation as text and as an image."""
 
+import math
+
 import torch
 from PIL import Image
 
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.evaluation.metrics import Comparison
-from diffusion_lit.imaging.grids import draw_grid
+from diffusion_lit.imaging.grids import add_checkerboard, draw_grid
 
 ROWS, NEAREST = 12, 3  # images of the panel, and nearest training images of each
 PRINTED_CLASSES = 20  # in the text
@@ -15,15 +17,16 @@ def draw_memorization_panel(c: Comparison) -> Image.Image:
     """Draw the generated images most like a copy, each before its nearest training images.
 
     These are first by pixels, then by features. The two numbers of a row are the ratios of
-    `Neighbors`; below 1/3 is a copy.
+    `Neighbors`; below the thresholds in the title is a copy.
     """
-    by_pixels, by_features = c.neighbors["pixels"], c.neighbors["features"]
-    order = by_pixels.ratio.argsort()[:ROWS]
-    nearest = [by_space.index[order, :NEAREST] for by_space in c.neighbors.values()]
+    by_pixels, by_features = c.copies["pixels"], c.copies["features"]
+    order = by_pixels.neighbors.ratio.argsort()[:ROWS]
+    nearest = [found.neighbors.index[order, :NEAREST] for found in c.copies.values()]
     columns = torch.cat([c.generated.images[order, None], *[c.training.images[index] for index in nearest]], 1)
-    names = [f"{by_pixels.ratio[k]:.2f} {by_features.ratio[k]:.2f}" for k in order]
-    title = f"generated, {NEAREST} nearest by pixels, {NEAREST} by features"
-    return draw_grid(columns.flatten(0, 1), columns.shape[1], names, title)
+    names = [f"{by_pixels.neighbors.ratio[k]:.2f} {by_features.neighbors.ratio[k]:.2f}" for k in order]
+    limits = f"{by_pixels.threshold:.2f}", f"{by_features.threshold:.2f}"
+    title = f"generated, {NEAREST} nearest by pixels (copy < {limits[0]}), {NEAREST} by features (< {limits[1]})"
+    return add_checkerboard(draw_grid(columns.flatten(0, 1), columns.shape[1], names, title))
 
 
 def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
@@ -39,10 +42,14 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
         f"reference  {reference['split']}, {reference['images']:,} images",
     ]
     for name, column in COLUMNS.items():
+        if name == "fd64" and math.isclose(result.get("fd", math.nan), result.get("fd64", 0), rel_tol=1e-6):
+            continue  # the features have no more than 64 components
         if name in result:
             heading = "FID" if (name, features["name"]) == ("fd", "inception") else column.heading
             number = f"{_interval(result, name, column.format)}{column.unit}"
-            lines.append(f"{heading:<10} {number}{_describe_real(result, name, column.format)}")
+            lines.append(f"{heading:<10} {number}{_describe_context(result, name, column.format)}")
+        elif reason := result.get(f"{name}_withheld"):
+            lines.append(f"{column.heading:<10} withheld: {reason}")
     for row in per_class[:PRINTED_CLASSES]:
         formats = {"class_accuracy": ".1%", "kid": ".4g"}
         values = "  ".join(f"{key} {_interval(row, key, form)}" for key, form in formats.items() if key in row)
@@ -58,14 +65,17 @@ def _interval(values: dict, key: str, form: str) -> str:
     return f"{values[key]:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
 
 
-def _describe_real(result: dict, name: str, form: str) -> str:
-    """Return the same metric of real images, if it was measured; the bias of FD depends on their number."""
-    if name == "fd":
-        unbiased = f", without bias {result['fd_unbiased']:.4g}"
-        if "fd_real" not in result:
-            return unbiased
-        real, real_unbiased, n = (result[f"fd_real{suffix}"] for suffix in ("", "_unbiased", "_images"))
-        return f"{unbiased} ({n:,} real images of the other split {real:.4g}, without bias {real_unbiased:.4g})"
-    key = name.replace("copied_", "copied_val_") if name.startswith("copied_") else f"{name}_real"
-    images = "real images of the other split" if name == "kid" else "validation images"
-    return f" ({images} {_interval(result, key, form)})" if result.get(key) is not None else ""
+def _describe_context(result: dict, name: str, form: str) -> str:
+    """Return what helps to judge a number: its error by the reference, and what real images score."""
+    parts = []
+    if error := result.get(f"{name}_reference_error"):
+        parts.append(f"reference ± {error:.2g}")
+    if (extrapolated := result.get(f"{name}_extrapolated")) is not None:
+        parts.append(f"of infinitely many images {extrapolated:{form}}")
+    if f"{name}_real" in result:
+        n, images = result.get(f"{name}_real_images"), "validation images"
+        images = images if n is None else f"{n:,} real images of the other split"
+        parts.append(f"{images} {_interval(result, f'{name}_real', form)}")
+    if (threshold := result.get(f"{name}_threshold")) is not None:
+        parts.append(f"ratio below {threshold:.2f}; 1 % of new images are, or fewer")
+    return f" ({', '.join(parts)})" if parts else ""

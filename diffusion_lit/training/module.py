@@ -33,8 +33,7 @@ class DiffusionModule(L.LightningModule):
     """Trains `net` and keeps its EMA in `ema`, which validation, previews, sampling and export use.
 
     The two networks are never swapped. The module logs `train/loss`, and in validation
-    `val/loss` (of the EMA), `val/loss_raw` (of `net`), `val/error` and the loss by noise
-    level.
+    `val/loss` (of the EMA), `val/loss_raw` (of `net`) and those of `LossByNoiseLevel`.
 
     A batch is a dict with `image` and optionally `y`, `position` and `flip` (probability of
     mirroring), or a pair (image, label), or images alone. Images are uint8 (B, C, H, W), or
@@ -165,11 +164,11 @@ class DiffusionModule(L.LightningModule):
         if position is None:
             position = self._default_position(batch_idx, len(images))
         x0 = self._encode(images)
-        level = self.levels.indices_at(position, len(x0))
+        level, square = self.levels.indices_at(position, len(x0)), x0.square().flatten(1).mean(1)
         eps = validation_noise(position, len(x0), self.codec.shape, self.device)
         t = self.levels.t[level].to(self.device)
         for name, net in self._validated_networks().items():
-            self.val_metrics[name].update(level, self.diffusion.error(net, x0, t, eps, batch["y"]))
+            self.val_metrics[name].update(level, self.diffusion.error(net, x0, t, eps, batch["y"]), square)
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses of the EMA and of `net`."""
@@ -178,7 +177,8 @@ class DiffusionModule(L.LightningModule):
             losses[name] = self.val_metrics[name].compute()
             self.val_metrics[name].reset()
         ema, raw = losses["ema"], losses.get("raw", losses["ema"])
-        self.val_losses = {"val/loss": ema["loss"], "val/loss_raw": raw["loss"], "val/error": ema["error"]}
+        self.val_losses = {"val/loss": ema["loss"], "val/loss_raw": raw["loss"]}
+        self.val_losses |= {f"val/{name}": ema[name] for name in ("error", "bits_per_dim")}
         for name, loss in (("ema", ema), ("raw", raw)):
             by_bin = zip(BINS, loss["bins"], strict=True)
             self.val_losses |= {f"val/{name}_log_snr/{bin}": value for bin, value in by_bin}

@@ -1,7 +1,9 @@
 """Choose the fixed timesteps and noise of validation, so that curves are smooth and runs can be compared."""
 
+import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ BINS = (
     f"above_{EDGES[-1]:.0f}",
 )
 LEVELS_PER_BIN = 32
+GRAY_LEVEL = 2 / 255  # distance of two 8-bit levels in [-1, 1]
 
 
 class ValidationLevels:
@@ -30,17 +33,27 @@ class ValidationLevels:
         gain: factor from the error of the network's output to that of the noise estimate,
             (L,).
         share: probability that a time drawn in training lies in each bin, (10,).
+        bound: factor from the output's squared error to its part of the variational bound in
+            continuous time, nats per dimension, (L,): the width in log SNR that the level stands
+            for, over 2, times the gain (Kingma et al. 2021, eq. 18). The part of a bin is the
+            mean over its levels.
+        prior: factor from the mean square of an image to the prior term of the bound.
+        reconstruction: upper limit of the reconstruction term, nats per dimension.
+        is_squared: whether the error is squared, as the bound needs it.
+        empty: names of the bins of `val/error` that the process does not reach.
     """
 
     def __init__(self, diffusion: Diffusion):
         process = diffusion.process
         log_snr = process.snr.log()
         bin_of = torch.bucketize(log_snr, torch.tensor(EDGES, dtype=log_snr.dtype))
-        levels = []
+        levels, widths = [], []
+        width = _integration_widths(process.snr)
         for k in range(len(BINS)):
             members = (bin_of == k).nonzero()[:, 0]
             if len(members):
                 levels.append(members[((torch.arange(LEVELS_PER_BIN) + 0.5) / LEVELS_PER_BIN * len(members)).long()])
+                widths.append(_merge_widths(width[members]))
         level = torch.stack(levels, dim=1).flatten()  # so that few images already cover every bin
         self.t, self.bin = process.times[level], bin_of[level]
         share = torch.bincount(bin_of, weights=process.density, minlength=len(BINS))
@@ -49,6 +62,11 @@ class ValidationLevels:
         row = Coefficients(*diffusion.coefficient_table.cpu()[:, level])
         self.gain = diffusion.pointwise_loss(row.c_out * process.snr[level].sqrt())
         self.weight = row.weight
+        self.empty = [name for k, name in enumerate(BINS) if 0 < k < len(BINS) - 1 and k not in bin_of]
+        self.bound = torch.stack(widths, dim=1).flatten() / 2 * row.c_out.double() ** 2 * process.snr[level]
+        self.prior = process.snr[process.snr > 0][-1].item() / 2
+        self.reconstruction = bound_reconstruction(process.snr[_first_level(process.snr)].item() ** -0.5)
+        self.is_squared = diffusion.pointwise_loss is torch.square
 
     def __len__(self) -> int:
         return len(self.t)
@@ -56,6 +74,39 @@ class ValidationLevels:
     def indices_at(self, position: int, count: int) -> Tensor:
         """Return the indices of the levels of `count` images from a position on, int64 (count,)."""
         return torch.arange(position, position + count) % len(self)
+
+
+def _first_level(snr: Tensor) -> int:
+    """Return the first level whose noise is half a gray level, where every process begins its bound."""
+    return int((snr <= (2 / GRAY_LEVEL) ** 2).nonzero()[0])
+
+
+def _integration_widths(snr: Tensor) -> Tensor:
+    """Return the weights of the trapezoid rule over log SNR, (T,), down to the last level with a trace of the image."""
+    first, last, width = _first_level(snr), int((snr > 0).sum()) - 1, torch.zeros_like(snr)
+    drop = -snr[first : last + 1].log().diff()
+    width[first:last] += drop / 2
+    width[first + 1 : last + 1] += drop / 2
+    return width
+
+
+def _merge_widths(width: Tensor) -> Tensor:
+    """Return `LEVELS_PER_BIN` widths, whose mean is the sum of the widths of the levels of a bin, (n,)."""
+    total = np.concatenate([[0.0], width.cumsum(0).numpy()])
+    ends = np.linspace(0, len(width), LEVELS_PER_BIN + 1)
+    return torch.from_numpy(np.diff(np.interp(ends, np.arange(len(total)), total))) * LEVELS_PER_BIN
+
+
+def bound_reconstruction(sigma: float) -> float:
+    """Return an upper limit of E[-log p(x | z)], nats, of an 8-bit value x and z = x + sigma eps.
+
+    p is q(z | x) normalized over the gray levels (Kingma et al. 2021, eq. 12); here over levels
+    without ends, which are more.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    offset = np.arange(-255, 256)[:, None] * GRAY_LEVEL / sigma
+    log_sum = np.logaddexp.reduce(-offset * nodes - offset**2 / 2, axis=0)
+    return float(weights @ log_sum / math.sqrt(2 * math.pi))
 
 
 def validation_noise(position: int, count: int, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ def digits(tiny_run, tmp_path_factory) -> Path:
     """A run on the digits that has hardly begun, measured, and its export beside it."""
     home = tmp_path_factory.mktemp("digits")
     shutil.copytree(tiny_run, home / "run", symlinks=True)
-    run("evaluate", "run=run", "num_images=40", "metrics=[fd,class_accuracy]", cwd=home)
+    run("evaluate", "run=run", "num_images=40", "metrics=[kid,class_accuracy]", cwd=home)
     run("export", "run=run", "out=out", "license=mit", cwd=home)
     return home
 
@@ -194,8 +194,8 @@ def test_the_folder_says_what_it_is_and_nothing_of_this_machine(digits):
     result = next(json.loads(file.read_text()) for file in digits.glob("run/evaluations/*/result.json"))
     for told in (
         'license: "mit"',
-        f"{result['fd']:.4g}",
-        f"{result['fd_low']:.4g} to",
+        f"{result['kid']:.4g}",
+        f"{result['kid_low']:.4g} to",
         "40 images generated with seed 0",
         "MinSNR",
     ):
@@ -224,12 +224,12 @@ def test_a_folder_is_measured_against_pictures_that_are_named(tmp_path, pictures
     run("train", *QUICK, "data=arrays", f"data.images={pictures}", "data.image_size=8", "experiment=none",
         "model=unet_digits", "run_dir=run", cwd=tmp_path)  # fmt: skip
     run("export", "run=run", "out=out", cwd=tmp_path)
-    words = ["num_images=40", "metrics=[fd]"]
+    words = ["num_images=40", "metrics=[kid]"]
     assert "add reference_data=<a folder" in run("evaluate", "run=out", *words, cwd=tmp_path, code=2)
     run("evaluate", "run=out", *words, f"reference_data={pictures}", "out=a", cwd=tmp_path)
     run("evaluate", "run=run", *words, "out=b", cwd=tmp_path)
     one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
-    assert one["fd"] == other["fd"]
+    assert one["kid"] == other["kid"]
     assert one["settings"]["reference"] == other["settings"]["reference"]
 
 

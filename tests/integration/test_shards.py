@@ -195,15 +195,15 @@ def test_a_measured_folder_is_measured_again_with_other_pictures_and_can_still_b
         Image.new("L", (8, 8), 6 * k).save(tmp_path / "pictures" / f"{k}.png")
     words = ["data=image_folder", "data.root=pictures", "data.image_size=8", "data.channels=1", "data.labels=none"]
     run("train", *QUICK, *words, "run_dir=run", cwd=tmp_path)
-    words = ["run=run", *MANY, *SHARDS, "metrics=[fd]", "features=pixels"]
+    words = ["run=run", *MANY, *SHARDS, "metrics=[kid]", "features=pixels"]
     run("evaluate", *words, cwd=tmp_path)
     assert "by another process" in run("evaluate", *words, "set_default=true", cwd=tmp_path)
     assert (tmp_path / "run" / "sampling.yaml").exists()
-    before = json.loads((tmp_path / "shared" / "result.json").read_text())["fd"]
+    before = json.loads((tmp_path / "shared" / "result.json").read_text())["kid"]
     for k in (0, 13, 27):  # not all of them are held out
         Image.new("L", (8, 8), 255).save(tmp_path / "pictures" / f"{k}.png")
     assert "by another process" not in run("evaluate", *words, cwd=tmp_path)
-    assert json.loads((tmp_path / "shared" / "result.json").read_text())["fd"] != before
+    assert json.loads((tmp_path / "shared" / "result.json").read_text())["kid"] != before
 
 
 @pytest.mark.slow

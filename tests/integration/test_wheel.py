@@ -54,7 +54,7 @@ def test_every_verb_works_in_an_empty_folder(script, tmp_path):
     done("export", "run=run", "out=model")
     done("sample", "run=model", "num_images=4", "out=again")
     assert (tmp_path / "images/00003.png").read_bytes() == (tmp_path / "again/00003.png").read_bytes()
-    done("evaluate", "run=run", "metrics=[fd]", "features=pixels", "num_images=20")
+    done("evaluate", "run=run", "metrics=[kid]", "features=pixels", "num_images=20")
     done("visualize", "run=run", "what=[schedule]")
     done("audit", "data=digits")
     done("report", "run=run")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 METRICS_CSV_COLUMNS = (
     [f"train/{name}" for name in ("loss", "lr", "grad_norm", "skipped", "ema_decay", "ema_distance")]
     + ["images_per_second", "seconds", "memory_gib"]
-    + ["val/loss", "val/loss_raw", "val/error"]
+    + ["val/loss", "val/loss_raw", "val/error", "val/bits_per_dim"]
     + [f"val/{kind}_log_snr/{name}" for kind in ("ema", "raw") for name in BINS]
 )
 

@@ -10,12 +10,15 @@ import lightning as L
 import torch
 
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
+from diffusion_lit.config.value_types import format_value
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.diffusion.seeds import derive_seed, image_seeds
 from diffusion_lit.distributed import consistency
 from diffusion_lit.evaluation import metrics
 from diffusion_lit.evaluation.features import collect_real_images, make_classifier
+from diffusion_lit.evaluation.image_metrics import COMPONENTS, too_few_images
 from diffusion_lit.sampling.samplers import Sampler
+from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.collective_sampling import continue_on_error, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
@@ -61,6 +64,10 @@ class SampleMetrics(StepCallback):
         self.sampler = replace(self.sampler, steps=min(self.sampler.steps or steps, self.config["metrics_steps"]))
         self.labels = metrics.labels_in_proportion(self.reference.training.labels, self.config["metrics_images"])
         self.seeds = image_seeds(derive_seed(self.config["seed"], "metrics"), len(self.labels))
+        real, features = self.reference.training.features.shape
+        reason = too_few_images(len(self.labels), real, min(features, COMPONENTS))
+        if reason and {"fd", "fd64"} & set(self.metrics):
+            raise UserError(Exit.CONFIG, f"metrics={format_value(self.metrics)}: {reason}. Use kid or more images")
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Measure if it is due."""

@@ -1,10 +1,14 @@
 """Run Lightning's validation loop at the steps of the run."""
 
+import logging
+import math
+
 import lightning as L
 
 from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.module import DiffusionModule
 
+log = logging.getLogger(__name__)
 NEVER = 2**62  # val_check_interval of the Trainer, because this callback starts the validation
 
 
@@ -24,7 +28,7 @@ class StepValidation(StepCallback):
     def __init__(self, *shared):
         super().__init__(*shared)
         self.row: dict[str, float] = {}
-        self.last: dict[str, float | None] = {"val/loss": None, "val/error": None}
+        self.last: dict[str, float | None] = {"val/loss": None, "val/error": None, "val/bits_per_dim": None}
 
     def state_dict(self) -> dict:
         """Return the losses of the last validation."""
@@ -34,6 +38,13 @@ class StepValidation(StepCallback):
         """Restore the losses of the last validation."""
         self.last = dict(state)
 
+    def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
+        """Say which noise levels `val/error` leaves out."""
+        super().on_train_start(trainer, module)
+        if (empty := module.levels.empty) and trainer.datamodule.val is not None:
+            bins = ", ".join(name.replace("_", " ") for name in empty)
+            log.info("val/error  without log SNR %s, which the process does not reach", bins)
+
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Validate if it is due."""
         self.row = {}
@@ -41,7 +52,7 @@ class StepValidation(StepCallback):
         if has_images and self.milestones.is_due("val_every", "checkpoint_every"):
             run_validation(trainer)
             self.row = module.val_losses
-            self.last = {name: self.row[name] for name in self.last}
+            self.last = {name: self.row[name] if math.isfinite(self.row[name]) else None for name in self.last}
         if trainer.should_stop:  # set by EarlyStopping, Timer, ...; Lightning would validate once more
             self.milestones.is_last, trainer.limit_val_batches = True, 0
 

@@ -178,7 +178,7 @@ def test_choices_are_those_of_the_code():
         "data.fit": FITS,
         "data.channels": map(str, MODES),
         "features": ["null", *FEATURE_EXTRACTORS],
-        "best_by": ["val/loss", "val/error", *COLUMNS],
+        "best_by": ["val/loss", "val/error", "val/bits_per_dim", *COLUMNS],
     }
     assert METRICS.keys() == METRIC_COLUMNS.keys()
     types = types_of_all_keys()

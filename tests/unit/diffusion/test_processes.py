@@ -406,5 +406,5 @@ def test_held_out_bins_have_the_share_that_training_gives_them(name):
     assert loss == pytest.approx(0.01, rel=0.01)
     np.testing.assert_allclose(bins, 0.01, rtol=0.02)
     level = torch.cat([row.c_out * row.alpha / row.sigma for row in told])
-    each = [(0.01 * level[probe.bin == k] ** 2).mean().item() for k in range(len(bins))]
+    each = [(0.01 * level[probe.bin == k] ** 2).mean().item() for k in range(1, len(bins) - 1)]
     assert noise == pytest.approx(np.mean(each), rel=0.02)

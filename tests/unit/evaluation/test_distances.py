@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.evaluation.colors import color_statistics
-from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
-from diffusion_lit.evaluation.intervals import jackknife, mean_interval, proportion_interval
+from diffusion_lit.evaluation.distances import (
+    extrapolated_frechet_distance,
+    find_principal_components,
+    frechet_distance,
+    kernel_distance,
+)
+from diffusion_lit.evaluation.intervals import Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorization import find_neighbors
+from diffusion_lit.evaluation.memorization import MAX_RATIO, choose_threshold, find_neighbors
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale + shift
+
+
+def value_of(number) -> float:
+    return getattr(number, "value", number)
 
 
 def covers(estimate, truth: float) -> bool:
@@ -39,16 +48,38 @@ def test_the_interval_of_a_mean_is_students():
 
     numbers = normal(7, 1, 0)[:, 0]
     interval = stats.t.interval(0.95, 6, loc=numbers.mean().item(), scale=stats.sem(numbers.numpy()))
-    assert mean_interval(numbers)[1:] == pytest.approx(interval, rel=1e-5)
+    assert measure_mean(numbers).interval()[1:] == pytest.approx(interval, rel=1e-5)
 
 
-def test_a_jackknife_over_single_numbers_takes_the_bias_of_a_variance_away():
-    """The variance with 1/n is biased by (n-1)/n; jackknifed it is the one with 1/(n-1) (Quenouille 1956)."""
-    x = np.random.default_rng(0).normal(size=30)
-    without = [np.var(np.delete(x, k)) for k in range(30)]
-    assert jackknife(np.var(x), without)[1] == pytest.approx(np.var(x, ddof=1))
-    means = [np.mean(np.delete(x, k)) for k in range(30)]
-    assert jackknife(np.mean(x), means)[0] == pytest.approx(mean_interval(torch.tensor(x)))
+def test_a_difference_leaves_out_what_both_have_in_common():
+    shared, own = normal(50, 1, 0)[:, 0].double() * 10, normal(50, 1, 1)[:, 0].double()
+    a, b = measure_mean(shared + own + 0.5), measure_mean(shared)
+    difference = a - b
+    assert difference.value == pytest.approx(own.mean().item() + 0.5)
+    assert difference.interval() == pytest.approx(measure_mean(own + 0.5).interval())
+    assert difference.interval().low > 0
+    assert covers(a.interval(), b.value)  # apart they would not be told apart
+
+
+def test_with_a_fixed_number_of_images_of_each_class_only_the_spread_inside_a_class_counts():
+    """Repeated draws of ten classes, 0 to 90, of 20 images each: the mean varies by 1 / sqrt(200)."""
+    labels = torch.arange(10).repeat_interleave(20)
+    draws = [measure_mean(normal(200, 1, seed)[:, 0].double() + 10 * labels) for seed in range(300)]
+    truth = 45.0
+    found = [one.stratify(labels).interval() for one in draws]
+    assert np.std([one.value for one in draws]) == pytest.approx(200**-0.5, rel=0.1)
+    assert np.mean([one.high - one.low for one in found]) / 2 == pytest.approx(1.97 * 200**-0.5, rel=0.03)
+    assert 0.92 <= np.mean([covers(one, truth) for one in found]) <= 0.98
+    assert draws[0].interval().high - draws[0].interval().low > 5  # as if the classes were drawn too
+    single = torch.arange(200)  # the spread inside a class of one image is unknown
+    assert draws[0].stratify(single).interval() == draws[0].interval()
+
+
+def test_the_images_needed_put_a_difference_at_2_8_standard_errors():
+    numbers = normal(100, 1, 0)[:, 0].double()
+    numbers = (numbers - numbers.mean()) / numbers.std() + 0.1
+    assert measure_mean(numbers).images_needed() == pytest.approx(28**2, abs=1)
+    assert Measurement(0.0, numbers).images_needed() is None
 
 
 # ------------------------------------------------------------------------------------------ distances
@@ -64,58 +95,94 @@ def test_the_frechet_distance_of_two_sets_is_that_of_their_gaussians():
     theirs = FrechetInceptionDistance(feature=feature).set_dtype(torch.double)
     theirs.update(x.double(), real=False)
     theirs.update(y.double(), real=True)
-    assert frechet_distance(x, y)[0].value == pytest.approx(theirs.compute().item(), rel=1e-6)
+    assert frechet_distance(x, y).value == pytest.approx(theirs.compute().item(), rel=1e-6)
 
 
-def test_the_frechet_distance_of_known_gaussians_is_covered_and_without_bias():
+def weigh(x: Tensor, k: int, eps: float) -> Tensor:
+    """Return many copies of x, in which image k has the weight (1 + eps N) / (1 + eps) of the others."""
+    copies = round(1 / eps)
+    return torch.cat([x.repeat(copies, 1), x[k : k + 1].repeat(len(x), 1)])
+
+
+def test_an_influence_on_the_frechet_distance_is_its_change_by_the_weight_of_an_image():
+    x, y = normal(60, 3, 0, 1.5, 0.3), normal(80, 3, 1)
+    found, eps = frechet_distance(x, y), 1e-2
+    for k in (0, 7):
+        change = (frechet_distance(weigh(x, k, eps), y).value - frechet_distance(x.repeat(100, 1), y).value) / eps
+        assert change == pytest.approx(found.generated[k].item(), rel=0.08, abs=0.02 * found.generated.std().item())
+        change = (frechet_distance(x, weigh(y, k, eps)).value - frechet_distance(x, y.repeat(100, 1)).value) / eps
+        assert change == pytest.approx(found.real[k].item(), rel=0.08, abs=0.02 * found.real.std().item())
+
+
+def test_an_influence_on_the_kernel_distance_is_that_of_the_jackknife():
+    x, y = normal(60, 3, 0, 1.5, 0.3), normal(80, 3, 1)
+    found = kernel_distance(x, y)
+    for k in (0, 7):
+        left_out = kernel_distance(torch.cat([x[:k], x[k + 1 :]]), y)
+        assert 59 * (found.value - left_out.value) == pytest.approx(found.generated[k].item(), rel=0.05, abs=0.05)
+
+
+def test_the_extrapolated_frechet_distance_of_known_gaussians_has_no_bias():
     """d^2 = D (shift^2 + (s - 1)^2) for N(shift, s^2 I) and N(0, I); the plain number is too large by O(1/n)."""
     d, shift, scale = 8, 0.5, 1.5
     truth = d * (shift**2 + (scale - 1) ** 2)
-    plain, unbiased, covered = [], [], 0
-    for seed in range(100):
-        x, y = normal(200, d, 2 * seed, scale, shift), normal(300, d, 2 * seed + 1)
-        estimate, corrected = frechet_distance(x, y)
-        plain.append(estimate.value)
-        unbiased.append(corrected)
-        half = estimate.high - estimate.value
-        covered += abs(corrected - truth) <= half
-    error = np.std(unbiased) / 10  # standard error of a mean of 100
-    assert np.mean(plain) > truth + 3 * error
-    assert abs(np.mean(unbiased) - truth) < 2.5 * error
-    assert 88 <= covered <= 100
+    sets = [(normal(200, d, 2 * seed, scale, shift), normal(300, d, 2 * seed + 1)) for seed in range(100)]
+    plain = np.array([frechet_distance(x, y).value for x, y in sets])
+    extrapolated = np.array([extrapolated_frechet_distance(x, y) for x, y in sets])
+    error = extrapolated.std() / 10  # standard error of a mean of 100
+    assert plain.mean() > truth + 3 * error
+    assert abs(extrapolated.mean() - truth) < 2.5 * error
 
 
 def test_the_frechet_distance_of_equal_sets_is_nothing_whatever_their_order():
     x = normal(400, 5, 0)
-    assert frechet_distance(x, x.flip(0))[0].value == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x.flip(0)).value == pytest.approx(0, abs=1e-9)
 
 
-def test_one_block_of_the_kernel_distance_is_torchmetrics(monkeypatch):
+def test_features_without_variance_change_neither_distance_nor_influence():
+    x, y = normal(100, 3, 0, 1.2), normal(120, 3, 1)
+    with_constant = [torch.cat([z, torch.full((len(z), 2), 7.0)], 1) for z in (x, y)]
+    plain, padded = frechet_distance(x, y), frechet_distance(*with_constant)
+    assert padded.value == pytest.approx(plain.value, abs=1e-6)
+    torch.testing.assert_close(padded.generated, plain.generated, rtol=1e-4, atol=1e-4)
+
+
+def test_principal_components_are_those_of_scikit_learn():
+    from sklearn.decomposition import PCA
+
+    real = normal(200, 10, 0) @ normal(10, 10, 1)
+    mean, basis = find_principal_components(real, 4)
+    expected = PCA(4).fit(real.double().numpy())
+    ours = ((real.double() - mean) @ basis).numpy()
+    np.testing.assert_allclose(abs(ours), abs(expected.transform(real.double().numpy())), atol=1e-8)
+
+
+def test_the_kernel_distance_of_equally_many_images_is_torchmetrics():
     from torchmetrics.image.kid import poly_mmd
 
-    monkeypatch.setattr("diffusion_lit.evaluation.distances.mean_interval", lambda blocks: blocks)
     x, y = normal(40, 5, 0, 2.0).double(), normal(40, 5, 1).double()
-    monkeypatch.setattr("diffusion_lit.evaluation.distances.GROUPS", 1)
-    assert kernel_distance(x, y).item() == pytest.approx(poly_mmd(x, y).item(), rel=1e-10)
+    assert kernel_distance(x, y).value == pytest.approx(poly_mmd(x, y).item(), rel=1e-10)
 
 
-def test_the_kernel_distance_of_equal_distributions_is_zero_and_covered():
-    estimates = [kernel_distance(normal(200, 8, 2 * seed), normal(150, 8, 2 * seed + 1)) for seed in range(100)]
-    values = np.array([estimate.value for estimate in estimates])
-    assert abs(values.mean()) < 2.5 * values.std() / 10
-    assert 88 <= sum(covers(estimate, 0.0) for estimate in estimates) <= 100
+def test_a_choice_of_real_images_has_its_own_standard_error(monkeypatch):
+    x, y = normal(100, 4, 0, 1.5), normal(900, 4, 1)
+    everything = kernel_distance(x, y)
+    monkeypatch.setattr("diffusion_lit.evaluation.distances.KERNEL_IMAGES", 300)
+    chosen = kernel_distance(x, y)
+    assert chosen.real.shape == everything.real.shape
+    assert chosen.reference_error() == pytest.approx(3**0.5 * everything.reference_error(), rel=0.2)
 
 
-def test_the_kernel_distance_of_points_is_covered():
+def test_the_kernel_distance_of_equal_distributions_has_mean_zero():
+    values = [kernel_distance(normal(200, 8, 2 * seed), normal(150, 8, 2 * seed + 1)).value for seed in range(100)]
+    assert abs(np.mean(values)) < 2.5 * np.std(values) / 10
+
+
+def test_the_kernel_distance_of_points_has_no_interval():
     """Of two point masses a and b at one place each it is k(a, a) + k(b, b) - 2 k(a, b), without any spread."""
     a, b = torch.full((50, 4), 1.0), torch.full((60, 4), 0.5)
     truth = (1 + 1) ** 3 + (0.25 + 1) ** 3 - 2 * (0.5 + 1) ** 3
-    assert kernel_distance(a, b) == pytest.approx((truth, truth, truth))
-
-
-def test_the_kernel_distance_grows_with_a_shift_and_its_interval_leaves_zero():
-    near, far = (kernel_distance(normal(200, 8, 0, shift=shift), normal(200, 8, 1)) for shift in (0.2, 1.0))
-    assert 0 < near.value < far.low
+    assert kernel_distance(a, b).interval() == pytest.approx((truth, truth, truth))
 
 
 # ------------------------------------------------------------------------------------------ manifold
@@ -129,21 +196,21 @@ def clouds(*centres: float, n: int, seed: int) -> Tensor:
 def test_a_generator_that_forgets_a_mode_has_precision_without_recall():
     found = precision_recall(clouds(0, 0, n=100, seed=0), clouds(0, 1, n=100, seed=5))
     assert found["precision"].value > 0.9
-    assert found["recall"].value == pytest.approx(0.5, abs=0.03)
-    assert found["coverage"].value == pytest.approx(0.5, abs=0.03)
+    assert found["recall"] == pytest.approx(0.5, abs=0.03)
+    assert found["coverage"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_generator_that_invents_a_mode_has_recall_without_precision():
     found = precision_recall(clouds(0, 1, 2, 3, n=50, seed=0), clouds(0, 1, n=100, seed=5))
     assert found["precision"].value == pytest.approx(0.5, abs=0.05)
     assert found["density"].value < 0.6
-    assert found["recall"].value > 0.8
+    assert found["recall"] > 0.8
     assert covers(found["precision"], 0.5)
 
 
 def test_far_away_there_is_neither():
     found = precision_recall(clouds(5, n=100, seed=0), clouds(0, n=100, seed=5))
-    assert [found[name].value for name in ("precision", "recall", "density", "coverage")] == [0, 0, 0, 0]
+    assert [value_of(found[name]) for name in ("precision", "recall", "density", "coverage")] == [0, 0, 0, 0]
 
 
 def test_density_and_coverage_of_equal_distributions_are_known():
@@ -151,7 +218,7 @@ def test_density_and_coverage_of_equal_distributions_are_known():
     n, k = 200, 5
     expected = 1 - math.prod((n - j) / (2 * n - j) for j in range(1, k + 1))
     found = [precision_recall(normal(n, 4, 2 * seed), normal(n, 4, 2 * seed + 1)) for seed in range(20)]
-    coverage = np.array([estimates["coverage"].value for estimates in found])
+    coverage = np.array([estimates["coverage"] for estimates in found])
     density = np.array([estimates["density"].value for estimates in found])
     assert abs(coverage.mean() - expected) < 3 * coverage.std() / math.sqrt(20)
     assert abs(density.mean() - 1) < 3 * density.std() / math.sqrt(20)
@@ -173,20 +240,20 @@ def test_the_manifolds_are_those_of_the_definitions_point_by_point(monkeypatch):
         "density": np.mean([sum(math.dist(p, q) <= r for q, r in zip(b, r5, strict=True)) / 5 for p in a]),
         "coverage": np.mean([any(math.dist(p, q) <= r for p in a) for q, r in zip(b, r5, strict=True)]),
     }
-    assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(expected)
+    assert {name: value_of(number) for name, number in found.items()} == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------ memorization
 
 
 @pytest.mark.parametrize("copies", [0, 3, 40])
-def test_a_generator_that_replays_k_of_n_is_told_k_of_n(copies):
+def test_a_generator_that_replays_k_of_n_has_k_copies(copies):
     generator = torch.Generator().manual_seed(0)
     training = torch.randint(0, 256, (200, 48), generator=generator)
     fresh = torch.randint(0, 256, (40 - copies, 48), generator=generator)
     replayed = training[torch.randperm(200, generator=generator)[:copies]]
     found = find_neighbors(torch.cat([replayed, fresh]), training)
-    assert found.is_copy.tolist() == [True] * copies + [False] * (40 - copies)
+    assert (found.ratio < MAX_RATIO).tolist() == [True] * copies + [False] * (40 - copies)
     assert (found.distance[:copies, 0] == 0).all()
     assert torch.equal(training[found.index[:copies, 0]], replayed)
 
@@ -194,8 +261,35 @@ def test_a_generator_that_replays_k_of_n_is_told_k_of_n(copies):
 def test_a_copy_with_a_little_noise_is_one_and_a_mean_of_two_is_none():
     training = normal(300, 64, 0)
     noisy, mixed = training[:20] + normal(20, 64, 1, 0.1), (training[:20] + training[20:40]) / 2
-    assert find_neighbors(noisy, training).is_copy.all()
-    assert not find_neighbors(mixed, training).is_copy.any()
+    assert (find_neighbors(noisy, training).ratio < MAX_RATIO).all()
+    assert not (find_neighbors(mixed, training).ratio < MAX_RATIO).any()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_copies_of_an_image_that_is_in_the_training_set_twenty_times_are_found(noise):
+    """With the mean of all neighbors as the scale such a copy was no copy."""
+    training = normal(300, 64, 0)
+    repeated = training[:1] + normal(20, 64, 2, noise)
+    copies = training[:1] + normal(5, 64, 1, 0.25)
+    assert (find_neighbors(copies, torch.cat([training, repeated])).ratio < MAX_RATIO).all()
+
+
+def test_neighbors_are_distinct_training_images():
+    training = torch.cat([normal(60, 4, 0), normal(60, 4, 0)[:30]])
+    found = find_neighbors(training[:5], training)
+    assert (found.index < 60).all()
+    assert (found.distance[:, 1] > 0).all()
+
+
+def test_one_percent_of_new_images_are_below_the_threshold():
+    """In two dimensions a third of new points would be copies by the fixed threshold of 1/3."""
+    training, validation, new = normal(2000, 2, 0), normal(1000, 2, 1), normal(4000, 2, 2)
+    assert choose_threshold(None) == MAX_RATIO
+    threshold = choose_threshold(find_neighbors(validation, training))
+    ratio = find_neighbors(new, training).ratio
+    assert (ratio < MAX_RATIO).double().mean() > 0.3
+    assert (ratio < threshold).double().mean() == pytest.approx(0.01, abs=0.006)
+    assert (find_neighbors(training[:50] + 1e-5, training).ratio < threshold).double().mean() > 0.9
 
 
 def test_neighbours_are_those_of_scikit_learn():

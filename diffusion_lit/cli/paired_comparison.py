@@ -1,0 +1,76 @@
+"""Print and draw which settings of a sweep of `evaluate` can be told apart from the best ones."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.evaluation.comparison import Difference, compare, load_evaluation
+from diffusion_lit.runs import sweeps
+
+
+class Compared(NamedTuple):
+    """A row of the comparison: a setting against the best one."""
+
+    label: str
+    difference: Difference
+
+
+def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metric: str) -> tuple[str, list[Compared]]:
+    """Return the label of the first group, and each other group that is paired with it."""
+
+    def label(group: sweeps.JobGroup) -> str:
+        return " ".join(f"{key}={sweeps.shorten_number(v)}" for key, v in zip(keys, group.values, strict=True))
+
+    def evaluations(group: sweeps.JobGroup) -> list:
+        found = [load_evaluation(job.folder, metric) for job in group.jobs]
+        return [one for one in found if one is not None]
+
+    best, *others = groups
+    rows = [(label(group), compare(evaluations(group), evaluations(best))) for group in others]
+    return label(best), [Compared(name, difference) for name, difference in rows if difference]
+
+
+def format_comparison(best: str, rows: Sequence[Compared], metric: str):
+    """Return a rich table of the differences from the best setting."""
+    from rich.table import Table
+
+    column = COLUMNS[metric]
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"against {best}")
+    for name in (f"difference of {metric}, 95 %", "± sampling", "± training", "± reference"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for name, found in rows:
+        verdict = found.verdict(column.higher_is_better)
+        if verdict == "cannot be told apart":
+            verdict += f" at {found.images:,} images"
+            if found.training is None and found.images_needed:
+                verdict += f", perhaps at {_round(found.images_needed):,}"
+        low, high = (f"{value:+{column.format}}" for value in found.estimate[1:])
+        errors = [found.sampling, found.training, found.reference]
+        cells = ["" if error is None else f"{error:.2g}" for error in errors]
+        table.add_row(name, f"{found.estimate.value:+{column.format}} [{low}, {high}]", *cells, verdict)
+    return table
+
+
+def _round(n: int) -> int:
+    """Return n with two digits, rounded up."""
+    unit = 10 ** max(len(str(n)) - 2, 0)
+    return -(-n // unit) * unit
+
+
+def write_comparison(best: str, rows: Sequence[Compared], metric: str, folder: Path) -> Path:
+    """Write comparison.json and comparison.png, and return the path of the figure."""
+    from diffusion_lit.figures.forest import draw_differences
+
+    content = {
+        "metric": metric,
+        "best": best,
+        "others": [{"settings": name} | asdict(found) | {"estimate": list(found.estimate)} for name, found in rows],
+    }
+    (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    points = [(name, tuple(found.estimate)) for name, found in rows]
+    return draw_differences(best, points, metric, folder / "comparison.png")

@@ -1,0 +1,218 @@
+"""The metrics as `torchmetrics.Metric`s, to use alone, in a `MetricCollection`, and over several processes.
+
+    metric = KernelDistance(extractor)
+    metric.update(real_images, real=True)
+    metric.update(generated_images, real=False)
+    metric.compute()
+
+`evaluate` and training measure with the same classes, on features that they keep.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from diffusion_lit.evaluation.distances import (
+    IMAGES_PER_FEATURE,
+    find_principal_components,
+    frechet_distance,
+    kernel_distance,
+)
+from diffusion_lit.evaluation.intervals import Estimate, Measurement
+from diffusion_lit.evaluation.manifold import precision_recall
+from diffusion_lit.evaluation.memorization import Neighbors, choose_threshold, find_neighbors
+
+Extractor = Callable[[Tensor], Tensor]
+COMPONENTS = 64  # of FD-64
+
+
+class FeatureMetric(Metric):
+    """Collects features of generated and of real images.
+
+    Args:
+        extractor: a function from images to features (N, D); None: `update` receives features.
+        reset_real_features: whether `reset` forgets the real images too, as in torchmetrics.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    generated: list[Tensor]
+    real: list[Tensor]
+
+    def __init__(self, extractor: Extractor | None = None, reset_real_features: bool = True, **kwargs: object):
+        super().__init__(**kwargs)
+        self.extractor, self.reset_real_features = extractor, reset_real_features
+        self.add_state("generated", [], dist_reduce_fx="cat")
+        self.add_state("real", [], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, real: bool) -> None:
+        """Add images, or features without an extractor."""
+        features = images if self.extractor is None else self.extractor(images)
+        (self.real if real else self.generated).append(features)
+
+    def reset(self) -> None:
+        """Forget the images."""
+        real = list(self.real)  # torchmetrics empties the list itself
+        super().reset()
+        if not self.reset_real_features:
+            self.real = real
+
+    def _features(self) -> tuple[Tensor, Tensor]:
+        return dim_zero_cat(self.generated), dim_zero_cat(self.real)
+
+
+class DistanceMetric(FeatureMetric):
+    """A distance of two sets of features, with its interval."""
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """Return the distance."""
+        return torch.tensor(self._measure(*self._features()).value)
+
+    def measure(self) -> Measurement:
+        """Return the distance with the influence of each image, on all processes."""
+        with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
+            return self._measure(*self._features())
+
+    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
+        raise NotImplementedError
+
+
+class KernelDistance(DistanceMetric):
+    """Kernel distance (KID), unbiased for any number of images of at least 2 (Binkowski et al. 2018)."""
+
+    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
+        return kernel_distance(generated, real)
+
+
+class FrechetDistance(DistanceMetric):
+    """Fréchet distance (FD) of features; FID with those of Inception (Heusel et al. 2017).
+
+    Raises:
+        ValueError: for fewer than 5 images per feature, whose distance is mostly bias.
+    """
+
+    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
+        if reason := too_few_images(len(generated), len(real), real.shape[1]):
+            raise ValueError(reason)
+        return frechet_distance(generated, real)
+
+
+class FrechetDistance64(FrechetDistance):
+    """FD-64: Fréchet distance of the first 64 principal components of the real images.
+
+    It needs 320 images.
+    """
+
+    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
+        return super()._measure(*project(generated, real))
+
+
+def project(generated: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both sets of features (N, D) in the first 64 principal components of the real ones."""
+    mean, basis = find_principal_components(real, COMPONENTS)
+    return (generated.double() - mean) @ basis, (real.double() - mean) @ basis
+
+
+def too_few_images(generated: int, real: int, features: int) -> str | None:
+    """Return why a Fréchet distance is meaningless, or None.
+
+    Args:
+        generated: number of generated images.
+        real: number of real images.
+        features: number of features.
+    """
+    needed = IMAGES_PER_FEATURE * features
+    if min(generated, real) >= needed:
+        return None
+    return f"{generated:,} generated and {real:,} real images, but {features:,} features need {needed:,} of both"
+
+
+class PrecisionRecall(FeatureMetric):
+    """Precision, recall, density and coverage (Kynkäänniemi et al. 2019; Naeem et al. 2020)."""
+
+    higher_is_better = True
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the four shares by name."""
+        values = precision_recall(*self._features())
+        return {name: torch.tensor(_value(value)) for name, value in values.items()}
+
+
+def _value(number: Estimate | float) -> float:
+    return number.value if isinstance(number, Estimate) else number
+
+
+class Copies(FeatureMetric):
+    """Share of generated images that are copies of a training image.
+
+    Real images are those of the training split; with `validation=True` they are new ones, which
+    choose the threshold: 1 % of them are below it.
+    """
+
+    higher_is_better = False
+    validation: list[Tensor]
+
+    def __init__(self, extractor: Extractor | None = None, reset_real_features: bool = True, **kwargs: object):
+        super().__init__(extractor, reset_real_features, **kwargs)
+        self.add_state("validation", [], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, real: bool, validation: bool = False) -> None:
+        """Add images, or features without an extractor."""
+        if validation:
+            self.validation.append(images if self.extractor is None else self.extractor(images))
+        else:
+            super().update(images, real)
+
+    def reset(self) -> None:
+        """Forget the images."""
+        validation = list(self.validation)
+        super().reset()
+        if not self.reset_real_features:
+            self.validation = validation
+
+    def compute(self) -> Tensor:
+        """Return the share."""
+        return self.find_copies()[0].double().mean()
+
+    def find_copies(self) -> tuple[Tensor, float, Neighbors]:
+        """Return which generated images are copies, (N,), the threshold, and their neighbors."""
+        generated, training = self._features()
+        threshold = choose_threshold(
+            find_neighbors(dim_zero_cat(self.validation), training) if self.validation else None
+        )
+        neighbors = find_neighbors(generated, training)
+        return neighbors.ratio < threshold, threshold, neighbors
+
+
+class ClassAccuracy(Metric):
+    """Share of generated images that a classifier assigns to the class they were generated for.
+
+    Args:
+        classifier: a function from images to classes (N,).
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    higher_is_better = True
+    is_correct: list[Tensor]
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor], **kwargs: object):
+        super().__init__(**kwargs)
+        self.classifier = classifier
+        self.add_state("is_correct", [], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, labels: Tensor, real: bool = False) -> None:
+        """Add images with their classes (N,); real ones do not count."""
+        if not real:
+            self.is_correct.append(self.classifier(images) == labels)
+
+    def compute(self) -> Tensor:
+        """Return the share."""
+        return dim_zero_cat(self.is_correct).double().mean()
