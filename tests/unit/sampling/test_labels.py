@@ -16,11 +16,11 @@ def typed(text: str) -> object:
 
 
 def test_names_that_look_like_numbers_need_no_quotes():
-    names = ["1_000", "1e3x", "true", "1e-3", "1_0", "01", "-1", "10", "Inf", CAFE, "1.50"]
+    names = ["1_000", "1e3x", "true", "1e-3", "1_0", "01", "-1", "Inf", "1.50", "20"]
     for k, name in enumerate(names):
         assert parse_class(typed(name), names) == k, name
         assert parse_class(name, names) == k, name
-    assert parse_class(CAFE_NFD, names) == 9
+    assert parse_class(CAFE_NFD, ["a", CAFE]) == 1
     assert [parse_class(value, ["a", "b"]) for value in (0, 1)] == [0, 1]
 
 
