@@ -42,7 +42,7 @@ pictures, cache, gate = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 notes, go, decode = os.open("notes", os.O_CREAT | os.O_WRONLY | os.O_APPEND), Path("go"), Decoding.__call__
 
 def noted(decoding, picture):
-    while int(picture.stem) >= gate and not go.exists():
+    while int(Path(str(picture)).stem) >= gate and not go.exists():
         time.sleep(0.005)
     os.write(notes, f"{os.getpid()}\\n".encode())
     return decode(decoding, picture)
