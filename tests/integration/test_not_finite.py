@@ -1,6 +1,9 @@
 """A loss that is no number: its step is skipped as if by hand, and a run of too many says where it began."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -211,7 +214,7 @@ def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
     words = [*SETTINGS, "max_steps=8", "strategy=ddp", "strategy.devices=2", f"run_dir={folder}"]
     site = tmp_path / "site"
     site.mkdir()
-    # other ranks are interpreters of their own, which run this file when they start
+    # new interpreters, which run this file when they start: ranks of forked commands are forks too
     (site / "sitecustomize.py").write_text(
         "import sys\n"
         "class Late:\n"
@@ -221,9 +224,11 @@ def test_two_processes_skip_together_when_one_has_no_number(tmp_path):
         f"            exec({PRELUDE.format(positions=[66])!r}, globals())\n"
         "sys.meta_path.insert(0, Late())\n"
     )
-    prelude = f"import os\nos.environ['PYTHONPATH'] = '{site}:' + os.environ.get('PYTHONPATH', '')"
-    told = run("train", *words, cwd=tmp_path, prelude=prelude)
-    assert told.count("whose gradients were not finite") == 1
+    env = os.environ | {"PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "diffusion_lit.train", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("whose gradients were not finite") == 1
     rows = trace(folder)
     assert [float(row["train/skipped"]) for row in rows] == [0, 0, 0, 0, 0, 1, 0, 0]
     assert all(float(row["train/loss"]) > 0 for row in rows)  # rank 0's half counts
