@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -37,7 +38,7 @@ class BareLoop:
 
     def __init__(self, config: dict, source):
         store, _ = load_splits(source, config["data"])
-        self.images, self.labels = torch.from_numpy(store.images.copy()), torch.from_numpy(store.labels)
+        self.images, self.labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(store.labels)
         self.batch_size, self.num_classes = config["global_batch_size"], config["data"]["num_classes"]
         self.net = make_network(config)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
