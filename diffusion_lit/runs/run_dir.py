@@ -169,10 +169,10 @@ def read_run_config(run: Path) -> dict:
         UserError: exit 4 if the file is damaged.
     """
     config = read_yaml(run / "config.yaml")
-    missing = {"data", "model", "diffusion", "sampler"} - config.keys()
+    missing = [group for group in ("data", "diffusion", "model", "sampler") if not isinstance(config.get(group), dict)]
     if missing:
-        raise UserError(Exit.CHECKPOINT, f"{run / 'config.yaml'} is damaged: it has no {', '.join(sorted(missing))}")
-    return config | {"data": relocate(config["data"], config.get("run_dir", ""), run)}
+        raise UserError(Exit.CHECKPOINT, f"{run / 'config.yaml'} is damaged: it has no {', '.join(missing)} with keys")
+    return config | {"data": relocate(config["data"], str(config.get("run_dir", "")), run)}
 
 
 def read_overrides(run: Path, start: int = -1) -> list[str]:
