@@ -31,7 +31,7 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
         return find_sweep_to_continue(expand_overrides(rest, config_dir), config_dir)
     if multirun:
         hint = "A killed sweep is continued by resume=auto, or by the same command with hydra.sweep.dir=<its folder>"
-        raise UserError(Exit.CONFIG, f"resume={run} continues one run, --multirun starts several. {hint}")
+        raise UserError(Exit.CONFIG, f"resume= continues one run, --multirun starts several. {hint}")
     if run != "auto":
         return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(run), rest))
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.config.secrets import hide_paths
 from diffusion_lit.data.decoding import Decoding, list_errors, open_image, report_broken_image
 from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.imaging.sizes import height_width
@@ -75,5 +76,5 @@ def _load_mask(path: Path, decoding: Decoding) -> np.ndarray:
 
 
 def fingerprint_file(path: Path) -> dict[str, str]:
-    """Return the name of a file and a digest of its content, for the manifest."""
-    return {"file": str(path), "blake2b": hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}
+    """Return the name of a file and a digest of its content, for the manifest; of an absolute path the last name."""
+    return {"file": hide_paths(str(path)), "blake2b": hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}

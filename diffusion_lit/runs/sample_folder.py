@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lit.config.secrets import hide_paths
 from diffusion_lit.data.originals import Originals, fingerprint_file
 from diffusion_lit.imaging.grids import add_checkerboard, save_gif, to_pil
 from diffusion_lit.imaging.skins import render_images
@@ -130,7 +131,7 @@ def describe_image(request: ImageRequest, names: list[str], originals: Originals
     """Return seed, class and original of an image for the manifest; a blend as its shares."""
     entry = {"seed": request.seed if isinstance(request.seed, int) else request.seed._asdict()}
     if originals:
-        entry["init"] = str(originals.files[request.row[0]])
+        entry["init"] = hide_paths(str(originals.files[request.row[0]]))
     if not names:
         return entry | {"label": None, "class": None}
     is_blend = isinstance(request.label, tuple)

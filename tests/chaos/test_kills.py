@@ -1,6 +1,6 @@
 """SIGKILL at any moment, again and again: no checkpoint is lost, and the run ends as one that was never killed.
 
-pytest tests/chaos/test_kills.py                   20 kills
+pytest tests/chaos/test_kills.py                   20 kills, and some of samples and sweeps
 pytest tests/chaos/test_kills.py -m slow           200 more, and 30 of runs with two processes
 """
 
@@ -69,3 +69,48 @@ def kill_until_finished(settings: list[str], folder: Path, dice: random.Random, 
         assert len(steps) >= min(2, newest // 3), "the last two are kept"
         newest = max(steps, default=0)
     return kills
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kill_until_done(verb: str, words: list[str], cwd: Path, dice: random.Random, seconds: float, kills: int) -> None:
+    """Start the same command again and again, and kill it at random moments, until it ends by itself."""
+    for number in count():
+        process = start(verb, *words, cwd=cwd)
+        try:
+            process.wait(timeout=dice.uniform(0, seconds) if number < kills else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        printed = process.communicate(timeout=120)[0]
+        assert process.returncode in (0, -9), printed
+        if process.returncode == 0:
+            return
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_sample_killed_at_any_moment_is_that_of_an_unbroken_one(tiny_run, tmp_path, kills):
+    words = [f"run={tiny_run}", "num_images=60", "sampler=ddim", "sampler.steps=10", "sampler.batch_size=5", "npy=true"]
+    for number, more in enumerate(([], ["shards=4"])):
+        started = time.monotonic()
+        run("sample", *words, *more, f"out=unbroken-{number}", cwd=tmp_path)
+        seconds = time.monotonic() - started
+        dice = random.Random(kills + number)
+        kill_until_done("sample", [*words, *more, f"out=broken-{number}"], tmp_path, dice, seconds, kills)
+        broken, unbroken = (contents(tmp_path / f"{name}-{number}") for name in ("broken", "unbroken"))
+        images = [name for name in unbroken if name.endswith((".png", ".npy"))]
+        assert images
+        assert all(broken[name] == unbroken[name] for name in images)
+        assert {name for name in broken if name[0] != "."} == {name for name in unbroken if name[0] != "."}
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_sweep_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, kills):
+    words = ["--multirun", *SETTINGS, "max_steps=12", "checkpoint_every=3", "sample_every=0", "seed=1,2"]
+    started = time.monotonic()
+    run("train", *words, "hydra.sweep.dir=unbroken", cwd=tmp_path)
+    seconds = time.monotonic() - started
+    kill_until_done("train", [*words, "hydra.sweep.dir=broken"], tmp_path, random.Random(kills), seconds, kills)
+    for job in "01":
+        assert_equal_runs(tmp_path / "unbroken" / job, tmp_path / "broken" / job)
