@@ -35,12 +35,14 @@ class Originals:
 def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals:
     """Return the images of `init`, a file or a folder, and the mask.
 
-    Of a folder that `sample` wrote, its images are taken, without the grid.
+    Of a folder that `sample` wrote, its images are taken, without the grid. In a run on 8-bit
+    images, 65535 is white in files of 16 bits.
 
     Raises:
         DataError: with everything that cannot be read or has a wrong size.
     """
     path, errors = Path(init).expanduser(), []
+    decoding = replace(decoding, value_range=decoding.value_range or (0, 65535))
 
     def attempt(function: Callable, *args: object) -> np.ndarray | None:
         try:

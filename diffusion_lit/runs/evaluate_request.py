@@ -81,6 +81,7 @@ def make_reference_config(config: DictConfig, data: dict) -> dict:
     if config.reference_data is None:
         return data
     source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none", "exclude": None}
+    source |= {"value_range": data.get("value_range") or "auto"}
     return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 

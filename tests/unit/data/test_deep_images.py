@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.deep_images import is_deep, read_values, scale_to_8_bits
+from diffusion_lit.data.originals import load_originals
 from diffusion_lit.system.errors import DataError
 from tests.images import encode_png16
 
@@ -111,3 +112,11 @@ def test_images_without_a_scale_are_named(tmp_path):
     for path, (value_range, message) in cases.items():
         with pytest.raises(DataError, match=message):
             Decoding(2, 1, value_range=value_range)(path)
+
+
+def test_a_deep_image_to_edit_is_full_scale_in_a_run_without_a_range(tmp_path):
+    values = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369
+    Image.fromarray(values).save(tmp_path / "a.png")
+    for value_range, white in ((None, 65535), ((0, 80000), 80000)):
+        originals = load_originals(str(tmp_path / "a.png"), None, Decoding(4, 1, value_range=value_range))
+        np.testing.assert_array_equal(originals.images[0, 0], scale_to_8_bits(values, (0, white)))
