@@ -282,8 +282,7 @@ def test_a_job_that_fails_does_not_end_a_sweep_and_every_job_has_its_row(sweep):
     assert "at step" in rows[0]["error"]
     assert (sweep / "0" / "metrics.csv").exists()  # a run that diverged is there to be looked at
     assert is_figure_drawn(sweep)
-    here = sweep.parents[2]
-    assert stored_config.read_model_config(sweep / "1")["run_dir"] == str((sweep / "1").relative_to(here))
+    assert stored_config.read_model_config(sweep / "1")["run_dir"] == str(sweep / "1")
 
 
 def test_a_sweep_says_what_starts_what_failed_and_what_is_best(sweep):
