@@ -15,14 +15,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable with which Hydra raises 
 
 
 def check_flags(args: Namespace) -> None:
-    """Raise UserError (exit 2) for flags of Hydra that exclude each other, or that a command cannot have.
-
-    Also without a working directory, which Hydra and relative paths need.
-    """
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise UserError(Exit.CONFIG, "the working directory no longer exists. Change to another folder") from None
+    """Raise UserError (exit 2) for flags of Hydra that exclude each other, or that a command cannot have."""
     modes = ("run", "multirun", "cfg", "info", "shell_completion")
     chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(args, mode)]
     faults = {

@@ -46,6 +46,12 @@ def check_metric(v: dict) -> Iterator[str]:
         yield f"metric={v['metric']}: no such number in result.json. Use one of {', '.join(RUN_METRICS)}"
 
 
+def check_project(v: dict) -> Iterator[str]:
+    """Refuse a project name that W&B refuses when the run has begun."""
+    if isinstance(v["logger.project"], str) and (odd := set(v["logger.project"]) & set("/\\#?%:")):
+        yield f"logger.project={v['logger.project']}: must not contain {' '.join(sorted(odd))}"
+
+
 def check_prediction_type(v: dict) -> Iterator[str]:
     """Refuse epsilon where the last timestep is pure noise: x0 does not follow from it there."""
     if v["diffusion.prediction_type"] == "epsilon" and (cause := _find_pure_noise(v)):
@@ -256,7 +262,7 @@ def check_skins(v: dict) -> Iterator[str]:
 
 
 CHECKS = (
-    check_limits, check_metric,
+    check_limits, check_metric, check_project,
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,

@@ -50,7 +50,13 @@ def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
         values |= {"data": "synthetic"} | {f"data.{name}": config.data[name] for name in names if name in config.data}
         if config.data.get("label_column") == "none":
             values["data.labels"] = "none"
-    return [*[format_override(key, value) for key, value in values.items() if key not in keys], *overrides]
+    added = {key: value for key, value in values.items() if key not in keys}
+    if "run_dir" in added:
+        overrides = [
+            f"run_dir={added.pop('run_dir')}",
+            *overrides,
+        ]  # with interpolations, which format_override escapes
+    return [*[format_override(key, value) for key, value in added.items()], *overrides]
 
 
 def _has_key(config: DictConfig, key: str) -> bool:

@@ -31,6 +31,7 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "max_steps=1000000000000000000000"], 2, "less than 2^63"),
     (["train", "data.image_size=1000000"], 2, "data.image_size=1000000: too large"),
     (["train", "diffusion.num_train_timesteps=20000000000"], 2, "must be int in [2, 100000]"),
+    (["train", "logger=wandb", "logger.project=a/b"], 2, "logger.project=a/b: must not contain /"),
     # names and folders
     (["train", f"name={LONG}"], 2, "has 300 bytes, a name has at most 255"),
     (["train", f"run_dir={LONG}/x"], 2, "has 300 bytes, a name has at most 255"),
@@ -133,8 +134,8 @@ def test_a_removed_working_directory(tmp_path):
     here.mkdir()
     process = start("train", cwd=here, prelude="import os; os.rmdir(os.getcwd())")
     printed, _ = process.communicate(timeout=120)
-    assert (process.returncode, printed.count("\n")) == (2, 1)
-    assert "the working directory no longer exists" in printed
+    assert (process.returncode, printed.count("\n")) == (5, 1)
+    assert "the working directory was deleted" in printed
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--info"]])
@@ -154,3 +155,9 @@ def test_the_benchmarks_list_themselves():
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert "  growth " in done.stdout
+
+
+def test_debug_warns_of_no_warm_up_that_it_made_itself(tmp_path):
+    printed = run("train", "experiment=cifar10_cond", "debug=on", cwd=tmp_path)
+    assert "warm-up" not in printed
+    assert "$" not in "".join(path.name for path in (tmp_path / "outputs" / "debug").iterdir())
