@@ -49,7 +49,8 @@ def report(config: DictConfig) -> None:
     sweep = Path(config.sweep).expanduser() if config.sweep else None
     home = sweep or (runs[0] if len(runs) == 1 else Path())
     out = Path(config.out).expanduser() if config.out else home / "report.html"
-    text = render_page(runs, sweep, config.grids, config.paths)
+    metric = config.by or (sweeps.read_sweep_metric(sweeps.list_jobs(sweep)) if sweep else None)
+    text = render_page(runs, sweep, config.grids, config.paths, metric)
     output.write_page(out, text, GENERATOR)
     log.info("report     %s (%.1f MiB)", run_dir.display_path(out), out.stat().st_size / 2**20)
 

@@ -29,6 +29,8 @@ from diffusion_lit.system.files import require_working_directory
 
 Prepare = Callable[[list[str], str | None], list[str]]
 
+WHEN_STOPPED = {"app": ["stopped; the page is closed"]}  # of commands that save nothing
+
 
 def launch(
     config_name: str,
@@ -57,7 +59,7 @@ def launch(
         console.print_text(render_help(config_name, args.overrides))
         return
     is_query = bool(args.cfg or args.info or args.hydra_help or args.shell_completion)
-    with report_errors():
+    with report_errors("stopped; nothing was started"):
         require_working_directory()
         refuse_secrets(sys.argv[1:])
         check_flags(args)
@@ -75,7 +77,7 @@ def launch(
     if configs and not args.cfg and is_trial(configs[0]):
         settings = compose_hydra_settings(config_name, overrides, args.config_dir)
         console.configure_logging_without_file(OmegaConf.to_container(settings.job_logging))
-        with report_errors():
+        with report_errors("stopped; nothing is left behind"):
             trial(configs[0])
         return
     sys.argv[1:] = [*overrides, *[argument for argument in sys.argv[1:] if argument not in args.overrides]]
@@ -85,7 +87,7 @@ def launch(
         sys.exit(run_sweep(start, job, sweep, lambda _: summarize(sweep.folder, configs[0])))
 
     def run_job(config: DictConfig) -> None:
-        with report_errors():
+        with report_errors(*WHEN_STOPPED.get(config_name, ())):
             task(configs[0])
 
     with console.ignore_closed_pipe() if is_query else nullcontext():

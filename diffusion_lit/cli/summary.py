@@ -88,10 +88,20 @@ def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequen
         means = [(group.mean, group.half_width)]
         means += [sweeps.compute_mean_of_jobs(group.jobs, metric) for metric in names[1:]]
         cells = ["" if value is None else f"{value:.5g}" for pair in means for value in pair]
-        best = "<- best" if k == 0 and group.numbers and len(groups) > 1 else ""
+        best = "" if k or not group.numbers or len(groups) == 1 else describe_lead(group, groups[1])
         values = map(sweeps.shorten_number, group.values)
         numbers.add_row(*values, str(len(group.numbers)), *cells, str(unfinished or ""), best)
     return numbers
+
+
+def describe_lead(first: sweeps.JobGroup, second: sweeps.JobGroup) -> str:
+    """Return the mark of the best mean: whether it is a tie, or its interval holds the second one."""
+    if not second.numbers:
+        return "<- best"
+    if f"{first.mean:.5g}" == f"{second.mean:.5g}":
+        return "<- tie"
+    half_widths = [group.half_width or 0.0 for group in (first, second)]
+    return "<- best" if abs(first.mean - second.mean) > max(half_widths) else "<- not clearly best"
 
 
 def print_lines(*lines) -> None:

@@ -7,8 +7,10 @@ from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.expand import expand_overrides, merge_run_length
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.distributed import collectives
-from diffusion_lit.runs import resume, run_dir, sweeps
+from diffusion_lit.runs import checkpoints, resume, run_dir, sweeps
 from diffusion_lit.system.errors import Exit, UserError
+
+MAX_CANDIDATES = 10  # runs that are listed
 
 
 def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -35,12 +37,13 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
     if run != "auto":
         return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(run), rest))
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
-    newest = run_dir.find_newest_run(Path("outputs", name))
+    newest = find_run_to_resume(Path("outputs", name))
     if newest is None:
         if not {"experiment", "data"} & {override.partition("=")[0] for override in rest}:
             raise UserError(Exit.CONFIG, _explain_nothing_to_resume(name))
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expand_overrides(rest, config_dir)
+    print(f"resume=auto: {_describe_run(newest)}")
     return merge_run_length(resume.merge_resume_overrides(newest, rest))
 
 
@@ -56,10 +59,30 @@ def find_sweep_to_continue(overrides: list[str], config_dir: str | None) -> list
     return [*overrides, format_override("hydra.sweep.dir", newest)]
 
 
+def find_run_to_resume(folder: Path) -> Path | None:
+    """Return the newest run in a folder that has not finished, else the newest of all; None without runs."""
+    unfinished = run_dir.find_newest_run(folder, accepts=lambda run: _status(run) != "finished")
+    return unfinished or run_dir.find_newest_run(folder)
+
+
+def _status(run: Path) -> str:
+    return run_dir.read_result(run).get("status", "interrupted")
+
+
+def _describe_run(run: Path) -> str:
+    """Return the folder of a run, its last checkpoint and its status."""
+    steps = checkpoints.list_steps(run)
+    return f"{run}, {f'step {steps[-1]:,}' if steps else 'no checkpoint'}, {_status(run)}"
+
+
 def _explain_nothing_to_resume(name: str) -> str:
-    names = sorted(folder.name for folder in Path("outputs").glob("*/") if run_dir.find_newest_run(folder))
-    others = f"Names with runs: {', '.join(names)}. Add name=<one of them>" if names else "No other name has runs"
-    return f"resume=auto: no run in outputs/{name}. {others}, or add experiment= or data= to start a new run"
+    found = [run for folder in sorted(Path("outputs").glob("*/")) if (run := find_run_to_resume(folder))]
+    start = f"resume=auto: no run in outputs/{name}."
+    if not found:
+        return f"{start} No other name has runs. Add experiment= or data= to start a new run"
+    lines = [f"name={run.parent.name}: {_describe_run(run)}" for run in found[:MAX_CANDIDATES]]
+    lines += [f"and {len(found) - MAX_CANDIDATES} more"] if len(found) > MAX_CANDIDATES else []
+    return "\n  ".join([f"{start} Add one of these names, or experiment= or data= to start a new run:", *lines])
 
 
 def is_multirun() -> bool:

@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from diffusion_lit.figures.style import BLUE, GRAY, GREEN, ORANGE, create_axes, save_figure, set_log_scale
+from diffusion_lit.figures.style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    create_axes,
+    label_single_points,
+    save_figure,
+    set_log_scale,
+)
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.system.errors import Exit, UserError
@@ -42,6 +51,7 @@ def plot_curves(rows: list[dict[str, str]], title: str):
     for ax in axes.flatten():
         ax.set_xlabel("optimizer step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label_single_points(ax)
         if not ax.lines:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GRAY)
     if losses.lines:

@@ -22,6 +22,14 @@ ALPHA_BAR = r"$\bar\alpha_t$"  # the only formula
 GAP, GROUP_GAP, MARGIN = 3, 20, 10  # px
 
 
+def label_single_points(ax) -> None:
+    """Write value and step beside each curve that is one point, for a chart of one dot says nothing."""
+    for line in ax.lines:
+        if len(line.get_xdata()) == 1:
+            (x,), (y,) = line.get_xdata(), line.get_ydata()
+            ax.annotate(f"{y:.4g} at step {x:,}", (x, y), (8, 4), textcoords="offset points", color=line.get_color())
+
+
 def save_figure(figure, path: Path) -> Path:
     """Write a figure as PNG, atomically, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,14 @@ from pathlib import Path
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.paths import list_paths, make_absolute
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.run_dir import RunLock, read_overrides, read_run_config, read_yaml, require_writable
+from diffusion_lit.runs.run_dir import (
+    RunLock,
+    find_newest_run,
+    read_overrides,
+    read_run_config,
+    read_yaml,
+    require_writable,
+)
 from diffusion_lit.system.errors import Exit, UserError
 
 # keys that a resumed run may change; any other change makes it another run
@@ -18,6 +25,13 @@ CHANGEABLE = {
     "trainer.limit_val_batches", "trainer.max_time", "trainer.deterministic", "trainer.benchmark",
     "trainer.detect_anomaly", "trainer.profiler",
 }  # fmt: skip
+
+
+def require_newest_run(folder: Path, command: str) -> Path:
+    """Return the newest run below a folder. Raises UserError (exit 4) with the command that makes one."""
+    if run := find_newest_run(folder):
+        return run
+    raise UserError(Exit.CHECKPOINT, f"{folder}: there are no runs in it yet. Make one first: {command}")
 
 
 def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:

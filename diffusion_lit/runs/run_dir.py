@@ -13,7 +13,7 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -61,16 +61,19 @@ def require_run_dir(folder: str | Path) -> Path:
     return path
 
 
-def find_newest_run(folder: Path, pattern: str = "*", contents: str = "*") -> Path | None:
+def find_newest_run(
+    folder: Path, pattern: str = "*", contents: str = "*", accepts: Callable[[Path], bool] = lambda run: True
+) -> Path | None:
     """Return the run below a folder that was started last, by the time of its command.txt.
 
     Args:
         folder: where to look.
         pattern: of the run folders in it.
         contents: pattern of a file that the run must have.
+        accepts: whether a run may be returned.
     """
     started = [path for path in folder.glob(pattern) if is_run_dir(path) and (path / "command.txt").exists()]
-    runs = [path for path in started if any(path.glob(contents))]
+    runs = [path for path in started if any(path.glob(contents)) and accepts(path)]
     return max(runs, default=None, key=lambda path: ((path / "command.txt").stat().st_mtime_ns, path.name))
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import partial
 
 from diffusion_lit.system.platform import available_signals
 
@@ -60,15 +61,20 @@ class DataError(UserError):
 
 
 @contextmanager
-def report_errors() -> Iterator[None]:
+def report_errors(when_stopped: str = "stopped; files that were saved before are kept") -> Iterator[None]:
     """Print the message of a UserError, a disk error or a signal, and exit with its code.
 
     Every command runs inside of it. A training run installs signal handlers of its own,
     which save a checkpoint first; until then SIGUSR1 is ignored.
+
+    Args:
+        when_stopped: what is true of the files when a signal ends the block.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = dict.fromkeys(STOP_SIGNALS, _stop) | dict.fromkeys(SAVE_SIGNALS, signal.SIG_IGN)
+        handlers = dict.fromkeys(STOP_SIGNALS, partial(_stop, when_stopped)) | dict.fromkeys(
+            SAVE_SIGNALS, signal.SIG_IGN
+        )
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             del handlers[signal.SIGINT]
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -85,7 +91,7 @@ def report_errors() -> Iterator[None]:
         print(f"error: {where}{error.strerror}. {advice}", file=sys.stderr)
         sys.exit(int(exit_code))
     except KeyboardInterrupt:
-        print("stopped; files that were saved before are kept", file=sys.stderr)
+        print(when_stopped, file=sys.stderr)
         sys.exit(int(Exit.SIGINT))
     finally:
         for number, handler in before.items():
@@ -109,10 +115,10 @@ def hold_signals() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def _stop(number: int, frame: object) -> None:
+def _stop(message: str, number: int, frame: object) -> None:
     """Handle a stop signal: record it and raise KeyboardInterrupt or SystemExit."""
     PENDING_SIGNALS.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    print(f"{signal.Signals(number).name}: stopped; files that were saved before are kept", file=sys.stderr)
+    print(f"{signal.Signals(number).name}: {message}", file=sys.stderr)
     sys.exit(128 + number)

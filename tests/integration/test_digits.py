@@ -1,6 +1,7 @@
 """The first five minutes: the bare command, what it leaves behind, and images from it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lit.cli import train_overrides
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.sources.digits import Digits
@@ -198,14 +200,24 @@ def test_a_finished_run_says_so_and_can_be_extended(digits_run, tmp_path):
 def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):
     words = ["max_steps=2", "data.classifier_images=0", "sampler.steps=1", "name=mine"]
     printed = run("train", "resume=auto", *words, cwd=tmp_path, code=2)
-    assert "no run in outputs/mine. No other name has runs, or add experiment= or data= to start a new run" in printed
+    assert "no run in outputs/mine. No other name has runs. Add experiment= or data= to start a new run" in printed
     assert not (tmp_path / "outputs").exists()
     words = ["experiment=digits", *words]
     assert "starting a new one" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert "is complete at step 2" in run("train", "resume=auto", *words, cwd=tmp_path)
     assert len(list((tmp_path / "outputs" / "mine").iterdir())) == 1
     printed = run("train", "resume=auto", "name=minee", cwd=tmp_path, code=2)
-    assert "no run in outputs/minee. Names with runs: mine. Add name=<one of them>" in printed
+    assert "no run in outputs/minee. Add one of these names, or experiment= or data= to start a new run:" in printed
+    (first,) = (tmp_path / "outputs" / "mine").iterdir()
+    assert f"name=mine: outputs/mine/{first.name}, step 2, finished" in printed
+    newer = shutil.copytree(first, first.with_name("newer"), symlinks=True)
+    for folder, status in ((first, "interrupted"), (newer, "finished")):
+        result = json.loads((folder / "result.json").read_text()) | {"status": status}
+        (folder / "result.json").write_text(json.dumps(result))
+    os.utime(newer / "command.txt")
+    assert train_overrides.find_run_to_resume(first.parent) == first  # the newest is complete
+    (newer / "result.json").unlink()  # killed
+    assert train_overrides.find_run_to_resume(first.parent) == newer
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_lit.system.errors import UserError
 from tests.runs import TINY, run
 
 nbformat = pytest.importorskip("nbformat")
@@ -53,3 +54,14 @@ def test_a_notebook_runs_and_shows_images(path, request, monkeypatch):
     assert ("image/gif" in images) == (path.stem == "03_classes")
     if os.environ.get("KEEP_NOTEBOOK"):  # a folder, to look at them
         nbformat.write(notebook, Path(os.environ["KEEP_NOTEBOOK"]) / path.name)
+
+
+def test_without_a_run_the_command_that_makes_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIFFUSION_LIT_RUN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    cells = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
+    cells = [cell for cell in cells if "or require_newest_run(home" in cell]
+    assert len(cells) == 5
+    for cell in cells:
+        with pytest.raises(UserError, match="there are no runs in it yet. Make one first: python -m diffusion_lit.tr"):
+            exec(cell, {})

@@ -7,8 +7,10 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from diffusion_lit.figures import page
 from tests.cases import each
 from tests.runs import TINY, run
 
@@ -49,29 +51,52 @@ class Page(HTMLParser):
 def test_the_page_of_a_run_holds_all_of_it(sweep, tmp_path):
     printed = run("report", f"run={sweep / '0'}", "out=page.html", cwd=tmp_path)
     assert "page.html" in printed
-    page = Page(tmp_path / "page.html")
-    assert all(source.startswith("data:image/") for source in page.sources)  # nothing from elsewhere
-    sizes = [picture.size for picture in page.pictures]
+    shown = Page(tmp_path / "page.html")
+    assert all(source.startswith("data:image/") for source in shown.sources)  # nothing from elsewhere
+    sizes = [picture.size for picture in shown.pictures]
     for step in (2, 4):  # the grids themselves
         with Image.open(sweep / "0" / "samples" / f"step-{step:08d}.png") as grid:
             assert grid.size in sizes
-            assert any(picture.tobytes() == grid.tobytes() for picture in page.pictures if picture.size == grid.size)
-    text = " ".join(page.words)
+            assert any(picture.tobytes() == grid.tobytes() for picture in shown.pictures if picture.size == grid.size)
+    text = " ".join(shown.words)
     assert "step 2" in text
     for word in ("val/error", "40", "class_accuracy", "finished", "python -m diffusion_lit.train"):
         assert word in text, word
-    assert "b" not in page.tags  # a name is text, whatever is in it
+    assert "b" not in shown.tags  # a name is text, whatever is in it
 
 
 def test_a_page_of_several_runs_says_what_differs(sweep, tmp_path):
     run("report", f"sweep={sweep}", cwd=tmp_path)
-    page = Page(sweep / "report.html")
-    text = page.words
+    text = Page(sweep / "report.html").words
     assert "Differences" in text
     row = text[text.index("run") :]
     assert "seed" in row[:4]
     run("report", f"runs=[{sweep / '0'},{sweep / '1'}]", cwd=tmp_path)
     assert (tmp_path / "report.html").exists()
+
+
+def test_runs_are_named_by_what_differs_and_the_metric_comes_first(tmp_path):
+    """Choices of groups have their own names, never paths of classes; curves of equal overrides stay apart."""
+    for name, choice, gamma in (("a", "Uniform", None), ("b", "MinSNR", 5), ("c", "MinSNR", 5)):
+        (tmp_path / name).mkdir()
+        weighting = {"_target_": f"diffusion_lit.diffusion.weighting.{choice}"} | ({"gamma": gamma} if gamma else {})
+        optimizer = {"_target_": f"torch.optim.{'Adam' if name == 'a' else 'AdamW'}", "lr": 0.1}
+        config = {key: {} for key in ("data", "model", "diffusion", "sampler")}
+        config |= {"weighting": weighting, "optimizer": optimizer, "run_dir": name}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+        override = {"a": "weighting=uniform", "b": "weighting=min_snr", "c": "weighting=min_snr"}[name]
+        (tmp_path / name / "command.txt").write_text(f"python -m diffusion_lit.train {override}\n")
+        (tmp_path / name / "result.json").write_text('{"steps": 3, "fd": 1.5}')
+    runs = [tmp_path / name for name in "abc"]
+    found = page.find_differences(runs, "fd")
+    assert found["keys"] == ["weighting", "optimizer._target_"]
+    assert [config["weighting"] for _, config, _ in found["rows"]] == ["uniform", "min_snr", "min_snr"]
+    assert [config["optimizer._target_"] for _, config, _ in found["rows"]] == ["Adam", "AdamW", "AdamW"]
+    assert found["names"][0] == "fd"
+    labels = page.label_runs(runs, found)
+    assert len(set(labels)) == 3
+    assert labels[0] == "weighting=uniform optimizer._target_=Adam"
+    assert labels[1] == "weighting=min_snr optimizer._target_=AdamW b"
 
 
 def test_what_is_missing_is_left_out(sweep, tmp_path):
