@@ -1,6 +1,7 @@
 """Contact sheets: one row of images for each class or each group of duplicates, as the network would get them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -11,9 +12,11 @@ from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.inspection.image_facts import ImageFacts
+from diffusion_lit.system.console import join_names
 
 MAX_ROWS = 24
 SHEET_WIDTH = 1000  # px, about
+MAX_NAME = 24  # last letters of a file name
 
 
 def contact_sheet(
@@ -50,7 +53,8 @@ def duplicate_sheet(
     kinds = ("equal", findings["duplicates"]), ("near", findings["near_duplicates"])
     for kind, groups in kinds:
         for k, group in enumerate(groups[: MAX_ROWS // 2]):
-            rows[f"{kind} {k + 1}"] = [number[name] for name in group[: _count_columns(decoding)]]
+            files = join_names([Path(name).name[-MAX_NAME:] for name in group], 2)
+            rows[f"{kind} {k + 1}: {files}"] = [number[name] for name in group[: _count_columns(decoding)]]
     left_out = {kind: len(groups) - MAX_ROWS // 2 for kind, groups in kinds}
     more = [f"{count} more {kind} groups" for kind, count in left_out.items() if count > 0]
     return _draw_sheet(splits, rows, decoding, f"and {', '.join(more)} in audit.json" if more else "")
