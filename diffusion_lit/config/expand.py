@@ -1,9 +1,14 @@
-"""Overrides of `train` that stand for others: the default experiment, `debug=on`, the length of a run."""
+"""Overrides of `train` that stand for others: default experiment, published defaults, `debug=on`, length of a run."""
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.config.debug import add_debug_overrides
 from diffusion_lit.config.overrides import read_override
 from diffusion_lit.system.errors import Exit, UserError
+
+PUBLISHED = {  # of a process chosen on the command line; weighting= and sampler= choose others
+    "flow": {"weighting": "uniform", "sampler": "flow_euler"},  # Lipman et al. 2023, Esser et al. 2024
+    "edm": {"weighting": "uniform", "sampler": "heun"},  # Karras et al. 2022
+}
 
 
 def expand_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
@@ -12,7 +17,7 @@ def expand_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
     Raises:
         UserError: exit 2 for two lengths of one run.
     """
-    rest = add_default_experiment(overrides)
+    rest = add_published_defaults(add_default_experiment(overrides))
     if read_override("debug", overrides) == "on":
         rest = add_debug_overrides(rest, compose_configs("train", rest, config_dir, complete=False)[0])
     return merge_run_length(rest)
@@ -37,3 +42,10 @@ def add_default_experiment(overrides: list[str]) -> list[str]:
     if values.get("data", "digits") != "digits" and "experiment" not in values:
         return ["experiment=none", *overrides]
     return overrides
+
+
+def add_published_defaults(overrides: list[str]) -> list[str]:
+    """Add the published weighting and sampler of `diffusion=flow` and `diffusion=edm`, unless others are chosen."""
+    values = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
+    published = PUBLISHED.get(values.get("diffusion", ""), {})
+    return [*[f"{key}={value}" for key, value in published.items() if key not in values], *overrides]

@@ -15,6 +15,7 @@ from diffusion_lit.config import compose as compose_module
 from diffusion_lit.config import overrides
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings, resolve_data
 from diffusion_lit.config.constraints import CHECKS
+from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.groups import CONF, list_option_keys
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.schema import FIGURES, FIXED, read_keys
@@ -288,3 +289,16 @@ def test_another_network_than_the_recipes_is_as_its_own_file_says(experiment):
 def test_a_key_that_is_nearly_a_group_is_taken_for_it():
     with pytest.raises(UserError, match="optimiser: no such key .did you mean optimizer or "):
         compose_configs("train", ["optimiser=adam"])
+
+
+def test_a_process_on_the_command_line_brings_its_published_weighting_and_sampler():
+    def compose(*overrides: str) -> tuple[str, str]:
+        (config,) = compose_configs("train", expand_overrides(list(overrides), None), complete=False)
+        return config["weighting"]["_target_"].rpartition(".")[2], config["sampler"]["name"]
+
+    default = compose()
+    assert compose("diffusion=flow") == ("Uniform", "flow_euler")
+    assert compose("diffusion=edm") == ("Uniform", "heun")
+    assert compose("diffusion=cosine") == default
+    assert compose("diffusion=flow", "weighting=snr", "sampler=flow_heun") == ("SNR", "flow_heun")
+    assert compose("data=image_folder", "data.root=.", "diffusion=edm", "weighting=min_snr") == ("MinSNR", "heun")
