@@ -166,7 +166,7 @@ CASES = [
     ("sampler.serves=[flow]", "sampler=dpmpp_sde: serves flow processes, and this one is discrete. Use ddim, d"),
     ("diffusion=edm sampler=flow_euler", "sampler=flow_euler: serves flow processes, and this one is edm. Use"),
     ("diffusion=flow diffusion.prediction_type=epsilon", "diffusion.prediction_type=epsilon: with diffusion=flow the"),
-    ("diffusion=flow sampler=dpmpp_sde sampler.prediction_type=epsilon", "sampler.prediction_type=epsilon: not possible with diffusion"),
+    ("diffusion=flow sampler=deis sampler.prediction_type=epsilon", "sampler.prediction_type=epsilon: not possible"),
     ("diffusion=flow diffusion.beta_start=1", "diffusion.beta_start: no such key. diffusion=flow has predictio"),
     ("diffusion=flow diffusion.process=edm", "diffusion.process=edm: fixed by the choice of diffusion"),
     ("diffusion=edm diffusion.sigma_min=90", "diffusion.sigma_min=90: must be less than diffusion.sigma_max=80"),
