@@ -24,7 +24,12 @@ def write_atomically(path: Path, concurrent: bool = False) -> Iterator[Path]:
         concurrent: whether several processes, also of other hosts, may write it at once.
             Each has a temporary file of its own then, with a lock that falls with the
             process, by which `is_abandoned` recognizes the file of a killed process.
+
+    Raises:
+        UserError: exit 5 if `path` is a device, a pipe or a folder, which root could replace.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(Exit.OUTPUT, f"{path} is not a regular file: choose another name")
     suffix = f".{platform.node()}-{secrets.token_hex(4)}" if concurrent else ""
     temporary = path.with_name(f".{path.name}{suffix}.tmp")
     try:

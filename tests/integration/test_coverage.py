@@ -73,10 +73,10 @@ def test_equal_models_are_seldom_told_apart_and_models_2_8_standard_errors_apart
         return values, np.array([estimate.low > 0 or estimate.high < 0 for estimate in estimates])
 
     values, apart = tell_apart(0.0)
-    false_alarms, error, trial = apart.mean(), values.std(), 0.05
-    slope = (tell_apart(trial)[0].mean() - values.mean()) / trial
-    gap = 2.8 * error / slope  # the spread hardly changes over such a gap
-    power = tell_apart(gap)[1].mean()
+    false_alarms, gap = apart.mean(), 0.05
+    for _ in range(3):  # until the models are 2.8 standard errors apart, whose size changes with the gap
+        values, apart = tell_apart(gap)
+        power, gap = apart.mean(), gap * 2.8 * values.std() / values.mean()
     print(f"comparison | {name} | N={n} | equal {false_alarms:.1%} | 2.8 standard errors apart {power:.1%}")
     assert 0.036 <= false_alarms <= 0.064
     assert 0.76 <= power <= 0.84

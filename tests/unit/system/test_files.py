@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.system import platform
+from diffusion_lit.system.errors import UserError
 from diffusion_lit.system.files import is_unlocked, write_atomically, write_text_atomically
 
 
@@ -69,3 +70,15 @@ def test_where_open_files_cannot_be_renamed_it_is_closed_before(tmp_path, monkey
     monkeypatch.setattr(platform, "RENAMES_OPEN_FILES", True)
     with pytest.raises(AssertionError):
         write_text_atomically(tmp_path / "result.json", "it is looked at")
+
+
+def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
+    """Root may replace even /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, is_kept in (("pipe", Path.is_fifo), ("folder", Path.is_dir)):
+        with pytest.raises(UserError, match="is not a regular file") as caught:
+            write_text_atomically(tmp_path / name, "text")
+        assert caught.value.exit_code == 5
+        assert is_kept(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
