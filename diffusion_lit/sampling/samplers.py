@@ -111,6 +111,10 @@ def make_sampler(config: dict, scheduler: type[Any]) -> Sampler:
     are arguments of `scheduler.step`, or else of the scheduler's constructor.
     """
     fields = {key: config[key] for key in ("steps", "batch_size", "clip_x0")}
+    if fields["batch_size"] is None:
+        # the last batch is filled up, which costs a CPU time
+        has_gpu = torch.accelerator.is_available()
+        fields["batch_size"] = 64 if has_gpu else 16
     not_arguments = {"_target_", "name", "serves", "starts_anywhere"} | fields.keys()
     arguments = {key: value for key, value in config.items() if key not in not_arguments}
     step_keys = arguments.keys() & inspect.signature(scheduler.step).parameters.keys()

@@ -42,12 +42,12 @@ def unbroken(tmp_path_factory):
 
 
 def test_a_preview_is_made_of_fewer_images_at_a_time(unbroken, tmp_path):
-    prelude = failing("diffusion_lit.sampling.generate", "_denoise", "len(args[3]) > 16")
+    prelude = failing("diffusion_lit.sampling.generate", "_denoise", "len(args[3]) > 4")
     folder = tmp_path / "run"
     printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, prelude=prelude)
-    assert "out of memory while sampling; now 32 images at a time (sampler.batch_size)" in printed
-    assert "now 16 images at a time" in printed
-    assert "now 8 images" not in printed
+    assert "out of memory while sampling; now 8 images at a time (sampler.batch_size)" in printed
+    assert "now 4 images at a time" in printed
+    assert "now 2 images" not in printed
     assert_equal_training(unbroken, folder)
     grids = [sorted(path.name for path in (one / "samples").iterdir()) for one in (unbroken, folder)]
     assert grids[0] == grids[1]
@@ -127,7 +127,7 @@ def test_the_advice_divides_the_batch():
 def test_sample_reports_how_many_images_at_a_time_may_fit(unbroken, tmp_path):
     prelude, out = failing("diffusion_lit.sampling.generate", "_denoise", "True"), tmp_path / "x"
     printed = run("sample", f"run={unbroken}", "num_images=4", f"out={out}", cwd=tmp_path, code=75, prelude=prelude)
-    assert "error: out of memory with 64 images at a time: add sampler.batch_size=32" in printed
+    assert "error: out of memory with 16 images at a time: add sampler.batch_size=8" in printed
     assert "Traceback" not in printed
 
 

@@ -305,6 +305,7 @@ def test_every_key_of_a_sampler_goes_where_it_belongs(name):
     config = YAMLS[name]
     scheduler = locate(config["_target_"])
     sampler = make_sampler(config, scheduler)
+    assert make_sampler(config | {"batch_size": 5}, scheduler).batch_size == 5
     constructor = set(inspect.signature(scheduler.__init__).parameters)
     step = set(inspect.signature(scheduler.step).parameters)
     own = {"_target_", "name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"}
@@ -314,7 +315,7 @@ def test_every_key_of_a_sampler_goes_where_it_belongs(name):
     assert not set(sampler.arguments) & (set(sampler.step_arguments) | own)
     assert (sampler.steps, sampler.batch_size, sampler.clip_x0) == (
         config["steps"],
-        config["batch_size"],
+        16,
         config["clip_x0"],
     )
     built = sampler.build_scheduler(COSINE)
