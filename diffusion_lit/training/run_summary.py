@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from diffusion_lit.config.network_size import describe_levels, find_size_faults
 from diffusion_lit.data.datamodule import ImageDataModule
@@ -62,9 +63,23 @@ def format_run_summary(
             f"warning    the weighting is 0 at the noisiest timestep ({len(module.diffusion.weight) - 1}), where "
             "sampling starts: it is never trained. Use weighting=truncated_snr or snr_plus_one."
         )
+    lines += find_batch_norm_faults(config, module.net)
     if resume_from:
         lines.append(f"resuming   {resume_from.name}")
     return "\n".join(lines)
+
+
+def find_batch_norm_faults(config: dict, net: nn.Module) -> list[str]:
+    """Return a line if batch normalization makes the division of a batch change the training."""
+    parts = config["strategy"]["accumulate"] * collectives.world_size()
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if parts == 1 or not norms:
+        return []
+    return [
+        f"note       batch normalization sees {config['global_batch_size'] // parts} images at a time, in {parts} "
+        "parts of a batch: another strategy.accumulate or number of processes trains something else. "
+        "trainer.sync_batchnorm=true joins processes; group normalization has no such limit."
+    ]
 
 
 def _device_text(config: dict) -> str:
