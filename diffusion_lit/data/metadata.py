@@ -50,7 +50,8 @@ def read_orientation(exif: bytes) -> int:
 def strip_metadata(data: bytes) -> bytes:
     """Return a PNG, TIFF, JPEG or WebP with what its pixels and orientation need; other files as they are.
 
-    Damaged parts, such as the rest of half a file, are kept for the decoder to refuse.
+    Damaged parts, such as the rest of half a file, are kept for the decoder to
+    refuse.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data[:8] + b"".join(_keep_png_chunks(data))

@@ -82,8 +82,9 @@ class StreamedTable:
     def split_validation(self, fraction: float, most: int) -> "tuple[StreamedTable, StreamedTable]":
         """Return the training images, and the first ones of some ranges, at most `most`, for validation.
 
-        Which ranges and how many of their images follows from a hash of each range, so that
-        ranges that are added move no image of another, unless there are more than `most`.
+        Which ranges and how many of their images follows from a hash of each range,
+        so that ranges that are added move no image of another, unless there are
+        more than `most`.
         """
         counts = self.counts
         taken = np.array([self._count_validation(k, fraction) for k in range(len(counts))], np.int64)

@@ -10,6 +10,7 @@ from PIL import Image
 from diffusion_lit.data.decoding import MAX_PIXELS, StoredImage, map_in_order, open_image, report_broken_image
 from diffusion_lit.data.deep_images import is_deep, read_values, require_finite
 from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.imaging.rows import choose_rows
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import DataError
 
@@ -69,7 +70,7 @@ def _list_candidates(images: Sequence, max_pixels: int) -> Sequence[int]:
         return everything if is_deep(array) else ()
     if isinstance(images, list):
         return [k for k in everything if _may_be_deep(images[k])]
-    sample = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)).tolist()
+    sample = choose_rows(len(images), SAMPLE)
     return everything if any(_measure(images, k, max_pixels) for k in sample) else ()
 
 

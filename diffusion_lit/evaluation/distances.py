@@ -98,11 +98,12 @@ def find_principal_components(real: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def kernel_distance(x: Tensor, y: Tensor) -> Measurement:
     """Return KID, with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018).
 
-    It is the unbiased squared maximum mean discrepancy over all pairs of images (Gretton et al.
-    2012, eq. 3), the estimate of smallest variance without bias; published KID is often its mean
-    over subsets of 1,000. The influence of an image is twice its mean kernel with the other
-    images of its set, less that with the other set (Hoeffding 1948). For equal distributions,
-    where influences vanish, intervals are up to 1.4 times too wide.
+    It is the unbiased squared maximum mean discrepancy over all pairs of images
+    (Gretton et al. 2012, eq. 3), the estimate of smallest variance without bias;
+    published KID is often its mean over subsets of 1,000. The influence of an image
+    is twice its mean kernel with the other images of its set, less that with the
+    other set (Hoeffding 1948). For equal distributions, where influences vanish,
+    intervals are up to 1.4 times too wide.
 
     Of more than 10,000 real images a fixed random choice is used.
     """

@@ -104,7 +104,8 @@ def predict_classes(classifier: FeatureExtractor, features: Tensor) -> Tensor:
 def make_pixel_pca(images: RealImages) -> FeatureExtractor:
     """Return the first 64 principal components of the training pixels, for images without labels.
 
-    They describe layout and colors, not content. Larger images are shrunk to 16 px first.
+    They describe layout and colors, not content. Larger images are shrunk to 16 px
+    first.
     """
     x = pixel_vectors(torch.from_numpy(np.ascontiguousarray(images.train.images)), PCA_SIZE).double()
     mean = x.mean(0)

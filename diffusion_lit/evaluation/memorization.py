@@ -27,9 +27,10 @@ class Neighbors(NamedTuple):
     def ratio(self) -> Tensor:
         """Return the nearest distance over the median of all k, (N,): 0 for an exact copy, at most 1.
 
-        It is relative to the density around the image, so one rule serves all features and data
-        (Carlini et al. 2023, eq. 1, with the mean). The median does not change when up to half of
-        the neighbors are variants of one training image.
+        It is relative to the density around the image, so one rule serves all
+        features and data (Carlini et al. 2023, eq. 1, with the mean). The median
+        does not change when up to half of the neighbors are variants of one
+        training image.
         """
         return self.distance[:, 0] / self.distance.median(1).values.clamp(min=1e-12)
 
@@ -37,7 +38,8 @@ class Neighbors(NamedTuple):
 def find_neighbors(images: Tensor, training: Tensor) -> Neighbors:
     """Return the Euclidean neighbors of vectors (N, D) among the distinct ones of (M, D), at most 50 each.
 
-    Matrix products find them, differences measure them again: an exact copy is at distance 0.
+    Matrix products find them, differences measure them again: an exact copy is at distance
+    0.
     """
     distinct = _find_distinct(training)
     training = training[distinct].float()

@@ -249,7 +249,8 @@ METRICS: dict[str, Callable[[Comparison], dict]] = {
 def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy", "kid")) -> list[dict[str, object]]:
     """Return a row for each class: number of images, and of the requested metrics class accuracy and KID.
 
-    KID, which has no bias at small numbers of images, is left out where there are fewer than 20.
+    KID, which has no bias at small numbers of images, is left out where there are fewer
+    than 20.
     """
     rows, is_correct = [], None
     if "class_accuracy" in requested:

@@ -43,7 +43,8 @@ def to_pil(image: Tensor) -> Image.Image:
 def draw_grid(images: Tensor, columns: int, row_names: Sequence[str] = (), title: str = "") -> Image.Image:
     """Draw images uint8 (N, C, H, W) row by row, small ones enlarged by an integer factor.
 
-    Row names are left of their rows, the title is above. The mode follows from C: L, RGB or RGBA.
+    Row names are left of their rows, the title is above. The mode follows from C: L, RGB or
+    RGBA.
     """
     n, _, height, width = images.shape
     zoom = max(1, MIN_IMAGE_SIZE // max(height, width))

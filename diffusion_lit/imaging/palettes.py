@@ -1,7 +1,7 @@
 """Palettes: the colors of a set of images, of a file or of a command line, and snapping images to them in OKLab."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,32 +102,30 @@ def read_palette(palette: str | Sequence[str | int], run: Path, channels: int) -
         UserError: exit 2 if there are no colors, more than 256, or others than grays for gray
             images.
     """
+    text = palette if isinstance(palette, str) else f"[{','.join(map(str, palette))}]"
+    path = run / PALETTE_FILE if palette == "auto" else Path(text).expanduser()
     if not isinstance(palette, str):
-        colors, where = _parse_colors([f"{color:0>6}" for color in palette]), f"palette=[{','.join(map(str, palette))}]"
-    elif palette == "auto":
-        where, path = "palette=auto", run / PALETTE_FILE
-        if not path.is_file():
-            fault = f"{where}: the training images have more than {MAX_COLORS} colors, or are streamed"
-            raise UserError(Exit.CONFIG, f"{fault}. Set palette=<file> or a list of colors")
+        colors = [_parse_color(f"{color:0>6}") for color in palette]
+    elif path.is_file():
         colors = _read_colors(path)
     else:
-        where, path = f"palette={palette}", Path(palette).expanduser()
-        if not path.is_file():
-            raise UserError(Exit.CONFIG, f'{where}: file not found. Use auto, a file, or \'["#1a1c2c","#f4f4f4"]\'')
-        colors = _read_colors(path)
-    fault = None
-    if not colors:
+        fault = 'file not found. Use auto, a file, or \'["#1a1c2c","#f4f4f4"]\''
+        if palette == "auto":
+            fault = f"the training images have more than {MAX_COLORS} colors, or are streamed. Use a file or a list"
+        raise UserError(Exit.CONFIG, f"palette={palette}: {fault}")
+    fault, colors = None, list(dict.fromkeys(colors))
+    if not colors or None in colors:
         fault = "no colors such as #1a1c2c. A file has one a line, or is a GIMP palette or an image"
     elif len(colors) > MAX_COLORS:
         fault = f"more than {MAX_COLORS} colors"
     elif channels == 1 and any(len(set(color)) > 1 for color in colors):
         fault = "has colors, and the images of this run are gray"
     if fault:
-        raise UserError(Exit.CONFIG, f"{where}: {fault}")
+        raise UserError(Exit.CONFIG, f"palette={text}: {fault}")
     return np.array(colors, dtype=np.uint8)
 
 
-def _read_colors(path: Path) -> list[tuple[int, ...]] | None:
+def _read_colors(path: Path) -> list[tuple[int, ...]]:
     """Return the colors of an image, or of a text file with one color a line."""
     try:
         with Image.open(path) as image:
@@ -137,19 +135,13 @@ def _read_colors(path: Path) -> list[tuple[int, ...]] | None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(Exit.CONFIG, f"palette={path}: {error}") from None
-    lines = [line for line in lines if HEX_COLOR.fullmatch(line.strip()) or GIMP_COLOR.fullmatch(line)]
-    return _parse_colors(lines)
+    return [color for color in map(_parse_color, lines) if color]
 
 
-def _parse_colors(lines: Iterable[str]) -> list[tuple[int, ...]] | None:
-    """Return RGB of each line; None if one of them is not a color."""
-    colors = []
-    for line in lines:
-        hexadecimal, gimp = HEX_COLOR.fullmatch(line.strip()), GIMP_COLOR.fullmatch(line)
-        if hexadecimal:
-            colors.append(tuple(bytes.fromhex(hexadecimal[1])))
-        elif gimp and max(map(int, gimp.groups())) <= 255:
-            colors.append(tuple(map(int, gimp.groups())))
-        else:
-            return None
-    return list(dict.fromkeys(colors))
+def _parse_color(line: str) -> tuple[int, ...] | None:
+    """Return RGB of a line; None if it is not a color."""
+    if hexadecimal := HEX_COLOR.fullmatch(line.strip()):
+        return tuple(bytes.fromhex(hexadecimal[1]))
+    gimp = GIMP_COLOR.fullmatch(line)
+    color = tuple(map(int, gimp.groups())) if gimp else (256,)
+    return color if max(color) <= 255 else None

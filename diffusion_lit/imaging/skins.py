@@ -1,7 +1,8 @@
 """How images are displayed: Minecraft skins as figures, others as they are.
 
-A skin unfolds the boxes of a body, each twice: the body itself, and an outer layer of hat,
-jacket, sleeves and trousers. See https://minecraft.wiki/w/Skin for the layout.
+A skin unfolds the boxes of a body, each twice: the body itself, and an outer layer
+of hat, jacket, sleeves and trousers. See https://minecraft.wiki/w/Skin for the
+layout.
 """
 
 from typing import NamedTuple

@@ -38,9 +38,10 @@ def contact_sheet(
     columns, readable = _count_columns(decoding), np.array(readable, dtype=int)
     if class_names:
         names = [(k, class_names[k]) for k in choose_rows(len(class_names), MAX_ROWS)]
-        rows = {name: _spread(readable[labels[readable] == k], columns) for k, name in names}
+        members = {name: readable[labels[readable] == k] for k, name in names}
+        rows = {name: own[choose_rows(len(own), columns)] for name, own in members.items()}
     else:
-        chosen = _spread(readable, 8 * columns)
+        chosen = readable[choose_rows(len(readable), 8 * columns)]
         rows = {k: chosen[k * columns : (k + 1) * columns] for k in range(8)}
     return _draw_sheet(splits, rows, decoding, describe_rows(len(class_names), MAX_ROWS).lstrip(", "))
 
@@ -62,11 +63,6 @@ def duplicate_sheet(
 
 def _count_columns(decoding: Decoding) -> int:
     return min(max(SHEET_WIDTH // max(*height_width(decoding.image_size), 40), 4), 16)
-
-
-def _spread(numbers: np.ndarray, n: int) -> np.ndarray:
-    """Return n of the numbers, evenly from the first to the last."""
-    return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(n, len(numbers))).round().astype(int))]
 
 
 def _draw_sheet(

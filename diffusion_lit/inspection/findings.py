@@ -177,12 +177,8 @@ def explain_image_size(findings: dict, largest: int) -> str:
 def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
     """Return the lines of the table on the terminal, with the `model` group as it would be trained."""
     data, reason = config["data"], explain_image_size(findings, config["largest"])
-    n, images, alpha, resized = (
-        sum(findings["modes"].values()),
-        findings["images"],
-        findings["alpha"],
-        findings["resized"],
-    )
+    images, alpha, resized = (findings[key] for key in ("images", "alpha", "resized"))
+    n = sum(findings["modes"].values())
     how = "center-cropped" if data["fit"] == "crop" else "stretched"
     edges = "soft edges" if findings["soft_alpha"] else "hard edges"
     kinds = f"{alpha['used']:,} use it ({edges}), {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"

@@ -78,14 +78,11 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
 
     def inspect_one(task: tuple[str, int]) -> ImageFacts:
         split, k = task
-        name = f"row {k} of {split}"
+        name = image = f"row {k} of {split}"
         try:
-            image = splits[split].images[k]
-        except DataError as error:  # a row of a table without an image
-            return ImageFacts(name, error=str(error))
-        if not isinstance(image, np.ndarray):
-            name = os.fsencode(str(image)).decode(errors="backslashreplace")  # some file names are not valid text
-        try:
+            image = splits[split].images[k]  # a row of a table may have none
+            if not isinstance(image, np.ndarray):
+                name = os.fsencode(str(image)).decode(errors="backslashreplace")  # some file names are not valid text
             with report_broken_image(image):
                 content_hash, image = hash_image(image)
             return replace(inspect_image(image, name, decoding), hash=content_hash)
@@ -100,7 +97,7 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
 
 def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decoding) -> ImageFacts:
     """Return the facts of one image. Raise DataError if it cannot be read."""
-    values = read_deep_values(image, decoding.max_pixels)
+    values, (low, high) = read_deep_values(image, decoding.max_pixels), decoding.value_range or (0, 0)
     with report_broken_image(image), open_8_bits(image, decoding) as opened:
         mode, is_animated = opened.mode, getattr(opened, "is_animated", False)
         if values is not None:
@@ -117,7 +114,7 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
             mode=mode,
             size=opened.size,
             is_deep=values is not None,
-            clipped=0.0 if values is None else _share_outside(values, decoding.value_range),
+            clipped=0.0 if values is None else float(np.mean((values < low) | (values > high))),
             is_animated=is_animated,
             alpha=kind,
             has_hard_alpha=not np.any(np.asarray(rgba)[..., 3] % 255),
@@ -128,11 +125,6 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
             thumbnail=np.dstack([rgb * (alpha / 255), alpha]).round().astype(np.uint8),
             grids={} if is_lossy else score_grids(rgba),
         )
-
-
-def _share_outside(values: np.ndarray, value_range: Sequence[float]) -> float:
-    low, high = value_range
-    return float(np.mean((values < low) | (values > high)))
 
 
 def _describe_alpha(image: Image.Image) -> tuple[str, bool]:

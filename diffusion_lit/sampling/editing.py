@@ -15,8 +15,9 @@ from diffusion_lit.diffusion.seeds import InterpolatedSeed, Seed
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
     """Return the spherical interpolation from a (fraction 0) to b (fraction 1) (Shoemake 1985).
 
-    It keeps the length of Gaussian noise, which linear interpolation would reduce to one that
-    the network never saw. a and b have one shape and must not be parallel.
+    It keeps the length of Gaussian noise, which linear interpolation would reduce
+    to one that the network never saw. a and b have one shape and must not be
+    parallel.
     """
     first, second = a.double(), b.double()
     angle = torch.acos((first * second).sum() / (first.norm() * second.norm()))

@@ -30,8 +30,9 @@ def apply_guidance(uncond: Tensor, cond: Tensor, scale: float, rescale: float) -
 def add_classifier_free_guidance(net: Network, condition: Condition, scale: float, rescale: float = 0.0) -> Network:
     """Return a network with classifier-free guidance (Ho & Salimans 2022).
 
-    Scales 1 and 0, the conditional and the unconditional network, cost one evaluation; others
-    cost one evaluation of twice the batch. For `scale` and `rescale` see `apply_guidance`.
+    Scales 1 and 0, the conditional and the unconditional network, cost one evaluation;
+    others cost one evaluation of twice the batch. For `scale` and `rescale` see
+    `apply_guidance`.
     """
     if scale == 1:
         return net
@@ -50,9 +51,10 @@ def add_classifier_free_guidance(net: Network, condition: Condition, scale: floa
 def add_autoguidance(net: Network, weaker: Network, scale: float, rescale: float = 0.0) -> Network:
     """Return a network guided by a weaker model with the same condition (Karras et al. 2024).
 
-    "Guiding a diffusion model with a bad version of itself": one trained for less time, or a
-    smaller one. It pushes away from mistakes that both make, not from other classes, so it also
-    serves models without classes. Scale 1 is `net`, 0 is `weaker`.
+    "Guiding a diffusion model with a bad version of itself": one trained for less
+    time, or a smaller one. It pushes away from mistakes that both make, not from
+    other classes, so it also serves models without classes. Scale 1 is `net`, 0 is
+    `weaker`.
     """
 
     def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def draw_frames(recorder: FrameRecorder, labels: Sequence[int], class_names: Seq
 def save_preview(grids: Sequence[Image.Image], frames: Sequence[Image.Image], path: Path) -> Path:
     """Write the grids side by side as a PNG and the frames as a GIF of the same stem; return the GIF's path.
 
-    Both are written atomically, the PNG last: if it exists, the preview is complete.
+    Both are written atomically, the PNG last: if it exists, the preview is
+    complete.
     """
     gif = path.with_suffix(".gif")
     with write_atomically(gif) as unfinished:

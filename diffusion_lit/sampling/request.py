@@ -33,8 +33,9 @@ class ImageRequest(NamedTuple):
 def make_requests(config, stops: Sequence[Label], num_classes: int, num_originals: int = 1) -> list[ImageRequest]:
     """Return the images to generate, row by row.
 
-    With `config.seeds` every row goes from image 0 of the first seed to image 0 of the second;
-    with `config.interpolate` the only row goes from stop to stop, with the noise of image 0.
+    With `config.seeds` every row goes from image 0 of the first seed to image 0 of the
+    second; with `config.interpolate` the only row goes from stop to stop, with the noise of
+    image 0.
 
     Args:
         config: of `conf/sample.yaml`.
@@ -87,8 +88,9 @@ def draw_requests(
 ) -> Image.Image:
     """Draw images uint8 (N, C, H, W) as a grid, with the rows of the requests.
 
-    In an edit a row starts with the original and what the mask keeps of it. A single row without
-    a name is drawn as a square. For `render` see `diffusion_lit.imaging.skins.render_images`.
+    In an edit a row starts with the original and what the mask keeps of it. A single row
+    without a name is drawn as a square. For `render` see
+    `diffusion_lit.imaging.skins.render_images`.
     """
     in_rows = [request.row for request in requests]
     rows, images = list(dict.fromkeys(in_rows)), render_images(images, render)

@@ -107,8 +107,9 @@ class Sampler:
 def make_sampler(config: dict, scheduler: type[Any]) -> Sampler:
     """Return the sampler of a config of `conf/sampler`.
 
-    Keys other than `_target_`, `name`, `serves`, `starts_anywhere` and the fields of `Sampler`
-    are arguments of `scheduler.step`, or else of the scheduler's constructor.
+    Keys other than `_target_`, `name`, `serves`, `starts_anywhere` and the fields
+    of `Sampler` are arguments of `scheduler.step`, or else of the scheduler's
+    constructor.
     """
     fields = {key: config[key] for key in ("steps", "batch_size", "clip_x0")}
     if fields["batch_size"] is None:
@@ -151,7 +152,8 @@ def scheduler_scale(scheduler, k: int) -> float:
 def x0_to_output(prediction_type: str, x0_hat: Tensor, x_t: Tensor, process: Process, t: Tensor) -> Tensor:
     """Return the network output that stands for an estimate of x0 at time t, (B, C, H, W).
 
-    The output is that of a network with input x_t of unit variance, as schedulers expect.
+    The output is that of a network with input x_t of unit variance, as schedulers
+    expect.
     """
     (alpha, sigma), std = process.alpha_sigma(t), total_std(process, t)
     _, c_skip, c_out = PREDICTION_TYPES[prediction_type](alpha / std, sigma / std, process.sigma_data)

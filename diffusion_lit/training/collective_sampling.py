@@ -1,8 +1,9 @@
 """Generate images on all ranks of a run, with the same result as on one.
 
-Previews and metrics need many images in the middle of training. The batches of the sampler
-are divided among the ranks and gathered again. An error on one rank must not leave the
-others waiting, so it is gathered like a result and then raised on all of them.
+Previews and metrics need many images in the middle of training. The batches of the
+sampler are divided among the ranks and gathered again. An error on one rank must
+not leave the others waiting, so it is gathered like a result and then raised on all
+of them.
 """
 
 import logging

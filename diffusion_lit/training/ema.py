@@ -67,8 +67,9 @@ class ConstantDecay:
 class RisingDecay:
     """Decay 1 - (1 - decay) (cos(pi n / N) + 1) / 2 for the update after n of N (Grill et al. 2020, section 3.3).
 
-    The decay rises from `decay` to 1 along half a cosine, so the last updates add hardly
-    anything. A run that is extended continues on the curve of its new length.
+    The decay rises from `decay` to 1 along half a cosine, so the last updates add
+    hardly anything. A run that is extended continues on the curve of its new
+    length.
     """
 
     max_steps: int  # optimizer steps of the run

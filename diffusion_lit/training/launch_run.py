@@ -1,6 +1,7 @@
 """Start a run on all ranks: choose the checkpoint, launch the processes, and train on each of them.
 
-This module does not import torch, so that the command line can report its errors at once.
+This module does not import torch, so that the command line can report its errors at
+once.
 """
 
 import logging

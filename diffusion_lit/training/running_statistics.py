@@ -7,7 +7,8 @@ from torch import Tensor, nn
 class RunningStatistics:
     """A copy of the running statistics of a network's batch norms, as of the last step that was not skipped.
 
-    A forward pass changes them at once, before it is known whether the step is skipped.
+    A forward pass changes them at once, before it is known whether the step is
+    skipped.
     """
 
     def __init__(self, net: nn.Module):

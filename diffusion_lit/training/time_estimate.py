@@ -82,12 +82,11 @@ def shorten_parts(
         if part == "previews" and _count_steps(benchmark, config) > MANY_STEPS:
             own["sampler.steps"] = FEW_STEPS
         for factor in (k * 10**e for e in range(8) for k in (1, 2, 5)):
-            own |= {
-                key: min(config[key] * factor, max(config[key], config["max_steps"])) for key in keys if config[key]
-            }
+            longest = {key: max(config[key], config["max_steps"]) for key in keys if config[key]}
+            own |= {key: min(config[key] * factor, most) for key, most in longest.items()}
             if estimate(own) <= limit or all(config[key] * factor >= config["max_steps"] for key in keys):
                 break
-        own = {key: value for key, value in own.items() if value != _value(config, key)}
+        own = {key: value for key, value in own.items() if value != config.get(key)}
         after = estimate(own)
         if after < 0.8 * before[part]:
             texts = " ".join(format_override(key, value) for key, value in own.items())
@@ -105,11 +104,6 @@ def change_config(config: dict, own: dict[str, object]) -> dict:
         group, _, name = key.rpartition(".")
         (config[group] if group else config)[name] = value
     return config
-
-
-def _value(config: dict, key: str) -> object:
-    group, _, name = key.rpartition(".")
-    return (config[group] if group else config)[name]
 
 
 def _count_steps(benchmark: TrainingBenchmark, config: dict) -> int:

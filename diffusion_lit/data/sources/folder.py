@@ -106,8 +106,7 @@ class ImageFolder:
             reason: [path for path in paths if any(path.is_relative_to(place) for place in inside)]
             for reason, paths in self._list(folder).left_out.items()
         }
-        lines = format_left_out(merge_left_out([{reason: paths for reason, paths in left_out.items() if paths}]))
-        return "".join(f"\n  left out: {line}" for line in lines)
+        return "".join(f"\n  left out: {line}" for line in format_left_out(merge_left_out([left_out])))
 
     @cached_property
     def left_out(self) -> dict[str, list[str]]:
@@ -116,7 +115,7 @@ class ImageFolder:
         parts = [self._list(folder).left_out for folder in (train, val) if folder]
         if train != root:
             used = [folder for folder in list_folders(root) if folder not in (train, val)]
-            parts += [list_files(root, recursive=False).left_out, {UNUSED: used} if used else {}]
+            parts += [list_files(root, recursive=False).left_out, {UNUSED: used}]
         return merge_left_out([*parts, list_left_out(self.splits().values()) if self.tiling else {}])
 
     @property

@@ -120,9 +120,9 @@ def merge_left_out(listings: Iterable[dict[str, list]]) -> dict[str, list[str]]:
     merged: dict[str, list[str]] = {}
     for left_out in listings:
         for reason, paths in left_out.items():
-            merged.setdefault(reason, []).extend(
-                os.fsencode(str(path)).decode(errors="backslashreplace") for path in paths
-            )
+            for path in paths:
+                text = os.fsencode(str(path)).decode(errors="backslashreplace")
+                merged.setdefault(reason, []).append(text)
     return merged
 
 

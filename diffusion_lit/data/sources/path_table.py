@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import defaultdict
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ class PathTable:
         self.root = Path(root).expanduser() if root else self.path.parent
         if not os.path.isfile(self.path):
             raise DataError(f"data.path={path[:300]}: file not found")
+        self._stems = cache(list_stems)
         self.requested = {"path": path_column, "label": label_column, "split": split_column}
         self.columns = {
             "path": self._find_column("path", PATH_COLUMNS),
@@ -94,11 +95,10 @@ class PathTable:
         if column is None:
             return None
         values = self.table.columns[column]
-        if kind != "path" or self.table.lines:
-            broken = [k for k, value in enumerate(values) if isinstance(value, str) and "\n" in value.strip()]
-            if broken:
-                where, name = self.table.describe_rows(broken), self.table.names[column]
-                raise DataError(f"{self.path}, {where}: {name} goes on in the next line. Is a quote not closed there?")
+        broken = [k for k, value in enumerate(values) if isinstance(value, str) and "\n" in value.strip()]
+        if broken:
+            where, name = self.table.describe_rows(broken), self.table.names[column]
+            raise DataError(f"{self.path}, {where}: {name} goes on in the next line. Is a quote not closed there?")
         return values
 
     # -------------------------------------------------------------------------------- labels
@@ -158,18 +158,6 @@ class PathTable:
         same_stem = self._stems(path.parent).get(path.name, [])
         return path.with_name(same_stem[0]) if len(same_stem) == 1 else None
 
-    def _stems(self, folder: Path) -> dict[str, list[str]]:
-        """Return the names of the images in a folder by their names without suffix."""
-        if folder not in self._folders:
-            stems = self._folders[folder] = defaultdict(list)
-            for path in list_files(folder, recursive=False).images if os.path.isdir(folder) else ():
-                stems[path.stem].append(path.name)
-        return self._folders[folder]
-
-    @cached_property
-    def _folders(self) -> dict[Path, dict[str, list[str]]]:
-        return {}
-
     # -------------------------------------------------------------------------------- splits
 
     def splits(self) -> dict[str, Split]:
@@ -177,13 +165,9 @@ class PathTable:
         numbers = {name: k for k, name in enumerate(self.class_names)}
         labels = [numbers[name] for name in self.labels] if self.labels else [0] * len(self.paths)
         everything = Split(self.paths, np.array(labels, dtype=np.int64))
-        rows = {
-            "train": np.flatnonzero(self.split_names == "train"),
-            "val": np.flatnonzero(self.split_names == self._val),
-        }
-        return {
-            name: cut_sheets(everything.select(indices), self.tiling) for name, indices in rows.items() if len(indices)
-        }
+        rows = {"train": self.split_names == "train", "val": self.split_names == self._val}
+        parts = {name: everything.select(np.flatnonzero(own)) for name, own in rows.items() if own.any()}
+        return {name: cut_sheets(part, self.tiling) for name, part in parts.items()}
 
     @cached_property
     def left_out(self) -> dict[str, list[str]]:
@@ -197,14 +181,11 @@ class PathTable:
         if values is None:
             return np.full(len(self.table.columns[0]), "train")
         names = ["" if value is None or value != value else str(value).strip().lower() for value in values]
-        unknown = [k for k, name in enumerate(names) if name not in SPLIT_NAMES]
-        if unknown or "train" not in names:
+        fault = None if "train" in names else "no split train"
+        if unknown := [k for k, name in enumerate(names) if name not in SPLIT_NAMES]:
             values = sorted({names[k] or "(empty)" for k in unknown})
-            fault = (
-                f"{self.table.describe_rows(unknown)}: unknown splits {join_names(values)}"
-                if unknown
-                else "no split train"
-            )
+            fault = f"{self.table.describe_rows(unknown)}: unknown splits {join_names(values)}"
+        if fault:
             raise DataError(
                 f"{self.path}, {fault}. Use {join_names(SPLIT_NAMES)}, or set data.split_column=none to ignore them."
             )
@@ -252,16 +233,20 @@ class PathTable:
 
     def _describe_unlisted(self) -> list[str]:
         """Return a note on images that lie beside those of the table without being listed."""
-        listed = {os.path.normpath(path) for path in self.paths}
-        beside = (
-            folder / name
-            for folder in sorted({path.parent for path in self.paths})
-            for names in self._stems(folder).values()
-            for name in names
-        )
-        unlisted = [self._short_name(path) for path in beside if os.path.normpath(path) not in listed]
+        listed, unlisted = {os.path.normpath(path) for path in self.paths}, []
+        for folder in sorted({path.parent for path in self.paths}):
+            paths = [folder / name for names in self._stems(folder).values() for name in names]
+            unlisted += [self._short_name(path) for path in paths if os.path.normpath(path) not in listed]
         note = f"{len(unlisted):,} images beside them are not in {self.path}: {join_names(unlisted, MAX_NAMES)}"
         return [note] if unlisted else []
 
     def _short_name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+
+def list_stems(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the images in a folder by their names without suffix."""
+    stems = defaultdict(list)
+    for path in list_files(folder, recursive=False).images if os.path.isdir(folder) else ():
+        stems[path.stem].append(path.name)
+    return stems

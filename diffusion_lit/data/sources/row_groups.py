@@ -147,7 +147,8 @@ def read_row_groups(
 ) -> tuple[list[list[int]], list[list[str]], str]:
     """Return rows and digest of each row group, by file, and a fingerprint of all, of their metadata.
 
-    Only the metadata at the ends of the files is read, and with `cache_dir` only once.
+    Only the metadata at the ends of the files is read, and with `cache_dir` only
+    once.
 
     Raises:
         DataError: if a file is damaged, or lacks one of the columns.

@@ -5,9 +5,8 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from diffusion_lit.data.sources.concat import ConcatImages
 from diffusion_lit.data.sources.data_source import DataSource, Split
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError, Exit, UserError
+from diffusion_lit.system.files import normalize_name
 
 ROW = r"(?:row )?(\d+)(?: of (train|val))?"  # an entry for an image that is no file; "12" is a row of train
 
@@ -100,7 +100,7 @@ class SelectedSource:
         excluded, unmatched, places = {"train": [], "val": []}, [], defaultdict(list)
         if not self.entries:
             return excluded, unmatched
-        paths = {name: list_paths(split) for name, split in self.source.splits().items()}
+        paths = {name: list_paths(split.images) for name, split in self.source.splits().items()}
         for name, files in paths.items():
             for row, path in enumerate(files):
                 if path is not None:
@@ -125,8 +125,8 @@ def match_classes(found: Sequence[str], expected: Sequence[str]) -> np.ndarray:
     Raises:
         UserError: exit 4 if a class is not expected, or there are none where some are.
     """
-    numbers = {unicodedata.normalize("NFC", name): k for k, name in enumerate(expected)}
-    names = [unicodedata.normalize("NFC", name) for name in found]
+    numbers = {normalize_name(name): k for k, name in enumerate(expected)}
+    names = list(map(normalize_name, found))
     new = [name for name in names if name not in numbers]
     gone = [name for name in numbers if name not in names]
     if new or (gone and not names):
@@ -167,12 +167,12 @@ def format_entry(source: DataSource, split: Split, name: str, row: int) -> str:
         name: of the split.
         row: of the image in the split.
     """
-    path = list_paths(split)[row]
+    path = list_paths(split.images)[row]
     if path is None:
         return f"row {source.kept_rows[name][row] if isinstance(source, SelectedSource) else row} of {name}"
-    bases = [base for base in (getattr(source, "root", None), Path.cwd()) if base is not None]
+    bases = [getattr(source, "root", None) or Path.cwd(), Path.cwd()]
     below = next((base for base in bases if path.is_relative_to(base)), None)
-    return format_line(str(path.absolute() if below is None else path.relative_to(below)))
+    return format_line(str(path.relative_to(below) if below else path.absolute()))
 
 
 def format_line(entry: str) -> str:
@@ -180,15 +180,11 @@ def format_line(entry: str) -> str:
     return entry if entry.isprintable() and entry == entry.strip() and entry[0] not in '#"' else json.dumps(entry)
 
 
-def list_paths(split: Split) -> list[Path | None]:
+def list_paths(images) -> list[Path | None]:
     """Return the path of each image of a split, None for one that is no file."""
-    return list(_iterate_paths(split.images))
-
-
-def _iterate_paths(images) -> Iterator[Path | None]:
     if isinstance(images, ConcatImages):
-        return chain.from_iterable(map(_iterate_paths, images.parts))
-    return iter(images) if isinstance(images, list) else iter([None] * len(images))
+        return [path for part in images.parts for path in list_paths(part)]
+    return images if isinstance(images, list) else [None] * len(images)
 
 
 def _normalize(path: Path) -> str:

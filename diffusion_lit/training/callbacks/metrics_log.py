@@ -1,6 +1,7 @@
 """Log a row to console, metrics.csv and loggers, and show the progress bar.
 
-A row is due whenever an interval of the run ends: `log_every`, `val_every`, `sample_every`...
+A row is due whenever an interval of the run ends: `log_every`, `val_every`,
+`sample_every`...
 """
 
 import logging

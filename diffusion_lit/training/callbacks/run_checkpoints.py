@@ -148,9 +148,10 @@ def steps_per_epoch(trainer: L.Trainer) -> int:
 def realign_progress(checkpoint: dict, steps_per_epoch: int, accumulate: int) -> None:
     """Derive Lightning's counters of batches and epochs in a checkpoint from its global step.
 
-    The position in the stream of images is the step times the global batch size. The stored
-    counters would resume in the middle of a step if `accumulate` or the number of processes
-    has changed, or if the checkpoint was saved when memory ran out.
+    The position in the stream of images is the step times the global batch size.
+    The stored counters would resume in the middle of a step if `accumulate` or the
+    number of processes has changed, or if the checkpoint was saved when memory ran
+    out.
     """
     step, loop = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
     epoch, done = divmod(step, steps_per_epoch)

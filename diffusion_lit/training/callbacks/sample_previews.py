@@ -68,8 +68,9 @@ class SamplePreviews(StepCallback):
     def _draw(self, module: DiffusionModule) -> None:
         """Write samples/step-*.png and step-*.gif, unless a signal ends the run on any rank.
 
-        The grid has a row of samples per class, of the EMA and of the raw network. The
-        animation shows the first sample of each row from noise to image, by the EMA.
+        The grid has a row of samples per class, of the EMA and of the raw network.
+        The animation shows the first sample of each row from noise to image, by the
+        EMA.
         """
         names, bar = self.config["data"]["class_names"], self.metrics.bar
         labels = preview_labels(len(names))

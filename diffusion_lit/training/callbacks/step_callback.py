@@ -60,8 +60,9 @@ class Clock:
 class StepCallback(L.Callback):
     """Calls `after_step` once after each optimizer step, in the order of the Trainer's callbacks.
 
-    It runs on every rank: write files only where `collectives.rank() == 0`, call collectives
-    on all ranks or none, and let no rank raise alone (`distributed/consistency.py`).
+    It runs on every rank: write files only where `collectives.rank() == 0`, call
+    collectives on all ranks or none, and let no rank raise alone
+    (`distributed/consistency.py`).
 
     To add one, add a field to `RunCallbacks` and build it in `make_callbacks`, both in
     `diffusion_lit.training.build_run`. It cannot be
