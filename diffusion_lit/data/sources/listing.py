@@ -24,6 +24,16 @@ SPECIAL = "special files (pipes, sockets, devices), which are never opened"
 UNREADABLE = "files that cannot be opened: get permission to read them"
 EMPTY = "empty folders: is a disk not mounted?"
 HIDDEN = "hidden or system files"
+OWN = "runs and other output of this package: name such a folder as data.root to read its images"
+OWN_FILES = (  # by which folders of runs, sweeps, samples, exports, audits and figures are recognized
+    (".lock", "train.log"),
+    ("config.yaml", "command.txt"),
+    ("config.yaml", "model_index.json"),
+    ("multirun.yaml",),
+    ("manifest.json", "grid.png"),
+    ("audit.json",),
+    ("figures.json",),
+)
 # what reads files that are no images for Pillow; they are never opened
 READERS = {
     "convert them to PNG, with pillow-heif for example": ".heic .heif .hif",
@@ -135,13 +145,27 @@ def _scan(path: str) -> list[os.DirEntry]:
         raise DataError(f"{fault}. Get permission to read it, mount its disk, or move it elsewhere.") from None
 
 
+def _is_own(folder: str) -> bool:
+    """Return whether this package wrote a folder, or outputs/ that holds its runs or no files at all."""
+    if os.path.basename(folder) == "outputs":
+        folder = next((path for path, _, files in os.walk(folder) if files), None)
+    if folder is None:
+        return True
+    return any(_holds(folder, names) for names in OWN_FILES)
+
+
+def _holds(folder: str, names: Iterable[str]) -> bool:
+    """Return whether a folder has entries of all these names."""
+    return all(os.path.exists(os.path.join(folder, name)) for name in names)
+
+
 def _classify(entry: os.DirEntry, opens: bool = True) -> str:
     """Return "folder", "image", or the reason to leave the entry out; without `opens` no file is opened."""
     if entry.name.startswith(".") or entry.name.lower() in JUNK:
         return HIDDEN
     try:
         if entry.is_dir():
-            return "folder"
+            return OWN if _is_own(entry.path) else "folder"
         if not entry.is_file():
             return DEAD_LINKS if entry.is_symlink() and not os.path.exists(entry.path) else SPECIAL
     except OSError as error:  # a link into a loop or a folder without permission, a failing disk

@@ -159,3 +159,33 @@ def test_other_sources_pass_it_on_and_unused_splits_are_named(tmp_path):
     assert source.left_out[".txt files"] == [str(tmp_path / "notes.txt")]
     for other in (Concat([str(tmp_path)]), TorchvisionSet("celeba", str(tmp_path))):
         assert other.left_out == source.left_out
+
+
+def test_what_this_package_wrote_beside_the_images_is_left_out_and_named(tmp_path):
+    run = "outputs/images/2026-01-01"
+    written = {
+        "a run": [f"{run}/.lock", f"{run}/train.log", f"{run}/samples/step-00000001.png"],
+        "a sweep": ["outputs/sweep/multirun.yaml", "outputs/sweep/0/grid.png"],
+        "an audit and a run by name": ["audit/audit.json", "audit/images.png", "my/config.yaml", "my/command.txt"],
+        "samples": ["new/manifest.json", "new/grid.png", "new/00000.png"],
+        "a run that was removed": ["outputs/images/"],
+    }
+    images = {"classes": ["cat/1.png", "dog/2.png"], "flat": ["1.png"], "splits": ["train/1.png", "val/2.png"]}
+    for layout, names in images.items():
+        for kind, others in written.items():
+            root = tmp_path / layout / kind
+            save(*(root / name for name in [*names, *others] if name.endswith(".png")))
+            for name in others:
+                (root / name).mkdir(parents=True) if name.endswith("/") else None
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).touch()
+            source = ImageFolder(str(root))
+            splits = source.splits()
+            assert names_of([path for split in splits.values() for path in split.images], root) == names, (layout, kind)
+            assert source.class_names == (["cat", "dog"] if layout == "classes" else []), (layout, kind)
+            left_out = names_of(map(Path, source.left_out[listing.OWN]), root)
+            tops = {name.split("/")[0] for name in others}
+            assert left_out == sorted(tops), (layout, kind)
+    save(tmp_path / "theirs" / "outputs" / "1.png", tmp_path / "theirs" / "inputs" / "1.png")
+    assert ImageFolder(str(tmp_path / "theirs")).class_names == ["inputs", "outputs"]
+    assert len(list_files(tmp_path / "flat" / "samples" / "new").images) == 2  # named, its images are read
