@@ -10,16 +10,17 @@ from diffusion_lit.runs import run_dir, sweeps
 def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str] | None:
     """Write results.csv and print a table of a sweep of `evaluate`.
 
-    For several runs the table has means over seeds. For one run it has the settings with
-    their Pareto front of quality and cost, which is drawn to pareto.png.
+    For several runs the table has means over seeds. For one run it has the settings
+    with their Pareto front of quality and cost, which is drawn to pareto.png.
 
     Args:
         sweep: folder of the sweep.
-        names: metrics of the table. The first one that was computed decides which is best.
+        names: metrics of the table. The first one that was computed decides which
+            is best.
 
     Returns:
-        result.json of the best settings of one run, and the reason; None for several runs or
-        without results.
+        result.json of the best settings of one run, and the reason; None for
+        several runs or without results.
     """
     from diffusion_lit.figures import pareto
 

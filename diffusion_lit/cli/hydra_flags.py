@@ -40,7 +40,8 @@ def render_config(config: DictConfig, package: str | None, resolve: bool) -> str
     """Return a configuration, or the part of it that `package` names, as yaml.
 
     Raises:
-        UserError: exit 2 if there is no such part, or if an interpolation cannot be resolved.
+        UserError: exit 2 if there is no such part, or if an interpolation cannot be
+            resolved.
     """
     part = config if package in (None, "_global_") else OmegaConf.select(config, package, throw_on_missing=False)
     if not OmegaConf.is_dict(part):

@@ -119,7 +119,10 @@ def _answer_flags(config_name: str, flags: list[str], others: list[str]) -> None
 
 
 def _prepare(config_name: str, prepare: Prepare, overrides: list[str], config_dir: str | None) -> list[str]:
-    """Return the prepared overrides. An error about the run that they name also lists other faults."""
+    """Return the prepared overrides.
+
+    An error about the run that they name also lists other faults.
+    """
     try:
         return prepare(overrides, config_dir)
     except UserError as error:

@@ -4,21 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.evaluation.comparison import Difference, compare, load_evaluation
 from diffusion_lit.runs import sweeps
 
-
-class Compared(NamedTuple):
-    """A row of the comparison: a setting against the best one."""
-
-    label: str
-    difference: Difference
+Differences = list[tuple[str, Difference]]  # from the best settings, by the label of the others
 
 
-def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metric: str) -> tuple[str, list[Compared]]:
+def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metric: str) -> tuple[str, Differences]:
     """Return the label of the first group, and each other group that is paired with it."""
 
     def label(group: sweeps.JobGroup) -> str:
@@ -30,10 +24,10 @@ def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metri
 
     best, *others = groups
     rows = [(label(group), compare(evaluations(group), evaluations(best))) for group in others]
-    return label(best), [Compared(name, difference) for name, difference in rows if difference]
+    return label(best), [(name, difference) for name, difference in rows if difference]
 
 
-def format_comparison(best: str, rows: Sequence[Compared], metric: str):
+def format_comparison(best: str, rows: Differences, metric: str):
     """Return a rich table of the differences from the best setting."""
     from rich.table import Table
 
@@ -48,7 +42,7 @@ def format_comparison(best: str, rows: Sequence[Compared], metric: str):
         if verdict == "cannot be told apart":
             verdict += f" at {found.images:,} images"
             if found.training is None and found.images_needed:
-                verdict += f", perhaps at {_round(found.images_needed):,}"
+                verdict += f", perhaps at {float(f'{found.images_needed:.2g}'):,.0f}"
         low, high = (f"{value:+{column.format}}" for value in found.estimate[1:])
         errors = [found.sampling, found.training, found.reference]
         cells = ["" if error is None else f"{error:.2g}" for error in errors]
@@ -56,13 +50,7 @@ def format_comparison(best: str, rows: Sequence[Compared], metric: str):
     return table
 
 
-def _round(n: int) -> int:
-    """Return n with two digits, rounded up."""
-    unit = 10 ** max(len(str(n)) - 2, 0)
-    return -(-n // unit) * unit
-
-
-def write_comparison(best: str, rows: Sequence[Compared], metric: str, folder: Path) -> Path:
+def write_comparison(best: str, rows: Differences, metric: str, folder: Path) -> Path:
     """Write comparison.json and comparison.png, and return the path of the figure."""
     from diffusion_lit.figures.forest import draw_differences
 

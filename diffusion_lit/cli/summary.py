@@ -1,7 +1,7 @@
 """The summary of a sweep: results.csv, a table of means over seeds, a figure.
 
-`python -m diffusion_lit.cli.summary <folder> [metric]` makes them again, also for a sweep
-that still runs or was killed.
+`python -m diffusion_lit.cli.summary <folder> [metric]` makes them again, also for a
+sweep that still runs or was killed.
 """
 
 import shlex

@@ -17,8 +17,9 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
     """Return the overrides of a run; with `resume=` those of the run to continue.
 
     Raises:
-        UserError: exit 2 for a sweep that resumes, or that several processes start, or for
-            `resume=auto` with neither a run to continue nor a recipe to start; exit 4 if there is no such run.
+        UserError: exit 2 for a sweep that resumes, or that several processes start,
+            or for `resume=auto` with neither a run to continue nor a recipe to
+            start; exit 4 if there is no such run.
     """
     run = read_override("resume", overrides)
     multirun = is_multirun()

@@ -1,7 +1,8 @@
 """The configuration of a command line, composed by Hydra and checked before torch is imported.
 
-`config/schema.py` reads keys, types and ranges from the yaml files, `config/constraints.py`
-checks values that belong together. All faults are reported at once.
+`config/schema.py` reads keys, types and ranges from the yaml files,
+`config/constraints.py` checks values that belong together. All faults are reported
+at once.
 """
 
 import copy
@@ -131,7 +132,8 @@ def _compose_choices(
 ) -> Choices:
     """Compose with the group overrides alone.
 
-    A group on the command line drops the keys that the experiment sets for its own choice.
+    A group on the command line drops the keys that the experiment sets for its own
+    choice.
     """
     path = _search_path(folders)
     config = compose(config_name, [*path, *texts], return_hydra_config=True)
@@ -175,8 +177,8 @@ def sampler_faults(sampler: dict, diffusion: dict, name: str, folders: Sequence[
 def build_source(data: dict) -> object:
     """Return the data source of a `data` group, without the images of `data.exclude`.
 
-    Its class takes the keys that it names. The `class_names` of a run decide the numbers of
-    its classes.
+    Its class takes the keys that it names. The `class_names` of a run decide the
+    numbers of its classes.
     """
     cls = locate(data.get("_target_"))
     source = {key: data[key] for key in ("_target_", *inspect.signature(cls).parameters) if key in data}
@@ -192,8 +194,8 @@ def resolve_data(config: DictConfig, class_names: Sequence[str] | None = None) -
         class_names: the classes of the run to resume, in its order.
 
     Raises:
-        UserError: exit 3 if `data.num_classes` is another number; exit 4 if the data has
-            classes that the run to resume lacks.
+        UserError: exit 3 if `data.num_classes` is another number; exit 4 if the
+            data has classes that the run to resume lacks.
     """
     data = OmegaConf.to_container(config.data, resolve=True)
     source = build_source(data | ({} if class_names is None else {"class_names": class_names}))

@@ -22,8 +22,8 @@ def find_conflicts(values: dict[str, object]) -> list[str]:
     """Return one line for each pair of values that do not fit.
 
     Args:
-        values: dotted key -> value, without keys that are faulty by themselves. A check
-            whose keys are not all there is left out.
+        values: dotted key -> value, without keys that are faulty by themselves. A
+            check whose keys are not all there is left out.
     """
     faults = []
     for check in CHECKS:
@@ -139,7 +139,10 @@ def check_staircase(v: dict) -> Iterator[str]:
 
 
 def check_train_batches(v: dict) -> Iterator[str]:
-    """Refuse an epoch of so many batches that it ends inside a step. A share of them is checked with the data."""
+    """Refuse an epoch of so many batches that it ends inside a step.
+
+    A share of them is checked with the data.
+    """
     limit, accumulate = v["trainer.limit_train_batches"], v["strategy.accumulate"]
     if isinstance(limit, int) and limit % accumulate:
         yield f"trainer.limit_train_batches={limit}: must be a multiple of strategy.accumulate={accumulate}"

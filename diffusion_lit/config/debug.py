@@ -51,11 +51,8 @@ def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
         if config.data.get("label_column") == "none":
             values["data.labels"] = "none"
     added = {key: value for key, value in values.items() if key not in keys}
-    if "run_dir" in added:
-        overrides = [
-            f"run_dir={added.pop('run_dir')}",
-            *overrides,
-        ]  # with interpolations, which format_override escapes
+    if "run_dir" in added:  # with interpolations, which format_override escapes
+        overrides = [f"run_dir={added.pop('run_dir')}", *overrides]
     return [*[format_override(key, value) for key, value in added.items()], *overrides]
 
 

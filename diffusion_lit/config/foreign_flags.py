@@ -5,17 +5,10 @@ from collections.abc import Callable, Sequence
 
 from diffusion_lit.config.overrides import did_you_mean, format_command, format_override
 
-PRECISIONS = {"no": "32-true", "none": "32-true", "fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-OBJECTIVES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
-SCHEDULES = {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine_restarts"}
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z][\w./@]*=")
 PLAIN = re.compile(r"[\w.,/+\[\]-]+", re.ASCII)
 Values = dict[str, str]  # all flags and their values
 Translate = str | Callable[[str, Values], str]  # overrides with {} for the value, or a function of value and flags
-
-
-def _precision(value: str, flags: Values) -> str:
-    return f"strategy.precision={PRECISIONS.get(value.lower(), value)}"
 
 
 def _betas(value: str, flags: Values) -> str:
@@ -36,83 +29,76 @@ def _half_life(value: str, flags: Values) -> str:
     return f"ema=constant ema.decay={0.5 ** (int(flags.get('batch') or 512) / (float(value) * 1e6)):.6g}"
 
 
-FLAGS: dict[str, Translate] = {
-    "train_data_dir": "data=image_folder data.root={}",
-    "data_dir": "data=image_folder data.root={}",
-    "folder": "data=image_folder data.root={}",
-    "data": "data=image_folder data.root={}",
-    "dataset_name": "data=huggingface data.path={}",
-    "dataset_config_name": "data=huggingface data.name={}",
-    "model_config_name_or_path": "model=pretrained model.path={} model.take=architecture",
-    "output_dir": "run_dir={}",
-    "outdir": "run_dir={}",
-    "results_folder": "run_dir={}",
-    "desc": "name={}",
-    "cache_dir": "data.cache_dir={}",
-    "resolution": "data.image_size={}",
-    "image_size": "data.image_size={}",
-    "channels": "data.channels={}",
-    "train_batch_size": "global_batch_size={}",
-    "batch_size": "global_batch_size={}",
-    "batch": "global_batch_size={}",
-    "eval_batch_size": "sampler.batch_size={}",
-    "num_epochs": "max_epochs={}",
-    "num_train_epochs": "max_epochs={}",
-    "epochs": "max_epochs={}",
-    "train_num_steps": "max_steps={}",
+OVERRIDES = {  # with {} for the value -> flags
+    "data=image_folder data.root={}": "train_data_dir data_dir folder data",
+    "data=huggingface data.path={}": "dataset_name",
+    "data=huggingface data.name={}": "dataset_config_name",
+    "model=pretrained model.path={} model.take=architecture": "model_config_name_or_path",
+    "run_dir={}": "output_dir outdir results_folder",
+    "name={}": "desc",
+    "data.cache_dir={}": "cache_dir",
+    "data.image_size={}": "resolution image_size",
+    "data.channels={}": "channels",
+    "global_batch_size={}": "train_batch_size batch_size batch",
+    "sampler.batch_size={}": "eval_batch_size",
+    "max_epochs={}": "num_epochs num_train_epochs epochs",
+    "max_steps={}": "train_num_steps max_train_steps",
+    "sample_every={0} checkpoint_every={0}": "save_and_sample_every",
+    "checkpoint_every={}": "checkpointing_steps",
+    "keep_checkpoints={}": "checkpoints_total_limit",
+    "strategy.accumulate={}": "gradient_accumulation_steps gradient_accumulate_every",
+    "optimizer.lr={}": "learning_rate train_lr lr",
+    "lr_schedule={}": "lr_scheduler",
+    "lr_schedule.warmup_steps={}": "lr_warmup_steps",
+    "optimizer.weight_decay={}": "adam_weight_decay weight_decay",
+    "optimizer.eps={}": "adam_epsilon",
+    "trainer.gradient_clip_val={}": "max_grad_norm",
+    "ema.inv_gamma={}": "ema_inv_gamma",
+    "ema.power={}": "ema_power",
+    "ema.max_decay={}": "ema_max_decay",
+    "ema=constant ema.decay={}": "ema_decay",
+    "ema=constant ema.update_every={}": "ema_update_every",
+    "logger={}": "logger report_to",
+    "strategy.precision={}": "mixed_precision mixed_precision_type",
+    "diffusion.prediction_type={}": "prediction_type objective",
+    "diffusion.num_train_timesteps={}": "ddpm_num_steps timesteps diffusion_steps",
+    "sampler.steps={}": "ddpm_num_inference_steps",
+    "sampler=ddim sampler.steps={}": "sampling_timesteps",
+    "sampler=ddim sampler.eta={}": "ddim_sampling_eta",
+    "diffusion.beta_schedule={}": "ddpm_beta_schedule beta_schedule",
+    "weighting=min_snr weighting.gamma={}": "min_snr_gamma snr_gamma",
+    "label_dropout={}": "cond_drop_prob",
+    "model=unet model.attention_head_dim={}": "attn_dim_head",
+    "model=unet model.dropout={}": "dropout",
+    "model=unet": "arch",
+    "diffusion=edm diffusion.sigma_data={}": "sigma_data",
+    "diffusion={}": "precond",
+    "init_from={}": "transfer",
+    "resume={}": "resume_from_checkpoint",
+}
+VALUES = {  # key -> values of others and what they are here
+    "strategy.precision": {
+        "no": "32-true",
+        "none": "32-true",
+        "fp32": "32-true",
+        "fp16": "16-mixed",
+        "bf16": "bf16-mixed",
+    },
+    "diffusion.prediction_type": {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"},
+    "diffusion.beta_schedule": {"squaredcos_cap_v2": "cosine", "sigmoid": "cosine"},
+    "diffusion": {"vp": "ddpm", "ve": "ddpm"},
+    "lr_schedule": {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine_restarts"},
+    "resume": {"latest": "auto"},
+}
+FLAGS: dict[str, Translate] = {name: text for text, names in OVERRIDES.items() for name in names.split()}
+FLAGS |= {
     "duration": _duration,
-    "max_train_steps": "max_steps={}",
-    "save_and_sample_every": "sample_every={0} checkpoint_every={0}",
-    "checkpointing_steps": "checkpoint_every={}",
-    "checkpoints_total_limit": "keep_checkpoints={}",
-    "gradient_accumulation_steps": "strategy.accumulate={}",
-    "gradient_accumulate_every": "strategy.accumulate={}",
-    "learning_rate": "optimizer.lr={}",
-    "train_lr": "optimizer.lr={}",
-    "lr": "optimizer.lr={}",
-    "lr_scheduler": lambda value, flags: f"lr_schedule={SCHEDULES.get(value, value)}",
-    "lr_warmup_steps": "lr_schedule.warmup_steps={}",
+    "ema": _half_life,
     "adam_beta1": _betas,
     "adam_beta2": _betas,
     "adam_betas": lambda value, flags: f"optimizer.betas=[{value.strip('()[]')}]",
-    "adam_weight_decay": "optimizer.weight_decay={}",
-    "weight_decay": "optimizer.weight_decay={}",
-    "adam_epsilon": "optimizer.eps={}",
-    "max_grad_norm": "trainer.gradient_clip_val={}",
-    "ema": _half_life,
-    "ema_inv_gamma": "ema.inv_gamma={}",
-    "ema_power": "ema.power={}",
-    "ema_max_decay": "ema.max_decay={}",
-    "ema_decay": "ema=constant ema.decay={}",
-    "ema_update_every": "ema=constant ema.update_every={}",
-    "logger": "logger={}",
-    "report_to": "logger={}",
-    "mixed_precision": _precision,
-    "mixed_precision_type": _precision,
-    "prediction_type": "diffusion.prediction_type={}",
-    "objective": lambda value, flags: f"diffusion.prediction_type={OBJECTIVES.get(value, value)}",
-    "ddpm_num_steps": "diffusion.num_train_timesteps={}",
-    "timesteps": "diffusion.num_train_timesteps={}",
-    "diffusion_steps": "diffusion.num_train_timesteps={}",
-    "ddpm_num_inference_steps": "sampler.steps={}",
-    "sampling_timesteps": "sampler=ddim sampler.steps={}",
-    "ddim_sampling_eta": "sampler=ddim sampler.eta={}",
-    "ddpm_beta_schedule": lambda value, flags: (
-        f"diffusion.beta_schedule={value.replace('squaredcos_cap_v2', 'cosine')}"
-    ),
-    "beta_schedule": lambda value, flags: f"diffusion.beta_schedule={value.replace('sigmoid', 'cosine')}",
-    "min_snr_gamma": "weighting=min_snr weighting.gamma={}",
-    "snr_gamma": "weighting=min_snr weighting.gamma={}",
-    "cond_drop_prob": "label_dropout={}",
     "dim": _channels,
     "dim_mults": _channels,
-    "attn_dim_head": "model=unet model.attention_head_dim={}",
-    "dropout": "model=unet model.dropout={}",
-    "arch": "model=unet",
-    "sigma_data": "diffusion=edm diffusion.sigma_data={}",
-    "precond": lambda value, flags: "diffusion=edm weighting=uniform" if value == "edm" else "diffusion=ddpm",
-    "transfer": "init_from={}",
-    "resume_from_checkpoint": lambda value, flags: "resume=auto" if value == "latest" else "resume={}",
 }
 SWITCHES = {  # overrides of a flag without a value or with true, and with false
     "center_crop": ("data.fit=crop", ""),
@@ -129,46 +115,14 @@ SWITCHES = {  # overrides of a flag without a value or with true, and with false
 }
 # flags that have no counterpart, or none that a value alone decides; docs/coming_from.md says why
 WITHOUT_COUNTERPART = {
-    "overwrite_output_dir",
-    "preserve_input_precision",
-    "dataloader_num_workers",
-    "num_workers",
-    "workers",
-    "save_images_epochs",
-    "save_model_epochs",
-    "push_to_hub",
-    "hub_token",
-    "hub_model_id",
-    "hub_private_repo",
-    "logging_dir",
-    "local_rank",
-    "enable_xformers_memory_efficient_attention",
-    "full_attn",
-    "flash_attn",
-    "self_condition",
-    "learned_variance",
-    "offset_noise_strength",
-    "immiscible",
-    "auto_normalize",
-    "convert_image_to",
-    "split_batches",
-    "num_samples",
-    "calculate_fid",
-    "num_fid_samples",
-    "save_best_and_latest_only",
-    "cond_scale",
-    "rescaled_phi",
-    "nosubdir",
-    "batch_gpu",
-    "cbase",
-    "cres",
-    "augment",
-    "ls",
-    "cache",
-    "tick",
-    "snap",
-    "dump",
-}
+    "overwrite_output_dir", "preserve_input_precision", "dataloader_num_workers", "num_workers", "workers",
+    "save_images_epochs", "save_model_epochs", "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo",
+    "logging_dir", "local_rank", "enable_xformers_memory_efficient_attention", "full_attn", "flash_attn",
+    "self_condition", "learned_variance", "offset_noise_strength", "immiscible", "auto_normalize",
+    "convert_image_to", "split_batches", "num_samples", "calculate_fid", "num_fid_samples",
+    "save_best_and_latest_only", "cond_scale", "rescaled_phi", "nosubdir", "batch_gpu", "cbase", "cres", "augment",
+    "ls", "cache", "tick", "snap", "dump",
+}  # fmt: skip
 
 
 def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys: Sequence[str]) -> str | None:
@@ -188,7 +142,7 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
         try:
             for text in _translate(name, values, table, switches, keys).split():
                 key, _, form = text.partition("=")
-                form = form.format(value) if "{" in form else form
+                form = form.format(VALUES.get(key, {}).get(value.lower(), value))
                 is_plain = PLAIN.fullmatch(form)  # a number, a name, a list: typed as it is
                 overrides[key] = f"{key}={form}" if is_plain else format_override(key, form)
         except (ValueError, LookupError):
@@ -206,7 +160,11 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
 
 
 def _translate(name: str, values: Values, table: dict, switches: dict, keys: Sequence[str]) -> str:
-    """Return the overrides of a flag. Raises ValueError for one that is unknown or lacks its value."""
+    """Return the overrides of a flag.
+
+    Raises:
+        ValueError: for one that is unknown or lacks its value.
+    """
     value = values[name]
     if name in switches:
         return switches[name][value.lower() in ("false", "0", "no", "none")]

@@ -1,7 +1,7 @@
 """The numbers that the metrics of generated images return: names, labels, formats, and which are better if higher.
 
-The functions that compute them are in `diffusion_lit.evaluation.metrics`. This record is apart
-because the command line reads it and must not import torch.
+The functions that compute them are in `diffusion_lit.evaluation.metrics`. This
+record is apart because the command line reads it and must not import torch.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,8 @@ class MetricColumn(NamedTuple):
     Attributes:
         label: name in a model card.
         heading: first word of its line in the output of `evaluate`.
-        higher_is_better: decides the best job of a sweep and, with `best_by`, best.ckpt.
+        higher_is_better: decides the best job of a sweep and, with `best_by`,
+            best.ckpt.
         format: format of the number in that line.
         unit: text after the number in that line.
     """

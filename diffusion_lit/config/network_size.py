@@ -1,7 +1,8 @@
 """Levels and attention of a UNet chosen by the image size, and what is unwise about a network for large images.
 
-`conf/model/unet.yaml` and `unet_small.yaml` give the channels for 32x32 pixels. The interpolations
-`${sized_channels:...}` and `${sized_attention:...}` there are resolved by the functions here.
+`conf/model/unet.yaml` and `unet_small.yaml` give the channels for 32x32 pixels. The
+interpolations `${sized_channels:...}` and `${sized_attention:...}` there are
+resolved by the functions here.
 """
 
 import math
@@ -20,9 +21,9 @@ LARGE, MANY_IMAGES = 128, 5000  # px, and the images from which a network learns
 def choose_channels(channels: Sequence[int], image_size: ImageSize) -> list[int]:
     """Return the channels of each level for an image size, from those for 32x32 pixels.
 
-    A level is added until the shorter side of the coarsest one is at most 8, each with the first
-    number of channels; levels whose shorter side is below 4 are left out. If the image cannot be
-    halved so often, fewer are added.
+    A level is added until the shorter side of the coarsest one is at most 8, each
+    with the first number of channels; levels whose shorter side is below 4 are left
+    out. If the image cannot be halved so often, fewer are added.
 
     >>> choose_channels([32, 64, 64], 256), choose_channels([32, 64, 64], 8)
     ([32, 32, 32, 32, 64, 64], [32, 64])

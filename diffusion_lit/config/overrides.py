@@ -39,9 +39,9 @@ def expand_sweeps(
         multirun: whether sweeps are allowed.
 
     Returns:
-        One tuple of overrides for each combination, without the faulty overrides; the
-        faults; the keys of the faulty overrides. A sweeper that draws from more than
-        `MAX_JOBS` combinations has each value once instead.
+        One tuple of overrides for each combination, without the faulty overrides;
+        the faults; the keys of the faulty overrides. A sweeper that draws from more
+        than `MAX_JOBS` combinations has each value once instead.
     """
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     columns, faults, faulty_keys = [], [], set()
@@ -93,7 +93,11 @@ def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Ov
 
 
 def _count_values(sweep: RangeSweep) -> int:
-    """Return the number of values of a range without making them. Raises ValueError for a range that never ends."""
+    """Return the number of values of a range without making them.
+
+    Raises:
+        ValueError: for a range that never ends.
+    """
     if not sweep.step or not all(map(math.isfinite, (sweep.start, sweep.stop, sweep.step))):
         raise ValueError("start, stop and step must be finite numbers, and the step not 0")
     return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from diffusion_lit.config.value_types import map_leaves
+
 PATH_KEYS = ("root", "images", "path", "labels", "sources", "exclude", "cache_dir")  # of sources, and in data.dataset
 FOLDER_KEYS = ("root", "cache_dir")  # may be made later
 NOT_PATHS = ("auto", "none")
@@ -13,32 +15,17 @@ def map_paths(data: dict, function: Callable[[str, str], str]) -> dict:
     """Return a `data` group with `function(key, text)` in place of each text that may be a path."""
 
     def convert(key: str, value: object) -> object:
-        if isinstance(value, dict):
-            return map_paths(value, function)
-        if key not in PATH_KEYS:
-            return value
-        if isinstance(value, list):
-            return [convert(key, one) for one in value]
-        return function(key, value) if isinstance(value, str) and value not in NOT_PATHS else value
+        is_path = key in PATH_KEYS and isinstance(value, str) and value not in NOT_PATHS
+        return function(key, value) if is_path else value
 
-    return {key: convert(key, value) for key, value in data.items()}
-
-
-def list_paths(data: dict) -> dict[str, str | list]:
-    """Return the values of a `data` group that are absolute paths, or lists with some, by dotted keys."""
-    found = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{name}": path for name, path in list_paths(value).items()}
-        elif key in PATH_KEYS and any(
-            os.path.isabs(str(one)) for one in (value if isinstance(value, list) else [value])
-        ):
-            found[key] = value
-    return found
+    return map_leaves(data, convert)
 
 
 def make_absolute(data: dict) -> dict:
-    """Return a `data` group with absolute paths. Other texts, such as ids of the hub, stay as they are."""
+    """Return a `data` group with absolute paths.
+
+    Other texts, such as ids of the hub, stay as they are.
+    """
 
     def convert(key: str, text: str) -> str:
         path = os.path.abspath(os.path.expanduser(text))
@@ -50,8 +37,8 @@ def make_absolute(data: dict) -> dict:
 def relocate(data: dict, before: str | Path, now: Path) -> dict:
     """Return a `data` group of a run folder that was moved.
 
-    A path that no longer exists is replaced by the one at the same place relative to the run,
-    if that exists.
+    A path that no longer exists is replaced by the one at the same place relative
+    to the run, if that exists.
 
     Args:
         data: with absolute paths.

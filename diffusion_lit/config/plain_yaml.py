@@ -6,24 +6,20 @@ from omegaconf._utils import get_yaml_loader
 MAX_BYTES = 2**20
 MAX_VALUES = 50_000  # after aliases are written out
 MAX_DEPTH = 32
-TEXT_KEYS = (
-    "data",
-    "name",
-    "run_dir",
-    "resume",
-    "init_from",
-)  # hold names and paths of the user, which may contain any sign
+# hold names and paths of the user, which may contain any sign
+TEXT_KEYS = ("data", "name", "run_dir", "resume", "init_from")
 
 
 def parse_plain_yaml(text: str) -> dict:
     """Return the mapping of a YAML text.
 
-    Aliases are counted before they are written out, since few lines of them can stand for
-    any number of values. Interpolations are refused, not resolved: `${oc.env:...}` would
-    read the environment of whoever loads the file.
+    Aliases are counted before they are written out, since few lines of them can
+    stand for any number of values. Interpolations are refused, not resolved:
+    `${oc.env:...}` would read the environment of whoever loads the file.
 
     Raises:
-        ValueError: if the text is too large, too deep, no mapping, or has interpolations.
+        ValueError: if the text is too large, too deep, no mapping, or has
+            interpolations.
         YAMLError: if it is no YAML.
     """
     if len(text) > MAX_BYTES:

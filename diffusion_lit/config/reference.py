@@ -44,8 +44,8 @@ def render_help(config_name: str, names: list[str]) -> str:
 
     Args:
         config_name: name of the command.
-        names: what stands on the command line besides `--help`. With names of config
-            groups the text lists the keys of those groups instead.
+        names: what stands on the command line besides `--help`. With names of
+            config groups the text lists the keys of those groups instead.
     """
     groups = list_groups(config_name)
     options = [(group, name) for group in names if group in groups for name in groups[group]]

@@ -4,10 +4,11 @@ The comment of a key is its type, then its meaning:
 
     lr: 0.001 # float > 0. Learning rate after warm-up
 
-`config/value_types.py` has the grammar of types. The check of the command line, `--help`
-and docs/reference.md read these comments, so a new key needs its line in a yaml file and
-nothing else, except that one which a resumed run may change is also added to `CHANGEABLE`
-in `runs/resume.py`. A file may leave the type or the meaning to the others of its group.
+`config/value_types.py` has the grammar of types. The check of the command line,
+`--help` and docs/reference.md read these comments, so a new key needs its line in a
+yaml file and nothing else, except that one which a resumed run may change is also
+added to `CHANGEABLE` in `runs/resume.py`. A file may leave the type or the meaning
+to the others of its group.
 """
 
 import re

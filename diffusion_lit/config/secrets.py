@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 
+from diffusion_lit.config.value_types import map_leaves
 from diffusion_lit.system.errors import Exit, UserError
 
 REMOVED = "<removed>"
@@ -38,13 +39,13 @@ def is_secret(text: str) -> bool:
 
 def hide_paths(tree):
     """Replace absolute paths in a configuration or a text, for whatever leaves this machine, by their last names."""
-    if isinstance(tree, dict):
-        return {name: hide_paths(value) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [hide_paths(value) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    return ABSOLUTE_PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\ "))[-1], tree)
+
+    def hide(key: str, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return ABSOLUTE_PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\ "))[-1], value)
+
+    return map_leaves(tree, hide)
 
 
 def hide_paths_of_commands(text: str) -> str:
@@ -64,19 +65,17 @@ def refuse_secrets(arguments: Iterable[str]) -> None:
 def redact_secrets(tree, key: str = ""):
     """Replace everything in a configuration or text that looks like a secret by <removed>.
 
-    A secret has the name or the form of one, or stands in an environment variable of
-    such a name.
+    A secret has the name or the form of one, or stands in an environment variable
+    of such a name.
     """
-    if isinstance(tree, dict):
-        return {name: redact_secrets(value, str(name)) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [redact_secrets(value, key) for value in tree]
-    if tree is None or isinstance(tree, bool):
-        return tree
     known = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
-    text = str(tree)
-    is_hidden = SECRET_NAME.search(key) or SECRET_TEXT.search(text) or any(value in text for value in known)
-    return REMOVED if is_hidden else tree
+
+    def redact(key: str, value: object) -> object:
+        text = "" if isinstance(value, bool | None) else str(value)
+        is_hidden = SECRET_NAME.search(key) or SECRET_TEXT.search(text) or any(secret in text for secret in known)
+        return REMOVED if text and is_hidden else value
+
+    return map_leaves(tree, redact, key)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Classes that a configuration names by `_target_`: which may be built, and building them.
 
-A configuration stored in a run, a checkpoint or an exported folder may come from anybody.
-It builds classes of this project, of the packages below and of installed plugins only.
-Names that the user types, or has in a yaml file of --config-dir, are trusted as well.
+A configuration stored in a run, a checkpoint or an exported folder may come from
+anybody. It builds classes of this project, of the packages below and of installed
+plugins only. Names that the user types, or has in a yaml file of --config-dir, are
+trusted as well.
 """
 
 import inspect
@@ -124,7 +125,8 @@ def build(tree: object) -> object:
     All names are checked before the first object is built.
 
     Raises:
-        UserError: exit 2 for a class that is not trusted, or that does not take the other keys.
+        UserError: exit 2 for a class that is not trusted, or that does not take the
+            other keys.
     """
     for name in target_names(tree):
         locate(name)

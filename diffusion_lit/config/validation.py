@@ -51,8 +51,8 @@ def apply_overrides(
     Args:
         choices: configuration and its schema.
         overrides: overrides of single values.
-        faulty_keys: keys and groups with a faulty override; what depends on them is not
-            reported, for it would have another value.
+        faulty_keys: keys and groups with a faulty override; what depends on them is
+            not reported, for it would have another value.
         complete: whether keys without a value are faults.
 
     Returns:

@@ -15,6 +15,7 @@ A type is one alternative or several, separated by " | ":
 import json
 import math
 import re
+from collections.abc import Callable
 
 NUMBER = re.compile(r"(int|float)(?: (>=|>) (\S+)| in ([\[(])(\S+), (\S+)([\])]))?")
 COLLECTION = re.compile(r"(list|dict)\[(.+)\](?: x (\d+)(\+)?)?")
@@ -102,6 +103,13 @@ def describe_type(text: str) -> str:
 def format_value(value: object) -> str:
     """Return a value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def map_leaves(tree, function: Callable[[str, object], object], key: str = ""):
+    """Return a tree of mappings and lists with `function(key, leaf)` in place of each leaf."""
+    if isinstance(tree, dict):
+        return {name: map_leaves(value, function, str(name)) for name, value in tree.items()}
+    return [map_leaves(value, function, key) for value in tree] if isinstance(tree, list) else function(key, tree)
 
 
 def quote_texts(value: str) -> str:

@@ -1,15 +1,16 @@
 """Conditions: the third input `y` of a network.
 
-A condition knows its null (what the network gets in place of a condition), drops y to the null
-in training, and turns requests into a tensor. The first axis of y is the batch. A null has the
-form of y, because guidance puts both in one batch. Dropping takes one random number per image.
+A condition knows its null (what the network gets in place of a condition), drops y
+to the null in training, and turns requests into a tensor. The first axis of y is
+the batch. A null has the form of y, because guidance puts both in one batch.
+Dropping takes one random number per image.
 
 Only classes are implemented. The interface would also fit:
 
 - a scalar: y (B, 2) float, the value and 1; null zeros. A request is a number.
 - several labels of an image: y (B, K) float, 1 where one applies, and one more column that is 1;
-  null zeros. A request is a set of names. Dropping single labels is another `drop` of the same
-  signature.
+  null zeros. A request is a set of names. Dropping single labels is another `drop`
+  of the same signature.
 - a caption: y (B, L) int64, token ids; null the ids of the empty text. A request is a text,
   `to_tensor` has the tokenizer. With embeddings y is (B, L, D).
 - an image: y (B, C + 1, H, W) float, the image and ones; null zeros. A request is a path.
@@ -38,18 +39,22 @@ class Condition(Protocol):
         """Return y (B, ...) with the null where `uniform` (B,) in [0, 1) is below the probability."""
 
     def to_tensor(self, requests: Sequence) -> Tensor:
-        """Return y (N, ...) of N requests. Raise ValueError for one that the network does not take."""
+        """Return y (N, ...) of N requests.
+
+        Raise ValueError for one that the network does not take.
+        """
 
 
 class ClassCondition:
     """Class labels, or blends of classes.
 
-    Labels are y (B,) int64 with the null label `num_classes`; blends are y (B, num_classes)
-    float32 with zeros as null.
+    Labels are y (B,) int64 with the null label `num_classes`; blends are y (B,
+    num_classes) float32 with zeros as null.
 
     Args:
         num_classes: number of classes; with 0 the network ignores y.
-        blends_error: message of the ValueError for blends; None if the network takes them.
+        blends_error: message of the ValueError for blends; None if the network
+            takes them.
     """
 
     def __init__(self, num_classes: int, blends_error: str | None = None):
@@ -71,8 +76,8 @@ class ClassCondition:
         """Return y of labels, or of blends with a share for each class.
 
         Raises:
-            ValueError: if the requests are blends that the network does not take, or do not
-                have one float per class.
+            ValueError: if the requests are blends that the network does not take,
+                or do not have one float per class.
         """
         y = torch.as_tensor(requests)
         if y.is_floating_point() or y.ndim > 1:

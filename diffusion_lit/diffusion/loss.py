@@ -25,8 +25,9 @@ class Coefficients(NamedTuple):
         c_in: scale of the network's input.
         c_skip: x0_hat = c_skip x_t + c_out output.
         c_out: see `c_skip`.
-        target_x0: target = target_x0 x0 + target_eps eps is the output that makes x0_hat = x0.
-            Computed from x0 and eps, not from x_t, so that no digits cancel.
+        target_x0: target = target_x0 x0 + target_eps eps is the output that makes
+            x0_hat = x0. Computed from x0 and eps, not from x_t, so that no digits
+            cancel.
         target_eps: see `target_x0`.
         weight: loss weight on the error of the output.
     """
@@ -52,9 +53,10 @@ class Coefficients(NamedTuple):
 class Diffusion(nn.Module):
     """A process with a prediction type and a loss weighting.
 
-    All coefficients follow from the process's alpha and sigma, in float64. Those at its T levels
-    are a buffer, which follows the module to its device and is never saved. A discrete process
-    looks them up there; a continuous one computes them at the requested times.
+    All coefficients follow from the process's alpha and sigma, in float64. Those at
+    its T levels are a buffer, which follows the module to its device and is never
+    saved. A discrete process looks them up there; a continuous one computes them at
+    the requested times.
 
     Args:
         process: noise levels, see `diffusion_lit.diffusion.processes`.
@@ -63,8 +65,8 @@ class Diffusion(nn.Module):
         loss: "mse" or "l1".
 
     Raises:
-        ValueError: if c_out is infinite at a level of the process, as for epsilon at zero
-            terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution.
+        ValueError: if c_out is infinite at a level of the process, as for epsilon
+            at zero terminal SNR, where x0 = (x_t - sigma eps) / 0 has no solution.
     """
 
     coefficient_table: Tensor
@@ -108,7 +110,10 @@ class Diffusion(nn.Module):
         return self.coefficients(t).target(x0, eps)
 
     def output(self, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Return the network's output in float32, (B, C, H, W). Autocast applies to the network only."""
+        """Return the network's output in float32, (B, C, H, W).
+
+        Autocast applies to the network only.
+        """
         return self._output(self.coefficients(t), net, x_t, t, y)
 
     def estimate_x0(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

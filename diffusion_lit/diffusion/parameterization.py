@@ -1,10 +1,10 @@
 """Prediction types, as preconditioning: x0_hat = c_skip x_t + c_out net(c_in x_t).
 
-All else follows from (c_in, c_skip, c_out): the target is the output that makes x0_hat = x0, and
-x0 MSE = c_out^2 x output MSE, so a loss weight defined on x0 holds for every prediction type
-(Karras et al. 2022, eq. 7-8). Each function holds for any alpha and sigma of
-x_t = alpha x0 + sigma eps. To add a prediction type, write a function and add it to
-`PREDICTION_TYPES`.
+All else follows from (c_in, c_skip, c_out): the target is the output that makes
+x0_hat = x0, and x0 MSE = c_out^2 x output MSE, so a loss weight defined on x0 holds
+for every prediction type (Karras et al. 2022, eq. 7-8). Each function holds for any
+alpha and sigma of x_t = alpha x0 + sigma eps. To add a prediction type, write a
+function and add it to `PREDICTION_TYPES`.
 """
 
 from collections.abc import Callable

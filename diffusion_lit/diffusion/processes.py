@@ -1,7 +1,7 @@
 """The diffusion processes by name, and the two of continuous time: flow matching and EDM.
 
-To add a process, subclass `Process` of `diffusion_lit.diffusion.schedules` and add it to
-`PROCESSES`.
+To add a process, subclass `Process` of `diffusion_lit.diffusion.schedules` and add
+it to `PROCESSES`.
 """
 
 from dataclasses import dataclass
@@ -48,9 +48,9 @@ class FlowMatching(Process):
 class EDM(Process):
     """x_t = x0 + sigma eps, variance exploding; t is sigma itself, float32 (Karras et al. 2022).
 
-    With `timestep_distribution=logit_normal`, log sigma is normal with `logit_mean` and
-    `logit_std` (P_mean and P_std of the paper's table 1). With `timestep_distribution=uniform`,
-    sigma / (1 + sigma) is uniform.
+    With `timestep_distribution=logit_normal`, log sigma is normal with `logit_mean`
+    and `logit_std` (P_mean and P_std of the paper's table 1). With
+    `timestep_distribution=uniform`, sigma / (1 + sigma) is uniform.
 
     Args:
         sigma_min: smallest noise level of samplers.

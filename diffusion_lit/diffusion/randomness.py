@@ -1,9 +1,9 @@
 """The random numbers of training, as a function of (seed, position in the stream of images).
 
-Position p = step x global batch size + index in the batch. Numbers are drawn in blocks of
-positions, each from a generator of its own, and training on positions a..b takes that slice.
-So a resumed run, an accumulated micro-batch and each of many ranks see the numbers that one
-uninterrupted run with one big batch sees.
+Position p = step x global batch size + index in the batch. Numbers are drawn in
+blocks of positions, each from a generator of its own, and training on positions
+a..b takes that slice. So a resumed run, an accumulated micro-batch and each of many
+ranks see the numbers that one uninterrupted run with one big batch sees.
 """
 
 from dataclasses import dataclass
@@ -45,8 +45,9 @@ def draw_random_numbers(
         count: number of positions.
         shape: (C, H, W) of the noise.
         device: where to draw; another device gives other numbers.
-        strata: above 1, the size of the global batch: `u_timestep` of the image at index k of its
-            batch lies in [k / strata, (k + 1) / strata) (after Kingma et al. 2021, appendix I.1).
+        strata: above 1, the size of the global batch: `u_timestep` of the image at
+            index k of its batch lies in [k / strata, (k + 1) / strata) (after
+            Kingma et al. 2021, appendix I.1).
     """
     generator = torch.Generator(device=device)
     eps, uniform = [], []
@@ -65,8 +66,8 @@ def draw_random_numbers(
 def seed_network(seed: int, position: int) -> None:
     """Seed the generators that dropout inside the network uses, for the micro-batch at a position.
 
-    `torch.manual_seed` does the same, and takes most of a millisecond: it records a stack trace
-    for every kind of device that is not in use.
+    `torch.manual_seed` does the same, and takes most of a millisecond: it records a
+    stack trace for every kind of device that is not in use.
     """
     number = item_seed(seed, "network", position)
     for generator in (torch.default_generator, *torch.cuda.default_generators):  # none before CUDA is first used

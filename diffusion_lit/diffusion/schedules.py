@@ -1,9 +1,10 @@
 """Noise levels: the base class of processes, and the discrete process with its beta schedules.
 
-Notation of this package: x_t = alpha_t x0 + sigma_t eps; at small t an image is nearly clean, at
-large t nearly pure noise; snr = alpha^2 / sigma^2. A process defines alpha and sigma; the other
-processes are in `diffusion_lit.diffusion.processes`. To add a beta schedule, write a function
-and add it to `BETA_SCHEDULES`.
+Notation of this package: x_t = alpha_t x0 + sigma_t eps; at small t an image is
+nearly clean, at large t nearly pure noise; snr = alpha^2 / sigma^2. A process
+defines alpha and sigma; the other processes are in
+`diffusion_lit.diffusion.processes`. To add a beta schedule, write a function and
+add it to `BETA_SCHEDULES`.
 """
 
 import math
@@ -48,9 +49,9 @@ def clipped_cosine_betas(num: int, start: float, end: float) -> Tensor:
 def one_based_linear_betas(num: int, start: float, end: float) -> Tensor:
     """Return betas in equal steps over T + 1 points 0..T, of which timesteps 1..T are used.
 
-    S. Zhou, A. Ng: How Diffusion Models Work, 2023. There timestep 0 has no noise at all, and
-    timestep 1 has that of points 0 and 1, alpha_bar_1 = (1 - beta_0)(1 - beta_1). Timesteps here
-    count from 0: index k is timestep k + 1 there.
+    S. Zhou, A. Ng: How Diffusion Models Work, 2023. There timestep 0 has no noise
+    at all, and timestep 1 has that of points 0 and 1, alpha_bar_1 = (1 - beta_0)(1
+    - beta_1). Timesteps here count from 0: index k is timestep k + 1 there.
     """
     betas = linear_betas(num + 1, start, end)
     return torch.cat([1 - (1 - betas[:1]) * (1 - betas[1:2]), betas[2:]])
@@ -81,16 +82,19 @@ def _betas_of(alpha_bar: Tensor) -> Tensor:
 class Process:
     """The noise levels of a process, and how often training draws each of them.
 
-    `times` (T,) are the levels that samplers step on and validation measures, from nearly clean
-    to noisiest. Training draws from them if the process is discrete; a continuous process draws
-    other times too. `alpha`, `sigma`, `snr`, `alpha_bar` and `betas` are float64 (T,) at these. They
-    are computed once; do not change them in place. A subclass defines `times`, `alpha_sigma`,
-    `sample_times` and `time_input`, and `name`, by which a sampler's `serves` lists it.
+    `times` (T,) are the levels that samplers step on and validation measures, from
+    nearly clean to noisiest. Training draws from them if the process is discrete; a
+    continuous process draws other times too. `alpha`, `sigma`, `snr`, `alpha_bar`
+    and `betas` are float64 (T,) at these. They are computed once; do not change
+    them in place. A subclass defines `times`, `alpha_sigma`, `sample_times` and
+    `time_input`, and `name`, by which a sampler's `serves` lists it.
 
     Args:
-        timestep_distribution: a key of `diffusion_lit.diffusion.timesteps.TIMESTEP_DISTRIBUTIONS`.
+        timestep_distribution: a key of
+            `diffusion_lit.diffusion.timesteps.TIMESTEP_DISTRIBUTIONS`.
         logit_mean: mean of the logit, for the logit-normal distributions.
-        logit_std: standard deviation of the logit, for the logit-normal distributions.
+        logit_std: standard deviation of the logit, for the logit-normal
+            distributions.
     """
 
     timestep_distribution: str = "uniform"
@@ -156,7 +160,8 @@ class Process:
     def density(self) -> Tensor:
         """Return T times the share of training draws that falls on each level, (T,), of mean 1.
 
-        In continuous time the draws of a level are those between it and the level before.
+        In continuous time the draws of a level are those between it and the level
+        before.
         """
         levels, each = len(self.times), 64
         u = (torch.arange(levels * each, dtype=torch.float64) + 0.5) / (levels * each)

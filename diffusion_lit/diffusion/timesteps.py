@@ -1,8 +1,8 @@
 """Timestep distributions: how often training draws each noise level.
 
-A distribution maps uniform numbers in [0, 1) to fractions of the way from clean image (0) to noise
-(1); a process maps these to its times. To add one, write a function and add it to
-`TIMESTEP_DISTRIBUTIONS`.
+A distribution maps uniform numbers in [0, 1) to fractions of the way from clean
+image (0) to noise (1); a process maps these to its times. To add one, write a
+function and add it to `TIMESTEP_DISTRIBUTIONS`.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class TimestepDistribution(NamedTuple):
 
     Attributes:
         fractions: (u (B,) in [0, 1), mean, std) -> fractions (B,) in [0, 1).
-        is_stratified: split [0, 1) into as many equal strata as the global batch has images,
-            and draw one u from each.
+        is_stratified: split [0, 1) into as many equal strata as the global batch
+            has images, and draw one u from each.
     """
 
     fractions: Callable[[Tensor, float, float], Tensor]

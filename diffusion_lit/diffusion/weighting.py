@@ -8,7 +8,8 @@ weighting has its published form for every prediction type. With `loss=l1`, gain
 w(snr) is the weight on the absolute x0 error. `snr` and `gain` have one shape: (T,) at the levels
 of a process, (B,) at the times of a batch.
 
-To add a weighting, write a class here and a file in `conf/weighting`, see docs/extending.md.
+To add a weighting, write a class here and a file in `conf/weighting`, see
+docs/extending.md.
 """
 
 from dataclasses import dataclass

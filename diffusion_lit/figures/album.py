@@ -58,7 +58,8 @@ def draw_figures(
 ) -> Iterator[Path]:
     """Draw figures into a folder and yield their files.
 
-    Figures whose images or metrics no longer exist are skipped with a warning, unless `config.what` names them.
+    Figures whose images or metrics no longer exist are skipped with a warning,
+    unless `config.what` names them.
 
     Args:
         subject: the run or recipe.
@@ -67,14 +68,12 @@ def draw_figures(
         config: the configuration of `conf/visualize.yaml`.
         samplers: settings by name, compared by the figure "samplers".
         log: receives numbers and warnings.
-        recipes: recipes compared by the figure "losses". The default is the subject's own.
+        recipes: recipes compared by the figure "losses". The default is the
+            subject's own.
     """
     count, model, models = config.images_per_class, subject.model, {}
-    if model:
-        models = {
-            name: model.with_sampler(make_configured_sampler({"sampler": settings}))
-            for name, settings in samplers.items()
-        }
+    for name, settings in samplers.items() if model else ():
+        models[name] = model.with_sampler(make_configured_sampler({"sampler": settings}))
     recipes = recipes or {subject.name: subject.diffusion}
     with progress_bar("sampling") as bar:
 

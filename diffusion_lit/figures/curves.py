@@ -2,16 +2,8 @@
 
 from pathlib import Path
 
-from diffusion_lit.figures.style import (
-    BLUE,
-    GRAY,
-    GREEN,
-    ORANGE,
-    create_axes,
-    label_single_points,
-    save_figure,
-    set_log_scale,
-)
+from diffusion_lit.figures import style
+from diffusion_lit.figures.style import BLUE, GRAY, GREEN, ORANGE
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.system.errors import Exit, UserError
@@ -35,7 +27,7 @@ def plot_curves(rows: list[dict[str, str]], title: str):
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = create_axes(2, 2, title)
+    figure, axes = style.create_axes(2, 2, title)
     (losses, error), (levels, rate) = axes
     for column, (name, color) in LOSSES.items():
         _plot_column(losses, rows, column, color, name)
@@ -51,14 +43,14 @@ def plot_curves(rows: list[dict[str, str]], title: str):
     for ax in axes.flatten():
         ax.set_xlabel("optimizer step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        label_single_points(ax)
+        style.label_single_points(ax)
         if not ax.lines:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GRAY)
     if losses.lines:
-        set_log_scale(losses)
+        style.set_log_scale(losses)
         losses.legend(frameon=False)
     if levels.lines:
-        set_log_scale(levels)
+        style.set_log_scale(levels)
         levels.legend(title="log SNR", frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -78,4 +70,4 @@ def draw_curves(subject: Subject, out: Path) -> list[Path]:
     metrics = subject.run / "metrics.csv"
     if not metrics.exists():
         raise UserError(Exit.DATA, f"{subject.run} has no metrics.csv")
-    return [save_figure(plot_curves(read_metrics(metrics), f"Training: {subject.name}"), out)]
+    return [style.save_figure(plot_curves(read_metrics(metrics), f"Training: {subject.name}"), out)]

@@ -17,7 +17,8 @@ def compute_loss_weights(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
     """Return the weight of each level, times how often training draws it, on two errors.
 
     Returns:
-        Weights on the network's own prediction error and on the x0 error, float64 (T,) each.
+        Weights on the network's own prediction error and on the x0 error, float64
+        (T,) each.
     """
     own = diffusion.weight.double().cpu() * diffusion.process.density
     return own, own / diffusion.pointwise_loss(Coefficients(*diffusion.coefficient_table.double().cpu()).c_out)
@@ -36,8 +37,9 @@ def compute_rounding(table: Process, precision: torch.dtype, from_alpha_bar: boo
     Args:
         table: the noise levels in float64.
         precision: of the rounded tables.
-        from_alpha_bar: round alpha^2 and compute sigma = sqrt(1 - alpha^2) from it, as diffusers' `add_noise`
-            does for half-precision images. Else alpha and sigma are rounded.
+        from_alpha_bar: round alpha^2 and compute sigma = sqrt(1 - alpha^2) from it,
+            as diffusers' `add_noise` does for half-precision images. Else alpha and
+            sigma are rounded.
     """
     alpha, sigma = table.alpha.to(precision), table.sigma.to(precision)
     if from_alpha_bar:
@@ -74,7 +76,8 @@ def describe_loss(diffusion: Diffusion, name: str) -> Iterator[str]:
 def plot_losses(recipes: Mapping[str, Diffusion], title: str):
     """Return a Figure with the weights of each recipe and the rounding errors of the first one, over log SNR.
 
-    Above: the weight, scaled to mean 1, on the network's prediction error and on the x0 error. Below: the relative
+    Above: the weight, scaled to mean 1, on the network's prediction error and on
+        the x0 error. Below: the relative
     error of sigma and of x_t in each precision; dotted lines are `from_alpha_bar`.
     """
     from matplotlib import colormaps

@@ -62,12 +62,14 @@ class Prediction(NamedTuple):
 def predict(net: Network, diffusion: Diffusion, x0: Tensor, t: Tensor, y: Tensor, seed: int) -> Prediction:
     """Return the estimates of noise and clean image of a network with any prediction type.
 
-    eps_hat = (x_t - alpha x0_hat) / sigma, so x0_hat = (x_t - sigma eps_hat) / alpha.
+    eps_hat = (x_t - alpha x0_hat) / sigma, so x0_hat = (x_t - sigma eps_hat) /
+    alpha.
 
     Args:
         net: the network.
         diffusion: its process.
-        x0: clean images (B, C, H, W). All get the same noise, so that only t differs.
+        x0: clean images (B, C, H, W). All get the same noise, so that only t
+            differs.
         t: times (B,).
         y: labels (B,).
         seed: seed of the noise.

@@ -34,7 +34,8 @@ def render_page(
         sweep: folder of their sweep, whose results.png opens the page.
         grids: sample grids of each run at most.
         with_paths: whether absolute paths stay in it; else their last names.
-        metric: that the runs are compared by, first in the table and among the curves.
+        metric: that the runs are compared by, first in the table and among the
+            curves.
     """
     environment = Environment(
         loader=PackageLoader("diffusion_lit", "figures"),

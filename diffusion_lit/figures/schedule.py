@@ -18,7 +18,8 @@ MIN_TIMESTEP_SHARE = 0.05  # ...this share of all timesteps
 def compute_bin_shares(diffusion: Diffusion) -> tuple[Tensor, Tensor]:
     """Return the shares of training timesteps and of loss weight that fall into each bin of log SNR.
 
-    The weight is that of the network's own prediction error, times how often training draws the timestep.
+    The weight is that of the network's own prediction error, times how often
+    training draws the timestep.
 
     Returns:
         Two float64 tensors (bins,), each of sum 1.

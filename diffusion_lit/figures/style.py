@@ -100,11 +100,13 @@ def plot_tiles(
     """Return a matplotlib Figure with a table of images, enlarged by a whole factor without resampling.
 
     Args:
-        images: uint8 (rows, columns, C, H, W). Transparent images are drawn on a checkerboard.
+        images: uint8 (rows, columns, C, H, W). Transparent images are drawn on a
+            checkerboard.
         row_names: text left of each row, may have several lines.
         column_names: text under each column, may have several lines.
         title: text above the table.
-        groups: (heading, number of columns) of adjacent groups of columns, drawn apart from each other.
+        groups: (heading, number of columns) of adjacent groups of columns, drawn
+            apart from each other.
     """
     from matplotlib.figure import Figure
 

@@ -35,7 +35,8 @@ class Subject:
         seed: seed of noise and samples.
         run: the run folder, None for a recipe.
         model: the trained model, None for a recipe or if no figure samples.
-        checkpoint: of the run; None: its images are not compared with those of training.
+        checkpoint: of the run; None: its images are not compared with those of
+            training.
     """
 
     config: dict
@@ -78,8 +79,8 @@ class Subject:
         """Return the first training images of each row, uint8 (rows, count, C, H, W). A short class repeats its images.
 
         Raises:
-            UserError: exit 3 if the images no longer exist; exit 4 if they are not those of the
-                run.
+            UserError: exit 3 if the images no longer exist; exit 4 if they are not
+                those of the run.
         """
         data = self.config["data"]
         splits = build_source(data).splits()

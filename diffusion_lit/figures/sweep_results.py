@@ -92,8 +92,9 @@ def plot_sweep(groups: list[JobGroup], keys: list[str], metric: str, title: str)
 def split_panels(groups: list[JobGroup], keys: list[str]) -> tuple[list[Panel], str | None]:
     """Return the panels of a figure and the key that has colors.
 
-    The key with most values is the axis, the next one has colors, the others have panels. Where these are too many
-    (trials of optuna), each key gets a panel with all jobs and no means, which would mix the other keys.
+    The key with most values is the axis, the next one has colors, the others have
+    panels. Where these are too many (trials of optuna), each key gets a panel with
+    all jobs and no means, which would mix the other keys.
     """
     if not keys:
         return [Panel("", None, {"": groups}, has_means=True)], None
@@ -112,8 +113,9 @@ def split_panels(groups: list[JobGroup], keys: list[str]) -> tuple[list[Panel], 
 def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colors: dict) -> None:
     """Draw points, means with intervals and failed jobs.
 
-    Numbers are on the horizontal axis with the metric above them. Names are on the vertical axis, where long names
-    stay readable, and the metric is on the horizontal one.
+    Numbers are on the horizontal axis with the metric above them. Names are on the
+    vertical axis, where long names stay readable, and the metric is on the
+    horizontal one.
     """
     names, numbers = panel.names, panel.numbers
     key, worse_edge = "" if panel.key is None else keys[panel.key], 0.0 if metric in HIGHER_IS_BETTER else 1.0
@@ -162,7 +164,8 @@ def draw_panel(ax, panel: Panel, keys: list[str], metric: str, colors: dict) -> 
 def scale_metric(ax, panel: Panel, groups: list[JobGroup], metric: str) -> None:
     """Set label, scale and limits of the metric's axis, equal in all panels.
 
-    The limits hold all points, and of the intervals at most so much that the points stay apart: the interval of two
+    The limits hold all points, and of the intervals at most so much that the points
+        stay apart: the interval of two
     seeds can be a hundred times as wide as their difference.
     """
     values = [number for group in groups for number in group.numbers]

@@ -5,7 +5,7 @@
 - `class_embedding`, `checks`: what they share
 - `network_memory`: the memory of a network, before it is built
 
-x_t are noisy images (B, C, H, W), t is `Process.time_input` (B,), y is what a `Condition` returns.
-The output has the shape of x_t. A constructor raises ValueError for arguments that do not fit
-together (`checks`).
+x_t are noisy images (B, C, H, W), t is `Process.time_input` (B,), y is what a
+`Condition` returns. The output has the shape of x_t. A constructor raises
+ValueError for arguments that do not fit together (`checks`).
 """

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 class ClassEmbedding(nn.Embedding):
     """An embedding with a row for each class and, last, one for the null label.
 
-    Takes labels y (B,) int64 or blends (B, num_classes) float32; returns (B, width). A blend is
-    the weighted sum of its rows. What its shares lack to 1 goes to the null label, so that
-    (1, 0, ...) is exactly class 0 and zeros are exactly the null label.
+    Takes labels y (B,) int64 or blends (B, num_classes) float32; returns (B,
+    width). A blend is the weighted sum of its rows. What its shares lack to 1 goes
+    to the null label, so that (1, 0, ...) is exactly class 0 and zeros are exactly
+    the null label.
     """
 
     def forward(self, y: Tensor) -> Tensor:

@@ -18,21 +18,21 @@ CONV_NORMS: dict[str, Callable[[int], nn.Module]] = {
 class ContextUnet(nn.Module):
     """The network of the course "How Diffusion Models Work" (S. Zhou, A. Ng 2023).
 
-    Two halvings with one vector for the entire image in between, and no attention. At two levels
-    of the decoder the channels are scaled by the class and shifted by the time; the encoder gets
-    neither. With num_classes 0 nothing is scaled.
+    Two halvings with one vector for the entire image in between, and no attention.
+    At two levels of the decoder the channels are scaled by the class and shifted by
+    the time; the encoder gets neither. With num_classes 0 nothing is scaled.
 
-    372,867, 1,480,963, 5,902,851 and 23,569,411 parameters for 32, 64, 128 and 256 features,
-    3 channels, 5 classes and images of 16x16, with either norm. Larger images take
-    (4 features^2) (image_size / 4)^2 in place of 16 of these.
+    372,867, 1,480,963, 5,902,851 and 23,569,411 parameters for 32, 64, 128 and 256
+    features, 3 channels, 5 classes and images of 16x16, with either norm. Larger
+    images take (4 features^2) (image_size / 4)^2 in place of 16 of these.
 
     Args:
         image_size: a multiple of 4 on each axis.
         channels: of the image.
         num_classes: the label num_classes is the null label.
         features: channels of the finest level, a multiple of 8.
-        norm: "group", or "batch" as in the course, where images of all noise levels share
-            statistics, which are poor in small batches.
+        norm: "group", or "batch" as in the course, where images of all noise levels
+            share statistics, which are poor in small batches.
         num_train_timesteps: T; the network gets the time as (t + 1) / T.
     """
 

@@ -12,14 +12,15 @@ from diffusion_lit.networks.class_embedding import ClassEmbedding
 class DiT(nn.Module):
     """The diffusion transformer with adaLN-Zero.
 
-    Each patch of the image is a token. The embeddings of time and class scale and shift the norms
-    of every block and gate its residuals. Gates and output start at zero, so that every block
-    starts as the identity.
+    Each patch of the image is a token. The embeddings of time and class scale and
+    shift the norms of every block and gate its residuals. Gates and output start at
+    zero, so that every block starts as the identity.
 
     Args:
         image_size: each side a multiple of `patch_size`.
         channels: of the image.
-        num_classes: the label num_classes is the null label; with 0 labels are ignored.
+        num_classes: the label num_classes is the null label; with 0 labels are
+            ignored.
         patch_size: side of a patch, px.
         width: channels of a token, a multiple of 4 and of `heads`.
         depth: number of blocks.

@@ -16,10 +16,12 @@ def count_bytes(build: Callable[[], nn.Module]) -> int | None:
         build: called once, on the meta device.
 
     Returns:
-        None for a constructor that reads values of tensors, which meta tensors lack.
+        None for a constructor that reads values of tensors, which meta tensors
+        lack.
 
     Raises:
-        ValueError: if the network has more than `MAX_TENSORS` tensors, or `build` raises it.
+        ValueError: if the network has more than `MAX_TENSORS` tensors, or `build`
+            raises it.
     """
     sizes: list[int] = []
 

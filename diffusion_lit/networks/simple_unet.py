@@ -19,24 +19,28 @@ HEADS, HEAD_CHANNELS = 4, 32
 class SimpleUNet(nn.Module):
     """A UNet whose class embedding is added to the time embedding.
 
-    Without classes and with 3 channels: 2,346,835 parameters for widths 16, 32, 64, 128 with
-    strided convolutions, linear attention at all levels, cosine attention in the middle and layer
-    norms; 33,995,395 for widths 64, 128, 256, 512 with pixels to channels, softmax attention at
-    levels 1 and 2 and in the middle, and RMS norms.
+    Without classes and with 3 channels: 2,346,835 parameters for widths 16, 32, 64,
+        128 with
+    strided convolutions, linear attention at all levels, cosine attention in the
+    middle and layer norms; 33,995,395 for widths 64, 128, 256, 512 with pixels to
+    channels, softmax attention at levels 1 and 2 and in the middle, and RMS norms.
 
     Args:
-        image_size: checked only; the network takes any multiple of 2^(len(widths) - 2).
+        image_size: checked only; the network takes any multiple of 2^(len(widths) -
+            2).
         channels: of the image.
-        num_classes: the label num_classes is the null label; with 0 labels are ignored.
-        widths: output channels of the first convolution, then of each level; multiples of 8. All
-            levels but the last halve the image.
-        downsample: "conv", 4x4 with stride 2, or "pixels", 2x2 pixels to channels and a 1x1
-            convolution.
-        attention: "linear" (Shen et al. 2021), "softmax" or "cosine" (Henry et al. 2020).
+        num_classes: the label num_classes is the null label; with 0 labels are
+            ignored.
+        widths: output channels of the first convolution, then of each level;
+            multiples of 8. All levels but the last halve the image.
+        downsample: "conv", 4x4 with stride 2, or "pixels", 2x2 pixels to channels
+            and a 1x1 convolution.
+        attention: "linear" (Shen et al. 2021), "softmax" or "cosine" (Henry et al.
+            2020).
         attention_levels: indices of the levels with attention, the finest is 0.
         bottleneck_attention: attention in the middle, at the coarsest resolution.
-        attention_norm: norm over channels before an attention, and after a linear one: "layer"
-            or "rms".
+        attention_norm: norm over channels before an attention, and after a linear
+            one: "layer" or "rms".
     """
 
     supports_blends = True

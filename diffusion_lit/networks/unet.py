@@ -18,10 +18,12 @@ class UNet2D(nn.Module):
     Args:
         image_size: each side a multiple of 2^(len(block_out_channels) - 1).
         channels: of the image.
-        num_classes: the label num_classes is the null label; with 0 labels are ignored.
-        class_embed_type: how a label becomes the vector that is added to the time embedding.
-            "table": an embedding with num_classes + 1 rows. "timestep": an embedding of its
-            number as if it were a timestep, so that class 3 is near class 4.
+        num_classes: the label num_classes is the null label; with 0 labels are
+            ignored.
+        class_embed_type: how a label becomes the vector that is added to the time
+            embedding. "table": an embedding with num_classes + 1 rows. "timestep":
+            an embedding of its number as if it were a timestep, so that class 3 is
+            near class 4.
         arguments: of UNet2DModel.
     """
 
@@ -63,17 +65,19 @@ class UNet2D(nn.Module):
 class UNet(UNet2D):
     """A UNet2DModel with few arguments.
 
-    The class embedding, added to the time embedding, is inside UNet2DModel, so an exported
-    network keeps it.
+    The class embedding, added to the time embedding, is inside UNet2DModel, so an
+    exported network keeps it.
 
     Args:
         image_size: each side a multiple of 2^(len(block_out_channels) - 1).
         channels: of the image.
-        num_classes: the label num_classes is the null label; with 0 labels are ignored.
-        block_out_channels: channels of each level, fine to coarse; every level but the first
-            halves the image.
+        num_classes: the label num_classes is the null label; with 0 labels are
+            ignored.
+        block_out_channels: channels of each level, fine to coarse; every level but
+            the first halves the image.
         attention_levels: indices of the levels with self-attention.
-        middle_attention: attention at the coarsest resolution, between the two halves.
+        middle_attention: attention at the coarsest resolution, between the two
+            halves.
         layers_per_block: residual blocks of a level.
         attention_head_dim: channels of an attention head.
         norm_num_groups: groups of the group norms.

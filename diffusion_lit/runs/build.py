@@ -25,8 +25,8 @@ def make_network(config: dict) -> nn.Module:
     """Return the network of a configuration, with new weights.
 
     Raises:
-        UserError: exit 2 for arguments that the network cannot be built from, and for one
-            that is larger than the free memory.
+        UserError: exit 2 for arguments that the network cannot be built from, and
+            for one that is larger than the free memory.
     """
     check_network(config)
     return _build_network(config)
@@ -59,7 +59,10 @@ def _build_network(config: dict) -> nn.Module:
 
 
 def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition:
-    """Return the condition y of a run. With `net`, blends are refused if it does not take them."""
+    """Return the condition y of a run.
+
+    With `net`, blends are refused if it does not take them.
+    """
     supports_blends = net is None or getattr(net, "supports_blends", False)
     fault = None if supports_blends else f"{type(net).__name__} takes one class at a time, not blends of them"
     return ClassCondition(config["data"]["num_classes"], fault)
@@ -87,7 +90,11 @@ def make_diffusion(config: dict) -> Diffusion:
 
 
 def make_configured_sampler(config: dict) -> Sampler:
-    """Return the sampler of a configuration. Raises UserError (exit 2) if its class is not a scheduler."""
+    """Return the sampler of a configuration.
+
+    Raises:
+        UserError: exit 2 if its class is not a scheduler.
+    """
     scheduler = locate(config["sampler"].get("_target_"))
     if not hasattr(scheduler, "set_timesteps"):
         raise UserError(Exit.CONFIG, f"sampler._target_={config['sampler']['_target_']}: not a scheduler of diffusers")
@@ -113,8 +120,8 @@ def guide_network(
 ) -> Network | GuidanceInterval:
     """Return the network with guidance.
 
-    That is autoguidance if `guide` is given, else classifier-free guidance if the condition
-    has a null label, else none.
+    That is autoguidance if `guide` is given, else classifier-free guidance if the
+    condition has a null label, else none.
     """
     if guide is not None:
         model = add_autoguidance(net, guide, guidance_scale, guidance_rescale)
@@ -122,6 +129,6 @@ def guide_network(
         model = add_classifier_free_guidance(net, condition, guidance_scale, guidance_rescale)
     else:
         return net
-    return (
-        model if guidance_interval is None or model is net else GuidanceInterval(model, net, tuple(guidance_interval))
-    )
+    if guidance_interval is None or model is net:
+        return model
+    return GuidanceInterval(model, net, tuple(guidance_interval))

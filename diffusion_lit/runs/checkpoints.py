@@ -1,7 +1,8 @@
 """Checkpoint files of a run: atomic writing, selection by step, safe reading.
 
-A file with its final name is complete: it is written to a temporary file, synced, read
-back and renamed. Files are loaded with `weights_only=True`, so nothing in them is executed.
+A file with its final name is complete: it is written to a temporary file, synced,
+read back and renamed. Files are loaded with `weights_only=True`, so nothing in them
+is executed.
 """
 
 import os
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import sync_folder
 
 T = TypeVar("T")
@@ -40,26 +42,20 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-        UserError: exit 75 if the disk is full or read-only, or what was read back is
-            damaged. The previous file of this name stays as it was.
+        UserError: exit 75 if the disk is full or read-only, or what was read back
+            is damaged. The previous file of this name stays as it was.
     """
     import torch
 
-    beside = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)  # never the run folder, which somebody may have moved
-        with open(beside, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        damage = find_damage(beside)
-        if damage:
-            raise OSError(f"read back, {damage}")
-        os.replace(beside, path)
+        with write_atomically(path) as beside:
+            with open(beside, "wb") as file:
+                torch.save(checkpoint, file)
+            if damage := find_damage(beside):
+                raise OSError(f"read back, {damage}")
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # on a full disk torch.save raises RuntimeError
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             Exit.INTERRUPTED,
@@ -84,7 +80,10 @@ def _free_bytes(path: Path) -> int:
 
 
 def remove_partial_files(run: Path) -> None:
-    """Remove files that killed processes left half-written. Requires the lock of the run."""
+    """Remove files that killed processes left half-written.
+
+    Requires the lock of the run.
+    """
     for file in [*run.glob("checkpoints/.*.tmp"), *run.glob("snapshots/.*.tmp")]:
         with suppress(OSError):
             file.unlink()
@@ -102,7 +101,10 @@ def rename_corrupt(run: Path, used: Path) -> None:
 
 
 def link_checkpoint(path: Path, name: str) -> None:
-    """Point `name` (last.ckpt, best.ckpt) at a checkpoint. The link is relative, so that a moved run still works."""
+    """Point `name` (last.ckpt, best.ckpt) at a checkpoint.
+
+    The link is relative, so that a moved run still works.
+    """
     beside = path.with_name(f".{name}.tmp")
     beside.unlink(missing_ok=True)
     try:
@@ -130,8 +132,8 @@ def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None
 
     Args:
         run: a run folder or a published model.
-        which: "last" (the newest intact one), "best" (by `best_by`), or a step. A published
-            model has one set of weights, which is "last".
+        which: "last" (the newest intact one), "best" (by `best_by`), or a step. A
+            published model has one set of weights, which is "last".
         warn: called with a message if damaged checkpoints are skipped.
 
     Raises:
@@ -178,7 +180,8 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
 def read_selected(select: Callable[[], Path], read: Callable[[Path], T]) -> tuple[Path, T]:
     """Return a path from `select` and what `read` makes of it.
 
-    Both are called again if a training run deletes the file in between: then there is a newer one.
+    Both are called again if a training run deletes the file in between: then there
+        is a newer one.
     """
     while True:
         path = select()

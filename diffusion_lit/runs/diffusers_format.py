@@ -1,7 +1,8 @@
 """Load a published model, a folder or an id on the hub in the layout of diffusers, like a run folder.
 
-Models published by `export` have a config.yaml. For other pipelines the configuration is
-derived from the files of diffusers; class names and guidance, which these lack, get defaults.
+Models published by `export` have a config.yaml. For other pipelines the
+configuration is derived from the files of diffusers; class names and guidance,
+which these lack, get defaults.
 """
 
 import sys
@@ -43,8 +44,8 @@ HUB_FILES += (checkpoints.UNET_WEIGHTS, checkpoints.NETWORK_WEIGHTS)
 def resolve_run(overrides: list[str], contents: str = "checkpoints/step-*.ckpt") -> list[str]:
     """Return the overrides with the folder that `run=` stands for.
 
-    A folder of runs such as outputs/digits stands for its newest run that has a checkpoint,
-    or a file of the pattern `contents`. The run is printed.
+    A folder of runs such as outputs/digits stands for its newest run that has a
+    checkpoint, or a file of the pattern `contents`. The run is printed.
     """
     run = read_override("run", overrides)
     if not isinstance(run, str) or not run:
@@ -75,8 +76,8 @@ def read_diffusers_config(folder: Path) -> dict:
     """Return the configuration of a pipeline of UNet2DModel, with the keys of config.yaml.
 
     Raises:
-        UserError: exit 2 for a pipeline, network or scheduler that is not supported; exit 4
-            for damaged files.
+        UserError: exit 2 for a pipeline, network or scheduler that is not
+            supported; exit 4 for damaged files.
     """
     index, scheduler = (pretrained.read_json(folder / name) for name in ("model_index.json", SCHEDULER_CONFIG))
     faults = [*_find_pipeline_faults(index), *_find_scheduler_faults(scheduler)]

@@ -65,8 +65,8 @@ def measure(task: EvaluationTask, write: WriteResult) -> dict:
 def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tuple[dict, bool]:
     """Do the same together with every process that is started with the same overrides.
 
-    Images and features are shared through `out`, where they stay. The first process that has
-    all of them computes the metrics and writes the result.
+    Images and features are shared through `out`, where they stay. The first process
+    that has all of them computes the metrics and writes the result.
 
     Returns:
         The result, and whether this process wrote it.

@@ -20,8 +20,8 @@ RUN_FIGURES = ("panels", "denoising", "samplers", "curves")  # need a trained ru
 def split_recipe(recipes: list[DictConfig], overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides of this command.
 
-    Without `run=` all others are those of training configurations, which are composed and
-    checked as by `train`.
+    Without `run=` all others are those of training configurations, which are
+    composed and checked as by `train`.
 
     Args:
         recipes: the training configurations are appended to it.
@@ -29,7 +29,8 @@ def split_recipe(recipes: list[DictConfig], overrides: list[str], config_dir: st
         config_dir: value of `--config-dir`.
 
     Raises:
-        UserError: exit 2 for a sweep, or keys of a training configuration together with `run=`.
+        UserError: exit 2 for a sweep, or keys of a training configuration together
+            with `run=`.
     """
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
         raise UserError(Exit.CONFIG, "figures are drawn of one run or recipe at a time: leave --multirun out")

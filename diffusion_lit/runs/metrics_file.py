@@ -15,8 +15,8 @@ class MetricsFile:
 
     Args:
         columns: names of the values, without `step`.
-        step: optimizer steps done. Rows of later steps are removed, since a resumed run
-            does these steps again.
+        step: optimizer steps done. Rows of later steps are removed, since a resumed
+            run does these steps again.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int = 0):
@@ -30,7 +30,10 @@ class MetricsFile:
         self.pending = b""  # bytes of rows for which the disk had no room
 
     def add(self, step: int, values: dict[str, float]) -> bool:
-        """Append a row and return whether it was written. If not, the next call retries."""
+        """Append a row and return whether it was written.
+
+        If not, the next call retries.
+        """
         row = io.StringIO(newline="")
         numbers = {name: repr(float(value)) for name, value in values.items()}
         csv.DictWriter(row, self.columns).writerow({"step": step} | numbers)

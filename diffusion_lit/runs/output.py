@@ -24,7 +24,10 @@ REQUEST = "request.json"  # in <out>/.partial: what its files are for
 
 
 def make_folder(out: Path) -> Path:
-    """Make a folder if it is missing and return it. Raises UserError (exit 5) if it cannot."""
+    """Make a folder if it is missing and return it.
+
+    Raises UserError (exit 5) if it cannot.
+    """
     out = out.expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -42,8 +45,8 @@ def choose_folder(out: str | None, run: Path, kind: str) -> Path:
     """Return the folder for the output of a command.
 
     Args:
-        out: the folder. If None: a new one in `run`/`kind`, or in outputs/`kind` if `run` is
-            a published model, which is not changed.
+        out: the folder. If None: a new one in `run`/`kind`, or in outputs/`kind` if
+            `run` is a published model, which is not changed.
         run: the run that the command reads.
         kind: name of the subfolder.
     """
@@ -63,9 +66,10 @@ def fill_folder(
     Args:
         out: a new or empty folder.
         marker: the file that only this command writes, moved last.
-        replaces: if not None, `out` may be a folder that has the marker. These files of it are
-            removed where they are not made again.
-        request: what is made. The files that a killed process left for an equal one are kept.
+        replaces: if not None, `out` may be a folder that has the marker. These
+            files of it are removed where they are not made again.
+        request: what is made. The files that a killed process left for an equal one
+            are kept.
 
     Raises:
         UserError: exit 5 if `out` has files of others, is in use or cannot be made.

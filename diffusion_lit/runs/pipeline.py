@@ -20,7 +20,8 @@ class Pipeline:
     """Generates the images that `python -m diffusion_lit.sample` generates, to the byte.
 
     Args:
-        model: a trained DiffusionModule, or a TrainedModel, for example with another sampler.
+        model: a trained DiffusionModule, or a TrainedModel, for example with
+            another sampler.
 
     Examples:
         >>> pipeline = Pipeline.from_pretrained("outputs/digits/<run>")  # doctest: +SKIP
@@ -38,8 +39,8 @@ class Pipeline:
         Args:
             path: folder, or an id such as "me/digits".
             device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
-            settings: those of `TrainedModel.from_run`, such as `checkpoint`, `weights`,
-                `guidance_scale`.
+            settings: those of `TrainedModel.from_run`, such as `checkpoint`,
+                `weights`, `guidance_scale`.
 
         Raises:
             UserError: if there is no model, with a message that says what to do.
@@ -62,8 +63,8 @@ class Pipeline:
         """Generate images, divided among the classes. Image k depends on `seed` and k alone.
 
         Args:
-            classes: names or numbers; all classes if None. Must be None for a model without
-                classes.
+            classes: names or numbers; all classes if None. Must be None for a model
+                without classes.
             num_images: number of images in all.
             seed: of the initial noise.
             output_type: "pil"; "np", float32 (N, H, W, C) in [0, 1]; "pt", float32

@@ -1,14 +1,15 @@
 """Post-hoc EMA: EMA weights of any length, reconstructed after training from snapshots of two tracked EMAs.
 
-Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
-section 3 and appendix C. The EMA of exponent gamma after t steps is sum_i w_i theta_i, where
-theta_i are the weights after step i and w_i = (i^(gamma+1) - (i-1)^(gamma+1)) / t^(gamma+1):
-a power-function profile, whose relative width stays the same during training. Its `length`
-is the standard deviation of the profile over t.
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion
+Models", section 3 and appendix C. The EMA of exponent gamma after t steps is sum_i
+w_i theta_i, where theta_i are the weights after step i and w_i = (i^(gamma+1) -
+(i-1)^(gamma+1)) / t^(gamma+1): a power-function profile, whose relative width stays
+the same during training. Its `length` is the standard deviation of the profile over
+t.
 
-snapshots/step-*.pt holds {"tracked_emas": [state dict of LENGTHS[0], of LENGTHS[1]]}, with
-parameters in half precision as in the paper. A checkpoint holds both EMAs of its step in
-full precision.
+snapshots/step-*.pt holds {"tracked_emas": [state dict of LENGTHS[0], of
+LENGTHS[1]]}, with parameters in half precision as in the paper. A checkpoint holds
+both EMAs of its step in full precision.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,16 +42,19 @@ def solve_gamma(length: float) -> float:
 
 
 def compute_decay(length: float, step: int) -> float:
-    """Return the EMA decay of an update, (1 - 1/step)^(gamma+1). Step 1 is the first, which copies the weights."""
+    """Return the EMA decay of an update, (1 - 1/step)^(gamma+1).
+
+    Step 1 is the first, which copies the weights.
+    """
     return (1 - 1 / step) ** (solve_gamma(length) + 1)
 
 
 def solve_coefficients(snapshots: Sequence[tuple[float, int]], length: float, step: int) -> tuple[np.ndarray, float]:
     """Return the coefficients of snapshots whose sum is nearest to the EMA of a length.
 
-    Least squares over the profiles as in the paper, with the constraint that the coefficients
-    sum to 1. The paper has no such constraint. It removes most of the error where snapshots
-    are few.
+    Least squares over the profiles as in the paper, with the constraint that the
+    coefficients sum to 1. The paper has no such constraint. It removes most of the
+    error where snapshots are few.
 
     Args:
         snapshots: (length, step) of N snapshots.
@@ -58,8 +62,8 @@ def solve_coefficients(snapshots: Sequence[tuple[float, int]], length: float, st
         step: its number of steps.
 
     Returns:
-        Coefficients (N,) float64, and the misfit: the distance of the profiles relative to the
-        norm of the target profile.
+        Coefficients (N,) float64, and the misfit: the distance of the profiles
+        relative to the norm of the target profile.
     """
     time = np.arange(step + 1) / step  # relative, so that powers neither overflow nor lose the last steps
     profile = {each: np.diff(time ** (solve_gamma(each) + 1)) for each in {length, *LENGTHS}}
@@ -112,8 +116,8 @@ def reconstruct_ema(run: Path, checkpoint: Path, length: float, warn: Callable[[
         run: the run folder.
         checkpoint: its file.
         length: relative to the training up to the checkpoint.
-        warn: called with a message if a damaged snapshot is skipped or the profile is not met
-            well.
+        warn: called with a message if a damaged snapshot is skipped or the profile
+            is not met well.
 
     Raises:
         UserError: exit 4 if the run tracked no EMAs for it.

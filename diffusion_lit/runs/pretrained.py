@@ -1,6 +1,7 @@
 """Find weights on disk or on the Hugging Face hub, and read them as plain data.
 
-Nothing in a file is executed: safetensors, or `torch.load` with `weights_only=True`.
+Nothing in a file is executed: safetensors, or `torch.load` with
+`weights_only=True`.
 """
 
 import json
@@ -32,8 +33,9 @@ def find_weights_file(path: str, key: str, warn: Callable[[str], None] = print) 
     """Return the file of weights that `key=path` names.
 
     Args:
-        path: a file; a run (its newest intact checkpoint); a diffusers model or pipeline; or
-            a model on the hub, which is downloaded unless it is in the cache.
+        path: a file; a run (its newest intact checkpoint); a diffusers model or
+            pipeline; or a model on the hub, which is downloaded unless it is in the
+            cache.
         key: for messages.
         warn: called with a message if damaged checkpoints are skipped.
 
@@ -59,7 +61,8 @@ def read_unet_config(path: str, key: str) -> dict:
     """Return config.json of the UNet2DModel that `key=path` names.
 
     Raises:
-        UserError: exit 4 if it is missing or damaged; exit 2 if it is of another class.
+        UserError: exit 4 if it is missing or damaged; exit 2 if it is of another
+            class.
     """
     config = read_json(_find_unet_folder(_locate(path, key, CONFIG_FILES), f"{key}={path}") / "config.json")
     kind = config.get("_class_name")
@@ -124,7 +127,11 @@ def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
 
 
 def read_json(file: Path) -> dict:
-    """Return the object of a JSON file. Raises UserError (exit 4) if it is missing or damaged."""
+    """Return the object of a JSON file.
+
+    Raises:
+        UserError: exit 4 if it is missing or damaged.
+    """
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.loads(stream.read(MAX_BYTES))
@@ -146,8 +153,8 @@ def read_weights(file: Path) -> tuple[dict, dict]:
     Settings have dotted keys such as `diffusion.prediction_type`.
 
     Raises:
-        UserError: exit 4 for a file that is damaged, needs code to be read, or has no named
-            tensors.
+        UserError: exit 4 for a file that is damaged, needs code to be read, or has
+            no named tensors.
     """
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file)
     tensors = _unwrap(content)

@@ -158,7 +158,10 @@ def find_evaluation(run: Path, settings: dict) -> dict:
 
 
 def upload_to_hub(out: Path, name: str, private: bool) -> None:
-    """Upload a folder to the hub. Raises UserError (exit 75) if that fails; the folder stays."""
+    """Upload a folder to the hub.
+
+    Raises UserError (exit 75) if that fails; the folder stays.
+    """
     from huggingface_hub import HfApi
 
     try:

@@ -1,18 +1,12 @@
 """Resume a run: merge its stored overrides with new ones, and refuse a configuration that describes another run."""
 
+import os
 from pathlib import Path
 
 from diffusion_lit.config.overrides import format_override, read_override
-from diffusion_lit.config.paths import list_paths, make_absolute
+from diffusion_lit.config.paths import PATH_KEYS, make_absolute
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.run_dir import (
-    RunLock,
-    find_newest_run,
-    read_overrides,
-    read_run_config,
-    read_yaml,
-    require_writable,
-)
+from diffusion_lit.runs.run_dir import RunLock, find_newest_run, read_overrides, read_run_config, require_writable
 from diffusion_lit.system.errors import Exit, UserError
 
 # keys that a resumed run may change; any other change makes it another run
@@ -28,7 +22,11 @@ CHANGEABLE = {
 
 
 def require_newest_run(folder: Path, command: str) -> Path:
-    """Return the newest run below a folder. Raises UserError (exit 4) with the command that makes one."""
+    """Return the newest run below a folder.
+
+    Raises:
+        UserError: exit 4 with the command that makes one.
+    """
     if run := find_newest_run(folder):
         return run
     raise UserError(Exit.CHECKPOINT, f"{folder}: there are no runs in it yet. Make one first: {command}")
@@ -37,9 +35,9 @@ def require_newest_run(folder: Path, command: str) -> Path:
 def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
     """Return the stored overrides of a run with the new ones, and the run folder as `resume` and `run_dir`.
 
-    A new choice of a group drops the stored keys of the group (`sampler=dpmpp_2m` drops
-    `sampler.eta=0.5`), and a new length in steps one in epochs and the other way round.
-    An interpolation keeps the value that it had when the run started.
+    A new choice of a group drops the stored keys of the group (`sampler=dpmpp_2m`
+    drops `sampler.eta=0.5`), and a new length in steps one in epochs and the other
+    way round. An interpolation keeps the value that it had when the run started.
     """
     new = {_key(override): override for override in overrides if _key(override) != "resume"}
     stored = _locate_paths(run, {_key(override): override for override in read_overrides(run)}, new)
@@ -55,22 +53,23 @@ def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
 
 def _locate_paths(run: Path, stored: dict[str, str], new: dict[str, str]) -> dict[str, str]:
     """Return stored overrides with the paths of the data where they are now, unless `new` chooses other data."""
-    config = read_yaml(run / "config.yaml")
-    if "data" in new or "data" not in config:
+    if "data" in new:
         return stored
-    located = list_paths(read_run_config(run)["data"])
-    values = {f"data.{key}": value for key, value in located.items()}
-    typed = {key: make_absolute({key.rpartition(".")[2]: read_override(key, [*stored.values()])}) for key in values}
-    moved = {key: value for key, value in values.items() if [*typed[key].values()] != [value]}
-    return stored | {key: format_override(key, value) for key, value in moved.items()}
+    moved = {}
+    for key, value in flatten_config(read_run_config(run)["data"]).items():
+        name, texts = key.rpartition(".")[2], value if isinstance(value, list) else [value]
+        if name in PATH_KEYS and any(os.path.isabs(str(text)) for text in texts):
+            typed = make_absolute({name: read_override(f"data.{key}", [*stored.values()])})
+            moved |= {} if typed[name] == value else {f"data.{key}": format_override(f"data.{key}", value)}
+    return stored | moved
 
 
 def check_continuation(run: Path, config: dict) -> None:
     """Check that a run can be resumed with a configuration.
 
     Raises:
-        UserError: exit 4 with the keys that differ, or if every checkpoint is damaged; exit 5
-            if the run is in use or cannot be written to.
+        UserError: exit 4 with the keys that differ, or if every checkpoint is
+            damaged; exit 5 if the run is in use or cannot be written to.
     """
     require_writable(run)
     RunLock(run).release()

@@ -60,7 +60,8 @@ def choose_training_images(
         state: see `read_data_state`; {}: any image is one of training.
 
     Returns:
-        The indices; None if an image, or the number of images, is not that of the run.
+        The indices; None if an image, or the number of images, is not that of the
+        run.
     """
     listed = [len(one.labels) for one in splits.values() if one.labels is not None]
     if state and listed and sum(listed) != state["images"] + state["val_images"]:

@@ -46,7 +46,8 @@ def generate_batches(
     """Generate images, and save each batch in a folder, from which a process that was killed is continued.
 
     Returns:
-        x float32 (N, C, H, W), how many of them were generated now, and the seconds that took.
+        x float32 (N, C, H, W), how many of them were generated now, and the seconds
+        that took.
     """
     size, batches, count, total = model.sampler.batch_size, [], 0, 1e-9
     with progress_bar("sampling") as bar:

@@ -1,6 +1,7 @@
 """Merge the stored sampler of a run with the command line, and check a request against the run, without torch.
 
-Shared by sample, evaluate, export and app. The keys are those of `conf/sample.yaml`.
+Shared by sample, evaluate, export and app. The keys are those of
+`conf/sample.yaml`.
 """
 
 import math
@@ -18,6 +19,7 @@ from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.imaging.palettes import read_palette
+from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
@@ -32,11 +34,12 @@ TRAINING_ONLY = ("loss", "timestep_distribution")  # keys of `diffusion` that do
 def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[str]:
     """Return the overrides, preceded by those of the run's stored sampler unless they choose another one.
 
-    An id on the hub is downloaded and replaced by its folder, a folder of runs by its newest run.
+    An id on the hub is downloaded and replaced by its folder, a folder of runs by
+    its newest run.
 
     Raises:
-        UserError: exit 2 for a sweep over `run`, or two keys that exclude each other; exit 4
-            if there is no run.
+        UserError: exit 2 for a sweep over `run`, or two keys that exclude each
+            other; exit 4 if there is no run.
     """
     run = read_override("run", overrides)
     if isinstance(run, Sweep):
@@ -62,7 +65,8 @@ def read_requested_config(config: DictConfig) -> dict:
     """Return the stored configuration of the run that a command names.
 
     Raises:
-        UserError: exit 2 without `run`; exit 4 if it is not a run or has no such checkpoint.
+        UserError: exit 2 without `run`; exit 4 if it is not a run or has no such
+            checkpoint.
     """
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
@@ -122,9 +126,8 @@ def check_space(config: DictConfig, data: dict, num_labels: int) -> None:
     """Raise UserError (exit 2) for more images than memory holds, or with `shards` the disk of `out`."""
     key = "images_per_class" if config.images_per_class else "num_images"
     count = config[key] * (num_labels if config.images_per_class else 1)
-    sizes = data["image_size"]
-    pixels = sizes**2 if isinstance(sizes, int) else math.prod(sizes)
-    size = count * data["channels"] * pixels * (1 if config.shards else 4)  # uint8 files, or float32
+    size = count * data["channels"] * math.prod(height_width(data["image_size"]))
+    size *= 1 if config.shards else 4  # uint8 files, or float32
     if size < SMALL:
         return
     if config.shards:

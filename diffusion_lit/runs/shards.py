@@ -51,8 +51,8 @@ class ShardRequest(NamedTuple):
 def generate_in_shards(model: TrainedModel, request: ShardRequest, out: Path) -> dict:
     """Generate images into `out` together with all processes that have the same request.
 
-    Continues with the shards that are there. A shard consists of complete generation batches,
-    so its images have the same bits as those of one process.
+    Continues with the shards that are there. A shard consists of complete
+    generation batches, so its images have the same bits as those of one process.
 
     Returns:
         The manifest, when all images are there.

@@ -1,9 +1,9 @@
 """Share work among any number of processes on any number of hosts that have only a folder in common.
 
-The work consists of tasks that each write a file. A process takes a task whose file is missing
-and whose lock is free, until all files exist. The operating system releases the lock of a
-killed process, and files are written atomically, so processes may be killed and started again
-at any time.
+The work consists of tasks that each write a file. A process takes a task whose file
+is missing and whose lock is free, until all files exist. The operating system
+releases the lock of a killed process, and files are written atomically, so
+processes may be killed and started again at any time.
 """
 
 import errno
@@ -32,16 +32,17 @@ def share_work(
 ) -> None:
     """Do tasks 0 to `count` - 1 together with every process that calls this with the same lock file.
 
-    Returns when all are done. Without locks (some network file systems) a task may be done
-    twice, which only costs time. Processes take the tasks in different orders to make that
-    rare.
+    Returns when all are done. Without locks (some network file systems) a task may
+    be done twice, which only costs time. Processes take the tasks in different
+    orders to make that rare.
 
     Args:
         lock: file of which byte k is locked during task k.
         count: number of tasks.
         is_done: whether the file of task k exists.
         make: does task k.
-        report: called with the number of tasks done, before each task and each wait.
+        report: called with the number of tasks done, before each task and each
+            wait.
     """
     order = random.SystemRandom().sample(range(count), count)
     with open(lock, "ab") as file:
@@ -62,7 +63,10 @@ def _try_task(file, k: int, is_done: Callable[[int], bool], make: Callable[[int]
 
 @contextmanager
 def _try_lock(file, k: int) -> Iterator[bool]:
-    """Lock byte k if it is free, and yield whether it was. NFS has these locks too."""
+    """Lock byte k if it is free, and yield whether it was.
+
+    NFS has these locks too.
+    """
     try:
         lock_byte(file.fileno(), k)
     except OSError as error:
@@ -80,7 +84,8 @@ def claim_folder(plan: dict, out: Path) -> None:
     """Write plan.json, which says what a folder is for, or check that the one there is equal.
 
     Raises:
-        UserError: exit 5 if the plan differs, the folder holds other files, or it cannot be made.
+        UserError: exit 5 if the plan differs, the folder holds other files, or it
+            cannot be made.
     """
     file = out / "plan.json"
 

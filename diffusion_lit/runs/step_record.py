@@ -1,7 +1,8 @@
 """Record of the optimizer step at which a run ended with a non-finite loss, gradient or weight (exit code 6).
 
-non_finite_step.ckpt holds weights, images and random numbers of the step, so that `replay` can compute it again without
-the training data. non_finite_step.json summarizes the losses of the images and the ranges of the layers.
+non_finite_step.ckpt holds weights, images and random numbers of the step, so that
+`replay` can compute it again without the training data. non_finite_step.json
+summarizes the losses of the images and the ranges of the layers.
 """
 
 import json
@@ -65,10 +66,11 @@ def make_step_record(
     Args:
         step: number of the step.
         config_text: configuration of the run as YAML.
-        net: the network before the step, which was skipped; after it if weights became
-            non-finite.
+        net: the network before the step, which was skipped; after it if weights
+            became non-finite.
         batch: the global batch of the step.
-        draws: random numbers of the batch, as they were drawn on the device of the run.
+        draws: random numbers of the batch, as they were drawn on the device of the
+            run.
         micro_batch: images per forward pass; each pass has its own dropout seed.
     """
     record = {"step": step, "config": config_text, "net": net.state_dict(), "micro_batch": micro_batch}
@@ -81,7 +83,11 @@ def save_step_record(run: Path, record: dict) -> None:
 
 
 def load_step_record(run: Path) -> dict:
-    """Return the record of a run. Raises UserError (exit 4) if it is missing or damaged."""
+    """Return the record of a run.
+
+    Raises:
+        UserError: exit 4 if it is missing or damaged.
+    """
     return checkpoints.load_checkpoint(run / RECORD_FILE)
 
 

@@ -16,8 +16,8 @@ def read_model_config(folder: Path) -> dict:
     """Return config.yaml of a run, or the same keys as far as a diffusers pipeline has them.
 
     Raises:
-        UserError: exit 4 if a file is damaged; exit 2 for values that do not fit, and for a
-            network or a schedule that is not supported.
+        UserError: exit 4 if a file is damaged; exit 2 for values that do not fit,
+            and for a network or a schedule that is not supported.
     """
     config = read_diffusers_config(folder) if is_diffusers_folder(folder) else read_run_config(folder)
     check_values(config, folder)

@@ -152,7 +152,10 @@ def compute_objective(result: dict, metric: str) -> float:
 
 
 def get_worst_objective(metric: str | None) -> float:
-    """Return the value of a failed job. It is infinite: optuna ends a study at None."""
+    """Return the value of a failed job.
+
+    It is infinite: optuna ends a study at None.
+    """
     return -math.inf if metric in HIGHER_IS_BETTER else math.inf
 
 
@@ -240,7 +243,8 @@ def write_sweep_results(sweep: Path) -> list[Job]:
 
     Writes nothing in a folder without jobs.
 
-    Called after every job, also of jobs in several processes, which wait for each other.
+    Called after every job, also of jobs in several processes, which wait for each
+    other.
     """
     if not sweep.is_dir():
         return []

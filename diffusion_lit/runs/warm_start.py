@@ -32,8 +32,8 @@ NUM_COLORS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those t
 def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
     """Return the resolved configuration and the data source.
 
-    The configuration includes what follows from the data and from a pretrained network, and
-    of a resumed run the range of values that it found.
+    The configuration includes what follows from the data and from a pretrained
+    network, and of a resumed run the range of values that it found.
     """
     stored = read_run_config(Path(config.resume))["data"] if config.get("resume") else {}
     resolved, source = resolve_data(config, stored.get("class_names"))
@@ -48,7 +48,8 @@ def resolve_architecture(config: dict) -> dict:
     The run no longer needs that path. Runs without torch.
 
     Raises:
-        UserError: exit 2 for a network that does not fit the data; exit 4 if there is none.
+        UserError: exit 2 for a network that does not fit the data; exit 4 if there
+            is none.
     """
     model = config["model"]
     if "take" not in model:
@@ -109,7 +110,8 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
     """Load the weights that a new run starts from into its network.
 
     Args:
-        net: its own weights stay where `accept=[weights]` allows that some are missing.
+        net: its own weights stay where `accept=[weights]` allows that some are
+            missing.
         config: of the run.
         warn: called with a message if damaged checkpoints are skipped.
 
@@ -149,13 +151,16 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
 def adapt_unet_weights(state: dict, shapes: dict[str, tuple]) -> dict:
     """Return the weights of a UNet2DModel for other numbers of channels and classes.
 
-    Colors: from RGB to gray the input weights of R, G and B are summed, so that a gray image
-    gives the same output, and the output weights are averaged; from gray to RGB the other
-    way round. A new alpha channel has zero weights; one that is gone is left out.
+    Colors: from RGB to gray the input weights of R, G and B are summed, so that a
+        gray image
+    gives the same output, and the output weights are averaged; from gray to RGB the
+    other way round. A new alpha channel has zero weights; one that is gone is left
+    out.
 
-    Classes: without a class embedding in the file every class starts as the zero vector. A
-    missing null label starts as the mean of the classes. Without classes in the run the
-    embedding is left out.
+    Classes: without a class embedding in the file every class starts as the zero
+        vector. A
+    missing null label starts as the mean of the classes. Without classes in the run
+    the embedding is left out.
 
     Args:
         state: tensors of the file by diffusers' names.

@@ -14,7 +14,8 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     """Load a state dict into a network.
 
     Raises:
-        UserError: exit 4 if it does not fit the network, with `path` in the message.
+        UserError: exit 4 if it does not fit the network, with `path` in the
+            message.
     """
     require_fitting_weights(state, net.state_dict(), path)
     net.load_state_dict(state)
@@ -46,8 +47,8 @@ def require_resumable(checkpoint: dict, own: Mapping[str, Tensor]) -> None:
 def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> None:
     """Raise UserError (exit 4) if tensors of a file, under the names of a network, are no finite numbers.
 
-    PyTorch would cast integers and complex numbers to weights without a word, and a network
-    with a NaN draws black images.
+    PyTorch would cast integers and complex numbers to weights without a word, and a
+    network with a NaN draws black images.
 
     Args:
         state: tensors of the file.
@@ -59,10 +60,8 @@ def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path
         if fault := _find_fault(state[name], own[name].dtype):
             faults.setdefault(fault, []).append(name)
     if faults:
-        lines = [
-            f"{len(names)} of {len(own)} tensors {fault}: {join_names(names, 3)}" for fault, names in faults.items()
-        ]
-        raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {'. '.join(lines)}")
+        listed = [f"{len(names)} of {len(own)} tensors {why}: {join_names(names, 3)}" for why, names in faults.items()]
+        raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {'. '.join(listed)}")
 
 
 def _find_fault(tensor: Tensor, dtype: torch.dtype) -> str | None:

@@ -54,7 +54,10 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """train.log, in UTF-8. A full disk is reported once and does not end the run."""
+    """train.log, in UTF-8.
+
+    A full disk is reported once and does not end the run.
+    """
 
     has_failed = False
 
@@ -104,8 +107,8 @@ def silence_console() -> None:
 def progress_bar(unit: str = "step", visible: bool = True, transient: bool = False):
     """Return a rich progress bar with description, count and time left.
 
-    Where standard output is not a terminal, it logs a line after ten seconds and then
-    every half a minute instead, also while a single step takes longer.
+    Where standard output is not a terminal, it logs a line after ten seconds and
+    then every half a minute instead, also while a single step takes longer.
 
     Args:
         unit: what is counted.

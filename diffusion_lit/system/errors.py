@@ -64,17 +64,16 @@ class DataError(UserError):
 def report_errors(when_stopped: str = "stopped; files that were saved before are kept") -> Iterator[None]:
     """Print the message of a UserError, a disk error or a signal, and exit with its code.
 
-    Every command runs inside of it. A training run installs signal handlers of its own,
-    which save a checkpoint first; until then SIGUSR1 is ignored.
+    Every command runs inside of it. A training run installs signal handlers of its
+    own, which save a checkpoint first; until then SIGUSR1 is ignored.
 
     Args:
         when_stopped: what is true of the files when a signal ends the block.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = dict.fromkeys(STOP_SIGNALS, partial(_stop, when_stopped)) | dict.fromkeys(
-            SAVE_SIGNALS, signal.SIG_IGN
-        )
+        stop = partial(_stop, when_stopped)
+        handlers = dict.fromkeys(STOP_SIGNALS, stop) | dict.fromkeys(SAVE_SIGNALS, signal.SIG_IGN)
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             del handlers[signal.SIGINT]
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -21,12 +21,14 @@ def write_atomically(path: Path, concurrent: bool = False) -> Iterator[Path]:
 
     Args:
         path: the file to write or replace.
-        concurrent: whether several processes, also of other hosts, may write it at once.
-            Each has a temporary file of its own then, with a lock that falls with the
-            process, by which `is_abandoned` recognizes the file of a killed process.
+        concurrent: whether several processes, also of other hosts, may write it at
+            once. Each has a temporary file of its own then, with a lock that falls
+            with the process, by which `is_abandoned` recognizes the file of a
+            killed process.
 
     Raises:
-        UserError: exit 5 if `path` is a device, a pipe or a folder, which root could replace.
+        UserError: exit 5 if `path` is a device, a pipe or a folder, which root
+            could replace.
     """
     if path.exists() and not path.is_file():
         raise UserError(Exit.OUTPUT, f"{path} is not a regular file: choose another name")
@@ -49,7 +51,10 @@ def write_atomically(path: Path, concurrent: bool = False) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write or replace a text file atomically, in UTF-8. Bytes of file names that are no UTF-8 stay what they are."""
+    """Write or replace a text file atomically, in UTF-8.
+
+    Bytes of file names that are no UTF-8 stay what they are.
+    """
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 

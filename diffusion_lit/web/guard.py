@@ -13,9 +13,9 @@ MAX_BODY = 2**16  # bytes of a request, which holds six values
 class LocalRequestsOnly:
     """ASGI middleware that answers 403 to requests of other host names, other pages, and to uploads.
 
-    A page of another site can send requests to this machine, and with a name of its own that
-    leads to 127.0.0.1 (DNS rebinding) also read the answers. The headers Host and Origin, which
-    no page can change, tell.
+    A page of another site can send requests to this machine, and with a name of its
+    own that leads to 127.0.0.1 (DNS rebinding) also read the answers. The headers
+    Host and Origin, which no page can change, tell.
     """
 
     def __init__(self, app: Any):

@@ -38,7 +38,8 @@ def load_training_images(model: TrainedModel, accept: Sequence[str] = ()) -> Ten
     """Return the first training images, uint8 (M, C, H, W); None if they no longer exist or are only streamed.
 
     Raises:
-        UserError: exit 4 if they are not those of the run, unless "data" is in `accept`.
+        UserError: exit 4 if they are not those of the run, unless "data" is in
+            `accept`.
     """
     data = model.config["data"]
     if "_target_" not in data or data.get("streaming") == "every_epoch":
@@ -78,7 +79,8 @@ class ImageSession:
 
     Args:
         model: the trained model.
-        training: images uint8 (M, C, H, W) to search for neighbors; None to search none.
+        training: images uint8 (M, C, H, W) to search for neighbors; None to search
+            none.
     """
 
     def __init__(self, model: TrainedModel, training: Tensor | None = None):
