@@ -221,8 +221,8 @@ def _is_correct(classifier: FeatureExtractor, images: Tensor, labels: Sequence[i
 
 
 def compute_memorization(c: Comparison) -> dict[str, float]:
-    """Return the share of copies of training images, by pixels and by features."""
-    result = {}
+    """Return the share of copies of training images, by pixels and by features, and what the threshold is from."""
+    result = {"copied_validation_images": len(c.reference.val or ())}
     for space, found in c.copies.items():
         result |= proportion_interval(found.is_copy).entries(f"copied_{space}")
         result[f"copied_{space}_threshold"] = found.threshold

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.evaluation.memorization import FALSE_ALARMS
 from diffusion_lit.evaluation.metrics import Comparison
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid
 
@@ -42,7 +43,8 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
         f"reference  {reference['split']}, {reference['images']:,} images",
     ]
     for name, column in COLUMNS.items():
-        if name == "fd64" and math.isclose(result.get("fd", math.nan), result.get("fd64", 0), rel_tol=1e-6):
+        is_equal = math.isclose(result.get("fd", math.nan), result.get("fd64", 0), rel_tol=1e-6)
+        if name == "fd64" and (is_equal or result.get("fd64_withheld", "") == result.get("fd_withheld")):
             continue  # the features have no more than 64 components
         if name in result:
             heading = "FID" if (name, features["name"]) == ("fd", "inception") else column.heading
@@ -77,5 +79,7 @@ def _describe_context(result: dict, name: str, form: str) -> str:
         images = images if n is None else f"{n:,} real images of the other split"
         parts.append(f"{images} {_interval(result, f'{name}_real', form)}")
     if (threshold := result.get(f"{name}_threshold")) is not None:
-        parts.append(f"ratio below {threshold:.2f}; 1 % of new images are, or fewer")
+        n = result["copied_validation_images"]
+        many, few = "1 % of new images are, or fewer", f"validation images: {n}, too few to say how many new images are"
+        parts.append(f"ratio below {threshold:.2f}; {many if n * FALSE_ALARMS >= 1 else few}")
     return f" ({', '.join(parts)})" if parts else ""

@@ -5,6 +5,8 @@ from pathlib import Path
 from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, shorten_number
 
+MAX_LABELS = 12  # of points; of more only those of the front have a label
+
 
 def sort_jobs(jobs: list[Job], metric: str) -> list[Job]:
     """Return the jobs that have the metric, best first, cheaper first where equal."""
@@ -54,13 +56,17 @@ def draw_pareto(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Pa
         color = ORANGE if job in front else BLUE
         error = [[abs(value - low)], [abs(high - value)]]
         ax.errorbar(x, value, yerr=error, fmt="o", ms=4, color=color, capsize=2, elinewidth=0.6)
-        if job in front:
+        if job in front or len(jobs) <= MAX_LABELS:
             label = "  ".join(shorten_number(job.overrides.get(key, "")) for key in keys)
-            ax.annotate(label, (x, value), (6, -12), textcoords="offset points", fontsize=8, color=color)
-    ax.plot([job.result["nfe"] for job in front], [job.value(metric) for job in front], color=GRAY, zorder=0)
+            place = 6, -12 if job in front else 5  # pt, below or above the point
+            ax.annotate(label, (x, value), place, textcoords="offset points", fontsize=8, color=color)
+    line = [job.result["nfe"] for job in front], [job.value(metric) for job in front]
+    ax.plot(*line, color=GRAY, zorder=0, label="Pareto front")
+    ax.legend()
     ax.set_xlabel(f"network evaluations per image (NFE), labels: {', '.join(keys)}" if keys else "NFE")
     ax.set_ylabel(f"{metric} and its 95 % interval")
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{cost:g}" for cost in ticks])
     ax.minorticks_off()
+    ax.margins(x=0.1)  # room for the label of the last point
     return save_figure(figure, path)

@@ -16,7 +16,7 @@ from diffusion_lit.system.console import join_names
 
 MAX_ROWS = 24
 SHEET_WIDTH = 1000  # px, about
-MAX_NAME = 24  # last letters of a file name
+MAX_NAME = 28  # characters of a file name
 
 
 def contact_sheet(
@@ -54,11 +54,15 @@ def duplicate_sheet(
     kinds = ("equal", findings["duplicates"]), ("near", findings["near_duplicates"])
     for kind, groups in kinds:
         for k, group in enumerate(groups[: MAX_ROWS // 2]):
-            files = join_names([Path(name).name[-MAX_NAME:] for name in group], 2)
+            files = join_names([_shorten(Path(name).name) for name in group], 2)
             rows[f"{kind} {k + 1}: {files}"] = [number[name] for name in group[: _count_columns(decoding)]]
     left_out = {kind: len(groups) - MAX_ROWS // 2 for kind, groups in kinds}
     more = [f"{count} more {kind} groups" for kind, count in left_out.items() if count > 0]
     return _draw_sheet(splits, rows, decoding, f"and {', '.join(more)} in audit.json" if more else "")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}"
 
 
 def _count_columns(decoding: Decoding) -> int:

@@ -60,8 +60,16 @@ def test_every_metric_is_printed_with_what_real_images_score():
     for line, (name, column) in zip(lines[3:], columns.items(), strict=True):
         assert line.startswith(f"{column.heading:<10} {result[name]:{column.format}}"), name
         assert column.unit in line
+    few = "; validation images: 60, too few to say how many new images are)"
+    assert [few in line for line in lines if line.startswith("copied")] == [True, True]
+    many = format_evaluation(result | {"copied_validation_images": 100}, [])
+    assert sum("; 1 % of new images are, or fewer)" in line for line in many) == 2
+    for name in ("fd", "fd64"):
+        result[f"{name}_withheld"] = "60 are too few"
+        del result[name]
+    assert sum("60 are too few" in line for line in format_evaluation(result, [])) == 1  # the reason is said once
     with_real = {line.split()[0] for line in lines if "real images" in line or "validation images" in line}
-    assert with_real == {"FD", "KID", "accuracy"}
+    assert with_real == {"FD", "KID", "accuracy", "copied"}
 
 
 def test_labels_are_distinct_and_the_direction_of_every_column_is_known():
