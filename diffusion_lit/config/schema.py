@@ -101,7 +101,7 @@ def value_fault(key: str, value: object, default: object, type_: str, typed: str
     if isinstance(value, float) and value.is_integer() and matches(type_, int(value)):
         return f"{fault}. Write {key}={int(value)}"
     texts = [str(item) for item in value] if isinstance(value, list) else str(value)
-    if not isinstance(value, str | dict) and matches(type_, texts):
+    if value is not None and not isinstance(value, str | dict) and matches(type_, texts):
         return f"{fault}. If it is text, quote it: {shlex.quote(f'{key}={quote_texts(typed or format_value(value))}')}"
     return fault
 

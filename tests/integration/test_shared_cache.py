@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.store import load_split
+from diffusion_lit.data.validation_split import hash_image, select_validation
 from tests.image_sets import write_split
 from tests.runs import TINY, run
 
@@ -171,14 +173,23 @@ def test_without_locks_each_process_builds_for_itself(split, tmp_path, number):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
 
 
+def find_row(folder: Path, part: str) -> int:
+    """The number of the first file of a part with data.val_fraction=0.5."""
+    hashes = np.array([hash_image(path)[0] for path in sorted(folder.iterdir())], np.uint64)
+    is_val = select_validation(hashes, np.zeros(len(hashes), np.int64), 0.5)
+    return int(np.flatnonzero(is_val if part == "val" else ~is_val)[0])
+
+
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_run_on_damaged_pictures_ends_before_it_saves_anything(split, tmp_path, part):
+    """One cache file has both parts; the division is by a hash of each file, so the damaged row is looked up."""
     words = ["data=image_folder", f"data.root={tmp_path / 'in'}", "data.image_size=8", "data.channels=1", *TINY]
     words += [f"data.cache_dir={tmp_path / 'cache'}", "max_steps=2", "checkpoint_every=1", "sample_every=0"]
     run("train", *words, "data.val_fraction=0.5", "run_dir=one", cwd=tmp_path)
-    (file,) = (tmp_path / "cache").glob(f"{part}-*.npy")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    row, images = find_row(tmp_path / "in", part), np.load(file, mmap_mode="r")
     bits = bytearray(file.read_bytes())
-    bits[1000] ^= 1
+    bits[images.offset + row * 64 + 10] ^= 1
     file.write_bytes(bits)
     told = f"error: {file} is damaged. Remove it, and the images are decoded again."
     for asked in ([*words, "data.val_fraction=0.5", "run_dir=two"], ["resume=one", "max_steps=4"]):
