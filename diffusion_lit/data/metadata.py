@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 
 TRNS_BYTES = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # color type of a PNG -> bytes of a valid tRNS chunk
 ORIENTATION = 0x0112
@@ -33,18 +34,20 @@ def describe_content(data: bytes) -> str:
 
 def read_orientation(exif: bytes) -> int:
     """Return the orientation of an EXIF block, 1 to 8; 1, upright, without a valid one. Other tags are not read."""
-    data = exif.removeprefix(b"Exif\0\0")
-    try:
-        order = {b"II": "<", b"MM": ">"}[data[:2]]
+    for _, tag, kind, n, value in _list_entries(exif.removeprefix(b"Exif\0\0")):
+        if tag == ORIENTATION:
+            return value if kind == 3 and n == 1 and 1 <= value <= 8 else 1
+    return 1
+
+
+def _list_entries(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield place, tag, type, count and first two bytes of the entries of a TIFF's first directory, up to a damage."""
+    order = "<" if data.startswith(b"II") else ">"
+    with suppress(struct.error):
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (count,) = struct.unpack_from(f"{order}H", data, start)
-        for k in range(count):
-            tag, kind, n, value = struct.unpack_from(f"{order}HHIH", data, start + 2 + 12 * k)
-            if tag == ORIENTATION:
-                return value if kind == 3 and n == 1 and 1 <= value <= 8 else 1
-    except (KeyError, struct.error):
-        pass
-    return 1
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            yield place, *struct.unpack_from(f"{order}HHIHxx", data, place)
 
 
 def strip_metadata(data: bytes) -> bytes:
@@ -86,15 +89,9 @@ def _keep_png_chunks(data: bytes) -> Iterator[bytes]:
 def _clear_tiff_entries(data: bytes) -> bytes:
     """Return the file with every other tag of its first image replaced by a zero, where it is not damaged."""
     order, cleared = "<" if data.startswith(b"II") else ">", bytearray(data)
-    try:
-        (start,) = struct.unpack_from(f"{order}I", data, 4)
-        (count,) = struct.unpack_from(f"{order}H", data, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, n = struct.unpack_from(f"{order}HHI", data, at)
-            if tag not in TIFF_TAGS and (tag, kind, n) != (ORIENTATION, 3, 1):
-                struct.pack_into(f"{order}HI4s", cleared, at + 2, 1, 1, bytes(4))
-    except struct.error:
-        pass
+    for place, tag, kind, n, _ in _list_entries(data):
+        if tag not in TIFF_TAGS and (tag, kind, n) != (ORIENTATION, 3, 1):
+            struct.pack_into(f"{order}HI4s", cleared, place + 2, 1, 1, bytes(4))
     return bytes(cleared)
 
 

@@ -22,7 +22,7 @@ from diffusion_lit.data.decoding import (
     report_broken_image,
 )
 from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Split, fingerprint_images
-from diffusion_lit.data.streaming import MAX_VAL_IMAGES, EpochStream, StreamedStore, StreamedTable
+from diffusion_lit.data.streaming import MAX_VAL_IMAGES, StreamedStore, StreamedTable
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, hash_image, select_validation
 from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
@@ -166,7 +166,7 @@ def load_splits(
     splits, cache_dir, fraction = source.splits(), config["cache_dir"], config["val_fraction"]
     decoding = decoding_from_config(resolve_value_range(config, splits))
     decoding = replace(decoding, image_size=grow_size(decoding.image_size, config["random_crop"]))
-    if isinstance(splits["train"].images, EpochStream):
+    if hasattr(splits["train"].images, "open"):  # it is read again in every epoch
         table, val_table = _open_tables(splits, cache_dir, fraction)
         train = StreamedStore(table, decoding)
         val = load_split(Split(val_table, None), decoding, cache_dir, "val") if len(val_table) else None

@@ -196,14 +196,6 @@ class StreamedTable:
                 time.sleep(wait)
 
 
-class EpochStream:
-    """An `ImageStream` that can be read again in every epoch."""
-
-    def open(self, cache_dir: str | None) -> StreamedTable:
-        """Return its table; metadata is kept in `cache_dir`."""
-        raise NotImplementedError
-
-
 @dataclass(frozen=True)
 class StreamedStore:
     """The training images of a run that reads them in every epoch, in place of an `ImageStore`.

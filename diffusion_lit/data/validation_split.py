@@ -117,18 +117,10 @@ def select_validation(
         if movable.any() and is_val[labels == label].all():
             is_val &= keys != keys[movable].max()
     if fraction and not is_val.any():
-        alone = _single_units(keys, labels)
-        movable = keys[~np.isin(keys, alone) & ~is_known]
-        if len(movable):
-            is_val = keys == movable.min()
+        classes = set(labels.tolist())
+        candidates = (keys == key for key in np.unique(keys[~is_known]))
+        is_val = next((own for own in candidates if set(labels[~own].tolist()) == classes), is_val)
     return is_val
-
-
-def _single_units(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the keys without which a class would have no image."""
-    pairs = np.unique(np.stack([labels.astype(np.uint64), keys]), axis=1)
-    _, first, units = np.unique(pairs[0], return_index=True, return_counts=True)
-    return pairs[1][first[units == 1]]
 
 
 def hash_groups(groups: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Loss weightings: how much each noise level contributes to the loss.
 
-A weighting returns the factor on the error of the network's output. `Uniform` returns 1: the
-plain error of what the network predicts. All others are defined as w(snr) on the x0 error, which
-is `gain` times the output error: they return w(snr) gain. With `loss=mse`, gain is c_out^2, for
-variance-preserving processes 1 / snr (epsilon), 1 (sample) or 1 / (snr + 1) (v), and each
-weighting has its published form for every prediction type. With `loss=l1`, gain is |c_out|, and
-w(snr) is the weight on the absolute x0 error. `snr` and `gain` have one shape: (T,) at the levels
-of a process, (B,) at the times of a batch.
+A weighting returns the factor on the error of the network's output. `Uniform` returns
+1: the plain error of what the network predicts. All others are defined as w(snr) on
+the x0 error, which is `gain` times the output error: they return w(snr) gain. With
+`loss=mse`, gain is c_out^2, for variance-preserving processes 1 / snr (epsilon), 1
+(sample) or 1 / (snr + 1) (v), and each weighting has its published form for every
+prediction type. With `loss=l1`, gain is |c_out|, and w(snr) is the weight on the
+absolute x0 error. `snr` and `gain` have one shape: (T,) at the levels of a process,
+(B,) at the times of a batch.
 
 To add a weighting, write a class here and a file in `conf/weighting`, see
 docs/extending.md.

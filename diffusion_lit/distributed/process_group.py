@@ -1,10 +1,11 @@
 """Start, connect and end the processes of a run on several devices.
 
-A run with strategy=ddp needs one process per device. Rank 0 reads the command line, makes
-the run folder and writes to it. On one machine it starts the other ranks itself, as
-torchrun would: the bare command, with RANK and the related variables in the environment.
-Ranks that torchrun or srun started are used as they are. In all cases the other ranks
-receive their configuration from rank 0, so neither Hydra nor a sweep runs twice.
+A run with strategy=ddp needs one process per device. Rank 0 reads the command line,
+makes the run folder and writes to it. On one machine it starts the other ranks
+itself, as torchrun would: the bare command, with RANK and the related variables in
+the environment. Ranks that torchrun or srun started are used as they are. In all
+cases the other ranks receive their configuration from rank 0, so neither Hydra nor a
+sweep runs twice.
 
 Each side notices when the other is gone. A rank that rank 0 started ends when its standard
 input closes; rank 0 polls those that it started. Across hosts the connections in `watchdog`

@@ -22,9 +22,10 @@ FIRST_PORT, PORT_COUNT = 16000, 16000  # below the ephemeral ports of Linux
 def export_torchrun_environment() -> None:
     """Set RANK, WORLD_SIZE and the other variables of torchrun in a process that srun started as one of several.
 
-    Rank 0 listens on the first node of the job step. MASTER_ADDR and MASTER_PORT are kept
-    if they are set already. The batch script, a step of one task and an interactive shell
-    (`srun --pty bash`) stay as they are, because a command typed there is a run of its own.
+    Rank 0 listens on the first node of the job step. MASTER_ADDR and MASTER_PORT are
+    kept if they are set already. The batch script, a step of one task and an
+    interactive shell (`srun --pty bash`) stay as they are, because a command typed
+    there is a run of its own.
     """
     step = os.environ.get("SLURM_STEP_ID")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))

@@ -31,9 +31,10 @@ class Estimate(NamedTuple):
 class Measurement:
     """A number of N generated and M real images, with the influence of each image on it.
 
-    The influence of an image is the derivative of the number by the weight of the image
-    (Hampel 1974). Numbers of equally many images of the same seeds can be subtracted: the
-    interval of the difference leaves out what both have in common.
+    The influence of an image is the derivative of the number by the weight of the
+    image (Hampel 1974). Numbers of equally many images of the same seeds can be
+    subtracted: the interval of the difference leaves out what both have in
+    common.
 
     Args:
         value: the number.

@@ -18,9 +18,10 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, Estimate | fl
       real balls with a generated point inside; balls reach to the 5th neighbor (Naeem et al.
       2020). Density is 1 for equal distributions.
 
-    Precision and density have intervals, because their balls are of the real images. The balls of
-    recall and the points of coverage change with the generated images: intervals over real
-    images cover too rarely, so there are none.
+    Precision and density have intervals, because their balls are of the real
+    images. The balls of recall and the points of coverage change with the
+    generated images: intervals over real images cover too rarely, so there are
+    none.
 
     Args:
         generated: features (N, D).

@@ -65,8 +65,9 @@ def _find_distinct(vectors: Tensor) -> Tensor:
 def choose_threshold(validation: Neighbors | None) -> float:
     """Return the ratio below which an image is a copy.
 
-    Below it are 1 % of validation images, and it is at most 1/3. Validation images are new, so
-    they show how near a new image comes to training images by chance.
+    Below it are 1 % of validation images, and it is at most 1/3. Validation
+    images are new, so they show how near a new image comes to training images by
+    chance.
     """
     if validation is None:
         return MAX_RATIO

@@ -77,8 +77,8 @@ def plot_losses(recipes: Mapping[str, Diffusion], title: str):
     """Return a Figure with the weights of each recipe and the rounding errors of the first one, over log SNR.
 
     Above: the weight, scaled to mean 1, on the network's prediction error and on
-        the x0 error. Below: the relative
-    error of sigma and of x_t in each precision; dotted lines are `from_alpha_bar`.
+    the x0 error. Below: the relative error of sigma and of x_t in each precision;
+    dotted lines are `from_alpha_bar`.
     """
     from matplotlib import colormaps
 

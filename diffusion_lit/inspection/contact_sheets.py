@@ -75,16 +75,14 @@ def _draw_sheet(
     """Draw the images with these numbers. Names of rows are written beside them, numbers of rows are not."""
     import torch
 
-    from diffusion_lit.imaging.grids import add_checkerboard, draw_grid
+    from diffusion_lit.imaging.grids import add_checkerboard
+    from diffusion_lit.sampling.previews import draw_row_grid
 
     rows = {name: row for name, row in rows.items() if len(row)}
     if not rows:
         return None
     sources = ConcatImages([split.images for split in splits.values()])
-    columns, size = max(len(row) for row in rows.values()), height_width(decoding.image_size)
-    images = np.full((len(rows), columns, decoding.channels, *size), 255, np.uint8)
-    for y, row in enumerate(rows.values()):
-        for x, k in enumerate(row):
-            images[y, x] = decoding(sources[k])
+    images = torch.from_numpy(np.stack([decoding(sources[k]) for row in rows.values() for k in row]))
+    in_rows = [name for name, row in rows.items() for _ in row]
     names = [name for name in rows if isinstance(name, str)]
-    return add_checkerboard(draw_grid(torch.from_numpy(images).flatten(0, 1), columns, names, title))
+    return add_checkerboard(draw_row_grid(images, in_rows, names, title))

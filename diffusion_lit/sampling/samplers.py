@@ -175,8 +175,9 @@ def finite_betas(process: Process) -> Tensor:
 def _set_ddim_step(scheduler, k: int) -> None:
     """Make the next timestep of a scheduler without sigmas, such as DDIM and DDPM, that of its list.
 
-    They compute it as `t - T // num_inference_steps`, which differs unless the steps divide T.
-    With a fraction for `num_inference_steps` the division is exact.
+    They compute it as `t - T // num_inference_steps`, which differs unless the
+    steps divide T. With a fraction for `num_inference_steps` the division is
+    exact.
     """
     timesteps = [*scheduler.timesteps.tolist(), -1]
     scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timesteps[k] - timesteps[k + 1])

@@ -1,9 +1,7 @@
 """Images in one array file: `.npy`, which is memory-mapped, or `.npz`."""
 
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +73,7 @@ class Arrays:
         return {"images": arrays} if isinstance(arrays, np.ndarray) else arrays
 
     def _read(self, name: str) -> np.ndarray:
-        with report_damaged_array(self.path, name):
+        with report_damaged_file(self.path, name):
             array = self._arrays[name]
         if not isinstance(array, np.ndarray):  # another file in the archive
             raise DataError(f"{self.path}, {name}: is not an array. Save arrays with np.savez.")
@@ -168,26 +166,11 @@ class ArrayImages:
 
 def load_array_file(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
     """Return the array of an `.npy`, memory-mapped, or those of an `.npz`, each read when it is indexed."""
-    with report_damaged_array(path):
+    with report_damaged_file(path):
         with open(path, "rb") as file:
             if not file.read(6).startswith((b"\x93NUMPY", b"PK\3\4", b"PK\5\6")):  # numpy would take it for a pickle
                 raise ValueError("it does not begin as .npy and .npz files do")
         return np.load(path, mmap_mode="r")  # refuses pickles
-
-
-@contextmanager
-def report_damaged_array(path: Path, name: str = "") -> Iterator[None]:
-    """Raise DataError for any error of reading an array: numpy's own advice, to allow pickles, is unsafe."""
-    with report_damaged_file(path):
-        try:
-            yield
-        except ValueError as error:
-            if not re.search("pickle|Python objects", str(error)):
-                raise
-            raise DataError(
-                f"{path}{', ' * bool(name)}{name}: holds Python objects, or its header is damaged. Save numbers or "
-                "text: np.array(labels, dtype=str)."
-            ) from None
 
 
 def _check_pair(

@@ -20,6 +20,7 @@ within a second.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,8 +135,8 @@ def file_state(path: Path) -> str:
 
 
 @contextmanager
-def report_damaged_file(path: Path) -> Iterator[None]:
-    """Raise DataError with the name of the file for any error that reading it raises."""
+def report_damaged_file(path: Path, part: str = "") -> Iterator[None]:
+    """Raise DataError with the name of the file, and of a part of it, for any error that reading it raises."""
     try:
         yield
     except DataError:
@@ -143,5 +144,9 @@ def report_damaged_file(path: Path) -> Iterator[None]:
     except Exception as error:  # gzip, zip, pickle, scipy and numpy raise about ten types
         if isinstance(error, OSError) and error.errno:  # permissions, a failing disk
             raise DataError(f"{error.filename or path}: {error.strerror}") from None
+        if isinstance(error, ValueError) and re.search("pickle|Python objects", str(error)):
+            # the advice of numpy, to allow pickles, is unsafe
+            fault = f"{path}{', ' * bool(part)}{part}: holds Python objects, or its header is damaged"
+            raise DataError(f"{fault}. Save numbers or text: np.array(labels, dtype=str).") from None
         reason = str(error) or type(error).__name__
         raise DataError(f"{path} is damaged or incomplete ({reason}). Remove it, or download it again.") from None

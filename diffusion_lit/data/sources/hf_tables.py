@@ -154,7 +154,7 @@ def find_label_column(requested: str, features, path: str) -> str | None:
     from datasets import ClassLabel
 
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    plain = [k for k, feature in features.items() if re.fullmatch(LABEL_TYPES, getattr(feature, "dtype", None) or "")]
+    plain = find_plain_columns(features)
     if requested == "none":
         return None
     if requested != "auto":
@@ -193,10 +193,12 @@ def read_classes(table, label: str | None, path: str) -> tuple[list, list[str]]:
 
 def read_label_candidates(table, used: str, n: int = 10_000) -> dict[str, list]:
     """Return the first n values of each column that could be labels, without the `used` one."""
-    names = [
-        k for k, feature in table.features.items() if re.fullmatch(LABEL_TYPES, getattr(feature, "dtype", None) or "")
-    ]
-    return table.select_columns([name for name in names if name != used])[:n]
+    return table.select_columns([name for name in find_plain_columns(table.features) if name != used])[:n]
+
+
+def find_plain_columns(features) -> list[str]:
+    """Return the columns of numbers or text."""
+    return [k for k, feature in features.items() if re.fullmatch(LABEL_TYPES, getattr(feature, "dtype", None) or "")]
 
 
 def select_undecoded(table, image: str, label: str | None = None):

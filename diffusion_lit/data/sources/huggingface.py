@@ -21,7 +21,7 @@ from diffusion_lit.data.sources.data_source import Split, file_state
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
 from diffusion_lit.data.sources.table_labels import describe_unused_columns
-from diffusion_lit.data.streaming import EVERY_EPOCH, EpochStream, StreamedTable
+from diffusion_lit.data.streaming import EVERY_EPOCH, StreamedTable
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 from diffusion_lit.system.files import write_atomically
@@ -247,7 +247,7 @@ class TableStream:
         return hf_tables.select_undecoded(self.source.tables[self.split], schema.image, schema.label)
 
 
-class TableEpochStream(TableStream, EpochStream):
+class TableEpochStream(TableStream):
     """A stream that is read again in every epoch."""
 
     def open(self, cache_dir: str | None) -> StreamedTable:

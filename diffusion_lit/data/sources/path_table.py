@@ -25,8 +25,11 @@ from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
 # usual names of columns; the first that exists is used
-PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path", "image")
-SPLIT_COLUMNS = ("split", "subset", "partition")
+COLUMNS = {
+    "path": ("path", "file", "file_name", "filename", "image_path", "image"),
+    "label": LABEL_COLUMNS,
+    "split": ("split", "subset", "partition"),
+}
 MAX_NAMES = 3  # images that a note names
 
 
@@ -63,23 +66,19 @@ class PathTable:
             raise DataError(f"data.path={path[:300]}: file not found")
         self._stems = cache(list_stems)
         self.requested = {"path": path_column, "label": label_column, "split": split_column}
-        self.columns = {
-            "path": self._find_column("path", PATH_COLUMNS),
-            "label": self._find_column("label", LABEL_COLUMNS),
-            "split": self._find_column("split", SPLIT_COLUMNS),
-        }
+        self.columns = {kind: self._find_column(kind) for kind in COLUMNS}
         if not self.table.columns[0]:
             raise DataError(f"{self.path}: has no rows")
 
     @cached_property
     def table(self) -> Table:
         """Return the table."""
-        return read_table(self.path, {*PATH_COLUMNS, simplify_name(self.requested["path"])})
+        return read_table(self.path, {*COLUMNS["path"], simplify_name(self.requested["path"])})
 
-    def _find_column(self, kind: str, usual: tuple[str, ...]) -> int | None:
+    def _find_column(self, kind: str) -> int | None:
         """Return the number of the column of paths, labels or splits; None without it."""
         requested = self.requested[kind]
-        for name in usual if requested == "auto" else (requested,):
+        for name in COLUMNS[kind] if requested == "auto" else (requested,):
             if (column := self.table.find_column(name)) is not None:
                 return column
         if requested in ("auto", "none") and kind != "path":
@@ -148,9 +147,8 @@ class PathTable:
 
     def _find_file(self, value: str | int) -> Path | None:
         """Return the file of a path, also if it has backslashes, spaces around it, or no suffix."""
-        text = str(value)
-        usual = text.strip()
-        for name in (usual, text, *(unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))):
+        usual = str(value).strip()
+        for name in (usual, *(unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))):
             for spelling in (name, name.replace("\\", "/")):
                 if os.path.isfile(self.root / spelling):
                     return self.root / spelling

@@ -16,9 +16,7 @@ from diffusion_lit.system.errors import DataError
 
 DELIMITERS = ",;\t|"
 BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
-    codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
@@ -111,7 +109,7 @@ def _decode(path: Path, data: bytes) -> tuple[str, str | None]:
     encodings = [encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)][:1]
     if not encodings and head.count(0) > len(head) / 4:
         encodings = ["utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"]
-    for encoding in encodings or ["utf-8", "cp1252", "latin-1"]:
+    for encoding in encodings or ["utf-8-sig", "cp1252", "latin-1"]:
         try:
             text = data.decode(encoding)
             if re.search(r"[\0-\x08\x0e-\x1f]", text):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lit.data.sources.arrays import load_array_file, report_damaged_array
+from diffusion_lit.data.sources.arrays import load_array_file
 from diffusion_lit.data.sources.data_source import Split, report_damaged_file
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.listing import SUFFIXES, list_files
@@ -180,7 +180,7 @@ def find_mnist(folder: Path) -> Reader | None:
         return partial(_read_idx_splits, files)
     for path in [folder] if folder.suffix == ".npz" else sorted(folder.glob("*.npz")):
         if path.is_file():
-            with report_damaged_array(path), load_array_file(path) as arrays:
+            with report_damaged_file(path), load_array_file(path) as arrays:
                 if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
                     return partial(_read_npz, path)
     return None
@@ -206,7 +206,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> dict[str, Split]:
-    with report_damaged_array(path), load_array_file(path) as arrays:
+    with report_damaged_file(path), load_array_file(path) as arrays:
         return {
             split: _make_split(arrays[f"x_{name}"], arrays[f"y_{name}"], path)
             for split, name in (("train", "train"), ("val", "test"))
