@@ -4,11 +4,14 @@ import copy
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
+from diffusion_lit.config.expand import take_data_of_experiment
 from diffusion_lit.config.network_size import count_levels
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import output
@@ -22,7 +25,13 @@ AUDIT_KEYS = ("out", "near", "largest")  # not keys of train
 
 def main() -> None:
     """Run the command."""
-    launch("audit", audit, prepare=lambda overrides, config_dir: overrides, check=check_audit)
+    typed = []
+
+    def prepare(overrides: list[str], config_dir: str | None) -> list[str]:
+        typed[:] = overrides
+        return take_data_of_experiment(overrides, config_dir, AUDIT_KEYS)
+
+    launch("audit", partial(audit, typed=typed), prepare, check_audit)
 
 
 def check_audit(config: DictConfig) -> None:
@@ -38,12 +47,13 @@ def check_audit(config: DictConfig) -> None:
     check_network(resolved)
 
 
-def audit(config: DictConfig) -> None:
-    """Inspect every image, log and write the findings, and propose overrides for training."""
+def audit(config: DictConfig, typed: Sequence[str]) -> None:
+    """Inspect every image, log and write the findings, and propose overrides that are added to the typed ones."""
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
     from diffusion_lit.data.decoding import decoding_from_config
+    from diffusion_lit.data.sources.table_labels import collect_notes
     from diffusion_lit.data.value_ranges import resolve_value_range
     from diffusion_lit.inspection.audit_folder import write_audit
     from diffusion_lit.inspection.exclude_list import find_excludable, write_exclude_list
@@ -64,11 +74,11 @@ def audit(config: DictConfig) -> None:
 
     given, model = {override.partition("=")[0] for override in overrides}, config["model"]
     proposed = propose_overrides(findings, data, given, 2 ** (count_levels(model) - 1), config["largest"])
-    overrides = [override for override in overrides if override.partition("=")[0] not in AUDIT_KEYS]
+    overrides = [override for override in typed if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
-    findings |= {"left_out": getattr(source, "left_out", {}), "notes": list(getattr(source, "notes", ()))}
+    findings |= {"left_out": getattr(source, "left_out", {}), "notes": collect_notes(source)}
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)
     model |= OmegaConf.to_container(composed.model, resolve=True)

@@ -1,8 +1,12 @@
 """Overrides of `train` that stand for others: default experiment, published defaults, `debug=on`, length of a run."""
 
-from diffusion_lit.config.compose import compose_configs
+from collections.abc import Collection
+
+from omegaconf import OmegaConf
+
+from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.debug import add_debug_overrides
-from diffusion_lit.config.overrides import read_override
+from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.system.errors import Exit, UserError
 
 PUBLISHED = {  # of a process chosen on the command line; weighting= and sampler= choose others
@@ -21,6 +25,29 @@ def expand_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
     if read_override("debug", overrides) == "on":
         rest = add_debug_overrides(rest, compose_configs("train", rest, config_dir, complete=False)[0])
     return merge_run_length(rest)
+
+
+def take_data_of_experiment(overrides: list[str], config_dir: str | None, own_keys: Collection[str]) -> list[str]:
+    """Return the overrides of `audit` for those of `train` with `experiment=`: the data and the network.
+
+    Args:
+        overrides: of the command line; without `experiment=` they are returned as they are.
+        config_dir: value of `--config-dir`.
+        own_keys: keys that only `audit` has.
+    """
+    if not read_override("experiment", overrides):
+        return overrides
+    own = [override for override in overrides if override.partition("=")[0] in own_keys]
+    recipe = [override for override in overrides if override not in own]
+    config = compose_configs("train", recipe, config_dir, complete=False, multirun=False)[0]
+    choices = compose_hydra_settings("train", recipe, config_dir).runtime.choices
+    for group in ("data", "model"):
+        words = ["experiment=none", f"{group}={choices[group]}"]
+        plain = compose_configs("train", words, config_dir, complete=False, multirun=False)[0][group]
+        values, defaults = OmegaConf.to_container(config[group]), OmegaConf.to_container(plain)
+        changed = [(key, value) for key, value in values.items() if value != defaults.get(key)]
+        own += [f"{group}={choices[group]}", *[format_override(f"{group}.{key}", value) for key, value in changed]]
+    return own
 
 
 def merge_run_length(overrides: list[str]) -> list[str]:

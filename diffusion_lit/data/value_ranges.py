@@ -45,7 +45,7 @@ def choose_range(low: float, high: float) -> list[float]:
     if full and low >= 0 and high > full / 4:
         return [0, full]
     low, high = (int(value) if value == int(value) and abs(value) < 2**63 else float(value) for value in (low, high))
-    return [low, high] if high > low else [low, low + 1]
+    return [low, high] if high > low else [low, low + max(1, abs(low) * 1e-6)]
 
 
 def measure_images(splits: dict[str, Split], max_pixels: int = MAX_PIXELS) -> Iterator[tuple[float, float]]:

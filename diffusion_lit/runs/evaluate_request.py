@@ -69,8 +69,9 @@ def check_evaluation(config: DictConfig) -> None:
     else:
         source = build_source({key: value for key, value in data.items() if key != "class_names"})
         if sorted(source.class_names) != sorted(data["class_names"]):
-            names = format_value(list(source.class_names))
-            faults.append(f"reference_data={config.reference_data}: its classes are {names}, not the model's")
+            found, expected = format_value(list(source.class_names)), format_value(list(data["class_names"]))
+            where = f"reference_data={config.reference_data}" if config.reference_data else "the images of the run"
+            faults.append(f"{where}: their classes are {found}, the model's are {expected}")
         if config.reference_split == "val" and "val" not in source.splits() and not data["val_fraction"]:
             faults.append("reference_split=val: the run has no validation split")
     raise_faults(faults, "evaluated")

@@ -8,6 +8,7 @@ from torch import nn
 from diffusion_lit.config.network_size import describe_levels, find_size_faults
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.listing import format_left_out
+from diffusion_lit.data.sources.table_labels import collect_notes
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.sizes import format_size
@@ -43,7 +44,7 @@ def format_run_summary(
         lines.insert(3, f"           {levels}")
     if module.tracked_emas:
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
-    lines += [f"note       {note}" for note in getattr(data.source, "notes", ())]
+    lines += [f"note       {note}" for note in collect_notes(data.source)]
     if describe_rows(len(class_names), ROWS):
         chosen = [class_names[k] for k in choose_rows(len(class_names), ROWS)]
         lines.append(f"previews   of {ROWS} of {len(class_names)} classes, evenly chosen: {', '.join(chosen)}")

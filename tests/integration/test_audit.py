@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.expand import take_data_of_experiment
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.inspection.image_facts import (
     find_duplicates,
@@ -315,6 +316,20 @@ def test_the_defaults_are_those_of_train():
         (ours,), (theirs,) = compose_configs("audit", words), compose_configs("train", ["experiment=none", *words])
         assert (ours.data, ours.model) == (theirs.data, theirs.model)
     assert resolve_data(compose_configs("audit", ["data=digits"])[0])[0]["data"]["num_classes"] == 10
+
+
+def test_an_experiment_brings_its_data_and_network(tmp_path):
+    """And the line to train keeps the experiment; what audit has no use for is left out."""
+    for words in (["experiment=fer2013_cond", "data.root=x"], ["experiment=pixel_icons", "data.root=x", "model=unet"]):
+        ours = compose_configs("audit", take_data_of_experiment([*words, "max_steps=3", "out=x"], None, ["out"]))[0]
+        (theirs,) = compose_configs("train", words)
+        assert (ours.data, ours.model, ours.out) == (theirs.data, theirs.model, "x")
+    for k in range(4):
+        save(tmp_path / "in" / f"{k}.png", noise(64, 64, 4))
+    words = ["experiment=minecraft_skins", "data.root=in", "name=mine", "max_steps=3"]
+    found, _ = audited(tmp_path, *words, "near=0")
+    assert shlex.split(found["command"])[3:7] == words
+    assert "data.image_size" not in found["proposed"]
 
 
 def test_a_size_is_proposed_with_its_reason_and_advice_for_large_images(tmp_path):

@@ -175,6 +175,8 @@ FOLDER = {  # name -> content or function that makes it, and the line of it with
     "targa.tga": (encode(RGB, "TGA"), None),
     "other.backup": (encode(RGB, "WEBP"), None),
     "jpeg2000.jp2": (encode(RGB, "JPEG2000"), None),
+    "of_a_phone.heic": (encode(RGB, "JPEG"), None),
+    "named.txt": (encode(RGB, "GIF"), None),
     "text.png": (UPRIGHT["huge zTXt"], None),
     "turned.jpg": (ROTATED["resolution that is text"], None),
     "linked.png": (link("no_extension"), None),

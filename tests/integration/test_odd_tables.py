@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from diffusion_lit.data.sources.table_labels import collect_notes
 from tests.cases import each
 from tests.image_sets import data_error, make_data
 
@@ -120,6 +121,7 @@ REFUSED = {  # a table, other overrides, what the error says
     "two columns of one name": (lines(head="Path,PATH "), [], "Path (column 1) and PATH (column 2) have the same name"),
     "only a line of names": (lines(more=[]), [], "a.csv: has no rows"),
     "only white space": ("\n \n", [], "a.csv is empty. It needs a line of names"),
+    "URLs": (lines("https://example.com/0.png,cat"), [], "a.csv, line 2: images are not fetched from URLs, such as h"),
     "a long path": (lines(f"{'x' * 5000},cat"), [], "a.csv, line 2: 1 of 9 images not found, such as "),
     "a path with a null character": (lines("a.png,b"), ["data.path_column=label"], "line 2, 3, 4, 5, 6 and 4 more: 9"),
     "a folder": (lines(".,cat"), [], "line 2: 1 of 9 images not found"),
@@ -174,6 +176,14 @@ NOTED = {  # a table, what is noted
         lines(head="path,label,split", more=[f"{row},{('train', 'val', 'test')[k % 3]}" for k, row in enumerate(ROWS)]),
         "2 test rows of ",
     ),
+    "splits in a column of another name": (
+        lines(head="path,label,set", more=[f"{row},{'val' if k == 3 else 'train'}" for k, row in enumerate(ROWS)]),
+        "no splits are used. data.split_column=set takes those of that column",
+    ),
+    "a class only for validation": (
+        lines("7.png,eel,val", head="path,label,split", more=[f"{row},train" for row in ROWS[:7]]),
+        "no training images of eel: all rows of the class are for validation",
+    ),
     "half of the images": (lines(more=ROWS[:4]), "4 images beside them are not in "),
     "classes that differ in case": (lines(more=[*ROWS[:7], "7.png,Cat"]), "only in case or spaces: 'Cat' and 'cat'"),
 }  # fmt: skip
@@ -184,7 +194,7 @@ def test_what_is_noted(tmp_path, name, case):
     content, note = case
     draw(tmp_path)
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")
-    (found,) = load(tmp_path / "a.csv").source.notes
+    (found,) = collect_notes(load(tmp_path / "a.csv").source)
     assert note in found
 
 
@@ -248,6 +258,34 @@ def test_labels_of_arrays(tmp_path, name, case):
         assert "allow_pickle" not in error
     else:
         assert make_data(*words).source.class_names == expected
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path):
+    images = np.zeros((8, 8, 8), np.uint8)
+    letters = {"species": LETTERS, "label": np.array(["Cat", "cat"] * 4), "weight": np.arange(8) / 8}
+    cases = {  # other arrays and overrides, what is noted
+        "labels of another name": ({"species": LETTERS}, "", "Not used: species (2 values). data.labels=species t"),
+        "images of another name": ({"extra": np.tile(images, 9)}, "", "a.npz that are not used: extra"),
+        "validation without labels": ({"labels": LETTERS, "x_val": np.tile(images, 9)}, "", "that are not used: x_val"),
+        "two arrays of labels": ({"labels": LETTERS, "target": np.arange(8) % 3}, "", "Not used: target (3 values)"),
+        "classes that differ in case": (letters, "data.labels=label", "only in case or spaces: 'Cat' and 'cat'"),
+    }
+    for name, (arrays, word, note) in cases.items():
+        np.savez(tmp_path / "a.npz", images=images, **arrays)
+        words = ["data=arrays", f"data.images={tmp_path / 'a.npz'}", *word.split()]
+        (found,) = collect_notes(make_data(*words).source)
+        assert note in found, name
+
+
+def test_tables_with_images_say_what_they_leave_open(tmp_path):
+    draw(tmp_path / "a")
+    (tmp_path / "a" / "metadata.csv").write_text(lines(more=ROWS[:5], head="file_name,label"), encoding="utf-8")
+    (note,) = collect_notes(make_data("data=huggingface", f"data.path={tmp_path / 'a'}").source)
+    assert f"3 images of {tmp_path / 'a'} are in no table of it: {tmp_path / 'a' / '5.png'}" in note
+    images = [{"bytes": (tmp_path / "a" / name).read_bytes(), "path": None} for name in NAMES]
+    pq.write_table(pa.table({"image": images, "label": [CAFE, CAFE_NFD] * 4}), tmp_path / "b.parquet")
+    data = make_data("data=huggingface", f"data.path={tmp_path / 'b.parquet'}", "data.val_fraction=0")
+    assert (data.source.class_names, data.train.labels.tolist()) == ([CAFE], [0] * 8)
 
 
 def test_arrays_that_are_pickles_or_something_else(tmp_path):

@@ -10,7 +10,12 @@ import numpy as np
 
 from diffusion_lit.data.deep_images import require_finite
 from diffusion_lit.data.sources.data_source import Split, file_state, report_damaged_file
-from diffusion_lit.data.sources.table_labels import find_missing_labels, name_classes, sort_classes
+from diffusion_lit.data.sources.table_labels import (
+    describe_unused_columns,
+    find_missing_labels,
+    name_classes,
+    sort_classes,
+)
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
@@ -54,6 +59,24 @@ class Arrays:
     def class_names(self) -> list[str]:
         """Return the class names; empty without labels."""
         return self._classes[1]
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what is not used of an `.npz`: arrays that could be labels, and others."""
+        arrays, used, n = self._arrays, {self.labels, "classes"}, len(self._arrays_of_splits["train"][1])
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            return []
+        used |= {name for name, _, _ in self._arrays_of_splits.values()}
+        used |= {labels for images, labels in VAL_ARRAYS if images in used}
+        if self.labels == "auto":
+            used.add(next((name for name in LABEL_ARRAYS if name in arrays), None))
+        others = [name for name in arrays if name not in used and (self.labels == "auto" or name not in LABEL_ARRAYS)]
+        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in arrays.zip.infolist()}
+        columns = {name: self._read(name) for name in others if sizes[name] < 1000 * n}  # others are no labels
+        columns = {name: array.tolist() for name, array in columns.items() if array.shape == (n,)}
+        notes = describe_unused_columns(columns, self._stored_labels[0] is None, "data.labels")
+        rest = [name for name in others if name not in columns]
+        return notes + [f"arrays of {self.path} that are not used: {join_names(rest)}"] * bool(rest)
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if an `.npz` has one of the pairs in `VAL_ARRAYS`."""

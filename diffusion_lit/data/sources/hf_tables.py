@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,9 +192,9 @@ def read_classes(table, label: str | None, path: str) -> tuple[list, list[str]]:
     return values, [str(int(value) if are_whole else value) for value in values]
 
 
-def read_label_candidates(table, used: str, n: int = 10_000) -> dict[str, list]:
-    """Return the first n values of each column that could be labels, without the `used` one."""
-    return table.select_columns([name for name in find_plain_columns(table.features) if name != used])[:n]
+def read_label_candidates(table, used: Collection[str], n: int = 10_000) -> dict[str, list]:
+    """Return the first n values of each column that could be labels, without the `used` ones."""
+    return table.select_columns([name for name in find_plain_columns(table.features) if name not in used])[:n]
 
 
 def find_plain_columns(features) -> list[str]:

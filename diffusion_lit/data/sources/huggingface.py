@@ -7,6 +7,8 @@ by its type, not by its name.
 
 import hashlib
 import json
+import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,7 +21,9 @@ import numpy as np
 from diffusion_lit.data.sources import hf_tables
 from diffusion_lit.data.sources.data_source import Split, file_state
 from diffusion_lit.data.sources.hf_tables import shorten_error
+from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
+from diffusion_lit.data.sources.selection import match_classes
 from diffusion_lit.data.sources.table_labels import describe_unused_columns
 from diffusion_lit.data.streaming import EVERY_EPOCH, StreamedTable
 from diffusion_lit.system.console import join_names
@@ -38,8 +42,8 @@ class TableSchema:
         val: names of splits that can be the validation split, the best first.
         image: name of the image column.
         label: name of the label column, or None.
-        values: label values, by class.
-        class_names: by class.
+        values: label values, in the order of the classes.
+        class_names: of each value, as they are stored.
     """
 
     train: str
@@ -85,16 +89,35 @@ class HuggingFace:
 
     @property
     def class_names(self) -> list[str]:
-        """Return the class names; empty without labels."""
-        return self.schema.class_names
+        """Return the class names, in NFC; empty without labels."""
+        return list(dict.fromkeys(unicodedata.normalize("NFC", name) for name in self.schema.class_names))
 
     @property
     def notes(self) -> list[str]:
-        """Return a note on columns that could be labels, where none are used; of a stream nothing is read."""
-        if self.streaming or self.label_column != "auto" or self.schema.label:
+        """Return notes on columns that could be labels, and images of a folder that no table has.
+
+        Of a stream nothing is read.
+        """
+        if self.streaming:
             return []
-        columns = hf_tables.read_label_candidates(self.tables[self.schema.train], self.schema.image)
-        return describe_unused_columns(columns, is_unlabeled=True)
+        notes, schema = self._describe_unlisted(), self.schema
+        if self.label_column == "auto":
+            used = {schema.image, schema.label}
+            columns = hf_tables.read_label_candidates(self.tables[schema.train], used)
+            notes += describe_unused_columns(columns, is_unlabeled=schema.label is None)
+        return notes
+
+    def _describe_unlisted(self) -> list[str]:
+        """Return a note on images of a folder that are in none of its tables, as those a metadata file leaves out."""
+        files = list_files(Path(self.path)).images if Path(self.path).is_dir() and not self.split else []
+        column, listed = self.schema.image, set()
+        for table in map(hf_tables.select_undecoded, self.tables.values(), [column] * len(self.tables)):
+            first = table[0][column] if files and len(table) else None
+            if isinstance(first, dict) and first["bytes"] is None and first["path"]:  # others hold their images
+                listed |= {os.path.realpath(value["path"]) for value in table[:][column] if value and value["path"]}
+        unlisted = [str(file) for file in files if os.path.realpath(file) not in listed]
+        note = f"{len(unlisted):,} images of {self.path} are in no table of it: {join_names(unlisted, 3)}"
+        return [note] if listed and unlisted else []
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if there is a validation or test split with labels."""
@@ -138,7 +161,8 @@ class HuggingFace:
     @cached_property
     def numbers(self) -> dict:
         """Return the class number of each label value; without a label column all images are of class 0."""
-        return {value: k for k, value in enumerate(self.schema.values)} or {0: 0}
+        numbers = match_classes(self.schema.class_names, self.class_names)
+        return dict(zip(self.schema.values, numbers.tolist(), strict=True)) or {0: 0}
 
     @cached_property
     def tables(self) -> dict:

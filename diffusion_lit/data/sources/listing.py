@@ -15,6 +15,7 @@ from diffusion_lit.system.errors import DataError
 SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif"}
 # formats that are recognized whatever the extension is; Pillow's others begin like other files, or cannot be decoded
 FORMATS = {"PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "ICNS", "PSD", "QOI", "DDS"}
+MISNAMED = {"PNG", "JPEG", "GIF", "WEBP"}  # are found under any extension; a raw photo also begins as a TIFF
 UNDECODABLE = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}  # of which Pillow reads the header, on most systems
 JUNK = {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
 
@@ -34,7 +35,7 @@ OWN_FILES = (  # by which folders of runs, sweeps, samples, exports, audits and 
     ("audit.json",),
     ("figures.json",),
 )
-# what reads files that are no images for Pillow; they are never opened
+# what reads files that are no images for Pillow, unless they begin as those of MISNAMED
 READERS = {
     "convert them to PNG, with pillow-heif for example": ".heic .heif .hif",
     "convert them to PNG, with pillow-jxl-plugin for example": ".jxl",
@@ -175,14 +176,14 @@ def _classify(entry: os.DirEntry, opens: bool = True) -> str:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in SUFFIXES:
         return "image"
-    if suffix not in ADVICE and opens:
+    if opens:
         Image.init()
-        formats = FORMATS | ({Image.EXTENSION.get(suffix, "PNG")} - UNDECODABLE)
+        formats = FORMATS | ({Image.EXTENSION.get(suffix, "PNG")} - UNDECODABLE) if suffix not in ADVICE else MISNAMED
         try:
             Image.open(entry.path, formats=sorted(formats & set(Image.OPEN))).close()
             return "image"
         except Exception as error:  # decoders raise about ten types
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and error.errno and suffix not in ADVICE:
                 return UNREADABLE
     advice = ADVICE.get(suffix)
     return f"{suffix or 'other'} files{f': {advice}' if advice else ''}"

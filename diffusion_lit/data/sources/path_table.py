@@ -13,7 +13,6 @@ from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.data.sources.table_file import Table, read_table, simplify_name
 from diffusion_lit.data.sources.table_labels import (
     LABEL_COLUMNS,
-    describe_similar_classes,
     describe_unused_columns,
     find_missing_labels,
     name_classes,
@@ -137,6 +136,11 @@ class PathTable:
             )
         paths = [self._find_file(value) for value in values]
         if missing := [k for k, path in enumerate(paths) if path is None]:
+            if "://" in (url := str(values[missing[0]])):
+                raise DataError(
+                    f"{self.path}, {self.table.describe_rows(missing)}: images are not fetched from URLs, such as "
+                    f"{url[:300]}. Download them, and list the files."
+                )
             first = str(self.root / str(values[missing[0]]).strip())
             first = first if len(first) < 300 else f"{first[:300]}..."
             raise DataError(
@@ -205,11 +209,23 @@ class PathTable:
             used = {column for column in self.columns.values() if column is not None}
             others = {table.names[k]: values for k, values in enumerate(table.columns) if k not in used}
             notes += describe_unused_columns(others, self.labels is None)
-        notes += describe_similar_classes(self.class_names)
+        if self.requested["split"] == "auto" and self.columns["split"] is None:
+            notes += self._describe_unused_splits()
+        trained = {self.labels[row] for row in np.flatnonzero(self.split_names == "train")} if self.labels else ()
+        if untrained := [name for name in self.class_names if name not in trained]:
+            notes.append(f"no training images of {join_names(untrained)}: all rows of the class are for validation")
         unused = int((self.split_names == "test").sum()) if self._val == "val" else 0
         if unused:
             notes.append(f"{unused:,} test rows of {self.path} are not used: validation has the val rows")
         return [*notes, *self._describe_repeats(), *self._describe_unlisted()]
+
+    def _describe_unused_splits(self) -> list[str]:
+        """Return a note on a column whose values are names of splits."""
+        for name, values in zip(self.table.names, self.table.columns, strict=True):
+            found = {str(value).strip().lower() for value in values}
+            if "train" in found and len(found) > 1 and found <= set(SPLIT_NAMES):
+                return [f"no splits are used. data.split_column={name} takes those of that column"]
+        return []
 
     def _describe_repeats(self) -> list[str]:
         """Return a note each for images with several labels, in training and validation, and listed twice."""

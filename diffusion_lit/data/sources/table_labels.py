@@ -5,6 +5,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
+from diffusion_lit.data.sources.data_source import DataSource
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
 
@@ -53,13 +54,21 @@ def describe_similar_classes(names: Sequence[str]) -> list[str]:
     return [f"classes that differ only in case or spaces: {join_names(pairs, 3)}"] if pairs else []
 
 
-def describe_unused_columns(columns: Mapping[str, Sequence], is_unlabeled: bool) -> list[str]:
+def collect_notes(source: DataSource) -> list[str]:
+    """Return the notes of a source, and one on classes that differ only in case or spaces."""
+    return [*getattr(source, "notes", ()), *describe_similar_classes(source.class_names)]
+
+
+def describe_unused_columns(
+    columns: Mapping[str, Sequence], is_unlabeled: bool, key: str = "data.label_column"
+) -> list[str]:
     """Return a note on columns that could be labels.
 
     Args:
         columns: the values of all columns that are not used, by name.
         is_unlabeled: whether no column is used as labels. If one is, only columns of a usual
             name are reported.
+        key: that chooses the labels.
     """
     counts = {name: len({str(value) for value in values}) for name, values in columns.items() if name}
     if not is_unlabeled:
@@ -70,7 +79,7 @@ def describe_unused_columns(columns: Mapping[str, Sequence], is_unlabeled: bool)
         return []
     listed = join_names([f"{name} ({counts[name]:,} values)" for name in candidates], 5)
     fault = "no labels are used. " * is_unlabeled + f"Not used: {listed}"
-    return [f"{fault}. data.label_column={candidates[0]} trains with its values as classes"]
+    return [f"{fault}. {key}={candidates[0]} trains with its values as classes"]
 
 
 def _are_numbers(values: Sequence) -> bool:

@@ -43,6 +43,7 @@ def test_full_scales_are_recognized_and_other_numbers_kept():
         (0.0, 1.02): [0, 1.02], (0, 5): [0, 5], (0.0, 1e-4): [0, 1e-4], (-1.0, 1.0): [-1, 1],
         (-1024, 3071): [-1024, 3071],
         (0, 70000): [0, 70000], (0, 2**31): [0, 2**31], (7, 7): [7, 8], (0, 0): [0, 1], (-5, -5): [-5, -4],
+        (1e20, 1e20): [int(1e20), int(1e20) + 1e14],
     }  # fmt: skip
     for (low, high), expected in cases.items():
         assert choose_range(low, high) == expected, (low, high)
