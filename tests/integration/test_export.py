@@ -256,7 +256,7 @@ def test_faults_of_a_folder_are_told(digits, tmp_path):
     assert "push=me: not the name of a model on the hub" in told
     np.savez(tmp_path / "p.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.arange(30) % 3)
     words = [f"run={digits / 'out'}", f"reference_data={tmp_path / 'p.npz'}"]
-    assert "its classes are" in run("evaluate", *words, cwd=tmp_path, code=2)
+    assert "their classes are" in run("evaluate", *words, cwd=tmp_path, code=2)
     assert "out: needs a value. Add out=" in run("export", f"run={digits / 'run'}", cwd=tmp_path, code=2)
 
 
