@@ -59,13 +59,11 @@ def start_hydra(decorate: Callable, job: Callable[[DictConfig], object]) -> Call
         decorate: `hydra.main` with its arguments.
         job: what to run. Its errors stay what they are.
     """
-    has_begun, is_full = False, FULL_ERROR in os.environ
+    has_begun = False
 
     def run_job(config: DictConfig) -> object:
         nonlocal has_begun
         has_begun = True
-        if not is_full:
-            os.environ.pop(FULL_ERROR, None)
         return job(config)
 
     def start() -> None:
@@ -73,7 +71,7 @@ def start_hydra(decorate: Callable, job: Callable[[DictConfig], object]) -> Call
         try:
             decorate(run_job)()
         except (Exception, SystemExit) as error:
-            if has_begun or is_full or getattr(error, "code", 1) == 0:
+            if has_begun or getattr(error, "code", 1) == 0:
                 raise
             if isinstance(error, SystemExit):
                 sys.exit(int(Exit.CONFIG))  # Hydra has printed why
@@ -83,7 +81,6 @@ def start_hydra(decorate: Callable, job: Callable[[DictConfig], object]) -> Call
                 text = str(error).partition("Config search path")[0].strip() or type(error).__name__
                 raise UserError(Exit.CONFIG, f"hydra: {text}") from None
         finally:
-            if not is_full:
-                os.environ.pop(FULL_ERROR, None)
+            os.environ.pop(FULL_ERROR, None)
 
     return start

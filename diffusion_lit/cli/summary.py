@@ -85,8 +85,7 @@ def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequen
     numbers.add_column("")
     for k, group in enumerate(groups):
         unfinished = sum(job.status != "finished" for job in group.jobs)
-        means = [(group.mean, group.half_width)]
-        means += [sweeps.compute_mean_of_jobs(group.jobs, metric) for metric in names[1:]]
+        means = [sweeps.compute_mean_of_jobs(group.jobs, metric) for metric in names]
         cells = ["" if value is None else f"{value:.5g}" for pair in means for value in pair]
         best = "" if k or not group.numbers or len(groups) == 1 else describe_lead(group, groups[1])
         values = map(sweeps.shorten_number, group.values)

@@ -3,16 +3,15 @@
 from pathlib import Path
 
 from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure
-from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, shorten_number
+from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, rank_value, shorten_number
 
 MAX_LABELS = 12  # of points; of more only those of the front have a label
 
 
 def sort_jobs(jobs: list[Job], metric: str) -> list[Job]:
     """Return the jobs that have the metric, best first, cheaper first where equal."""
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
     measured = [job for job in jobs if job.value(metric) is not None]
-    return sorted(measured, key=lambda job: (sign * job.value(metric), job.result["nfe"]))
+    return sorted(measured, key=lambda job: (rank_value(job.value(metric), metric), job.result["nfe"]))
 
 
 def find_pareto_front(jobs: list[Job], metric: str) -> list[Job]:

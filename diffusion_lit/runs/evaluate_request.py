@@ -17,8 +17,7 @@ from diffusion_lit.runs.sample_request import check_sampling, insert_stored_samp
 from diffusion_lit.system.errors import Exit, UserError
 
 SAMPLE_KEYS = (  # not of evaluate
-    "classes", "context", "images_per_class", "per_class", "interpolate", "init",
-    "mask", "palette", "format",
+    "classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask", "palette", "format",
 )  # fmt: skip
 DATA_DEFAULTS = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}  # lacked by a published model
 

@@ -119,30 +119,27 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
     from rich import progress
 
     console = rich.get_console()
+    is_logged = visible and not console.is_terminal
 
     class Bar(progress.Progress):
-        is_over: threading.Event | None = None
-        next_line = 0.0
+        is_over, next_line = threading.Event(), time.monotonic() + FIRST_LINE
 
         def start(self) -> None:
             super().start()
-            if self.disable and visible and self.is_over is None:
-                self.is_over, self.next_line = threading.Event(), time.monotonic() + FIRST_LINE
-                threading.Thread(target=self.watch, args=[self.is_over], daemon=True).start()
+            if is_logged:
+                threading.Thread(target=self.watch, daemon=True).start()
 
         def stop(self) -> None:
             super().stop()
-            if self.is_over:
-                self.is_over.set()
-                self.is_over = None
+            self.is_over.set()
 
-        def watch(self, is_over: threading.Event) -> None:  # a single step may take minutes
-            while not is_over.wait(1):
+        def watch(self) -> None:  # a single step may take minutes
+            while not self.is_over.wait(1):
                 self.log_if_due()
 
         def advance(self, task_id, advance: float = 1) -> None:
             super().advance(task_id, advance)
-            if self.is_over:
+            if is_logged and not self.is_over.is_set():
                 self.log_if_due()
 
         def log_if_due(self) -> None:

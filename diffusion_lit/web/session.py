@@ -20,6 +20,7 @@ from diffusion_lit.imaging.rows import choose_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.sampling.labels import parse_class
 from diffusion_lit.sampling.previews import FrameRecorder, draw_class_grid
@@ -136,9 +137,8 @@ class ImageSession:
         neighbors = self.training[find_neighbors(pixel_vectors(images, PIXELS), self.vectors).index[:, :NEIGHBORS]]
         rows = torch.cat([images[:, None], neighbors], 1)
         halves = [half.flatten(0, 1) for half in rows.split(-(-len(rows) // 2))]
-        return enlarge(
-            hstack_images([draw_grid(render_images(half, self.model.render), 1 + NEIGHBORS) for half in halves])
-        )
+        grids = [draw_grid(render_images(half, self.model.render), 1 + NEIGHBORS) for half in halves]
+        return enlarge(hstack_images(grids))
 
     def _parse_labels(self, request: Request) -> list[int]:
         check_int("images", request.count, 1, MAX_IMAGES)
@@ -162,11 +162,8 @@ class ImageSession:
                 raise ValueError(f"guidance scale: must be a number from 0 to {MAX_SCALE:g}")
             guidance = {"guidance_scale": float(request.guidance_scale)}
             guidance |= {} if request.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
-        values = {f"sampler.{key}": value for key, value in sampler.items()}
-        faults = find_conflicts(
-            values | {f"diffusion.{k}": value for k, value in self.model.config["diffusion"].items()}
-        )
-        if faults:
+        settings = {"sampler": sampler, "diffusion": self.model.config["diffusion"]}
+        if faults := find_conflicts(flatten_config(settings)):
             raise ValueError(faults[0])
         return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)
 
