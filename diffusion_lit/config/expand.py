@@ -21,7 +21,7 @@ def expand_overrides(overrides: list[str], config_dir: str | None) -> list[str]:
     Raises:
         UserError: exit 2 for two lengths of one run.
     """
-    rest = add_published_defaults(add_default_experiment(overrides))
+    rest = add_defaults(overrides)
     if read_override("debug", overrides) == "on":
         rest = add_debug_overrides(rest, compose_configs("train", rest, config_dir, complete=False)[0])
     return merge_run_length(rest)
@@ -63,16 +63,13 @@ def merge_run_length(overrides: list[str]) -> list[str]:
     return [*overrides, "max_epochs=null"] if wins else overrides
 
 
-def add_default_experiment(overrides: list[str]) -> list[str]:
-    """Add experiment=none if the overrides choose other data than the digits and no experiment."""
-    values = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
-    if values.get("data", "digits") != "digits" and "experiment" not in values:
-        return ["experiment=none", *overrides]
-    return overrides
+def add_defaults(overrides: list[str]) -> list[str]:
+    """Add what other choices imply: `experiment=none` for other data, the published weighting and sampler of a process.
 
-
-def add_published_defaults(overrides: list[str]) -> list[str]:
-    """Add the published weighting and sampler of `diffusion=flow` and `diffusion=edm`, unless others are chosen."""
+    Choices of the overrides stay.
+    """
     values = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
-    published = PUBLISHED.get(values.get("diffusion", ""), {})
-    return [*[f"{key}={value}" for key, value in published.items() if key not in values], *overrides]
+    implied = PUBLISHED.get(values.get("diffusion", ""), {})
+    if values.get("data", "digits") != "digits":
+        implied = {"experiment": "none"} | implied
+    return [*[f"{key}={value}" for key, value in implied.items() if key not in values], *overrides]

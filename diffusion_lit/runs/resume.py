@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.paths import PATH_KEYS, make_absolute
-from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.runs.run_dir import RunLock, find_newest_run, read_overrides, read_run_config, require_writable
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -53,7 +53,7 @@ def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
 
 def _locate_paths(run: Path, stored: dict[str, str], new: dict[str, str]) -> dict[str, str]:
     """Return stored overrides with the paths of the data where they are now, unless `new` chooses other data."""
-    if "data" in new:
+    if "data" in new or "data" not in run_dir.read_yaml(run / "config.yaml"):
         return stored
     moved = {}
     for key, value in flatten_config(read_run_config(run)["data"]).items():
