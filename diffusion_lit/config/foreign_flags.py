@@ -151,7 +151,7 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
     if not overrides and not missing:
         return None
     ordered = sorted(overrides, key=lambda key: "." in key)  # a choice of a group comes before its keys
-    lines = ["keys are written key=value here, without dashes. In the words of this project:"]
+    lines = ["keys are written key=value here, without dashes. The overrides of this project:"]
     lines.append("  " + format_command(verb, *[overrides[key] for key in ordered], *own))
     if missing:
         lines.append(f"without a counterpart or a value: {', '.join(missing)}. See docs/coming_from.md")

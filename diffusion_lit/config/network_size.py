@@ -105,7 +105,7 @@ def find_size_faults(model: dict, images: int) -> list[str]:
     elif sides and min(sides[-1]) > MAX_COARSEST:
         notes.append(
             f"{len(sides)} levels are few for {format_size(size)}: the coarsest is {format_size(sides[-1])}, so that "
-            f"distant parts of an image hardly know of each other. {advice}"
+            f"the network can hardly relate distant parts of an image. {advice}"
         )
     if shorter >= LARGE and images < MANY_IMAGES:
         notes.append(

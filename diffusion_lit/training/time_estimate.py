@@ -91,7 +91,8 @@ def shorten_parts(
         if after < 0.8 * before[part]:
             texts = " ".join(format_override(key, value) for key, value in own.items())
             took = f"{format_duration(before[part])} of {total}"
-            lines.append(f"{part:<10} take {took}. {texts} makes it {format_duration(after)}")
+            verb = "take" if part.endswith("s") else "takes"
+            lines.append(f"{part:<10} {verb} {took}. {texts} makes it {format_duration(after)}")
             changes |= own
     return lines, changes
 

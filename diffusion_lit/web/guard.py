@@ -15,7 +15,7 @@ class LocalRequestsOnly:
 
     A page of another site can send requests to this machine, and with a name of its
     own that leads to 127.0.0.1 (DNS rebinding) also read the answers. The headers
-    Host and Origin, which no page can change, tell.
+    Host and Origin, which no page can change, show where a request is from.
     """
 
     def __init__(self, app: Any):

@@ -186,7 +186,7 @@ CASES = [
     ("~ema", "~ema: only arguments of a class can be removed"),
     ("+seed=1", "+seed=1: the key exists. Write seed=1"),
     ("++seed=1", "++seed=1: the key exists. Write seed=1"),
-    ("--lr=3", "without dashes. In the words of this project:\n    python -m diffusion_lit.train optimizer.lr=3"),
+    ("--lr=3", "without dashes. The overrides of this project:\n    python -m diffusion_lit.train optimizer.lr=3"),
     ("--lr 3", "python -m diffusion_lit.train optimizer.lr=3"),
     ("max_steps=${epochs}", "max_steps=${epochs}: Interpolation key 'epochs' not found"),
     ("seed=${max_steps} max_steps=${seed}", "Recursive interpolation"),

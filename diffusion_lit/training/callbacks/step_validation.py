@@ -43,7 +43,7 @@ class StepValidation(StepCallback):
         super().on_train_start(trainer, module)
         if (empty := module.levels.empty) and trainer.datamodule.val is not None:
             bins = ", ".join(name.replace("_", " ") for name in empty)
-            log.info("val/error  without log SNR %s, which the process does not reach", bins)
+            log.info("val/error  leaves out log SNR %s: the process has no such noise levels", bins)
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Validate if it is due."""
