@@ -73,7 +73,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
     given, model = {override.partition("=")[0] for override in overrides}, config["model"]
-    proposed = propose_overrides(findings, data, given, 2 ** (count_levels(model) - 1), config["largest"])
+    proposed, reason = propose_overrides(findings, data, given, 2 ** (count_levels(model) - 1), config["largest"])
     overrides = [override for override in typed if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
@@ -82,7 +82,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)
     model |= OmegaConf.to_container(composed.model, resolve=True)
-    log.info("\n".join(format_findings(findings, config, model)))
+    log.info("\n".join(format_findings(findings, data, model, reason)))
     with output.fill_folder(Path(config["out"]), "audit.json", replaces=FILES) as out:
         write_audit(out, findings, facts, splits, labels, decoding, data["class_names"])
         write_exclude_list(out / "exclude.txt", find_excludable(facts, labels, split_names), splits, source)

@@ -85,7 +85,5 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _set_raw_mode(image: Image.Image, new: str) -> None:
-    def change(arguments: str | tuple) -> str | tuple:
-        return new if isinstance(arguments, str) else (new, *arguments[1:])
-
-    image.tile = [tile._replace(args=change(tile.args)) for tile in image.tile]
+    arguments = [new if isinstance(tile.args, str) else (new, *tile.args[1:]) for tile in image.tile]
+    image.tile = [tile._replace(args=own) for tile, own in zip(image.tile, arguments, strict=True)]

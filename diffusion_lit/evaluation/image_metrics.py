@@ -40,14 +40,15 @@ class FeatureMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
+    real_states = ("real",)  # which `reset_real_features` is about
     generated: list[Tensor]
     real: list[Tensor]
 
     def __init__(self, extractor: Extractor | None = None, reset_real_features: bool = True, **kwargs: object):
         super().__init__(**kwargs)
         self.extractor, self.reset_real_features = extractor, reset_real_features
-        self.add_state("generated", [], dist_reduce_fx="cat")
-        self.add_state("real", [], dist_reduce_fx="cat")
+        for name in ("generated", *self.real_states):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, real: bool) -> None:
         """Add images, or features without an extractor."""
@@ -56,10 +57,10 @@ class FeatureMetric(Metric):
 
     def reset(self) -> None:
         """Forget the images."""
-        real = list(self.real)  # torchmetrics empties the list itself
-        super().reset()
-        if not self.reset_real_features:
-            self.real = real
+        kept = {} if self.reset_real_features else {name: list(getattr(self, name)) for name in self.real_states}
+        super().reset()  # empties the lists themselves
+        for name, features in kept.items():
+            setattr(self, name, features)
 
     def _features(self) -> tuple[Tensor, Tensor]:
         return dim_zero_cat(self.generated), dim_zero_cat(self.real)
@@ -151,11 +152,8 @@ class Copies(FeatureMetric):
     """
 
     higher_is_better = False
+    real_states = ("real", "validation")
     validation: list[Tensor]
-
-    def __init__(self, extractor: Extractor | None = None, reset_real_features: bool = True, **kwargs: object):
-        super().__init__(extractor, reset_real_features, **kwargs)
-        self.add_state("validation", [], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, real: bool, validation: bool = False) -> None:
         """Add images, or features without an extractor."""
@@ -163,13 +161,6 @@ class Copies(FeatureMetric):
             self.validation.append(images if self.extractor is None else self.extractor(images))
         else:
             super().update(images, real)
-
-    def reset(self) -> None:
-        """Forget the images."""
-        validation = list(self.validation)
-        super().reset()
-        if not self.reset_real_features:
-            self.validation = validation
 
     def compute(self) -> Tensor:
         """Return the share."""

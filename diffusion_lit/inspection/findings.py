@@ -106,8 +106,12 @@ def _count_resized(sizes: Sequence[tuple[int, int]], image_size: int) -> dict[st
 # ------------------------------------------------------------------------------------------ the proposal
 
 
-def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int, largest: int) -> dict[str, object]:
+def propose_overrides(
+    findings: dict, data: dict, given: set[str], multiple: int, largest: int
+) -> tuple[dict[str, object], str]:
     """Return keys of the `data` group and their values that suit these images, where they differ.
+
+    The second result is the image size and the reason, or nothing where it is not proposed.
 
     Args:
         findings: see `summarize_facts`.
@@ -118,9 +122,10 @@ def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int
     """
     n = sum(findings["modes"].values())
     if not n:
-        return {}
+        return {}, ""
+    size, reason = _choose_image_size(findings, multiple, largest)
     channels = 4 if findings["alpha"]["used"] > n / 2 else 1 if findings["gray"] == n else 3
-    proposed = {"channels": channels, "image_size": _propose_image_size(findings, multiple, largest)}
+    proposed = {"channels": channels, "image_size": size}
     proposed = data | {key: value for key, value in proposed.items() if f"data.{key}" not in given}
     if findings["tile"]:
         proposed["tile"] = findings["tile"]
@@ -135,48 +140,44 @@ def propose_overrides(findings: dict, data: dict, given: set[str], multiple: int
         proposed["split_modulo"] = findings["repeats_every"]
     keys = [key for key in ("tile", "image_size", "channels", "resample", "alpha", "split_modulo") if key in data]
     changed = [key for key in keys if proposed[key] != data[key] and f"data.{key}" not in given]
-    return {f"data.{key}": proposed[key] for key in changed}
+    return {f"data.{key}": proposed[key] for key in changed}, f"{size}{reason}" if "image_size" in changed else ""
 
 
-def _propose_image_size(findings: dict, multiple: int, largest: int) -> int:
-    """Return the median size, rounded to a multiple. Pixel art is not shrunk, and photos are not enlarged.
+def _choose_image_size(findings: dict, multiple: int, largest: int) -> tuple[int, str]:
+    """Return the median size, rounded to a multiple, and the reason.
 
-    Of two sizes that are equally common it is the larger or the smaller one, not a size
-    between them.
+    Pixel art is not shrunk, and photos are not enlarged. Of two sizes that are equally
+    common it is the larger or the smaller one, not a size between them.
     """
     sides = [tuple(map(int, size.split("x"))) for size, n in findings["sizes"].items() for _ in range(n)]
+    middle = median_low(min(side) for side in sides)
+    size = max(min(middle, largest) // multiple, 1) * multiple
     if findings["tile"]:
-        return -(-findings["tile"] // multiple) * multiple
+        return -(-findings["tile"] // multiple) * multiple, " holds the tiles without shrinking them"
     if findings["pixel_art"]:
-        return -(-median_high(max(side) for side in sides) // multiple) * multiple
-    return max(min(median_low(min(side) for side in sides), largest) // multiple, 1) * multiple
-
-
-def explain_image_size(findings: dict, largest: int) -> str:
-    """Return the image size that is proposed and the reason; empty if none is."""
-    if (size := findings["proposed"].get("data.image_size")) is None:
-        return ""
-    sides = [min(map(int, text.split("x"))) for text, n in findings["sizes"].items() for _ in range(n)]
-    middle = median_low(sides)
-    if findings["tile"]:
-        return f"{size} holds the tiles without shrinking them"
-    if findings["pixel_art"]:
-        return f"{size} holds the pixel art without shrinking it"
+        size = -(-median_high(max(side) for side in sides) // multiple) * multiple
+        return size, " holds the pixel art without shrinking it"
     if middle <= largest:
-        return f"{size}, because the middle image is {middle} px and photos are not enlarged"
-    cost = round((middle / size) ** 2)
-    return (
-        f"{size}, though the middle image is {middle} px: a step at {middle} px costs {cost} times as much "
-        f"and needs many more images. Start with {size}, or set data.image_size. largest={2 * largest} allows it"
+        return size, f", because the middle image is {middle} px and photos are not enlarged"
+    return size, (
+        f", though the middle image is {middle} px: a step at {middle} px costs {round((middle / size) ** 2)} times "
+        f"as much and needs many more images. Start with {size}, or set data.image_size. "
+        f"largest={2 * largest} allows it"
     )
 
 
 # ------------------------------------------------------------------------------------------ on the terminal
 
 
-def format_findings(findings: dict, config: dict, model: dict) -> list[str]:
-    """Return the lines of the table on the terminal, with the `model` group as it would be trained."""
-    data, reason = config["data"], explain_image_size(findings, config["largest"])
+def format_findings(findings: dict, data: dict, model: dict, reason: str) -> list[str]:
+    """Return the lines of the table on the terminal.
+
+    Args:
+        findings: see `summarize_facts`.
+        data: the `data` group.
+        model: the `model` group as it would be trained.
+        reason: for the image size, see `propose_overrides`.
+    """
     images, alpha, resized = (findings[key] for key in ("images", "alpha", "resized"))
     n = sum(findings["modes"].values())
     how = "center-cropped" if data["fit"] == "crop" else "stretched"
