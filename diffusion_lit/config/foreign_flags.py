@@ -16,8 +16,10 @@ def _betas(value: str, flags: Values) -> str:
 
 
 def _channels(value: str, flags: Values) -> str:
-    factors = flags.get("dim_mults") or "1,2,4,8"
-    channels = [int(flags.get("dim") or 64) * int(factor) for factor in factors.strip("()[]").split(",")]
+    default = "1,2,2,2" if "num_channels" in flags else "1,2,4,8"
+    factors = flags.get("dim_mults") or flags.get("channel_mult") or default
+    width = int(flags.get("dim") or flags.get("num_channels") or 64)
+    channels = [width * int(factor) for factor in factors.strip("()[]").split(",")]
     return f"model=unet model.block_out_channels=[{','.join(map(str, channels))}]"
 
 
@@ -29,22 +31,27 @@ def _half_life(value: str, flags: Values) -> str:
     return f"ema=constant ema.decay={0.5 ** (int(flags.get('batch') or 512) / (float(value) * 1e6)):.6g}"
 
 
+def _seeds(value: str, flags: Values) -> str:  # EDM: first-last, of an image each
+    first, last = map(int, value.split("-"))
+    return f"seed={first} num_images={last - first + 1}"
+
+
 OVERRIDES = {  # with {} for the value -> flags
-    "data=image_folder data.root={}": "train_data_dir data_dir folder data",
+    "data=image_folder data.root={}": "train_data_dir data_dir data_path instance_data_dir folder data",
     "data=huggingface data.path={}": "dataset_name",
     "data=huggingface data.name={}": "dataset_config_name",
     "model=pretrained model.path={} model.take=architecture": "model_config_name_or_path",
-    "run_dir={}": "output_dir outdir results_folder",
+    "run_dir={}": "output_dir outdir results_folder results_dir",
     "name={}": "desc",
     "data.cache_dir={}": "cache_dir",
-    "data.image_size={}": "resolution image_size",
+    "data.image_size={}": "resolution image_size img_size",
     "data.channels={}": "channels",
     "global_batch_size={}": "train_batch_size batch_size batch",
     "sampler.batch_size={}": "eval_batch_size",
     "max_epochs={}": "num_epochs num_train_epochs epochs",
-    "max_steps={}": "train_num_steps max_train_steps",
+    "max_steps={}": "train_num_steps max_train_steps lr_anneal_steps",
     "sample_every={0} checkpoint_every={0}": "save_and_sample_every",
-    "checkpoint_every={}": "checkpointing_steps",
+    "checkpoint_every={}": "checkpointing_steps save_interval ckpt_every",
     "keep_checkpoints={}": "checkpoints_total_limit",
     "strategy.accumulate={}": "gradient_accumulation_steps gradient_accumulate_every",
     "optimizer.lr={}": "learning_rate train_lr lr",
@@ -56,7 +63,7 @@ OVERRIDES = {  # with {} for the value -> flags
     "ema.inv_gamma={}": "ema_inv_gamma",
     "ema.power={}": "ema_power",
     "ema.max_decay={}": "ema_max_decay",
-    "ema=constant ema.decay={}": "ema_decay",
+    "ema=constant ema.decay={}": "ema_decay ema_rate",
     "ema=constant ema.update_every={}": "ema_update_every",
     "logger={}": "logger report_to",
     "strategy.precision={}": "mixed_precision mixed_precision_type",
@@ -65,7 +72,7 @@ OVERRIDES = {  # with {} for the value -> flags
     "sampler.steps={}": "ddpm_num_inference_steps",
     "sampler=ddim sampler.steps={}": "sampling_timesteps",
     "sampler=ddim sampler.eta={}": "ddim_sampling_eta",
-    "diffusion.beta_schedule={}": "ddpm_beta_schedule beta_schedule",
+    "diffusion.beta_schedule={}": "ddpm_beta_schedule beta_schedule noise_schedule",
     "weighting=min_snr weighting.gamma={}": "min_snr_gamma snr_gamma",
     "label_dropout={}": "cond_drop_prob",
     "model=unet model.attention_head_dim={}": "attn_dim_head",
@@ -75,6 +82,10 @@ OVERRIDES = {  # with {} for the value -> flags
     "diffusion={}": "precond",
     "init_from={}": "transfer",
     "resume={}": "resume_from_checkpoint",
+    "log_every={}": "log_interval",
+    "seed={}": "global_seed",
+    "strategy=ddp strategy.devices={}": "gpus devices",
+    "model=unet model.layers_per_block={}": "num_res_blocks",
 }
 VALUES = {  # key -> values of others and what they are here
     "strategy.precision": {
@@ -99,16 +110,32 @@ FLAGS |= {
     "adam_betas": lambda value, flags: f"optimizer.betas=[{value.strip('()[]')}]",
     "dim": _channels,
     "dim_mults": _channels,
+    "num_channels": _channels,
+    "channel_mult": _channels,
 }
+SAMPLE_OVERRIDES = {  # of scripts that sample
+    "run={}": "ckpt network model_path pretrained_model_name_or_path",
+    "out={}": "outdir output_dir",
+    "sampler.steps={}": "steps num_steps num_inference_steps num_sampling_steps",
+    "sampler.batch_size={}": "batch batch_size",
+    "sampler=ddim sampler.eta={}": "eta",
+    "num_images={}": "num_samples n_samples",
+    "classes=[{}]": "class class_labels",
+    "guidance_scale={}": "cfg_scale cond_scale",
+}
+SAMPLE_FLAGS: dict[str, Translate] = {name: text for text, names in SAMPLE_OVERRIDES.items() for name in names.split()}
+SAMPLE_FLAGS |= {"seeds": _seeds}
 SWITCHES = {  # overrides of a flag without a value or with true, and with false
     "center_crop": ("data.fit=crop", ""),
     "random_flip": ("data.flip=0.5", "data.flip=0"),
     "augment_horizontal_flip": ("data.flip=0.5", "data.flip=0"),
     "xflip": ("data.flip=0.5", "data.flip=0"),
     "cond": ("", "data.labels=none"),
+    "class_cond": ("", "data.labels=none"),
     "use_ema": ("ema=power", "ema=none"),
     "amp": ("strategy.precision=16-mixed", "strategy.precision=32-true"),
     "fp16": ("strategy.precision=16-mixed", "strategy.precision=32-true"),
+    "use_fp16": ("strategy.precision=16-mixed", "strategy.precision=32-true"),
     "bench": ("trainer.benchmark=true", "trainer.benchmark=false"),
     "min_snr_loss_weight": ("weighting=min_snr", "weighting=snr"),
     "dry_run": ("plan=true", ""),
@@ -129,7 +156,7 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
     """Return the command line that flags of another script stand for; None if none of them is known.
 
     Args:
-        verb: the command. Flags of training scripts are known to `train` alone.
+        verb: the command. `train` knows flags of training scripts, `sample` of sampling scripts.
         arguments: the command line, without Hydra's flags and their values.
         flags: those of the arguments that are flags.
         keys: dotted keys of the command; a flag of such a name is that override.
@@ -137,7 +164,8 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
     flags = [flag for flag in flags if re.match(r"--?[A-Za-z]", flag)]
     values, overrides, missing, unknown = _read_flags(arguments, flags), {}, [], []
     own = [text for text in arguments if text not in flags and OVERRIDE.match(text)]
-    table, switches = (FLAGS, SWITCHES) if verb == "train" else ({}, {})
+    table = {"train": FLAGS, "sample": SAMPLE_FLAGS}.get(verb, {})
+    switches = SWITCHES if verb == "train" else {}
     for name, value in values.items():
         try:
             for text in _translate(name, values, table, switches, keys).split():
@@ -145,14 +173,16 @@ def answer_flags(verb: str, arguments: Sequence[str], flags: Sequence[str], keys
                 form = form.format(VALUES.get(key, {}).get(value.lower(), value))
                 is_plain = PLAIN.fullmatch(form)  # a number, a name, a list: typed as it is
                 overrides[key] = f"{key}={form}" if is_plain else format_override(key, form)
-        except (ValueError, LookupError):
+        except (ArithmeticError, ValueError, LookupError):
             is_known = name in table or (verb == "train" and name in WITHOUT_COUNTERPART)
             (missing if is_known else unknown).append(f"--{name}")
     if not overrides and not missing:
         return None
     ordered = sorted(overrides, key=lambda key: "." in key)  # a choice of a group comes before its keys
-    lines = ["keys are written key=value here, without dashes. The overrides of this project:"]
-    lines.append("  " + format_command(verb, *[overrides[key] for key in ordered], *own))
+    lines = ["keys are written key=value here, without dashes."]
+    if overrides:
+        lines[0] += " The overrides of this project:"
+        lines.append("  " + format_command(verb, *[overrides[key] for key in ordered], *own))
     if missing:
         lines.append(f"without a counterpart or a value: {', '.join(missing)}. See docs/coming_from.md")
     lines += [f"{flag}: unknown{did_you_mean(flag[2:], [*table, *switches, *keys])}" for flag in unknown]

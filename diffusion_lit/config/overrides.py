@@ -1,6 +1,7 @@
 """The overrides of a command line: parsed by Hydra's grammar, sweeps expanded, each checked by itself."""
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Ov
     if text.startswith("-"):
         raise ValueError("unknown flag. Write keys as key=value, without dashes")
     if "=" not in text and text[:1] != "~":
-        raise ValueError("must have the form key=value")
+        raise ValueError(f"must have the form key=value{_suggest_folder(text)}")
     try:
         override = parser.parse_override(text)
     except HydraException as error:
@@ -127,7 +128,17 @@ def _find_fault(override: Override, groups: dict[str, list[str]]) -> str | None:
     if key not in groups or value in groups[key]:
         return None
     close = did_you_mean(str(value), groups[key])
-    return f"{key}={format_value(value)}: not found{close}. Choose one of {', '.join(groups[key])}"
+    hint = _suggest_folder(str(value)) if key == "data" else ""
+    return f"{key}={format_value(value)}: not found{close}. Choose one of {', '.join(groups[key])}{hint}"
+
+
+def _suggest_folder(text: str) -> str:
+    """Return the overrides for a folder, of a run or of images, that stands where an override should."""
+    if not os.path.isdir(text):
+        return ""
+    is_run = os.path.exists(os.path.join(text, "config.yaml"))
+    overrides = [("run", text)] if is_run else [("data", "image_folder"), ("data.root", text)]
+    return f". For this folder: {' '.join(shlex.quote(format_override(key, value)) for key, value in overrides)}"
 
 
 def read_override(key: str, texts: list[str]) -> object:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from diffusion_lit.config.constraints import find_conflicts
+from diffusion_lit.config.groups import list_option_keys, list_options
 from diffusion_lit.config.overrides import did_you_mean, format_override
 from diffusion_lit.config.schema import FIXED, MAPPINGS, is_open, value_fault
 from diffusion_lit.config.secrets import SECRET_ADVICE, is_secret
@@ -167,7 +168,9 @@ def _explain_unknown(key: str, choices: Choices) -> str:
     own = [name for name in choices.defaults if name.startswith(f"{group}.") and not name.endswith(FIXED)]
     alike = own + [name for name in choices.defaults if name.split(".")[-1] == last]
     listed = ", ".join(name.removeprefix(f"{group}.") for name in own) or "no keys"
-    return f"{key}: no such key{did_you_mean(key, alike)}. {group}={choices.chosen[group]} has {listed}"
+    others = [name for name in list_options(group) if last in list_option_keys(group, name)]
+    hint = f". {group}={' or '.join(sorted(others, key='image_folder'.__ne__)[:2])} has it" if others else ""
+    return f"{key}: no such key{did_you_mean(key, alike)}{hint}. {group}={choices.chosen[group]} has {listed}"
 
 
 def find_argument_faults(config: DictConfig, choices: Choices) -> Iterator[str]:

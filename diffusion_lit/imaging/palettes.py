@@ -13,7 +13,8 @@ from diffusion_lit.system.files import write_text_atomically
 MAX_COLORS = 256
 PALETTE_FILE = "palette.hex"  # in a run: the colors of its training images, one a line
 BLOCK = 1024  # images, or colors, that are handled at once
-HEX_COLOR = re.compile(r"#?([0-9a-f]{6})(?:ff)?", re.IGNORECASE)
+# #1a1c2c and #fff of CSS, 1a1c2c, and ff1a1c2c of paint.net; without transparency
+HEX_COLOR = re.compile(r"(?:#|ff)?([0-9a-f]{6})|#([0-9a-f]{6})ff|#([0-9a-f]{3})", re.IGNORECASE)
 GIMP_COLOR = re.compile(r"\s*(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})\b.*")
 # linear sRGB to cone responses, and their cube roots to L, a, b (Ottosson 2020, "A perceptual color space")
 TO_CONES = np.array(
@@ -105,7 +106,8 @@ def read_palette(palette: str | Sequence[str | int], run: Path, channels: int) -
     text = palette if isinstance(palette, str) else f"[{','.join(map(str, palette))}]"
     path = run / PALETTE_FILE if palette == "auto" else Path(text).expanduser()
     if not isinstance(palette, str):
-        colors = [_parse_color(f"{color:0>6}") for color in palette]
+        listed = [f"{color:06}" if isinstance(color, int) else color for color in palette]
+        colors = [_parse_color(color) for color in listed]
     elif path.is_file():
         colors = _read_colors(path)
     else:
@@ -113,10 +115,12 @@ def read_palette(palette: str | Sequence[str | int], run: Path, channels: int) -
         if palette == "auto":
             fault = f"the training images have more than {MAX_COLORS} colors, or are streamed. Use a file or a list"
         raise UserError(Exit.CONFIG, f"palette={palette}: {fault}")
-    fault, colors = None, list(dict.fromkeys(colors))
-    if not colors or None in colors:
+    fault = None
+    if None in colors:
+        fault = f"{listed[colors.index(None)]} is not a color such as #1a1c2c"
+    elif not colors:
         fault = "no colors such as #1a1c2c. A file has one a line, or is a GIMP palette or an image"
-    elif len(colors) > MAX_COLORS:
+    elif len(colors := list(dict.fromkeys(colors))) > MAX_COLORS:
         fault = f"more than {MAX_COLORS} colors"
     elif channels == 1 and any(len(set(color)) > 1 for color in colors):
         fault = "has colors, and the images of this run are gray"
@@ -141,7 +145,8 @@ def _read_colors(path: Path) -> list[tuple[int, ...]]:
 def _parse_color(line: str) -> tuple[int, ...] | None:
     """Return RGB of a line; None if it is not a color."""
     if hexadecimal := HEX_COLOR.fullmatch(line.strip()):
-        return tuple(bytes.fromhex(hexadecimal[1]))
+        digits = hexadecimal[1] or hexadecimal[2] or "".join(digit * 2 for digit in hexadecimal[3])
+        return tuple(bytes.fromhex(digits))
     gimp = GIMP_COLOR.fullmatch(line)
     color = tuple(map(int, gimp.groups())) if gimp else (256,)
     return color if max(color) <= 255 else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffusion_lit.config.overrides import format_command, format_override
+from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import sync_folder
@@ -170,6 +171,11 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
         damaged.append(f"{path} (damaged: {damage})")
     if damaged:
         raise UserError(Exit.CHECKPOINT, "all checkpoints of this run are damaged:\n  " + "\n  ".join(damaged))
+    if (run / "model_index.json").exists():
+        others = sorted(path.name for path in run.glob("unet/*") if path.name != "config.json")
+        held = f", only {join_names(others, 3)}" if others else ""
+        hint = "In diffusers, save_pretrained(folder) of the loaded pipeline writes this file"
+        raise UserError(Exit.CHECKPOINT, f"{run} has no {UNET_WEIGHTS}{held}. {hint}")
     command = format_command("train", format_override("resume", run))
     raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet. To start it again: {command}")
 

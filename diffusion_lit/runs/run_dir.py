@@ -126,13 +126,13 @@ def require_possible(folder: Path, key: str) -> None:
     if long:
         where = f"{long[0][:40]}... has {len(os.fsencode(long[0]))} bytes"
         raise UserError(Exit.CONFIG, f"{key}: {where}, a name has at most {MAX_NAME_BYTES}. Choose a shorter one")
-    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    parent = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
     try:
         probe = parent / f".probe-{secrets.token_hex(4)}"
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        fault = f"{parent} is not a writable folder ({error.strerror})"
+        fault = f"{parent} is not a {'writable ' * parent.is_dir()}folder ({error.strerror})"
         raise UserError(Exit.OUTPUT, f"{key}={folder} cannot be made: {fault}") from None
 
 

@@ -59,6 +59,16 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "hydra.output_subdir=.hydra"], 2, "cannot be changed"),
     (["train", "hydra/job_logging=none"], 2, "cannot be changed"),
     (["train", "seed@x=1"], 2, "@x cannot be set"),
+    # a folder where an override should be, or a key of another choice
+    (["train", "/usr"], 2, "/usr: must have the form key=value. For this folder: data=image_folder data.root=/usr"),
+    (["train", "data=/usr"], 2, "For this folder: data=image_folder data.root=/usr"),
+    (["train", "data.root=/usr"], 2, "data.root: no such key. data=image_folder or "),
+    (["train", "sampler=ddpm", "sampler.eta=1"], 2, "sampler.eta: no such key. sampler=ddim"),
+    (["train", "--ema=0", "--batch=0"], 2, "without a counterpart or a value: --ema"),
+    # files and links where a folder should be
+    (["train", "run_dir=/etc/passwd"], 5, "run_dir=/etc/passwd cannot be made: /etc/passwd is not a folder ("),
+    (["train", "run_dir=/proc/self/fd/none/x"], 5, "cannot be made"),
+    (["audit", "data=digits", "out=/etc/passwd"], 5, "out=/etc/passwd is not a folder. Choose a new one"),
     # names of other projects
     (["train", "latent=true"], 2, "Networks see pixels"),
     (["train", "learning_rate=1"], 2, "Use optimizer.lr="),

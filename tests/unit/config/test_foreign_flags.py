@@ -18,6 +18,11 @@ CASES = {  # flags -> overrides
     "--outdir=runs --data=photos --cond=1 --arch=ddpmpp --batch=512 --duration=200 --lr=1e-3 --xflip=false --fp16":
         "run_dir=runs data=image_folder data.root=photos model=unet global_batch_size=512 max_steps=390625 "
         "optimizer.lr=1e-3 data.flip=0 strategy.precision=16-mixed",
+    "--data_dir a --num_channels 32 --num_res_blocks 1 --noise_schedule linear --class_cond False --save_interval 9":
+        "data=image_folder data.root=a model=unet model.block_out_channels=[32,64,64,64] model.layers_per_block=1 "
+        "diffusion.beta_schedule=linear data.labels=none checkpoint_every=9",
+    "--data-path a --results-dir b --global-seed 3 --ckpt-every 5 --log-every 2 --gpus 1":
+        "data=image_folder data.root=a run_dir=b seed=3 checkpoint_every=5 log_every=2 strategy=ddp strategy.devices=1",
     "--cond 0 --data a": "data=image_folder data.labels=none data.root=a",
     "--folder a --dim 32 --dim_mults 1 2 4 --train_num_steps 100 --objective pred_v --ema_decay .995 data.flip=0":
         "data=image_folder data.root=a model=unet model.block_out_channels=[32,64,128] max_steps=100 data.flip=0 "
@@ -51,7 +56,14 @@ def test_what_has_no_counterpart_no_value_or_no_meaning_is_named():
     assert lines[2] == "  without a counterpart or a value: --num_workers, --num_epochs. See docs/coming_from.md"
     assert lines[3] == "  --foo: unknown"
     assert lines[4].startswith("  --image_sise: unknown (did you mean image_size")
+    for line in ("--ema=0", "--duration 1e400", "--train_data_dir"):
+        first, second = answer(line).splitlines()
+        assert first == "keys are written key=value here, without dashes.", line  # a bare command would start digits
+        assert second.startswith("  without a counterpart or a value: --"), line
     assert answer("--nonsense 3") is None
+    line = "--network a --outdir=b --seeds=5-9 --steps 18 --batch 64 --class=3"
+    expected = "run=a out=b seed=5 num_images=5 'classes=[3]' sampler.steps=18 sampler.batch_size=64"
+    assert answer(line, "sample").splitlines()[1].endswith(f"diffusion_lit.sample {expected}")
     assert answer("--lr nonsense --dim wide --train_data_dir {x}").count("--dim") == 1
     assert 'data.root="{x}"' in answer("--train_data_dir {x}").replace("\\", "").replace("'\"'\"'", "'")
     assert "diffusion_lit.sample num_images=5" in answer("--num_images 5 --epochs 3", "sample")

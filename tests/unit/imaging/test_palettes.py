@@ -65,6 +65,8 @@ def test_palettes_of_people_are_read(tmp_path):
     files = {
         "lospec.hex": "1a1c2c\nf4f4f4\n000000\n",
         "css.txt": "# a palette\n#1A1C2C\r\n#f4f4f4ff\n\n#000000\n",
+        "short.css": "#1a1c2c\n#f4f4f4\n#000\n",
+        "paint.net.txt": ";paint.net Palette File\n;Colors: 3\nFF1A1C2C\nFFF4F4F4\nff000000\n00FFFFFF\n",
         "gimp.gpl": "GIMP Palette\nColumns: 2\n#\n 26  28  44\tNight\n244 244 244\tSnow\n0 0 0\tUntitled\n",
         "jasc.pal": "JASC-PAL\n0100\n3\n26 28 44\n244 244 244\n0 0 0\n",
     }
@@ -73,7 +75,7 @@ def test_palettes_of_people_are_read(tmp_path):
         assert read_palette(str(tmp_path / name), tmp_path, 3).tolist() == wanted, name
     Image.fromarray(np.array([wanted], np.uint8)).save(tmp_path / "image.png")
     assert sorted(read_palette(str(tmp_path / "image.png"), tmp_path, 3).tolist()) == sorted(wanted)
-    for listed in (["#1a1c2c", "f4f4f4", "#000000"], ["1a1c2c", "F4F4F4", 0]):
+    for listed in (["#1a1c2c", "f4f4f4", "#000"], ["1a1c2c", "F4F4F4", 0]):
         assert read_palette(listed, tmp_path, 3).tolist() == wanted
 
 
@@ -85,7 +87,7 @@ def test_what_is_no_palette_is_explained(tmp_path):
         ("gone.hex", 3, "palette=gone.hex: file not found"),
         (str(Path(tmp_path, "prose.txt")), 3, "prose.txt: no colors such as #1a1c2c"),
         (str(Path(tmp_path, "photo.png")), 3, "photo.png: more than 256 colors"),
-        (["red"], 3, r"palette=\[red\]: no colors such as #1a1c2c"),
+        (["#1a1c2c", "red"], 3, r"palette=\[#1a1c2c,red\]: red is not a color such as #1a1c2c"),
         (["#1a1c2c"], 1, "has colors, and the images of this run are gray"),
     ]
     for palette, channels, message in cases:

@@ -96,3 +96,15 @@ def test_a_reader_takes_the_newer_checkpoint_where_a_run_deletes_the_one_it_chos
     checkpoint_path(tmp_path, 14).unlink()
     with pytest.raises(UserError, match="all checkpoints of this run are damaged"):
         select_checkpoint(tmp_path)
+
+
+def test_a_pipeline_with_weights_of_another_kind_is_no_run_to_resume(tmp_path):
+    for k, names in enumerate([["diffusion_pytorch_model.bin"], ["diffusion_pytorch_model.fp16.safetensors"], []]):
+        unet = tmp_path / str(k) / "unet"
+        unet.mkdir(parents=True)
+        for name in ("../model_index.json", "config.json", *names):
+            (unet / name).touch()
+        with pytest.raises(UserError) as caught:
+            select_checkpoint(tmp_path / str(k))
+        held = f", only {names[0]}" if names else ""
+        assert f"{k} has no unet/diffusion_pytorch_model.safetensors{held}. In diffusers" in str(caught.value)
