@@ -32,7 +32,10 @@ import numpy as np
 from diffusion_lit.data.decoding import Encoded, StoredImage
 from diffusion_lit.system.errors import DataError
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "training": "train",
+    "dev": "val", "testing": "test",
+}  # fmt: skip
 
 
 class ImageSequence(Protocol):

@@ -68,18 +68,19 @@ class ImageFolder:
         """Return the folder of each split."""
         inside = list_folders(self.root)
         splits = {folder.name.lower(): folder for folder in inside if folder.name.lower() in SPLIT_NAMES}
+        train = next((folder for name, folder in splits.items() if SPLIT_NAMES[name] == "train"), None)
         only_splits = all(folder.name.lower() in SPLIT_NAMES for folder in inside)
         if inside and only_splits and not list_files(self.root, recursive=False).images:
-            if "train" not in splits:
+            if train is None:
                 names = ", ".join(SPLIT_NAMES[name] for name in splits)
                 raise DataError(f"data.root={self.root}: has {names} but no train folder")
             return {SPLIT_NAMES[name]: folder for name, folder in splits.items()}
-        if len(splits) > 1 and "train" in splits:  # as classes, the validation images would be trained on
+        if len(splits) > 1 and train:  # as classes, the validation images would be trained on
             names = ", ".join(sorted((folder.name for folder in splits.values()), reverse=True))
             others = ", ".join(folder.name for folder in inside if folder not in splits.values()) or "images"
             raise DataError(
                 f"data.root={self.root}: has {names} and beside them {others}. "
-                f"Move {others} elsewhere, or set data.root={splits['train']}."
+                f"Move {others} elsewhere, or set data.root={train}."
             )
         return {"train": self.root}
 

@@ -385,13 +385,14 @@ def test_classes_one_folder_further_down_are_told_of(tmp_path, names, told):
     assert ImageFolder(str(root), labels="none").notes == []
 
 
-@each("val", ["val", "valid", "validation", "test", "Val"])
+@each("val", ["val", "valid", "validation", "test", "Val", "dev", "Testing"])
 def test_split_folders(tmp_path, val):
-    root = pictures(tmp_path, "train/a/1.png", "train/b/1.png", f"{val}/b/2.png")
+    train = "Training" if val == "Testing" else "train"
+    root = pictures(tmp_path, f"{train}/a/1.png", f"{train}/b/1.png", f"{val}/b/2.png")
     source = ImageFolder(str(root))
     assert source.class_names == ["a", "b"]
     splits = source.splits()
-    assert listed(splits["train"], root) == [("train/a/1.png", 0), ("train/b/1.png", 1)]
+    assert listed(splits["train"], root) == [(f"{train}/a/1.png", 0), (f"{train}/b/1.png", 1)]
     assert listed(splits["val"], root) == [(f"{val}/b/2.png", 1)]
 
 
