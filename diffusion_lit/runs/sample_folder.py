@@ -102,8 +102,8 @@ def write_samples(
     entries = []
     for k, (request, image) in enumerate(zip(requests, images, strict=True)):
         entries.append({"file": f"{k:05d}.png", **describe_image(request, names, originals)})
-        picture = Image.fromarray(values[k, 0].round().astype(np.uint16)) if config.format == "png16" else to_pil(image)
-        picture.save(out / entries[k]["file"])
+        drawn = Image.fromarray(values[k, 0].round().astype(np.uint16)) if config.format == "png16" else to_pil(image)
+        drawn.save(out / entries[k]["file"])
     add_checkerboard(draw(images)).save(out / "grid.png")
     if config.per_class:
         pages = draw_class_pages(render_images(images, render), [request.label for request in requests], names)
