@@ -54,7 +54,7 @@ class SelectedSource:
             notes.append(f"no images of {join_names(missing)}: the class keeps its number")
         if self.exclude:
             excluded, unmatched = self._excluded
-            notes.append(f"{sum(map(len, excluded.values())):,} images are left out by data.exclude={self.exclude}")
+            notes.append(f"left out by data.exclude={self.exclude}: {sum(map(len, excluded.values())):,}")
             if unmatched:
                 notes.append(f"{len(unmatched):,} entries of {self.exclude} match no image: {join_names(unmatched, 3)}")
         return notes

@@ -51,7 +51,7 @@ def test_what_a_list_leaves_out(tmp_path, name, case):
     data = make_data("data=image_folder", f"data.root={root}", f"data.exclude={path}", "data.val_fraction=0")
     order = sorted(range(6), key=lambda k: Path(NAMES[k]))
     assert shades(data) == [k for k in order if k in kept]
-    notes = [f"{6 - len(kept)} images are left out by data.exclude={path}"]
+    notes = [f"left out by data.exclude={path}: {6 - len(kept)}"]
     notes += [f"{len(unmatched)} entries of {path} match no image: {', '.join(unmatched)}"] if unmatched else []
     assert data.source.notes == notes
 
