@@ -5,7 +5,7 @@
     metric.update(generated_images, real=False)
     metric.compute()
 
-`evaluate` and training measure with the same functions, on features that they keep.
+`evaluate` and training measure with the same classes, on features that they keep.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from diffusion_lit.evaluation.distances import (
     frechet_distance,
     kernel_distance,
 )
-from diffusion_lit.evaluation.intervals import Measurement
+from diffusion_lit.evaluation.intervals import Estimate, Measurement
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorization import Neighbors, choose_threshold, find_neighbors
 
@@ -141,7 +141,11 @@ class PrecisionRecall(FeatureMetric):
     def compute(self) -> dict[str, Tensor]:
         """Return the four shares by name."""
         values = precision_recall(*self._features())
-        return {name: torch.tensor(getattr(value, "value", value)) for name, value in values.items()}
+        return {name: torch.tensor(_value(value)) for name, value in values.items()}
+
+
+def _value(number: Estimate | float) -> float:
+    return number.value if isinstance(number, Estimate) else number
 
 
 class Copies(FeatureMetric):
@@ -169,8 +173,9 @@ class Copies(FeatureMetric):
     def find_copies(self) -> tuple[Tensor, float, Neighbors]:
         """Return which generated images are copies, (N,), the threshold, and their neighbors."""
         generated, training = self._features()
-        new = find_neighbors(dim_zero_cat(self.validation), training) if self.validation else None
-        threshold = choose_threshold(new)
+        threshold = choose_threshold(
+            find_neighbors(dim_zero_cat(self.validation), training) if self.validation else None
+        )
         neighbors = find_neighbors(generated, training)
         return neighbors.ratio < threshold, threshold, neighbors
 

@@ -17,9 +17,17 @@ from torch import Tensor
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
-from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, frechet_distance, kernel_distance
+from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, kernel_distance
 from diffusion_lit.evaluation.features import FeatureExtractor, RealImages, pixel_vectors
-from diffusion_lit.evaluation.image_metrics import Copies, project, too_few_images
+from diffusion_lit.evaluation.image_metrics import (
+    Copies,
+    DistanceMetric,
+    FrechetDistance,
+    FrechetDistance64,
+    KernelDistance,
+    project,
+    too_few_images,
+)
 from diffusion_lit.evaluation.intervals import (
     Estimate,
     Measurement,
@@ -126,6 +134,13 @@ class Comparison:
             raise UserError(Exit.DATA, message)
         self.other = other.subset(len(images)) if compare_real and other and len(other) >= MIN_IMAGES else None
 
+    def measure(self, metric: DistanceMetric, other: ImageSet | None = None) -> Measurement:
+        """Return a distance of the generated images, or of `other` ones, to the real images."""
+        generated = other or self.generated
+        metric.update(generated.features, real=False)
+        metric.update(self.real.features, real=True)
+        return metric.measure()
+
     @cached_property
     def copies(self) -> dict[str, "FoundCopies"]:
         """Return which generated images are copies of training images, by pixels and by features."""
@@ -156,9 +171,9 @@ def _vectors(images: ImageSet, space: str) -> Tensor:
     return pixel_vectors(images.images, PIXELS) if space == "pixels" else images.features
 
 
-def compute_kid(c: Comparison) -> dict[str, object]:
+def compute_kid(c: Comparison) -> dict[str, float]:
     """Return the kernel distance, and that of real images."""
-    return _distance_entries(c, "kid", kernel_distance)
+    return _distance_entries(c, KernelDistance, "kid")
 
 
 def compute_fd(c: Comparison) -> dict[str, object]:
@@ -166,31 +181,26 @@ def compute_fd(c: Comparison) -> dict[str, object]:
 
     With fewer than 5 images per feature `fd_withheld` says why it is left out.
     """
-    return _frechet_entries(c, "fd", lambda generated, real: (generated, real))
+    if reason := too_few_images(len(c.generated), len(c.real), c.real.features.shape[1]):
+        return {"fd_withheld": reason}
+    extrapolated = extrapolated_frechet_distance(c.generated.features, c.real.features)
+    return _distance_entries(c, FrechetDistance, "fd") | {"fd_extrapolated": extrapolated}
 
 
 def compute_fd64(c: Comparison) -> dict[str, object]:
     """Return the Fréchet distance of 64 principal components, as `compute_fd`."""
-    return _frechet_entries(c, "fd64", project)
-
-
-def _frechet_entries(c: Comparison, name: str, transform: Callable[[Tensor, Tensor], tuple]) -> dict[str, object]:
-    generated, real = transform(c.generated.features, c.real.features)
+    generated, real = project(c.generated.features, c.real.features)
     if reason := too_few_images(len(generated), len(real), real.shape[1]):
-        return {f"{name}_withheld": reason}
-    entries = _distance_entries(c, name, lambda x, y: frechet_distance(*transform(x, y)), len(generated))
-    return entries | {f"{name}_extrapolated": extrapolated_frechet_distance(generated, real)}
+        return {"fd64_withheld": reason}
+    extrapolated = extrapolated_frechet_distance(generated, real)
+    return _distance_entries(c, FrechetDistance64, "fd64") | {"fd64_extrapolated": extrapolated}
 
 
-def _distance_entries(
-    c: Comparison, name: str, distance: Callable[[Tensor, Tensor], Measurement], min_other: int = 0
-) -> dict[str, object]:
-    """Return the entries of a distance, and of that of other real images if there are `min_other`."""
-    measured = distance(c.generated.features, c.real.features).stratify(c.generated.labels)
-    c.measurements[name] = measured
+def _distance_entries(c: Comparison, metric: type[DistanceMetric], name: str) -> dict[str, float]:
+    measured = c.measurements[name] = c.measure(metric(sync_on_compute=False)).stratify(c.generated.labels)
     result = measured.interval().entries(name) | {f"{name}_reference_error": measured.reference_error()}
-    if c.other and len(c.other) >= min_other:
-        other = distance(c.other.features, c.real.features)
+    if c.other and not (issubclass(metric, FrechetDistance) and len(c.other) < len(c.generated)):
+        other = c.measure(metric(sync_on_compute=False), c.other)
         result |= other.interval().entries(f"{name}_real") | {f"{name}_real_images": len(c.other)}
     return result
 
