@@ -3,7 +3,8 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,35 +53,47 @@ def render_config(config: DictConfig, package: str | None, resolve: bool) -> str
         raise UserError(Exit.CONFIG, f"--resolve: {str(error).splitlines()[0]}") from None
 
 
+@contextmanager
+def explain_hydra_errors() -> Iterator[Callable[[], None]]:
+    """End the process with one message for an error of Hydra itself in the block.
+
+    Yields:
+        A function to call when the job begins, whose errors stay what they are. (A context, not
+        a wrapper of the job: tracebacks stay short.)
+    """
+    has_begun = []
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield lambda: has_begun.append(True)
+    except (Exception, SystemExit) as error:
+        if has_begun or getattr(error, "code", 1) == 0:
+            raise
+        if isinstance(error, SystemExit):
+            sys.exit(int(Exit.CONFIG))  # Hydra has printed why
+        with report_errors():
+            if isinstance(error, OSError):
+                raise UserError(Exit.OUTPUT, f"{error.filename}: {error.strerror}") from None
+            text = str(error).partition("Config search path")[0].strip() or type(error).__name__
+            raise UserError(Exit.CONFIG, f"hydra: {text}") from None
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+
+
 def start_hydra(decorate: Callable, job: Callable[[DictConfig], object]) -> Callable[[], None]:
-    """Return a function that runs `job` by Hydra, whose own errors end the process with one message.
+    """Return a function that runs the jobs of a sweep by Hydra.
 
     Args:
         decorate: `hydra.main` with its arguments.
-        job: what to run. Its errors stay what they are.
+        job: what to run.
     """
-    has_begun = False
-
-    def run_job(config: DictConfig) -> object:
-        nonlocal has_begun
-        has_begun = True
-        return job(config)
 
     def start() -> None:
-        os.environ[FULL_ERROR] = "1"
-        try:
+        with explain_hydra_errors() as begin:
+
+            def run_job(config: DictConfig) -> object:
+                begin()
+                return job(config)
+
             decorate(run_job)()
-        except (Exception, SystemExit) as error:
-            if has_begun or getattr(error, "code", 1) == 0:
-                raise
-            if isinstance(error, SystemExit):
-                sys.exit(int(Exit.CONFIG))  # Hydra has printed why
-            with report_errors():
-                if isinstance(error, OSError):
-                    raise UserError(Exit.OUTPUT, f"{error.filename}: {error.strerror}") from None
-                text = str(error).partition("Config search path")[0].strip() or type(error).__name__
-                raise UserError(Exit.CONFIG, f"hydra: {text}") from None
-        finally:
-            os.environ.pop(FULL_ERROR, None)
 
     return start

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
-from diffusion_lit.cli.hydra_flags import check_flags, render_config, start_hydra
+from diffusion_lit.cli.hydra_flags import check_flags, explain_hydra_errors, render_config, start_hydra
 from diffusion_lit.cli.sweep import Sweep, Task, plan_sweep, run_sweep
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.foreign_flags import answer_flags
@@ -69,9 +69,8 @@ def launch(
             trust_overrides(args.overrides)  # typed ones only: `prepare` may add those of a run folder
             overrides = _prepare(config_name, prepare, overrides, args.config_dir)
             overrides, sweep, configs = _compose(config_name, overrides, args, check)
-    if args.cfg == "job":  # ours, for Hydra's has keys that the choices drop
-        with report_errors():
-            console.print_text(render_config(configs[0], args.package, args.resolve).rstrip())
+    if args.cfg == "job":
+        _print_config(configs[0], args)
         return
     threading.excepthook = console.log_thread_exception
     if configs and not args.cfg and is_trial(configs[0]):
@@ -81,17 +80,20 @@ def launch(
             trial(configs[0])
         return
     sys.argv[1:] = [*overrides, *[argument for argument in sys.argv[1:] if argument not in args.overrides]]
-    start = partial(start_hydra, hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name))
+    decorate = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     if sweep:
+        start = partial(start_hydra, decorate)
         job = partial(_run_sweep_job, task, config_name, args.config_dir)
         sys.exit(run_sweep(start, job, sweep, lambda _: summarize(sweep.folder, configs[0])))
 
-    def run_job(config: DictConfig) -> None:
-        with report_errors(*WHEN_STOPPED.get(config_name, ())):
-            task(configs[0])
+    with console.ignore_closed_pipe() if is_query else nullcontext(), explain_hydra_errors() as begin:
 
-    with console.ignore_closed_pipe() if is_query else nullcontext():
-        start(run_job)()
+        def run_job(config: DictConfig) -> None:
+            begin()
+            with report_errors(*WHEN_STOPPED.get(config_name, ())):
+                task(configs[0])
+
+        decorate(run_job)()
 
 
 def _compose(
@@ -109,6 +111,12 @@ def _compose(
     for config in configs:
         check(config)
     return overrides, sweep, configs
+
+
+def _print_config(config: DictConfig, args: Namespace) -> None:
+    """Print a configuration for `--cfg job`, in place of Hydra, whose has keys that the choices drop."""
+    with report_errors():
+        console.print_text(render_config(config, args.package, args.resolve).rstrip())
 
 
 def _answer_flags(config_name: str, flags: list[str], others: list[str]) -> None:

@@ -87,6 +87,8 @@ def find_size_faults(model: dict, images: int) -> list[str]:
         model: the `model` group, resolved.
         images: for training.
     """
+    if "image_size" not in model:  # a network of the user's own
+        return []
     sides, attended, notes = _level_sides(model), _attended_sides(model), []
     size, shorter = model["image_size"], min(height_width(model["image_size"]))
     multiple = 2 ** max(0, math.ceil(math.log2(shorter / COARSEST[1])))
@@ -117,7 +119,9 @@ def find_size_faults(model: dict, images: int) -> list[str]:
 
 
 def _level_sides(model: dict) -> list[tuple[int, int]]:
-    """Return height and width of each level, fine to coarse; [] for networks without levels."""
+    """Return height and width of each level, fine to coarse; [] for networks without levels or of a user."""
+    if "image_size" not in model:
+        return []
     channels = model.get("architecture", model).get("block_out_channels") or model.get("widths", (0,))[1:]
     height, width = height_width(model["image_size"])
     return [(height // 2**k, width // 2**k) for k in range(len(channels))]

@@ -37,11 +37,12 @@ def require_fitting_weights(state: Mapping[str, Tensor], own: Mapping[str, Tenso
 
 def require_resumable(checkpoint: dict, own: Mapping[str, Tensor]) -> None:
     """Raise UserError (exit 4) unless a checkpoint has the weights of a module, `own`, and finite optimizer states."""
-    require_fitting_weights(checkpoint["state_dict"], own, "the checkpoint")
+    name = f"the checkpoint of step {checkpoint['global_step']}"
+    require_fitting_weights(checkpoint["state_dict"], own, name)
     for optimizer in checkpoint.get("optimizer_states", ()):
         for state in optimizer["state"].values():
             moments = {name: value for name, value in state.items() if torch.is_tensor(value)}
-            require_numbers(moments, moments, "the optimizer state of the checkpoint")
+            require_numbers(moments, moments, f"the optimizer state of {name}")
 
 
 def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> None:

@@ -78,13 +78,21 @@ def weights_bin(mark: Path, here: Path, good: Path) -> Case:
 
 def array(mark: Path, here: Path, good: Path) -> Case:
     np.save(here / "a.npy", np.array([Evil(mark)] * 3, dtype=object), allow_pickle=True)
-    return 3, "a.npy is damaged", of_data("data=arrays", f"data.images={here / 'a.npy'}", "data.image_size=8")
+    return (
+        3,
+        "a.npy: holds Python objects, or its header is damaged",
+        of_data("data=arrays", f"data.images={here / 'a.npy'}", "data.image_size=8"),
+    )
 
 
 def arrays(mark: Path, here: Path, good: Path) -> Case:
     images, labels = np.zeros((3, 8, 8), np.uint8), np.array([Evil(mark)] * 3, dtype=object)
     np.savez(here / "a.npz", images=images, labels=labels)
-    return 3, "a.npz is damaged", of_data("data=arrays", f"data.images={here / 'a.npz'}", "data.image_size=8")
+    return (
+        3,
+        "a.npz, labels: holds Python objects, or its header is damaged",
+        of_data("data=arrays", f"data.images={here / 'a.npz'}", "data.image_size=8"),
+    )
 
 
 def of_config(name: str, **keys: str) -> Callable[[Path, Path, Path], Case]:

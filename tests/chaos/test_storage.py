@@ -23,6 +23,7 @@ import builtins, os, sys, zipfile, torch
 from pathlib import Path
 from diffusion_lit.runs import checkpoints
 run = Path(sys.argv[1])
+run.mkdir(exist_ok=True)
 state = lambda step: {"step": step, "weights": torch.arange(20000) * step}
 for step in (1, 2):
     checkpoints.save_checkpoint(state(step), checkpoints.checkpoint_path(run, step))

@@ -438,6 +438,7 @@ def test_debug_keeps_the_layout_and_makes_it_small(tmp_path):
 def fit(path: Path, *words: object) -> dict:
     words = [*DATA, *map(str, words), f"run_dir={path}"]
     config, source = warm_start.resolve_training_config(compose_configs("train", words)[0])
+    path.mkdir(exist_ok=True)
     train.fit(config, source, path, words)
     return checkpoints.load_checkpoint(checkpoints.select_checkpoint(path))
 
