@@ -75,15 +75,13 @@ def launch(
     threading.excepthook = console.log_thread_exception
     if configs and not args.cfg and is_trial(configs[0]):
         settings = compose_hydra_settings(config_name, overrides, args.config_dir)
-        console.configure_logging_without_file(OmegaConf.to_container(settings.job_logging))
-        with report_errors("stopped; nothing is left behind"):
-            trial(configs[0])
+        _run_trial(trial, configs[0], OmegaConf.to_container(settings.job_logging))
         return
     sys.argv[1:] = [*overrides, *[argument for argument in sys.argv[1:] if argument not in args.overrides]]
     decorate = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     if sweep:
-        start = partial(start_hydra, decorate)
         job = partial(_run_sweep_job, task, config_name, args.config_dir)
+        start = partial(start_hydra, decorate)
         sys.exit(run_sweep(start, job, sweep, lambda _: summarize(sweep.folder, configs[0])))
 
     with console.ignore_closed_pipe() if is_query else nullcontext(), explain_hydra_errors() as begin:
@@ -111,6 +109,12 @@ def _compose(
     for config in configs:
         check(config)
     return overrides, sweep, configs
+
+
+def _run_trial(trial: Callable[[DictConfig], None], config: DictConfig, job_logging: dict) -> None:
+    console.configure_logging_without_file(job_logging)
+    with report_errors("stopped; nothing is left behind"):
+        trial(config)
 
 
 def _print_config(config: DictConfig, args: Namespace) -> None:
