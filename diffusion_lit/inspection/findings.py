@@ -7,8 +7,9 @@ from statistics import median_high, median_low
 import numpy as np
 
 from diffusion_lit.config.network_size import count_levels, describe_levels, find_size_faults
+from diffusion_lit.config.value_types import format_value
 from diffusion_lit.data.sources.listing import format_left_out
-from diffusion_lit.imaging.sizes import format_size, height_width
+from diffusion_lit.imaging.sizes import ImageSize, format_size, height_width
 from diffusion_lit.inspection.exclude_list import is_contradictory
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 from diffusion_lit.inspection.tile_sheets import find_tile_size
@@ -140,10 +141,11 @@ def propose_overrides(
         proposed["split_modulo"] = findings["repeats_every"]
     keys = [key for key in ("tile", "image_size", "channels", "resample", "alpha", "split_modulo") if key in data]
     changed = [key for key in keys if proposed[key] != data[key] and f"data.{key}" not in given]
-    return {f"data.{key}": proposed[key] for key in changed}, f"{size}{reason}" if "image_size" in changed else ""
+    reason = f"{format_value(size)}{reason}" if "image_size" in changed else ""
+    return {f"data.{key}": proposed[key] for key in changed}, reason
 
 
-def _choose_image_size(findings: dict, multiple: int, largest: int) -> tuple[int, str]:
+def _choose_image_size(findings: dict, multiple: int, largest: int) -> tuple[ImageSize, str]:
     """Return the median size, rounded to a multiple, and the reason.
 
     Pixel art is not shrunk, and photos are not enlarged. Of two sizes that are equally
@@ -156,6 +158,8 @@ def _choose_image_size(findings: dict, multiple: int, largest: int) -> tuple[int
         return -(-findings["tile"] // multiple) * multiple, " holds the tiles without shrinking them"
     if findings["pixel_art"]:
         size = -(-median_high(max(side) for side in sides) // multiple) * multiple
+        if len(set(sides)) == 1 and len(set(sides[0])) == 2:  # a square would crop and rescale all of it
+            size = [-(-side // multiple) * multiple for side in sides[0][::-1]]
         return size, " holds the pixel art without shrinking it"
     if middle <= largest:
         return size, f", because the middle image is {middle} px and photos are not enlarged"
