@@ -29,7 +29,7 @@ def commands_of(page: Path) -> list[str]:
     """Return each of our commands in the bash blocks of a page, such as `train data=digits`."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = [re.search(r"(?:-m diffusion_lit\.|diffusion-lit )(\w+)(?: ([^#&]*))?", line) for line in lines]
+    found = [re.search(r"(?:-m diffusion_lit\.|diffusion-lit )(\w+)(?: ((?:[^#&]|(?<! )#)*))?", line) for line in lines]
     return [" ".join([match[1], *(match[2] or "").split()]) for match in found if match]
 
 
