@@ -33,8 +33,8 @@ def make_folder(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         is_other = isinstance(error, FileExistsError | NotADirectoryError)  # a file, a pipe, a dead link
-        fault = "is not a folder. Choose a new one" if is_other else f"cannot be made: {error.strerror}"
-        raise UserError(Exit.OUTPUT, f"out={out} {fault}") from None
+        fault = "not a folder. Choose a new one" if is_other else error.strerror
+        raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {fault}") from None
     return out
 
 

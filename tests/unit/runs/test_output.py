@@ -15,7 +15,10 @@ def test_files_pipes_and_dead_links_are_no_folders_and_stay(tmp_path):
     before = sorted(os.listdir(tmp_path))
     for name in ("file", "pipe", "dead", "file/inside"):
         filling = fill_folder(tmp_path / name, "manifest.json")
-        with pytest.raises(UserError, match=f"{name} is not a folder. Choose a new one") as caught, filling:
+        with (
+            pytest.raises(UserError, match=f"{name} cannot be made: not a folder. Choose a new one") as caught,
+            filling,
+        ):
             pytest.fail("begun")
         assert caught.value.exit_code == Exit.OUTPUT
     assert sorted(os.listdir(tmp_path)) == before
