@@ -43,7 +43,7 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "data.root=a&b"], 2, """'data.root="a&b"'"""),
     (["train", "name=1e3"], 2, """'name="1e3"'"""),
     (["train", "name=1_000"], 2, """'name="1_000"'"""),
-    (["train", "name=null"], 2, """'name="null"'"""),
+    (["train", "name=null"], 2, "name=null: must be str"),
     (["train", "data=image_folder", "data.root=cost ${money} $5"], 2, """'data.root="cost \\${money} $5"'"""),
     (["train", "data=image_folder", "data.root='${'"], 2, "If it is text, write"),
     (["train", "data=image_folder", "data.root='caf\udce9'"], 2, "has bytes that are not UTF-8"),
