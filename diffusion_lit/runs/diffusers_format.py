@@ -106,8 +106,6 @@ def describe_pipeline(folder: Path) -> str:
     name = find_class_name(pretrained.read_json(folder / "model_index.json"))
     sampler = read_diffusers_config(folder)["sampler"]
     text = f"a {name}, sampled with sampler={sampler['name']}"
-    if is_custom_class(name):
-        text += ". The code of that class is not run: whatever it does beside is left out"
     if sampler["name"] == "ddim" and sampler["clip_x0"]:
         text += ". Where x0 is clipped, the noise is computed again (use_clipped_model_output=True in diffusers)"
     return text
@@ -126,22 +124,17 @@ def find_class_name(index: dict) -> str:
     return str(name[-1] if isinstance(name, list) and name else name)
 
 
-def is_custom_class(name: str) -> bool:
-    """Return whether a pipeline class is none of diffusers, so that its code is not at hand."""
-    if name in PIPELINES:
-        return False
-    import diffusers
-
-    return name not in diffusers.__all__
-
-
 def _find_pipeline_faults(index: dict) -> Iterator[str]:
     """Yield what a pipeline does beside denoising with a network and a scheduler."""
     name = find_class_name(index)
     if not name.isidentifier() or name == "None":
         yield f"model_index.json: _class_name={name} is not a class"
-    elif name not in PIPELINES and not is_custom_class(name):
-        yield f"model_index.json: {name} is not supported, {' and '.join(PIPELINES)} are"
+    elif name not in PIPELINES:
+        supported = f"{' and '.join(PIPELINES)} are"
+        yield (
+            f"model_index.json: {name} is not supported, {supported}. If its images come from the unet and the "
+            f"scheduler alone, write {PIPELINES[0]} there"
+        )
     for part, value in index.items():
         is_part = isinstance(value, list) and len(value) == 2 and part[:1] != "_" and value != [None, None]
         if is_part and part not in ("unet", "scheduler"):

@@ -158,11 +158,14 @@ def test_what_is_understood_makes_the_images_of_diffusers(pipeline, tmp_path, ch
     assert abs(images - ours / 255).max() <= 1 / 255 + 1e-6
 
 
-def test_the_class_of_a_pipeline_whose_code_is_not_run_is_told(pipeline, tmp_path):
+def test_a_pipeline_whose_code_is_not_at_hand_is_refused_by_name(pipeline, tmp_path):
     folder = Path(shutil.copytree(pipeline, tmp_path / "odd"))
     change_json(folder / INDEX, {"_class_name": ["my_pipeline", "MyPipeline"]})
+    printed = run("sample", "run=odd", "num_images=1", "sampler.steps=2", "out=out", cwd=tmp_path, code=2)
+    assert "MyPipeline is not supported, DDPMPipeline and DDIMPipeline are. If its images come from" in printed
+    change_json(folder / INDEX, {"_class_name": "DDPMPipeline"})
     printed = run("sample", "run=odd", "num_images=1", "sampler.steps=2", "out=out", cwd=tmp_path)
-    assert "run=odd: a MyPipeline, sampled with sampler=ddpm. The code of that class is not run" in printed
+    assert "run=odd: a DDPMPipeline, sampled with sampler=ddpm" in printed
 
 
 # ------------------------------------------------------------------------------------------ weights
