@@ -11,7 +11,6 @@ from pathlib import Path
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
-from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.training.run_result import existing_result
@@ -36,6 +35,8 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     if resume_from:
         checkpoints.rename_corrupt(run, resume_from)
     if config["data"].get("value_range") == "auto":
+        from diffusion_lit.data.value_ranges import resolve_value_range
+
         splits = (source or build_source(config["data"])).splits()
         config = config | {"data": resolve_value_range(config["data"], splits)}
     if values := config["data"].get("value_range"):

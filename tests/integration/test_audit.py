@@ -240,7 +240,11 @@ def test_other_sources(tmp_path):
             2,
             "data.streaming=true: an audit reads images more",
         ),
-        (["data=digits", "out=/dev/null/x"], 5, "error: out=/dev/null/x is not a folder. Choose a new one"),
+        (
+            ["data=digits", "out=/dev/null/x"],
+            5,
+            "error: out=/dev/null/x cannot be made: not a folder. Choose a new one",
+        ),
         (["data=digits", "seed=1"], 2, "seed: no such key"),
     ],
 )

@@ -202,7 +202,8 @@ def test_a_measured_folder_is_measured_again_with_other_pictures_and_can_still_b
     before = json.loads((tmp_path / "shared" / "result.json").read_text())["kid"]
     for k in (0, 13, 27):  # not all of them are held out
         Image.new("L", (8, 8), 255).save(tmp_path / "pictures" / f"{k}.png")
-    assert "by another process" not in run("evaluate", *words, cwd=tmp_path)
+    assert "the images are not those" in run("evaluate", *words, cwd=tmp_path, code=4)
+    assert "by another process" not in run("evaluate", *words, "accept=[data]", cwd=tmp_path)
     assert json.loads((tmp_path / "shared" / "result.json").read_text())["kid"] != before
 
 
