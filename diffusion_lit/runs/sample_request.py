@@ -18,7 +18,6 @@ from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.targets import locate
 from diffusion_lit.config.value_types import format_value
-from diffusion_lit.imaging.palettes import read_palette
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.resume import flatten_config
@@ -107,6 +106,8 @@ def check_palette(config: DictConfig, run_config: dict) -> None:
     """Raise UserError (exit 2) for a `palette` that has no colors for the images of a run."""
     if config.palette is not None:
         palette = OmegaConf.to_container(config)["palette"]
+        from diffusion_lit.imaging.palettes import read_palette  # imports numpy
+
         read_palette(palette, Path(config.run).expanduser(), run_config["data"]["channels"])
 
 

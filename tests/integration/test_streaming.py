@@ -64,7 +64,7 @@ def test_the_length_of_a_run_is_that_of_the_pictures_there_are(whole):
     assert train + val == 457
     assert val > 0
     steps = re.search(r"(\d+) steps of 12 images = 1\.6 epochs", printed)
-    assert int(steps[1]) == round(1.6 * train / 12)
+    assert abs(int(steps[1]) - 1.6 * train / 12) <= 1
 
 
 def test_commands_that_need_all_pictures_say_so(sets, whole):
