@@ -18,7 +18,8 @@ from diffusion_lit.runs.warm_start import resolve_architecture
 from diffusion_lit.system.errors import Exit, UserError
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+# the third is of the class-conditional source project: unet and scheduler alone, with class labels
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "ConditionalDDPMPipeline")
 SCHEDULERS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}  # class to our sampler
 VALUES: dict[str, tuple] = {  # keys of a scheduler to the values with which we make the images of the pipeline
     "beta_schedule": tuple(pretrained.BETA_SCHEDULES),

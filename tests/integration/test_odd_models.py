@@ -162,7 +162,7 @@ def test_a_pipeline_whose_code_is_not_at_hand_is_refused_by_name(pipeline, tmp_p
     folder = Path(shutil.copytree(pipeline, tmp_path / "odd"))
     change_json(folder / INDEX, {"_class_name": ["my_pipeline", "MyPipeline"]})
     printed = run("sample", "run=odd", "num_images=1", "sampler.steps=2", "out=out", cwd=tmp_path, code=2)
-    assert "MyPipeline is not supported, DDPMPipeline and DDIMPipeline are. If its images come from" in printed
+    assert "MyPipeline is not supported, DDPMPipeline and DDIMPipeline and ConditionalDDPMPipeline are" in printed
     change_json(folder / INDEX, {"_class_name": "DDPMPipeline"})
     printed = run("sample", "run=odd", "num_images=1", "sampler.steps=2", "out=out", cwd=tmp_path)
     assert "run=odd: a DDPMPipeline, sampled with sampler=ddpm" in printed
