@@ -1,4 +1,4 @@
-"""Print and draw which settings of a sweep of `evaluate` can be told apart from the best ones."""
+"""Print and draw how the settings of a sweep of `evaluate` differ from the best ones."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diffusion_lit.config.metric_columns import COLUMNS
-from diffusion_lit.evaluation.comparison import Difference, compare, load_evaluation
+from diffusion_lit.evaluation.comparison import INDISTINGUISHABLE, Difference, compare, load_evaluation
 from diffusion_lit.runs import sweeps
 
 Differences = list[tuple[str, Difference]]  # from the best settings, by the label of the others
@@ -39,7 +39,7 @@ def format_comparison(best: str, rows: Differences, metric: str):
     table.add_column("")
     for name, found in rows:
         verdict = found.verdict(column.higher_is_better)
-        if verdict == "cannot be told apart":
+        if verdict == INDISTINGUISHABLE:
             verdict += f" at {found.images:,} images"
             if found.training is None and found.images_needed:
                 verdict += f", perhaps at {float(f'{found.images_needed:.2g}'):,.0f}"

@@ -7,7 +7,10 @@ from contextlib import suppress
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
 
-RUN_METRICS = ("val/loss", "val/loss_raw", "val/error", *COLUMNS, "class_accuracy_real", "images_per_second", "seconds")
+RUN_METRICS = (
+    "val/loss", "val/loss_raw", "val/error", "val/bits_per_dim", *COLUMNS, "class_accuracy_real", "images_per_second",
+    "seconds",
+)  # fmt: skip
 LIMITS = {  # key -> largest value that any machine can serve
     "global_batch_size": 1_000_000, "sampler.batch_size": 1_000_000, "strategy.devices": 10_000,
     "strategy.num_nodes": 10_000, "data.image_size": 16_384, "data.num_classes": 1_000_000, "data.random_crop": 16_384,

@@ -42,8 +42,8 @@ def take_data_of_experiment(overrides: list[str], config_dir: str | None, own_ke
     config = compose_configs("train", recipe, config_dir, complete=False, multirun=False)[0]
     choices = compose_hydra_settings("train", recipe, config_dir).runtime.choices
     for group in ("data", "model"):
-        words = ["experiment=none", f"{group}={choices[group]}"]
-        plain = compose_configs("train", words, config_dir, complete=False, multirun=False)[0][group]
+        defaults_of = ["experiment=none", f"{group}={choices[group]}"]
+        plain = compose_configs("train", defaults_of, config_dir, complete=False, multirun=False)[0][group]
         values, defaults = OmegaConf.to_container(config[group]), OmegaConf.to_container(plain)
         changed = [(key, value) for key, value in values.items() if value != defaults.get(key)]
         own += [f"{group}={choices[group]}", *[format_override(f"{group}.{key}", value) for key, value in changed]]

@@ -1,4 +1,4 @@
-"""Paired comparisons of evaluations: which is better, or can they not be told apart?
+"""Paired comparisons of evaluations: differences with their intervals, and what they rest on.
 
 Evaluations of the same seeds, labels, features and real images have much in common, which
 their difference leaves out. An evaluation writes the influence of each image beside
@@ -20,6 +20,7 @@ from diffusion_lit.evaluation.metrics import Comparison
 from diffusion_lit.system.files import write_atomically
 
 FILE = "influences.npz"
+INDISTINGUISHABLE = "cannot be distinguished"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Difference:
         training: standard error for other runs and images; None for one run.
         reference: standard error for other real images; None if it is unknown.
         images: images of each setting.
-        images_needed: images at which 80 % of comparisons tell them apart; None for equal ones.
+        images_needed: images at which the difference would be significant in 80 % of comparisons;
+            None for equal ones.
     """
 
     estimate: Estimate
@@ -60,9 +62,9 @@ class Difference:
     images_needed: int | None
 
     def verdict(self, higher_is_better: bool) -> str:
-        """Return "better", "worse", or that the two cannot be told apart."""
+        """Return "better" or "worse", or `INDISTINGUISHABLE` if the interval includes 0."""
         if self.estimate.low <= 0 <= self.estimate.high:
-            return "cannot be told apart"
+            return INDISTINGUISHABLE
         return "better" if (self.estimate.value > 0) == higher_is_better else "worse"
 
 

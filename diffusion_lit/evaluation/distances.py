@@ -114,19 +114,23 @@ def kernel_distance(x: Tensor, y: Tensor) -> Measurement:
         real[chosen] = part.real * (len(y) / KERNEL_IMAGES)  # the standard error stays that of the chosen ones
         return Measurement(part.value, part.generated, real)
     x, y = x.double(), y.double()
-    within_x, within_y = _mean_kernels(x, x), _mean_kernels(y, y)
-    to_y, to_x = _mean_kernels(x, y), _mean_kernels(y, x)
+    within_x, within_y = ((_sum_kernels(z, z)[0] - _kernel(z.square().sum(1), z)) / (len(z) - 1) for z in (x, y))
+    to_y, to_x = _sum_kernels(x, y)
+    to_y, to_x = to_y / len(y), to_x / len(x)
     value = within_x.mean() + within_y.mean() - 2 * to_y.mean()
     generated, real = 2 * (within_x - to_y), 2 * (within_y - to_x)
     return Measurement(value.item(), generated - generated.mean(), real - real.mean())
 
 
-def _mean_kernels(x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean kernel of each image of x with all images of y, (N,).
+def _kernel(products: Tensor, x: Tensor) -> Tensor:
+    return (products / x.shape[1] + 1).pow_(3)
 
-    If y is x, an image is not compared with itself.
-    """
-    sums = torch.cat([(rows @ y.T / x.shape[1] + 1).pow_(3).sum(1) for rows in x.split(KERNEL_ROWS)])
-    if x is not y:
-        return sums / len(y)
-    return (sums - (x.square().sum(1) / x.shape[1] + 1) ** 3) / (len(x) - 1)
+
+def _sum_kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the kernels of each image of x with those of y, (N,), and the other way round, (M,)."""
+    of_x, of_y = [], torch.zeros(len(y), dtype=x.dtype, device=x.device)
+    for rows in x.split(KERNEL_ROWS):
+        kernels = _kernel(rows @ y.T, y)
+        of_x.append(kernels.sum(1))
+        of_y += kernels.sum(0)
+    return torch.cat(of_x), of_y

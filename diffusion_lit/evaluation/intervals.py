@@ -80,7 +80,7 @@ class Measurement:
         return Measurement(self.value, generated, self.real)
 
     def images_needed(self) -> int | None:
-        """Return the number of images at which 80 % of comparisons tell this difference from 0.
+        """Return the number of images at which this difference is significant in 80 % of comparisons.
 
         It is None for no difference.
         """

@@ -38,8 +38,8 @@ class Neighbors(NamedTuple):
 def find_neighbors(images: Tensor, training: Tensor) -> Neighbors:
     """Return the Euclidean neighbors of vectors (N, D) among the distinct ones of (M, D), at most 50 each.
 
-    Matrix products find them, differences measure them again: an exact copy is at distance
-    0.
+    Matrix products find them, and differences measure them again, so that an exact copy
+    is at distance 0.
     """
     distinct = _find_distinct(training)
     training = training[distinct].float()

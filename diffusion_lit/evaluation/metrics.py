@@ -142,6 +142,11 @@ class Comparison:
         return metric.measure()
 
     @cached_property
+    def is_correct(self) -> Tensor:
+        """Return which generated images are classified as their label, (N,)."""
+        return _is_correct(self.reference.classifier, self.generated.images, self.generated.labels)
+
+    @cached_property
     def copies(self) -> dict[str, "FoundCopies"]:
         """Return which generated images are copies of training images, by pixels and by features."""
         return {space: self._find_copies(space) for space in ("pixels", "features")}
@@ -215,9 +220,8 @@ def compute_precision_recall(c: Comparison) -> dict[str, float]:
 
 def compute_class_accuracy(c: Comparison) -> dict[str, float]:
     """Return the class accuracy of the generated images."""
-    is_correct = _is_correct(c.reference.classifier, c.generated.images, c.generated.labels)
-    c.measurements["class_accuracy"] = measure_mean(is_correct).stratify(c.generated.labels)
-    return proportion_interval(is_correct).entries("class_accuracy") | c.reference.classifier.facts
+    c.measurements["class_accuracy"] = measure_mean(c.is_correct).stratify(c.generated.labels)
+    return proportion_interval(c.is_correct).entries("class_accuracy") | c.reference.classifier.facts
 
 
 def score_class_accuracy(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> dict[str, float]:
@@ -262,14 +266,12 @@ def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy
     KID, which has no bias at small numbers of images, is left out where there are fewer
     than 20.
     """
-    rows, is_correct = [], None
-    if "class_accuracy" in requested:
-        is_correct = _is_correct(c.reference.classifier, c.generated.images, c.generated.labels)
+    rows = []
     for label, name in enumerate(c.reference.class_names):
         generated, real = (torch.nonzero(images.labels == label)[:, 0] for images in (c.generated, c.real))
         row = {"class": name, "images": len(generated), "real_images": len(real)}
-        if len(generated) and is_correct is not None:
-            row |= proportion_interval(is_correct[generated]).entries("class_accuracy")
+        if len(generated) and "class_accuracy" in requested:
+            row |= proportion_interval(c.is_correct[generated]).entries("class_accuracy")
         if min(len(generated), len(real)) >= MIN_CLASS_IMAGES and "kid" in requested:
             row |= kernel_distance(c.generated.features[generated], c.real.features[real]).interval().entries("kid")
         rows.append(row)

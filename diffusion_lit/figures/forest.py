@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure
+from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 
 
 def draw_differences(
@@ -17,7 +18,8 @@ def draw_differences(
         metric: name of the number.
         path: of the PNG.
     """
-    figure, ((ax,),) = create_axes(1, 1, f"{metric}: difference from {best}")
+    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    figure, ((ax,),) = create_axes(1, 1, f"{metric}: difference from {best} ({better} is better)")
     figure.set_size_inches(8, 1.6 + 0.3 * len(rows))
     for y, (_, (value, low, high)) in enumerate(rows):
         color = GRAY if low <= 0 <= high else ORANGE
@@ -25,5 +27,5 @@ def draw_differences(
     ax.axvline(0, color=BLUE, linewidth=0.8)
     ax.set_yticks(range(len(rows)), [label for label, _ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel("difference and its 95 % interval; gray: cannot be told apart")
+    ax.set_xlabel("difference and its 95 % interval; gray: includes 0")
     return save_figure(figure, path)

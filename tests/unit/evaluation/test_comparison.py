@@ -6,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusion_lit.evaluation.comparison import Evaluation, compare, load_evaluation, save_measurements
+from diffusion_lit.evaluation.comparison import (
+    INDISTINGUISHABLE,
+    Evaluation,
+    compare,
+    load_evaluation,
+    save_measurements,
+)
 from diffusion_lit.evaluation.intervals import Measurement, measure_mean
 
 SHARED = torch.randn(200, generator=torch.Generator().manual_seed(0)).double() * 5
@@ -35,7 +41,7 @@ def test_a_stored_measurement_is_the_one_that_was_saved(tmp_path):
     assert load_evaluation(tmp_path, "kid").pairing != found.pairing
 
 
-def test_what_apart_looks_equal_is_told_apart_in_pairs():
+def test_a_paired_difference_is_found_that_two_intervals_hide():
     a, b = evaluate(1, 0.5), evaluate(2, 0.0)
     assert a.measurement.interval().low < b.measurement.interval().high
     found = compare([a], [b])
@@ -43,7 +49,7 @@ def test_what_apart_looks_equal_is_told_apart_in_pairs():
     assert found.verdict(higher_is_better=False) == "worse"
     assert found.training is None
     assert found.sampling == pytest.approx(2**0.5 / 200**0.5, rel=0.15)
-    assert compare([evaluate(1, 0.0)], [evaluate(2, 0.0)]).verdict(True) == "cannot be told apart"
+    assert compare([evaluate(1, 0.0)], [evaluate(2, 0.0)]).verdict(True) == INDISTINGUISHABLE
     needed = compare([a], [b]).images_needed
     assert needed == pytest.approx(200 * (2.8 * found.sampling / found.estimate.value) ** 2, abs=1)
 
@@ -55,7 +61,7 @@ def test_evaluations_of_other_seeds_or_numbers_are_not_compared():
 
 
 def test_seeds_narrow_the_interval_and_runs_have_their_own():
-    """Runs whose quality varies by 1 are not told apart by many images of three runs each."""
+    """Runs whose quality varies by 1 are indistinguishable with many images of three runs each."""
     seeds = [[evaluate(k + 10 * side, 0.0, pairing=str(k)) for k in range(4)] for side in (1, 2)]
     one, four = compare(seeds[0][:1], seeds[1][:1]), compare(*seeds)
     assert four.sampling == pytest.approx(one.sampling / 2, rel=0.2)

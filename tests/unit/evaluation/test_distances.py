@@ -58,7 +58,7 @@ def test_a_difference_leaves_out_what_both_have_in_common():
     assert difference.value == pytest.approx(own.mean().item() + 0.5)
     assert difference.interval() == pytest.approx(measure_mean(own + 0.5).interval())
     assert difference.interval().low > 0
-    assert covers(a.interval(), b.value)  # apart they would not be told apart
+    assert covers(a.interval(), b.value)  # the two intervals overlap
 
 
 def test_with_a_fixed_number_of_images_of_each_class_only_the_spread_inside_a_class_counts():
