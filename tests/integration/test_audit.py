@@ -356,15 +356,15 @@ def test_a_size_is_proposed_with_its_reason_and_advice_for_large_images(tmp_path
 
 def test_groups_of_duplicates_are_drawn_with_the_names_of_their_files(tmp_path, monkeypatch):
     from diffusion_lit.data.sources.data_source import Split
-    from diffusion_lit.imaging import grids
     from diffusion_lit.inspection.contact_sheets import duplicate_sheet
+    from diffusion_lit.sampling import previews
 
-    paths, drawn, draw_grid = [tmp_path / f"{k}.png" for k in range(6)], [], grids.draw_grid
+    paths, drawn, draw_grid = [tmp_path / f"{k}.png" for k in range(6)], [], previews.draw_grid
     for k, path in enumerate(paths):
         save(path, np.full((8, 8, 3), k // 3, np.uint8))
     facts = [inspect_image(path, str(path), Decoding(8, 3)) for path in paths]
     groups = [[str(path) for path in paths[:3]], [str(path) for path in paths[3:5]]]
-    monkeypatch.setattr(grids, "draw_grid", lambda *args: drawn.append(args[2]) or draw_grid(*args))
+    monkeypatch.setattr(previews, "draw_grid", lambda *args: drawn.append(args[2]) or draw_grid(*args))
     findings = {"duplicates": groups, "near_duplicates": []}
     splits = {"train": Split(paths, np.zeros(6, np.int64))}
     assert duplicate_sheet(splits, facts, findings, Decoding(8, 3)) is not None

@@ -320,6 +320,7 @@ def test_cifar10_from_class_folders(tmp_path, shared_data):
     words = ["experiment=cifar10_cond", f"data.root={tmp_path / 'cifar10'}", "model.dropout=0.1"]
     config, source = resolve_data(compose_configs("train", [*SHORT, *words])[0])
     assert config["data"]["class_names"][:3] == ["airplane", "automobile", "bird"]
+    (tmp_path / "run").mkdir()
     fit(config, source, tmp_path / "run", words)
     assert np.isfinite([float(row["train/loss"]) for row in trace(tmp_path / "run")]).all()
     data = datamodule_from_config(source, config["data"], 0, 1)
