@@ -20,8 +20,8 @@ from tests.structure import (
     place,
 )
 
-CODE_LINES = 16_150  # of the package; a pull request that adds a part raises this by its size
-MEAN_LENGTH = 54.9  # of its lines that are not blank or comments
+CODE_LINES = 18_500  # of the package; a pull request that adds a part raises this by its size
+MEAN_LENGTH = 55.5  # of its lines that are not blank or comments
 COMMAND_LINES = 100
 
 
