@@ -19,6 +19,7 @@ from diffusers.optimization import (
 )
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_lit.config.groups import CONF
 from diffusion_lit.data.batches import Batches
@@ -34,6 +35,8 @@ from diffusion_lit.training.ema import (
     PowerDecay,
     RisingDecay,
     decay_at_step,
+    lerp_,
+    lerp_fused_,
     split_tensors,
     update_ema,
 )
@@ -122,6 +125,47 @@ def test_the_average_is_that_of_diffusers_and_crowson():
         assert decay(n) == pytest.approx(theirs.cur_decay_value, abs=1e-12)
         for a, b in zip(average.parameters(), theirs.shadow_params, strict=True):
             torch.testing.assert_close(a.data, b.data, rtol=0, atol=1e-6)
+
+
+@each("lerp", [lerp_, lerp_fused_])
+def test_both_ways_to_update_follow_the_formula_and_leave_a_skipped_step_as_it_was(lerp):
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(8, 3, 3, 3), (8,), ()]
+    ema, net = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+    exact = [a.double() for a in ema]
+    for decay in (0.6, 0.99, 0.9999, 1.0):
+        lerp(ema, net, torch.tensor(1 - decay))
+        exact = [a + float(torch.tensor(1 - decay)) * (b.double() - a) for a, b in zip(exact, net, strict=True)]
+    for a, b in zip(ema, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=4e-7, atol=4e-7)
+    before = [a.clone() for a in ema]
+    lerp(ema, net, torch.tensor(0.0))
+    assert all(torch.equal(a, b) for a, b in zip(ema, before, strict=True))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__)
+        return func(*args, **kwargs or {})
+
+
+@each(("device", "decay", "updates"), [
+    ("meta", 0.999, ["_foreach_sub.List", "_foreach_mul_.Tensor", "_foreach_add_.List"]),  # as any device but a CPU
+    ("meta", 0.0, ["_foreach_lerp_.List"]),  # the first update copies the network, without an error of rounding
+    ("cpu", 0.999, ["_foreach_lerp_.List"]),
+])  # fmt: skip
+def test_a_device_updates_with_operators_that_it_fuses(device, decay, updates):
+    tensors = [torch.zeros(2, device=device) for _ in range(5)]
+    networks = [ema_module.NetworkTensors(tensors, []) for _ in range(2)]
+    with Calls() as calls:
+        update_ema(*networks, decay, torch.zeros((), dtype=torch.bool, device=device))
+    assert [name for name in calls.names if name.startswith("_foreach")] == updates
 
 
 def test_power_decay_reaches_its_promised_values_and_no_more():
