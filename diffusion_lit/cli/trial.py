@@ -6,6 +6,7 @@ import sys
 from omegaconf import DictConfig
 
 from diffusion_lit.runs.warm_start import resolve_training_config
+from diffusion_lit.training.precision import resolve_precision
 
 
 def is_trial(config: DictConfig) -> bool:
@@ -25,6 +26,7 @@ def run_trial(config: DictConfig) -> None:
 
     signal.signal(signal.SIGINT, stop)
     resolved, source = resolve_training_config(config)
+    resolved["strategy"] = resolve_precision(resolved["strategy"], bool(resolved["resume"]))
     if config.plan:
         from diffusion_lit.training.plan import plan
 

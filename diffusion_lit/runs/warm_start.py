@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.runs import checkpoints, pretrained
+from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.stored_values import check_architecture
 from diffusion_lit.system.console import join_names
@@ -23,6 +24,7 @@ NOT_ARCHITECTURE = {  # follow from data and process, or are written into config
     "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type", "num_train_timesteps",
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 }  # fmt: skip
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # that `strategy.precision=auto` of a resumed run may keep
 NUM_COLORS = {1: 1, 3: 3, 4: 3}  # channels of an image to the number of those that are colors
 
 
@@ -33,12 +35,16 @@ def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
     """Return the resolved configuration and the data source.
 
     The configuration includes what follows from the data and from a pretrained
-    network, and of a resumed run the range of values that it found.
+    network, and of a resumed run the range of values and the precision that it found.
     """
-    stored = read_run_config(Path(config.resume))["data"] if config.get("resume") else {}
-    resolved, source = resolve_data(config, stored.get("class_names"))
-    if stored and resolved["data"].get("value_range") == "auto":
-        resolved["data"]["value_range"] = stored["value_range"]
+    stored = read_run_config(Path(config.resume)) if config.get("resume") else {"data": {}}
+    resolved, source = resolve_data(config, stored["data"].get("class_names"))
+    if config.get("resume"):
+        before = flatten_config(stored)
+        if resolved["data"].get("value_range") == "auto":
+            resolved["data"]["value_range"] = stored["data"]["value_range"]
+        if resolved["strategy"]["precision"] == "auto" and before.get("strategy.precision") in PRECISIONS:
+            resolved["strategy"]["precision"] = before["strategy.precision"]
     return resolve_architecture(resolved), source
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 try:
@@ -78,6 +79,17 @@ def sync_folder(folder: os.PathLike) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the CPU by Linux' names; empty where the system does not list them."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() in ("flags", "Features"):  # x86, ARM
+                return frozenset(values.split())
+    return frozenset()
 
 
 def peak_memory_bytes() -> float:

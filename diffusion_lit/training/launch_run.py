@@ -13,6 +13,7 @@ from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.training.precision import resolve_precision
 from diffusion_lit.training.run_result import existing_result
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     is_launched = collectives.launcher_env("WORLD_SIZE")  # then the other ranks are waiting already
     if not is_launched and config["max_epochs"] is None and (result := existing_result(config, run, resume_from)):
         return result
+    config = config | {"strategy": resolve_precision(config["strategy"], bool(config["resume"]))}
     try:
         with process_group.launch_ranks(config["strategy"]):
             from diffusion_lit.training import train_rank

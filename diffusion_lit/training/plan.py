@@ -16,9 +16,11 @@ from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
 from diffusion_lit.system.console import format_duration, progress_bar
+from diffusion_lit.system.platform import cpu_flags
 from diffusion_lit.training import build_run
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
 from diffusion_lit.training.checkpoint_files import required_bytes
+from diffusion_lit.training.precision import BF16_FLAGS
 from diffusion_lit.training.run_summary import format_run_summary
 from diffusion_lit.training.time_estimate import (
     change_config,
@@ -155,11 +157,7 @@ def supported_precisions(device: torch.device) -> list[str]:
     """Return the precisions that a device computes in hardware; without it a step in bf16 can take minutes."""
     if device.type == "cuda":
         return ["32-true", "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"]
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    return ["32-true"] + ["bf16-mixed"] * (device.type == "cpu" and any(f in flags for f in ("_bf16", " bf16")))
+    return ["32-true"] + ["bf16-mixed"] * (device.type == "cpu" and bool(cpu_flags() & BF16_FLAGS))
 
 
 def accumulation_options(accumulate: int, share: int) -> list[int]:
