@@ -15,6 +15,7 @@ TABLES = {
     "sampling": "the default sampler against DDIM and DDPM: FD, class accuracy, images per second",
     "digits": "class accuracy of the digits over seconds of training",
     "growth": "time and memory over data set size, image size, batch size, processes and samples",
+    "evaluation": "FD, KID, precision and recall of 50,000 images: seconds and memory after the features",
     "gpu": "layout, precision and compilation on a GPU (on the digits where there is none)",
     "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
     "peers": "training against diffusers' train_unconditional.py; needs --script",
@@ -24,7 +25,7 @@ TABLES = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    lines = "\n".join(f"  {name:10}{description}" for name, description in TABLES.items())
+    lines = "\n".join(f"  {name:14}{description}" for name, description in TABLES.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Print benchmark tables as Markdown, each row as soon as it is measured.\n"

@@ -7,7 +7,7 @@ from diffusion_lit.evaluation.intervals import Measurement, fixed_permutation
 
 IMAGES_PER_FEATURE = 5  # below that the Fréchet distance is mostly bias
 KERNEL_IMAGES = 10_000  # real images of the kernel distance, at most: M x M numbers are computed
-KERNEL_ROWS = 500  # rows of a kernel matrix at a time
+ROWS = 500  # of features in double precision, and of a kernel matrix, at a time
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Measurement:
@@ -27,58 +27,73 @@ def frechet_distance(x: Tensor, y: Tensor) -> Measurement:
     value = shift @ shift + cov_x.trace() + cov_y.trace() - 2 * cross
 
     def influences(images: Tensor, mean: Tensor, shift: Tensor, transport: Tensor) -> Tensor:
-        offset = images.double() - mean
-        change = 2 * offset @ shift + (offset * (offset - offset @ transport)).sum(1)
+        offsets = (rows.double() - mean for rows in images.split(ROWS))
+        parts = [2 * c @ shift + c.square().sum(1) - (c @ transport).square().sum(1) for c in offsets]
+        change = torch.cat(parts).cpu()
         return change - change.mean()
 
     generated = influences(x, mean_x, shift, transport)
     return Measurement(value.item(), generated, influences(y, mean_y, -shift, transport_back))
 
 
-def extrapolated_frechet_distance(x: Tensor, y: Tensor) -> float:
+def extrapolated_frechet_distance(x: Tensor, y: Tensor, distance: float | None = None) -> float:
     """Return the Fréchet distance of infinitely many images, from its values at N and N / 2 images.
 
     The bias is close to a / N + b / M, so that 2 FD(N, M) - FD(N/2, M/2) has none (compare Chong &
     Forsyth 2020, who fit a line through 15 sizes). The second number is a mean over halves. It
     can be below 0.
+
+    Args:
+        x: features (N, D).
+        y: features (M, D).
+        distance: their Fréchet distance, if it is known.
     """
     splits, halves = (4 if x.shape[1] <= 256 else 1), []
     for seed in range(splits):
         parts = (z[fixed_permutation(len(z), seed)].tensor_split(2) for z in (x, y))
-        halves += [_frechet(a, b) for a, b in zip(*parts, strict=True)]
-    return 2 * _frechet(x, y) - sum(halves) / len(halves)
+        halves += [measure_frechet_distance(a, b) for a, b in zip(*parts, strict=True)]
+    distance = measure_frechet_distance(x, y) if distance is None else distance
+    return 2 * distance - sum(halves) / len(halves)
 
 
-def _frechet(x: Tensor, y: Tensor) -> float:
+def measure_frechet_distance(x: Tensor, y: Tensor) -> float:
+    """Return the Fréchet distance alone. Influences, and so intervals, take about twice as long."""
     (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
-    root = _square_root(cov_y)
-    cross = torch.linalg.eigvalsh(root @ cov_x @ root).clamp(min=0).sqrt().sum()
+    root = _factor(cov_y)
+    cross = torch.linalg.eigvalsh(root.T @ cov_x @ root).clamp(min=0).sqrt().sum()
     return ((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross).item()
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean (D,) and unbiased covariance (D, D), float64."""
-    x = x.double()
-    return x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1])
+    mean = torch.stack([rows.double().sum(0) for rows in x.split(ROWS)]).sum(0) / len(x)
+    cov = torch.zeros(len(mean), len(mean), dtype=torch.double, device=x.device)
+    for rows in x.split(ROWS):
+        offset = rows.double() - mean
+        cov.addmm_(offset.T, offset)
+    return mean, cov / (len(x) - 1)
 
 
-def _square_root(cov: Tensor) -> Tensor:
+def _factor(cov: Tensor) -> Tensor:
+    """Return L with L L^T = S: Cholesky's, or of a singular S that of its eigenvectors, which takes longer."""
+    factor, info = torch.linalg.cholesky_ex(cov)
+    if info == 0:
+        return factor
     values, vectors = torch.linalg.eigh(cov)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def _transport(cov_x: Tensor, cov_y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tr(S_x S_y)^(1/2) and T with T S_x T = S_y.
+    """Return tr(S_x S_y)^(1/2) and W, where T = W W^T is the transport with T S_x T = S_y.
 
-    T = R (R S_x R)^(-1/2) R with R = S_y^(1/2).
+    T = L (L^T S_x L)^(-1/2) L^T for any L with S_y = L L^T.
     """
-    root = _square_root(cov_y)
-    values, vectors = torch.linalg.eigh(root @ cov_x @ root)
+    root = _factor(cov_y)
+    values, vectors = torch.linalg.eigh(root.T @ cov_x @ root)
     values = values.clamp(min=0).sqrt()
     # features without variance have no influence
     inverse = torch.where(values > 1e-7 * values.max(), 1 / values, 0)
-    root = root @ vectors
-    return values.sum(), root * inverse @ root.T
+    return values.sum(), root @ (vectors * inverse.sqrt())
 
 
 def find_principal_components(real: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -93,6 +108,11 @@ def find_principal_components(real: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """
     mean, cov = _moments(real)
     return mean, torch.linalg.eigh(cov).eigenvectors[:, -n:].flip(1)
+
+
+def project(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
+    """Return features (N, D) in a basis (D, n), float64 (N, n)."""
+    return torch.cat([(rows.double() - mean) @ basis for rows in features.split(ROWS)])
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> Measurement:
@@ -114,23 +134,35 @@ def kernel_distance(x: Tensor, y: Tensor) -> Measurement:
         real[chosen] = part.real * (len(y) / KERNEL_IMAGES)  # the standard error stays that of the chosen ones
         return Measurement(part.value, part.generated, real)
     x, y = x.double(), y.double()
-    within_x, within_y = ((_sum_kernels(z, z)[0] - _kernel(z.square().sum(1), z)) / (len(z) - 1) for z in (x, y))
+    within_x, within_y = (_sum_own_kernels(z) / (len(z) - 1) for z in (x, y))
     to_y, to_x = _sum_kernels(x, y)
     to_y, to_x = to_y / len(y), to_x / len(x)
     value = within_x.mean() + within_y.mean() - 2 * to_y.mean()
-    generated, real = 2 * (within_x - to_y), 2 * (within_y - to_x)
+    generated, real = (2 * (within_x - to_y)).cpu(), (2 * (within_y - to_x)).cpu()
     return Measurement(value.item(), generated - generated.mean(), real - real.mean())
 
 
-def _kernel(products: Tensor, x: Tensor) -> Tensor:
-    return (products / x.shape[1] + 1).pow_(3)
+def _kernel(products: Tensor, features: int) -> Tensor:
+    return products.div_(features).add_(1).pow_(3)
 
 
 def _sum_kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of the kernels of each image of x with those of y, (N,), and the other way round, (M,)."""
     of_x, of_y = [], torch.zeros(len(y), dtype=x.dtype, device=x.device)
-    for rows in x.split(KERNEL_ROWS):
-        kernels = _kernel(rows @ y.T, y)
+    for rows in x.split(ROWS):
+        kernels = _kernel(rows @ y.T, x.shape[1])
         of_x.append(kernels.sum(1))
         of_y += kernels.sum(0)
     return torch.cat(of_x), of_y
+
+
+def _sum_own_kernels(x: Tensor) -> Tensor:
+    """Return the sum of the kernels of each image of x with the others, (N,). Each pair is computed once."""
+    sums = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for start in range(0, len(x), ROWS):
+        rows = x[start : start + ROWS]
+        kernels = _kernel(rows @ x[start:].T, x.shape[1])
+        kernels.diagonal().zero_()
+        sums[start : start + ROWS] += kernels.sum(1)
+        sums[start + ROWS :] += kernels[:, ROWS:].sum(0)
+    return sums

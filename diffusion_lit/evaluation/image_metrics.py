@@ -20,6 +20,7 @@ from diffusion_lit.evaluation.distances import (
     find_principal_components,
     frechet_distance,
     kernel_distance,
+    project,
 )
 from diffusion_lit.evaluation.intervals import Estimate, Measurement
 from diffusion_lit.evaluation.manifold import precision_recall
@@ -110,13 +111,8 @@ class FrechetDistance64(FrechetDistance):
     """
 
     def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
-        return super()._measure(*project(generated, real))
-
-
-def project(generated: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both sets of features (N, D) in the first 64 principal components of the real ones."""
-    mean, basis = find_principal_components(real, COMPONENTS)
-    return (generated.double() - mean) @ basis, (real.double() - mean) @ basis
+        mean, basis = find_principal_components(real, COMPONENTS)
+        return super()._measure(project(generated, mean, basis), project(real, mean, basis))
 
 
 def too_few_images(generated: int, real: int, features: int) -> str | None:

@@ -52,14 +52,14 @@ def find_neighbors(images: Tensor, training: Tensor) -> Neighbors:
         exact, order = exact.sort(dim=1, stable=True)
         distances.append(exact)
         indices.append(distinct[index.gather(1, order)])
-    return Neighbors(torch.cat(distances), torch.cat(indices))
+    return Neighbors(torch.cat(distances).cpu(), torch.cat(indices).cpu())
 
 
 def _find_distinct(vectors: Tensor) -> Tensor:
     """Return the index of the first of each group of equal vectors (M, D), in order."""
     _, group = vectors.unique(dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), len(vectors))
-    return first.scatter_reduce(0, group, torch.arange(len(vectors)), "amin").sort().values
+    first = torch.full((int(group.max()) + 1,), len(vectors), device=group.device)
+    return first.scatter_reduce(0, group, torch.arange(len(vectors), device=group.device), "amin").sort().values
 
 
 def choose_threshold(validation: Neighbors | None) -> float:

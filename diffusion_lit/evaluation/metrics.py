@@ -6,35 +6,25 @@ in `METRIC_COLUMNS` of `diffusion_lit.config.metric_columns`, and add its name t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, kernel_distance
-from diffusion_lit.evaluation.features import FeatureExtractor, RealImages, pixel_vectors
+from diffusion_lit.evaluation.features import FeatureExtractor, pixel_vectors
 from diffusion_lit.evaluation.image_metrics import (
     Copies,
     DistanceMetric,
     FrechetDistance,
-    FrechetDistance64,
     KernelDistance,
-    project,
     too_few_images,
 )
-from diffusion_lit.evaluation.intervals import (
-    Estimate,
-    Measurement,
-    fixed_permutation,
-    measure_mean,
-    proportion_interval,
-)
+from diffusion_lit.evaluation.image_sets import FeatureSets, ImageSet, Reference
+from diffusion_lit.evaluation.intervals import Estimate, Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorization import Neighbors
 from diffusion_lit.system.errors import Exit, UserError
@@ -42,65 +32,6 @@ from diffusion_lit.system.errors import Exit, UserError
 MIN_IMAGES = 4  # for a distance between sets
 MIN_CLASS_IMAGES = 20  # for the kernel distance of a class
 PIXELS = 32  # px, to which larger images are shrunk before pixels are compared
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images uint8 (N, C, H, W) with features (N, D) and labels (N,)."""
-
-    images: Tensor
-    features: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, n: int | None) -> "ImageSet":
-        """Return at most n images, a fixed random choice."""
-        index = fixed_permutation(len(self))[:n]
-        return ImageSet(self.images[index], self.features[index], self.labels[index])
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What generated images are compared with.
-
-    Args:
-        extractor: of the features.
-        classifier: for class accuracy; None without classes.
-        training: real images of the training split.
-        val: real images of the validation split, if there is one.
-        class_names: of the run.
-        flip: whether training mirrors images at random.
-    """
-
-    extractor: FeatureExtractor
-    classifier: FeatureExtractor | None
-    training: ImageSet
-    val: ImageSet | None
-    class_names: list[str]
-    flip: bool = False
-
-
-def make_reference(
-    real: RealImages, name: str, class_names: list[str], limit: int | None = None, with_classifier: bool = True
-) -> Reference:
-    """Return the reference of at most `limit` real images of each split, with the extractor of that name.
-
-    Other features than those of the classifier come with one as well, if there are classes and
-    `with_classifier`.
-    """
-    extractor = features.FEATURE_EXTRACTORS[name](real)
-    classifier = extractor if name == "classifier" else None
-    if classifier is None and class_names and with_classifier:
-        classifier = features.make_classifier(real)
-
-    def make_set(store: ImageStore) -> ImageSet:
-        images, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
-        return ImageSet(images, extractor.extract_split(store, real), labels).subset(limit)
-
-    val = real.val and make_set(real.val)
-    return Reference(extractor, classifier, make_set(real.train), val, class_names, real.flip)
 
 
 class Comparison:
@@ -134,12 +65,17 @@ class Comparison:
             raise UserError(Exit.DATA, message)
         self.other = other.subset(len(images)) if compare_real and other and len(other) >= MIN_IMAGES else None
 
-    def measure(self, metric: DistanceMetric, other: ImageSet | None = None) -> Measurement:
-        """Return a distance of the generated images, or of `other` ones, to the real images."""
-        generated = other or self.generated
-        metric.update(generated.features, real=False)
-        metric.update(self.real.features, real=True)
-        return metric.measure()
+    @cached_property
+    def device(self) -> torch.device:
+        """Return where distances are computed: on the GPU of the features, or the CPU (MPS has no float64)."""
+        device = self.reference.extractor.device
+        return device if device.type == "cuda" else torch.device("cpu")
+
+    @cached_property
+    def features(self) -> FeatureSets:
+        """Return the features of the generated, the real and the other real images, on the device."""
+        sets = (self.generated, self.real, self.other)
+        return FeatureSets(*[images and images.features.to(self.device) for images in sets])
 
     @cached_property
     def is_correct(self) -> Tensor:
@@ -178,7 +114,7 @@ def _vectors(images: ImageSet, space: str) -> Tensor:
 
 def compute_kid(c: Comparison) -> dict[str, float]:
     """Return the kernel distance, and that of real images."""
-    return _distance_entries(c, KernelDistance, "kid")
+    return _distance_entries(c, c.features, KernelDistance, "kid")
 
 
 def compute_fd(c: Comparison) -> dict[str, object]:
@@ -186,34 +122,44 @@ def compute_fd(c: Comparison) -> dict[str, object]:
 
     With fewer than 5 images per feature `fd_withheld` says why it is left out.
     """
-    if reason := too_few_images(len(c.generated), len(c.real), c.real.features.shape[1]):
-        return {"fd_withheld": reason}
-    extrapolated = extrapolated_frechet_distance(c.generated.features, c.real.features)
-    return _distance_entries(c, FrechetDistance, "fd") | {"fd_extrapolated": extrapolated}
+    return _frechet_entries(c, c.features, "fd")
 
 
 def compute_fd64(c: Comparison) -> dict[str, object]:
     """Return the Fréchet distance of 64 principal components, as `compute_fd`."""
-    generated, real = project(c.generated.features, c.real.features)
-    if reason := too_few_images(len(generated), len(real), real.shape[1]):
-        return {"fd64_withheld": reason}
-    extrapolated = extrapolated_frechet_distance(generated, real)
-    return _distance_entries(c, FrechetDistance64, "fd64") | {"fd64_extrapolated": extrapolated}
+    return _frechet_entries(c, c.features.project(), "fd64")
 
 
-def _distance_entries(c: Comparison, metric: type[DistanceMetric], name: str) -> dict[str, float]:
-    measured = c.measurements[name] = c.measure(metric(sync_on_compute=False)).stratify(c.generated.labels)
+def _frechet_entries(c: Comparison, sets: FeatureSets, name: str) -> dict[str, object]:
+    if reason := too_few_images(len(sets.generated), *sets.real.shape):
+        return {f"{name}_withheld": reason}
+    if sets.other is not None and len(sets.other) < len(sets.generated):
+        sets = sets._replace(other=None)  # fewer images have a larger distance
+    result = _distance_entries(c, sets, FrechetDistance, name)
+    extrapolated = extrapolated_frechet_distance(sets.generated, sets.real, result[name])
+    return result | {f"{name}_extrapolated": extrapolated}
+
+
+def _distance_entries(c: Comparison, sets: FeatureSets, metric: type[DistanceMetric], name: str) -> dict[str, float]:
+    measured = c.measurements[name] = _measure(metric, sets.generated, sets.real).stratify(c.generated.labels)
     result = measured.interval().entries(name) | {f"{name}_reference_error": measured.reference_error()}
-    if c.other and not (issubclass(metric, FrechetDistance) and len(c.other) < len(c.generated)):
-        other = c.measure(metric(sync_on_compute=False), c.other)
-        result |= other.interval().entries(f"{name}_real") | {f"{name}_real_images": len(c.other)}
+    if sets.other is not None:
+        other = _measure(metric, sets.other, sets.real)
+        result |= other.interval().entries(f"{name}_real") | {f"{name}_real_images": len(sets.other)}
     return result
+
+
+def _measure(metric: type[DistanceMetric], generated: Tensor, real: Tensor) -> Measurement:
+    distance = metric(sync_on_compute=False)
+    distance.update(generated, real=False)
+    distance.update(real, real=True)
+    return distance.measure()
 
 
 def compute_precision_recall(c: Comparison) -> dict[str, float]:
     """Return precision, recall, density and coverage."""
     result = {}
-    for name, number in precision_recall(c.generated.features, c.real.features).items():
+    for name, number in precision_recall(c.features.generated, c.features.real).items():
         result |= number.entries(name) if isinstance(number, Estimate) else {name: number}
     return result
 
@@ -273,7 +219,7 @@ def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy
         if len(generated) and "class_accuracy" in requested:
             row |= proportion_interval(c.is_correct[generated]).entries("class_accuracy")
         if min(len(generated), len(real)) >= MIN_CLASS_IMAGES and "kid" in requested:
-            row |= kernel_distance(c.generated.features[generated], c.real.features[real]).interval().entries("kid")
+            row |= kernel_distance(c.features.generated[generated], c.features.real[real]).interval().entries("kid")
         rows.append(row)
     return rows
 

@@ -13,6 +13,7 @@ from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation import metrics
 from diffusion_lit.evaluation.features import RealImages, collect_real_images
+from diffusion_lit.evaluation.image_sets import Reference, make_reference
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
 from diffusion_lit.runs.evaluate_request import make_reference_config
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
@@ -29,7 +30,7 @@ class EvaluationTask(NamedTuple):
     config: DictConfig
     model: TrainedModel
     real: RealImages
-    reference: metrics.Reference
+    reference: Reference
     labels: list[int]
 
 
@@ -44,9 +45,7 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
     features = config.features or ("classifier" if is_classifier_needed else "pixels")
     with announce(f"features ({features}) of the real images"):
-        reference = metrics.make_reference(
-            real, features, names, config.reference_images, "class_accuracy" in config.metrics
-        )
+        reference = make_reference(real, features, names, config.reference_images, "class_accuracy" in config.metrics)
     labels = metrics.labels_in_proportion(reference.training.labels, config.num_images)
     return EvaluationTask(config, model, real, reference, labels)
 

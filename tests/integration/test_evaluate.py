@@ -18,13 +18,12 @@ from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.evaluation import classifier as classifiers
 from diffusion_lit.evaluation import features
+from diffusion_lit.evaluation.image_sets import Reference, make_reference
 from diffusion_lit.evaluation.metrics import (
     METRICS,
     Comparison,
-    Reference,
     compute_per_class,
     labels_in_proportion,
-    make_reference,
 )
 from diffusion_lit.figures.pareto import find_pareto_front
 from diffusion_lit.runs import checkpoints, stored_config

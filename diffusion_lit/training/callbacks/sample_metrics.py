@@ -17,6 +17,7 @@ from diffusion_lit.distributed import consistency
 from diffusion_lit.evaluation import metrics
 from diffusion_lit.evaluation.features import collect_real_images, make_classifier
 from diffusion_lit.evaluation.image_metrics import COMPONENTS, too_few_images
+from diffusion_lit.evaluation.image_sets import make_reference
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.step_callback import StepCallback
@@ -60,7 +61,7 @@ class SampleMetrics(StepCallback):
         data = trainer.datamodule
         images = collect_real_images(data.train, data.val, self.config["data"], module.device)
         with consistency.local_rank_zero_first():
-            self.reference = metrics.make_reference(images, "classifier" if names else "pixels", names)
+            self.reference = make_reference(images, "classifier" if names else "pixels", names)
         self.sampler = replace(self.sampler, steps=min(self.sampler.steps or steps, self.config["metrics_steps"]))
         self.labels = metrics.labels_in_proportion(self.reference.training.labels, self.config["metrics_images"])
         self.seeds = image_seeds(derive_seed(self.config["seed"], "metrics"), len(self.labels))

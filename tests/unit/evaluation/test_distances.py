@@ -13,6 +13,7 @@ from diffusion_lit.evaluation.distances import (
     find_principal_components,
     frechet_distance,
     kernel_distance,
+    project,
 )
 from diffusion_lit.evaluation.intervals import Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
@@ -98,6 +99,39 @@ def test_the_frechet_distance_of_two_sets_is_that_of_their_gaussians():
     assert frechet_distance(x, y).value == pytest.approx(theirs.compute().item(), rel=1e-6)
 
 
+def test_the_frechet_distance_of_fewer_images_than_features_is_that_of_their_gaussians():
+    from torchmetrics.image.fid import _compute_fid
+
+    x, y = normal(20, 30, 0, 1.3).double(), normal(25, 30, 1, 1.0, 0.2).double()  # both covariances are singular
+    theirs = _compute_fid(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
+    assert frechet_distance(x, y).value == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_distances_are_the_same_whatever_fits_into_memory_at_a_time(monkeypatch):
+    x, y = normal(90, 4, 0, 1.5) + 5, normal(70, 4, 1)
+    expected = [distance(x, y) for distance in (frechet_distance, kernel_distance)]
+    monkeypatch.setattr("diffusion_lit.evaluation.distances.ROWS", 7)
+    for measured, distance in zip(expected, (frechet_distance, kernel_distance), strict=True):
+        found = distance(x, y)
+        assert found.value == pytest.approx(measured.value, rel=1e-12)
+        torch.testing.assert_close(found.generated, measured.generated, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.real, measured.real, rtol=1e-9, atol=1e-12)
+    basis = normal(4, 2, 3).double()
+    torch.testing.assert_close(project(x, x.double().mean(0), basis), (x.double() - x.double().mean(0)) @ basis)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_the_same_numbers():
+    x, y = normal(400, 16, 0, 1.2), normal(300, 16, 1)
+    for distance in (frechet_distance, kernel_distance):
+        here, there = distance(x, y), distance(x.cuda(), y.cuda())
+        assert there.value == pytest.approx(here.value, rel=1e-9)
+        torch.testing.assert_close((there.generated, there.real), (here.generated, here.real))
+    assert precision_recall(x.double().cuda(), y.double().cuda()) == precision_recall(x.double(), y.double())
+    here, there = find_neighbors(x, y), find_neighbors(x.cuda(), y.cuda())
+    assert torch.equal(there.index, here.index)
+
+
 def weigh(x: Tensor, k: int, eps: float) -> Tensor:
     """Return many copies of x, in which image k has the weight (1 + eps N) / (1 + eps) of the others."""
     copies = round(1 / eps)
@@ -132,6 +166,8 @@ def test_the_extrapolated_frechet_distance_of_known_gaussians_has_no_bias():
     error = extrapolated.std() / 10  # standard error of a mean of 100
     assert plain.mean() > truth + 3 * error
     assert abs(extrapolated.mean() - truth) < 2.5 * error
+    (x, y), known = sets[0], frechet_distance(*sets[0]).value
+    assert extrapolated_frechet_distance(x, y, known) == pytest.approx(extrapolated[0], rel=1e-9)
 
 
 def test_the_frechet_distance_of_equal_sets_is_nothing_whatever_their_order():
@@ -225,7 +261,7 @@ def test_density_and_coverage_of_equal_distributions_are_known():
 
 
 def test_the_manifolds_are_those_of_the_definitions_point_by_point(monkeypatch):
-    monkeypatch.setattr("diffusion_lit.evaluation.manifold.DISTANCE_ROWS", 7)  # several parts
+    monkeypatch.setattr("diffusion_lit.evaluation.manifold.DISTANCES", 7 * 30)  # several parts
     x, y = normal(30, 3, 0).double(), normal(30, 3, 1, 1.3).double()
 
     def radius(points, k):
@@ -241,6 +277,12 @@ def test_the_manifolds_are_those_of_the_definitions_point_by_point(monkeypatch):
         "coverage": np.mean([any(math.dist(p, q) <= r for p in a) for q, r in zip(b, r5, strict=True)]),
     }
     assert {name: value_of(number) for name, number in found.items()} == pytest.approx(expected)
+
+
+def test_features_far_from_0_keep_the_digits_of_their_distances():
+    """Squared norms of 100 times the distances: their differences lose those digits in single precision."""
+    x, y = normal(400, 64, 0, 0.1) + 30, normal(400, 64, 1, 0.1) + 30
+    assert precision_recall(x, y) == precision_recall(x.double(), y.double())
 
 
 # ------------------------------------------------------------------------------------------ memorization

@@ -5,8 +5,9 @@ import torch
 
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.evaluation.features import FeatureExtractor
+from diffusion_lit.evaluation.image_sets import ImageSet, Reference
 from diffusion_lit.evaluation.intervals import proportion_interval
-from diffusion_lit.evaluation.metrics import METRICS, Comparison, ImageSet, Reference
+from diffusion_lit.evaluation.metrics import METRICS, Comparison
 from diffusion_lit.evaluation.results import format_evaluation
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 
