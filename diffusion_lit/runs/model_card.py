@@ -37,6 +37,8 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
         "diffusion": _describe(config["diffusion"]),
         "loss weighting": _describe(config["weighting"]),
         "optimizer": _describe(config.get("optimizer") or {}),
+        "command": f"`{command}`" if (command := exported.get("command")) else "not recorded",
+        "cost": f"{exported['seconds']:,.0f} s" if exported.get("seconds") else "not recorded",
         "weights": f"{weights}, {exported['checkpoint']}",
         "sampler": _describe({key: sampler[key] for key in ("name", "steps", "clip_x0") if key in sampler}),
         "guidance scale": config["guidance_scale"] if names else "none",

@@ -1,16 +1,23 @@
 """Publish a trained run as a folder to share: weights and scheduler in diffusers' format, config, grid, model card."""
 
+import copy
 import json
 import logging
 import pprint
 import shutil
 import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from diffusers import DDPMScheduler
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from diffusion_lit.config.overrides import format_command
+from diffusion_lit.config.secrets import hide_paths, redact_secrets
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import add_checkerboard
 from diffusion_lit.imaging.palettes import PALETTE_FILE
@@ -44,7 +51,10 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         model: the model.
         config: of `conf/export.yaml`.
     """
-    write_network(out, model)
+    run = Path(config.run).expanduser()
+    dtype = getattr(torch, config.dtype)
+    model.net.load_state_dict(cast(cast(model.net.state_dict(), dtype), torch.float32))  # the grid shows the file's
+    write_network(out, model, dtype)
     published = make_published_config(model.config)
     published["exported"] = {
         "checkpoint": model.checkpoint.name,
@@ -53,15 +63,16 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         "ema_length": config.ema_length,
         "data": model.facts.get("data"),
         "versions": read_package_versions(),
+        **describe_training(run),
     }
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))
-    if (palette := Path(config.run).expanduser() / PALETTE_FILE).is_file():
+    if (palette := run / PALETTE_FILE).is_file():
         shutil.copyfile(palette, out / PALETTE_FILE)
     labels, names = preview_labels(len(model.class_names)), model.class_names
     title = describe_rows(len(names), ROWS).lstrip(", ")
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names, title)).save(out / "grid.png")
-    result = find_evaluation(Path(config.run).expanduser(), describe_sampling(model, config))
+    result = find_evaluation(run, describe_sampling(model, config))
     name, has_pipeline = config.push or Path(config.out).name, (out / PIPELINE_FILE).exists()
     card = render_model_card(published, result, config.license, name, has_pipeline)
     write_text_atomically(out / "README.md", card)
@@ -69,16 +80,21 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
         file.chmod((out / "README.md").stat().st_mode)
 
 
-def write_network(out: Path, model: TrainedModel) -> None:
-    """Write the network: a UNet2DModel as a diffusers pipeline, any other as a safetensors file."""
+def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return tensors on the CPU, those of floats as `dtype`."""
+    kinds = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in state.items()}
+    return {name: tensor.to("cpu", kinds[name]).contiguous() for name, tensor in state.items()}
+
+
+def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.float32) -> None:
+    """Write the network as `dtype`: a UNet2DModel as a diffusers pipeline, any other as a safetensors file."""
     from safetensors.torch import save_file
 
     unet = getattr(model.net, "unet", None)
     if not hasattr(unet, "save_pretrained"):
-        state = {name: tensor.contiguous().cpu() for name, tensor in model.net.state_dict().items()}
-        save_file(state, out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
+        save_file(cast(model.net.state_dict(), dtype), out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
-    unet.save_pretrained(out / "unet")
+    copy.deepcopy(unet).to(dtype).save_pretrained(out / "unet")
     scheduler, parts = make_ddpm_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
@@ -91,6 +107,14 @@ def write_network(out: Path, model: TrainedModel) -> None:
     settings = pprint.pformat(pipeline_settings(model), width=110, compact=True, sort_dicts=False)
     settings = textwrap.indent(settings, "        ").strip()
     write_text_atomically(out / PIPELINE_FILE, source.replace("dict[str, Any]] = {}", f"dict[str, Any]] = {settings}"))
+
+
+def describe_training(run: Path) -> dict:
+    """Return the command of a run, without paths and secrets, and its seconds of training; {} for other folders."""
+    with suppress(UserError):
+        overrides = [str(redact_secrets(hide_paths(override))) for override in run_dir.read_overrides(run, 0)]
+        return {"command": format_command("train", *overrides), "seconds": run_dir.read_result(run).get("seconds")}
+    return {}
 
 
 def pipeline_settings(model: TrainedModel) -> dict:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusion_lit import Pipeline
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import publish
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
@@ -70,6 +72,29 @@ def test_checkpoint_folder_and_pipeline_make_the_same_bytes(digits, tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             pipeline(**asked)
+
+
+def test_half_precision_files_are_half_as_large_and_the_grid_is_theirs(digits):
+    """The grid shows the rounded weights, and diffusion_lit and diffusers compute with them in float32."""
+    run("export", "run=run", "out=half", "dtype=float16", cwd=digits)
+    files = [digits / out / "unet" / "diffusion_pytorch_model.safetensors" for out in ("out", "half")]
+    sizes, (full, half) = [file.stat().st_size for file in files], map(load_file, files)
+    assert sizes[1] < 0.6 * sizes[0]
+    assert all(torch.equal(half[name], full[name].half()) for name in full)
+    net = TrainedModel.from_run(digits / "half").net
+    assert all(torch.equal(value, full[name].half().float()) for name, value in net.unet.state_dict().items())
+    run("export", "run=half", "out=again", cwd=digits)  # exported once more, from the rounded weights alone
+    with Image.open(digits / "half" / "grid.png") as grid, Image.open(digits / "again" / "grid.png") as again:
+        assert np.array_equal(np.array(grid), np.array(again))
+
+
+def test_the_card_has_the_command_without_paths_and_the_seconds(digits):
+    card = (digits / "out" / "README.md").read_text(encoding="utf-8")
+    command = next(line for line in card.splitlines() if line.startswith("| command |"))
+    assert "`python -m diffusion_lit.train " in command
+    assert str(digits) not in card
+    seconds = json.loads((digits / "run" / "result.json").read_text(encoding="utf-8"))["seconds"]
+    assert f"| cost | {seconds:,.0f} s |" in card
 
 
 @pytest.mark.parametrize(
