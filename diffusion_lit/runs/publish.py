@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lit.config.overrides import format_command
 from diffusion_lit.config.secrets import hide_paths, redact_secrets
@@ -94,7 +94,7 @@ def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.flo
     if not hasattr(unet, "save_pretrained"):
         save_file(cast(model.net.state_dict(), dtype), out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
-    copy.deepcopy(unet).to(dtype).save_pretrained(out / "unet")
+    nn.Module.to(copy.deepcopy(unet), dtype).save_pretrained(out / "unet")  # diffusers' own `to` warns of nothing
     scheduler, parts = make_ddpm_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
