@@ -1,13 +1,10 @@
-"""Feature extractors, and a cache of what takes long to compute.
+"""Feature extractors.
 
 To add an extractor, write a function that returns a `FeatureExtractor`, and add it to
 `FEATURE_EXTRACTORS`.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +15,9 @@ from torch.nn import functional as F
 
 from diffusion_lit.data.store import ImageStore, center_crop
 from diffusion_lit.evaluation.classifier import CODE_DIGEST, Classifier, premultiply_alpha, train_classifier
+from diffusion_lit.evaluation.digits_classifier import load_digits_classifier
+from diffusion_lit.evaluation.tensor_cache import digest_tensors, load_or_make
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import write_atomically
-from diffusion_lit.system.platform import lock
 
 BATCH = 250
 COMPONENTS, PCA_SIZE = 64, 16  # of the pixel features, px
@@ -81,12 +78,15 @@ class FeatureExtractor:
 def make_classifier(images: RealImages) -> FeatureExtractor:
     """Return the features of a small classifier of the training images.
 
-    Its facts hold `class_accuracy_real`, its accuracy on the validation images.
+    That of the digits comes with the package, others are trained. Its facts hold
+    `class_accuracy_real`, its accuracy on the validation images.
     """
     train, num_classes, flip, device = images.train, images.num_classes, images.flip, images.device
     key = {"data": train.fingerprint, "resample": images.resample, "code": CODE_DIGEST, "flip": str(flip)}
     net = Classifier(train.images.shape[1], num_classes)
-    weights = load_or_make("classifier", key, lambda: train_classifier(train, num_classes, flip, device).state_dict())
+    weights = load_digits_classifier(train.fingerprint, num_classes, flip) or load_or_make(
+        "classifier", key, lambda: train_classifier(train, num_classes, flip, device).state_dict()
+    )
     net.load_state_dict(weights)
     net.to(device).eval()
     extractor = FeatureExtractor("classifier", net, digest_tensors(weights), device)
@@ -201,71 +201,3 @@ def to_rgb(images: Tensor) -> Tensor:
         x = premultiply_alpha(images)
         return ((x[:, :3] + 1 - x[:, 3:]) * 255).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)
-
-
-# ------------------------------------------------------------------------------------------------ the cache
-
-
-def load_or_make(kind: str, key: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Load tensors from the cache, or make them and write them there.
-
-    The cache is $DIFFUSION_LIT_CACHE, else ~/.cache/diffusion_lit. If it cannot be written,
-    nothing is cached.
-
-    Args:
-        kind: start of the file name.
-        key: digests of everything that the tensors depend on.
-        make: returns the tensors.
-
-    Raises:
-        UserError: exit 3 for a file that is damaged or has another key than its name says.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    folder = Path(os.environ.get("DIFFUSION_LIT_CACHE", "~/.cache/diffusion_lit")).expanduser()
-    path = folder / f"{kind}-{hashlib.blake2b(_format_key(key).encode(), digest_size=8).hexdigest()}.safetensors"
-    with _exclusive(path):
-        if path.exists():
-            return _load(path, key)
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in make().items()}
-        with suppress(OSError, SafetensorError), write_atomically(path, concurrent=True) as unfinished:
-            save_file(tensors, unfinished, key)
-        return tensors
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Let one process make a file while others wait for it: a classifier trained twice on a GPU differs."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # no cache if the folder cannot be written
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock(stack.enter_context(open(path.with_suffix(".lock"), "ab")).fileno(), wait=True)
-        yield
-
-
-def _load(path: Path, key: dict[str, str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            stored, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(Exit.DATA, f"{path} is damaged ({error}). Remove it, and it is made again") from None
-    if stored != key:
-        raise UserError(
-            Exit.DATA, f"{path} is stale: made of {_format_key(stored)}, not of {_format_key(key)}. Remove it"
-        )
-    return tensors
-
-
-def _format_key(key: dict[str, str]) -> str:
-    return " ".join(f"{name}={value}" for name, value in sorted(key.items()))
-
-
-def digest_tensors(tensors: dict[str, Tensor]) -> str:
-    """Return a digest of named tensors, such as weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

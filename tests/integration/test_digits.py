@@ -13,10 +13,13 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
+from benchmarks import digits_classifier
 from diffusion_lit.cli import train_overrides
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.datamodule import datamodule_from_config
 from diffusion_lit.data.sources.digits import Digits
+from diffusion_lit.evaluation.classifier import Classifier
+from diffusion_lit.evaluation.digits_classifier import load_digits_classifier
 from diffusion_lit.evaluation.features import collect_real_images, make_classifier
 from diffusion_lit.evaluation.metrics import score_class_accuracy
 from diffusion_lit.runs import checkpoints, run_dir, stored_config
@@ -124,6 +127,17 @@ def test_the_bare_command(tmp_path, untrained_losses):
     assert result["val/error"] < 0.6 * noise
     assert (folder / "command.txt").read_text() == "python -m diffusion_lit.train\n"
     assert run_dir.read_overrides(folder) == []
+
+
+@pytest.mark.slow
+def test_the_classifier_that_comes_with_the_package_is_that_of_its_command():
+    """Another processor rounds otherwise, so the weights may differ; the number of errors hardly does."""
+    train, val = digits_classifier.load_digits()
+    trained, shipped = digits_classifier.train(train), Classifier(1, 10).eval()
+    shipped.load_state_dict(load_digits_classifier(train.fingerprint, 10, False))
+    for digits in (train, val):
+        errors = [digits_classifier.count_errors(net, digits) for net in (trained, shipped)]
+        assert abs(errors[0] - errors[1]) <= max(1, len(digits) // 200)
 
 
 def tiles(path) -> np.ndarray:

@@ -77,7 +77,7 @@ def test_the_wheel_carries_the_configuration_and_works_outside_the_checkout(tmp_
         archive.extractall(tmp_path / "site")
     for file in (ROOT / "conf").rglob("*.yaml"):
         assert f"diffusion_lit/conf/{file.relative_to(ROOT / 'conf')}" in inside
-    assert "diffusion_lit/py.typed" in inside
+    assert {"diffusion_lit/py.typed", "diffusion_lit/evaluation/digits_classifier.safetensors"} <= inside
     assert not [name for name in inside if name.startswith(("tests", "conf"))]
     out = subprocess.run(
         [sys.executable, "-m", "diffusion_lit", "train", "--cfg", "job", "weighting=p2"],
