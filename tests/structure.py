@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_lit"
 # A place may import from those above it. The README's map has the same order.
 ORDER = [
-    "system", "imaging", "config", "diffusion", "networks", "data", "sampling", "evaluation", "runs",
+    "system", "imaging", "config", "diffusion", "networks", "data", "text", "sampling", "evaluation", "runs",
     "distributed", "training", "figures", "cli", "inspection", "web", "train", "sample", "evaluate", "export", "app",
     "visualize", "report", "audit", "replay", "__main__",
 ]  # fmt: skip

@@ -5,19 +5,17 @@ to the null in training, and turns requests into a tensor. The first axis of y i
 the batch. A null has the form of y, because guidance puts both in one batch.
 Dropping takes one random number per image.
 
-Only classes are implemented. The interface would also fit:
+Classes are implemented here, prompts in `diffusion_lit.text`. The interface would also fit:
 
 - a scalar: y (B, 2) float, the value and 1; null zeros. A request is a number.
 - several labels of an image: y (B, K) float, 1 where one applies, and one more column that is 1;
   null zeros. A request is a set of names. Dropping single labels is another `drop`
   of the same signature.
-- a caption: y (B, L) int64, token ids; null the ids of the empty text. A request is a text,
-  `to_tensor` has the tokenizer. With embeddings y is (B, L, D).
 - an image: y (B, C + 1, H, W) float, the image and ones; null zeros. A request is a path.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +35,9 @@ class Condition(Protocol):
 
     def drop(self, y: Tensor, uniform: Tensor, probability: float) -> Tensor:
         """Return y (B, ...) with the null where `uniform` (B,) in [0, 1) is below the probability."""
+
+    def read_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return y (B, ...) of a batch of the data module, on the device of its images."""
 
     def to_tensor(self, requests: Sequence) -> Tensor:
         """Return y (N, ...) of N requests.
@@ -71,6 +72,11 @@ class ClassCondition:
             return y
         is_dropped = (uniform < probability).view(-1, *[1] * (y.ndim - 1))
         return torch.where(is_dropped, self.null(y), y)
+
+    def read_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the labels `y` of a batch, int64 (B,); zeros where it has none."""
+        y, images = batch.get("y"), batch["image"]
+        return torch.zeros(len(images), dtype=torch.int64, device=images.device) if y is None else y
 
     def to_tensor(self, requests: Sequence[int] | Sequence[tuple[float, ...]]) -> Tensor:
         """Return y of labels, or of blends with a share for each class.

@@ -2,7 +2,8 @@
 
 - `unet`: diffusers' UNet2DModel, with few or with all arguments, or pretrained
 - `simple_unet`, `context_unet`, `dit`: one network each
-- `class_embedding`, `checks`: what they share
+- `text_unet`: diffusers' UNet2DConditionModel
+- `class_embedding`, `prompt_tokens`, `checks`: what they share
 - `network_memory`: the memory of a network, before it is built
 
 x_t are noisy images (B, C, H, W), t is `Process.time_input` (B,), y is what a

@@ -19,6 +19,7 @@ from diffusion_lit.sampling.guidance import GuidanceInterval, add_autoguidance, 
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import free_bytes, is_out_of_memory
+from diffusion_lit.text.prompt_condition import PromptCondition, TextEncoder
 
 
 def make_network(config: dict) -> nn.Module:
@@ -46,7 +47,7 @@ def check_network(config: dict) -> None:
 
 def _build_network(config: dict) -> nn.Module:
     try:
-        net = build(config["model"])
+        net = build(config["model"] | text_arguments(config))
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a constructor may raise anything for arguments of a stranger
@@ -58,11 +59,37 @@ def _build_network(config: dict) -> nn.Module:
     return net
 
 
-def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition:
+def make_text_encoder(config: dict) -> TextEncoder | None:
+    """Return the text encoder of a run, None for `text_encoder=none`."""
+    settings = {key: value for key, value in config.get("text_encoder", {}).items() if key != "word_dropout"}
+    try:
+        return build(settings) if settings else None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(Exit.CONFIG, f"text_encoder: {error}") from None
+
+
+def text_arguments(config: dict) -> dict:
+    """Return the arguments of a network for the text encoder of a run.
+
+    Raises:
+        UserError: exit 2 if the network does not take prompts.
+    """
+    encoder = make_text_encoder(config)
+    if encoder is None:
+        return {}
+    if not getattr(locate(config["model"].get("_target_")), "supports_prompts", False):
+        fault = f"{config['model']['_target_'].rpartition('.')[2]} takes no prompts"
+        raise UserError(Exit.CONFIG, f"text_encoder: {fault}. Use model=dit or unet_text, or text_encoder=none")
+    return {"text_tokens": encoder.num_tokens, "text_width": encoder.width}
+
+
+def make_condition(config: dict, net: nn.Module | None = None) -> ClassCondition | PromptCondition:
     """Return the condition y of a run.
 
-    With `net`, blends are refused if it does not take them.
+    With `net`, blends of classes are refused if it does not take them.
     """
+    if encoder := make_text_encoder(config):
+        return PromptCondition(encoder, config["text_encoder"]["word_dropout"])
     supports_blends = net is None or getattr(net, "supports_blends", False)
     fault = None if supports_blends else f"{type(net).__name__} takes one class at a time, not blends of them"
     return ClassCondition(config["data"]["num_classes"], fault)

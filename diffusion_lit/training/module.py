@@ -35,7 +35,7 @@ class DiffusionModule(L.LightningModule):
     The two networks are never swapped. The module logs `train/loss`, and in validation
     `val/loss` (of the EMA), `val/loss_raw` (of `net`) and those of `LossByNoiseLevel`.
 
-    A batch is a dict with `image` and optionally `y`, `position` and `flip` (probability of
+    A batch is a dict with `image` and optionally `y`, `caption`, `position` and `flip` (probability of
     mirroring), or a pair (image, label), or images alone. Images are uint8 (B, C, H, W), or
     float as `codec` encodes them: for pixels in [-1, 1].
 
@@ -192,7 +192,7 @@ class DiffusionModule(L.LightningModule):
         return (index * self.trainer.world_size + self.global_rank) * count
 
     def _to_dict(self, batch: Batch) -> dict:
-        """Return the batch as a dict with `image` (B, C, H, W) and `y`, int64 (B,)."""
+        """Return the batch as a dict with `image` (B, C, H, W) and `y`, as the condition reads it."""
         if isinstance(batch, Tensor):
             batch = {"image": batch}
         elif not isinstance(batch, dict):
@@ -201,9 +201,7 @@ class DiffusionModule(L.LightningModule):
         shape = self.image_shape if images.dtype == torch.uint8 else self.codec.shape
         if images.shape[1:] != shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the module was made for {shape}")
-        if batch.get("y") is None:
-            batch = batch | {"y": torch.zeros(len(images), dtype=torch.int64, device=images.device)}
-        return batch
+        return batch | {"y": self.condition.read_batch(batch)}
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.codec.encode(images) if images.dtype == torch.uint8 else images

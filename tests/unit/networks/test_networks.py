@@ -21,7 +21,7 @@ from diffusion_lit.networks.dit import DiT
 from diffusion_lit.networks.simple_unet import ATTENTION_NORMS, ATTENTIONS, Attention
 from diffusion_lit.networks.unet import UNet
 from tests.cases import each
-from tests.networks import FILES, SMALL, every_model, small_overrides
+from tests.networks import FILES, SMALL, class_model, every_model, small_overrides
 from tests.replicas import replicate
 
 # parameters at 32x32, 3 channels and 10 classes
@@ -34,6 +34,7 @@ COUNTS = {
     "simple_unet": 2_347_539,
     "simple_unet_base": 33_998_211,
     "dit": 4_166_028,
+    "unet_text": 24_872_195,
 }
 CLASSES = 5
 NETWORKS = Path(diffusion_lit.networks.__file__).parent
@@ -142,7 +143,7 @@ def test_an_image_becomes_an_image(model, size, channels, classes):
     assert out.isfinite().all()
 
 
-@every_model
+@class_model
 def test_time_and_label_are_heard_and_the_null_label_is_none_of_the_classes(model):
     net = small(model).eval()
     x_t = inputs(1)[0].expand(CLASSES + 1, -1, -1, -1)
@@ -163,7 +164,7 @@ def test_without_classes_labels_are_ignored(model):
         assert torch.equal(net(x_t, t, y), net(x_t, t, torch.zeros_like(y)))
 
 
-@every_model
+@class_model
 @each("classes", [0, CLASSES])
 def test_every_parameter_learns(model, classes):
     """DDP waits for the gradient of each; the table of classes has one for the rows of the batch."""
