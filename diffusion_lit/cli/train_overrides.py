@@ -7,7 +7,7 @@ from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.expand import expand_overrides, merge_run_length
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.distributed import collectives
-from diffusion_lit.runs import checkpoints, resume, run_dir, sweeps
+from diffusion_lit.runs import checkpoints, resume, run_dir, sweeps, teacher
 from diffusion_lit.system.errors import Exit, UserError
 
 MAX_CANDIDATES = 10  # runs that are listed
@@ -28,8 +28,9 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
             Exit.CONFIG, "--multirun: the jobs start their own processes. Use python -m instead of torchrun or srun"
         )
     if not isinstance(run, str) or not run:
-        return expand_overrides(overrides, config_dir)
+        return expand_overrides(teacher.insert_teacher_recipe(overrides), config_dir)
     rest = [override for override in overrides if not override.startswith("resume=")]
+    rest = teacher.insert_teacher_recipe(rest) if run == "auto" else rest
     if multirun and run == "auto":
         return find_sweep_to_continue(expand_overrides(rest, config_dir), config_dir)
     if multirun:

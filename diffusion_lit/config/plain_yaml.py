@@ -7,7 +7,7 @@ MAX_BYTES = 2**20
 MAX_VALUES = 50_000  # after aliases are written out
 MAX_DEPTH = 32
 # hold names and paths of the user, which may contain any sign
-TEXT_KEYS = ("data", "name", "run_dir", "resume", "init_from")
+TEXT_KEYS = ("data", "name", "run_dir", "resume", "init_from", "distill")
 
 
 def parse_plain_yaml(text: str) -> dict:

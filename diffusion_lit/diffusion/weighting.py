@@ -37,10 +37,12 @@ class SNR:
 
 @dataclass(frozen=True)
 class TruncatedSNR:
-    """w = max(snr, 1): high noise levels keep a weight (Salimans & Ho 2022, section 4)."""
+    """w = max(snr, 1), at most `maximum`: high noise levels keep a weight (Salimans & Ho 2022, section 4)."""
+
+    maximum: float | None = None
 
     def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
-        return snr.clamp(min=1.0) * gain
+        return snr.clamp(min=1.0, max=self.maximum) * gain
 
 
 @dataclass(frozen=True)

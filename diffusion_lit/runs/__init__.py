@@ -12,6 +12,7 @@ Weights of others
   pretrained        find and read weights on disk or on the hub
   diffusers_format  a diffusers pipeline as if it were a run
   warm_start        `init_from=` and `model=pretrained`
+  teacher, student  the recipe of a distillation, and the steps that its run has learned
 
 A trained model
   stored_config     its configuration, with the settings of `evaluate set_default=true`

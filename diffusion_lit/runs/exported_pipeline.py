@@ -73,6 +73,8 @@ class DiffusionLitPipeline(DiffusionPipeline):
         steps = num_inference_steps or self.SETTINGS["steps"] or len(self.times)
         if scale != 1 and self.names and not self.SETTINGS["has_guidance"]:
             raise ValueError(f"guidance_scale={scale}: this model was trained without label dropout, which it needs")
+        if self.SETTINGS.get("is_student") and steps != self.SETTINGS["steps"]:
+            raise ValueError(f"num_inference_steps={steps}: this model has learned {self.SETTINGS['steps']} alone")
         labels, size = torch.tensor(self.find_labels(classes, num_images)), self.SETTINGS["batch_size"]
         first = int.from_bytes(hashlib.blake2b(f"{seed}/image".encode(), digest_size=4).digest(), "little")
         images = []

@@ -77,5 +77,8 @@ def read_samplers(config: DictConfig) -> dict[str, dict]:
     """Return the settings of the samplers to compare by name, those of the run's own sampler as stored."""
     stored = {}
     if config.run:
-        stored = stored_config.read_sampling_config(run_dir.require_run_dir(config.run))["sampler"]
+        run = stored_config.read_sampling_config(run_dir.require_run_dir(config.run), str(config.checkpoint))
+        stored = run["sampler"]
+        if run.get("distill"):  # a student has no other
+            return {stored["name"]: stored}
     return {name: stored if name == stored.get("name") else read_option("sampler", name) for name in config.samplers}

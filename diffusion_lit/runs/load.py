@@ -23,6 +23,7 @@ from diffusion_lit.runs import build, checkpoints, posthoc_ema
 from diffusion_lit.runs.run_dir import require_run_dir
 from diffusion_lit.runs.sample_request import NO_GUIDE
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS, read_sampling_config
+from diffusion_lit.runs.student import describe_teacher
 from diffusion_lit.runs.weights import load_weights
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep, generate
@@ -110,7 +111,7 @@ class TrainedModel:
         Raises:
             UserError: exit 4 if the folder is not a run or has no intact checkpoint.
         """
-        config = read_sampling_config(run := require_run_dir(run))
+        config = read_sampling_config(run := require_run_dir(run), checkpoint)
         if unknown := guidance.keys() - set(GUIDANCE_KEYS):
             raise TypeError(f"from_run: unknown argument {min(unknown)}")
         config |= {key: value for key, value in {"sampler": sampler, **guidance}.items() if value is not None}
@@ -148,6 +149,7 @@ class TrainedModel:
             settings: `guidance` and `guide` of the constructor.
         """
         sampler = build.make_configured_sampler({"sampler": sampler or read_option("sampler", "ddim")})
+        sampler = sampler.with_steps(getattr(module, "learned_steps", None))
         parts = module.ema, module.diffusion, module.codec, module.class_names
         return cls(*parts, sampler, module.condition, **settings)
 
@@ -264,12 +266,7 @@ def generate_with_progress(
 
 
 def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
-    """Return the settings that images are generated with, for a manifest or a result.
-
-    Args:
-        model: the model.
-        config: of the command, as for `load_requested_model`.
-    """
+    """Return the settings that images are generated with; `config` is that of `load_requested_model`."""
     has_guidance = model.class_names or model.guide
     return {
         "checkpoint": model.checkpoint.name,
@@ -279,6 +276,7 @@ def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
         **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE_KEYS},
         "guide": "/".join(model.guide.checkpoint.parts[-3:]) if model.guide else None,
         "sampler": model.config["sampler"],
+        **describe_teacher(model.config),
         "palette": None if model.codec.palette is None else format_palette(model.codec.palette),
         "versions": read_package_versions(),
     }

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.imaging.sizes import format_size
+from diffusion_lit.runs.student import describe_teacher
 
 CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 WEIGHT_NAMES = {"ema": "EMA weights", "net": "raw weights"}
@@ -41,6 +42,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
         "cost": f"{exported['seconds']:,.0f} s" if exported.get("seconds") else "not recorded",
         "weights": f"{weights}, {exported['checkpoint']}",
         "sampler": _describe({key: sampler[key] for key in ("name", "steps", "clip_x0") if key in sampler}),
+        **{key: _describe(value) for key, value in describe_teacher(config).items()},
         "guidance scale": config["guidance_scale"] if names else "none",
         "versions": ", ".join(f"{package} {version}" for package, version in exported["versions"].items()),
         "license": escape_markdown(license or "not stated"),

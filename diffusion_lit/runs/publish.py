@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -95,12 +95,13 @@ def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.flo
         save_file(cast(model.net.state_dict(), dtype), out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
     nn.Module.to(copy.deepcopy(unet), dtype).save_pretrained(out / "unet")  # diffusers' own `to` warns of nothing
-    scheduler, parts = make_ddpm_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
+    scheduler, parts = make_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
-        parts["scheduler"] = ["diffusers", "DDPMScheduler"]
+        parts["scheduler"] = ["diffusers", type(scheduler).__name__]
     is_plain = scheduler is not None and not model.class_names  # DDPMPipeline passes no labels
-    name = "DDPMPipeline" if is_plain else ["pipeline", "DiffusionLitPipeline"]
+    plain = "DDIMPipeline" if model.config.get("distill") else "DDPMPipeline"
+    name = plain if is_plain else ["pipeline", "DiffusionLitPipeline"]
     index = {"_class_name": name, "_diffusers_version": version("diffusers")} | parts
     write_text_atomically(out / "model_index.json", json.dumps(index, indent=2) + "\n")
     source = Path(__file__).with_name("exported_pipeline.py").read_text(encoding="utf-8")
@@ -134,6 +135,7 @@ def pipeline_settings(model: TrainedModel) -> dict:
         "arguments": sampler.arguments,
         "step_arguments": sampler.step_arguments,
         "steps": sampler.steps,
+        "is_student": bool(model.config.get("distill")),
         "batch_size": sampler.batch_size,
         "clip_x0": sampler.clip_x0,
         "num_train_timesteps": process.num_train_timesteps,
@@ -141,8 +143,8 @@ def pipeline_settings(model: TrainedModel) -> dict:
     }
 
 
-def make_ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
-    """Return DDPM with the noise schedule and prediction type of a run; None if it does not support them."""
+def make_scheduler(model: TrainedModel) -> DDPMScheduler | DDIMScheduler | None:
+    """Return DDPM, of a student DDIM, with the schedule and prediction type of a run; None if it has others."""
     settings, table = model.config["diffusion"], model.diffusion.process
     is_discrete = settings.get("process", "discrete") == "discrete"
     if not is_discrete or settings["prediction_type"] not in pretrained.PREDICTION_TYPES:
@@ -152,7 +154,8 @@ def make_ddpm_scheduler(model: TrainedModel) -> DDPMScheduler | None:
         noise = {"beta_schedule": schedule, "beta_start": settings["beta_start"], "beta_end": settings["beta_end"]}
     else:
         noise = {"trained_betas": table.betas.tolist()}
-    return DDPMScheduler(
+    scheduler = DDIMScheduler if model.config.get("distill") else DDPMScheduler
+    return scheduler(
         num_train_timesteps=table.num_train_timesteps,
         prediction_type=settings["prediction_type"],
         clip_sample=model.sampler.clip_x0,
@@ -165,6 +168,9 @@ def make_published_config(config: dict) -> dict:
     """Return the keys of a run's configuration that are published, without local paths."""
     published = {key: config[key] for key in KEYS if key in config}
     published["data"] = {key: config["data"][key] for key in DATA_KEYS if key in config["data"]}
+    if settings := config.get("distill"):  # a published student has learned its last stage
+        stages = [config["sampler"]["steps"]]
+        published["distill"] = settings | {"teacher": Path(settings["teacher"]).name, "stages": stages}
     if "path" in published["model"]:  # of the weights that training started from
         published["model"] = published["model"] | {"path": Path(published["model"]["path"]).name}
     return published

@@ -76,7 +76,9 @@ def check_continuation(run: Path, config: dict) -> None:
     if checkpoints.list_steps(run):
         checkpoints.select_checkpoint(run, warn=lambda message: None)
     before, now = flatten_config(read_run_config(run)), flatten_config(config)
-    differing = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_changeable(key))
+    fixed = {"max_steps", "max_epochs"} if config.get("distill") else set()  # which divide a run into stages
+    changed = [key for key in before | now if before.get(key) != now.get(key)]
+    differing = sorted(key for key in changed if key in fixed or not _is_changeable(key))
     if differing and "config" not in config["accept"]:
         lines = [f"{key}: {before.get(key)} in the run, {now.get(key)} now" for key in differing[:5]]
         lines += [f"and {len(differing) - 5} more"] if len(differing) > 5 else []

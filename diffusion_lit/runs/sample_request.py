@@ -51,7 +51,8 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
         return overrides
     overrides = diffusers_format.resolve_run(overrides)
     folder = Path(read_override("run", overrides))
-    settings = dict(stored_config.read_sampling_config(run_dir.require_run_dir(folder))["sampler"])
+    checkpoint = str(read_override("checkpoint", overrides) or "last")
+    settings = dict(stored_config.read_sampling_config(run_dir.require_run_dir(folder), checkpoint)["sampler"])
     name = settings.pop("name", None)
     if read_override("sampler", overrides) not in (None, name):
         return overrides
@@ -69,7 +70,7 @@ def read_requested_config(config: DictConfig) -> dict:
     """
     if config.run is None:
         raise UserError(Exit.CONFIG, "run=null: needs a run folder")
-    run_config = stored_config.read_sampling_config(run_dir.require_run_dir(config.run))
+    run_config = stored_config.read_sampling_config(run_dir.require_run_dir(config.run), str(config.checkpoint))
     checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     return run_config
 
@@ -190,6 +191,7 @@ def find_sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
     """
     config, faults = NO_GUIDE | OmegaConf.to_container(config), []
     values = flatten_config({"diffusion": run_config["diffusion"], "sampler": config["sampler"]})
+    values |= {"learned_steps": run_config["sampler"]["steps"]} if run_config.get("distill") else {}
     requested = {key: config[key] for key in GUIDANCE_KEYS if config[key] is not None}
     guidance = {"guidance_scale": run_config["guidance_scale"], "guide": config["guide"]} | requested
     if config["guide"]:

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from diffusion_lit.runs.diffusers_format import read_diffusers_config
 from diffusion_lit.runs.run_dir import is_diffusers_folder, read_run_config, read_yaml
 from diffusion_lit.runs.stored_values import check_values
+from diffusion_lit.runs.student import pin_sampler
 from diffusion_lit.system.files import write_text_atomically
 
 GUIDANCE_KEYS = ("guidance_scale", "guidance_interval", "guidance_rescale")
@@ -24,8 +25,10 @@ def read_model_config(folder: Path) -> dict:
     return config
 
 
-def read_sampling_config(run: Path) -> dict:
+def read_sampling_config(run: Path, checkpoint: str = "last") -> dict:
     """Return the configuration with sampler and guidance of sampling.yaml, if there is one.
+
+    The steps of a student are those that it has learned at a checkpoint: "last", "best" or a step.
 
     Raises:
         UserError: exit 4 if one of the two files is damaged.
@@ -34,7 +37,7 @@ def read_sampling_config(run: Path) -> dict:
     if path.exists():
         config |= read_yaml(path)
         check_values(config, path)
-    return config
+    return pin_sampler(config, run, checkpoint)
 
 
 def write_sampling_config(run: Path, settings: dict, reason: str) -> Path:

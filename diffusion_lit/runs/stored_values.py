@@ -15,6 +15,7 @@ REQUIRED = {
     "diffusion": ("prediction_type", "loss"),
     "weighting": ("_target_",),
     "sampler": ("_target_", "name", "steps", "batch_size", "clip_x0"),
+    "distill": ("_target_", "teacher", "stages"),
 }
 UNET2D = "diffusion_lit.networks.unet.UNet2D"
 DATA_KEYS = ("resample", "fit", "background", "alpha", "render")  # how images are decoded and drawn
@@ -23,7 +24,8 @@ SHARED = ("image_size", "channels", "num_classes")  # of `data` and `model`
 
 def check_values(config: dict, where: object) -> None:
     """Raise UserError (exit 2) if a stored configuration lacks a key or has a value of another type or range."""
-    faults = [fault for group in REQUIRED for fault in _find_group_faults(config, group)] or list(_find_misfits(config))
+    groups = [group for group in REQUIRED if group != "distill" or config.get("distill")]  # it is empty in most runs
+    faults = [fault for group in groups for fault in _find_group_faults(config, group)] or list(_find_misfits(config))
     if faults:
         more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
         raise UserError(Exit.CONFIG, "\n  ".join([f"{where}: its configuration cannot be used:", *faults[:5], *more]))

@@ -1,4 +1,4 @@
-"""Start training from existing weights: `init_from=`, and `model=pretrained`, which also takes their architecture."""
+"""Start training from existing weights: `init_from=`, a teacher, or `model=pretrained` with its architecture."""
 
 import re
 from collections.abc import Callable
@@ -99,6 +99,8 @@ def find_weights_source(config: dict) -> tuple[str, str] | None:
     """Return key and path of the weights that training starts from; None for new weights."""
     if config.get("init_from"):
         return "init_from", config["init_from"]
+    if config.get("distill"):
+        return "distill.teacher", config["distill"]["teacher"]
     return ("model.path", config["model"]["path"]) if config["model"].get("take") == "weights" else None
 
 

@@ -5,7 +5,7 @@ To add a sampler, write a file in `conf/sampler` that names a scheduler class.
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -38,6 +38,10 @@ class Sampler:
     steps: int | None
     batch_size: int
     clip_x0: bool = True
+
+    def with_steps(self, steps: int | None) -> "Sampler":
+        """Return the sampler with another number of steps; None: as it is."""
+        return self if steps is None else replace(self, steps=steps)
 
     def build_scheduler(self, process: Process, begin: int = 0):
         """Return the scheduler on the levels of the process, with one timestep per network evaluation.

@@ -4,7 +4,7 @@ import logging
 import math
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.targets import build
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.validation_split import KnownImages
 from diffusion_lit.diffusion.seeds import derive_seed
@@ -42,6 +43,7 @@ from diffusion_lit.training.loggers.run_logger import RunLogger
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer
 from diffusion_lit.training.strategies import device_arguments
+from diffusion_lit.training.student_module import StudentModule
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ def make_module(config: dict) -> DiffusionModule:
     strategy, codec = config["strategy"], make_codec(config)
     # a fused kernel unscales fp16 gradients inside its step, after our clipping
     fused = strategy["precision"] != "16-mixed"
-    return DiffusionModule(
+    return make_module_class(config)(
         make_network(config),
         make_diffusion(config),
         image_shape=codec.image_shape,
@@ -151,8 +153,24 @@ def make_module(config: dict) -> DiffusionModule:
     )
 
 
+def make_module_class(config: dict) -> Callable[..., DiffusionModule]:
+    """Return the class of the module; with `distill` that of a student, with the arguments of its distillation."""
+    settings = config.get("distill")
+    if not settings:
+        return DiffusionModule
+    return partial(
+        StudentModule,
+        method=build({"_target_": settings["_target_"]}),
+        teacher_steps=settings["teacher_steps"],
+        stages=settings["stages"],
+        max_steps=config["max_steps"],
+        guidance={"guidance_scale": settings["guidance_scale"]},
+        clip_x0=config["sampler"]["clip_x0"],
+    )
+
+
 def initialize_weights(module: DiffusionModule, config: dict) -> str | None:
-    """Load the weights of `init_from` into network and EMA, if there are any; return the message on what fits."""
+    """Load the weights of `init_from` or a teacher into network and EMA; return the message on what fits."""
     with consistency.local_rank_zero_first():  # it may download them
         message = warm_start.load_initial_weights(module.net, config, log.warning)
     if message and module.ema is not module.net:

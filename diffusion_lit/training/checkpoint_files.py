@@ -37,8 +37,8 @@ class CheckpointFiles(CheckpointIO):
 
 
 def checkpoint_bytes(module: DiffusionModule) -> int:
-    """Return the approximate size of a checkpoint: weights, two moments as of Adam and the EMAs, in float32."""
-    copies = 3 + (module.ema is not module.net) + len(module.tracked_emas)
+    """Return the approximate size of a checkpoint: weights, two moments as of Adam, EMAs and teacher, in float32."""
+    copies = 3 + (module.ema is not module.net) + len(module.tracked_emas) + hasattr(module, "teacher")
     return 4 * copies * sum(p.numel() for p in module.net.parameters())
 
 

@@ -84,6 +84,7 @@ def generate_on_all_ranks(
     Raises:
         RuntimeError: on every rank, for an error on one.
     """
+    sampler = sampler.with_steps(module.learned_steps)
     parts = [slice(start, start + sampler.batch_size) for start in range(0, len(seeds), sampler.batch_size)]
     tasks, y = [(net, part) for net in nets for part in parts], module.condition.to_tensor(labels)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion_lit.diffusion.codecs import Codec, Pixels
 from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion
-from diffusion_lit.diffusion.randomness import draw_random_numbers, flip_images, seed_network
+from diffusion_lit.diffusion.randomness import RandomNumbers, draw_random_numbers, flip_images, seed_network
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.weights import require_resumable
@@ -20,6 +20,7 @@ from diffusion_lit.sampling.previews import labels_in_rows
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.ema import Decay, EMAUpdater, PowerDecay
 from diffusion_lit.training.noise_levels import BINS, ValidationLevels, validation_noise
+from diffusion_lit.training.optimizers import replace_settings
 from diffusion_lit.training.running_statistics import RunningStatistics
 from diffusion_lit.training.validation_metric import LossByNoiseLevel
 
@@ -39,9 +40,8 @@ class DiffusionModule(L.LightningModule):
     mirroring), or a pair (image, label), or images alone. Images are uint8 (B, C, H, W), or
     float as `codec` encodes them: for pixels in [-1, 1].
 
-    A non-finite gradient step is skipped: weights, optimizer state, EMA and running
-    statistics of norms stay as they were. Learning rate, EMA decay and data depend on the
-    step alone and continue.
+    A non-finite gradient step is skipped: weights, optimizer state, EMA and running statistics
+    of norms stay as they were. Learning rate, EMA decay and data depend on the step alone.
 
     Args:
         net: the network, forward(x_t, t, y); see `diffusion_lit.networks`.
@@ -70,6 +70,7 @@ class DiffusionModule(L.LightningModule):
     """
 
     replicas: nn.Module | None
+    learned_steps: int | None = None  # of the sampler; None: the network serves any number
 
     def __init__(
         self,
@@ -117,8 +118,7 @@ class DiffusionModule(L.LightningModule):
 
     def replicate(self, replicas: nn.Module | None) -> None:
         """Train through `replicas` of `net` (DataParallel) from now on, or through `net` itself if None."""
-        # not registered as a submodule, so that checkpoints, EMA and optimizer do not see it
-        object.__setattr__(self, "replicas", replicas)
+        object.__setattr__(self, "replicas", replicas)  # no submodule: checkpoints and EMA must not see it
 
     def setup(self, stage: str) -> None:
         """Apply memory format and compilation."""
@@ -150,8 +150,7 @@ class DiffusionModule(L.LightningModule):
         seed_network(self.seed, position)
         x0 = self._encode(flip_images(images, draws, batch.get("flip", 0.0)))
         y = self.condition.drop(batch["y"], draws.u_drop, self.label_dropout)
-        t = self.diffusion.process.sample_times(draws.u_timestep)
-        loss = self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
+        loss = self.training_loss(x0, draws, y).mean()
         if self.log_steps:
             self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
@@ -159,16 +158,24 @@ class DiffusionModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the errors of a batch, on fixed timesteps and noise, to the metrics of the EMA and of `net`."""
         batch = self._to_dict(batch)
-        images = batch["image"]
-        position = batch.get("position")
+        images, position = batch["image"], batch.get("position")
         if position is None:
             position = self._default_position(batch_idx, len(images))
         x0 = self._encode(images)
         level, square = self.levels.indices_at(position, len(x0)), x0.square().flatten(1).mean(1)
         eps = validation_noise(position, len(x0), self.codec.shape, self.device)
-        t = self.levels.t[level].to(self.device)
         for name, net in self._validated_networks().items():
-            self.val_metrics[name].update(level, self.diffusion.error(net, x0, t, eps, batch["y"]), square)
+            error = self.validation_error(net, x0, self.levels.t[level].to(self.device), eps, batch["y"])
+            self.val_metrics[name].update(level, error, square)
+
+    def training_loss(self, x0: Tensor, draws: RandomNumbers, y: Tensor) -> Tensor:
+        """Return the weighted loss of each image, (B,)."""
+        t = self.diffusion.process.sample_times(draws.u_timestep)
+        return self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y)
+
+    def validation_error(self, net: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        """Return the unweighted error of each image, (B,), at times t of `levels`."""
+        return self.diffusion.error(net, x0, t, eps, y)
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses of the EMA and of `net`."""
@@ -219,7 +226,7 @@ class DiffusionModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip as the Trainer is set, keep the norm and skip the step if it is not finite.
 
-        Lightning's own method refuses fused optimizers under AMP.
+        Lightning's own refuses fused optimizers under AMP.
         """
         self.is_updating = True
         weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -268,16 +275,9 @@ class DiffusionModule(L.LightningModule):
                 "Leave the key as it was when the run started.",
             )
         require_resumable(checkpoint, self.state_dict())
-        if not checkpoint.get("optimizer_states"):
-            return
-        (settings,) = self.make_optimizer(self.net.parameters()).param_groups
-        base = settings["lr"]
-        rate = base * self.lr_schedule(checkpoint["global_step"]) if self.lr_schedule else base
-        settings = {key: value for key, value in settings.items() if key != "params"}
-        for group in checkpoint["optimizer_states"][0]["param_groups"]:
-            group |= settings | {"lr": rate, "initial_lr": base}
-        for schedule in checkpoint["lr_schedulers"]:
-            schedule |= {"base_lrs": [base], "_last_lr": [rate]}
+        if checkpoint.get("optimizer_states"):
+            (settings,) = self.make_optimizer(self.net.parameters()).param_groups
+            replace_settings(checkpoint, settings, self.lr_schedule)
 
     # ------------------------------------------------------------------------------------------------ sampling
 

@@ -39,25 +39,32 @@ class ValidationLevels:
             mean over its levels.
         prior: factor from the mean square of an image to the prior term of the bound.
         reconstruction: upper limit of the reconstruction term, nats per dimension.
-        is_squared: whether the error is squared, as the bound needs it.
+        is_squared: whether the error is squared and of all levels, as the bound needs it.
         empty: names of the bins of `val/error` that the process does not reach.
+
+    Args:
+        diffusion: process, prediction type and weighting.
+        indices: of the levels of the process that a student has, int64; None for all. Then there
+            is no variational bound.
     """
 
-    def __init__(self, diffusion: Diffusion):
+    def __init__(self, diffusion: Diffusion, indices: Tensor | None = None):
         process = diffusion.process
+        density = process.density if indices is None else torch.bincount(indices, minlength=len(process.times))
         log_snr = process.snr.log()
         bin_of = torch.bucketize(log_snr, torch.tensor(EDGES, dtype=log_snr.dtype))
         levels, widths = [], []
         width = _integration_widths(process.snr)
         for k in range(len(BINS)):
-            members = (bin_of == k).nonzero()[:, 0]
+            is_member = (bin_of == k) if indices is None else (bin_of == k) & (density > 0)
+            members = is_member.nonzero()[:, 0]
             if len(members):
                 levels.append(members[((torch.arange(LEVELS_PER_BIN) + 0.5) / LEVELS_PER_BIN * len(members)).long()])
                 widths.append(_merge_widths(width[members]))
         level = torch.stack(levels, dim=1).flatten()  # so that few images already cover every bin
         self.t, self.bin = process.times[level], bin_of[level]
-        share = torch.bincount(bin_of, weights=process.density, minlength=len(BINS))
-        self.share = share.float() / len(bin_of)
+        share = torch.bincount(bin_of, weights=density, minlength=len(BINS))
+        self.share = share.float() / density.sum()
         # x0_hat - x0 = c_out (output - target), and eps_hat - eps = -(alpha / sigma) (x0_hat - x0)
         row = Coefficients(*diffusion.coefficient_table.cpu()[:, level])
         self.gain = diffusion.pointwise_loss(row.c_out * process.snr[level].sqrt())
@@ -66,7 +73,7 @@ class ValidationLevels:
         self.bound = torch.stack(widths, dim=1).flatten() / 2 * row.c_out.double() ** 2 * process.snr[level]
         self.prior = process.snr[process.snr > 0][-1].item() / 2
         self.reconstruction = bound_reconstruction(process.snr[_first_level(process.snr)].item() ** -0.5)
-        self.is_squared = diffusion.pointwise_loss is torch.square
+        self.is_squared = diffusion.pointwise_loss is torch.square and indices is None
 
     def __len__(self) -> int:
         return len(self.t)

@@ -66,3 +66,20 @@ def learning_rate_factor(lr_schedule: dict, max_steps: int) -> Callable[[int], f
         return schedule(min(Fraction(1), Fraction(n - warmup, max(1, max_steps - warmup))), lr_schedule)
 
     return factor
+
+
+def replace_settings(checkpoint: dict, settings: dict, factor: Callable[[int], float] | None) -> None:
+    """Give the optimizer state of a checkpoint other settings, and the learning rate that follows from them.
+
+    Args:
+        checkpoint: changed in place.
+        settings: parameter group of the new optimizer.
+        factor: on the learning rate after n steps; None for a constant rate.
+    """
+    base = settings["lr"]
+    rate = base * factor(checkpoint["global_step"]) if factor else base
+    settings = {key: value for key, value in settings.items() if key != "params"}
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        group |= settings | {"lr": rate, "initial_lr": base}
+    for schedule in checkpoint["lr_schedulers"]:
+        schedule |= {"base_lrs": [base], "_last_lr": [rate]}

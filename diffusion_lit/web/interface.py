@@ -23,7 +23,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         model: its model.
         home: folder for the files that a visitor can download.
     """
-    sampler, steps = model.config["sampler"], session.max_steps
+    sampler, steps, free = model.config["sampler"], session.max_steps, not session.is_student
 
     def generate(label, count, seed, sampler_name, steps, scale, progress=gr.Progress()):  # noqa: B008
         def on_step(done: int, total: int) -> None:
@@ -54,7 +54,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
                 count = gr.Slider(1, MAX_IMAGES, value=MAX_IMAGES, step=1, label="images")
                 seed = gr.Number(value=0, precision=0, minimum=0, label="seed")
                 name = gr.Dropdown(list(session.samplers), value=sampler["name"], label="sampler")
-                number = gr.Slider(1, steps, value=min(sampler["steps"] or steps, steps), step=1, label="steps")
+                number = gr.Slider(1, steps, min(sampler["steps"] or steps, steps), step=1, label="steps", visible=free)
                 scale = gr.Slider(0, MAX_SCALE, value=model.config["guidance_scale"], step=0.1,
                                   label="guidance scale", visible=session.has_guidance)  # fmt: skip
                 button = gr.Button("Generate", variant="primary")

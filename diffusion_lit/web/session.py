@@ -90,13 +90,19 @@ class ImageSession:
         process = model.config["diffusion"].get("process", "discrete")
         options = {name: read_option("sampler", name) for name in list_options("sampler")}
         self.samplers = {name: option for name, option in options.items() if process in option["serves"]}
-        self.samplers |= {model.config["sampler"]["name"]: model.config["sampler"]}
+        own = {model.config["sampler"]["name"]: model.config["sampler"]}
+        self.samplers = own if self.is_student else self.samplers | own
 
     @property
     def classes(self) -> list[str]:
         """Return the choices of the class menu; empty for an unconditional model."""
         names = self.model.class_names
         return [ALL, *names] if names else []
+
+    @property
+    def is_student(self) -> bool:
+        """Return whether the model is distilled, so that its sampler and steps are fixed."""
+        return bool(self.model.config.get("distill"))
 
     @property
     def has_guidance(self) -> bool:
@@ -163,6 +169,8 @@ class ImageSession:
             guidance = {"guidance_scale": float(request.guidance_scale)}
             guidance |= {} if request.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
         settings = {"sampler": sampler, "diffusion": self.model.config["diffusion"]}
+        if self.is_student:
+            settings["learned_steps"] = self.model.config["sampler"]["steps"]
         if faults := find_conflicts(flatten_config(settings)):
             raise ValueError(faults[0])
         return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)

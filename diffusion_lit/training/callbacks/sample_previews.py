@@ -73,12 +73,13 @@ class SamplePreviews(StepCallback):
         EMA.
         """
         names, bar = self.config["data"]["class_names"], self.metrics.bar
+        sampler = self.sampler.with_steps(module.learned_steps)
         labels = preview_labels(len(names))
         seeds = image_seeds(self.config["seed"], len(labels))
         networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
-        steps = len(self.sampler.build_scheduler(module.diffusion.process).timesteps)
+        steps = len(sampler.build_scheduler(module.diffusion.process).timesteps)
         recorder = FrameRecorder(recorded_images(labels, names), steps, module.codec)
-        calls = steps * len(networks) * -(-len(labels) // self.sampler.batch_size)
+        calls = steps * len(networks) * -(-len(labels) // sampler.batch_size)
         task = bar.add_task("drawing the preview", total=-(-calls // collectives.world_size()), unit="preview")
 
         def on_step(net: torch.nn.Module, first: int, k: int, x: torch.Tensor) -> None:
@@ -90,7 +91,7 @@ class SamplePreviews(StepCallback):
 
         try:
             nets = list(networks.values())
-            samples = generate_on_all_ranks(nets, module, self.config, self.sampler, labels, seeds, on_step)
+            samples = generate_on_all_ranks(nets, module, self.config, sampler, labels, seeds, on_step)
         finally:
             bar.remove_task(task)
         recorder.frames = sum(collectives.all_gather(recorder.frames))  # each rank has recorded some of the images

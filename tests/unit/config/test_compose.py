@@ -25,8 +25,8 @@ from diffusion_lit.system.errors import UserError
 from tests.cases import each
 
 GROUPS = [
-    "data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule", "strategy", "trainer",
-    "callbacks", "logger", "experiment",
+    "data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule", "distill", "strategy",
+    "trainer", "callbacks", "logger", "experiment",
 ]  # fmt: skip
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
@@ -35,6 +35,7 @@ OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
              "random_crop", "flip", "transforms", "cache_dir", "classifier_images", "render", "exclude", "value_range",
              "max_pixels"},
+    "distill": {"teacher", "teacher_steps", "stages", "guidance_scale"},
     "sampler": {"name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"},
 }  # fmt: skip
 
@@ -73,6 +74,9 @@ def lines_of_leaves() -> list[list[str]]:
         if process != "discrete" or path.parent.name == "diffusion":
             alone.append([name_of(path), *([f"diffusion={process}"] if process != "discrete" else [])])
             continue
+        if path.parent.name == "distill":  # a student has one sampler
+            alone.append([name_of(path), "sampler=ddim", "sampler.steps=1"])
+            continue
         groups = [{choice.partition("=")[0] for choice in line} for line in lines]
         free = next((line for line, chosen in zip(lines, groups, strict=True) if path.parent.name not in chosen), None)
         lines.append([name_of(path)]) if free is None else free.append(name_of(path))
@@ -92,7 +96,7 @@ def test_every_choice_composes_and_passes(choices):
 def test_every_key_of_a_leaf_is_an_argument_of_its_class_or_ours(path):
     leaf, group = OmegaConf.load(path), path.parent.name
     if "_target_" not in leaf:
-        assert group in ("diffusion", "strategy", "lr_schedule", "trainer", "callbacks")
+        assert group in ("diffusion", "strategy", "lr_schedule", "trainer", "callbacks", "distill")
         return
     taken = set(inspect.signature(locate(leaf["_target_"])).parameters) | OURS.get(group, set()) | {"_target_"}
     if path.stem == "unet2d":  # which hands everything else on, and leaves nothing out
@@ -208,8 +212,10 @@ def test_every_key_has_a_type_and_a_meaning_and_its_default_passes():
 def test_every_check_of_values_together_finds_its_keys():
     """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
     left = set(CHECKS)
-    for path in [*sorted((CONF / "model").glob("*.yaml")), CONF / "diffusion" / "edm.yaml"]:
+    others = CONF / "diffusion" / "edm.yaml", CONF / "distill" / "progressive.yaml"
+    for path in [*sorted((CONF / "model").glob("*.yaml")), *others]:
         words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
+        words += ["distill.teacher=run", "sampler=ddim", "sampler.steps=1"] * (path.parent.name == "distill")
         (config,) = compose_configs("train", words + ["model.path=there"] * (path.stem == "pretrained"))
         values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
@@ -302,3 +308,18 @@ def test_a_process_on_the_command_line_brings_its_published_weighting_and_sample
     assert compose("diffusion=cosine") == default
     assert compose("diffusion=flow", "weighting=snr", "sampler=flow_heun") == ("SNR", "flow_heun")
     assert compose("data=image_folder", "data.root=.", "diffusion=edm", "weighting=min_snr") == ("MinSNR", "heun")
+
+
+def test_stages_divide_each_other_and_a_student_has_one_sampler():
+    student = ["distill.teacher=run", "sampler=ddim", "sampler.steps=1"]
+    for words, fault in (
+        (["distill=progressive", "distill.stages=[4,1]"], "distill.stages=[4, 1]: 4 steps must be half of the 16"),
+        (["distill=tract", "distill.stages=[7,1]"], "7 steps must be a divisor of the 64 before them"),
+        (["distill=tract", "distill.stages=[8,8,1]"], "8 steps must be a divisor of the 8 before them"),
+        (["distill=tract", "sampler.steps=4"], "sampler.steps=4: a distilled model has learned steps=1. Leave it out"),
+        (["distill=tract", "sampler.eta=1"], "sampler=ddim: a distilled model has learned sampler=ddim sampler.eta=0"),
+        (["distill=tract", "sampler=dpmpp_2m"], "sampler=dpmpp_2m: a distilled model has learned sampler=ddim"),
+    ):
+        with pytest.raises(UserError, match=re.escape(fault)):
+            compose_configs("train", [*student, *words])
+    compose_configs("train", [*student, "distill=tract", "distill.stages=[16,4,1]"])

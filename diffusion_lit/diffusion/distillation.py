@@ -1,0 +1,148 @@
+"""Distillation into few steps: what a student of n DDIM steps learns from a teacher that takes more.
+
+Levels count from 0, the clean image, to N, the noisiest one; N are those of a teacher of N
+steps, and every (N / n)-th is one of the student. They are the timesteps of DDIM with
+`timestep_spacing=trailing`. The student learns to go in one step to the next clean end of
+its own levels, where its teacher arrives in several.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_lit.diffusion.loss import Diffusion, Network
+from diffusion_lit.diffusion.schedules import Process
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """The teacher takes two steps, the student one (Salimans & Ho 2022, algorithm 2)."""
+
+    is_self_taught = False  # True: the student itself takes the second step
+
+    def draw_levels(self, u: Tensor, steps: int, ratio: int) -> Tensor:
+        """Return levels of a teacher of steps x ratio steps, int64 (B,), of uniform numbers u (B,) in [0, 1)."""
+        return ((u * steps).long() + 1) * ratio
+
+
+@dataclass(frozen=True)
+class TransitiveClosure(Progressive):
+    """The teacher takes one step, the student the rest of its own (Berthelot et al. 2023, TRACT)."""
+
+    is_self_taught = True
+
+    def draw_levels(self, u: Tensor, steps: int, ratio: int) -> Tensor:
+        """Return any levels of the teacher."""
+        return (u * steps * ratio).long() + 1
+
+
+class DistillationLevels:
+    """The levels of a teacher of `steps` x `ratio` DDIM steps, of which a student has every `ratio`-th.
+
+    Attributes:
+        times: time of each level, (N + 1,); that of level 0 is never used.
+        student_times: times of the student's levels, ascending, (steps,).
+    """
+
+    def __init__(self, process: Process, steps: int, ratio: int):
+        self.steps, self.ratio, count = steps, ratio, steps * ratio
+        index = [0, *[max(0, round(len(process.times) * k / count) - 1) for k in range(1, count + 1)]]
+        self.times = process.times[index]
+        self.student_times = self.times[ratio::ratio].contiguous()
+        alpha, sigma = process.alpha_sigma(self.times)
+        alpha[0], sigma[0] = 1, 0
+        self.alpha, self.sigma = alpha, sigma
+
+    def find(self, t: Tensor) -> Tensor:
+        """Return the levels of times t (B,) of the student, int64 (B,)."""
+        return (torch.searchsorted(self.student_times.to(t.device), t.contiguous()) + 1) * self.ratio
+
+    def add_noise(self, x0: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+        """Return alpha x0 + sigma eps, (B, C, H, W), at levels k (B,)."""
+        alpha, sigma = self._coefficients(k)
+        return alpha * x0 + sigma * eps
+
+    def ddim_step(self, x: Tensor, x0: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """Return x at level `end`, (B, C, H, W): a deterministic step of DDIM (Song et al. 2021, eq. 12).
+
+        Args:
+            x: at level `start`, (B, C, H, W).
+            x0: estimate of the clean image, (B, C, H, W).
+            start: levels, (B,).
+            end: lower levels, (B,).
+        """
+        (alpha, sigma), (end_alpha, end_sigma) = self._coefficients(start), self._coefficients(end)
+        return end_alpha * x0 + end_sigma / sigma * (x - alpha * x0)
+
+    def second_share(self, start: Tensor, middle: Tensor, end: Tensor) -> Tensor:
+        """Return the share of the second estimate of x0 in that of one step over both, (B, 1, 1, 1).
+
+        A step adds (r_end - r_start) x0 to x / sigma, r = alpha / sigma. So one step
+        from `start` to `end` arrives where two do if its x0 is their mean, weighted by
+        the growth of r: the target of Salimans & Ho 2022, appendix G, without its
+        difference of nearly equal numbers.
+        """
+        ratio = (self.alpha / self.sigma).float().to(start.device)
+        share = (ratio[end] - ratio[middle]) / (ratio[end] - ratio[start])
+        share = torch.where(end == 0, 1.0, share)  # r is infinite there
+        return torch.where(middle == end, 0.0, share)[:, None, None, None]
+
+    def _coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (values.float().to(k.device)[k][:, None, None, None] for values in (self.alpha, self.sigma))
+        return alpha, sigma
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The target and the loss of a student.
+
+    Args:
+        diffusion: process, prediction type and weighting of teacher and student.
+        levels: of both.
+        teacher: takes the first step.
+        second: takes the second one: the teacher again, or the student.
+        clip_x0: clip their estimates of x0 to [-1, 1], as the sampler does.
+    """
+
+    diffusion: Diffusion
+    levels: DistillationLevels
+    teacher: Network
+    second: Network
+    clip_x0: bool = True
+
+    @torch.no_grad()
+    def target(self, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
+        """Return the x0 with which one DDIM step from levels k (B,) arrives where the teacher does, (B, C, H, W)."""
+        levels, middle, end = self.levels, k - 1, (k - 1) // self.levels.ratio * self.levels.ratio
+        first = self._estimate(self.teacher, x, k, y)
+        x_middle = levels.ddim_step(x, first, k, middle)
+        second = self._estimate(self.second, x_middle, middle.clamp(min=1), y)
+        return torch.lerp(first, second, levels.second_share(k, middle, end))
+
+    def error(self, net: Network, x0: Tensor, k: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        """Return the unweighted mean error of each image's output against the target, (B,).
+
+        Args:
+            net: the student.
+            x0: clean images, (B, C, H, W).
+            k: levels, (B,).
+            eps: unit Gaussian noise, (B, C, H, W).
+            y: condition, (B, ...).
+        """
+        x, t = self.levels.add_noise(x0, k, eps), self._times(k)
+        c, target = self.diffusion.coefficients(t), self.target(x, k, y)
+        target = (target - c.c_skip[:, None, None, None] * x) / c.c_out[:, None, None, None]
+        return self.diffusion.pointwise_loss(self.diffusion.output(net, x, t, y) - target).flatten(1).mean(1)
+
+    def loss(self, net: Network, x0: Tensor, k: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        """Return the weighted loss of each image, (B,); for the arguments see `error`."""
+        return self.diffusion.coefficients(self._times(k)).weight * self.error(net, x0, k, eps, y)
+
+    def _times(self, k: Tensor) -> Tensor:
+        return self.levels.times.to(k.device)[k]
+
+    def _estimate(self, net: Network, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
+        t = self._times(k)
+        x0 = self.diffusion.estimate_x0(self.diffusion.output(net, x, t, y), x, t)
+        return x0.clamp(-1, 1) if self.clip_x0 else x0

@@ -1,0 +1,100 @@
+"""The LightningModule of a distillation: a student and its teacher, in stages of fewer and fewer steps."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, Progressive
+from diffusion_lit.diffusion.randomness import RandomNumbers
+from diffusion_lit.runs.build import guide_network
+from diffusion_lit.runs.student import stage_at
+from diffusion_lit.training.module import DiffusionModule
+from diffusion_lit.training.noise_levels import ValidationLevels
+from diffusion_lit.training.validation_metric import LossByNoiseLevel
+
+
+class StudentModule(DiffusionModule):
+    """Trains `net`, which starts with the weights of its teacher, to sample in few steps.
+
+    The stage is a function of the step. At the start of a stage the teacher becomes the EMA of
+    the stage before, and so does the student. The teacher is part of each checkpoint, and a
+    checkpoint at the end of a stage holds the teacher of that stage.
+
+    Validation measures the same error as training, on the student's own noise levels.
+
+    Args:
+        method: of `diffusion_lit.diffusion.distillation`.
+        teacher_steps: DDIM steps of the first teacher.
+        stages: steps of the student in each stage.
+        max_steps: optimizer steps of the run, divided equally among the stages.
+        guidance: of the first teacher, arguments of `guide_network`.
+        clip_x0: clip estimates of x0 to [-1, 1], as the sampler does.
+        module: arguments of `DiffusionModule`.
+    """
+
+    def __init__(
+        self,
+        *module: Any,
+        method: Progressive,
+        teacher_steps: int,
+        stages: Sequence[int],
+        max_steps: int,
+        guidance: dict,
+        clip_x0: bool,
+        **settings: Any,
+    ):
+        super().__init__(*module, **settings)
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.method, self.counts, self.max_steps = method, [teacher_steps, *stages], max_steps
+        self.guidance, self.clip_x0 = guidance, clip_x0
+
+    def train(self, mode: bool = True) -> "StudentModule":
+        """Set the mode of `net`; teacher and EMAs stay in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @property
+    def learned_steps(self) -> int:
+        """Return the sampler steps of the stage of the last optimizer step."""
+        return self.counts[self._stage(max(0, self.global_step - 1)) + 1]
+
+    def _stage(self, step: int) -> int:
+        return stage_at(step, self.max_steps, len(self.counts) - 1)
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Begin a stage with its first step: the EMA becomes the teacher, and `net` continues from it."""
+        step = self.global_step
+        if self.micro_batch == 0 and (step == 0 or self._stage(step) != self._stage(step - 1)):
+            for net in (self.teacher, self.net):
+                net.load_state_dict(self.ema.state_dict())
+
+    def training_loss(self, x0: Tensor, draws: RandomNumbers, y: Tensor) -> Tensor:
+        """Return the weighted loss of each image against the teacher of the stage, (B,)."""
+        distillation = self._distill(self._stage(self.global_step), self.net)
+        levels = distillation.levels
+        k = self.method.draw_levels(draws.u_timestep, levels.steps, levels.ratio)
+        return distillation.loss(self.replicas or self.net, x0, k, draws.eps, y)
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate on the noise levels of the student."""
+        self.validated = self._distill(self._stage(max(0, self.global_step - 1)), self.ema)
+        indices = torch.bucketize(self.validated.levels.student_times, self.diffusion.process.times)
+        self.levels = ValidationLevels(self.diffusion, indices)
+        for name in self.val_metrics:
+            self.val_metrics[name] = LossByNoiseLevel(self.levels).to(self.device)
+
+    def validation_error(self, net: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        """Return the unweighted error of each image against the teacher of the stage, (B,)."""
+        return self.validated.error(net, x0, self.validated.levels.find(t), eps, y)
+
+    def _distill(self, stage: int, student: nn.Module) -> Distillation:
+        steps, ratio = self.counts[stage + 1], self.counts[stage] // self.counts[stage + 1]
+        levels = DistillationLevels(self.diffusion.process, steps, ratio)
+        guidance = self.guidance if stage == 0 else {}
+        teacher = guide_network(self.teacher, self.condition, **guidance)
+        second = student if self.method.is_self_taught else teacher
+        return Distillation(self.diffusion, levels, teacher, second, self.clip_x0)
