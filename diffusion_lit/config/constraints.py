@@ -249,7 +249,7 @@ def check_strategy(v: dict) -> Iterator[str]:
         yield f"strategy.devices={devices}: strategy=single trains on one device. Use strategy=ddp"
     if name != "ddp" and nodes > 1:
         yield f"strategy.num_nodes={nodes}: strategy={name} trains on one host. Use strategy=ddp"
-    if name == "dp" and v["strategy.compile"]:
+    if name == "dp" and v["strategy.compile"] not in (False, "auto"):
         yield "strategy.compile=true: strategy=dp copies the network for every batch. Use strategy=ddp"
 
 

@@ -35,16 +35,19 @@ def resolve_training_config(config: DictConfig) -> tuple[dict, object]:
     """Return the resolved configuration and the data source.
 
     The configuration includes what follows from the data and from a pretrained
-    network, and of a resumed run the range of values and the precision that it found.
+    network, and of a resumed run the range of values, the precision and the memory format that
+    it found.
     """
     stored = read_run_config(Path(config.resume)) if config.get("resume") else {"data": {}}
     resolved, source = resolve_data(config, stored["data"].get("class_names"))
     if config.get("resume"):
-        before = flatten_config(stored)
+        before, strategy = flatten_config(stored), resolved["strategy"]
         if resolved["data"].get("value_range") == "auto":
             resolved["data"]["value_range"] = stored["data"]["value_range"]
-        if resolved["strategy"]["precision"] == "auto" and before.get("strategy.precision") in PRECISIONS:
-            resolved["strategy"]["precision"] = before["strategy.precision"]
+        if strategy["precision"] == "auto" and before.get("strategy.precision") in PRECISIONS:
+            strategy["precision"] = before["strategy.precision"]
+        if strategy["channels_last"] == "auto":
+            strategy["channels_last"] = before.get("strategy.channels_last", "auto")
     return resolve_architecture(resolved), source
 
 

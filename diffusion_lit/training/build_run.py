@@ -147,8 +147,8 @@ def make_module(config: dict) -> DiffusionModule:
         seed=config["seed"],
         global_batch_size=config["global_batch_size"],
         ema_lengths=posthoc_ema.LENGTHS if config["ema_snapshot_every"] else (),
-        channels_last=strategy["channels_last"],
-        compile_net=strategy["compile"],
+        channels_last=strategy["channels_last"] is True,  # not auto, which `resolve_strategy` replaces
+        compile_net=strategy["compile"] if strategy["compile"] != "auto" else False,
         config_text=OmegaConf.to_yaml(OmegaConf.create(config)),
     )
 

@@ -23,6 +23,7 @@ from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.system.memory import is_out_of_memory
+from diffusion_lit.training.compilation import run_eagerly
 from diffusion_lit.training.module import DiffusionModule
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def generate_on_all_ranks(
         except Exception as error:
             return format_exception(error)
 
-    with eval_mode(*nets):
+    with eval_mode(*nets), run_eagerly(*nets):
         results = map_across_ranks(run_task, len(tasks))
     if errors := [result for result in results if isinstance(result, str)]:
         raise RuntimeError(errors[0])

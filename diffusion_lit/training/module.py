@@ -18,6 +18,7 @@ from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.weights import require_resumable
 from diffusion_lit.sampling.previews import labels_in_rows
 from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.training.compilation import compile_network, run_eagerly
 from diffusion_lit.training.ema import Decay, EMAUpdater, PowerDecay
 from diffusion_lit.training.noise_levels import BINS, ValidationLevels, validation_noise
 from diffusion_lit.training.optimizers import replace_settings
@@ -50,12 +51,10 @@ class DiffusionModule(L.LightningModule):
         class_names: names of the classes; empty for an unconditional model.
         codec: maps images to what `net` sees; None for pixels scaled to [-1, 1].
         condition: what y is; None for class labels.
-        ema: decay of the EMA for the update after n earlier ones, n = 0, 1, ..., with the
-            attribute `update_every`, the optimizer steps per update. None for no EMA: then
-            `ema` is `net`.
+        ema: decay of the update after n earlier ones, with the attribute `update_every`, the
+            optimizer steps per update. None for no EMA: then `ema` is `net`.
         optimizer: returns the optimizer of the given parameters.
-        lr_schedule: factor on the learning rate after n optimizer steps; None for a
-            constant rate.
+        lr_schedule: factor on the learning rate after n optimizer steps; None for 1.
         label_dropout: probability of the null label in training, for classifier-free
             guidance.
         seed: noise, timesteps, flips and dropped labels depend on it and on the position in
@@ -65,7 +64,7 @@ class DiffusionModule(L.LightningModule):
         ema_lengths: lengths of the power-function EMAs to track in addition, see
             `runs/posthoc_ema.py`.
         channels_last: store weights in this memory format.
-        compile_net: apply `torch.compile` to the network.
+        compile_net: apply `torch.compile` to the network; "reduce-overhead" with CUDA graphs.
         config_text: configuration of the run as yaml, stored in every checkpoint.
     """
 
@@ -89,7 +88,7 @@ class DiffusionModule(L.LightningModule):
         global_batch_size: int = 1,
         ema_lengths: Sequence[float] = (),
         channels_last: bool = False,
-        compile_net: bool = False,
+        compile_net: bool | str = False,
         config_text: str = "",
     ):
         super().__init__()
@@ -125,7 +124,7 @@ class DiffusionModule(L.LightningModule):
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         if self.compile_net:
-            self.net.compile()  # in place, so that names in checkpoints do not change
+            compile_network(self.net, self.compile_net)
 
     def train(self, mode: bool = True) -> "DiffusionModule":
         """Set the mode of `net`; the EMAs stay in evaluation mode."""
@@ -164,9 +163,10 @@ class DiffusionModule(L.LightningModule):
         x0 = self._encode(images)
         level, square = self.levels.indices_at(position, len(x0)), x0.square().flatten(1).mean(1)
         eps = validation_noise(position, len(x0), self.codec.shape, self.device)
-        for name, net in self._validated_networks().items():
-            error = self.validation_error(net, x0, self.levels.t[level].to(self.device), eps, batch["y"])
-            self.val_metrics[name].update(level, error, square)
+        t = self.levels.t[level].to(self.device)
+        with run_eagerly(self.net):
+            for name, net in self._validated_networks().items():
+                self.val_metrics[name].update(level, self.validation_error(net, x0, t, eps, batch["y"]), square)
 
     def training_loss(self, x0: Tensor, draws: RandomNumbers, y: Tensor) -> Tensor:
         """Return the weighted loss of each image, (B,)."""

@@ -18,6 +18,7 @@ from diffusion_lit.runs import checkpoints, resume
 from diffusion_lit.system.console import format_duration, progress_bar
 from diffusion_lit.system.platform import cpu_flags
 from diffusion_lit.training import build_run
+from diffusion_lit.training.automatic_keys import resolve_strategy
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
 from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.precision import BF16_FLAGS
@@ -49,15 +50,15 @@ def plan(config: dict, source, overrides: list[str]) -> None:
     """
     strategy, world = config["strategy"], count_processes(config["strategy"])
     build_run.check_even_shares(config, world)
-    share = config | {
-        "global_batch_size": config["global_batch_size"] // world,
-        "strategy": strategy | {"name": "single", "devices": 1},
-    }
+    share = config | {"global_batch_size": config["global_batch_size"] // world}
+    share["strategy"] = strategy | {"name": "single", "devices": 1}
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
         data = build_run.load_data(share, source, Path(scratch))
         decoding_seconds = time.perf_counter() - begun
         share["max_steps"] = config["max_steps"] = build_run.total_steps(config, len(data.train))
+        config = config | {"strategy": resolve_strategy(config)}
+        share["strategy"] = config["strategy"] | {"name": "single", "devices": 1}
         log_run_summary(config, data, decoding_seconds)
         if not remaining_steps(config):
             log.info("run already complete. To continue, raise max_steps or max_epochs.")

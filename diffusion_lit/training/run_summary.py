@@ -34,7 +34,7 @@ def format_run_summary(
         f"data       {images:,} images {format_size(data_config['image_size'])}x{data_config['channels']}, "
         f"{classes}, {validation}",
         f"network    {type(module.net).__name__}, {parameters:.2f} M parameters, "
-        f"{config['strategy']['precision']} on {_device_text(config)}",
+        f"{_mode_text(config['strategy'])} on {_device_text(config)}",
         f"diffusion  {module.diffusion.process.title}, {config['diffusion']['prediction_type']}, weighting {weighting}",
         f"training   {max_steps:,} steps of {batch} images = {max_steps * batch / images:,.1f} epochs",
         f"on disk    {checkpoint_bytes(module) / 2**20:,.1f} MiB per checkpoint, "
@@ -81,6 +81,12 @@ def find_batch_norm_faults(config: dict, net: nn.Module) -> list[str]:
         "parts of a batch: another strategy.accumulate or number of processes trains something else. "
         "trainer.sync_batchnorm=true joins processes; group normalization has no such limit."
     ]
+
+
+def _mode_text(strategy: dict) -> str:
+    """Return precision, memory format and compilation of a `strategy` group."""
+    compiled = {False: "", True: ", compiled"}.get(strategy["compile"], f", compiled ({strategy['compile']})")
+    return strategy["precision"] + ", channels_last" * (strategy["channels_last"] is True) + compiled
 
 
 def _device_text(config: dict) -> str:

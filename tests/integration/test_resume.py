@@ -24,7 +24,8 @@ from tests.runs import last_step, run, signal_at_step, start, trace
     ("accumulate", "words"),
     [
         pytest.param(1, [], marks=pytest.mark.slow),  # as tests/chaos/test_kills.py
-        (3, ["ema=rising", "ema.decay=0.5", "ema.update_every=3"]),
+        pytest.param(1, ["strategy.compile=true", "strategy.channels_last=true"], marks=pytest.mark.slow),  # minutes
+        (3, ["ema=rising", "ema.decay=0.5", "ema.update_every=3", "strategy.channels_last=true"]),
     ],
 )
 def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumulate, words):

@@ -1,0 +1,45 @@
+"""Compiling a network: once, under the same names, and never again for other batch sizes."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_lit.training.compilation import compile_network, run_eagerly
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list:
+    """Return the graphs that a backend gets, which runs them as they are: inductor takes a minute on a CPU."""
+    found, original = [], nn.Module.compile
+    torch.compiler.reset()
+
+    def backend(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda net, options: original(net, backend=backend))
+    return found
+
+
+def test_a_network_is_compiled_for_training_alone(graphs):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    names = list(net.state_dict())
+    compile_network(net, mode=True)
+    for _ in range(3):
+        net.train()(torch.randn(2, 4))
+        with run_eagerly(net), torch.no_grad():
+            net.eval()(torch.randn(3, 4))
+    assert len(graphs) == 1
+    net.eval()(torch.randn(3, 4))  # the backend does count: outside of the context this compiles again
+    assert len(graphs) == 2
+    assert list(net.state_dict()) == names
+
+
+@pytest.mark.parametrize(("mode", "has_graphs"), [(True, False), ("reduce-overhead", True)])
+def test_kernels_are_chosen_by_rule(monkeypatch, mode, has_graphs):
+    passed = []
+    monkeypatch.setattr(nn.Module, "compile", lambda net, options: passed.append(options))
+    compile_network(nn.Linear(1, 1), mode)
+    assert passed == [{"deterministic": True, "triton.cudagraphs": has_graphs}]
+
+
