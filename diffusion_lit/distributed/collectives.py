@@ -48,14 +48,27 @@ def broadcast_from_rank_zero(value: Value) -> Value:
 
 def all_reduce_max(number: int) -> int:
     """Return the maximum over all ranks, on every rank. Serves as a barrier too."""
+    return start_all_reduce_max(number)()
+
+
+def start_all_reduce_max(number: int) -> Callable[[], int]:
+    """Start to compute the maximum over all ranks, and return the function that waits for it.
+
+    All ranks start and wait at the same places of the program.
+    """
     if world_size() == 1:
-        return number
+        return lambda: number
     import torch
     from torch import distributed
 
     maximum = torch.tensor([number])  # on the CPU, so that nothing waits for the GPU
-    distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
-    return int(maximum)
+    work = distributed.all_reduce(maximum, distributed.ReduceOp.MAX, async_op=True)
+
+    def wait() -> int:
+        work.wait()
+        return int(maximum)
+
+    return wait
 
 
 def all_gather(value: Value) -> list[Value]:

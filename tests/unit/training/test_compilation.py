@@ -41,5 +41,3 @@ def test_kernels_are_chosen_by_rule(monkeypatch, mode, has_graphs):
     monkeypatch.setattr(nn.Module, "compile", lambda net, options: passed.append(options))
     compile_network(nn.Linear(1, 1), mode)
     assert passed == [{"deterministic": True, "triton.cudagraphs": has_graphs}]
-
-
