@@ -5,12 +5,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lit.data.device_images import DeviceImages, copy_to_device, fits_on_device, place_on_device
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.diffusion.seeds import item_seed
@@ -109,6 +110,7 @@ class Batches:
             stay as they are.
         flip: probability of mirroring, passed on to the training step.
         transforms: see `apply_transforms`.
+        device: where the batches are; None for the CPU. A small set is kept on a GPU.
     """
 
     def __init__(
@@ -123,11 +125,21 @@ class Batches:
         image_size: ImageSize | None = None,
         flip: float = 0.0,
         transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        device: torch.device | None = None,
     ):
         self.store, self.seed, self.batch_size, self.step = store, seed, batch_size, step
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.image_size = image_size or store.images.shape[2:]
-        self.flip, self.transforms = flip, transforms
+        self.flip, self.transforms, self.device = flip, transforms, device
+
+    @cached_property
+    def on_device(self) -> DeviceImages | None:
+        """Return the images on the device; None where they do not fit, or are cropped or transformed one by one."""
+        is_unchanged = tuple(self.store.images.shape[2:]) == height_width(self.image_size) and not self.transforms
+        return place_on_device(self.store, self.device) if is_unchanged and self._fits() else None
+
+    def _fits(self) -> bool:
+        return fits_on_device(self.store, self.device)
 
     def __len__(self) -> int:
         return -(-len(self.store) // (self.batch_size * self.accumulate * self.world)) * self.accumulate
@@ -143,19 +155,24 @@ class Batches:
         first = (self.step() * self.accumulate * self.world + self.rank) * self.batch_size
         streamed = self._decode_ahead(first) if isinstance(self.store, StreamedStore) else None
         for position in itertools.count(first, self.world * self.batch_size):
-            images, labels, index = next(streamed) if streamed else self._load_stored(position)
-            image = torch.from_numpy(random_crops(images, self.image_size, self.seed, position))
-            yield {
-                "image": apply_transforms(image, self.transforms, self.seed, position),
-                "y": torch.from_numpy(labels),
-                "index": torch.from_numpy(index),
-                "position": position,
-                "flip": self.flip,
-            }
+            if self.on_device:
+                image, y, index = self.on_device.gather(self._indices(position))
+            else:
+                arrays = next(streamed) if streamed else self._load_stored(position)
+                image, y, index = (copy_to_device(tensor, self.device) for tensor in self._prepare(position, *arrays))
+            yield {"image": image, "y": y, "index": index, "position": position, "flip": self.flip}
+
+    def _indices(self, position: int) -> Tensor:
+        return stream_indices(self.seed, position, self.batch_size, len(self.store))
 
     def _load_stored(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        index = stream_indices(self.seed, position, self.batch_size, len(self.store)).numpy()
+        index = self._indices(position).numpy()
         return self.store.images[index], self.store.labels[index], index
+
+    def _prepare(self, position: int, images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> tuple[Tensor, ...]:
+        image = torch.from_numpy(random_crops(images, self.image_size, self.seed, position))
+        image = apply_transforms(image, self.transforms, self.seed, position)
+        return image, torch.from_numpy(labels), torch.from_numpy(index)
 
     def _decode_ahead(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield micro-batches from position `first` on, decoded in threads; those of other ranks are skipped."""
@@ -187,14 +204,17 @@ class ValidationBatches:
             and timesteps.
         rank: of this process.
         world: number of processes.
+        device: where the batches are; None for the CPU.
     """
 
-    def __init__(self, store: ImageStore, num_images: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self, store: ImageStore, num_images: int, rank: int = 0, world: int = 1, device: torch.device | None = None
+    ):
         num_images = max(num_images, world)
         self.batch_size = min(VALIDATION_BATCH, num_images // world)
         order = torch.randperm(len(store), generator=torch.Generator().manual_seed(item_seed(0, "validation order", 0)))
         self.order = order.repeat(-(-num_images // len(store)))[:num_images]
-        self.store = store
+        self.store, self.device = store, device
         self.starts = range(rank * self.batch_size, num_images, world * self.batch_size)
 
     def __len__(self) -> int:
@@ -202,6 +222,7 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[dict]:
         for start in self.starts:
-            index = self.order[start : start + self.batch_size].numpy()
-            image, y = torch.from_numpy(self.store.images[index]), torch.from_numpy(self.store.labels[index])
-            yield {"image": image, "y": y, "index": torch.from_numpy(index), "position": start}
+            rows = self.order[start : start + self.batch_size].numpy()
+            arrays = self.store.images[rows], self.store.labels[rows], rows
+            image, y, index = (copy_to_device(torch.from_numpy(array), self.device) for array in arrays)
+            yield {"image": image, "y": y, "index": index, "position": start}

@@ -111,11 +111,17 @@ class ImageDataModule(L.LightningDataModule):
             self.train, self.val = load_splits(self.source, self.config, self.known)
 
     def batches(
-        self, batch_size: int, step: Callable[[], int], accumulate: int = 1, rank: int = 0, world: int = 1
+        self,
+        batch_size: int,
+        step: Callable[[], int],
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
     ) -> Batches:
         """Return the training batches of one rank from an optimizer step on."""
-        size, flip, transforms = self.config["image_size"], self.flip, self.transforms
-        return Batches(self.train, self.seed, batch_size, step, accumulate, rank, world, size, flip, transforms)
+        settings = self.config["image_size"], self.flip, self.transforms, device
+        return Batches(self.train, self.seed, batch_size, step, accumulate, rank, world, *settings)
 
     def global_batch(self, step: int) -> dict:
         """Return the images of every rank and micro-batch in optimizer step `step`, counted from 0."""
@@ -128,14 +134,17 @@ class ImageDataModule(L.LightningDataModule):
         if trainer is None:
             return self.batches(self.batch_size, lambda: 0)
         accumulate, rank, world = trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size
-        return self.batches(self.batch_size, lambda: trainer.global_step, accumulate, rank, world)
+        device = batch_device(trainer)
+        return self.batches(self.batch_size, lambda: trainer.global_step, accumulate, rank, world, device)
 
     def val_dataloader(self) -> ValidationBatches | list:
         """Return the batches of validation images of this rank; an empty list without validation images."""
         if self.val is None:
             return []
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ValidationBatches(self.val, self.val_images, rank, world)
+        if self.trainer is None:
+            return ValidationBatches(self.val, self.val_images)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return ValidationBatches(self.val, self.val_images, rank, world, batch_device(self.trainer))
 
     def state_dict(self) -> dict:
         """Return fingerprints and numbers of the images, and the hashes of all that were ever in each split."""
@@ -153,6 +162,12 @@ class ImageDataModule(L.LightningDataModule):
                 "to continue with the new ones.",
             )
         self.known = KnownImages.from_state(state)
+
+
+def batch_device(trainer: L.Trainer) -> torch.device | None:
+    """Return the CUDA device on which batches are made; None where Lightning copies them."""
+    device = trainer.strategy.root_device
+    return device if device.type == "cuda" else None
 
 
 def datamodule_from_config(source: object, data: dict, seed: int, batch_size: int, **more: object) -> ImageDataModule:

@@ -249,7 +249,8 @@ class TrainingBenchmark:
 
     def measure_loader(self, batch_size: int) -> float:
         """Return images per second of the loader, from stored images to floats on the device."""
-        begun, batches = time.perf_counter(), iter(self.batches(batch_size))
+        device = self.device if self.device.type == "cuda" else None
+        begun, batches = time.perf_counter(), iter(self.data.batches(batch_size, lambda: 0, device=device))
         images, codec = 0, make_codec(self.config)
         while time.perf_counter() - begun < MIN_SECONDS / 2:
             images += len(codec.encode(next(batches)["image"].to(self.device)))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lit.data.device_images import copy_to_device
 from diffusion_lit.diffusion.loss import Coefficients, Diffusion
 from diffusion_lit.diffusion.seeds import item_seed
 
@@ -122,4 +123,4 @@ def validation_noise(position: int, count: int, shape: tuple[int, ...], device: 
     for k in range(position, position + count):
         generator = torch.Generator().manual_seed(item_seed(0, "validation", k))
         noise.append(torch.randn(shape, generator=generator))
-    return torch.stack(noise).to(device)
+    return copy_to_device(torch.stack(noise), device)

@@ -29,7 +29,7 @@ class Source:
 def datamodule(step: int = 0, accumulate: int = 1, rank: int = 0, world: int = 1, **settings) -> ImageDataModule:
     data = ImageDataModule(Source(), image_size=6, **{"batch_size": 4, "seed": 7} | settings)
     place = {"global_step": step, "accumulate_grad_batches": accumulate, "global_rank": rank, "world_size": world}
-    data.trainer = SimpleNamespace(**place)
+    data.trainer = SimpleNamespace(**place, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     data.setup()
     return data
 
