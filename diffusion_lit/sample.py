@@ -24,6 +24,7 @@ def sample(config: DictConfig) -> None:
     if config.shards:
         sample_in_shards(config)
         return
+    from diffusion_lit.runs.fast_sampling import speed_up
     from diffusion_lit.runs.load import load_requested_model
     from diffusion_lit.runs.sample_folder import describe_request, generate_batches, write_samples
     from diffusion_lit.sampling.editing import make_edit
@@ -33,7 +34,7 @@ def sample(config: DictConfig) -> None:
     model = load_requested_model(config, log.warning)
     names, originals = model.class_names, read_originals(config, model.config)
     requests = make_requests(config, parse_labels(config, names), len(names), len(originals.files) if originals else 1)
-    edit = None
+    model, edit = speed_up(model, config, len(requests)), None
     if originals:
         indices = [request.row[0] for request in requests]
         edit = make_edit(originals, indices, config.strength, config.repaint_repeats, model.codec)
@@ -60,12 +61,14 @@ def sample(config: DictConfig) -> None:
 def sample_in_shards(config: DictConfig) -> None:
     """Generate images together with every process that is started with the same overrides."""
     from diffusion_lit.runs import shards
+    from diffusion_lit.runs.fast_sampling import speed_up
     from diffusion_lit.runs.load import describe_sampling, load_requested_model
     from diffusion_lit.sampling.request import make_requests
 
     config = OmegaConf.merge(config, {"device": choose_device(config.device)})
     model, out = load_requested_model(config, log.warning), Path(config.out).expanduser()
     requests = make_requests(config, parse_labels(config, model.class_names), len(model.class_names))
+    model = speed_up(model, config, len(requests))
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
     settings = describe_sampling(model, config) | {"same_noise": config.same_noise}
     manifest = shards.generate_in_shards(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)

@@ -16,6 +16,7 @@ from diffusion_lit.evaluation.features import RealImages, collect_real_images
 from diffusion_lit.evaluation.image_sets import Reference, make_reference
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
 from diffusion_lit.runs.evaluate_request import make_reference_config
+from diffusion_lit.runs.fast_sampling import speed_up
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
 from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.system.console import announce
@@ -47,7 +48,7 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     with announce(f"features ({features}) of the real images"):
         reference = make_reference(real, features, names, config.reference_images, "class_accuracy" in config.metrics)
     labels = metrics.labels_in_proportion(reference.training.labels, config.num_images)
-    return EvaluationTask(config, model, real, reference, labels)
+    return EvaluationTask(config, speed_up(model, config, len(labels)), real, reference, labels)
 
 
 def measure(task: EvaluationTask, write: WriteResult) -> dict:

@@ -34,6 +34,7 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import free_bytes, is_out_of_memory, limit_to_free_memory
 
 COPIES = 8  # of an image that a network and a sampler hold at least
+PRECISE = {"precision": "32-true", "compile": False}  # of a command without these keys
 NO_GUIDANCE = {"guidance_scale": 1.0, "guidance_interval": None, "guidance_rescale": 0.0}
 
 
@@ -102,11 +103,9 @@ class TrainedModel:
             ema_length: instead of `weights`, EMA weights of this length, see `posthoc_ema`.
             device: "auto" (a GPU if there is one), "cpu", "cuda:1", ...
             sampler: settings of a `sampler` group.
-            guide: weaker model for autoguidance, of the same images, noise levels and
-                prediction type.
+            guide: weaker model for autoguidance, of the same images and process.
             warn: called with a message if damaged checkpoints are skipped.
-            guidance: guidance_scale, guidance_interval, guidance_rescale, see
-                `diffusion_lit.sampling.guidance`.
+            guidance: see `diffusion_lit.sampling.guidance`.
 
         Raises:
             UserError: exit 4 if the folder is not a run or has no intact checkpoint.
@@ -217,8 +216,7 @@ class TrainedModel:
 
 def require_finite_images(x: Tensor) -> Tensor:
     """Return x (N, ...). Raise UserError (exit 6) if values are not finite, which would be drawn black."""
-    bad = [k for k, image in enumerate(x) if not image.isfinite().all()]
-    if bad:
+    if bad := [k for k, image in enumerate(x) if not image.isfinite().all()]:
         fault = f"{len(bad)} of {len(x)} images are not finite: the network's output is NaN or infinite"
         raise UserError(Exit.NON_FINITE, f"{fault}. Choose an earlier checkpoint, or weights that were not cast down")
     return x
@@ -277,6 +275,8 @@ def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
         "guide": "/".join(model.guide.checkpoint.parts[-3:]) if model.guide else None,
         "sampler": model.config["sampler"],
         **describe_teacher(model.config),
+        "batch_size": model.sampler.batch_size,
+        **{key: config.get(key, default) for key, default in PRECISE.items()},
         "palette": None if model.codec.palette is None else format_palette(model.codec.palette),
         "versions": read_package_versions(),
     }

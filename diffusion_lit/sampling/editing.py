@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from diffusion_lit.data.device_images import copy_to_device
 from diffusion_lit.data.originals import Originals
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.diffusion.loss import Diffusion
@@ -103,4 +104,5 @@ def renoise(x: Tensor, diffusion: Diffusion, s: Tensor, t: Tensor, generators: S
 
 def draw_noise_like(x: Tensor, generators: Sequence[Generator]) -> Tensor:
     """Return unit noise of the shape of x (B, C, H, W), each image's from its own CPU generator."""
-    return torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x.device)
+    noise = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
+    return copy_to_device(noise, x.device)

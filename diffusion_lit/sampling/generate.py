@@ -1,17 +1,23 @@
 """The sampling loop."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from diffusion_lit.data.device_images import copy_to_device
 from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.seeds import Seed
 from diffusion_lit.sampling.editing import Edit, initial_noise, renoise
 from diffusion_lit.sampling.guidance import GuidanceInterval, select_network
 from diffusion_lit.sampling.samplers import Sampler, scheduler_times, total_std
 
+Value = TypeVar("Value")
 OnStep = Callable[[int, int, Tensor], None]
 
 
@@ -31,7 +37,7 @@ def generate(
     Image k depends on `seeds[k]`, `y[k]` and in an edit on its original alone. Images are made
     `sampler.batch_size` at a time and the last chunk is filled up, because the last bits of a
     convolution depend on the batch size. Noise comes from one CPU generator per image, on every
-    device.
+    device; for a GPU that of the next chunk is drawn meanwhile.
 
     Args:
         net: network, with guidance if any.
@@ -46,23 +52,40 @@ def generate(
     """
     device = diffusion.coefficient_table.device
     y, images = torch.as_tensor(y), []
-    for start in range(0, len(seeds), sampler.batch_size):
+
+    def draw_noise(start: int) -> tuple[int, list[int], Tensor, list[torch.Generator]]:
         count = min(sampler.batch_size, len(seeds) - start)
         members = [*range(start, start + count)] + [start] * (sampler.batch_size - count)
         noise, generators = zip(*[initial_noise(seeds[k], shape) for k in members], strict=True)
-        x = torch.stack(noise).to(device)
+        return start, members, torch.stack(noise), list(generators)
+
+    starts = range(0, len(seeds), sampler.batch_size)
+    for start, members, noise, generators in map_ahead(draw_noise, starts, is_threaded=device.type != "cpu"):
         x0 = _denoise(
             net,
             diffusion,
             sampler,
             y[members].to(device),
-            x,
-            generators=list(generators),
+            copy_to_device(noise, device),
+            generators=generators,
             edit=edit and edit.select(members, device),
             on_step=partial(on_step, start),
         )
-        images.append(x0[:count].cpu())
+        images.append(x0[: len(seeds) - start].cpu())
     return torch.cat(images)
+
+
+def map_ahead(function: Callable[[int], Value], arguments: Iterable[int], is_threaded: bool) -> Iterator[Value]:
+    """Yield function(argument) of each argument; with a thread, the next one is computed meanwhile."""
+    if not is_threaded:
+        yield from map(function, arguments)
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        iterator = iter(arguments)
+        results = deque(pool.submit(function, argument) for argument in islice(iterator, 2))
+        while results:
+            yield results.popleft().result()
+            results.extend(pool.submit(function, argument) for argument in islice(iterator, 1))
 
 
 def _denoise(

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from diffusion_lit.config.secrets import format_exception
 from diffusion_lit.distributed.collectives import map_across_ranks
+from diffusion_lit.networks.compilation import run_eagerly
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.system.memory import is_out_of_memory
-from diffusion_lit.training.compilation import run_eagerly
 from diffusion_lit.training.module import DiffusionModule
 
 log = logging.getLogger(__name__)

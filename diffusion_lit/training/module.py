@@ -14,11 +14,11 @@ from diffusion_lit.diffusion.conditions import ClassCondition, Condition
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.randomness import RandomNumbers, draw_random_numbers, flip_images, seed_network
 from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.networks.compilation import compile_network, run_eagerly
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.weights import require_resumable
 from diffusion_lit.sampling.previews import labels_in_rows
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.training.compilation import compile_network, run_eagerly
 from diffusion_lit.training.ema import Decay, EMAUpdater, PowerDecay
 from diffusion_lit.training.noise_levels import BINS, ValidationLevels, validation_noise
 from diffusion_lit.training.optimizers import replace_settings
@@ -124,7 +124,7 @@ class DiffusionModule(L.LightningModule):
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         if self.compile_net:
-            compile_network(self.net, self.compile_net)
+            compile_network(self.net, cuda_graphs=self.compile_net == "reduce-overhead")
 
     def train(self, mode: bool = True) -> "DiffusionModule":
         """Set the mode of `net`; the EMAs stay in evaluation mode."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lit.training.compilation import compile_network, run_eagerly
+from diffusion_lit.networks.compilation import compile_network, run_eagerly
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def graphs(monkeypatch) -> list:
 def test_a_network_is_compiled_for_training_alone(graphs):
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
     names = list(net.state_dict())
-    compile_network(net, mode=True)
+    compile_network(net)
     for _ in range(3):
         net.train()(torch.randn(2, 4))
         with run_eagerly(net), torch.no_grad():
@@ -35,9 +35,9 @@ def test_a_network_is_compiled_for_training_alone(graphs):
     assert list(net.state_dict()) == names
 
 
-@pytest.mark.parametrize(("mode", "has_graphs"), [(True, False), ("reduce-overhead", True)])
-def test_kernels_are_chosen_by_rule(monkeypatch, mode, has_graphs):
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_kernels_are_chosen_by_rule(monkeypatch, cuda_graphs):
     passed = []
     monkeypatch.setattr(nn.Module, "compile", lambda net, options: passed.append(options))
-    compile_network(nn.Linear(1, 1), mode)
-    assert passed == [{"deterministic": True, "triton.cudagraphs": has_graphs}]
+    compile_network(nn.Linear(1, 1), cuda_graphs)
+    assert passed == [{"deterministic": True, "triton.cudagraphs": cuda_graphs}]

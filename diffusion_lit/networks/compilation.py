@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def compile_network(net: nn.Module, mode: bool | str) -> None:
+def compile_network(net: nn.Module, cuda_graphs: bool = False) -> None:
     """Apply `torch.compile` in place, so that names in checkpoints do not change.
 
     Kernels are chosen by rule and not by timing them, so that a resumed run sums in the same
@@ -15,12 +15,12 @@ def compile_network(net: nn.Module, mode: bool | str) -> None:
 
     Args:
         net: the network.
-        mode: "reduce-overhead" for CUDA graphs, or True.
+        cuda_graphs: launch all kernels of the network at once, on a GPU.
     """
     from torch import _dynamo, _inductor  # takes a second
 
     _dynamo.config.suppress_errors = True
-    options = {"deterministic": True, "triton.cudagraphs": mode == "reduce-overhead"}
+    options = {"deterministic": True, "triton.cudagraphs": cuda_graphs}
     net.compile(options={key: options[key] for key in options.keys() & set(_inductor.list_options())})
 
 
