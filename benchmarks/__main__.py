@@ -16,7 +16,7 @@ TABLES = {
     "digits": "class accuracy of the digits over seconds of training",
     "growth": "time and memory over data set size, image size, batch size, processes and samples",
     "evaluation": "FD, KID, precision and recall of 50,000 images: seconds and memory after the features",
-    "gpu": "layout, precision and compilation on a GPU (on the digits where there is none)",
+    "gpu": "training and sampling on a GPU, the fastest way first; with --script also diffusers' script",
     "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
     "peers": "training against diffusers' train_unconditional.py; needs --script",
     "agreement": "losses, gradients, samples and EMA against NVlabs' EDM and EDM2; needs --edm and --edm2",
@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
     parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")
+    parser.add_argument("--debug", action="store_true", help="gpu: a few steps of a tiny network")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.tables if name not in TABLES]:
         parser.error(f"unknown table {', '.join(unknown)}. Choose from {', '.join(TABLES)}")
