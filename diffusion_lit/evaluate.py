@@ -50,7 +50,7 @@ def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) ->
     from diffusion_lit.evaluation.results import draw_memorization_panel, format_evaluation
 
     final = run_dir.display_path(output.final_folder(out))
-    if "memorization" in config.metrics:
+    if "memorization" in config.metrics and not config.reference_statistics:
         draw_memorization_panel(comparison).save(out / "neighbors.png")
         log.info("neighbors  %s", final / "neighbors.png")
     run_dir.write_result(out, result)

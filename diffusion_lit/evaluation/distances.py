@@ -1,5 +1,7 @@
 """Fréchet and kernel distance of two sets of features, (N, D) of generated and (M, D) of real images."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,18 @@ KERNEL_IMAGES = 10_000  # real images of the kernel distance, at most: M x M num
 ROWS = 500  # of features in double precision, and of a kernel matrix, at a time
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> Measurement:
+class Moments(NamedTuple):
+    """Mean (D,) and unbiased covariance (D, D) of features, float64."""
+
+    mean: Tensor
+    cov: Tensor
+
+    def project(self, mean: Tensor, basis: Tensor) -> "Moments":
+        """Return the moments of the features in a basis (D, n), less a mean (D,)."""
+        return Moments((self.mean - mean) @ basis, basis.T @ self.cov @ basis)
+
+
+def frechet_distance(x: Tensor, y: Tensor | Moments) -> Measurement:
     """Return the Fréchet distance of the Gaussians with the mean and covariance of each set.
 
     |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) (Dowson & Landau 1982; Heusel et al. 2017).
@@ -19,10 +32,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> Measurement:
     The influence of an image at distance c from its mean is 2 c.(m_x - m_y) + c.(1 - T) c less
     its mean, where T is the linear map that transports S_x to S_y: T is the derivative of
     2 tr(S_x S_y)^(1/2) by S_x (Takatsu 2011).
+
+    Args:
+        x: features (N, D).
+        y: features (M, D), or their moments, without the influence of each.
     """
-    (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
+    (mean_x, cov_x), (mean_y, cov_y) = compute_moments(x), compute_moments(y)
     cross, transport = _transport(cov_x, cov_y)
-    _, transport_back = _transport(cov_y, cov_x)
     shift = mean_x - mean_y
     value = shift @ shift + cov_x.trace() + cov_y.trace() - 2 * cross
 
@@ -33,6 +49,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> Measurement:
         return change - change.mean()
 
     generated = influences(x, mean_x, shift, transport)
+    if isinstance(y, Moments):
+        return Measurement(value.item(), generated)
+    _, transport_back = _transport(cov_y, cov_x)
     return Measurement(value.item(), generated, influences(y, mean_y, -shift, transport_back))
 
 
@@ -58,20 +77,22 @@ def extrapolated_frechet_distance(x: Tensor, y: Tensor, distance: float | None =
 
 def measure_frechet_distance(x: Tensor, y: Tensor) -> float:
     """Return the Fréchet distance alone. Influences, and so intervals, take about twice as long."""
-    (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
+    (mean_x, cov_x), (mean_y, cov_y) = compute_moments(x), compute_moments(y)
     root = _factor(cov_y)
     cross = torch.linalg.eigvalsh(root.T @ cov_x @ root).clamp(min=0).sqrt().sum()
     return ((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross).item()
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean (D,) and unbiased covariance (D, D), float64."""
+def compute_moments(x: Tensor | Moments) -> Moments:
+    """Return the moments of features (N, D)."""
+    if isinstance(x, Moments):
+        return x
     mean = torch.stack([rows.double().sum(0) for rows in x.split(ROWS)]).sum(0) / len(x)
     cov = torch.zeros(len(mean), len(mean), dtype=torch.double, device=x.device)
     for rows in x.split(ROWS):
         offset = rows.double() - mean
         cov.addmm_(offset.T, offset)
-    return mean, cov / (len(x) - 1)
+    return Moments(mean, cov / (len(x) - 1))
 
 
 def _factor(cov: Tensor) -> Tensor:
@@ -96,17 +117,17 @@ def _transport(cov_x: Tensor, cov_y: Tensor) -> tuple[Tensor, Tensor]:
     return values.sum(), root @ (vectors * inverse.sqrt())
 
 
-def find_principal_components(real: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def find_principal_components(real: Tensor | Moments, n: int) -> tuple[Tensor, Tensor]:
     """Return mean and first principal components of real features (M, D), float64.
 
     Args:
-        real: the features.
+        real: the features, or their moments.
         n: number of components.
 
     Returns:
         (D,) and (D, n).
     """
-    mean, cov = _moments(real)
+    mean, cov = compute_moments(real)
     return mean, torch.linalg.eigh(cov).eigenvectors[:, -n:].flip(1)
 
 

@@ -26,9 +26,13 @@ EFFICIENTNET_SIZE = 96  # px
 
 @dataclass(frozen=True)
 class RealImages:
-    """The training and validation images of a run, all of one size."""
+    """The training and validation images of a run, all of one size.
 
-    train: ImageStore
+    `train` is None where nothing is compared with images, see `reference_statistics`. Then only
+    extractors that are not made of them work.
+    """
+
+    train: ImageStore | None
     val: ImageStore | None
     num_classes: int
     flip: bool
@@ -52,6 +56,7 @@ class FeatureExtractor:
         digest: of the weights; part of the cache key.
         device: of the network.
         facts: entries for result.json.
+        resize: how it resizes images.
     """
 
     name: str
@@ -59,6 +64,7 @@ class FeatureExtractor:
     digest: str
     device: torch.device
     facts: dict = field(default_factory=dict)
+    resize: str = "not resized"
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray | Tensor) -> Tensor:
@@ -113,11 +119,14 @@ def make_pixel_pca(images: RealImages) -> FeatureExtractor:
     basis = vectors[:, -COMPONENTS:].flip(1)
     facts = {"variance_kept": (values[-COMPONENTS:].sum() / values.sum().clamp(min=1e-12)).item()}
     mean, basis = mean.float().to(images.device), basis.float().to(images.device)
+    resize = f"at most {PCA_SIZE}x{PCA_SIZE}, area"
 
     def project(batch: Tensor) -> Tensor:
         return (pixel_vectors(batch, PCA_SIZE) - mean) @ basis
 
-    return FeatureExtractor("pixels", project, digest_tensors({"mean": mean, "basis": basis}), images.device, facts)
+    return FeatureExtractor(
+        "pixels", project, digest_tensors({"mean": mean, "basis": basis}), images.device, facts, resize
+    )
 
 
 def make_inception(images: RealImages) -> FeatureExtractor:
@@ -143,7 +152,8 @@ def make_inception(images: RealImages) -> FeatureExtractor:
         ) from None
     net.to(images.device).requires_grad_(False)
     digest = digest_tensors(net.state_dict())
-    return FeatureExtractor("inception", lambda batch: net(to_rgb(batch)), digest, images.device)
+    resize = "299x299, bilinear of TensorFlow 1"
+    return FeatureExtractor("inception", lambda batch: net(to_rgb(batch)), digest, images.device, resize=resize)
 
 
 def make_efficientnet(images: RealImages) -> FeatureExtractor:
@@ -170,9 +180,11 @@ def make_efficientnet(images: RealImages) -> FeatureExtractor:
         x = F.interpolate(x, (EFFICIENTNET_SIZE,) * 2, mode="bicubic", antialias=True)
         return net.extract_features(x).mean((2, 3))
 
-    return FeatureExtractor("efficientnet_lite0", extract, digest_tensors(net.state_dict()), images.device)
+    digest, resize = digest_tensors(net.state_dict()), f"{EFFICIENTNET_SIZE}x{EFFICIENTNET_SIZE}, bicubic"
+    return FeatureExtractor("efficientnet_lite0", extract, digest, images.device, resize=resize)
 
 
+FROM_IMAGES = {"classifier", "pixels"}  # extractors that are made of the training images
 FEATURE_EXTRACTORS: dict[str, Callable[[RealImages], FeatureExtractor]] = {
     "classifier": make_classifier,
     "pixels": make_pixel_pca,

@@ -8,7 +8,7 @@
 `evaluate` and training measure with the same classes, on features that they keep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from diffusion_lit.evaluation.distances import (
 from diffusion_lit.evaluation.intervals import Estimate, Measurement
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorization import Neighbors, choose_threshold, find_neighbors
+from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics, unwrap
 
 Extractor = Callable[[Tensor], Tensor]
 COMPONENTS = 64  # of FD-64
@@ -94,14 +95,41 @@ class KernelDistance(DistanceMetric):
 class FrechetDistance(DistanceMetric):
     """Fréchet distance (FD) of features; FID with those of Inception (Heusel et al. 2017).
 
+    Args:
+        extractor: see `FeatureMetric`.
+        reset_real_features: see `FeatureMetric`.
+        statistics: of the real images, instead of images in `update`, whose real ones do not count then.
+        kwargs: of `torchmetrics.Metric`.
+
     Raises:
         ValueError: for fewer than 5 images per feature, whose distance is mostly bias.
     """
 
-    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
-        if reason := too_few_images(len(generated), len(real), real.shape[1]):
+    def __init__(
+        self,
+        extractor: Extractor | None = None,
+        reset_real_features: bool = True,
+        statistics: ReferenceStatistics | None = None,
+        **kwargs: object,
+    ):
+        super().__init__(extractor, reset_real_features, **kwargs)
+        self.statistics = statistics
+
+    def update(self, images: Tensor, real: bool) -> None:
+        """Add images, or features without an extractor."""
+        if not (real and self.statistics):
+            super().update(images, real)
+
+    def _features(self) -> tuple[Tensor, RealFeatures]:
+        if self.statistics is None:
+            return super()._features()
+        generated = dim_zero_cat(self.generated)
+        return generated, self.statistics.to(generated.device)
+
+    def _measure(self, generated: Tensor, real: RealFeatures) -> Measurement:
+        if reason := too_few_images(len(generated), *real.shape):
             raise ValueError(reason)
-        return frechet_distance(generated, real)
+        return frechet_distance(generated, unwrap(real))
 
 
 class FrechetDistance64(FrechetDistance):
@@ -110,22 +138,33 @@ class FrechetDistance64(FrechetDistance):
     It needs 320 images.
     """
 
-    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
-        mean, basis = find_principal_components(real, COMPONENTS)
-        return super()._measure(project(generated, mean, basis), project(real, mean, basis))
+    def _measure(self, generated: Tensor, real: RealFeatures) -> Measurement:
+        return super()._measure(*project_all([generated, real], real))
 
 
-def too_few_images(generated: int, real: int, features: int) -> str | None:
+def project_all(sets: Sequence[RealFeatures | None], real: RealFeatures) -> list[RealFeatures | None]:
+    """Return features, or their statistics, in the first 64 principal components of the real ones."""
+    mean, basis = find_principal_components(unwrap(real), COMPONENTS)
+
+    def convert(x: RealFeatures | None) -> RealFeatures | None:
+        return x.project(mean, basis) if isinstance(x, ReferenceStatistics) else project(x, mean, basis)
+
+    return [x if x is None else convert(x) for x in sets]
+
+
+def too_few_images(generated: int, real: int | None, features: int) -> str | None:
     """Return why a Fréchet distance is meaningless, or None.
 
     Args:
         generated: number of generated images.
-        real: number of real images.
+        real: number of real images; None if it is unknown.
         features: number of features.
     """
     needed = IMAGES_PER_FEATURE * features
-    if min(generated, real) >= needed:
+    if min(generated, needed if real is None else real) >= needed:
         return None
+    if real is None:
+        return f"{generated:,} generated images, but {features:,} features need {needed:,}"
     return f"{generated:,} generated and {real:,} real images, but {features:,} features need {needed:,} of both"
 
 

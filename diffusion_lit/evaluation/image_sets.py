@@ -9,10 +9,11 @@ from torch import Tensor
 
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation import features
-from diffusion_lit.evaluation.distances import find_principal_components, project
+from diffusion_lit.evaluation.distances import compute_moments
 from diffusion_lit.evaluation.features import FeatureExtractor, RealImages
-from diffusion_lit.evaluation.image_metrics import COMPONENTS
+from diffusion_lit.evaluation.image_metrics import project_all
 from diffusion_lit.evaluation.intervals import fixed_permutation
+from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics
 
 
 @dataclass(frozen=True)
@@ -39,32 +40,41 @@ class Reference:
     Args:
         extractor: of the features.
         classifier: for class accuracy; None without classes.
-        training: real images of the training split.
+        training: real images of the training split; None with `statistics`.
         val: real images of the validation split, if there is one.
         class_names: of the run.
         flip: whether training mirrors images at random.
+        statistics: of real images, instead of the images.
     """
 
     extractor: FeatureExtractor
     classifier: FeatureExtractor | None
-    training: ImageSet
+    training: ImageSet | None
     val: ImageSet | None
     class_names: list[str]
     flip: bool = False
+    statistics: ReferenceStatistics | None = None
 
 
 def make_reference(
-    real: RealImages, name: str, class_names: list[str], limit: int | None = None, with_classifier: bool = True
+    real: RealImages,
+    name: str,
+    class_names: list[str],
+    limit: int | None = None,
+    with_classifier: bool = True,
+    statistics: ReferenceStatistics | None = None,
 ) -> Reference:
     """Return the reference of at most `limit` real images of each split, with the extractor of that name.
 
     Other features than those of the classifier come with one as well, if there are classes and
-    `with_classifier`.
+    `with_classifier`. With `statistics` there are no images in it.
     """
     extractor = features.FEATURE_EXTRACTORS[name](real)
     classifier = extractor if name == "classifier" else None
-    if classifier is None and class_names and with_classifier:
+    if classifier is None and class_names and with_classifier and real.train:
         classifier = features.make_classifier(real)
+    if statistics:
+        return Reference(extractor, classifier, None, None, class_names, real.flip, statistics)
 
     def make_set(store: ImageStore) -> ImageSet:
         images, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
@@ -78,10 +88,27 @@ class FeatureSets(NamedTuple):
     """Features (N, D) of the generated, the real, and the real images of the other split, if those are measured."""
 
     generated: Tensor
-    real: Tensor
+    real: RealFeatures
     other: Tensor | None
 
     def project(self) -> "FeatureSets":
         """Return the first 64 principal components of the real features."""
-        mean, basis = find_principal_components(self.real, COMPONENTS)
-        return FeatureSets(*[None if x is None else project(x, mean, basis) for x in self])
+        return FeatureSets(*project_all(self, self.real))
+
+
+def compute_statistics(images: ImageSet, extractor: FeatureExtractor, resize: str, fingerprint: str):
+    """Return the `ReferenceStatistics` of real images.
+
+    Args:
+        images: with their features.
+        extractor: of the features.
+        resize: of the images, see `describe_resize`.
+        fingerprint: of the images.
+    """
+    moments = compute_moments(images.features)
+    return ReferenceStatistics(moments, len(images), extractor.name, extractor.digest, resize, fingerprint)
+
+
+def describe_resize(extractor: FeatureExtractor, height: int, width: int, resample: str | None) -> str:
+    """Return how images are resized for the data and for their features."""
+    return f"{height}x{width}, {resample}; {extractor.name}: {extractor.resize}"

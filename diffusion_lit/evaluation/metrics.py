@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, kernel_distance
@@ -27,6 +28,7 @@ from diffusion_lit.evaluation.image_sets import FeatureSets, ImageSet, Reference
 from diffusion_lit.evaluation.intervals import Estimate, Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorization import Neighbors
+from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics
 from diffusion_lit.system.errors import Exit, UserError
 
 MIN_IMAGES = 4  # for a distance between sets
@@ -57,6 +59,9 @@ class Comparison:
         features = reference.extractor(images) if features is None else features
         self.generated = ImageSet(images, features, torch.as_tensor(labels))
         self.measurements: dict[str, Measurement] = {}  # for paired comparisons, by column
+        self.real = self.other = None
+        if reference.statistics:
+            return
         splits = {"train": reference.training, "val": reference.val}
         self.real = splits.pop(split)
         (other,) = splits.values()
@@ -74,6 +79,8 @@ class Comparison:
     @cached_property
     def features(self) -> FeatureSets:
         """Return the features of the generated, the real and the other real images, on the device."""
+        if statistics := self.reference.statistics:
+            return FeatureSets(self.generated.features.to(self.device), statistics.to(self.device), None)
         sets = (self.generated, self.real, self.other)
         return FeatureSets(*[images and images.features.to(self.device) for images in sets])
 
@@ -136,20 +143,28 @@ def _frechet_entries(c: Comparison, sets: FeatureSets, name: str) -> dict[str, o
     if sets.other is not None and len(sets.other) < len(sets.generated):
         sets = sets._replace(other=None)  # fewer images have a larger distance
     result = _distance_entries(c, sets, FrechetDistance, name)
+    if c.reference.statistics:
+        return result  # halves of the real images are unknown
     extrapolated = extrapolated_frechet_distance(sets.generated, sets.real, result[name])
     return result | {f"{name}_extrapolated": extrapolated}
 
 
 def _distance_entries(c: Comparison, sets: FeatureSets, metric: type[DistanceMetric], name: str) -> dict[str, float]:
     measured = c.measurements[name] = _measure(metric, sets.generated, sets.real).stratify(c.generated.labels)
-    result = measured.interval().entries(name) | {f"{name}_reference_error": measured.reference_error()}
+    result: dict[str, float] = measured.interval().entries(name)
+    if measured.real is not None:
+        result[f"{name}_reference_error"] = measured.reference_error()
     if sets.other is not None:
         other = _measure(metric, sets.other, sets.real)
         result |= other.interval().entries(f"{name}_real") | {f"{name}_real_images": len(sets.other)}
     return result
 
 
-def _measure(metric: type[DistanceMetric], generated: Tensor, real: Tensor) -> Measurement:
+def _measure(metric: type[DistanceMetric], generated: Tensor, real: RealFeatures) -> Measurement:
+    if isinstance(real, ReferenceStatistics):
+        distance = metric(statistics=real, sync_on_compute=False)
+        distance.update(generated, real=False)
+        return distance.measure()
     distance = metric(sync_on_compute=False)
     distance.update(generated, real=False)
     distance.update(real, real=True)
@@ -206,6 +221,20 @@ METRICS: dict[str, Callable[[Comparison], dict]] = {
 }
 
 
+OF_STATISTICS = {"fd", "fd64", "class_accuracy"}  # metrics that need no real images
+
+
+def compute_metric(name: str, c: Comparison) -> dict[str, object]:
+    """Return the entries of a metric, or why its columns are withheld."""
+    if c.reference.statistics and name not in OF_STATISTICS:
+        reason = f"needs images, and {c.reference.statistics.file} has their mean and covariance only"
+    elif name == "class_accuracy" and c.reference.classifier is None:
+        reason = "no images to train a classifier on. Add reference_data="
+    else:
+        return METRICS[name](c)
+    return {f"{column}_withheld": reason for column in METRIC_COLUMNS[name]}
+
+
 def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy", "kid")) -> list[dict[str, object]]:
     """Return a row for each class: number of images, and of the requested metrics class accuracy and KID.
 
@@ -214,9 +243,10 @@ def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy
     """
     rows = []
     for label, name in enumerate(c.reference.class_names):
-        generated, real = (torch.nonzero(images.labels == label)[:, 0] for images in (c.generated, c.real))
+        generated = torch.nonzero(c.generated.labels == label)[:, 0]
+        real = torch.nonzero(c.real.labels == label)[:, 0] if c.real else ()
         row = {"class": name, "images": len(generated), "real_images": len(real)}
-        if len(generated) and "class_accuracy" in requested:
+        if len(generated) and "class_accuracy" in requested and c.reference.classifier:
             row |= proportion_interval(c.is_correct[generated]).entries("class_accuracy")
         if min(len(generated), len(real)) >= MIN_CLASS_IMAGES and "kid" in requested:
             row |= kernel_distance(c.features.generated[generated], c.features.real[real]).interval().entries("kid")

@@ -40,8 +40,9 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
         f"evaluated  {result['num_images']:,} images of {settings['checkpoint']}, {settings['weights']}, seed "
         f"{settings['seed']}, {sampler['name']}, NFE {result['nfe']:g}{guidance}",
         f"features   {features['name']} ({', '.join([features['digest'], *facts])})",
-        f"reference  {reference['split']}, {reference['images']:,} images",
+        f"reference  {_describe_reference(reference)}",
     ]
+    withheld: dict[str, list[str]] = {}
     for name, column in COLUMNS.items():
         is_equal = math.isclose(result.get("fd", math.nan), result.get("fd64", 0), rel_tol=1e-6)
         if name == "fd64" and (is_equal or result.get("fd64_withheld", "") == result.get("fd_withheld")):
@@ -50,8 +51,9 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
             heading = "FID" if (name, features["name"]) == ("fd", "inception") else column.heading
             number = f"{_interval(result, name, column.format)}{column.unit}"
             lines.append(f"{heading:<10} {number}{_describe_context(result, name, column.format)}")
-        elif reason := result.get(f"{name}_withheld"):
-            lines.append(f"{column.heading:<10} withheld: {reason}")
+        elif (reason := result.get(f"{name}_withheld")) and column.heading not in withheld.setdefault(reason, []):
+            withheld[reason].append(column.heading)
+    lines += [f"{', '.join(headings):<10} withheld: {reason}" for reason, headings in withheld.items()]
     for row in per_class[:PRINTED_CLASSES]:
         formats = {"class_accuracy": ".1%", "kid": ".4g"}
         values = "  ".join(f"{key} {_interval(row, key, form)}" for key, form in formats.items() if key in row)
@@ -59,6 +61,14 @@ def format_evaluation(result: dict, per_class: list[dict]) -> list[str]:
     if len(per_class) > PRINTED_CLASSES:
         lines.append(f"  {len(per_class) - PRINTED_CLASSES} more classes in result.json")
     return lines
+
+
+def _describe_reference(reference: dict) -> str:
+    """Return what the images were compared with, and what is unknown about it."""
+    images = [] if reference["images"] is None else [f"{reference['images']:,} images"]
+    unknown = reference.get("unknown")
+    unknown = [f"unknown, since the file does not say: {', '.join(unknown)}"] if unknown else []
+    return ", ".join([reference["split"] or reference["statistics"], *images, *unknown])
 
 
 def _interval(values: dict, key: str, form: str) -> str:

@@ -59,7 +59,13 @@ def check_evaluation(config: DictConfig) -> None:
         faults.append("features=classifier: the run has no classes. Choose features=pixels or inception (a download)")
     if config.num_images < 20:
         faults.append(f"num_images={config.num_images}: too few for a distance, at least 20 are needed")
-    if "_target_" not in data:
+    if config.reference_statistics is not None:
+        faults += find_statistics_faults(config)
+    elif config.save_statistics and not config.save_statistics.endswith(".npz"):
+        faults.append(f"save_statistics={config.save_statistics}: must end in .npz")
+    if config.reference_statistics is not None and not has_reference_images(config, data):
+        pass  # no image is read
+    elif "_target_" not in data:
         fault = "a published model does not say where its training images are"
         faults.append(f"{fault}: add reference_data=<a folder, .npy, .npz, .csv, .tsv or .parquet>")
     elif config.reference_data is None and data.get("streaming") == "every_epoch":
@@ -83,6 +89,23 @@ def make_reference_config(config: DictConfig, data: dict) -> dict:
     source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none", "exclude": None}
     source |= {"value_range": data.get("value_range") or "auto"}
     return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
+
+
+def has_reference_images(config: DictConfig, data: dict) -> bool:
+    """Return whether there are real images: those of `reference_data`, or those that the run keeps."""
+    return config.reference_data is not None or ("_target_" in data and data.get("streaming") != "every_epoch")
+
+
+def find_statistics_faults(config: DictConfig) -> list[str]:
+    """Return what is wrong with a request that compares with statistics instead of images."""
+    where, faults = f"reference_statistics={config.reference_statistics}", []
+    if not Path(config.reference_statistics).expanduser().is_file():
+        faults.append(f"{where}: no such file. Write one with save_statistics=")
+    if config.reference_split != "train" or config.reference_images is not None:
+        faults.append(f"{where}: replaces the real images. Remove reference_split= and reference_images=")
+    if config.save_statistics:
+        faults.append(f"{where} and save_statistics={config.save_statistics}: choose one")
+    return faults
 
 
 @contextmanager

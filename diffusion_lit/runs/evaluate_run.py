@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import build_source
@@ -12,14 +14,16 @@ from diffusion_lit.config.metric_columns import NEEDS_CLASSES
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation import metrics
-from diffusion_lit.evaluation.features import RealImages, collect_real_images
-from diffusion_lit.evaluation.image_sets import Reference, make_reference
+from diffusion_lit.evaluation.features import FROM_IMAGES, RealImages, collect_real_images
+from diffusion_lit.evaluation.image_sets import Reference, compute_statistics, describe_resize, make_reference
+from diffusion_lit.evaluation.reference_statistics import check_statistics, load_statistics, save_statistics
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
-from diffusion_lit.runs.evaluate_request import make_reference_config
+from diffusion_lit.runs.evaluate_request import has_reference_images, make_reference_config
 from diffusion_lit.runs.fast_sampling import speed_up
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
 from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.system.console import announce
+from diffusion_lit.system.errors import Exit, UserError
 
 log = logging.getLogger("diffusion_lit.evaluate")
 WriteResult = Callable[[dict, metrics.Comparison], None]
@@ -38,17 +42,50 @@ class EvaluationTask(NamedTuple):
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
     data, names = make_reference_config(config, model.config["data"]), model.class_names
+    statistics = config.reference_statistics and load_statistics(Path(config.reference_statistics).expanduser())
+    real = load_real_images(config, data, model)
+    is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
+    features = config.features or (statistics and statistics.features)
+    features = features or ("classifier" if is_classifier_needed else "pixels")
+    if real.train is None and features in FROM_IMAGES:
+        fault = f"features={features} are made of training images, which this model does not have"
+        raise UserError(Exit.CONFIG, f"{fault}. Add reference_data=, or features=inception")
+    with announce(f"features ({features}) of the real images"):
+        has_accuracy = "class_accuracy" in config.metrics
+        reference = make_reference(real, features, names, config.reference_images, has_accuracy, statistics)
+    resize = describe_resize(reference.extractor, *model.codec.image_shape[1:], data.get("resample"))
+    if statistics:
+        blank = torch.zeros(1, *model.codec.image_shape, dtype=torch.uint8)
+        size = reference.extractor(blank).shape[1]
+        check_statistics(statistics, features, reference.extractor.digest, resize, size)
+    if config.save_statistics:
+        write_statistics(config, real, reference, resize)
+    labels = np.arange(max(1, len(names))) if real.train is None else np.array(real.train.labels)
+    if reference.training:
+        labels = reference.training.labels.numpy()
+    labels = metrics.labels_in_proportion(torch.from_numpy(labels), config.num_images)
+    return EvaluationTask(config, speed_up(model, config, len(labels)), real, reference, labels)
+
+
+def load_real_images(config: DictConfig, data: dict, model: TrainedModel) -> RealImages:
+    """Return the images of `reference_data`, else those of the run; none where only statistics are compared with."""
+    if not has_reference_images(config, data):
+        return RealImages(None, None, len(model.class_names), False, data.get("resample"), model.device)
     if config.reference_data is None:
         images = load_run_images(data, model.checkpoint, config.accept)
     else:
         images = load_splits(build_source(data), data)
-    real = collect_real_images(*images, data, model.device)
-    is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
-    features = config.features or ("classifier" if is_classifier_needed else "pixels")
-    with announce(f"features ({features}) of the real images"):
-        reference = make_reference(real, features, names, config.reference_images, "class_accuracy" in config.metrics)
-    labels = metrics.labels_in_proportion(reference.training.labels, config.num_images)
-    return EvaluationTask(config, speed_up(model, config, len(labels)), real, reference, labels)
+    return collect_real_images(*images, data, model.device)
+
+
+def write_statistics(config: DictConfig, real: RealImages, reference: Reference, resize: str) -> None:
+    """Write the statistics of the real images to the file of `save_statistics`."""
+    path, is_train = Path(config.save_statistics).expanduser(), config.reference_split == "train"
+    images, store = (reference.training, real.train) if is_train else (reference.val, real.val)
+    if len(images) < metrics.MIN_IMAGES:
+        raise UserError(Exit.DATA, f"save_statistics={path}: {len(images)} images are too few")
+    save_statistics(compute_statistics(images, reference.extractor, resize, store.fingerprint), path)
+    log.info("statistics %s, %s images, %s", path, f"{len(images):,}", reference.extractor.name)
 
 
 def measure(task: EvaluationTask, write: WriteResult) -> dict:
@@ -80,7 +117,10 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     keys = ("metrics", "features", "reference_data", "reference_split", "reference_images")
     identity = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}))
     identity |= {"digest": reference.extractor.digest}
-    identity |= {"train": task.real.train.fingerprint, "val": task.real.val and task.real.val.fingerprint}
+    identity |= {
+        name: store and store.fingerprint for name, store in (("train", task.real.train), ("val", task.real.val))
+    }
+    identity |= {"statistics": reference.statistics and reference.statistics.describe()}
 
     def is_measured(_: int) -> bool:
         return run_dir.read_result(out).get("request") == identity
@@ -110,13 +150,18 @@ def make_result(task: EvaluationTask, comparison: metrics.Comparison, facts: dic
     for name in task.config.metrics:
         if reference.class_names or name not in NEEDS_CLASSES:
             with announce(f"measuring {name}"):
-                result |= metrics.METRICS[name](comparison)
+                result |= metrics.compute_metric(name, comparison)
     if reference.class_names and {"class_accuracy", "kid"} & set(task.config.metrics):
         result["per_class"] = metrics.compute_per_class(comparison, task.config.metrics)
-    extractor, data = reference.extractor, task.real.train.fingerprint
+    extractor = reference.extractor
+    if reference.statistics:
+        compared = {"split": None, **reference.statistics.describe()}
+    else:
+        data = task.real.train.fingerprint
+        compared = {"split": task.config.reference_split, "images": len(comparison.real), "data": data}
     result["settings"] = {
         "features": {"name": extractor.name, "digest": extractor.digest, **extractor.facts},
-        "reference": {"split": task.config.reference_split, "images": len(comparison.real), "data": data},
+        "reference": compared,
         **describe_sampling(task.model, task.config),
     }
     return result

