@@ -51,4 +51,4 @@ def copy_to_device(tensor: Tensor, device: torch.device | None) -> Tensor:
     """Return a CPU tensor on a device. On CUDA the copy is from pinned memory, so that the CPU does not wait for it."""
     if device is None:
         return tensor
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -75,12 +75,12 @@ class Pinnable:
         self.calls.append("pin")
         return self
 
-    def to(self, device, non_blocking):
+    def to(self, device, non_blocking=False):
         self.calls.append((device, non_blocking))
         return self
 
 
-@pytest.mark.parametrize(("device", "calls"), [(CUDA, ["pin", (CUDA, True)]), (CPU, [(CPU, True)]), (None, [])])
+@pytest.mark.parametrize(("device", "calls"), [(CUDA, ["pin", (CUDA, True)]), (CPU, [(CPU, False)]), (None, [])])
 def test_no_copy_to_a_gpu_is_from_pageable_memory(device, calls):
     seen = []
     copy_to_device(Pinnable(seen), device)

@@ -63,6 +63,9 @@ def test_a_compiled_network_makes_the_same_images(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda net, options: original(net, backend=backend))
     assert torch.equal(sample(make_model(), compile=True), sample(make_model()))
     assert len(graphs) == 1  # the last batch is filled up
+    half = sample(make_model(), precision="bf16-mixed", compile=True)
+    assert torch.equal(half, sample(make_model(), precision="bf16-mixed"))
+    assert len(graphs) == 2  # with autocast inside, and no break
 
 
 @pytest.mark.parametrize(("images", "pixels", "size"), [
