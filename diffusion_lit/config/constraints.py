@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import pairwise
 
+from diffusion_lit.config.few_steps import check_lcm_steps, check_stages, check_student_sampler
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
 
@@ -268,26 +268,6 @@ def check_skins(v: dict) -> Iterator[str]:
         yield "data.render=skin: needs RGBA images of 64x64 px. Set data.channels=4 data.image_size=64"
 
 
-def check_stages(v: dict) -> Iterator[str]:
-    """Refuse stages of a distillation that do not divide each other."""
-    counts = [v["distill.teacher_steps"], *v["distill.stages"]]
-    is_half = v["distill._target_"].endswith(".Progressive")
-    for more, fewer in pairwise(counts):
-        if more % fewer or more == fewer or (is_half and more != 2 * fewer):
-            rule = "half of" if is_half else "a divisor of"
-            yield f"distill.stages={format_value(counts[1:])}: {fewer} steps must be {rule} the {more} before them"
-
-
-def check_student_sampler(v: dict) -> Iterator[str]:
-    """Refuse any sampler of a student but DDIM with the steps that it has learned."""
-    steps = v["learned_steps"] if "learned_steps" in v else v["distill.stages"][-1]
-    if v["sampler.name"] != "ddim" or v.get("sampler.eta") or v.get("sampler.timestep_spacing") != "trailing":
-        learned = "sampler=ddim sampler.eta=0 sampler.timestep_spacing=trailing"
-        yield f"sampler={v['sampler.name']}: a distilled model has learned {learned}. Leave it out"
-    if v["sampler.steps"] != steps:
-        yield f"sampler.steps={v['sampler.steps']}: a distilled model has learned steps={steps}. Leave it out"
-
-
 CHECKS = (
     check_limits, check_metric, check_project,
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
@@ -295,5 +275,5 @@ CHECKS = (
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
     check_model_interpolations, check_streaming,
     check_alpha, check_value_range, check_tiles, check_best_by, check_skins, check_strategy, check_batch_size,
-    check_stages, check_student_sampler,
+    check_stages, check_student_sampler, check_lcm_steps,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,33 @@ from diffusion_lit.diffusion.distillation import Distillation, DistillationLevel
 from diffusion_lit.diffusion.randomness import RandomNumbers
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.runs.student import stage_at
+from diffusion_lit.training.ema import Decay
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.noise_levels import ValidationLevels
 from diffusion_lit.training.validation_metric import LossByNoiseLevel
+
+
+@dataclass(frozen=True)
+class StageDecay:
+    """The decay of an EMA that begins again with each stage, whose first update copies the student.
+
+    A long average would hold the student of the stage before.
+    """
+
+    decay: Decay
+    max_steps: int
+    count: int  # of stages
+
+    @property
+    def update_every(self) -> int:
+        """Return the number of optimizer steps between two updates."""
+        return self.decay.update_every
+
+    def __call__(self, n: int) -> float:
+        """Return the decay of the update after n earlier ones."""
+        stage = stage_at(n * self.update_every, self.max_steps, self.count)
+        first = -(-stage * self.max_steps // self.count)  # step of the stage
+        return self.decay(n - first // self.update_every)
 
 
 class StudentModule(DiffusionModule):
@@ -50,6 +75,7 @@ class StudentModule(DiffusionModule):
         self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.method, self.counts, self.max_steps = method, [teacher_steps, *stages], max_steps
         self.guidance, self.clip_x0 = guidance, clip_x0
+        self.decay = self.decay and StageDecay(self.decay, max_steps, len(stages))
 
     def train(self, mode: bool = True) -> "StudentModule":
         """Set the mode of `net`; teacher and EMAs stay in evaluation mode."""

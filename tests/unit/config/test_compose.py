@@ -212,7 +212,7 @@ def test_every_key_has_a_type_and_a_meaning_and_its_default_passes():
 def test_every_check_of_values_together_finds_its_keys():
     """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
     left = set(CHECKS)
-    others = CONF / "diffusion" / "edm.yaml", CONF / "distill" / "progressive.yaml"
+    others = CONF / "diffusion" / "edm.yaml", CONF / "distill" / "progressive.yaml", CONF / "sampler" / "lcm.yaml"
     for path in [*sorted((CONF / "model").glob("*.yaml")), *others]:
         words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
         words += ["distill.teacher=run", "sampler=ddim", "sampler.steps=1"] * (path.parent.name == "distill")

@@ -628,3 +628,24 @@ def test_guidance_costs_one_evaluation_where_it_is_off_and_a_double_batch_elsewh
 def test_without_classes_there_is_nothing_to_guide_by():
     labels, seeds = [0, 1], [1, 2]
     assert torch.equal(unet_images(labels, seeds, guided_by(7.5, num_classes=0)), unet_images(labels, seeds))
+
+
+@each("steps", [1, 2, 4, 8])
+def test_lcm_of_an_exact_consistency_model_reaches_the_distribution(steps):
+    """On N(m, v) its map to the clean image is known: x0 = m + sqrt(v) (x_t - alpha m) / sqrt(alpha^2 v + sigma^2)."""
+    process, mean, variance = COSINE, 0.1, 0.04
+
+    def net(x_t, t, y):
+        alpha, sigma = process.alpha[t[0]], process.sigma[t[0]]
+        spread = (alpha**2 * variance + sigma**2).sqrt()
+        return (mean + variance**0.5 * (x_t.double() - alpha * mean) / spread).float()
+
+    sampler = sampler_of("lcm", steps=steps, batch_size=4, clip_x0=False)
+    scheduler = sampler.build_scheduler(process)
+    assert len(scheduler.timesteps) == steps
+    images = generate(net, Diffusion(process, "sample", Uniform()), sampler, [0] * 4, range(4), (1, 64, 64))
+    assert images.mean().item() == pytest.approx(mean, abs=0.01)  # of 16,384 draws
+    assert images.std().item() == pytest.approx(variance**0.5, rel=0.03)
+    noise = torch.stack([torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(k)) for k in range(4)])
+    is_random = torch.corrcoef(torch.stack([images.flatten(), noise.flatten()]))[0, 1].item() < 0.9
+    assert is_random == (steps > 1)  # a step after the first one draws new noise
