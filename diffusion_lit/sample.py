@@ -9,7 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.distributed.shard_device import choose_device
 from diffusion_lit.runs import output, run_dir
-from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, parse_labels, read_originals
+from diffusion_lit.runs.sample_request import (
+    check_sampling,
+    insert_stored_sampler,
+    parse_requests,
+    read_originals,
+    warn_of_unknown_words,
+)
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -32,8 +38,9 @@ def sample(config: DictConfig) -> None:
     from diffusion_lit.sampling.request import make_requests
 
     model = load_requested_model(config, log.warning)
-    names, originals = model.class_names, read_originals(config, model.config)
-    requests = make_requests(config, parse_labels(config, names), len(names), len(originals.files) if originals else 1)
+    originals, labels = read_originals(config, model.config), parse_requests(config, model.config)
+    warn_of_unknown_words(labels, model.config, log.warning)
+    requests = make_requests(config, labels, len(model.class_names), len(originals.files) if originals else 1)
     model, edit = speed_up(model, config, len(requests)), None
     if originals:
         indices = [request.row[0] for request in requests]
@@ -67,7 +74,7 @@ def sample_in_shards(config: DictConfig) -> None:
 
     config = OmegaConf.merge(config, {"device": choose_device(config.device)})
     model, out = load_requested_model(config, log.warning), Path(config.out).expanduser()
-    requests = make_requests(config, parse_labels(config, model.class_names), len(model.class_names))
+    requests = make_requests(config, parse_requests(config, model.config), len(model.class_names))
     model = speed_up(model, config, len(requests))
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
     settings = describe_sampling(model, config) | {"same_noise": config.same_noise}

@@ -61,7 +61,8 @@ def _build_network(config: dict) -> nn.Module:
 
 def make_text_encoder(config: dict) -> TextEncoder | None:
     """Return the text encoder of a run, None for `text_encoder=none`."""
-    settings = {key: value for key, value in config.get("text_encoder", {}).items() if key != "word_dropout"}
+    group, others = config.get("text_encoder") or {}, ("word_dropout", "fitted")  # not of the encoder
+    settings = {key: value for key, value in group.items() if key not in others}
     try:
         return build(settings) if settings else None
     except (TypeError, ValueError, OverflowError) as error:

@@ -18,6 +18,7 @@ from diffusion_lit.system.errors import Exit, UserError
 
 SAMPLE_KEYS = (  # not of evaluate
     "classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask", "palette", "format",
+    "prompt", "negative_prompt",
 )  # fmt: skip
 DATA_DEFAULTS = {"flip": 0.0, "val_fraction": 0.05, "random_crop": 0, "cache_dir": None}  # lacked by a published model
 
@@ -57,6 +58,8 @@ def check_evaluation(config: DictConfig) -> None:
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     if config.features == "classifier" and not data["class_names"]:
         faults.append("features=classifier: the run has no classes. Choose features=pixels or inception (a download)")
+    if run_config.get("text_encoder"):
+        faults.append("text_encoder: a run with prompts is measured while it trains (metrics_every), not by evaluate")
     if config.num_images < 20:
         faults.append(f"num_images={config.num_images}: too few for a distance, at least 20 are needed")
     if config.reference_statistics is not None:

@@ -230,6 +230,8 @@ def load_requested_model(config: DictConfig, warn: Callable[[str], None]) -> Tra
         guide = TrainedModel.from_run(guide, str(config["guide_checkpoint"]), device=device, warn=warn)
     settings = {key: config[key] for key in ("weights", "ema_length", "device", "sampler", *GUIDANCE_KEYS)}
     model = TrainedModel.from_run(config["run"], str(config["checkpoint"]), guide=guide, warn=warn, **settings)
+    if config.get("negative_prompt"):
+        model.condition = replace(model.condition, negative=config["negative_prompt"])
     if config.get("palette"):
         palette = read_palette(config["palette"], Path(config["run"]).expanduser(), model.codec.shape[0])
         model.codec = replace(model.codec, palette=palette)
@@ -265,13 +267,14 @@ def generate_with_progress(
 
 def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
     """Return the settings that images are generated with; `config` is that of `load_requested_model`."""
-    has_guidance = model.class_names or model.guide
+    has_guidance, negative = model.condition.has_null or model.guide, getattr(model.condition, "negative", "")
     return {
         "checkpoint": model.checkpoint.name,
         "weights": config.weights,
         "ema_length": config.ema_length,
         "seed": config.seed,
         **{key: model.guidance[key] if has_guidance else None for key in GUIDANCE_KEYS},
+        **({"negative_prompt": negative} if negative else {}),
         "guide": "/".join(model.guide.checkpoint.parts[-3:]) if model.guide else None,
         "sampler": model.config["sampler"],
         **describe_teacher(model.config),

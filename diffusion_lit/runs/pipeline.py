@@ -1,6 +1,7 @@
 """Pipeline: a trained model in Python, from a run folder, a published folder, the Hugging Face hub, or a module."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import to_pil
 from diffusion_lit.runs.diffusers_format import resolve_pretrained
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
-from diffusion_lit.sampling.labels import parse_class
+from diffusion_lit.sampling.labels import Label, parse_class, row_names
 from diffusion_lit.sampling.previews import labels_in_rows
+from diffusion_lit.text.prompt_condition import PromptCondition
 
 
 class Pipeline:
@@ -26,6 +28,7 @@ class Pipeline:
     Examples:
         >>> pipeline = Pipeline.from_pretrained("outputs/digits/<run>")  # doctest: +SKIP
         >>> pipeline(classes=["3", "8"], num_images=16, seed=0)[0].save("three.png")  # doctest: +SKIP
+        >>> Pipeline.from_pretrained("outputs/tiles_prompt/<run>")("a golden dragon")  # doctest: +SKIP
         >>> Pipeline(module)(num_images=4, seed=0)  # doctest: +SKIP
     """
 
@@ -54,21 +57,24 @@ class Pipeline:
 
     def __call__(
         self,
-        classes: Sequence[int | str] | None = None,
+        classes: str | Sequence[int | str] | None = None,
         num_images: int = 8,
         seed: int = 0,
         output_type: str = "pil",
         progress: bool = True,
+        negative_prompt: str = "",
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Generate images, divided among the classes. Image k depends on `seed` and k alone.
+        """Generate images, divided among the classes or prompts. Image k depends on `seed` and k alone.
 
         Args:
-            classes: names or numbers; all classes if None. Must be None for a model
-                without classes.
+            classes: names or numbers; all classes if None. Of a model with a text encoder
+                the prompts, or one prompt; None for those of its previews. Must be None for
+                a model without either.
             num_images: number of images in all.
             seed: of the initial noise.
             output_type: "pil"; "np", float32 (N, H, W, C) in [0, 1]; "pt", float32
                 (N, C, H, W) in [0, 1].
+            negative_prompt: prompt that guidance leads away from.
             progress: whether to show a progress bar.
 
         Raises:
@@ -76,13 +82,24 @@ class Pipeline:
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type={output_type!r}: must be one of pil, np, pt")
-        if classes is not None and not self.class_names:
-            raise ValueError("classes: this model has none")
-        names = self.class_names
-        chosen = range(len(names)) if classes is None else [parse_class(name, names) for name in classes]
-        labels, seeds = labels_in_rows(list(chosen) or [0], num_images), image_seeds(seed, num_images)
-        images = generate_with_progress(self.model, labels, seeds, show_progress=progress).images
+        model = self.model
+        if isinstance(model.condition, PromptCondition):
+            model = replace(model, condition=replace(model.condition, negative=negative_prompt))
+        labels, seeds = labels_in_rows(self._parse(classes), num_images), image_seeds(seed, num_images)
+        images = generate_with_progress(model, labels, seeds, show_progress=progress).images
         if output_type == "pil":
             return [to_pil(image) for image in images]
         images = images.float() / 255
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
+
+    def _parse(self, requests: str | Sequence[int | str] | None) -> list[Label]:
+        """Return the labels of classes or prompts."""
+        if isinstance(self.model.condition, PromptCondition):
+            prompts = [requests] if isinstance(requests, str) else requests or row_names(self.model.config)
+            if unknown := [prompt for prompt in prompts if self.model.condition.encoder.is_unknown(str(prompt))]:
+                raise ValueError(f"{unknown[0]}: no training caption has a word of this prompt")
+            return [str(prompt) for prompt in prompts]
+        names = self.class_names
+        if requests is not None and not names:
+            raise ValueError("classes: this model has none")
+        return [*range(len(names))] or [0] if requests is None else [parse_class(name, names) for name in requests]

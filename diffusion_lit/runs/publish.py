@@ -27,6 +27,7 @@ from diffusion_lit.runs import checkpoints, pretrained, run_dir
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress, read_package_versions
 from diffusion_lit.runs.model_card import render_model_card
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
+from diffusion_lit.sampling.labels import row_names
 from diffusion_lit.sampling.previews import ROWS, draw_class_grid, preview_labels
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_text_atomically
@@ -35,7 +36,17 @@ PIPELINE_FILE = "pipeline.py"
 log = logging.getLogger("diffusion_lit.export")
 # keys of config.yaml that are published: the training recipe and how images are decoded, but no local path
 KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUIDANCE_KEYS)
-KEYS += ("model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule")
+KEYS += (
+    "text_encoder",
+    "preview_prompts",
+    "model",
+    "diffusion",
+    "weighting",
+    "ema",
+    "sampler",
+    "optimizer",
+    "lr_schedule",
+)
 DATA_KEYS = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
     "value_range",
@@ -68,7 +79,8 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     write_text_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(published)))
     if (palette := run / PALETTE_FILE).is_file():
         shutil.copyfile(palette, out / PALETTE_FILE)
-    labels, names = preview_labels(len(model.class_names)), model.class_names
+    names = row_names(model.config)
+    labels = preview_labels(len(names), model.config.get("preview_prompts") or ())
     title = describe_rows(len(names), ROWS).lstrip(", ")
     images = generate_with_progress(model, labels, image_seeds(config.seed, len(labels))).images
     add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names, title)).save(out / "grid.png")
@@ -91,7 +103,7 @@ def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.flo
     from safetensors.torch import save_file
 
     unet = getattr(model.net, "unet", None)
-    if not hasattr(unet, "save_pretrained"):
+    if not hasattr(unet, "save_pretrained") or hasattr(model.net, "supports_prompts"):
         save_file(cast(model.net.state_dict(), dtype), out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
     nn.Module.to(copy.deepcopy(unet), dtype).save_pretrained(out / "unet")  # diffusers' own `to` warns of nothing

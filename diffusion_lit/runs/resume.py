@@ -16,6 +16,8 @@ CHANGEABLE = {
     "guidance_interval", "guidance_rescale", "logger", "sampler", "name", "strategy.name", "strategy.accelerator",
     "strategy.devices", "strategy.num_nodes", "strategy.accumulate", "strategy.compile", "data.root", "data.exclude",
     "data.cache_dir", "data.classifier_images", "data.render", "metric", "plan", "callbacks", "trainer.fast_dev_run",
+    "preview_prompts",
+    *[f"text_encoder.{key}" for key in ("fitted", "words", "rare_words", "commit", "digest", "width")],
     "trainer.limit_val_batches", "trainer.max_time", "trainer.deterministic", "trainer.benchmark",
     "trainer.detect_anomaly", "trainer.profiler",
 }  # fmt: skip
@@ -87,6 +89,14 @@ def check_continuation(run: Path, config: dict) -> None:
             f"{run} was trained with another configuration:\n  " + "\n  ".join(lines) + "\n"
             "Restore these values, start a new run without resume=, or add accept=[config] to resume with the new ones",
         )
+
+
+def read_vocabulary(config: dict, run: Path) -> dict:
+    """Return the configuration of a run to resume, with the vocabulary that it started with."""
+    if not config.get("text_encoder"):
+        return config
+    stored = read_run_config(run).get("text_encoder") or {}
+    return config | {"text_encoder": stored | config["text_encoder"]}
 
 
 def _is_changeable(key: str) -> bool:

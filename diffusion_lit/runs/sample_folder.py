@@ -19,7 +19,7 @@ from diffusion_lit.runs import checkpoints, shards, shared_work
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
 from diffusion_lit.sampling.editing import Edit
 from diffusion_lit.sampling.generate import OnStep
-from diffusion_lit.sampling.labels import format_label, nonzero_shares
+from diffusion_lit.sampling.labels import format_label, is_prompt_blend, nonzero_shares, row_names
 from diffusion_lit.sampling.previews import CLASS_MS, draw_class_pages
 from diffusion_lit.sampling.request import ImageRequest, draw_requests
 from diffusion_lit.system.console import progress_bar
@@ -95,7 +95,7 @@ def write_samples(
         originals: images that were edited.
         edit: how they were edited.
     """
-    names, render, images = model.class_names, model.render, model.codec.decode(x)
+    names, render, images = row_names(model.config), model.render, model.codec.decode(x)
     value_range = model.config["data"].get("value_range")
     values = to_value_range(x, value_range) if config.format != "png" else None
     draw = partial(draw_requests, requests=requests, class_names=names, originals=originals, render=render)
@@ -129,10 +129,14 @@ def to_value_range(x: Tensor, value_range: Sequence[float] | None) -> np.ndarray
 
 
 def describe_image(request: ImageRequest, names: list[str], originals: Originals | None) -> dict:
-    """Return seed, class and original of an image for the manifest; a blend as its shares."""
+    """Return seed, class or prompt, and original of an image for the manifest; a blend as its shares."""
     entry = {"seed": request.seed if isinstance(request.seed, int) else request.seed._asdict()}
     if originals:
         entry["init"] = hide_paths(str(originals.files[request.row[0]]))
+    if isinstance(request.label, str):
+        return entry | {"prompt": request.label}
+    if is_prompt_blend(request.label):
+        return entry | {"prompts": dict(request.label)}
     if not names:
         return entry | {"label": None, "class": None}
     is_blend = isinstance(request.label, tuple)

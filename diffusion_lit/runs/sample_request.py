@@ -6,7 +6,7 @@ Shared by sample, evaluate, export and app. The keys are those of
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Sweep
@@ -22,7 +22,7 @@ from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_config
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
-from diffusion_lit.sampling.labels import Label, make_blend, parse_class
+from diffusion_lit.sampling.labels import Label, make_blend, parse_class, row_names
 from diffusion_lit.system.errors import Exit, UserError
 
 SMALL = 2**30  # bytes of images that every machine has room for
@@ -78,11 +78,12 @@ def read_requested_config(config: DictConfig) -> dict:
 def check_sampling(config: DictConfig) -> None:
     """Raise UserError (exit 2) if the run cannot be sampled as requested."""
     run_config = read_requested_config(config)
-    names = run_config["data"]["class_names"]
-    labels = parse_labels(config, names)
+    names, has_prompts = row_names(run_config), bool(run_config.get("text_encoder"))
+    labels = parse_requests(config, run_config)
     check_space(config, run_config["data"], len(labels))
     network = locate(run_config["model"].get("_target_"))
-    if (config.context is not None or config.interpolate) and not getattr(network, "supports_blends", False):
+    is_blend = config.context is not None or (config.interpolate and not has_prompts)
+    if is_blend and not getattr(network, "supports_blends", False):
         key = "interpolate" if config.interpolate else "context"
         fault = f"{network.__name__}, the network of this run, takes one class at a time"
         hint = "Blends need model=unet, dit, simple_unet or context_unet"
@@ -91,7 +92,7 @@ def check_sampling(config: DictConfig) -> None:
         if config[key] and not names:
             raise UserError(Exit.CONFIG, f"{key}={format_value(config[key])}: this run has no classes")
     if config.interpolate and len(labels) < 2:
-        raise UserError(Exit.CONFIG, "interpolate=true: needs two or more classes or blends")
+        raise UserError(Exit.CONFIG, "interpolate=true: needs two or more classes, blends or prompts")
     faults = find_sampling_faults(config, run_config)
     if config.init is not None and not config.sampler.get("starts_anywhere"):
         able = [name for name in list_options("sampler") if read_option("sampler", name).get("starts_anywhere")]
@@ -164,6 +165,46 @@ def read_originals(config: DictConfig, run_config: dict):
     return load_originals(config.init, config.mask, decoding_from_config(run_config["data"]))
 
 
+def parse_requests(config: DictConfig, run_config: dict) -> list[Label]:
+    """Return the prompts to sample, or the labels for a run without prompts.
+
+    Without `prompt` the prompts are those of the run's previews.
+
+    Raises:
+        UserError: exit 2 for an unknown class, for prompts that the run does not
+            take, and for a prompt of which no training caption has a word.
+    """
+    prompts, negative = config.get("prompt"), config.get("negative_prompt")
+    if not run_config.get("text_encoder"):
+        if key := next((key for key in ("prompt", "negative_prompt") if config.get(key)), None):
+            hint = "Choose classes=, or train with text_encoder=words"
+            where = f"{key}={format_value(config[key])}"
+            raise UserError(Exit.CONFIG, f"{where}: this run was trained without prompts. {hint}")
+        return parse_labels(config, run_config["data"]["class_names"])
+    for key in ("classes", "context"):
+        if config.get(key) is not None:
+            raise UserError(Exit.CONFIG, f"{key}: the condition of this run is a prompt. Use prompt=")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts or run_config["preview_prompts"])
+    from diffusion_lit.runs.build import make_text_encoder  # imports torch
+
+    encoder = make_text_encoder(run_config)
+    for prompt in [*prompts, negative or ""]:
+        if encoder.is_unknown(prompt):
+            fault = "; ".join(encoder.find_faults(prompt)) or "it has no words"
+            raise UserError(Exit.CONFIG, f"prompt={format_value(prompt)}: {fault}. Use words of the training captions")
+    return prompts
+
+
+def warn_of_unknown_words(prompts: Sequence[Label], run_config: dict, warn: Callable[[str], None]) -> None:
+    """Warn of the words that no training caption has, for each prompt."""
+    from diffusion_lit.runs.build import make_text_encoder  # imports torch
+
+    encoder = make_text_encoder(run_config)
+    for prompt in dict.fromkeys(prompts) if encoder else ():
+        if faults := encoder.find_faults(str(prompt)):
+            warn(f"prompt={format_value(prompt)}: {'; '.join(faults)}")
+
+
 def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:
     """Return the labels of `classes` or the blends of `context`; without either all classes.
 
@@ -197,11 +238,14 @@ def find_sampling_faults(config: DictConfig, run_config: dict) -> list[str]:
     if config["guide"]:
         values |= guidance
         faults += find_guide_faults(config, run_config)
-    elif run_config["data"]["class_names"]:
+    elif run_config["data"]["class_names"] or run_config.get("text_encoder"):
         values |= guidance | {"label_dropout": run_config["label_dropout"]}
     elif guidance["guidance_scale"] != 1:
         reason = "classifier-free guidance needs classes, which the run does not have. Add guide=<run> for autoguidance"
         faults += [f"{key}={format_value(value)}: {reason}" for key, value in requested.items()]
+    if config.get("negative_prompt") and (config["guide"] or guidance["guidance_scale"] == 1):
+        cause = "guide=" if config["guide"] else "guidance_scale=1"
+        faults.append(f"negative_prompt: has no effect with {cause}. Set guidance_scale=3, without guide")
     if config["guide_checkpoint"] != "last" and not config["guide"]:
         faults.append(f"guide_checkpoint={config['guide_checkpoint']}: needs guide=<run>")
     if config["ema_length"] and not run_config.get("ema_snapshot_every"):  # a published model has no such key

@@ -26,7 +26,7 @@ from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs import shared_work
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
-from diffusion_lit.sampling.labels import Label
+from diffusion_lit.sampling.labels import Label, row_names
 from diffusion_lit.sampling.previews import COLUMNS, ROWS, draw_class_grid
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.files import write_atomically
@@ -176,7 +176,7 @@ def _merge_shards(files: Sequence[Path], model: TrainedModel, request: ShardRequ
 
 def _draw_grid(images: Tensor, labels: Sequence[Label], model: TrainedModel) -> Image.Image:
     """Return a grid of eight images of each of at most sixteen classes or blends, or of 64 without classes."""
-    names, chosen, title = model.class_names, list(range(len(labels)))[:64], ""
+    names, chosen, title = row_names(model.config), list(range(len(labels)))[:64], ""
     if names:
         kinds = list(dict.fromkeys(labels))
         rows, title = [kinds[k] for k in choose_rows(len(kinds), ROWS)], describe_rows(len(kinds), ROWS).lstrip(", ")

@@ -1,12 +1,20 @@
-"""Labels of images: a class, or a blend of classes for networks that take one."""
+"""Labels of images: a class, a blend of classes for networks that take one, a prompt, or a blend of prompts."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import TypeGuard
 
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.files import normalize_name
 
-Label = int | tuple[float, ...]  # index of a class, or a share for each class
+PromptBlend = tuple[tuple[str, float], ...]  # prompts, and the weight of each
+# index of a class, or a share for each class; a prompt, or a blend of prompts
+Label = int | tuple[float, ...] | str | PromptBlend
+
+
+def row_names(config: dict) -> list[str]:
+    """Return the names of what a run can be asked for: its prompts, else its classes, else none."""
+    return list(config.get("preview_prompts") or config["data"]["class_names"])
 
 
 def parse_class(value: str | int, class_names: Sequence[str]) -> int:
@@ -51,18 +59,28 @@ def make_blend(shares: Mapping[str | int, float], class_names: Sequence[str]) ->
     return tuple(float(blend.get(k, 0)) for k in range(len(class_names)))
 
 
-def nonzero_shares(blend: tuple[float, ...], class_names: Sequence[str]) -> dict[str, float]:
+def nonzero_shares(blend: Sequence[float], class_names: Sequence[str]) -> dict[str, float]:
     """Return the nonzero shares by class name, the inverse of `make_blend`."""
     return {name: share for name, share in zip(class_names, blend, strict=True) if share}
 
 
+def is_prompt_blend(label: object) -> TypeGuard[PromptBlend]:
+    """Return whether a label is a blend of prompts."""
+    return isinstance(label, tuple) and bool(label) and isinstance(label[0], tuple)
+
+
 def format_label(label: Label, class_names: Sequence[str]) -> str:
-    """Return the name of a class or a blend.
+    """Return the name of a class, a prompt or a blend.
 
     >>> format_label(2, ["hero", "side", "food"]), format_label((0.5, 0.0, 0.5), ["hero", "side", "food"])
     ('food', '0.5 hero + 0.5 food')
     """
+    if isinstance(label, str):
+        return label or "no prompt"
     if isinstance(label, int):
         return class_names[label]
-    parts = [name if share == 1 else f"{share:g} {name}" for name, share in nonzero_shares(label, class_names).items()]
+    if is_prompt_blend(label):
+        return " + ".join(f"{share:g} {text}" for text, share in label)
+    shares = nonzero_shares(label, class_names)  # type: ignore[arg-type]  # a tuple of numbers is left
+    parts = [name if share == 1 else f"{share:g} {name}" for name, share in shares.items()]
     return " + ".join(parts) or "no class"

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lit.diffusion.codecs import Codec
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images, save_gif
 from diffusion_lit.imaging.rows import choose_rows, describe_rows
-from diffusion_lit.sampling.labels import Label, format_label
+from diffusion_lit.sampling.labels import Label, format_label, row_names
 from diffusion_lit.system.files import write_atomically
 
 ROWS, COLUMNS = 16, 8  # of a preview at most
@@ -22,9 +22,9 @@ CLASS_MS = 1000  # how long a GIF of the classes shows each, milliseconds
 RowKey = TypeVar("RowKey")  # a class, or anything else that a row of a grid has in common
 
 
-def preview_labels(num_classes: int) -> list[int]:
-    """Return eight labels of each of at most sixteen classes, evenly chosen, or 64 zeros without classes."""
-    rows = choose_rows(num_classes, ROWS)
+def preview_labels(num_classes: int, prompts: Sequence[str] = ()) -> list[Label]:
+    """Return eight labels of each of at most sixteen classes or prompts, evenly chosen, or 64 zeros without either."""
+    rows: list[Label] = [prompts[k] if prompts else k for k in choose_rows(len(prompts) or num_classes, ROWS)]
     return labels_in_rows(rows, COLUMNS * len(rows)) if rows else [0] * 64
 
 
@@ -63,7 +63,7 @@ def draw_class_pages(images: Tensor, labels: Sequence[Label], names: Sequence[st
     return pages
 
 
-def recorded_images(labels: Sequence[int], class_names: Sequence[str]) -> list[int]:
+def recorded_images(labels: Sequence[Label], class_names: Sequence[str]) -> list[int]:
     """Return the indices of the images in a preview's GIF: the first of each class, else the first eight."""
     return [labels.index(label) for label in dict.fromkeys(labels)] if class_names else list(range(COLUMNS))
 
@@ -95,7 +95,7 @@ class FrameRecorder:
                 self.frames[self.steps.index(k), n] = self.codec.decode(x[image - first])
 
 
-def draw_frames(recorder: FrameRecorder, labels: Sequence[int], class_names: Sequence[str]) -> list[Image.Image]:
+def draw_frames(recorder: FrameRecorder, labels: Sequence[Label], class_names: Sequence[str]) -> list[Image.Image]:
     """Draw each frame with a row for each class, or in one row without classes."""
     if not class_names:
         return [draw_grid(frame, columns=len(frame)) for frame in recorder.frames]
@@ -122,7 +122,7 @@ def format_caption(config: dict, networks: Sequence[str], evaluations: int) -> s
     "rows: cat, dog; EMA | raw; seed 0; ddim, 25 steps; guidance scale 1", networks from left to
     right.
     """
-    names = config["data"]["class_names"]
+    names = row_names(config)
     shown = ", ".join(names[k] for k in choose_rows(len(names), ROWS))
     rows = [f"rows{describe_rows(len(names), ROWS)}: {shown}"] if names else []
     guidance = [f"guidance scale {config['guidance_scale']:g}"] if names else []

@@ -68,14 +68,20 @@ def make_requests(config, stops: Sequence[Label], num_classes: int, num_original
 def interpolate_labels(stops: Sequence[Label], fraction: float, num_classes: int) -> Label:
     """Return the blend at a fraction of the way through all stops, which are equally spaced.
 
+    Prompts are blended by the weights of their words.
+
     >>> interpolate_labels([0, 2], 0.25, 3), interpolate_labels([0, 2, 1], 1.0, 3)
     ((0.75, 0.0, 0.25), (0.0, 1.0, 0.0))
     """
-    classes = torch.eye(num_classes).tolist()
-    blends = [stop if isinstance(stop, tuple) else classes[stop] for stop in stops]
     position = fraction * (len(stops) - 1)
     k = min(int(position), len(stops) - 2)
     weight = position - k
+    first, second = stops[k], stops[k + 1]
+    if isinstance(first, str) and isinstance(second, str):
+        ends = {0.0: first, 1.0: second}
+        return ends.get(weight, ((first, 1 - weight), (second, weight)))
+    classes = torch.eye(num_classes).tolist()
+    blends = [stop if isinstance(stop, tuple) else classes[int(stop)] for stop in stops]
     return tuple((1 - weight) * a + weight * b for a, b in zip(blends[k], blends[k + 1], strict=True))
 
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PromptBlend = tuple[tuple[str, float], ...]  # texts, and the weight of each
 HASH_BITS = 24  # of a float32 in [0, 1)
 
 
@@ -81,7 +80,7 @@ class PromptCondition:
         texts = batch.get("caption") or [""] * len(images)
         return self.encoder.encode(texts).to(images.device, non_blocking=True)
 
-    def to_tensor(self, requests: Sequence[str | PromptBlend]) -> Tensor:
+    def to_tensor(self, requests: Sequence[str | tuple[tuple[str, float], ...]]) -> Tensor:
         """Return y of prompts, or of blends, which hold the tokens of all their texts with their weights."""
         if all(isinstance(request, str) for request in requests):
             return self.encoder.encode(requests)
@@ -90,7 +89,7 @@ class PromptCondition:
         length = max(self.encoder.max_tokens, *map(len, rows))
         return torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in rows])
 
-    def _blend_tokens(self, blend: PromptBlend) -> Tensor:
+    def _blend_tokens(self, blend: Sequence[tuple[str, float]]) -> Tensor:
         parts = []
         for text, share in blend:
             tokens = _add_weights(self.encoder.encode([text]))[0]

@@ -21,6 +21,7 @@ from diffusion_lit.networks.compilation import run_eagerly
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.generate import generate
+from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.system.memory import is_out_of_memory
@@ -63,7 +64,7 @@ def generate_on_all_ranks(
     module: DiffusionModule,
     config: dict,
     sampler: Sampler,
-    labels: Sequence[int],
+    labels: Sequence[Label],
     seeds: Sequence[int],
     on_step: Callable[[nn.Module, int, int, Tensor], None] = lambda net, first, k, x: None,
 ) -> list[Tensor] | None:

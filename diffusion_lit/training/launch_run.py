@@ -12,7 +12,7 @@ from pathlib import Path
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
 from diffusion_lit.distributed import collectives, process_group
-from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.runs import checkpoints, resume, run_dir
 from diffusion_lit.training.precision import resolve_precision
 from diffusion_lit.training.run_result import existing_result
 
@@ -31,6 +31,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     resume_from = None
     if config["resume"] and checkpoints.list_steps(run):
         resume_from = checkpoints.select_checkpoint(run, warn=log.warning)
+        config = resume.read_vocabulary(config, run)
     checkpoints.remove_partial_files(run)
     run_dir.remove_leftovers(run.parent, run_dir.BEFORE_TRAINING)
     if resume_from:

@@ -20,6 +20,7 @@ from diffusion_lit.system.platform import cpu_flags
 from diffusion_lit.training import build_run
 from diffusion_lit.training.automatic_keys import resolve_strategy
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
+from diffusion_lit.training.captions_of_run import add_caption_settings
 from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.precision import BF16_FLAGS
 from diffusion_lit.training.run_summary import format_run_summary
@@ -56,6 +57,7 @@ def plan(config: dict, source, overrides: list[str]) -> None:
         begun = time.perf_counter()
         data = build_run.load_data(share, source, Path(scratch))
         decoding_seconds = time.perf_counter() - begun
+        share, config = add_caption_settings(share, data), add_caption_settings(config, data)
         share["max_steps"] = config["max_steps"] = build_run.total_steps(config, len(data.train))
         config = config | {"strategy": resolve_strategy(config)}
         share["strategy"] = config["strategy"] | {"name": "single", "devices": 1}

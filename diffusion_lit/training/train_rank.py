@@ -23,6 +23,7 @@ from diffusion_lit.training import build_run, run_result
 from diffusion_lit.training.automatic_keys import resolve_strategy
 from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint
 from diffusion_lit.training.callbacks.sample_metrics import measure_class_accuracy
+from diffusion_lit.training.captions_of_run import add_caption_settings
 from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.collective_sampling import continue_on_error
 from diffusion_lit.training.loggers.run_logger import RunLogger, make_logger
@@ -59,7 +60,7 @@ def prepare_rank(config: dict, source, run: Path, resume_from: Path | None, over
     """
     consistency.check_checkpoint_on_all_hosts(resume_from)
     data = build_run.load_data(config, source, run, resume_from)
-    config = config | {"max_steps": build_run.total_steps(config, len(data.train))}
+    config = add_caption_settings(config, data) | {"max_steps": build_run.total_steps(config, len(data.train))}
     config |= {"strategy": resolve_strategy(config)}
     build_run.check_train_batches_limit(config, len(data.train))
     build_run.check_metric_images(config, len(data.train))
@@ -151,7 +152,7 @@ def fast_dev_run(config: dict, source) -> None:
     config = config | {"strategy": config["strategy"] | {"name": "single", "devices": 1}}
     with tempfile.TemporaryDirectory() as scratch:
         data = build_run.load_data(config, source, Path(scratch))
-        config = config | {"max_steps": build_run.total_steps(config, len(data.train))}
+        config = add_caption_settings(config, data) | {"max_steps": build_run.total_steps(config, len(data.train))}
         config |= {"strategy": resolve_strategy(config)}
         module = build_run.make_module(config)
         callbacks = [build(leaf) for leaf in config["callbacks"].values()]

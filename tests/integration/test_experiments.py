@@ -46,7 +46,7 @@ QUICK = [pytest.param(name, marks=pytest.mark.slow if name in FAITHFUL else []) 
 @pytest.mark.parametrize("experiment", QUICK)
 def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
     monkeypatch.setattr(noise_levels, "LEVELS_PER_BIN", 1)  # fewer of both along the same path
-    monkeypatch.setattr(sample_previews, "preview_labels", lambda num_classes: preview_labels(num_classes)[::8])
+    monkeypatch.setattr(sample_previews, "preview_labels", lambda *rows: preview_labels(*rows)[::8])
     settings, source = resolve_data(small(experiment))
     settings["data"]["classifier_images"] = 0
     if "num_images" in settings["data"]:  # made on the spot, a fifth of them for validation

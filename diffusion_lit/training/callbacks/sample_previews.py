@@ -9,6 +9,7 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.rows import describe_rows
 from diffusion_lit.imaging.skins import render_images
+from diffusion_lit.sampling.labels import row_names
 from diffusion_lit.sampling.previews import (
     ROWS,
     FrameRecorder,
@@ -68,13 +69,13 @@ class SamplePreviews(StepCallback):
     def _draw(self, module: DiffusionModule) -> None:
         """Write samples/step-*.png and step-*.gif, unless a signal ends the run on any rank.
 
-        The grid has a row of samples per class, of the EMA and of the raw network.
+        The grid has a row of samples per class or prompt, of the EMA and of the raw network.
         The animation shows the first sample of each row from noise to image, by the
         EMA.
         """
-        names, bar = self.config["data"]["class_names"], self.metrics.bar
+        names, bar = row_names(self.config), self.metrics.bar
         sampler = self.sampler.with_steps(module.learned_steps)
-        labels = preview_labels(len(names))
+        labels = preview_labels(len(names), self.config["preview_prompts"] or ())
         seeds = image_seeds(self.config["seed"], len(labels))
         networks = {"EMA": module.ema} | ({"raw": module.net} if module.net is not module.ema else {})
         steps = len(sampler.build_scheduler(module.diffusion.process).timesteps)
