@@ -20,7 +20,8 @@ from diffusion_lit.config.trainer_keys import trainer_fault
 MISSING = "???"
 OTHER_NAMES = {  # keys that other projects have -> what to do here
     **dict.fromkeys(("latent", "vae", "autoencoder"), "Networks see pixels: choose data.image_size= and model="),
-    **dict.fromkeys(("text", "prompt", "caption"), "Conditions are classes: name them with classes=[...] in sample"),
+    **dict.fromkeys(("text", "captions", "caption"), "Use text_encoder=words in train, and prompt= in sample"),
+    "prompt": "Use prompt= in sample, and preview_prompts= in train",
     **dict.fromkeys(("fp16", "amp", "bf16", "mixed_precision"), "Use strategy.precision=16-mixed or bf16-mixed"),
     **dict.fromkeys(("gpus", "num_gpus", "devices"), "Use strategy=ddp strategy.devices=<number>"),
     **dict.fromkeys(("num_workers", "workers"), "Images are in memory or a memory map: no workers are needed"),

@@ -186,8 +186,7 @@ class TrainedModel:
     ) -> Tensor:
         """Return images uint8 (N, C, H, W), image k of class `labels[k]` from `seeds[k]`; without `decode` x.
 
-        Labels are ignored by a model without classes. A network with `supports_blends` also takes
-        blends of classes, see `blend_of`.
+        A label is a class, a blend of classes or a prompt; a model without either ignores it.
 
         Raises:
             ValueError: for blends that the network does not take.

@@ -23,11 +23,18 @@ from diffusion_lit.training.launch_run import fit
 from tests.cases import each
 from tests.trained import SHORT
 
-NUMBERS = "zero one two three four five six seven eight nine".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = ["text_encoder=words", "text_encoder.min_count=1", *[word for word in SHORT if not word.startswith("model.")]]
 NETWORKS = {
     "dit": ["model=dit", "model.width=16", "model.depth=1", "model.heads=2"],
-    "unet_text": ["model=unet_text", "model.block_out_channels=[8,8]", "model.norm_num_groups=4", "model.text_channels=8", "model.heads=2", "model.attention_levels=[1]"],
+    "unet_text": [
+        "model=unet_text",
+        "model.block_out_channels=[8,8]",
+        "model.norm_num_groups=4",
+        "model.text_channels=8",
+        "model.heads=2",
+        "model.attention_levels=[1]",
+    ],
 }
 
 
