@@ -135,11 +135,10 @@ class Batches:
     @cached_property
     def on_device(self) -> DeviceImages | None:
         """Return the images on the device; None where they do not fit, or are cropped or transformed one by one."""
-        is_unchanged = tuple(self.store.images.shape[2:]) == height_width(self.image_size) and not self.transforms
-        return place_on_device(self.store, self.device) if is_unchanged and self._fits() else None
-
-    def _fits(self) -> bool:
-        return fits_on_device(self.store, self.device)
+        if self.transforms or not fits_on_device(self.store, self.device):
+            return None
+        is_cropped = tuple(self.store.images.shape[2:]) != height_width(self.image_size)
+        return None if is_cropped else place_on_device(self.store, self.device)
 
     def __len__(self) -> int:
         return -(-len(self.store) // (self.batch_size * self.accumulate * self.world)) * self.accumulate

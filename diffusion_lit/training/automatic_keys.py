@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_lit.distributed import collectives
 from diffusion_lit.imaging.sizes import height_width
-from diffusion_lit.runs.build import make_network
+from diffusion_lit.runs.build import make_condition, make_network
 from diffusion_lit.system.errors import UserError
 
 LONG_RUN = 10_000  # steps from which compiling, which takes a minute or two, pays off
@@ -56,10 +56,11 @@ def supports_channels_last(config: dict) -> bool:
     """
     data = config["data"]
     try:
+        y = make_condition(config).read_batch({"image": torch.empty(2)}).to("meta")
         with torch.device("meta"), torch.no_grad(), _ChannelsLast():
             net = make_network(config).to(memory_format=torch.channels_last)
             x = torch.empty(2, data["channels"], *height_width(data["image_size"]))
-            net(x.to(memory_format=torch.channels_last), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+            net(x.to(memory_format=torch.channels_last), torch.zeros(2), y)
     except UserError:
         raise
     except Exception:  # anything, because the network may be a class of the user
