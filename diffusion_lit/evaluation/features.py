@@ -136,12 +136,15 @@ def make_inception(images: RealImages) -> FeatureExtractor:
     torchmetrics resizes to 299 px.
 
     Raises:
-        UserError: exit 3 if its weights are neither here nor can be downloaded.
+        UserError: exit 2 without torch-fidelity, exit 3 if its weights are neither here nor can be
+            downloaded.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
         net = NoTrainInceptionV3("inception-v3-compat", ["2048"])
+    except ImportError:
+        raise UserError(Exit.CONFIG, 'features=inception: pip install "diffusion_lit[inception]"') from None
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise UserError(

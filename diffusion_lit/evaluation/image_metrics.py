@@ -5,13 +5,15 @@
     metric.update(generated_images, real=False)
     metric.compute()
 
-`evaluate` and training measure with the same classes, on features that they keep.
+Over several processes `compute` is that of the images of all. `evaluate` and training
+measure with the same classes, on features that they keep.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -31,7 +33,35 @@ Extractor = Callable[[Tensor], Tensor]
 COMPONENTS = 64  # of FD-64
 
 
-class FeatureMetric(Metric):
+class ImageMetric(Metric):
+    """A metric of images, whose states are gathered from all processes, also from those that have no images."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    def sync(self, *args, should_sync: bool = True, process_group: object = None, **kwargs) -> None:
+        """Gather the states of all processes."""
+        if should_sync and not self._is_synced and distributed.is_available() and distributed.is_initialized():
+            self._add_empty_states(process_group or self.process_group)
+        super().sync(*args, should_sync=should_sync, process_group=process_group, **kwargs)
+
+    def _add_empty_states(self, group: object) -> None:
+        """Give a state without images the shape and type that it has elsewhere: gathering needs them to be equal."""
+        states = {name: getattr(self, name) for name in self._reductions}
+        kinds: list = [None] * distributed.get_world_size(group)
+        own = {name: (x[0].shape[1:], x[0].dtype) for name, x in states.items() if len(x)}
+        distributed.all_gather_object(kinds, own, group)
+        known = {name: kind for one in kinds for name, kind in one.items()}
+        for name, (shape, dtype) in known.items():
+            if not len(states[name]):
+                states[name].append(torch.zeros(0, *shape, dtype=dtype, device=self.device))
+
+    def _share(self) -> AbstractContextManager:
+        """Return a context in which the states are those of all processes."""
+        return self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync)
+
+
+class FeatureMetric(ImageMetric):
     """Collects features of generated and of real images.
 
     Args:
@@ -40,8 +70,6 @@ class FeatureMetric(Metric):
         kwargs: of `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    full_state_update = False
     real_states = ("real",)  # which `reset_real_features` is about
     generated: list[Tensor]
     real: list[Tensor]
@@ -79,7 +107,7 @@ class DistanceMetric(FeatureMetric):
 
     def measure(self) -> Measurement:
         """Return the distance with the influence of each image, on all processes."""
-        with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
+        with self._share():
             return self._measure(*self._features())
 
     def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
@@ -178,6 +206,11 @@ class PrecisionRecall(FeatureMetric):
         values = precision_recall(*self._features())
         return {name: torch.tensor(_value(value)) for name, value in values.items()}
 
+    def measure(self) -> dict[str, Estimate | float]:
+        """Return the four shares, those that have one with their interval, on all processes."""
+        with self._share():
+            return precision_recall(*self._features())
+
 
 def _value(number: Estimate | float) -> float:
     return number.value if isinstance(number, Estimate) else number
@@ -203,19 +236,23 @@ class Copies(FeatureMetric):
 
     def compute(self) -> Tensor:
         """Return the share."""
-        return self.find_copies()[0].double().mean()
+        return self._find_copies()[0].double().mean()
 
     def find_copies(self) -> tuple[Tensor, float, Neighbors]:
-        """Return which generated images are copies, (N,), the threshold, and their neighbors."""
+        """Return which generated images are copies, (N,), the threshold, and their neighbors, on all processes."""
+        with self._share():
+            return self._find_copies()
+
+    def _find_copies(self) -> tuple[Tensor, float, Neighbors]:
         generated, training = self._features()
         threshold = choose_threshold(
-            find_neighbors(dim_zero_cat(self.validation), training) if self.validation else None
+            find_neighbors(dim_zero_cat(self.validation), training) if len(self.validation) else None
         )
         neighbors = find_neighbors(generated, training)
         return neighbors.ratio < threshold, threshold, neighbors
 
 
-class ClassAccuracy(Metric):
+class ClassAccuracy(ImageMetric):
     """Share of generated images that a classifier assigns to the class they were generated for.
 
     Args:
@@ -223,8 +260,6 @@ class ClassAccuracy(Metric):
         kwargs: of `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    full_state_update = False
     higher_is_better = True
     is_correct: list[Tensor]
 
@@ -241,3 +276,8 @@ class ClassAccuracy(Metric):
     def compute(self) -> Tensor:
         """Return the share."""
         return dim_zero_cat(self.is_correct).double().mean()
+
+    def find_correct(self) -> Tensor:
+        """Return which images are classified as their class, (N,), on all processes."""
+        with self._share():
+            return dim_zero_cat(self.is_correct)

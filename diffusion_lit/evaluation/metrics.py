@@ -18,15 +18,16 @@ from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, kernel_distance
 from diffusion_lit.evaluation.features import FeatureExtractor, pixel_vectors
 from diffusion_lit.evaluation.image_metrics import (
+    ClassAccuracy,
     Copies,
     DistanceMetric,
     FrechetDistance,
     KernelDistance,
+    PrecisionRecall,
     too_few_images,
 )
 from diffusion_lit.evaluation.image_sets import FeatureSets, ImageSet, Reference
 from diffusion_lit.evaluation.intervals import Estimate, Measurement, measure_mean, proportion_interval
-from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorization import Neighbors
 from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics
 from diffusion_lit.system.errors import Exit, UserError
@@ -174,7 +175,10 @@ def _measure(metric: type[DistanceMetric], generated: Tensor, real: RealFeatures
 def compute_precision_recall(c: Comparison) -> dict[str, float]:
     """Return precision, recall, density and coverage."""
     result = {}
-    for name, number in precision_recall(c.features.generated, c.features.real).items():
+    metric = PrecisionRecall(sync_on_compute=False)
+    metric.update(c.features.generated, real=False)
+    metric.update(c.features.real, real=True)
+    for name, number in metric.measure().items():
         result |= number.entries(name) if isinstance(number, Estimate) else {name: number}
     return result
 
@@ -192,7 +196,9 @@ def score_class_accuracy(classifier: FeatureExtractor, images: Tensor, labels: S
 
 
 def _is_correct(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> Tensor:
-    return features.predict_classes(classifier, classifier(images)) == torch.as_tensor(labels)
+    metric = ClassAccuracy(lambda x: features.predict_classes(classifier, classifier(x)), sync_on_compute=False)
+    metric.update(images, torch.as_tensor(labels))
+    return metric.find_correct()
 
 
 def compute_memorization(c: Comparison) -> dict[str, float]:

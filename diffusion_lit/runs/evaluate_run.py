@@ -14,7 +14,7 @@ from diffusion_lit.config.metric_columns import NEEDS_CLASSES
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation import metrics
-from diffusion_lit.evaluation.features import FROM_IMAGES, RealImages, collect_real_images
+from diffusion_lit.evaluation.features import FEATURE_EXTRACTORS, FROM_IMAGES, RealImages, collect_real_images
 from diffusion_lit.evaluation.image_sets import Reference, compute_statistics, describe_resize, make_reference
 from diffusion_lit.evaluation.reference_statistics import check_statistics, load_statistics, save_statistics
 from diffusion_lit.runs import run_dir, shards, shared_work, sweeps
@@ -47,6 +47,9 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
     features = config.features or (statistics and statistics.features)
     features = features or ("classifier" if is_classifier_needed else "pixels")
+    if features not in FEATURE_EXTRACTORS:
+        where, known = f"reference_statistics={config.reference_statistics}", ", ".join(FEATURE_EXTRACTORS)
+        raise UserError(Exit.CONFIG, f"{where}: of features {features}, which are none of {known}. Choose another file")
     if real.train is None and features in FROM_IMAGES:
         fault = f"features={features} are made of training images, which this model does not have"
         raise UserError(Exit.CONFIG, f"{fault}. Add reference_data=, or features=inception")

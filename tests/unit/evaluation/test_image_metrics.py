@@ -47,6 +47,19 @@ def test_distances_in_batches_are_those_of_the_whole_sets_and_of_torchmetrics():
     assert fd.compute() == pytest.approx(theirs.compute().item(), rel=1e-5)
 
 
+def test_the_kernel_distance_is_that_of_torchmetrics_on_one_subset_of_all_images():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    real, generated = draw(120, 0), draw(120, 1, 200)
+    feature = torch.nn.Flatten()
+    feature.num_features = 12
+    theirs = KernelInceptionDistance(feature=feature, subsets=1, subset_size=120)
+    theirs.update(flatten(real).double(), real=True)
+    theirs.update(flatten(generated).double(), real=False)
+    mean, _ = theirs.compute()
+    assert fill(KernelDistance(flatten), real, generated).compute() == pytest.approx(mean.item(), rel=1e-6)
+
+
 def test_a_frechet_distance_of_too_few_images_is_refused_and_that_of_components_is_not():
     """400 images are enough for 64 components of 100 features, and too few for all of them."""
     x, y = (torch.randn(n, 100, generator=torch.Generator().manual_seed(n)) for n in (400, 450))
