@@ -183,6 +183,9 @@ def make_published_config(config: dict) -> dict:
     if settings := config.get("distill"):  # a published student has learned its last stage
         stages = [config["sampler"]["steps"]]
         published["distill"] = settings | {"teacher": Path(settings["teacher"]).name, "stages": stages}
+    encoder = published.get("text_encoder") or {}
+    if Path(encoder.get("path", "")).is_dir() and encoder.get("digest"):  # of this machine, not of the hub
+        published["text_encoder"] = encoder | {"path": Path(encoder["path"]).name}
     if "path" in published["model"]:  # of the weights that training started from
         published["model"] = published["model"] | {"path": Path(published["model"]["path"]).name}
     return published

@@ -23,7 +23,7 @@ from diffusion_lit.training import build_run, run_result
 from diffusion_lit.training.automatic_keys import resolve_strategy
 from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint
 from diffusion_lit.training.callbacks.sample_metrics import measure_class_accuracy
-from diffusion_lit.training.captions_of_run import add_caption_settings
+from diffusion_lit.training.captions_of_run import add_caption_settings, cache_embeddings
 from diffusion_lit.training.checkpoint_files import required_bytes
 from diffusion_lit.training.collective_sampling import continue_on_error
 from diffusion_lit.training.loggers.run_logger import RunLogger, make_logger
@@ -93,6 +93,7 @@ def build_parts(config: dict, data: ImageDataModule, run: Path, resume_from: Pat
     """
     is_rank_zero = collectives.rank() == 0
     module = build_run.make_module(config)
+    cache_embeddings(module.condition, data, run)
     init_message = None
     if not resume_from:
         init_message = consistency.run_on_all_ranks_or_raise(lambda: build_run.initialize_weights(module, config))

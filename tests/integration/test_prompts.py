@@ -21,6 +21,7 @@ from diffusion_lit.system.errors import UserError
 from diffusion_lit.training import noise_levels
 from diffusion_lit.training.launch_run import fit
 from tests.cases import each
+from tests.text_models import save_clip
 from tests.trained import SHORT
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -147,6 +148,20 @@ def test_an_exported_folder_takes_prompts(run, tmp_path):
 def test_unet_text_trains_and_samples(tmp_path):
     train_prompts(tmp_path / "run", "unet_text", "max_steps=2", "checkpoint_every=2")
     assert len(sample_run(tmp_path / "run", tmp_path / "out")["images"]) == 4
+
+
+def test_a_pretrained_encoder_trains_from_its_cache_and_samples(tmp_path):
+    pytest.importorskip("transformers")
+    save_clip(tmp_path / "clip")
+    words = ["text_encoder=pretrained", f"text_encoder.path={tmp_path / 'clip'}", "text_encoder.max_tokens=8"]
+    words = [*[word for word in WORDS if "text_encoder" not in word], *NETWORKS["dit"], *words]
+    words += ["max_steps=2", "checkpoint_every=2"]
+    config, source = resolve_data(compose_configs("train", words)[0])
+    (tmp_path / "run").mkdir()
+    fit(config, source, tmp_path / "run", words)
+    stored = read_run_config(tmp_path / "run")["text_encoder"]
+    assert (stored["width"], stored["commit"], len(stored["digest"])) == (16, None, 32)
+    assert len(sample_run(tmp_path / "run", tmp_path / "out", "prompt=crimson seven")["images"]) == 4
 
 
 @each(
