@@ -74,7 +74,8 @@ def make_step_record(
         micro_batch: images per forward pass; each pass has its own dropout seed.
     """
     record = {"step": step, "config": config_text, "net": net.state_dict(), "micro_batch": micro_batch}
-    return record | {"draws": dict(vars(draws))} | {key: batch[key] for key in ("image", "y", "index", "position")}
+    keys = [key for key in ("image", "y", "caption", "index", "position") if key in batch]
+    return record | {"draws": dict(vars(draws))} | {key: batch[key] for key in keys}
 
 
 def save_step_record(run: Path, record: dict) -> None:
@@ -151,12 +152,14 @@ def compute_gradient(net: nn.Module, diffusion: Diffusion, config: dict, record:
 def iterate_micro_batches(diffusion: Diffusion, config: dict, record: dict) -> Iterator[tuple[Tensor, ...]]:
     """Yield (x0, t, eps, y) of every micro-batch as the training step makes them, after seeding its dropout."""
     device, codec, condition = diffusion.coefficient_table.device, make_codec(config), make_condition(config)
+    captions = record.get("caption", [])
     for start in range(0, len(record["index"]), record["micro_batch"]):
         part = slice(start, start + record["micro_batch"])
         draws = RandomNumbers(**{name: values[part].to(device) for name, values in record["draws"].items()})
         seed_network(config["seed"], record["position"] + start)
         x0 = codec.encode(flip_images(record["image"][part].to(device), draws, config["data"]["flip"]))
-        y = condition.drop(record["y"][part].to(device), draws.u_drop, config["label_dropout"])
+        y = condition.read_batch({"image": x0, "y": record["y"][part].to(device), "caption": captions[part]})
+        y = condition.drop(y, draws.u_drop, config["label_dropout"])
         yield x0, diffusion.process.sample_times(draws.u_timestep), draws.eps, y
 
 

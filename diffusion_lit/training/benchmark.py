@@ -197,17 +197,20 @@ class TrainingBenchmark:
         steps, batch_size = len(sampler.build_scheduler(self.table).timesteps), sampler.batch_size
         is_slow = self.seconds_per_image * batch_size > MAX_STEP_SECONDS
         few = replace(sampler, steps=min(steps, SAMPLER_STEPS), batch_size=FIRST_IMAGES if is_slow else batch_size)
-        few_steps, labels = len(few.build_scheduler(self.table).timesteps), [0] * few.batch_size
+        few_steps, labels = len(few.build_scheduler(self.table).timesteps), self._any_labels(few.batch_size)
         begun = time.perf_counter()
         generate_on_all_ranks([module.ema], module, self.config, few, labels, range(few.batch_size))
         return (time.perf_counter() - begun) * (steps / few_steps) * (batch_size / few.batch_size)
+
+    def _any_labels(self, count: int) -> list:
+        return [""] * count if self.config["text_encoder"] else [0] * count
 
     def _measure_validation(self, module: DiffusionModule) -> float:
         """Return the seconds of a validation of both networks, from a part of a batch."""
         batch = next(iter(self.data.val_dataloader()))
         count = max(1, min(len(batch["y"]), int(MAX_STEP_SECONDS / 2 / max(self.seconds_per_image, 1e-9))))
         images = module.codec.encode(batch["image"][:count].to(module.device))
-        y, level = batch["y"][:count].to(module.device), module.levels.indices_at(0, count)
+        y, level = module.condition.read_batch(batch)[:count].to(module.device), module.levels.indices_at(0, count)
         eps, t = torch.randn_like(images), module.levels.t[level].to(module.device)
         with eval_mode(module.ema), torch.no_grad():
             begun = time.perf_counter()
