@@ -22,7 +22,10 @@ from diffusion_lit.training.launch_run import fit
 from diffusion_lit.training.optimizers import make_optimizer
 
 # only rows of metrics.csv: previews, validation and checkpoints have intervals of their own
-QUIET = ("data.classifier_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000", "log_every=50")
+QUIET = (
+    "data.classifier_images=0", "val_every=0", "sample_every=0", "checkpoint_every=100000", "log_every=50",
+    "strategy.precision=32-true",  # of the bare loop
+)  # fmt: skip
 RGB = (
     "data=synthetic", "data.image_size=32", "data.channels=3", "data.num_images=5000", "data.num_classes=10",
     "model=unet_small", "model.layers_per_block=1",

@@ -71,7 +71,7 @@ def train_overrides(root: Path, size: int, network: tuple[str, ...]) -> list[str
     data = ["data=image_folder", f"data.root={root}", "data.labels=none", f"data.image_size={size}", "data.channels=3"]
     recipe = ["data.flip=0.5", "model=unet_small", *network, "diffusion=ddpm", "weighting=uniform"]
     length = ["val_every=0", "sample_every=0", "checkpoint_every=100000", "max_steps=100"]
-    return [*data, *recipe, "optimizer.lr=0.0001", f"global_batch_size={BATCH}", *length]
+    return [*data, *recipe, "optimizer.lr=0.0001", f"global_batch_size={BATCH}", "strategy.precision=32-true", *length]
 
 
 def script_arguments(root: Path, network, home: Path) -> list[object]:

@@ -26,6 +26,7 @@ from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import PENDING_SIGNALS, Exit, UserError, report_errors
 from diffusion_lit.system.files import require_working_directory
+from diffusion_lit.system.platform import keep_freed_memory
 
 Prepare = Callable[[list[str], str | None], list[str]]
 
@@ -58,6 +59,7 @@ def launch(
     if args.help:
         console.print_text(render_help(config_name, args.overrides))
         return
+    keep_freed_memory()
     is_query = bool(args.cfg or args.info or args.hydra_help or args.shell_completion)
     with report_errors("stopped; nothing was started"):
         require_working_directory()
@@ -81,8 +83,7 @@ def launch(
     decorate = hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     if sweep:
         job = partial(_run_sweep_job, task, config_name, args.config_dir)
-        start = partial(start_hydra, decorate)
-        sys.exit(run_sweep(start, job, sweep, lambda _: summarize(sweep.folder, configs[0])))
+        sys.exit(run_sweep(partial(start_hydra, decorate), job, sweep, lambda _: summarize(sweep.folder, configs[0])))
 
     with console.ignore_closed_pipe() if is_query else nullcontext(), explain_hydra_errors() as begin:
 

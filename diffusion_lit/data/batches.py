@@ -19,6 +19,7 @@ from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.system.errors import DataError
 
 VALIDATION_BATCH = 64  # images, whatever the training batch is
+CROP_BLOCK = 128  # positions whose crops come from one generator
 PREFETCH = 4  # micro-batches of a streamed table that are decoded ahead
 
 
@@ -54,12 +55,28 @@ def random_crops(images: np.ndarray, size: ImageSize, seed: int, position: int) 
     margin = images.shape[2] - height
     if not margin:
         return images
-    crops = []
-    for k, image in enumerate(images):
-        random = np.random.Generator(np.random.PCG64(item_seed(seed, "crop", position + k)))
-        y, x = random.integers(0, margin + 1, 2)
-        crops.append(image[:, y : y + height, x : x + width])
-    return np.stack(crops)
+    y, x = draw_crop_offsets(seed, position, len(images), margin)
+    windows = np.lib.stride_tricks.sliding_window_view(images, (height, width), axis=(2, 3))
+    return np.ascontiguousarray(windows[np.arange(len(images)), :, y, x])
+
+
+def draw_crop_offsets(seed: int, start: int, count: int, margin: int) -> np.ndarray:
+    """Return the rows and columns of the windows at positions start to start + count - 1, int64 (2, count).
+
+    They are drawn in blocks of positions, each from a generator of its own, so they do not depend
+    on the division of the stream into batches.
+
+    Args:
+        seed: of the run.
+        start: first position in the stream.
+        count: number of positions.
+        margin: the largest offset.
+    """
+    blocks = range(start // CROP_BLOCK, -(-(start + count) // CROP_BLOCK))
+    generators = [np.random.Generator(np.random.PCG64(item_seed(seed, "crop", block))) for block in blocks]
+    offsets = np.concatenate([random.integers(0, margin + 1, (2, CROP_BLOCK)) for random in generators], axis=1)
+    first = start % CROP_BLOCK
+    return offsets[:, first : first + count]
 
 
 def apply_transforms(images: Tensor, transforms: Sequence[Callable], seed: int, position: int) -> Tensor:

@@ -1,13 +1,12 @@
 """Memory of a run: peaks, limits, and what to do when it runs out."""
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from diffusion_lit.system.platform import peak_memory_bytes, resource
+from diffusion_lit.system.platform import peak_memory_bytes, resource, return_freed_memory
 
 # controller of cgroups 2 and 1 -> folder, file of the limit, file of the usage, row of memory.stat with file pages
 CGROUPS = {
@@ -28,8 +27,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    with suppress(OSError, AttributeError):  # glibc only: return freed memory to the system
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:

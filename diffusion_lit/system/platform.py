@@ -1,5 +1,6 @@
 """Functions of the operating system that not every system has; the rest of the package works without them."""
 
+import ctypes
 import errno
 import math
 import os
@@ -15,6 +16,10 @@ try:
 except ImportError:  # Windows
     fcntl = resource = None
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, malloc.h
+KEPT_BYTES = 2**30  # larger blocks, and more free memory than this at the end of the heap, go back to the system
+ALLOCATOR = "DIFFUSION_LIT_MALLOC"  # environment variable; "system" leaves the allocator as it is
+OWN_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 RENAMES_OPEN_FILES = os.name != "nt"
 
 
@@ -99,3 +104,40 @@ def peak_memory_bytes() -> float:
     """
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else math.nan
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse freed tensors instead of returning their memory to the system.
+
+    By default blocks above a threshold of at most 32 MiB are mapped anew for every tensor, and
+    the kernel fills each page with zeros at its first use. Called before torch is imported.
+    Nothing happens on other systems, with another C library, with `DIFFUSION_LIT_MALLOC=system`,
+    or if the user has set glibc's own variables.
+
+    Returns:
+        Whether glibc accepted the settings.
+    """
+    libc = _glibc()
+    if libc is None or os.environ.get(ALLOCATOR) == "system" or any(name in os.environ for name in OWN_SETTINGS):
+        return False
+    sizes = (KEPT_BYTES, 32 * 2**20)  # older versions refuse thresholds above 32 MiB
+    return any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in sizes) and bool(
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    )
+
+
+def return_freed_memory() -> None:
+    """Return the memory of freed blocks to the system, where the C library is glibc."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process if it is glibc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+    except OSError:
+        return None
+    return libc if all(hasattr(libc, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim")) else None

@@ -13,6 +13,7 @@ from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, resume, run_dir
+from diffusion_lit.system.platform import keep_freed_memory
 from diffusion_lit.training.precision import resolve_precision
 from diffusion_lit.training.run_result import existing_result
 
@@ -66,6 +67,7 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
 
 def follow() -> None:
     """Train on a rank other than 0, with the configuration that rank 0 sends."""
+    keep_freed_memory()
     with process_group.follow_rank_zero():
         from diffusion_lit.training import train_rank
 

@@ -1,5 +1,6 @@
 """What the commands import, in interpreters of their own."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from diffusion_lit.data.sources.digits import Digits
+from diffusion_lit.system.platform import OWN_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,3 +64,36 @@ def test_the_digits_are_those_of_scikit_learn_which_is_not_imported_for_them():
     np.testing.assert_array_equal(images, np.round(truth.images * 255 / 16))
     np.testing.assert_array_equal(labels, truth.target)
     assert (len(parts["val"].labels), images.dtype, labels.dtype) == (359, np.uint8, np.int64)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+FAULTS = """
+import ctypes, resource
+from diffusion_lit.system.platform import keep_freed_memory
+assert keep_freed_memory() == {keeps}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def use(size=100 << 20):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="needs glibc")
+def test_a_freed_tensor_is_used_again_without_page_faults(monkeypatch):
+    def count_faults(keeps: bool) -> int:
+        code = FAULTS.format(keeps=keeps)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        return int(done.stdout)
+
+    for name in ("DIFFUSION_LIT_MALLOC", *OWN_SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+    assert count_faults(keeps=True) < 10
+    monkeypatch.setenv("DIFFUSION_LIT_MALLOC", "system")
+    assert count_faults(keeps=False) >= 50  # of 100 MiB, in huge pages or small ones

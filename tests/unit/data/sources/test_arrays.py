@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
-from diffusion_lit.data.batches import Batches
+from diffusion_lit.data.batches import Batches, draw_crop_offsets, random_crops
 from diffusion_lit.data.datamodule import ImageDataModule
 from tests.cases import each
 from tests.image_sets import data_error, make_data
@@ -367,6 +367,20 @@ def test_random_crops_are_windows_by_position(tmp_path):
         places |= {place for place, window in windows.items() if np.array_equal(window, image)}
     assert len(places) == 9
     assert torch.equal(batches(4, 10, 50)[0], images[40:])
+
+
+def test_crops_are_functions_of_seed_and_position_alone():
+    """Any part of the stream has the offsets of the whole; each offset is as likely as another."""
+    whole = draw_crop_offsets(7, 0, 4000, 3)
+    for start, count in [(0, 1), (5, 128), (127, 2), (128, 128), (1000, 3000), (3999, 1)]:
+        np.testing.assert_array_equal(draw_crop_offsets(7, start, count, 3), whole[:, start : start + count])
+    assert not np.array_equal(draw_crop_offsets(8, 0, 4000, 3), whole)
+    counts = np.bincount(4 * whole[0] + whole[1], minlength=16)
+    assert ((counts - 250) ** 2 / 250).sum() < 37.7  # chi-squared of 15 degrees of freedom, p = 0.001
+    images = RNG.integers(0, 256, (300, 3, 9, 11), dtype=np.uint8)
+    (y, x), crops = draw_crop_offsets(7, 50, 300, 3), random_crops(images, [6, 8], 7, 50)
+    for k in range(300):
+        np.testing.assert_array_equal(crops[k], images[k, :, y[k] : y[k] + 6, x[k] : x[k] + 8])
 
 
 def test_random_crops_train_and_the_centre_is_held_out(tmp_path):
