@@ -7,13 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
-from diffusion_lit.cli.evaluation_summary import summarize_evaluations
+from diffusion_lit.cli.evaluation_summary import draw_beside_teacher, log_to_wandb, summarize_evaluations
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.distributed.shard_device import choose_device
 from diffusion_lit.runs import output, run_dir, stored_config, sweeps
 from diffusion_lit.runs.evaluate_request import check_evaluation, open_evaluation_folder, prepare_evaluate_overrides
-from diffusion_lit.system.errors import UserError
 
 log = logging.getLogger("diffusion_lit.evaluate")
 
@@ -60,6 +59,7 @@ def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) ->
     log.info("written    %s", final / "result.json")
     if not is_job:
         log_to_wandb(Path(config.run).expanduser(), result)
+        draw_beside_teacher(out, Path(config.run).expanduser(), result, config.metric)
         set_default(config, result, f"set by {final.name}")
 
 
@@ -68,25 +68,6 @@ def set_default(config: DictConfig, result: dict, reason: str) -> None:
     if config.set_default:
         path = stored_config.write_sampling_config(Path(config.run).expanduser(), result["settings"], reason)
         summary.print_lines(f"default    {run_dir.display_path(path)}: {reason}")
-
-
-def log_to_wandb(run: Path, result: dict) -> None:
-    """Add the metrics to the W&B summary of the run, if it is on a server."""
-    if not any((run / "wandb").glob("run-*")):  # offline each evaluation would make another folder to upload
-        return
-    from diffusion_lit.training.loggers.run_logger import make_logger
-
-    config = stored_config.read_model_config(run)
-    try:
-        lock = run_dir.RunLock(run)
-    except (UserError, OSError) as error:
-        log.warning("could not log to W&B: %s", error)
-        return
-    logger = make_logger(config["logger"])
-    logger.start(run, config, 0)
-    logger.log_result({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
-    logger.finish(0)
-    lock.release()
 
 
 def print_summary(sweep: Path, config: DictConfig) -> None:

@@ -1,10 +1,14 @@
-"""Summary of a sweep of `evaluate`, over the settings of one run or over several runs."""
+"""Summary of a sweep of `evaluate`, and what one evaluation passes on: to W&B, and to a figure beside its teacher."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lit.cli import summary
-from diffusion_lit.runs import run_dir, sweeps
+from diffusion_lit.runs import output, run_dir, stored_config, sweeps
+from diffusion_lit.system.errors import UserError
+
+log = logging.getLogger("diffusion_lit.evaluate")
 
 
 def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str] | None:
@@ -55,3 +59,54 @@ def print_comparison(sweep: Path, jobs: list[sweeps.Job], keys: list[str], metri
         summary.print_lines("", paired_comparison.format_comparison(best, rows, metric))
         figure = paired_comparison.write_comparison(best, rows, metric, sweep)
         summary.print_lines(f"comparison {run_dir.display_path(figure)}")
+
+
+def log_to_wandb(run: Path, result: dict) -> None:
+    """Add the metrics to the W&B summary of the run, if it is on a server."""
+    if not any((run / "wandb").glob("run-*")):  # offline each evaluation would make another folder to upload
+        return
+    from diffusion_lit.training.loggers.run_logger import make_logger
+
+    config = stored_config.read_model_config(run)
+    try:
+        lock = run_dir.RunLock(run)
+    except (UserError, OSError) as error:
+        log.warning("could not log to W&B: %s", error)
+        return
+    logger = make_logger(config["logger"])
+    logger.start(run, config, 0)
+    logger.log_result({f"evaluation/{key}": value for key, value in result.items() if isinstance(value, int | float)})
+    logger.finish(0)
+    lock.release()
+
+
+def draw_beside_teacher(out: Path, run: Path, result: dict, metric: str) -> None:
+    """Draw a student's quality over cost beside its teacher's, of all their evaluations that compare, to pareto.png.
+
+    Args:
+        out: folder of the evaluation.
+        run: the run; nothing is drawn unless it is a student whose teacher has evaluations.
+        result: of the evaluation.
+        metric: drawn where there is no FD.
+    """
+    from diffusion_lit.figures import pareto
+
+    distill = stored_config.read_model_config(run).get("distill")
+    metric = "fd" if "fd" in result else metric
+    if not distill:
+        return
+    jobs = [sweeps.Job(out, {"model": "student", "sampler": "ddim"}, dict(result))]
+    for model, folder in (("student", run), ("teacher", Path(distill["teacher"]))):
+        for file in sorted(folder.glob("evaluations/**/result.json")):
+            other = run_dir.read_result(file.parent)
+            keys = ("features", "reference")
+            same = all(other.get("settings", {}).get(key) == result["settings"][key] for key in keys)
+            if same and other.get("num_images") == result["num_images"]:
+                sampler = other["settings"]["sampler"]["name"]
+                jobs.append(sweeps.Job(file.parent, {"model": model, "sampler": sampler}, other))
+    if any(job.overrides["model"] == "teacher" and job.value(metric) is not None for job in jobs):
+        pareto.draw_pareto(jobs, ["model", "sampler"], metric, out / "pareto.png")
+        for job in jobs:
+            job.result["seconds_per_image"] = job.result["seconds"] / job.result["num_images"]
+        summary.print_lines(pareto.format_pareto(jobs, ["model", "sampler"], metric, ["recall", "seconds_per_image"]))
+        summary.print_lines(f"figure     {run_dir.display_path(output.final_folder(out)) / 'pareto.png'}")

@@ -89,8 +89,15 @@ def test_a_student_knows_its_steps(student, tmp_path):
         (["guidance_scale=2"], "guidance_scale=2: guidance needs the unconditional model"),
     ):
         assert fault in run("sample", f"run={student}", *words, cwd=tmp_path, code=2)
-    result = run("evaluate", f"run={student}", "num_images=40", "metrics=[kid]", "out=e", cwd=tmp_path)
-    assert json.loads((tmp_path / "e" / "result.json").read_text())["nfe"] == 1, result
+    measured = ["num_images=40", "metrics=[kid]"]
+    run("evaluate", f"run={home / 'teacher'}", *measured, cwd=tmp_path)
+    printed = run("evaluate", f"run={student}", *measured, "out=e", cwd=tmp_path)
+    assert json.loads((tmp_path / "e" / "result.json").read_text())["nfe"] == 1
+    assert [line.split()[:2] for line in printed.splitlines() if line.startswith(("student ", "teacher "))] in (
+        [["student", "ddim"], ["teacher", "dpmpp_sde"]],
+        [["teacher", "dpmpp_sde"], ["student", "ddim"]],
+    )
+    assert Image.open(tmp_path / "e" / "pareto.png").width > 100
     session = ImageSession(model)
     assert list(session.samplers) == ["ddim"]
     with pytest.raises(ValueError, match="learned steps=1"):
