@@ -111,7 +111,7 @@ CASES = [
     ("seed={a:1}", "seed={a:1}: must be one value or a list"),
     ("name=5", "name=5: must be str. If it is text, quote it: 'name=\"5\"'"),
     ("optimizer.lr=fast", "optimizer.lr=fast: must be float > 0"),
-    ("strategy.compile=1", "strategy.compile=1: must be auto | bool | reduce-overhead"),
+    ("strategy.compile=1", "strategy.compile=1: must be auto or bool or reduce-overhead"),
     ("model.block_out_channels=3", "model.block_out_channels=3: must be list[int >= 1] x 1+. Write model."),
     ("model.block_out_channels=[a,b]", 'model.block_out_channels=["a", "b"]: must be list[int >= 1] x 1+'),
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be list[float in [0, 1)] x 2"),
