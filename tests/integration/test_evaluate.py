@@ -358,7 +358,8 @@ def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
 
 
 def test_statistics_written_by_one_evaluation_are_the_reference_of_another(tiny_run, tmp_path):
-    words = [f"run={tiny_run}", "num_images=330", "sampler.steps=1"]
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run", symlinks=True))
+    words = [f"run={copy}", "num_images=330", "sampler.steps=1"]
     run("evaluate", *words, "save_statistics=digits.npz", "metrics=[fd]", "out=a", cwd=tmp_path)
     compared = [*words, "reference_statistics=digits.npz"]
     printed = run("evaluate", *compared, "out=b", cwd=tmp_path)
@@ -373,6 +374,10 @@ def test_statistics_written_by_one_evaluation_are_the_reference_of_another(tiny_
     assert not {"kid", "precision", "copied_pixels", "color_distance"} & by_file.keys()
     printed = run("evaluate", *compared, "features=pixels", cwd=tmp_path, code=2)
     assert "digits.npz: of features classifier, not pixels. Add features=classifier" in printed
+    run("evaluate", *compared, "metrics=[fd]", cwd=tmp_path)
+    run("export", f"run={copy}", "sampler.steps=1", "out=card", cwd=tmp_path)
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "compared with the statistics of 1,438 real images in digits.npz. Features: `classifier`" in card
     wrong = ["reference_split=val", "reference_statistics=none.npz", "save_statistics=x.npz"]
     printed = run("evaluate", *words, *wrong, cwd=tmp_path, code=2)
     assert "no such file" in printed
