@@ -50,7 +50,12 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         frames = gr.State([])
         with gr.Row():
             with gr.Column(scale=1):
-                label = gr.Dropdown(session.classes or [ALL], value=ALL, label="class", visible=bool(session.classes))
+                if session.prompts:
+                    label = gr.Textbox(session.prompts[0], label="prompt")
+                else:
+                    label = gr.Dropdown(
+                        session.classes or [ALL], value=ALL, label="class", visible=bool(session.classes)
+                    )
                 count = gr.Slider(1, MAX_IMAGES, value=MAX_IMAGES, step=1, label="images")
                 seed = gr.Number(value=0, precision=0, minimum=0, label="seed")
                 name = gr.Dropdown(list(session.samplers), value=sampler["name"], label="sampler")

@@ -22,11 +22,12 @@ from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.run_images import load_run_images
-from diffusion_lit.sampling.labels import parse_class
+from diffusion_lit.sampling.labels import Label, parse_class
 from diffusion_lit.sampling.previews import FrameRecorder, draw_class_grid
 from diffusion_lit.system.errors import Exit, UserError
 
 MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
+MAX_PROMPT = 500  # characters
 COLUMNS, NEIGHBORS = 4, 4  # of the grid, and of each image
 ALL = "all classes"
 MIN_SIDE = 512  # px, grids are enlarged by a whole factor towards this
@@ -97,7 +98,12 @@ class ImageSession:
     def classes(self) -> list[str]:
         """Return the choices of the class menu; empty for an unconditional model."""
         names = self.model.class_names
-        return [ALL, *names] if names else []
+        return [ALL, *names] if names and not self.prompts else []
+
+    @property
+    def prompts(self) -> list[str]:
+        """Return the prompts of the run's previews; empty for a run without prompts."""
+        return list(self.model.config.get("preview_prompts") or ())
 
     @property
     def is_student(self) -> bool:
@@ -107,7 +113,7 @@ class ImageSession:
     @property
     def has_guidance(self) -> bool:
         """Return whether the network was trained with label dropout, which guidance needs."""
-        return bool(self.model.class_names and self.model.config["label_dropout"])
+        return bool(self.model.condition.has_null and self.model.config["label_dropout"])
 
     @property
     def max_steps(self) -> int:
@@ -146,16 +152,26 @@ class ImageSession:
         grids = [draw_grid(render_images(half, self.model.render), 1 + NEIGHBORS) for half in halves]
         return enlarge(hstack_images(grids))
 
-    def _parse_labels(self, request: Request) -> list[int]:
+    def _parse_labels(self, request: Request) -> list[Label]:
         check_int("images", request.count, 1, MAX_IMAGES)
         check_int("seed", request.seed, 0, 2**32 - 1)
         names = self.model.class_names
+        if self.prompts:
+            return [self._check_prompt(request.label)] * request.count
         if not names:
             return [0] * request.count
         if request.label == ALL:
             chosen = choose_rows(len(names), request.count)
             return [chosen[k % len(chosen)] for k in range(request.count)]
         return [parse_class(str(request.label), names)] * request.count
+
+    def _check_prompt(self, prompt: object) -> str:
+        if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
+            raise ValueError(f"prompt: must be a text of at most {MAX_PROMPT} characters")
+        encoder = self.model.condition.encoder
+        if encoder.is_unknown(prompt):
+            raise ValueError(f"prompt: {'; '.join(encoder.find_faults(prompt)) or 'it has no words'}")
+        return prompt
 
     def _configure_model(self, request: Request) -> TrainedModel:
         """Return the model with the sampler and the guidance of a request."""
@@ -175,7 +191,7 @@ class ImageSession:
             raise ValueError(faults[0])
         return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)
 
-    def _draw_grid(self, images: Tensor, labels: list[int], names: Sequence[str]) -> Image.Image:
+    def _draw_grid(self, images: Tensor, labels: list[Label], names: Sequence[str]) -> Image.Image:
         """Draw images in a square, or with a named row for each class."""
         images = render_images(images, self.model.render)
         if names:

@@ -1,5 +1,6 @@
 """Prompts from training to images: previews, resume, sample, interpolation, export, and messages."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.export import check_export, export
 from diffusion_lit.runs import checkpoints
+from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.pipeline import Pipeline
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
@@ -20,6 +22,7 @@ from diffusion_lit.sample import sample
 from diffusion_lit.system.errors import UserError
 from diffusion_lit.training import noise_levels
 from diffusion_lit.training.launch_run import fit
+from diffusion_lit.web.session import ImageSession, Request
 from tests.cases import each
 from tests.text_models import save_clip
 from tests.trained import SHORT
@@ -183,3 +186,15 @@ def test_what_a_run_cannot_draw_is_refused(run, tmp_path, overrides, message):
 def test_unknown_words_beside_known_ones_are_a_warning(run, tmp_path, caplog):
     sample_run(run, tmp_path / "out", "prompt=a handwriten two")
     assert "handwriten is in no training caption, similar: handwritten" in caplog.text
+
+
+def test_the_app_takes_a_prompt_and_refuses_unknown_words(run):
+    session = ImageSession(TrainedModel.from_run(run, device="cpu"))
+    assert session.has_guidance
+    assert not session.classes
+    request = Request("a handwritten one", 2, 0, "ddim", 2, 2.0)
+    assert session.generate(request).images.shape[0] == 2
+    with pytest.raises(ValueError, match="xylophone is in no training caption"):
+        session.generate(dataclasses.replace(request, label="xylophone"))
+    with pytest.raises(ValueError, match="at most 500 characters"):
+        session.generate(dataclasses.replace(request, label=["a"]))
