@@ -50,12 +50,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         frames = gr.State([])
         with gr.Row():
             with gr.Column(scale=1):
-                if session.prompts:
-                    label = gr.Textbox(session.prompts[0], label="prompt")
-                else:
-                    label = gr.Dropdown(
-                        session.classes or [ALL], value=ALL, label="class", visible=bool(session.classes)
-                    )
+                label = make_label_input(session)
                 count = gr.Slider(1, MAX_IMAGES, value=MAX_IMAGES, step=1, label="images")
                 seed = gr.Number(value=0, precision=0, minimum=0, label="seed")
                 name = gr.Dropdown(list(session.samplers), value=sampler["name"], label="sampler")
@@ -80,6 +75,13 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
             select_frame, [frames, slider], image, show_progress="hidden", api_name=False, trigger_mode="always_last"
         )
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
+
+
+def make_label_input(session: ImageSession) -> gr.Textbox | gr.Dropdown:
+    """Return the text box of a run with prompts, else the menu of classes."""
+    if session.prompts:
+        return gr.Textbox(session.prompts[0], label="prompt")
+    return gr.Dropdown(session.classes or [ALL], value=ALL, label="class", visible=bool(session.classes))
 
 
 def write_files(result: Result, home: Path) -> tuple[str, str]:
