@@ -17,6 +17,7 @@ TABLES = {
     "digits": "class accuracy of the digits over seconds of training",
     "growth": "time and memory over data set size, image size, batch size, processes and samples",
     "evaluation": "FD, KID, precision and recall of 50,000 images: seconds and memory after the features",
+    "memorization": "hit rate and false alarms of copies, planted among the digits, and among --data",
     "gpu": "training and sampling on a GPU, the fastest way first; with --script also diffusers' script",
     "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
     "peers": "training against diffusers' train_unconditional.py; needs --script",
@@ -38,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--script", type=Path, help="examples/unconditional_image_generation/train_unconditional.py of diffusers"
     )
+    parser.add_argument("--data", action="append", help="overrides of a data set for memorization; may be repeated")
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
     parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")

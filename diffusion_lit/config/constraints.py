@@ -21,6 +21,11 @@ LIMITS = {  # key -> largest value that any machine can serve
     "columns": 1_000, "grids": 10_000, "largest": 16_384,
 }  # fmt: skip
 
+SYNC_BATCHNORM_FAULT = (
+    "trainer.sync_batchnorm=true: PyTorch's SyncBatchNorm joins processes on GPUs only. Use strategy=ddp on GPUs, or a "
+    "network with group normalization"
+)
+
 
 def find_conflicts(values: dict[str, object]) -> list[str]:
     """Return one line for each pair of values that do not fit.
@@ -253,6 +258,12 @@ def check_strategy(v: dict) -> Iterator[str]:
         yield "strategy.compile=true: strategy=dp copies the network for every batch. Use strategy=ddp"
 
 
+def check_sync_batchnorm(v: dict) -> Iterator[str]:
+    """Refuse synchronized batch norms where PyTorch has none."""
+    if v["trainer.sync_batchnorm"] and (v["strategy.name"] != "ddp" or v["strategy.accelerator"] in ("cpu", "mps")):
+        yield SYNC_BATCHNORM_FAULT
+
+
 def check_batch_size(v: dict) -> Iterator[str]:
     """Refuse a batch that cannot be divided among devices and micro-batches."""
     keys = ("strategy.devices", "strategy.num_nodes", "strategy.accumulate")
@@ -275,5 +286,5 @@ CHECKS = (
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
     check_model_interpolations, check_streaming,
     check_alpha, check_value_range, check_tiles, check_best_by, check_skins, check_strategy, check_batch_size,
-    check_stages, check_student_sampler, check_lcm_steps,
+    check_stages, check_student_sampler, check_lcm_steps, check_sync_batchnorm,
 )  # fmt: skip

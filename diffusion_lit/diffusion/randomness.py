@@ -6,6 +6,7 @@ a..b takes that slice. So a resumed run, an accumulated micro-batch and each of 
 ranks see the numbers that one uninterrupted run with one big batch sees.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,9 +46,9 @@ def draw_random_numbers(
         count: number of positions.
         shape: (C, H, W) of the noise.
         device: where to draw; another device gives other numbers.
-        strata: above 1, the size of the global batch: `u_timestep` of the image at
-            index k of its batch lies in [k / strata, (k + 1) / strata) (after
-            Kingma et al. 2021, appendix I.1).
+        strata: above 1, the size of the global batch: each of [k / strata, (k + 1) / strata)
+            holds `u_timestep` of one image of the batch (after Kingma et al. 2021,
+            appendix I.1), and images of every part of the batch are spread over them.
     """
     generator = torch.Generator(device=device)
     eps, uniform = [], []
@@ -59,8 +60,24 @@ def draw_random_numbers(
     u_timestep, u_flip, u_drop = torch.cat(uniform, dim=1)
     if strata > 1:
         index = torch.arange(start, start + count, device=device) % strata
-        u_timestep = ((index + u_timestep) / strata).clamp(max=BELOW_1)
+        u_timestep = ((interleave(index, strata) + u_timestep) / strata).clamp(max=BELOW_1)
     return RandomNumbers(torch.cat(eps), u_timestep, u_flip, u_drop)
+
+
+def interleave(index: Tensor, count: int) -> Tensor:
+    """Return a permutation of 0 .. count - 1 in which consecutive numbers are spread evenly.
+
+    Ranks and micro-batches are consecutive parts of a batch. Each sees small and large
+    timesteps alike, as batch norms need it: multiples of the golden ratio (Weyl 1916).
+
+    Args:
+        index: int64 (N,), in 0 .. count - 1.
+        count: how many numbers there are.
+    """
+    step = round(count * 0.6180339887498949)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return index * step % count
 
 
 def seed_network(seed: int, position: int) -> None:

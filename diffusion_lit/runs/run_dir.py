@@ -36,9 +36,6 @@ MAX_NAME_BYTES = 255  # of a file name on every common file system
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
 
 
-# ------------------------------------------------------------------------------------------ which folder is a run
-
-
 def is_run_dir(folder: Path) -> bool:
     """Return whether a folder is a run or a published model."""
     return (folder / "config.yaml").is_file()
@@ -200,12 +197,14 @@ def read_overrides(run: Path, start: int = -1) -> list[str]:
 
 def record_start(run: Path, config: dict, overrides: list[str]) -> None:
     """Write versions.txt, append to command.txt, and write config.yaml last, which makes the folder a run."""
+    import torch  # only here: commands that read a run start without it
+
     if not is_run_dir(run):
         (run / "command.txt").unlink(missing_ok=True)  # of a process that was killed here
     config = config | {"run_dir": str(run.absolute())}  # paths of the data are found from it after a move
-    versions = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
-    versions += [f"{package} {version(package)}" for package in PACKAGES]
-    write_text_atomically(run / "versions.txt", "\n".join(versions) + "\n")
+    versions = [f"{package} {version(package)}" for package in PACKAGES] + [f"CPU threads {torch.get_num_threads()}"]
+    versions = [f"python {platform.python_version()}", f"platform {platform.platform()}", *versions, ""]
+    write_text_atomically(run / "versions.txt", "\n".join(versions))
     append_command(run, overrides)
     write_text_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 

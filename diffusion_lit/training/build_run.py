@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.constraints import SYNC_BATCHNORM_FAULT
 from diffusion_lit.config.targets import build
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.validation_split import KnownImages
@@ -225,8 +226,10 @@ def make_trainer(
 
     Raises:
         UserError: exit 2 if Lightning refuses a combination, such as bf16 on a device
-            without it.
+            without it, or for synchronized batch norms of processes on a CPU.
     """
+    if config["trainer"].get("sync_batchnorm") and collectives.world_size() > 1 and not torch.cuda.is_available():
+        raise UserError(Exit.CONFIG, SYNC_BATCHNORM_FAULT)
     lightning_log = logging.getLogger("lightning.pytorch")
     lightning_log.setLevel(logging.WARNING)
     lightning_log.handlers.clear()  # Hydra's root logger prints

@@ -72,14 +72,15 @@ def format_run_summary(
 
 def find_batch_norm_faults(config: dict, net: nn.Module) -> list[str]:
     """Return a line if batch normalization makes the division of a batch change the training."""
-    parts = config["strategy"]["accumulate"] * collectives.world_size()
+    is_synchronized = config["trainer"].get("sync_batchnorm", False)
+    parts = config["strategy"]["accumulate"] * (1 if is_synchronized else collectives.world_size())
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if parts == 1 or not norms:
         return []
     return [
         f"note       batch normalization sees {config['global_batch_size'] // parts} images at a time, in {parts} "
         "parts of a batch: another strategy.accumulate or number of processes trains something else. "
-        "trainer.sync_batchnorm=true joins processes; group normalization has no such limit."
+        "trainer.sync_batchnorm=true joins processes on GPUs; group normalization has no such limit."
     ]
 
 

@@ -140,6 +140,7 @@ CASES = [
     ("diffusion=ddpm diffusion.zero_terminal_snr=true", "diffusion.prediction_type=epsilon: with diffusion.zero_termi"),
     ("diffusion.beta_start=0.5", "diffusion.beta_start=0.5: must be at most diffusion.beta_end=0.02"),
     ("global_batch_size=10 strategy.accumulate=3", "global_batch_size=10: must be a multiple of strategy.accumul"),
+    ("trainer.sync_batchnorm=true", "trainer.sync_batchnorm=true: PyTorch's SyncBatchNorm joins processes on GPUs"),
     ("lr_schedule=staircase lr_schedule.cycles=1", "learning rate of lr_schedule=staircase never falls. Set the num"),
     ("lr_schedule.name=linear", "lr_schedule.name=linear: fixed by the choice of lr_schedule"),
     ("lr_schedule.power=2", "lr_schedule.power: no such key (did you mean ema.power?). lr_schedule=polynomial has it"),

@@ -2,6 +2,7 @@
 against an exact denoiser, and how training spreads over the noise levels."""
 
 import functools
+import itertools
 import math
 from pathlib import Path
 from statistics import NormalDist
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from scipy import stats
 from scipy.special import ndtr, ndtri
 
 from diffusion_lit.config.groups import CONF
@@ -19,7 +21,7 @@ from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.processes import EDM, FlowMatching
-from diffusion_lit.diffusion.randomness import draw_random_numbers
+from diffusion_lit.diffusion.randomness import draw_random_numbers, interleave
 from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 from diffusion_lit.diffusion.weighting import Uniform
@@ -177,6 +179,7 @@ def test_runs_older_than_the_new_keys_are_of_the_process_that_they_were():
 SHARES, MEANS, STDS = np.array([0.3, 0.7]), np.array([-0.5, 0.3]), np.array([0.1, 0.14])
 SHAPE, SEEDS = (1, 48, 48), [0, 1]
 KINDS = {"ddim": 1, "euler": 1, "flow_euler": 1, "dpmpp_2m": 2, "deis": 2, "unipc": 2, "heun": 2, "flow_heun": 2}
+SECOND_ORDER = {("heun", "edm"), ("flow_heun", "flow"), ("dpmpp_2m", "edm"), ("unipc", "edm")}  # at every halving
 RANDOM = {"ddpm": 150, "euler_a": 150, "dpmpp_sde": 50}  # steps that reach the distribution
 SERVED = {"discrete": ["cosine", "zero"], "flow": ["flow"], "edm": ["edm"]}
 
@@ -256,6 +259,23 @@ def test_deterministic_samplers_reach_the_exact_flow_with_their_order(name, proc
     else:
         assert coarse / fine > 7  # about 16; less where the last jump, to no noise, is a plain one
         assert fine < 0.005
+    if (name, process) in SECOND_ORDER:
+        assert (
+            13 < coarse / fine < (20 if KINDS[name] == 2 and name != "unipc" else 50)
+        )  # UniPC corrects to nearly third
+
+
+@pytest.mark.slow
+def test_the_order_of_convergence_of_each_sampler_and_process():
+    """`-s` prints the table of BENCHMARKS.md: log2 of the ratio of errors for each doubling of the steps."""
+    for name, process in pairs(KINDS):
+        errors = [error(process, name, steps) for steps in (24, 48, 96, 192)]
+        slopes = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+        print(f"| {name} | {process} | {' | '.join(f'{s:.2f}' for s in slopes)} | {errors[-1]:.1e} |")
+        low, high = {1: (0.8, 1.1), 2: (1.4, 3.0)}[KINDS[name]]
+        assert low < sum(slopes) / 3 < high, (name, process)
+        if (name, process) in SECOND_ORDER:
+            assert min(slopes) > 1.85, (name, process)
 
 
 @each(("name", "process"), pairs(RANDOM))
@@ -322,8 +342,8 @@ def test_clipping_ends_in_range_and_the_film_is_of_unit_variance(process):
 def test_stratified_numbers_lie_one_in_each_share_of_a_batch_for_any_slices():
     shape, cpu = (1, 2, 2), torch.device("cpu")
     whole = draw_random_numbers(3, 5 * 96, 2 * 96, shape, cpu, strata=96)
-    for half in whole.u_timestep.chunk(2):
-        assert (half * 96).long().tolist() == list(range(96))
+    for batch in whole.u_timestep.chunk(2):
+        assert sorted((batch * 96).long().tolist()) == list(range(96))
     parts = [
         draw_random_numbers(3, 5 * 96 + start, 48, shape, cpu, strata=96).u_timestep for start in range(0, 192, 48)
     ]
@@ -331,14 +351,27 @@ def test_stratified_numbers_lie_one_in_each_share_of_a_batch_for_any_slices():
     plain = draw_random_numbers(3, 5 * 96, 2 * 96, shape, cpu)
     assert torch.equal(plain.eps, whole.eps)
     assert torch.equal(plain.u_flip, whole.u_flip)
-    inside = whole.u_timestep * 96 - torch.arange(96).repeat(2)  # what the plain number was
+    inside = whole.u_timestep * 96 - (whole.u_timestep * 96).long()  # what the plain number was
     torch.testing.assert_close(inside, plain.u_timestep, rtol=0, atol=2e-5)
     assert not torch.equal(plain.u_timestep, whole.u_timestep)
 
 
+@each("parts", [2, 3, 4, 8])
+@each("count", [16, 24, 96, 128, 1024])
+def test_each_part_of_a_stratified_batch_has_small_and_large_timesteps(parts, count):
+    """Those of a rank or micro-batch of n images are within 6 / n of uniform."""
+    strata = interleave(torch.arange(count), count)
+    assert sorted(strata.tolist()) == list(range(count))
+    for part in strata.split(-(-count // parts)):
+        assert stats.kstest((part.double() + 0.5).numpy() / count, "uniform").statistic < 6 / len(part)
+    assert interleave(torch.tensor([0]), 1).tolist() == [0]
+
+
 def test_the_last_share_of_a_large_batch_ends_before_1():
-    timestep = draw_random_numbers(0, 2**20 - 4096, 4096, (1, 1, 1), torch.device("cpu"), strata=2**20).u_timestep
-    assert timestep.max() < 1
+    last = int((interleave(torch.arange(2**20), 2**20) == 2**20 - 1).nonzero())
+    draw = functools.partial(draw_random_numbers, start=last, count=1, shape=(1, 1, 1), device=torch.device("cpu"))
+    timestep = torch.cat([draw(seed, strata=2**20).u_timestep for seed in range(64)])
+    assert timestep.max() < 1  # single precision would round 1 in 16 up
     assert DiscreteProcess().sample_times(timestep).max() == 999
 
 
