@@ -16,6 +16,7 @@ from diffusion_lit.runs.sample_request import (
     read_originals,
     warn_of_unknown_words,
 )
+from diffusion_lit.system.imports import pause_garbage_collection
 
 log = logging.getLogger("diffusion_lit.sample")
 
@@ -31,11 +32,13 @@ def sample(config: DictConfig) -> None:
         sample_in_shards(config)
         return
     from diffusion_lit.runs.fast_sampling import speed_up
-    from diffusion_lit.runs.load import load_requested_model
-    from diffusion_lit.runs.sample_folder import describe_request, generate_batches, write_samples
-    from diffusion_lit.sampling.editing import make_edit
-    from diffusion_lit.sampling.previews import FrameRecorder
-    from diffusion_lit.sampling.request import make_requests
+
+    with pause_garbage_collection():
+        from diffusion_lit.runs.load import load_requested_model
+        from diffusion_lit.runs.sample_folder import describe_request, generate_batches, write_samples
+        from diffusion_lit.sampling.editing import make_edit
+        from diffusion_lit.sampling.previews import FrameRecorder
+        from diffusion_lit.sampling.request import make_requests
 
     model = load_requested_model(config, log.warning)
     originals, labels = read_originals(config, model.config), parse_requests(config, model.config)

@@ -13,6 +13,7 @@ from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, resume, run_dir
+from diffusion_lit.system.imports import pause_garbage_collection
 from diffusion_lit.system.platform import keep_freed_memory
 from diffusion_lit.training.precision import resolve_precision
 from diffusion_lit.training.run_result import existing_result
@@ -52,7 +53,8 @@ def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
     config = config | {"strategy": resolve_precision(config["strategy"], bool(config["resume"]))}
     try:
         with process_group.launch_ranks(config["strategy"]):
-            from diffusion_lit.training import train_rank
+            with pause_garbage_collection():
+                from diffusion_lit.training import train_rank
 
             config, run, resume_from = collectives.broadcast_from_rank_zero((config, run, resume_from))
             parts = train_rank.prepare_rank(config, source, run, resume_from, overrides)
@@ -69,7 +71,8 @@ def follow() -> None:
     """Train on a rank other than 0, with the configuration that rank 0 sends."""
     keep_freed_memory()
     with process_group.follow_rank_zero():
-        from diffusion_lit.training import train_rank
+        with pause_garbage_collection():
+            from diffusion_lit.training import train_rank
 
         config, run, resume_from = collectives.broadcast_from_rank_zero(None)
         trust(config)  # rank 0 has checked it

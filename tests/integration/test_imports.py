@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from diffusion_lit.data.sources.digits import Digits
 from diffusion_lit.system.platform import OWN_SETTINGS
+from tests.runs import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +44,20 @@ def test_sampling_and_evaluation_do_not_pay_for_lightning(tiny_run, tmp_path):
     loaded = loaded_after(f"{sample}assert not {{'sklearn', 'torchmetrics'}} & set(sys.modules)\n{evaluate}")
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "wandb"}
+
+
+def test_training_does_not_pay_for_what_it_does_not_use(tmp_path):
+    settings = [
+        *TINY,
+        "max_steps=1",
+        "sample_every=0",
+        "val_every=0",
+        "checkpoint_every=1",
+        f"run_dir={tmp_path / 'r'}",
+    ]
+    loaded = loaded_after(f"sys.argv = {['train', *settings]}\nfrom diffusion_lit.train import main\nmain()\n")
+    assert "lightning" in loaded
+    assert not loaded & {"wandb", "sklearn", "datasets", "pandas", "pyarrow", "gradio", "tensorboard", "accelerate"}
 
 
 @pytest.mark.slow
