@@ -22,10 +22,10 @@ from diffusion_lit.system.platform import ALLOCATOR
 
 FIRST = 2
 HEADER = ["", "allocator", "img/s", "ratio", "page faults", "peak memory", "more than glibc by itself", "rounds"]
-CASES = {  # name: (pixels, images of a batch, steps, rounds); about eight minutes on two cores with AMX
-    "1.1 M, 32x32": (32, 64, 14, 5),
-    "1.1 M, 64x64": (64, 32, 12, 5),
-    "1.6 M, 128x128": (128, 8, 12, 4),
+CASES = {  # name: (pixels, images of a batch, steps, rounds); meant to take about seven minutes on two idle cores
+    "1.1 M, 32x32": (32, 64, 12, 3),
+    "1.1 M, 64x64": (64, 32, 8, 3),
+    "1.6 M, 128x128": (128, 8, 8, 3),
 }
 MEASURE = """
 import json, resource, runpy, sys, time
