@@ -52,6 +52,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
+    from diffusion_lit.data.captions import describe_captions
     from diffusion_lit.data.decoding import decoding_from_config
     from diffusion_lit.data.sources.table_labels import collect_notes
     from diffusion_lit.data.value_ranges import resolve_value_range
@@ -78,6 +79,8 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
+    captions = [own for split in splits.values() for own in split.captions or ()]
+    findings |= {"captions": describe_captions(captions)} if captions else {}
     findings |= {"left_out": getattr(source, "left_out", {}), "notes": collect_notes(source)}
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)

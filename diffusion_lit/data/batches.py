@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lit.data.captions import select_captions
 from diffusion_lit.data.device_images import DeviceImages, copy_to_device, fits_on_device, place_on_device
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.data.streaming import StreamedStore
@@ -176,7 +177,10 @@ class Batches:
             else:
                 arrays = next(streamed) if streamed else self._load_stored(position)
                 image, y, index = (copy_to_device(tensor, self.device) for tensor in self._prepare(position, *arrays))
-            yield {"image": image, "y": y, "index": index, "position": position, "flip": self.flip}
+            batch = {"image": image, "y": y, "index": index, "position": position, "flip": self.flip}
+            if captions := getattr(self.store, "captions", None):
+                batch["caption"] = select_captions(captions, self._indices(position).tolist(), self.seed, position)
+            yield batch
 
     def _indices(self, position: int) -> Tensor:
         return stream_indices(self.seed, position, self.batch_size, len(self.store))
@@ -241,4 +245,7 @@ class ValidationBatches:
             rows = self.order[start : start + self.batch_size].numpy()
             arrays = self.store.images[rows], self.store.labels[rows], rows
             image, y, index = (copy_to_device(torch.from_numpy(array), self.device) for array in arrays)
-            yield {"image": image, "y": y, "index": index, "position": start}
+            batch = {"image": image, "y": y, "index": index, "position": start}
+            if self.store.captions:
+                batch["caption"] = select_captions(self.store.captions, rows.tolist(), 0, None)
+            yield batch

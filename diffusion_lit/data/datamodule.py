@@ -105,6 +105,11 @@ class ImageDataModule(L.LightningDataModule):
         """Return the class names; empty without labels."""
         return list(self.source.class_names)
 
+    @property
+    def captions(self) -> list[str]:
+        """Return the different captions of the training images, sorted; empty without captions."""
+        return sorted({text for own in getattr(self.train, "captions", None) or () for text in own})
+
     def setup(self, stage: str | None = None) -> None:
         """Decode the images, or find them in `cache_dir`."""
         if self.train is None:

@@ -1,6 +1,7 @@
 """All images of a split as one uint8 array, decoded once: in RAM, or in a file that runs and processes share."""
 
 import hashlib
+import json
 import math
 import zlib
 from array import array
@@ -14,6 +15,7 @@ import numpy as np
 
 from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
+from diffusion_lit.data.captions import Captions
 from diffusion_lit.data.decoding import (
     Decoding,
     StoredImage,
@@ -80,6 +82,7 @@ class ImageStore:
         checksums: CRC-32 of each image in it, (N,).
         hashes: of the content of each image before it was decoded, uint64 (N,), see
             `hash_image`.
+        captions: of each image; None if there are none.
     """
 
     images: np.ndarray | ImageRows
@@ -87,13 +90,14 @@ class ImageStore:
     file: Path | None = None
     checksums: np.ndarray | None = None
     hashes: np.ndarray = field(default_factory=NO_HASHES.copy)
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return 16 hex digits that depend on pixels, labels and their order.
+        """Return 16 hex digits that depend on pixels, labels, captions and their order.
 
         Raises:
             DataError: if the pixels of a cache file do not match their checksums.
@@ -106,6 +110,8 @@ class ImageStore:
                 raise damaged_cache(self.file)
             digest.update(block)
         digest.update(self.labels)
+        if self.captions is not None:
+            digest.update(json.dumps(list(self.captions)).encode())
         return digest.hexdigest()
 
 
@@ -133,7 +139,7 @@ def load_split(split: Split, decoding: Decoding, cache_dir: str | None, name: st
     if cache_dir is None:
         decoded = np.fromiter(decode(), np.dtype((np.uint8, decoding.shape)), -1 if n is None else n)
         labels = np.array(stream_labels, np.int64) if n is None else labels
-        return ImageStore(decoded, labels, hashes=np.array(hashes, np.uint64))
+        return ImageStore(decoded, labels, hashes=np.array(hashes, np.uint64), captions=split.captions)
 
     def build(building: Path, report: ReportProgress) -> None:
         with open(building, "wb") as file:
@@ -147,7 +153,8 @@ def load_split(split: Split, decoding: Decoding, cache_dir: str | None, name: st
     if n is None:
         images.on_cached()
     decoded, cached_labels, cached_hashes, checksums = read_cache(path, n, decoding.shape)
-    return ImageStore(decoded, cached_labels if n is None else labels, path, checksums, cached_hashes)
+    labels = cached_labels if n is None else labels
+    return ImageStore(decoded, labels, path, checksums, cached_hashes, split.captions)
 
 
 def load_splits(
@@ -218,7 +225,9 @@ def _refuse_exchanged(train: ImageStore, val: ImageStore, known: KnownImages) ->
 def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:
     """Return a view of the images at `rows`, int64 (N,), of a store that is no such view."""
     checksums = None if store.checksums is None else store.checksums[rows]
-    return ImageStore(ImageRows(store.images, rows), store.labels[rows], store.file, checksums, store.hashes[rows])
+    captions = None if store.captions is None else [store.captions[row] for row in rows]
+    images = ImageRows(store.images, rows)
+    return ImageStore(images, store.labels[rows], store.file, checksums, store.hashes[rows], captions)
 
 
 def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:
@@ -233,7 +242,7 @@ def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:
 
     images = store.images
     images = ImageRows(crop(images.base), images.rows) if isinstance(images, ImageRows) else crop(images)
-    return ImageStore(images, store.labels, hashes=store.hashes)
+    return ImageStore(images, store.labels, hashes=store.hashes, captions=store.captions)
 
 
 def _number_images(stream: ImageStream, labels: list[int], hashes: array) -> Iterator[tuple[int, StoredImage]]:

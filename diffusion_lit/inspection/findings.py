@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_lit.config.network_size import count_levels, describe_levels, find_size_faults
 from diffusion_lit.config.value_types import format_value
+from diffusion_lit.data.captions import format_captions
 from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.imaging.sizes import ImageSize, format_size, height_width
 from diffusion_lit.inspection.exclude_list import is_contradictory
@@ -210,6 +211,7 @@ def format_findings(findings: dict, data: dict, model: dict, reason: str) -> lis
         ("", describe_levels(model)),
         *(("note", fault) for fault in find_size_faults(model, images["train"])),
         *_format_classes(findings["classes"]),
+        ("captions", format_captions(findings["captions"]) if "captions" in findings else ""),
         ("", _describe_images(untrained, "without training images")),
         ("equal", _describe_groups(findings["duplicates"])),
         ("labels", _describe_contradictions(findings["contradictions"])),

@@ -29,6 +29,7 @@ from typing import Protocol
 
 import numpy as np
 
+from diffusion_lit.data.captions import Captions
 from diffusion_lit.data.decoding import Encoded, StoredImage
 from diffusion_lit.system.errors import DataError
 
@@ -92,11 +93,13 @@ class Split:
         labels: int64 (N,); None for a stream, which yields them with the images.
         groups: numbers or names (N,), or None. Images of one group are never divided between
             training and validation.
+        captions: of each image, some or none; None if the source has no captions.
     """
 
     images: list[Path] | np.ndarray | ImageSequence | ImageStream
     labels: np.ndarray | None
     groups: np.ndarray | None = None
+    captions: Captions | None = None
 
     def select(self, indices: np.ndarray) -> "Split":
         """Return the split with only the images at `indices`, int64 (N,)."""
@@ -106,7 +109,9 @@ class Split:
             images = self.images[indices]
         else:
             images = Subset(self.images, indices)
-        return Split(images, self.labels[indices], None if self.groups is None else self.groups[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        captions = None if self.captions is None else [self.captions[k] for k in indices]
+        return Split(images, self.labels[indices], groups, captions)
 
 
 class DataSource(Protocol):

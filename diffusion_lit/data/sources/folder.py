@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.data.captions import list_captions
 from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
 from diffusion_lit.data.sources.listing import Listing, format_left_out, list_files, list_folders, merge_left_out
 from diffusion_lit.data.sources.tiles import cut_sheets, list_left_out, make_tiling
@@ -34,6 +35,8 @@ class ImageFolder:
     Args:
         root: the folder.
         labels: "auto" as above, or "none" to ignore class folders.
+        captions: "none", "filename", "sidecar", "column" or "auto", see
+            `diffusion_lit.data.captions.list_captions`.
         tile: px, one number or (height, width), of the tiles that the images are cut into;
             None: the images are used as they are. Empty tiles are left out.
         tile_margin: px around the tiles of an image.
@@ -44,13 +47,14 @@ class ImageFolder:
         self,
         root: str | None,
         labels: str = "auto",
+        captions: str = "none",
         tile: ImageSize | None = None,
         tile_margin: int = 0,
         tile_spacing: int = 0,
     ):
         if root is None:
             raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")
-        self.root, self.labels = Path(root).expanduser(), labels
+        self.root, self.labels, self.captions = Path(root).expanduser(), labels, captions
         self.tiling = make_tiling(tile, tile_margin, tile_spacing)
         if os.path.isfile(self.root):
             raise DataError(f"data.root={root}: is a file. Unpack it, or name the folder of the images.")
@@ -144,13 +148,14 @@ class ImageFolder:
         paths = self._list(folder).images
         if not paths:
             raise DataError(f"{folder}: no images found.{self._explain(folder) or ' It is empty.'}")
+        captions = list_captions(self.captions, paths, folder)
         if not self.class_names:
-            return cut_sheets(Split(paths, np.zeros(len(paths), dtype=np.int64)), self.tiling)
+            return cut_sheets(Split(paths, np.zeros(len(paths), dtype=np.int64), captions=captions), self.tiling)
         self._check_classes(folder)
         numbers = {name: k for k, name in enumerate(self.class_names)}
         depth = len(folder.parts)
         labels = np.array([numbers[normalize_name(path.parts[depth])] for path in paths], dtype=np.int64)
-        return cut_sheets(Split(paths, labels), self.tiling)
+        return cut_sheets(Split(paths, labels, captions=captions), self.tiling)
 
     def _check_classes(self, folder: Path) -> None:
         unknown = {normalize_name(path.name) for path in list_folders(folder)} - set(self.class_names)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lit.data.captions import COLUMNS as CAPTION_COLUMNS
+from diffusion_lit.data.captions import Captions, split_captions
 from diffusion_lit.data.sources.data_source import SPLIT_NAMES, Split
 from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.data.sources.table_file import Table, read_table, simplify_name
@@ -28,6 +30,7 @@ COLUMNS = {
     "path": ("path", "file", "file_name", "filename", "image_path", "image"),
     "label": LABEL_COLUMNS,
     "split": ("split", "subset", "partition"),
+    "caption": CAPTION_COLUMNS,
 }
 MAX_NAMES = 3  # images that a note names
 
@@ -42,6 +45,7 @@ class PathTable:
         path_column: "auto" (a usual name) or a name.
         label_column: "auto", a name, or "none".
         split_column: "auto", a name, or "none".
+        caption_column: "auto", a name, or "none".
         tile: see `ImageFolder`.
         tile_margin: see `ImageFolder`.
         tile_spacing: see `ImageFolder`.
@@ -54,6 +58,7 @@ class PathTable:
         path_column: str = "auto",
         label_column: str = "auto",
         split_column: str = "auto",
+        caption_column: str = "none",
         tile: ImageSize | None = None,
         tile_margin: int = 0,
         tile_spacing: int = 0,
@@ -65,6 +70,7 @@ class PathTable:
             raise DataError(f"data.path={path[:300]}: file not found")
         self._stems = cache(list_stems)
         self.requested = {"path": path_column, "label": label_column, "split": split_column}
+        self.requested["caption"] = caption_column
         self.columns = {kind: self._find_column(kind) for kind in COLUMNS}
         if not self.table.columns[0]:
             raise DataError(f"{self.path}: has no rows")
@@ -160,13 +166,17 @@ class PathTable:
         same_stem = self._stems(path.parent).get(path.name, [])
         return path.with_name(same_stem[0]) if len(same_stem) == 1 else None
 
+    def _read_captions(self) -> Captions | None:
+        column = self.columns["caption"]
+        return None if column is None else [split_captions([text]) for text in self.table.columns[column]]
+
     # -------------------------------------------------------------------------------- splits
 
     def splits(self) -> dict[str, Split]:
         """Return "train", and "val" if the table has val or test rows."""
         numbers = {name: k for k, name in enumerate(self.class_names)}
         labels = [numbers[name] for name in self.labels] if self.labels else [0] * len(self.paths)
-        everything = Split(self.paths, np.array(labels, dtype=np.int64))
+        everything = Split(self.paths, np.array(labels, dtype=np.int64), captions=self._read_captions())
         rows = {"train": self.split_names == "train", "val": self.split_names == self._val}
         parts = {name: everything.select(np.flatnonzero(own)) for name, own in rows.items() if own.any()}
         return {name: cut_sheets(part, self.tiling) for name, part in parts.items()}

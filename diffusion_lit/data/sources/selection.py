@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class SelectedSource:
                     f"data.exclude={self.exclude}: no training images {'of ' * bool(names)}{names} are left"
                 )
             split = split if len(rows) == len(split.labels) else split.select(rows)
-            kept[name] = Split(split.images, self.numbers[split.labels], split.groups) if len(self.numbers) else split
+            kept[name] = replace(split, labels=self.numbers[split.labels]) if len(self.numbers) else split
         return {name: split for name, split in kept.items() if len(split.labels)}
 
     @cached_property

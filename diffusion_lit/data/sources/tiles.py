@@ -81,7 +81,8 @@ def cut_sheets(split: Split, tiling: Tiling | None) -> Split:
         fault = f"none of the {len(split.images):,} images has a tile that is not empty, such as {split.images[0]}"
         raise DataError(f"data.tile={size}: {fault}. Set the size of the tiles, or data.tile=null.")
     places = np.array(places, dtype=np.int64).reshape(-1, 3)
-    return Split(TileImages(split.images, places, tiling), np.array(labels, dtype=np.int64))
+    captions = None if split.captions is None else [split.captions[k] for k in places[:, 0]]
+    return Split(TileImages(split.images, places, tiling), np.array(labels, dtype=np.int64), captions=captions)
 
 
 def list_left_out(splits: Iterable[Split]) -> dict[str, list[str]]:

@@ -1,0 +1,164 @@
+"""Captions of images: from file names, text files beside the images, and columns of tables."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from diffusion_lit.diffusion.seeds import item_seed
+from diffusion_lit.system.console import join_names
+from diffusion_lit.system.errors import DataError
+
+Captions = Sequence[tuple[str, ...]]  # of each image; an empty tuple: it has none
+
+COLUMNS = ("text", "caption", "prompt")  # usual names; the first that exists is used
+METADATA = "metadata.jsonl"  # of an image folder of the Hugging Face hub
+RARE = 2  # images; a word of fewer is rare
+# from a letter to a digit and back, and before the first capital of a word: goldDragon2, HTMLPage
+BORDERS = re.compile(
+    r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-zß-öø-ÿ])(?=[A-ZÀ-Þ])|(?<=[A-ZÀ-Þ])(?=[A-ZÀ-Þ][a-zß-ÿ])"
+)
+
+
+def caption_from_path(path: Path, root: Path) -> str:
+    """Return the words of a file name and of the folders that it lies in, without numbers.
+
+    >>> caption_from_path(Path("icons/weapons/goldenSword_02.png"), Path("icons"))
+    'weapons golden sword'
+    """
+    parts = path.relative_to(root).with_suffix("").parts if path.is_relative_to(root) else (path.stem,)
+    text = BORDERS.sub(" ", unicodedata.normalize("NFC", " ".join(parts)))
+    words = [word for word in re.split(r"[\W_]+", text.lower()) if word and not word.isdigit()]
+    return " ".join(dict.fromkeys(words))  # a folder and its files often share words
+
+
+def clean_caption(text: object) -> str:
+    """Return a text as one line in NFC, without control characters; "" for None and NaN."""
+    if text is None or text != text:
+        return ""
+    words = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in str(text)).split()
+    return unicodedata.normalize("NFC", " ".join(words))
+
+
+def split_captions(texts: Sequence[object]) -> tuple[str, ...]:
+    """Return the captions that are not empty, each once."""
+    return tuple(dict.fromkeys(caption for text in texts if (caption := clean_caption(text))))
+
+
+def read_sidecar(path: Path) -> tuple[str, ...]:
+    """Return the captions of `<image>.txt`, one a line; none without the file.
+
+    Raises:
+        DataError: if the file is no text in UTF-8.
+    """
+    sidecar = path.with_suffix(".txt")
+    try:
+        return split_captions(sidecar.read_text(encoding="utf-8-sig").splitlines())
+    except (FileNotFoundError, IsADirectoryError):
+        return ()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{sidecar}: is no text in UTF-8 ({error}). Save it as UTF-8, or remove it.") from None
+
+
+def read_metadata(folder: Path) -> dict[Path, tuple[str, ...]]:
+    """Return the captions of images by path, from the file METADATA in a folder; {} without it.
+
+    Raises:
+        DataError: if a line is no JSON object with `file_name`, or no line has a caption.
+    """
+    file, captions = folder / METADATA, {}
+    if not file.is_file():
+        return {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name = row["file_name"]
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{file}, line {number}: must be a JSON object with file_name.") from None
+        values = next((row[column] for column in COLUMNS if column in row), None)
+        captions[folder / name] = split_captions(values if isinstance(values, list) else [values])
+    return captions
+
+
+def list_captions(kind: str, paths: Sequence[Path], root: Path) -> Captions | None:
+    """Return the captions of files.
+
+    Args:
+        kind: "none"; "filename"; "sidecar"; "column", of METADATA in `root`; or "auto", the first
+            of column, sidecar and filename that any image has.
+        paths: of the images.
+        root: folders below it are part of a caption from a file name.
+
+    Raises:
+        DataError: if no image has a caption.
+    """
+    if kind == "none":
+        return None
+    for name, captions in _read_kinds(kind, paths, root):
+        if any(captions):
+            return captions
+        if kind != "auto":
+            advice = {"sidecar": "<image>.txt beside the images", "column": f"{root / METADATA} with a text"}
+            needed = advice.get(name, "words in the names of the files")
+            raise DataError(f"data.captions={name}: no image has a caption. It needs {needed}.")
+    return [()] * len(paths)
+
+
+def _read_kinds(kind: str, paths: Sequence[Path], root: Path) -> Iterator[tuple[str, Captions]]:
+    if kind in ("auto", "column"):
+        rows = read_metadata(root)
+        yield "column", [rows.get(path, ()) for path in paths]
+    if kind in ("auto", "sidecar"):
+        yield "sidecar", list(map(read_sidecar, paths))
+    if kind in ("auto", "filename"):
+        yield "filename", [split_captions([caption_from_path(path, root)]) for path in paths]
+
+
+def select_captions(captions: Captions, rows: Sequence[int], seed: int, position: int | None) -> list[str]:
+    """Return a caption for each of these images; "" for one without.
+
+    Args:
+        captions: of all images.
+        rows: numbers of images.
+        seed: of the run.
+        position: of the first of them in the stream, which decides between several captions of
+            an image; None: the first.
+    """
+    texts = []
+    for k, row in enumerate(rows):
+        own = captions[row] or ("",)
+        number = 0 if position is None or len(own) == 1 else item_seed(seed, "caption", position + k) % len(own)
+        texts.append(own[number])
+    return texts
+
+
+def describe_captions(captions: Captions) -> dict:
+    """Return the facts that `audit` prints: how many images have captions, their words and lengths.
+
+    Words are counted once for each image.
+    """
+    counts = Counter(word for own in captions for word in {word for text in own for word in text.lower().split()})
+    lengths = [len(text.split()) for own in captions for text in own]
+    return {
+        "images_without": sum(not own for own in captions),
+        "captions": len(lengths),
+        "different": len({text for own in captions for text in own}),
+        "words": len(counts),
+        "words_per_caption": [min(lengths), max(lengths)] if lengths else [0, 0],
+        "frequent": sorted(counts, key=lambda word: (-counts[word], word))[:10],
+        "rare": sorted(word for word, count in counts.items() if count < RARE),
+    }
+
+
+def format_captions(facts: Mapping) -> str:
+    """Return these facts as a line."""
+    low, high = facts["words_per_caption"]
+    return (
+        f"{facts['captions']:,} ({facts['different']:,} different) of {low} to {high} words, "
+        f"{facts['images_without']:,} images without; {facts['words']:,} words, "
+        f"{len(facts['rare']):,} in one image only; frequent: {join_names(facts['frequent'], 10)}"
+    )

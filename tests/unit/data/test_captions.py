@@ -1,0 +1,170 @@
+"""Captions: where they come from, and which one of several an image gets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_lit.data.batches import Batches, ValidationBatches
+from diffusion_lit.data.captions import caption_from_path, clean_caption, describe_captions, select_captions
+from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.sources.folder import ImageFolder
+from diffusion_lit.data.sources.path_table import PathTable
+from diffusion_lit.data.sources.selection import SelectedSource
+from diffusion_lit.data.store import ImageStore
+from diffusion_lit.system.errors import DataError
+from tests.cases import each
+
+PATHS = {
+    "golden_sword.png": "golden sword",
+    "goldenSword02.png": "golden sword",
+    "HTMLPage.png": "html page",
+    "weapons/long-sword_3.png": "weapons long sword",
+    "weapons/weapons_axe.png": "weapons axe",
+    "monster/dragons/Fire Dragon (old).png": "monster dragons fire dragon old",
+    "0001.png": "",
+    "e\u0301toile_bleue.png": "\u00e9toile bleue",
+    "\u7adc_red.png": "\u7adc red",
+    "v1.2.potion.png": "v potion",
+}
+
+
+@each("name", PATHS, ids=str)
+def test_file_names_become_words(name):
+    assert caption_from_path(Path("root", name), Path("root")) == PATHS[name]
+
+
+def test_captions_are_one_clean_line():
+    assert clean_caption(" a\tred\n potion\x00 ") == "a red potion"
+    assert clean_caption("e\u0301") == "\u00e9"
+    assert [clean_caption(value) for value in (None, float("nan"), "", " ")] == [""] * 4
+    assert clean_caption(7) == "7"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six images, of which three have a text file, one of them with two captions."""
+    for k in range(6):
+        pixels = np.full((8, 8, 3), 40 * k, np.uint8)
+        pixels[-1, -1] = 255  # a tile of one color would be empty
+        Image.fromarray(pixels).save(tmp_path / f"redPotion_{k}.png")
+    (tmp_path / "redPotion_0.txt").write_text("a red potion\n\n a small bottle \n", encoding="utf-8")
+    (tmp_path / "redPotion_1.txt").write_text("\ufeffa bottle", encoding="utf-8")
+    (tmp_path / "redPotion_2.txt").write_text("", encoding="utf-8")
+    return tmp_path
+
+
+def captions(folder: Path, kind: str):
+    return ImageFolder(str(folder), captions=kind).splits()["train"].captions
+
+
+def test_a_folder_has_captions_of_each_kind(folder):
+    sidecars = [("a red potion", "a small bottle"), ("a bottle",), (), (), (), ()]
+    assert captions(folder, "none") is None
+    assert captions(folder, "filename") == [("red potion",)] * 6
+    assert captions(folder, "sidecar") == captions(folder, "auto") == sidecars
+    rows = [{"file_name": f"redPotion_{k}.png", "text": [None, "one", ["two", "due"]][k]} for k in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    columns = [(), ("one",), ("two", "due"), (), (), ()]
+    assert captions(folder, "column") == captions(folder, "auto") == columns
+
+
+def test_missing_and_broken_captions_are_refused_with_their_place(folder):
+    for file in folder.glob("*.txt"):
+        file.unlink()
+    assert captions(folder, "auto") == [("red potion",)] * 6
+    with pytest.raises(DataError, match="data.captions=sidecar: no image has a caption. It needs <image>.txt"):
+        captions(folder, "sidecar")
+    with pytest.raises(DataError, match=r"data.captions=column: .*metadata.jsonl"):
+        captions(folder, "column")
+    (folder / "redPotion_4.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(DataError, match=r"redPotion_4.txt: is no text in UTF-8"):
+        captions(folder, "sidecar")
+    (folder / "metadata.jsonl").write_text('{"file_name": "redPotion_0.png"}\n[1]\n', encoding="utf-8")
+    with pytest.raises(DataError, match="metadata.jsonl, line 2: must be a JSON object with file_name"):
+        captions(folder, "column")
+
+
+def test_a_table_has_a_column_of_captions(folder):
+    lines = ["path,caption", *[f'redPotion_{k}.png,"{text}"' for k, text in enumerate(["one", "", "a, b"])]]
+    (folder / "images.csv").write_text("\n".join(lines), encoding="utf-8")
+    table = str(folder / "images.csv")
+    assert PathTable(table).splits()["train"].captions is None
+    for column in ("auto", "caption"):
+        assert PathTable(table, caption_column=column).splits()["train"].captions == [("one",), (), ("a, b",)]
+    with pytest.raises(DataError, match="no column words. Set data.caption_column to one of path, caption"):
+        PathTable(table, caption_column="words")
+
+
+def test_captions_stay_with_their_images(folder):
+    """Through an exclude list, the validation split, and tiles cut from sheets."""
+    for k in range(6):
+        (folder / f"redPotion_{k}.txt").write_text(f"number {k}", encoding="utf-8")
+    (folder / "exclude.txt").write_text("redPotion_3.png\n", encoding="utf-8")
+    source = SelectedSource(ImageFolder(str(folder), captions="sidecar"), str(folder / "exclude.txt"))
+    data = ImageDataModule(source, 8, val_fraction=0.4)
+    data.setup()
+    assert len(data.train) + len(data.val) == 5
+    for store in (data.train, data.val):
+        values = store.images[np.arange(len(store))][:, 0, 0, 0]
+        assert [text for (text,) in store.captions] == [f"number {value // 40}" for value in values]
+    assert data.captions == sorted(text for (text,) in data.train.captions)
+    sheet = ImageFolder(str(folder), captions="sidecar", tile=8).splits()["train"]
+    assert sheet.captions == [(f"number {k}",) for k in sheet.images.places[:, 0]]
+
+
+def store(texts) -> ImageStore:
+    n = len(texts)
+    return ImageStore(np.zeros((n, 3, 8, 8), np.uint8), np.zeros(n, np.int64), captions=texts)
+
+
+TEXTS = [(), ("one",), ("a", "b"), *[(f"{k}x", f"{k}y", f"{k}z") for k in range(5)]]
+
+
+def stream(start: int, count: int, **more) -> list[str]:
+    batches = iter(Batches(store(TEXTS), 3, 4, lambda: start, **more))
+    return [text for _ in range(count) for text in next(batches)["caption"]]
+
+
+def test_the_caption_is_a_function_of_seed_and_position():
+    whole = stream(0, 40)
+    assert stream(10, 30) == whole[40:]  # a resumed run
+    ranks = [stream(0, 20, rank=rank, world=2) for rank in (0, 1)]
+    alternating = [ranks[k // 4 % 2][k // 8 * 4 + k % 4] for k in range(160)]
+    assert alternating == whole
+    assert stream(5, 20, accumulate=2) == whole[40:120]
+    counts = {text: whole.count(text) for text in ("a", "b")}
+    assert min(counts.values()) > 0
+    assert sum(counts.values()) == 20
+    assert whole.count("") == 20
+
+
+def test_validation_takes_the_first_caption():
+    batches = list(ValidationBatches(store(TEXTS), 16))
+    rows = [row for batch in batches for row in batch["index"].tolist()]
+    assert [text for batch in batches for text in batch["caption"]] == [(TEXTS[row] or ("",))[0] for row in rows]
+    assert select_captions(TEXTS, [2, 0], 0, None) == ["a", ""]
+
+
+def test_the_fingerprint_changes_with_a_caption_and_only_then():
+    texts = [(), ("a",)]
+    plain = ImageStore(store(texts).images, store(texts).labels)
+    assert plain.fingerprint != store(texts).fingerprint
+    prints = {store(texts).fingerprint for texts in ([("a",), ()], [(), ("a",)], [("a", "b"), ()], [("b",), ()])}
+    assert len(prints) == 4
+    assert "caption" not in next(iter(Batches(plain, 0, 4, lambda: 0)))
+
+
+def test_the_facts_of_an_audit():
+    facts = describe_captions([("a red potion", "red bottle"), ("a blue potion",), ()])
+    assert facts == {
+        "images_without": 1,
+        "captions": 3,
+        "different": 3,
+        "words": 5,
+        "words_per_caption": [2, 3],
+        "frequent": ["a", "potion", "blue", "bottle", "red"],
+        "rare": ["blue", "bottle", "red"],
+    }
