@@ -1,0 +1,49 @@
+"""Captions from a folder to an image: two steps on file names and text files, a prompt, and changed captions."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.runs.run_dir import read_run_config
+from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
+from diffusion_lit.sample import sample
+from tests.runs import run as run_command
+
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
+SHORT = [
+    "experiment=none", "data=image_folder", "data.captions=auto", "data.labels=none", "data.image_size=8",
+    "text_encoder=words", "model=dit", "model.width=16", "model.depth=1", "model.heads=2", "global_batch_size=4",
+    "sampler=ddim", "sampler.steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for kind in ("swords", "shields"):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for k in range(12):
+            color = [*COLORS][k % 3]
+            pixels = np.full((8, 8, 3), COLORS[color], np.uint8) + np.uint8(k)
+            Image.fromarray(pixels).save(tmp_path / "in" / kind / f"{color}_{k}.png")
+    return tmp_path / "in"
+
+
+def test_a_folder_of_named_images_becomes_a_model_of_prompts(folder, tmp_path):
+    run, words = tmp_path / "run", [*SHORT, f"data.root={folder}"]
+    run_command("train", *words, "max_steps=2", "checkpoint_every=2", f"run_dir={run}", cwd=tmp_path)
+    assert read_run_config(run)["text_encoder"]["words"] == ["blue", "green", "red", "shields", "swords"]
+    overrides = insert_stored_sampler([f"run={run}", f"out={tmp_path / 'out'}", "prompt=red swords"], None)
+    (config,) = compose_configs("sample", overrides)
+    check_sampling(config)
+    sample(config)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert {image["prompt"] for image in manifest["images"]} == {"red swords"}
+
+    (folder / "swords" / "red_0.txt").write_text("an old sword", encoding="utf-8")
+    more = [f"resume={run}", "max_steps=3"]
+    printed = run_command("train", *more, "data.captions=auto", cwd=tmp_path, code=4)
+    assert "the training images have changed since the checkpoint" in printed
+    assert "step 3/3" in run_command("train", *more, "accept=[data]", cwd=tmp_path)
