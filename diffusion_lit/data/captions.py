@@ -23,7 +23,7 @@ BORDERS = re.compile(
 
 
 def caption_from_path(path: Path, root: Path) -> str:
-    """Return the words of a file name and of the folders that it lies in, without numbers.
+    """Return the words of a file name and of the folders that it lies in, without numbers and single Latin letters.
 
     >>> caption_from_path(Path("icons/weapons/goldenSword_02.png"), Path("icons"))
     'weapons golden sword'
@@ -31,6 +31,7 @@ def caption_from_path(path: Path, root: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts if path.is_relative_to(root) else (path.stem,)
     text = BORDERS.sub(" ", unicodedata.normalize("NFC", " ".join(parts)))
     words = [word for word in re.split(r"[\W_]+", text.lower()) if word and not word.isdigit()]
+    words = [word for word in words if len(word) > 1 or not word.isascii()]  # sword_02a is the variant a
     return " ".join(dict.fromkeys(words))  # a folder and its files often share words
 
 

@@ -81,6 +81,8 @@ COUNTS = {
     "mnist_cond": (10, 1_624_577),
     "pixel_icons": (0, 14_739_204),  # alpha is a channel more
     "pixel_icons_faithful": (0, 14_738_051),
+    "icons_prompt": (0, 1_274_000),  # and a vector for each word of the captions
+    "tiles_prompt": (0, 1_274_000),
     "pokemon": (0, 33_995_395),
     "pokemon_faithful": (0, 33_995_395),
     "sprites_context": (5, 5_902_851),

@@ -27,7 +27,8 @@ PATHS = {
     "0001.png": "",
     "e\u0301toile_bleue.png": "\u00e9toile bleue",
     "\u7adc_red.png": "\u7adc red",
-    "v1.2.potion.png": "v potion",
+    "v1.2.potion.png": "potion",
+    "potion_02a.png": "potion",
 }
 
 
