@@ -28,9 +28,10 @@ from diffusion_lit.training.module import DiffusionModule
 
 def metrics_of(config: dict) -> list[str]:
     """Return the names of the metrics in training: none without `metrics_every`, those of labels only with classes."""
-    requested = config["metrics"] if config["metrics_every"] else []
+    if not config["metrics_every"]:
+        return []
     has_classes = config["data"]["class_names"] and not config["text_encoder"]
-    return [name for name in requested if name not in NEEDS_CLASSES or has_classes]
+    return [name for name in config["metrics"] if name not in NEEDS_CLASSES or has_classes]
 
 
 def columns_of(config: dict) -> list[str]:
