@@ -21,7 +21,7 @@ from tests.structure import (
 )
 
 CODE_LINES = 19_400  # of the package; a pull request that adds a part raises this by its size
-MEAN_LENGTH = 55.5  # of its lines that are not blank or comments
+MEAN_LENGTH = 55.1  # of its lines that are not blank or comments
 COMMAND_LINES = 100
 
 
