@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lit.diffusion.codecs import Codec, Pixels
 from diffusion_lit.diffusion.conditions import ClassCondition, Condition
+from diffusion_lit.diffusion.distillation import Distillation
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.randomness import RandomNumbers, draw_random_numbers, flip_images, seed_network
 from diffusion_lit.diffusion.seeds import image_seeds
@@ -149,7 +150,8 @@ class DiffusionModule(L.LightningModule):
         seed_network(self.seed, position)
         x0 = self._encode(flip_images(images, draws, batch.get("flip", 0.0)))
         y = self.condition.drop(batch["y"], draws.u_drop, self.label_dropout)
-        loss = self.training_loss(x0, draws, y).mean()
+        objective, t = self.choose_objective(draws)
+        loss = objective.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
         if self.log_steps:
             self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
@@ -168,10 +170,9 @@ class DiffusionModule(L.LightningModule):
             for name, net in self._validated_networks().items():
                 self.val_metrics[name].update(level, self.validation_error(net, x0, t, eps, batch["y"]), square)
 
-    def training_loss(self, x0: Tensor, draws: RandomNumbers, y: Tensor) -> Tensor:
-        """Return the weighted loss of each image, (B,)."""
-        t = self.diffusion.process.sample_times(draws.u_timestep)
-        return self.diffusion.loss(self.replicas or self.net, x0, t, draws.eps, y)
+    def choose_objective(self, draws: RandomNumbers) -> tuple[Diffusion | Distillation, Tensor]:
+        """Return what gives the loss of each image, and their times, (B,)."""
+        return self.diffusion, self.diffusion.process.sample_times(draws.u_timestep)
 
     def validation_error(self, net: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Return the unweighted error of each image, (B,), at times t of `levels`."""

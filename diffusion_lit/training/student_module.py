@@ -98,12 +98,11 @@ class StudentModule(DiffusionModule):
             for net in (self.teacher, self.net):
                 net.load_state_dict(self.ema.state_dict())
 
-    def training_loss(self, x0: Tensor, draws: RandomNumbers, y: Tensor) -> Tensor:
-        """Return the weighted loss of each image against the teacher of the stage, (B,)."""
+    def choose_objective(self, draws: RandomNumbers) -> tuple[Distillation, Tensor]:
+        """Return the loss against the teacher of the stage, and levels, (B,)."""
         distillation = self._distill(self._stage(self.global_step), self.net)
         levels = distillation.levels
-        k = self.method.draw_levels(draws.u_timestep, levels.steps, levels.ratio)
-        return distillation.loss(self.replicas or self.net, x0, k, draws.eps, y)
+        return distillation, self.method.draw_levels(draws.u_timestep, levels.steps, levels.ratio)
 
     def on_validation_epoch_start(self) -> None:
         """Validate on the noise levels of the student."""

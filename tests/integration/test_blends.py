@@ -138,7 +138,7 @@ def unet2d_run(digits_run, tmp_path):
         ("sprites", ["seed={0: 1}"], "seed={0: 1}: must be one value or a list"),
         ("unet2d", ["context={3: 0.5, 8: 0.5}"], "context: UNet2D, the network of this run, takes one class at a time"),
         ("unet2d", ["interpolate=true"], "interpolate: UNet2D, the network of this run, takes one class at a time"),
-        ("digits", ["interpolate=true", "classes=3"], "interpolate=true: needs two or more classes or blends"),
+        ("digits", ["interpolate=true", "classes=3"], "interpolate=true: needs two or more classes, blends or prompts"),
         ("unlabelled", ["interpolate=true"], "interpolate=true: this run has no classes"),
         ("unlabelled", ["context={0: 1}"], 'context={"0": 1}: this run has no classes'),
         ("unlabelled", ["per_class=true"], "per_class=true: this run has no classes"),

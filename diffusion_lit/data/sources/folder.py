@@ -35,22 +35,22 @@ class ImageFolder:
     Args:
         root: the folder.
         labels: "auto" as above, or "none" to ignore class folders.
-        captions: "none", "filename", "sidecar", "column" or "auto", see
-            `diffusion_lit.data.captions.list_captions`.
         tile: px, one number or (height, width), of the tiles that the images are cut into;
             None: the images are used as they are. Empty tiles are left out.
         tile_margin: px around the tiles of an image.
         tile_spacing: px between two tiles.
+        captions: "none", "filename", "sidecar", "column" or "auto", see
+            `diffusion_lit.data.captions.list_captions`.
     """
 
     def __init__(
         self,
         root: str | None,
         labels: str = "auto",
-        captions: str = "none",
         tile: ImageSize | None = None,
         tile_margin: int = 0,
         tile_spacing: int = 0,
+        captions: str = "none",
     ):
         if root is None:
             raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")

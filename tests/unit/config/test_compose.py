@@ -26,7 +26,7 @@ from tests.cases import each
 
 GROUPS = [
     "data", "model", "diffusion", "weighting", "ema", "sampler", "optimizer", "lr_schedule", "distill", "strategy",
-    "trainer", "callbacks", "logger", "experiment",
+    "text_encoder", "trainer", "callbacks", "logger", "experiment",
 ]  # fmt: skip
 LEAVES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
@@ -36,6 +36,7 @@ OURS = {
              "random_crop", "flip", "transforms", "cache_dir", "classifier_images", "render", "exclude", "value_range",
              "max_pixels"},
     "distill": {"teacher", "teacher_steps", "stages", "guidance_scale"},
+    "text_encoder": {"word_dropout"},
     "sampler": {"name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"},
 }  # fmt: skip
 
@@ -57,7 +58,7 @@ def test_the_keys_of_a_run():
         "log_every",
         "val_every", "sample_every", "checkpoint_every", "keep_checkpoints", "best_by", "ema_snapshot_every",
         "max_skipped_steps", "metrics_every", "metrics", "metrics_images", "metrics_steps", "label_dropout",
-        "guidance_scale", "guidance_interval", "guidance_rescale",
+        "guidance_scale", "preview_prompts", "guidance_interval", "guidance_rescale",
         "metric", "debug", "plan",
     ]  # fmt: skip
 
@@ -96,7 +97,7 @@ def test_every_choice_composes_and_passes(choices):
 def test_every_key_of_a_leaf_is_an_argument_of_its_class_or_ours(path):
     leaf, group = OmegaConf.load(path), path.parent.name
     if "_target_" not in leaf:
-        assert group in ("diffusion", "strategy", "lr_schedule", "trainer", "callbacks", "distill")
+        assert group in ("diffusion", "strategy", "lr_schedule", "trainer", "callbacks", "distill", "text_encoder")
         return
     taken = set(inspect.signature(locate(leaf["_target_"])).parameters) | OURS.get(group, set()) | {"_target_"}
     if path.stem == "unet2d":  # which hands everything else on, and leaves nothing out

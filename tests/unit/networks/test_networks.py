@@ -34,7 +34,7 @@ COUNTS = {
     "simple_unet": 2_347_539,
     "simple_unet_base": 33_998_211,
     "dit": 4_166_028,
-    "unet_text": 24_872_195,
+    "unet_text": 16_906_307,
 }
 CLASSES = 5
 NETWORKS = Path(diffusion_lit.networks.__file__).parent
