@@ -109,3 +109,19 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("needs ../shared/data")
     return path
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list:
+    """Return the graphs that a backend gets, which runs them as they are: inductor takes a minute on a CPU."""
+    import torch
+
+    found, original = [], torch.nn.Module.compile
+    torch.compiler.reset()
+
+    def backend(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, options: original(net, backend=backend))
+    return found

@@ -107,8 +107,6 @@ def check_sampler_steps(v: dict) -> Iterator[str]:
     if steps is not None and steps > limit:
         source = f"diffusion.num_train_timesteps={limit}" if is_discrete else f"{limit}, the number of noise levels"
         yield f"sampler.steps={steps}: must be at most {source}"
-    if steps is not None and steps > v.get("sampler.original_inference_steps", steps):
-        yield f"sampler.steps={steps}: must be at most sampler.original_inference_steps"
 
 
 def check_time_embedding(v: dict) -> Iterator[str]:

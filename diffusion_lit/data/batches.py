@@ -178,8 +178,9 @@ class Batches:
                 arrays = next(streamed) if streamed else self._load_stored(position)
                 image, y, index = (copy_to_device(tensor, self.device) for tensor in self._prepare(position, *arrays))
             batch = {"image": image, "y": y, "index": index, "position": position, "flip": self.flip}
-            if captions := getattr(self.store, "captions", None):
-                batch["caption"] = select_captions(captions, self._indices(position).tolist(), self.seed, position)
+            if self.store.captions:
+                rows = self._indices(position).tolist()
+                batch["caption"] = select_captions(self.store.captions, rows, self.seed, position)
             yield batch
 
     def _indices(self, position: int) -> Tensor:

@@ -52,37 +52,40 @@ def read_sidecar(path: Path) -> tuple[str, ...]:
     """Return the captions of `<image>.txt`, one a line; none without the file.
 
     Raises:
-        DataError: if the file is no text in UTF-8.
+        DataError: if the file cannot be read as UTF-8.
     """
-    sidecar = path.with_suffix(".txt")
-    try:
-        return split_captions(sidecar.read_text(encoding="utf-8-sig").splitlines())
-    except (FileNotFoundError, IsADirectoryError):
-        return ()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{sidecar}: is no text in UTF-8 ({error}). Save it as UTF-8, or remove it.") from None
+    return split_captions(_read_lines(path.with_suffix(".txt")))
 
 
 def read_metadata(folder: Path) -> dict[Path, tuple[str, ...]]:
     """Return the captions of images by path, from the file METADATA in a folder; {} without it.
 
     Raises:
-        DataError: if a line is no JSON object with `file_name`, or no line has a caption.
+        DataError: if the file cannot be read as UTF-8, or a line is no JSON object with
+            `file_name`.
     """
     file, captions = folder / METADATA, {}
-    if not file.is_file():
-        return {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(_read_lines(file), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            name = row["file_name"]
+            path = folder / row["file_name"]
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{file}, line {number}: must be a JSON object with file_name.") from None
         values = next((row[column] for column in COLUMNS if column in row), None)
-        captions[folder / name] = split_captions(values if isinstance(values, list) else [values])
+        captions[path] = split_captions(values if isinstance(values, list) else [values])
     return captions
+
+
+def _read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file; none without the file."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as text in UTF-8 ({error}). Save it so, or remove it.") from None
 
 
 def list_captions(kind: str, paths: Sequence[Path], root: Path) -> Captions | None:

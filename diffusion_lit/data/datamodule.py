@@ -108,7 +108,7 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def captions(self) -> list[str]:
         """Return the different captions of the training images, sorted; empty without captions."""
-        return sorted({text for own in getattr(self.train, "captions", None) or () for text in own})
+        return sorted({text for own in self.train.captions or () for text in own})
 
     def setup(self, stage: str | None = None) -> None:
         """Decode the images, or find them in `cache_dir`."""

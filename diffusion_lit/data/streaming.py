@@ -208,6 +208,7 @@ class StreamedStore:
     table: StreamedTable
     decoding: Decoding
     hashes = NO_HASHES  # the images are not read before training
+    captions = None
 
     def __len__(self) -> int:
         return len(self.table)

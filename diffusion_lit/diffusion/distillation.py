@@ -43,20 +43,28 @@ class DistillationLevels:
     Attributes:
         times: time of each level, (N + 1,); that of level 0 is never used.
         student_times: times of the student's levels, ascending, (steps,).
+
+    Args:
+        process: of teacher and student.
+        steps: of the student.
+        ratio: steps of the teacher for each of them.
+        device: of the images.
     """
 
-    def __init__(self, process: Process, steps: int, ratio: int):
+    def __init__(self, process: Process, steps: int, ratio: int, device: torch.device | str = "cpu"):
         self.steps, self.ratio, count = steps, ratio, steps * ratio
         index = [0, *[max(0, round(len(process.times) * k / count) - 1) for k in range(1, count + 1)]]
-        self.times = process.times[index]
-        self.student_times = self.times[ratio::ratio].contiguous()
-        alpha, sigma = process.alpha_sigma(self.times)
+        times = process.times[index]
+        alpha, sigma = process.alpha_sigma(times)
         alpha[0], sigma[0] = 1, 0
         self.alpha, self.sigma = alpha, sigma
+        self.table = torch.stack([alpha, sigma, alpha / sigma]).float().to(device)  # no step waits for a copy
+        self.times = times.to(device)
+        self.student_times = self.times[ratio::ratio].contiguous()
 
     def find(self, t: Tensor) -> Tensor:
         """Return the levels of times t (B,) of the student, int64 (B,)."""
-        return (torch.searchsorted(self.student_times.to(t.device), t.contiguous()) + 1) * self.ratio
+        return (torch.searchsorted(self.student_times, t.contiguous()) + 1) * self.ratio
 
     def add_noise(self, x0: Tensor, k: Tensor, eps: Tensor) -> Tensor:
         """Return alpha x0 + sigma eps, (B, C, H, W), at levels k (B,)."""
@@ -83,13 +91,13 @@ class DistillationLevels:
         the growth of r: the target of Salimans & Ho 2022, appendix G, without its
         difference of nearly equal numbers.
         """
-        ratio = (self.alpha / self.sigma).float().to(start.device)
-        share = (ratio[end] - ratio[middle]) / (ratio[end] - ratio[start])
+        r = self.table[2]
+        share = (r[end] - r[middle]) / (r[end] - r[start])
         share = torch.where(end == 0, 1.0, share)  # r is infinite there
         return torch.where(middle == end, 0.0, share)[:, None, None, None]
 
     def _coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = (values.float().to(k.device)[k][:, None, None, None] for values in (self.alpha, self.sigma))
+        alpha, sigma, _ = self.table[:, k, None, None, None]
         return alpha, sigma
 
 
@@ -140,7 +148,7 @@ class Distillation:
         return self.diffusion.coefficients(self._times(k)).weight * self.error(net, x0, k, eps, y)
 
     def _times(self, k: Tensor) -> Tensor:
-        return self.levels.times.to(k.device)[k]
+        return self.levels.times[k]
 
     def _estimate(self, net: Network, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
         t = self._times(k)

@@ -36,17 +36,8 @@ PIPELINE_FILE = "pipeline.py"
 log = logging.getLogger("diffusion_lit.export")
 # keys of config.yaml that are published: the training recipe and how images are decoded, but no local path
 KEYS = ("name", "seed", "max_steps", "global_batch_size", "label_dropout", *GUIDANCE_KEYS)
-KEYS += (
-    "text_encoder",
-    "preview_prompts",
-    "model",
-    "diffusion",
-    "weighting",
-    "ema",
-    "sampler",
-    "optimizer",
-    "lr_schedule",
-)
+KEYS += ("text_encoder", "preview_prompts", "model", "diffusion", "weighting", "ema")
+KEYS += ("sampler", "optimizer", "lr_schedule")
 DATA_KEYS = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
     "value_range",
@@ -103,10 +94,11 @@ def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.flo
     from safetensors.torch import save_file
 
     unet = getattr(model.net, "unet", None)
-    if not hasattr(unet, "save_pretrained") or hasattr(model.net, "supports_prompts"):
+    is_prompted = hasattr(model.net, "supports_prompts")  # its pipeline would need the text encoder
+    if is_prompted or not hasattr(unet, "save_pretrained"):
         save_file(cast(model.net.state_dict(), dtype), out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
-    nn.Module.to(copy.deepcopy(unet), dtype).save_pretrained(out / "unet")  # diffusers' own `to` warns of nothing
+    nn.Module.to(copy.deepcopy(unet), dtype).save_pretrained(out / "unet")  # that of diffusers prints a warning
     scheduler, parts = make_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")

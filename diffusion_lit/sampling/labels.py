@@ -13,7 +13,7 @@ Label = int | tuple[float, ...] | str | PromptBlend
 
 
 def row_names(config: dict) -> list[str]:
-    """Return the names of what a run can be asked for: its prompts, else its classes, else none."""
+    """Return the names of the rows of a grid: the prompts of the previews, else the classes, else none."""
     return list(config.get("preview_prompts") or config["data"]["class_names"])
 
 

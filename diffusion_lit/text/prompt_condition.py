@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion_lit.data.device_images import copy_to_device
+
 HASH_BITS = 24  # of a float32 in [0, 1)
 
 
@@ -78,7 +80,7 @@ class PromptCondition:
         """Return y of the captions of a batch, on the device of its images."""
         images = batch["image"]
         texts = batch.get("caption") or [""] * len(images)
-        return self.encoder.encode(texts).to(images.device, non_blocking=True)
+        return copy_to_device(self.encoder.encode(texts), images.device)
 
     def to_tensor(self, requests: Sequence[str | tuple[tuple[str, float], ...]]) -> Tensor:
         """Return y of prompts, or of blends, which hold the tokens of all their texts with their weights."""

@@ -6,6 +6,7 @@ vectors with subword information"). The network learns a vector for each token.
 """
 
 import difflib
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 WORD = re.compile(r"[^\W_]+")
+KEPT = 4096  # texts whose tokens are kept in memory
 
 
 def split_words(text: str) -> list[str]:
@@ -54,6 +56,7 @@ class WordEncoder:
         self.words, self.rare_words = list(words), list(rare_words)
         self.index = {word: k for k, word in enumerate(self.words, 1)}
         self.num_tokens = 1 + len(self.words) + buckets
+        self.tokenize = functools.lru_cache(KEPT)(self._tokenize)
 
     def fit(self, captions: Iterable[str]) -> dict:
         """Return the settings that depend on the training captions: `words` and `rare_words`, sorted."""
@@ -61,7 +64,7 @@ class WordEncoder:
         words = sorted(word for word, count in counts.items() if count >= self.min_count)
         return {"words": words, "rare_words": sorted(counts.keys() - set(words))}
 
-    def tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         """Return the tokens of a text: one for a word of the vocabulary, one for each n-gram of another word."""
         tokens = []
         for word in split_words(text):

@@ -24,8 +24,7 @@ def add_caption_settings(config: dict, data: ImageDataModule) -> dict:
     encoder = make_text_encoder(config)
     if encoder is None:
         return config
-    captions = [caption for caption in getattr(data, "captions", ()) if caption]
-    if not captions:
+    if not (captions := data.captions):
         raise DataError(
             "text_encoder: the training images have no captions. Set data.captions, for example to filename, or "
             "text_encoder=none."
@@ -39,7 +38,7 @@ def cache_embeddings(condition: Condition, data: ImageDataModule, run: Path) -> 
     """Let a pretrained text encoder embed the training captions once for the processes of a machine."""
     if hasattr(encoder := getattr(condition, "encoder", None), "use_cache"):
         folder = data.config["cache_dir"] or run / "cache" / socket.gethostname()
-        encoder.use_cache(Path(folder).expanduser(), [caption for caption in data.captions if caption])
+        encoder.use_cache(Path(folder).expanduser(), data.captions)
 
 
 def choose_captions(captions: Sequence[str], count: int, seed: int) -> list[str]:

@@ -75,6 +75,7 @@ class StudentModule(DiffusionModule):
         self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.method, self.counts, self.max_steps = method, [teacher_steps, *stages], max_steps
         self.guidance, self.clip_x0 = guidance, clip_x0
+        self.stage_levels: dict[int, DistillationLevels] = {}
         self.decay = self.decay and StageDecay(self.decay, max_steps, len(stages))
 
     def train(self, mode: bool = True) -> "StudentModule":
@@ -107,7 +108,7 @@ class StudentModule(DiffusionModule):
     def on_validation_epoch_start(self) -> None:
         """Validate on the noise levels of the student."""
         self.validated = self._distill(self._stage(max(0, self.global_step - 1)), self.ema)
-        indices = torch.bucketize(self.validated.levels.student_times, self.diffusion.process.times)
+        indices = torch.bucketize(self.validated.levels.student_times.cpu(), self.diffusion.process.times)
         self.levels = ValidationLevels(self.diffusion, indices)
         for name in self.val_metrics:
             self.val_metrics[name] = LossByNoiseLevel(self.levels).to(self.device)
@@ -118,7 +119,9 @@ class StudentModule(DiffusionModule):
 
     def _distill(self, stage: int, student: nn.Module) -> Distillation:
         steps, ratio = self.counts[stage + 1], self.counts[stage] // self.counts[stage + 1]
-        levels = DistillationLevels(self.diffusion.process, steps, ratio)
+        if stage not in self.stage_levels:
+            self.stage_levels[stage] = DistillationLevels(self.diffusion.process, steps, ratio, self.device)
+        levels = self.stage_levels[stage]
         guidance = self.guidance if stage == 0 else {}
         teacher = guide_network(self.teacher, self.condition, **guidance)
         second = student if self.method.is_self_taught else teacher

@@ -69,8 +69,7 @@ class PathTable:
         if not os.path.isfile(self.path):
             raise DataError(f"data.path={path[:300]}: file not found")
         self._stems = cache(list_stems)
-        self.requested = {"path": path_column, "label": label_column, "split": split_column}
-        self.requested["caption"] = caption_column
+        self.requested = {"path": path_column, "label": label_column, "split": split_column, "caption": caption_column}
         self.columns = {kind: self._find_column(kind) for kind in COLUMNS}
         if not self.table.columns[0]:
             raise DataError(f"{self.path}: has no rows")

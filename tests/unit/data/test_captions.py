@@ -81,11 +81,15 @@ def test_missing_and_broken_captions_are_refused_with_their_place(folder):
     with pytest.raises(DataError, match=r"data.captions=column: .*metadata.jsonl"):
         captions(folder, "column")
     (folder / "redPotion_4.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(DataError, match=r"redPotion_4.txt: is no text in UTF-8"):
+    with pytest.raises(DataError, match=r"redPotion_4.txt: cannot be read as text in UTF-8"):
         captions(folder, "sidecar")
-    (folder / "metadata.jsonl").write_text('{"file_name": "redPotion_0.png"}\n[1]\n', encoding="utf-8")
-    with pytest.raises(DataError, match="metadata.jsonl, line 2: must be a JSON object with file_name"):
-        captions(folder, "column")
+    for line in ("[1]", '{"file_name": 7}', "{"):
+        (folder / "metadata.jsonl").write_text(f'{{"file_name": "redPotion_0.png"}}\n{line}\n', encoding="utf-8")
+        with pytest.raises(DataError, match="metadata.jsonl, line 2: must be a JSON object with file_name"):
+            captions(folder, "column")
+    (folder / "metadata.jsonl").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(DataError, match="metadata.jsonl: cannot be read as text in UTF-8"):
+        captions(folder, "auto")
 
 
 def test_a_table_has_a_column_of_captions(folder):

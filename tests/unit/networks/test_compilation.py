@@ -7,20 +7,6 @@ from torch import nn
 from diffusion_lit.networks.compilation import compile_network, run_eagerly
 
 
-@pytest.fixture
-def graphs(monkeypatch) -> list:
-    """Return the graphs that a backend gets, which runs them as they are: inductor takes a minute on a CPU."""
-    found, original = [], nn.Module.compile
-    torch.compiler.reset()
-
-    def backend(graph, inputs):
-        found.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(nn.Module, "compile", lambda net, options: original(net, backend=backend))
-    return found
-
-
 def test_a_network_is_compiled_for_training_alone(graphs):
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
     names = list(net.state_dict())

@@ -52,15 +52,7 @@ def test_half_precision_is_for_the_network_alone():
     assert {value.dtype for value in model.net.state_dict().values()} == {torch.float32}
 
 
-def test_a_compiled_network_makes_the_same_images(monkeypatch):
-    graphs, original = [], nn.Module.compile
-    torch.compiler.reset()
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(nn.Module, "compile", lambda net, options: original(net, backend=backend))
+def test_a_compiled_network_makes_the_same_images(graphs):
     assert torch.equal(sample(make_model(), compile=True), sample(make_model()))
     assert len(graphs) == 1  # the last batch is filled up
     half = sample(make_model(), precision="bf16-mixed", compile=True)
