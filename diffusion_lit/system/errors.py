@@ -1,10 +1,11 @@
 """Errors that a user can fix, and the exit codes and signals of commands."""
 
 import errno
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
@@ -77,6 +78,8 @@ def report_errors(when_stopped: str = "stopped; files that were saved before are
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             del handlers[signal.SIGINT]
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = partial(_on_unraisable, previous_hook)
     try:
         yield
     except UserError as error:
@@ -93,6 +96,7 @@ def report_errors(when_stopped: str = "stopped; files that were saved before are
         print(when_stopped, file=sys.stderr)
         sys.exit(int(Exit.SIGINT))
     finally:
+        sys.unraisablehook = previous_hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -116,8 +120,28 @@ def hold_signals() -> Iterator[None]:
 
 def _stop(message: str, number: int, frame: object) -> None:
     """Handle a stop signal: record it and raise KeyboardInterrupt or SystemExit."""
+    is_first = number not in PENDING_SIGNALS
     PENDING_SIGNALS.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    print(f"{signal.Signals(number).name}: {message}", file=sys.stderr)
+    if is_first:
+        print(f"{signal.Signals(number).name}: {message}", file=sys.stderr)
     sys.exit(128 + number)
+
+
+def _on_unraisable(previous_hook: Callable, unraisable: "sys.UnraisableHookArgs") -> None:
+    """Send a stop signal again if it came in a destructor or a weakref callback, where Python drops its exception."""
+    if not (PENDING_SIGNALS and isinstance(unraisable.exc_value, (KeyboardInterrupt, SystemExit))):
+        previous_hook(unraisable)
+        return
+    number = PENDING_SIGNALS[-1]
+    handler = signal.getsignal(number)
+
+    def send_again():
+        if signal.getsignal(number) is handler:  # not that of a training run, which reads PENDING_SIGNALS
+            # a signal to the process also ends a call in which the main thread waits
+            os.kill(os.getpid(), number) if os.name == "posix" else signal.raise_signal(number)
+
+    timer = threading.Timer(0.01, send_again)  # after the callback
+    timer.daemon = True
+    timer.start()

@@ -115,6 +115,29 @@ def test_a_signal_that_a_library_swallows_before_training_still_ends_the_run(unb
     assert_equal_runs(unbroken, folder)
 
 
+DROPPED = """
+import os, signal, time, weakref, diffusion_lit.training.build_run as setup
+load = setup.load_data
+def interrupted(*args):
+    referent = type("Referent", (), {{}})()
+    reference = weakref.ref(referent, lambda _: os.kill(os.getpid(), signal.{name}))
+    del referent  # Python drops what is raised in the callback, and prints its traceback
+    time.sleep(5)
+    return load(*args)
+setup.load_data = interrupted
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_in_a_weakref_callback_ends_the_run_without_a_traceback(name, tmp_path):
+    folder = tmp_path / "run"
+    prelude = DROPPED.format(name=name)
+    printed = run("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path, code=CODES[name], prelude=prelude)
+    assert printed.count("stopped") == 1, printed
+    assert "Traceback" not in printed
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
 def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(unbroken, tmp_path, second):
     folder = tmp_path / "run"
