@@ -32,7 +32,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Print benchmark tables as Markdown, each row as soon as it is measured.\n"
         "Without a table name: all of them, which takes hours. Run on an otherwise idle machine.",
-        epilog=f"tables:\n{lines}\n\nloops, peers and quality need accelerate; loops also denoising-diffusion-pytorch.",
+        epilog=f"tables:\n{lines}\n\n"
+        "loops, peers and quality need accelerate; loops also denoising-diffusion-pytorch.\n"
+        "Published numbers with an id are measured again by: python -m benchmarks reproduce",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tables", nargs="*", metavar="table", help="names of tables, see below")
@@ -51,6 +53,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["reproduce"]:
+        import_module("benchmarks.reproduce").main(sys.argv[2:])
+        return
     arguments, failed = parse_arguments(), []
     print(describe_machine(), flush=True)
     for name in arguments.tables or TABLES:

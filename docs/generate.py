@@ -1,7 +1,8 @@
 """Write the generated part of docs/recipes.md, docs/reference.md and docs/api.md: `python -m docs.generate`.
 
-Each page keeps its text above the marker. Run it after a change of a yaml file in `conf/`, of a public signature or of
-the first line of a docstring. tests/unit/test_docs.py fails until then.
+Each page keeps its text above the marker; model cards get the ids of their numbers. Run it after a change of a yaml
+file in `conf/`, of a public signature or of the first line of a docstring, and after a new model.
+tests/unit/test_docs.py fails until then.
 """
 
 import ast
@@ -11,6 +12,7 @@ from textwrap import dedent
 
 import yaml
 
+from benchmarks.reproduce import CARDS, add_ids
 from diffusion_lit.config.reference import render_key_reference
 from diffusion_lit.runs.resume import CHANGEABLE
 
@@ -150,8 +152,9 @@ def render_page(name: str) -> str:
 
 def main() -> None:
     """Write the pages that changed."""
-    for name in PAGES:
-        path, text = ROOT / "docs" / f"{name}.md", render_page(name)
+    pages = {ROOT / "docs" / f"{name}.md": render_page(name) for name in PAGES}
+    pages |= {card: add_ids(card.read_text(encoding="utf-8"), card.parent.name) for card in CARDS}
+    for path, text in pages.items():
         if text != path.read_text(encoding="utf-8"):
             path.write_text(text, encoding="utf-8")
             print(f"written {path.relative_to(ROOT)}")

@@ -2,6 +2,7 @@
 
 import re
 
+from benchmarks.reproduce import CARDS, add_ids
 from docs.generate import PAGES, render_page
 from tests.structure import ROOT
 
@@ -11,6 +12,8 @@ FILE = r"(?<!# )(?<!\w)(?:tests|diffusion_lit|conf|examples/(?:own_parts|slurm))
 def test_generated_pages_are_up_to_date():
     for name in PAGES:
         assert (ROOT / "docs" / f"{name}.md").read_text() == render_page(name), "run python -m docs.generate"
+    for card in CARDS:
+        assert card.read_text() == add_ids(card.read_text(), card.parent.name), "run python -m docs.generate"
 
 
 def test_files_that_pages_name_exist():

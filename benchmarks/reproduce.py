@@ -1,0 +1,242 @@
+"""Rerun published numbers by their ids: `python -m benchmarks reproduce --help`.
+
+A row of a table whose last cell is an id holds published numbers. Ids of model cards are written by
+`python -m docs.generate` and are measured on the shipped folder; ids of BENCHMARKS.md have a command in published.yaml.
+"""
+
+import argparse
+import json
+import math
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from benchmarks.measure import describe_machine, print_table, run_command
+from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.data.sources.digits import Digits
+
+ROOT = Path(__file__).parents[1]
+CARDS = sorted((ROOT / "models").glob("*/README.md"))
+PAGES = [ROOT / "BENCHMARKS.md", *CARDS]
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+TOLERANCE = 0.03  # of a number without interval; of a share that is 3 %
+CARD_HEADER = ["metric", "value", "interval"]
+KEYS = {"NFE": "nfe", "FD": "fd", "KID": "kid", "recall": "recall", "class accuracy": "class_accuracy"}
+KEYS |= {column.label: key for key, column in COLUMNS.items()}  # what tables call a number -> key of result.json
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number as its page shows it, and the range of what rounds to a value in its interval."""
+
+    text: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of a table row, by their key of result.json, and how they are measured.
+
+    Args:
+        numbers: by key.
+        overrides: of `evaluate`; {name} is the folder of a run or the file of training images.
+        seconds: of the evaluation on one core; None if not measured.
+        fingerprint: of the training images; None if the run has them.
+    """
+
+    numbers: dict[str, Published]
+    overrides: str
+    seconds: int | None
+    fingerprint: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------- the pages
+
+
+def read_rows() -> dict[str, Row]:
+    """Return every row with an id, by its id."""
+    rows = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for header, cells in split_tables(text):
+            if header[-1] != "id" or not cells[-1]:
+                continue
+            name, is_card = cells[-1].strip("`"), header[:-1] == CARD_HEADER
+            pairs = [(cells[0], f"{cells[1]} ({cells[2]})")] if is_card else zip(header, cells, strict=True)
+            numbers = {KEYS[label]: parse_number(cell) for label, cell in pairs if label in KEYS}
+            if is_card:
+                rows[name] = Row(numbers, *describe_evaluation(page.parent, text))
+            else:
+                command = PUBLISHED["rows"][name]
+                rows[name] = Row(numbers, command["evaluate"], command["seconds"])
+    return rows
+
+
+def split_tables(text: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Return for every row of the Markdown tables of a text the header of its table, and its cells."""
+    header: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            header = split_cells(line)
+        elif not set(line) <= set("|- "):
+            yield header, split_cells(line)
+
+
+def split_cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def parse_number(cell: str) -> Published:
+    """Return a number, such as "98.8 %" or with its interval "0.24 (0.18 to 0.30)"."""
+    found = [Decimal(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*\.?\d*(?:e[-+]\d+)?", cell)]
+    scale = 0.01 if "%" in cell else 1.0
+    values = [(scale * float(number), scale / 2 * 10.0 ** number.as_tuple().exponent) for number in found]
+    (low, half_low), (high, half_high) = values[1:] or (values[0], values[0])
+    margin = 0 if len(found) > 1 else TOLERANCE
+    return Published(cell.removesuffix(" ()"), low - half_low - margin, high + half_high + margin)
+
+
+def describe_evaluation(model: Path, card: str) -> tuple[str, int | None, str]:
+    """Return overrides and seconds of the evaluation in a model card, and the fingerprint of the training images."""
+    images = re.search(r"([\d,]+) images generated with seed (\d+)", card)
+    reference = re.search(r"images of the (\w+) split\. Features: `(\w+)`", card)
+    if not images or not reference:
+        raise ValueError(f"{model}/README.md: does not say, as `export` writes it, what was compared with what")
+    overrides = [f"run={model}", f"num_images={images[1].replace(',', '')}", f"seed={images[2]}"]
+    overrides += [f"features={reference[2]}", f"reference_split={reference[1]}", f"reference_data={{{model.name}}}"]
+    config = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    return shlex.join(overrides), PUBLISHED["models"].get(model.name), config["exported"]["data"]
+
+
+def add_ids(card: str, model: str) -> str:
+    """Return a model card with ids in a last column of its evaluation."""
+    lines, is_evaluation = [], False
+    for line in card.splitlines():
+        cells = split_cells(line)
+        is_evaluation = line.startswith("|") and (is_evaluation or cells == CARD_HEADER)
+        last = {"metric": " id ", "---": "---"}.get(cells[0]) or f" `{model}.{KEYS.get(cells[0], cells[0])}` "
+        lines.append(f"{line}{last}|" if is_evaluation else line)
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------- the commands
+
+
+def find_names(overrides: str) -> list[str]:
+    """Return the names of all runs and training images behind an evaluation, each before what needs it."""
+    names: list[str] = []
+    for name in re.findall(r"{(\w+)}", overrides):
+        names += [*find_names(PUBLISHED["runs"].get(name, {"train": ""})["train"]), name]
+    return list(dict.fromkeys(names))
+
+
+def sum_seconds(row: Row) -> int | None:
+    """Return how long a row takes on one core with the training of its runs."""
+    runs = [PUBLISHED["runs"][name]["seconds"] for name in find_names(row.overrides) if name in PUBLISHED["runs"]]
+    return None if row.seconds is None else row.seconds + sum(runs)
+
+
+def run(command: str, overrides: str, paths: dict[str, Path], **folder: Path) -> None:
+    """Run a command of diffusion_lit after printing it."""
+    words = [word.format_map(paths) for word in shlex.split(overrides)]
+    words += [f"{key}={path}" for key, path in folder.items()]
+    print(f"running    python -m diffusion_lit.{command} {shlex.join(words)}", flush=True)
+    run_command(command, *words)
+
+
+def save_digits(path: Path) -> Path:
+    """Save the handwritten digits as arrays that `reference_data` reads."""
+    splits = Digits().splits()
+    images = {f"x_{name}": split.images for name, split in splits.items()}
+    np.savez(path, **images, **{f"y_{name}": split.labels for name, split in splits.items()})
+    return path
+
+
+def measure_rows(rows: dict[str, Row], paths: dict[str, Path], home: Path) -> Iterator[tuple[str, dict]]:
+    """Train and evaluate what the rows need, each once.
+
+    Args:
+        rows: by id.
+        paths: of training images, by name.
+        home: a folder for the runs.
+
+    Yields:
+        Id and content of result.json.
+    """
+    results: dict[str, dict] = {}
+    for name, row in rows.items():
+        for needed in find_names(row.overrides):
+            if needed not in paths:
+                run("train", PUBLISHED["runs"][needed]["train"], paths, run_dir=home / needed)
+                paths[needed] = home / needed
+        if row.overrides not in results:
+            out = home / f"evaluated-{len(results)}"
+            run("evaluate", row.overrides, paths, out=out)
+            results[row.overrides] = json.loads((out / "result.json").read_bytes())
+        measured = results[row.overrides]["settings"]["reference"]["data"]
+        if row.fingerprint not in (None, measured):
+            sys.exit(f"{name}: the card is about images of fingerprint {row.fingerprint}, these have {measured}")
+        yield name, results[row.overrides]
+
+
+def reproduce(rows: dict[str, Row], data: dict[str, Path]) -> bool:
+    """Measure rows again, print each number with its verdict, and return whether all pass."""
+    verdicts, known = [], {"digits", *data, *PUBLISHED["runs"]}
+    for name in list(rows):
+        if missing := [needed for needed in find_names(rows[name].overrides) if needed not in known]:
+            print(f"skipped    {name}: add --data {missing[0]}=<its training images>")
+            del rows[name]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"digits": save_digits(Path(folder) / "digits.npz"), **data}
+        for name, result in measure_rows(rows, paths, Path(folder)):
+            for key, number in rows[name].numbers.items():
+                value = result.get(key, math.nan)  # nan: withheld
+                verdicts.append(number.low <= value <= number.high)
+                verdict = "pass" if verdicts[-1] else "FAIL"
+                print(f"{verdict:<10} {name} {key} {value:.4g}, published {number.text}", flush=True)
+    print(f"{sum(verdicts)} of {len(verdicts)} numbers pass")
+    return all(verdicts)
+
+
+def parse_arguments(arguments: list[str], rows: dict[str, Row]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks reproduce",
+        description="Measure published numbers again. Without an id: list all ids and their cost.\n"
+        f"A number passes in its published interval, or without one within {TOLERANCE} of its value. Runs are trained\n"
+        "again: the numbers are equal on an equal machine, others round differently and train slightly other weights.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("ids", nargs="*", metavar="id", help="id beside a number, or the first part of several")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="training images of a model")
+    parsed = parser.parse_args(arguments)
+    for name in parsed.ids:
+        if not any(f"{row}.".startswith(f"{name}.") for row in rows):
+            parser.error(f"unknown id {name}. Without an id all are listed")
+    if wrong := [pair for pair in parsed.data if "=" not in pair]:
+        parser.error(f"--data {wrong[0]}: write <name>=<path>, such as --data mnist=mnist_12k.npz")
+    return parsed
+
+
+def main(arguments: list[str]) -> None:
+    rows = read_rows()
+    parsed = parse_arguments(arguments, rows)
+    if not parsed.ids:
+        costs = {name: sum_seconds(row) for name, row in rows.items()}
+        cells = [[f"`{name}`", costs[name] or "not measured", ", ".join(row.numbers)] for name, row in rows.items()]
+        print_table(["id", "seconds on one core", "numbers"], cells)
+        return
+    print(describe_machine(), flush=True)
+    chosen = {name: row for name, row in rows.items() if any(f"{name}.".startswith(f"{one}.") for one in parsed.ids)}
+    data = {name: Path(path).expanduser() for name, _, path in (pair.partition("=") for pair in parsed.data)}
+    sys.exit(0 if reproduce(chosen, data) else 1)

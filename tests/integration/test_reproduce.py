@@ -1,0 +1,88 @@
+"""`python -m benchmarks reproduce`: every id has a command, and a number passes in its published interval."""
+
+import json
+import random
+import re
+import shlex
+
+import pytest
+
+from benchmarks import reproduce
+from diffusion_lit.config.compose import compose_configs
+
+ROWS = reproduce.read_rows()
+RESULT = {"settings": {"reference": {"data": "7c20be9faeec27fe"}}}
+
+
+def test_every_id_has_a_command_and_every_command_a_row():
+    assert {name for name in ROWS if name.startswith("few_steps.")} == reproduce.PUBLISHED["rows"].keys()
+    assert {name.partition(".")[0] for name in ROWS} == {"few_steps", *(page.parent.name for page in reproduce.CARDS)}
+    for page in reproduce.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"\| `([\w.]+)` \|$", text, re.MULTILINE)) <= ROWS.keys()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_has_numbers_in_their_intervals_and_keys_that_exist(name):
+    row = ROWS[name]
+    for number in row.numbers.values():
+        value = float(re.match(r"[-\d.,e]+", number.text)[0].replace(",", "")) * (0.01 if "%" in number.text else 1)
+        assert number.low < value < number.high
+    compose_configs("evaluate", shlex.split(re.sub(r"{\w+}", "folder", row.overrides)))
+
+
+def test_a_number_reads_as_it_is_written():
+    draw = random.Random(0)
+    for _ in range(200):
+        low, value, high = sorted(draw.uniform(-1, 1) * 10 ** draw.randint(-6, 4) for _ in range(3))
+        number = reproduce.parse_number(f"{value:.4g} ({low:.4g} to {high:.4g})")
+        assert number.low == pytest.approx(low, rel=2e-3)
+        assert number.high == pytest.approx(high, rel=2e-3)
+        assert number.low <= low < high <= number.high  # rounding excludes nothing
+    assert reproduce.parse_number("98.8 % (97.9 % to 99.3 %)").low == pytest.approx(0.9785)
+    assert reproduce.parse_number("0.872 ()").high == pytest.approx(0.872 + reproduce.TOLERANCE + 0.0005)
+    assert reproduce.parse_number("1,000").high == pytest.approx(1000.5 + reproduce.TOLERANCE)
+
+
+def test_runs_are_trained_once_before_what_needs_them_and_a_failure_is_an_exit_code(tmp_path, monkeypatch, capsys):
+    commands, measured = [], {"fd": 0.30, "recall": 0.87, "nfe": 10, "kid": -0.02, "class_accuracy": 0.988}
+
+    def run_command(command, *overrides):
+        folder = dict(word.split("=", 1) for word in overrides)
+        commands.append((command, folder))
+        if command == "evaluate":
+            path = reproduce.Path(folder["out"])
+            path.mkdir()
+            (path / "result.json").write_text(json.dumps(RESULT | measured))
+
+    monkeypatch.setattr(reproduce, "run_command", run_command)
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["few_steps.teacher", "few_steps.progressive", "few_steps.progressive_4"])
+    printed = capsys.readouterr().out
+    assert [command for command, _ in commands] == ["train", "evaluate", "train", "evaluate", "evaluate"]
+    assert commands[2][1]["distill.teacher"] == commands[0][1]["run_dir"]
+    assert "pass       few_steps.teacher fd 0.3, published 0.24 (0.18 to 0.30)" in printed
+    assert "FAIL       few_steps.progressive fd 0.3, published 0.81 (0.67 to 0.94)" in printed
+    assert ended.value.code == 1
+    measured |= {"fd64": 0.2427}
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["digits.fd64"])
+    assert ended.value.code == 0
+    RESULT["settings"]["reference"]["data"] = "other"
+    with pytest.raises(SystemExit, match="the card is about images of fingerprint 7c20be9faeec27fe, these have other"):
+        reproduce.main(["digits.fd64"])
+
+
+def test_an_unknown_id_is_an_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["digit"])
+    assert ended.value.code == 2
+    assert "unknown id digit. Without an id all are listed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "few_steps.teacher"])
+def test_cheap_numbers_are_reproduced(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main([name])
+    assert ended.value.code == 0, capsys.readouterr().out
