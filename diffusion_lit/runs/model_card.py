@@ -16,13 +16,16 @@ CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 WEIGHT_NAMES = {"ema": "EMA weights", "net": "raw weights"}
 
 
-def render_model_card(config: dict, result: dict, license: str | None, name: str, has_pipeline: bool) -> str:
+def render_model_card(
+    config: dict, result: dict, license: str | None, data_license: str | None, name: str, has_pipeline: bool
+) -> str:
     """Return the card as Markdown.
 
     Args:
         config: config.yaml of the folder.
         result: of `evaluate` for these weights and settings; {} if there is none.
         license: of the weights; None if it is not known.
+        data_license: of the training images; None if it is not known.
         name: of the folder, or of the model on the hub.
         has_pipeline: whether diffusers alone can load it.
     """
@@ -32,6 +35,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
     weights = WEIGHT_NAMES[exported["weights"]] + (f" of length {length}" if length else "")
     training = {
         "data": f"fingerprint `{exported['data']}`",
+        "license of the data": escape_markdown(data_license or "not stated"),
         "classes": ", ".join(map(escape_markdown, names)) or "none",
         "null label": len(names) if names and config["label_dropout"] else "none",
         "network": _describe(config["model"]),
@@ -39,6 +43,7 @@ def render_model_card(config: dict, result: dict, license: str | None, name: str
         "loss weighting": _describe(config["weighting"]),
         "optimizer": _describe(config.get("optimizer") or {}),
         "command": f"`{command}`" if (command := exported.get("command")) else "not recorded",
+        "seed": config["seed"] if config.get("seed") is not None else "not recorded",
         "cost": f"{exported['seconds']:,.0f} s" if exported.get("seconds") else "not recorded",
         "weights": f"{weights}, {exported['checkpoint']}",
         "sampler": _describe({key: sampler[key] for key in ("name", "steps", "clip_x0") if key in sampler}),

@@ -77,7 +77,7 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     add_checkerboard(draw_class_grid(render_images(images, model.render), labels, names, title)).save(out / "grid.png")
     result = find_evaluation(run, describe_sampling(model, config))
     name, has_pipeline = config.push or Path(config.out).name, (out / PIPELINE_FILE).exists()
-    card = render_model_card(published, result, config.license, name, has_pipeline)
+    card = render_model_card(published, result, config.license, config.data_license, name, has_pipeline)
     write_text_atomically(out / "README.md", card)
     for file in filter(Path.is_file, out.rglob("*")):  # safetensors hides its files from other users
         file.chmod((out / "README.md").stat().st_mode)

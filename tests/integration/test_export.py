@@ -28,7 +28,7 @@ def digits(tiny_run, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("digits")
     shutil.copytree(tiny_run, home / "run", symlinks=True)
     run("evaluate", "run=run", "num_images=40", "metrics=[kid,class_accuracy]", cwd=home)
-    run("export", "run=run", "out=out", "license=mit", cwd=home)
+    run("export", "run=run", "out=out", "license=mit", 'data_license="CC0, Ada [et al.]"', cwd=home)
     return home
 
 
@@ -95,6 +95,8 @@ def test_the_card_has_the_command_without_paths_and_the_seconds(digits):
     assert str(digits) not in card
     seconds = json.loads((digits / "run" / "result.json").read_text(encoding="utf-8"))["seconds"]
     assert f"| cost | {seconds:,.0f} s |" in card
+    assert "| seed | 0 |" in card
+    assert r"| license of the data | CC0, Ada \[et al.\] |" in card
 
 
 @pytest.mark.parametrize(

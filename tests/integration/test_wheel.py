@@ -78,7 +78,9 @@ def test_the_wheel_carries_the_configuration_and_works_outside_the_checkout(tmp_
     for file in (ROOT / "conf").rglob("*.yaml"):
         assert f"diffusion_lit/conf/{file.relative_to(ROOT / 'conf')}" in inside
     assert {"diffusion_lit/py.typed", "diffusion_lit/evaluation/digits_classifier.safetensors"} <= inside
-    assert not [name for name in inside if name.startswith(("tests", "conf"))]
+    assert not [name for name in inside if name.startswith(("tests", "conf", "models"))]
+    weights = [name for name in inside if name.endswith((".safetensors", ".pt", ".npz"))]
+    assert weights == ["diffusion_lit/evaluation/digits_classifier.safetensors"]  # none of models/
     out = subprocess.run(
         [sys.executable, "-m", "diffusion_lit", "train", "--cfg", "job", "weighting=p2"],
         cwd=tmp_path / "site", env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
