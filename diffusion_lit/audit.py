@@ -52,14 +52,13 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
-    from diffusion_lit.data.captions import describe_captions
     from diffusion_lit.data.decoding import decoding_from_config
     from diffusion_lit.data.sources.table_labels import collect_notes
     from diffusion_lit.data.value_ranges import resolve_value_range
     from diffusion_lit.inspection.audit_folder import write_audit
     from diffusion_lit.inspection.exclude_list import find_excludable, write_exclude_list
     from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize_facts
-    from diffusion_lit.inspection.image_facts import assign_splits, inspect_images
+    from diffusion_lit.inspection.image_facts import assign_splits, inspect_images, summarize_captions
     from diffusion_lit.system.console import progress_bar
 
     overrides, composed = list(HydraConfig.get().overrides.task), copy.deepcopy(config)
@@ -68,8 +67,9 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     config["data"] = data = resolve_value_range(config["data"], splits)
     decoding = decoding_from_config(data)
     labels = np.concatenate([split.labels for split in splits.values()])
+    has_colors = data.get("caption_colors", False)
     with progress_bar("reading") as bar:
-        facts = list(bar.track(inspect_images(splits, decoding), total=len(labels), description=""))
+        facts = list(bar.track(inspect_images(splits, decoding, has_colors), total=len(labels), description=""))
     split_names = assign_splits(splits, facts, data["val_fraction"])
     findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
@@ -79,9 +79,10 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
-    captions = [own for split in splits.values() for own in split.captions or ()]
-    findings |= {"captions": describe_captions(captions)} if captions else {}
-    findings |= {"left_out": getattr(source, "left_out", {}), "notes": collect_notes(source)}
+    findings |= summarize_captions(splits, facts, has_colors) | {
+        "left_out": getattr(source, "left_out", {}),
+        "notes": collect_notes(source),
+    }
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)
     model |= OmegaConf.to_container(composed.model, resolve=True)

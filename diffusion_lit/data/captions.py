@@ -4,7 +4,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffusion_lit.diffusion.seeds import item_seed
@@ -120,6 +120,25 @@ def _read_kinds(kind: str, paths: Sequence[Path], root: Path) -> Iterator[tuple[
         yield "sidecar", list(map(read_sidecar, paths))
     if kind in ("auto", "filename"):
         yield "filename", [split_captions([caption_from_path(path, root)]) for path in paths]
+
+
+def add_colors(captions: Captions | None, colors: Iterable[Sequence[str]]) -> Captions:
+    """Return captions with the color words of each image in front, without those that a caption has.
+
+    Args:
+        captions: None, or some or none of each image; the colors are the caption of an image
+            without one.
+        colors: of each image, see `diffusion_lit.imaging.color_names.name_colors`.
+    """
+    colors = list(colors)
+    added = []
+    for own, words in zip(captions or [()] * len(colors), colors, strict=True):
+        texts = []
+        for text in own or ("",):
+            known = re.split(r"[\W_]+", text.lower().replace("grey", "gray"))
+            texts.append(" ".join([*(word for word in words if word not in known), text]))
+        added.append(split_captions(texts))
+    return added
 
 
 def select_captions(captions: Captions, rows: Sequence[int], seed: int, position: int | None) -> list[str]:

@@ -56,6 +56,8 @@ class ImageDataModule(L.LightningDataModule):
         render: see `Decoding`.
         value_range: see `Decoding`; "auto" finds it over all images.
         max_pixels: see `Decoding`.
+        caption_colors: captions begin with the main colors of their images, see
+            `diffusion_lit.imaging.color_names.name_colors`.
 
     Examples:
         >>> data = ImageDataModule("photos", image_size=32, batch_size=64)  # doctest: +SKIP
@@ -84,6 +86,7 @@ class ImageDataModule(L.LightningDataModule):
         render: str = "none",
         value_range: Sequence[float] | str | None = "auto",
         max_pixels: int = MAX_PIXELS,
+        caption_colors: bool = False,
     ):
         super().__init__()
         if isinstance(source, str | Path):
@@ -96,6 +99,7 @@ class ImageDataModule(L.LightningDataModule):
             "image_size": image_size, "channels": channels, "val_fraction": val_fraction, "random_crop": random_crop,
             "cache_dir": cache_dir, "resample": resample, "fit": fit, "background": background, "alpha": alpha,
             "render": render, "value_range": value_range, "max_pixels": max_pixels,
+            "caption_colors": caption_colors,
         }  # fmt: skip
         self.train: ImageStore | StreamedStore = None  # type: ignore[assignment]  # until `setup`
         self.val: ImageStore | None = None  # None: no validation images

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
-from diffusion_lit.data.captions import Captions
+from diffusion_lit.data.captions import Captions, add_colors
 from diffusion_lit.data.decoding import (
     Decoding,
     StoredImage,
@@ -27,6 +27,7 @@ from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Spli
 from diffusion_lit.data.streaming import MAX_VAL_IMAGES, StreamedStore, StreamedTable
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, hash_image, select_validation
 from diffusion_lit.data.value_ranges import resolve_value_range
+from diffusion_lit.imaging.color_names import name_colors
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import DataError
@@ -184,6 +185,8 @@ def load_splits(
             _refuse_exchanged(train, val, known or KnownImages())
         else:
             train, val = divide(train, fraction, splits["train"].groups, known)
+        if config.get("caption_colors"):
+            train, val = (store and add_color_words(store) for store in (train, val))
     if val:
         _ = val.fingerprint  # verifies the checksums; those of training images are verified at the first checkpoint
         val = center_crop(val, config["image_size"])
@@ -228,6 +231,12 @@ def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:
     captions = None if store.captions is None else [store.captions[row] for row in rows]
     images = ImageRows(store.images, rows)
     return ImageStore(images, store.labels[rows], store.file, checksums, store.hashes[rows], captions)
+
+
+def add_color_words(store: ImageStore) -> ImageStore:
+    """Return the store with captions that begin with the main colors of their images."""
+    colors = (name_colors(image.transpose(1, 2, 0)) for image in store.images)
+    return replace(store, captions=add_colors(store.captions, colors))
 
 
 def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from diffusion_lit.data.captions import add_colors, describe_captions
 from diffusion_lit.data.decoding import (
     Decoding,
     Encoded,
@@ -23,6 +24,7 @@ from diffusion_lit.data.decoding import (
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
+from diffusion_lit.imaging.color_names import name_colors
 from diffusion_lit.inspection.tile_sheets import GridScore, score_grids
 from diffusion_lit.system.errors import DataError
 
@@ -53,6 +55,7 @@ class ImageFacts:
         digest: of the pixels that the network would get.
         thumbnail: uint8 (8, 8, 4), colors times alpha, and alpha.
         grids: how it could be cut into tiles, see `score_grids`.
+        colors: its main colors in words, for `data.caption_colors`.
     """
 
     name: str
@@ -71,10 +74,11 @@ class ImageFacts:
     digest: bytes = b""
     thumbnail: np.ndarray | None = None
     grids: dict[int, GridScore] = field(default_factory=dict)
+    colors: tuple[str, ...] = ()
 
 
-def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[ImageFacts]:
-    """Yield the facts of the images of every split, in order."""
+def inspect_images(splits: dict[str, Split], decoding: Decoding, has_colors: bool = False) -> Iterator[ImageFacts]:
+    """Yield the facts of the images of every split, in order, with colors on request."""
 
     def inspect_one(task: tuple[str, int]) -> ImageFacts:
         split, k = task
@@ -85,7 +89,7 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
                 name = os.fsencode(str(image)).decode(errors="backslashreplace")  # some file names are not valid text
             with report_broken_image(image):
                 content_hash, image = hash_image(image)
-            return replace(inspect_image(image, name, decoding), hash=content_hash)
+            return replace(inspect_image(image, name, decoding, has_colors), hash=content_hash)
         except DataError as error:
             return ImageFacts(name, error=str(error).removeprefix(f"{image}: "))
 
@@ -95,7 +99,9 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding) -> Iterator[Ima
         yield from map_in_order(inspect_one, tasks)
 
 
-def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decoding) -> ImageFacts:
+def inspect_image(
+    image: Path | Encoded | np.ndarray, name: str, decoding: Decoding, has_colors: bool = False
+) -> ImageFacts:
     """Return the facts of one image. Raise DataError if it cannot be read."""
     values, (low, high) = read_deep_values(image, decoding.max_pixels), decoding.value_range or (0, 0)
     with report_broken_image(image), open_8_bits(image, decoding) as opened:
@@ -124,6 +130,7 @@ def inspect_image(image: Path | Encoded | np.ndarray, name: str, decoding: Decod
             digest=hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(),
             thumbnail=np.dstack([rgb * (alpha / 255), alpha]).round().astype(np.uint8),
             grids={} if is_lossy else score_grids(rgba),
+            colors=tuple(name_colors(pixels.transpose(1, 2, 0))) if has_colors else (),
         )
 
 
@@ -140,6 +147,14 @@ def assign_splits(splits: dict[str, Split], facts: Sequence[ImageFacts], fractio
         return np.concatenate([np.full(len(split.labels), name) for name, split in splits.items()])
     hashes, train = np.array([fact.hash for fact in facts], np.uint64), splits["train"]
     return np.where(select_validation(hashes, train.labels, fraction, train.groups), "val", "train")
+
+
+def summarize_captions(splits: dict[str, Split], facts: Sequence[ImageFacts], has_colors: bool) -> dict:
+    """Return the facts of the captions under "captions", with the colors of the images on request; {} without any."""
+    captions = [own for split in splits.values() for own in split.captions or ()]
+    if has_colors:
+        captions = add_colors(captions, [fact.colors for fact in facts])
+    return {"captions": describe_captions(captions)} if captions else {}
 
 
 # ------------------------------------------------------------------------------------------ duplicates

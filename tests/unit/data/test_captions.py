@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.data.batches import Batches, ValidationBatches
-from diffusion_lit.data.captions import caption_from_path, clean_caption, describe_captions, select_captions
+from diffusion_lit.data.captions import add_colors, caption_from_path, clean_caption, describe_captions, select_captions
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.path_table import PathTable
@@ -173,3 +173,40 @@ def test_the_facts_of_an_audit():
         "frequent": ["a", "potion", "blue", "bottle", "red"],
         "rare": ["blue", "bottle", "red"],
     }
+
+
+def test_colors_stand_in_front_of_captions_that_lack_them():
+    captions = [("red dragon", "a dragon"), ("grey stone",), ("Dark-Red sword",), (), ()]
+    colors = [["red", "gray"], ["gray"], ["red", "black"], ["blue"], []]
+    added = [
+        ("gray red dragon", "red gray a dragon"),
+        ("grey stone",),
+        ("black Dark-Red sword",),
+        ("blue",),
+        (),
+    ]
+    assert add_colors(captions, colors) == added
+    assert add_colors(None, colors[-2:]) == [("blue",), ()]
+
+
+def test_caption_colors_are_those_of_the_images(tmp_path):
+    """In both splits, with classes and a cache; without captions the colors are the caption."""
+    colors = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
+    for k in range(12):
+        name = [*colors][k % 3]
+        pixels = np.zeros((10, 10, 4), np.uint8)
+        pixels[2:8, 2:8] = (*colors[name], 255)
+        pixels[2:8, 2:8, 0] += np.uint8(k)  # no two images are the same
+        Image.fromarray(pixels).save(tmp_path / f"sword_{k}.png")
+    plain = ImageDataModule(ImageFolder(str(tmp_path), captions="filename"), 8, channels=4, val_fraction=0.3)
+    plain.setup()
+    for kind, end in (("filename", " sword"), ("none", "")):
+        source = ImageFolder(str(tmp_path), captions=kind)
+        settings = {"channels": 4, "val_fraction": 0.3, "caption_colors": True, "random_crop": 2}
+        data = ImageDataModule(source, 8, **settings, cache_dir=str(tmp_path / ".cache"))
+        data.setup()
+        assert data.captions == [f"{name}{end}" for name in sorted(colors)]
+        for store in (data.train, data.val):
+            middle = store.images[np.arange(len(store))][:, :3, 4, 4].argmax(axis=1)
+            assert [text for (text,) in store.captions] == [f"{[*colors][k]}{end}" for k in middle]
+        assert data.train.fingerprint != plain.train.fingerprint
