@@ -93,7 +93,7 @@ def train(config: DictConfig) -> float:
         if result["exit_code"] == Exit.INTERRUPTED and (not is_sweep or is_in_queue()):
             atexit.register(slurm.requeue_job)  # at exit, because SLURM ends the job at once
         sys.exit(result["exit_code"])
-    return sweeps.compute_objective(result, config["metric"])
+    return sweeps.compute_objective(result, sweeps.choose_metric(config))
 
 
 if __name__ == "__main__":

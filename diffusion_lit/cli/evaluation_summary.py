@@ -49,15 +49,15 @@ def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str]
 
 
 def print_comparison(sweep: Path, jobs: list[sweeps.Job], keys: list[str], metric: str) -> None:
-    """Print and draw the paired differences from the best settings, if the evaluations have any."""
+    """Print and draw the paired differences from the first settings, if the evaluations have any."""
     from diffusion_lit.cli import paired_comparison
 
     keys = [key for key in keys if key != "seed"]
     groups = [group for group in sweeps.group_jobs(jobs, keys, metric) if group.numbers]
-    best, rows = paired_comparison.compare_groups(groups, keys, metric) if len(groups) > 1 else ("", [])
+    baseline, rows = paired_comparison.compare_groups(groups, keys, metric) if len(groups) > 1 else ("", [])
     if rows:
-        summary.print_lines("", paired_comparison.format_comparison(best, rows, metric))
-        figure = paired_comparison.write_comparison(best, rows, metric, sweep)
+        summary.print_lines("", paired_comparison.format_comparison(baseline, rows, metric))
+        figure = paired_comparison.write_comparison(baseline, rows, metric, sweep)
         summary.print_lines(f"comparison {run_dir.display_path(figure)}")
 
 

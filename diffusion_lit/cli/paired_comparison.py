@@ -1,4 +1,8 @@
-"""Print and draw how the settings of a sweep of `evaluate` differ from the best ones."""
+"""Print and draw how the settings of a sweep of `evaluate` differ from the first ones.
+
+The first settings are known before anything is measured. The best ones are not: a choice
+among many after the fact looks better than it is, and so would every difference from it.
+"""
 
 import json
 from collections.abc import Sequence
@@ -9,11 +13,11 @@ from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.evaluation.comparison import INDISTINGUISHABLE, Difference, compare, load_evaluation
 from diffusion_lit.runs import sweeps
 
-Differences = list[tuple[str, Difference]]  # from the best settings, by the label of the others
+Differences = list[tuple[str, Difference]]  # from the first settings, by the label of the others
 
 
 def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metric: str) -> tuple[str, Differences]:
-    """Return the label of the first group, and each other group that is paired with it."""
+    """Return the label of the settings given first, and each other group that is paired with them."""
 
     def label(group: sweeps.JobGroup) -> str:
         return " ".join(f"{key}={sweeps.shorten_number(v)}" for key, v in zip(keys, group.values, strict=True))
@@ -22,18 +26,19 @@ def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metri
         found = [load_evaluation(job.folder, metric) for job in group.jobs]
         return [one for one in found if one is not None]
 
-    best, *others = groups
-    rows = [(label(group), compare(evaluations(group), evaluations(best))) for group in others]
-    return label(best), [(name, difference) for name, difference in rows if difference]
+    baseline = min(groups, key=lambda group: group.first)
+    others = [group for group in groups if group is not baseline]
+    rows = [(label(group), compare(evaluations(group), evaluations(baseline))) for group in others]
+    return label(baseline), [(name, difference) for name, difference in rows if difference]
 
 
-def format_comparison(best: str, rows: Differences, metric: str):
-    """Return a rich table of the differences from the best setting."""
+def format_comparison(baseline: str, rows: Differences, metric: str):
+    """Return a rich table of the differences from the first settings."""
     from rich.table import Table
 
     column = COLUMNS[metric]
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"against {best}")
+    table.add_column(f"against the first settings, {baseline}")
     for name in (f"difference of {metric}, 95 %", "± sampling", "± training", "± reference"):
         table.add_column(name, justify="right")
     table.add_column("")
@@ -50,15 +55,15 @@ def format_comparison(best: str, rows: Differences, metric: str):
     return table
 
 
-def write_comparison(best: str, rows: Differences, metric: str, folder: Path) -> Path:
+def write_comparison(baseline: str, rows: Differences, metric: str, folder: Path) -> Path:
     """Write comparison.json and comparison.png, and return the path of the figure."""
     from diffusion_lit.figures.forest import draw_differences
 
     content = {
         "metric": metric,
-        "best": best,
+        "baseline": baseline,
         "others": [{"settings": name} | asdict(found) | {"estimate": list(found.estimate)} for name, found in rows],
     }
     (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     points = [(name, tuple(found.estimate)) for name, found in rows]
-    return draw_differences(best, points, metric, folder / "comparison.png")
+    return draw_differences(baseline, points, metric, folder / "comparison.png")

@@ -39,6 +39,8 @@ def summarize_sweep(sweep: Path, metric: str | None = None, others: Sequence[str
         better = "higher" if metric in sweeps.HIGHER_IS_BETTER else "lower"
         print_lines(format_summary(groups, keys, [metric, *others]))
         print_lines(f"mean of {metric} over n seeds and its 95 % interval; {better} is better")
+        if reason := sweeps.explain_misleading_metric(metric, keys):
+            print_lines(reason)
         print_lines(*format_failures(jobs, swept))
         if any(group.numbers for group in groups):
             from diffusion_lit.figures.sweep_results import draw_sweep  # imports torch

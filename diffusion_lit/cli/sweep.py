@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.cli import summary
+from diffusion_lit.cli.sweep_metric import check_metric
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
-from diffusion_lit.config.metric_columns import METRIC_COLUMNS
-from diffusion_lit.config.overrides import format_command, format_override, read_override
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import Exit, UserError, report_errors
@@ -83,8 +83,6 @@ def plan_sweep(
         raise UserError(
             Exit.CONFIG, f"{intervals[0]}: the basic sweeper does not support interval(). Add hydra/sweeper=optuna"
         )
-    if "direction" in hydra.sweeper:
-        check_direction(configs[0].get("metric"), hydra.sweeper.direction)
     if hydra.launcher.get("nodes", 1) * hydra.launcher.get("tasks_per_node", 1) != 1:  # of submitit
         raise UserError(
             Exit.CONFIG,
@@ -96,37 +94,15 @@ def plan_sweep(
     except OmegaConfBaseException as error:
         raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
     run_dir.require_possible(folder, "hydra.sweep.dir")
-    _check_measured(configs[0], overrides)
+    keys = {override.get_key_element() for override in swept}
+    metric = check_metric(configs[0], overrides, keys, hydra.sweeper.get("direction"))
     recorded = None
     if config_name in ("train", "evaluate"):
         recorded = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
         is_random = "direction" in hydra.sweeper and hydra.sweeper.sampler.get("seed") is None
         sweeps.check_continuation(folder, recorded, is_random)
-    keys, jobs = {override.get_key_element() for override in swept}, hydra.sweeper.get("n_trials") or len(configs)
-    is_queued, metric = "submitit" in hydra.launcher._target_, configs[0].get("metric")
+    is_queued, jobs = "submitit" in hydra.launcher._target_, hydra.sweeper.get("n_trials") or len(configs)
     return Sweep(folder, keys, jobs, is_queued, metric, config_name, recorded), configs
-
-
-def _check_measured(config: DictConfig, overrides: list[str]) -> None:
-    """Raise UserError (exit 2) if a sweep of `train` compares a metric that was typed and that no job measures."""
-    name = read_override("metric", overrides)
-    metric = next((metric for metric, columns in METRIC_COLUMNS.items() if name in columns), None)
-    if not metric or "metrics_every" not in config or (config.metrics_every and metric in config.metrics):
-        return
-    if not (name == "class_accuracy" and config.data.get("classifier_images")):
-        raise UserError(
-            Exit.CONFIG, f"metric={name}: not measured. Add metrics_every={config.max_steps} 'metrics=[{metric}]'"
-        )
-
-
-def check_direction(metric: str | None, direction: object) -> None:
-    """Raise UserError (exit 2) if a sweeper optimizes towards the worst value, or nothing."""
-    if metric is None:
-        raise UserError(Exit.CONFIG, "hydra/sweeper: this command has no metric to optimize")
-    best = "maximize" if metric in sweeps.HIGHER_IS_BETTER else "minimize"
-    if getattr(direction, "name", direction) != best:
-        better = "higher" if best == "maximize" else "lower"
-        raise UserError(Exit.CONFIG, f"metric={metric}: {better} is better. Add hydra.sweeper.direction={best}")
 
 
 def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarize: Task) -> int:
@@ -150,7 +126,7 @@ def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sw
 
     def run_job(config: DictConfig) -> float | None:
         hydra = HydraConfig.get()
-        number, folder, metric = hydra.job.num + 1, Path(hydra.runtime.output_dir), config.get("metric")
+        number, folder, metric = hydra.job.num + 1, Path(hydra.runtime.output_dir), sweep.metric
         swept = [override for override in hydra.overrides.task if override.partition("=")[0] in sweep.keys]
         log.info("job %d of %d: %s", number, sweep.jobs, " ".join(swept))
         if (socket.gethostname(), os.getpid()) != here:

@@ -51,7 +51,7 @@ def check_limits(v: dict) -> Iterator[str]:
 
 def check_metric(v: dict) -> Iterator[str]:
     """Refuse a metric that no run has."""
-    if v["metric"] not in RUN_METRICS and not v["metric"].startswith("val/"):
+    if v["metric"] and v["metric"] not in RUN_METRICS and not v["metric"].startswith("val/"):
         yield f"metric={v['metric']}: no such number in result.json. Use one of {', '.join(RUN_METRICS)}"
 
 

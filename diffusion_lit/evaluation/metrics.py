@@ -15,7 +15,12 @@ from torch import Tensor
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
-from diffusion_lit.evaluation.distances import extrapolated_frechet_distance, kernel_distance
+from diffusion_lit.evaluation.distances import (
+    SUBSET_IMAGES,
+    extrapolated_frechet_distance,
+    kernel_distance,
+    subset_kernel_distance,
+)
 from diffusion_lit.evaluation.features import FeatureExtractor, pixel_vectors
 from diffusion_lit.evaluation.image_metrics import (
     ClassAccuracy,
@@ -121,8 +126,11 @@ def _vectors(images: ImageSet, space: str) -> Tensor:
 
 
 def compute_kid(c: Comparison) -> dict[str, float]:
-    """Return the kernel distance, and that of real images."""
-    return _distance_entries(c, c.features, KernelDistance, "kid")
+    """Return the kernel distance, that of real images, and of 2,000 or more images that of 100 subsets of 1,000."""
+    result, (generated, real, _) = _distance_entries(c, c.features, KernelDistance, "kid"), c.features
+    if len(generated) >= 2 * SUBSET_IMAGES and len(real) >= SUBSET_IMAGES:
+        result["kid_subsets"], result["kid_subsets_std"] = subset_kernel_distance(generated, real)
+    return result
 
 
 def compute_fd(c: Comparison) -> dict[str, object]:

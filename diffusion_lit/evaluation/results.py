@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.evaluation.distances import SUBSET_IMAGES, SUBSETS
 from diffusion_lit.evaluation.memorization import FALSE_ALARMS
 from diffusion_lit.evaluation.metrics import Comparison
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid
@@ -84,6 +85,9 @@ def _describe_context(result: dict, name: str, form: str) -> str:
         parts.append(f"reference ± {error:.2g}")
     if (extrapolated := result.get(f"{name}_extrapolated")) is not None:
         parts.append(f"of infinitely many images {extrapolated:{form}}")
+    if (subsets := result.get(f"{name}_subsets")) is not None:
+        std = result[f"{name}_subsets_std"]
+        parts.append(f"mean and std of {SUBSETS} subsets of {SUBSET_IMAGES:,} images {subsets:{form}} ± {std:.2g}")
     if f"{name}_real" in result:
         n, images = result.get(f"{name}_real_images"), "validation images"
         images = images if n is None else f"{n:,} real images of the other split"

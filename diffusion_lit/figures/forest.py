@@ -1,4 +1,4 @@
-"""Differences of settings from the best one, with their intervals."""
+"""Differences of settings from the first ones, with their intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,18 @@ from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 
 
 def draw_differences(
-    best: str, rows: Sequence[tuple[str, tuple[float, float, float]]], metric: str, path: Path
+    baseline: str, rows: Sequence[tuple[str, tuple[float, float, float]]], metric: str, path: Path
 ) -> Path:
     """Write a plot with a line for each setting: difference and 95 % interval; gray where it includes 0.
 
     Args:
-        best: label of the setting that the others are compared with.
+        baseline: label of the first settings, with which the others are compared.
         rows: label and (value, low, high) of each other setting.
         metric: name of the number.
         path: of the PNG.
     """
     better = "higher" if metric in HIGHER_IS_BETTER else "lower"
-    figure, ((ax,),) = create_axes(1, 1, f"{metric}: difference from {best} ({better} is better)")
+    figure, ((ax,),) = create_axes(1, 1, f"{metric}: difference from the first, {baseline} ({better} is better)")
     figure.set_size_inches(8, 1.6 + 0.3 * len(rows))
     for y, (_, (value, low, high)) in enumerate(rows):
         color = GRAY if low <= 0 <= high else ORANGE

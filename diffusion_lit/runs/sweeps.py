@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from diffusion_lit.system.platform import lock
 
 HIGHER_IS_BETTER = {name for name, column in COLUMNS.items() if column.higher_is_better}  # of all others lower is
 HIGHER_IS_BETTER |= {"class_accuracy_real", "images_per_second"}
+RECIPE_GROUPS = {"weighting", "diffusion"}  # keys between whose values validation losses do not rank samples
 NOT_SWEPT = {"resume", "run_dir", "accept", "run"}  # a resumed job is still the same job
 
 
@@ -94,8 +96,26 @@ def read_sweep_metric(jobs: list[Job]) -> str:
     """Return the metric that a sweep compares, from the configuration of its first job that has one."""
     for job in jobs:
         with suppress(UserError):
-            return run_dir.read_run_config(job.folder)["metric"]
+            return choose_metric(run_dir.read_run_config(job.folder))
     return "val/loss"
+
+
+def choose_metric(config: Mapping) -> str:
+    """Return `metric`; null: KID or class accuracy where the run measures it, else `val/error`."""
+    if config["metric"] is not None:
+        return config["metric"]
+    if config["metrics_every"] and "kid" in config["metrics"]:
+        return "kid"
+    return "class_accuracy" if config["data"].get("classifier_images") else "val/error"
+
+
+def explain_misleading_metric(metric: str | None, keys: Iterable[str]) -> str | None:
+    """Return why a validation loss does not rank runs that differ in these keys; None if it may."""
+    recipes = sorted(key for key in keys if key.partition(".")[0] in RECIPE_GROUPS)
+    if not recipes or not (metric or "").startswith("val/"):
+        return None
+    what = "says nothing about samples of different recipes" if metric == "val/loss" else "ranks runs of one recipe"
+    return f"metric={metric}: {what}, and {', '.join(recipes)} changes the recipe. Add metrics_every= to compare KID"
 
 
 # ------------------------------------------------------------------------------------------ statistics

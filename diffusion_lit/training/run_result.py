@@ -30,7 +30,7 @@ def existing_result(config: dict, run: Path, resume_from: Path | None) -> dict:
 
 
 def build_result(config: dict, callbacks, step: int) -> dict:
-    """Return result.json at the end of training: status, exit code, speed, last losses, checkpoint and samples.
+    """Return result.json at the end of training: status, exit code, speed, last losses and metrics, files.
 
     Args:
         config: resolved configuration.
@@ -56,6 +56,7 @@ def build_result(config: dict, callbacks, step: int) -> dict:
         "images_per_second": step * config["global_batch_size"] / seconds if seconds else None,
         **callbacks.validation.last,
         "class_accuracy": None,
+        **callbacks.sample_metrics.row,
         "checkpoint": str(checkpoint_path(Path(), step)),
         "grid": str(grid) if (callbacks.checkpoints.run / grid).exists() else None,
     }
@@ -73,7 +74,7 @@ def format_farewell(result: dict, run: Path) -> str:
         lines.append(f"stopped    {stopped}. To continue: {command} {override}")
     if result["grid"]:
         lines.append(f"samples    {display_path(run / result['grid'])}")
-    if result["class_accuracy"] is not None:
+    if "classified_images" in result:
         real = f", real images {result['class_accuracy_real']:.1%}" if "class_accuracy_real" in result else ""
         accuracy, count = result["class_accuracy"], result["classified_images"]
         lines.append(f"accuracy   {accuracy:.1%} of {count} generated images are classified as their class{real}")

@@ -14,6 +14,7 @@ from diffusion_lit.evaluation.distances import (
     frechet_distance,
     kernel_distance,
     project,
+    subset_kernel_distance,
 )
 from diffusion_lit.evaluation.intervals import Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
@@ -207,6 +208,20 @@ def test_a_choice_of_real_images_has_its_own_standard_error(monkeypatch):
     chosen = kernel_distance(x, y)
     assert chosen.real.shape == everything.real.shape
     assert chosen.reference_error() == pytest.approx(3**0.5 * everything.reference_error(), rel=0.2)
+
+
+def test_the_kernel_distance_of_subsets_is_torchmetrics_and_has_the_mean_of_all_images(monkeypatch):
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = normal(400, 8, 0, 1.2), normal(300, 8, 1)
+    monkeypatch.setattr("diffusion_lit.evaluation.distances.SUBSET_IMAGES", 300)
+    mean, std = subset_kernel_distance(x[:300], y)  # each subset is all images
+    assert (mean, std) == pytest.approx((poly_mmd(x[:300].double(), y.double()).item(), 0), rel=1e-9, abs=1e-9)
+    monkeypatch.setattr("diffusion_lit.evaluation.distances.SUBSET_IMAGES", 50)
+    mean, std = subset_kernel_distance(x, y)
+    assert mean == pytest.approx(kernel_distance(x, y).value, abs=3 * std / math.sqrt(100))
+    all_images = kernel_distance(x, y).interval()
+    assert std > 1.5 * (all_images.high - all_images.value)  # a subset says less than all images
 
 
 def test_the_kernel_distance_of_equal_distributions_has_mean_zero():

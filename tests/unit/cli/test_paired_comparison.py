@@ -1,0 +1,36 @@
+"""Settings are compared with the first ones, which are chosen before anything is measured."""
+
+import json
+from types import SimpleNamespace
+
+import torch
+
+from diffusion_lit.cli.paired_comparison import compare_groups, format_comparison, write_comparison
+from diffusion_lit.evaluation.comparison import save_measurements
+from diffusion_lit.evaluation.intervals import Measurement
+from diffusion_lit.runs import sweeps
+
+VALUES = {"10": 0.5, "20": 0.25, "5": 0.75}  # KID by sampler.steps, in the order of the command line
+
+
+def test_settings_are_compared_with_the_first_ones_not_the_best(tmp_path):
+    jobs = []
+    for k, (steps, value) in enumerate(VALUES.items()):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        noise = torch.randn(50, generator=torch.Generator().manual_seed(k)).double()
+        generated = SimpleNamespace(labels=torch.zeros(50))
+        comparison = SimpleNamespace(generated=generated, measurements={"kid": Measurement(value, noise, noise)})
+        result = {"run": "run", "status": "finished", "kid": value}
+        settings = {"seed": 0, "reference": {}, "features": {"digest": "0"}}
+        save_measurements(folder, comparison, result | {"settings": settings})
+        jobs.append(sweeps.Job(folder, {"sampler.steps": steps}, result))
+    groups = sweeps.group_jobs(jobs, ["sampler.steps"], "kid")
+    assert groups[0].values == ("20",)  # the best
+
+    baseline, rows = compare_groups(groups, ["sampler.steps"], "kid")
+    assert baseline == "sampler.steps=10"
+    assert {name: found.estimate.value for name, found in rows} == {"sampler.steps=20": -0.25, "sampler.steps=5": 0.25}
+    assert format_comparison(baseline, rows, "kid").columns[0].header == "against the first settings, sampler.steps=10"
+    write_comparison(baseline, rows, "kid", tmp_path)
+    assert json.loads((tmp_path / "comparison.json").read_text())["baseline"] == baseline
