@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ KEYS |= {column.label: key for key, column in COLUMNS.items()}  # what tables ca
 
 @dataclass(frozen=True)
 class Published:
-    """A number as its page shows it, and the range of what rounds to a value in its interval."""
+    """A number as its page shows it, and its interval."""
 
     text: str
     low: float
@@ -99,12 +98,9 @@ def split_cells(line: str) -> list[str]:
 
 def parse_number(cell: str) -> Published:
     """Return a number, such as "98.8 %" or with its interval "0.24 (0.18 to 0.30)"."""
-    found = [Decimal(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*\.?\d*(?:e[-+]\d+)?", cell)]
-    scale = 0.01 if "%" in cell else 1.0
-    values = [(scale * float(number), scale / 2 * 10.0 ** number.as_tuple().exponent) for number in found]
-    (low, half_low), (high, half_high) = values[1:] or (values[0], values[0])
-    margin = 0 if len(found) > 1 else TOLERANCE
-    return Published(cell.removesuffix(" ()"), low - half_low - margin, high + half_high + margin)
+    found = [number.replace(",", "") for number in re.findall(r"-?\d[\d,]*\.?\d*(?:e[-+]\d+)?", cell)]
+    value, *interval = [float(number) * (0.01 if "%" in cell else 1) for number in found]
+    return Published(cell.removesuffix(" ()"), *(interval or (value - TOLERANCE, value + TOLERANCE)))
 
 
 def describe_evaluation(model: Path, card: str) -> tuple[str, int | None, str]:
@@ -190,21 +186,20 @@ def measure_rows(rows: dict[str, Row], paths: dict[str, Path], home: Path) -> It
         yield name, results[row.overrides]
 
 
-def reproduce(rows: dict[str, Row], data: dict[str, Path]) -> bool:
-    """Measure rows again, print each number with its verdict, and return whether all pass."""
+def reproduce(rows: dict[str, Row], data: dict[str, Path], home: Path) -> bool:
+    """Measure rows again in a folder, print each number with its verdict, and return whether all pass."""
     verdicts, known = [], {"digits", *data, *PUBLISHED["runs"]}
     for name in list(rows):
         if missing := [needed for needed in find_names(rows[name].overrides) if needed not in known]:
             print(f"skipped    {name}: add --data {missing[0]}=<its training images>")
             del rows[name]
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {"digits": save_digits(Path(folder) / "digits.npz"), **data}
-        for name, result in measure_rows(rows, paths, Path(folder)):
-            for key, number in rows[name].numbers.items():
-                value = result.get(key, math.nan)  # nan: withheld
-                verdicts.append(number.low <= value <= number.high)
-                verdict = "pass" if verdicts[-1] else "FAIL"
-                print(f"{verdict:<10} {name} {key} {value:.4g}, published {number.text}", flush=True)
+    paths = {"digits": save_digits(home / "digits.npz"), **data}
+    for name, result in measure_rows(rows, paths, home):
+        for key, number in rows[name].numbers.items():
+            value = result.get(key, math.nan)  # nan: withheld
+            verdicts.append(number.low <= value <= number.high)
+            verdict = "pass" if verdicts[-1] else "FAIL"
+            print(f"{verdict:<10} {name} {key} {value:.4g}, published {number.text}", flush=True)
     print(f"{sum(verdicts)} of {len(verdicts)} numbers pass")
     return all(verdicts)
 
@@ -219,7 +214,10 @@ def parse_arguments(arguments: list[str], rows: dict[str, Row]) -> argparse.Name
     )
     parser.add_argument("ids", nargs="*", metavar="id", help="id beside a number, or the first part of several")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="training images of a model")
+    parser.add_argument("--out", type=Path, help="new folder that keeps runs and evaluations; else they are deleted")
     parsed = parser.parse_args(arguments)
+    if parsed.out and parsed.out.exists():
+        parser.error(f"--out {parsed.out}: exists. Choose a new folder")
     for name in parsed.ids:
         if not any(f"{row}.".startswith(f"{name}.") for row in rows):
             parser.error(f"unknown id {name}. Without an id all are listed")
@@ -239,4 +237,8 @@ def main(arguments: list[str]) -> None:
     print(describe_machine(), flush=True)
     chosen = {name: row for name, row in rows.items() if any(f"{name}.".startswith(f"{one}.") for one in parsed.ids)}
     data = {name: Path(path).expanduser() for name, _, path in (pair.partition("=") for pair in parsed.data)}
-    sys.exit(0 if reproduce(chosen, data) else 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        home = (parsed.out or Path(temporary)).absolute()
+        home.mkdir(parents=True, exist_ok=True)
+        has_passed = reproduce(chosen, data, home)
+    sys.exit(0 if has_passed else 1)

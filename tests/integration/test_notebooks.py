@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on run folders and show images."""
+"""The notebooks run from top to bottom, on shipped models or on run folders, and show images."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,18 @@ from diffusion_lit.system.errors import UserError
 from tests.runs import TINY, run
 
 nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-RUNS = {
-    "01_digits": "digits_run", "02_process": "digits_run", "03_classes": "digits_run", "04_sprites": "sprites_run",
-    "05_ablation": "sweep", "06_skins": "skins_run",
+pytest.importorskip("nbclient")
+
+from docs.notebooks import EXECUTED, FOLDER, execute  # noqa: E402
+
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+RUNS = {"06_run": "digits_run", "07_sprites": "sprites_run", "08_ablation": "sweep", "09_skins": "skins_run"}
+QUICK = ("01_quick_start",)  # the others are slow, or the usual tests take too long
+IMAGES = {
+    "01_quick_start": 3, "02_process": 5, "03_guidance_and_samplers": 4,
+    "06_run": 5, "07_sprites": 5, "08_ablation": 4, "09_skins": 4,
 }  # fmt: skip
-SLOW = ("02_process", "03_classes", "04_sprites", "05_ablation", "06_skins")  # or the usual tests take too long
-IMAGES = {"01_digits": 5, "02_process": 5, "03_classes": 4, "04_sprites": 5, "05_ablation": 4, "06_skins": 4}
+KILOBYTE = 1024
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +40,41 @@ def sweep(tmp_path_factory) -> Path:
     return folder
 
 
+def list_images(notebook) -> list[str]:
+    """Return the kinds of the images in the outputs of a notebook."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+
+
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.slow) if path.stem in SLOW else path for path in NOTEBOOKS],
+    [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_a_notebook_runs_and_shows_images(path, request, monkeypatch):
-    monkeypatch.setenv("DIFFUSION_LIT_RUN", str(request.getfixturevalue(RUNS[path.stem])))
+    monkeypatch.delenv("DIFFUSION_LIT_RUN", raising=False)
+    if path.stem in RUNS:
+        monkeypatch.setenv("DIFFUSION_LIT_RUN", str(request.getfixturevalue(RUNS[path.stem])))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures inline
-    notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "committed with outputs"
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}})
-    client.execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    images = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    notebook = execute(path)
+    images = list_images(notebook)
     assert len(images) >= IMAGES[path.stem]
-    assert ("image/gif" in images) == (path.stem == "03_classes")
+    assert ("image/gif" in images) == (path.stem == "03_guidance_and_samplers")
     if os.environ.get("KEEP_NOTEBOOK"):  # a folder, to look at them
         nbformat.write(notebook, Path(os.environ["KEEP_NOTEBOOK"]) / path.name)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_of_shipped_models_are_committed_with_pictures_and_the_others_without(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(list_images(notebook)) == (0 if path.stem in RUNS else IMAGES[path.stem])
+    if path.stem in EXECUTED:
+        counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+        assert counts == list(range(1, len(counts) + 1))
+        text = path.read_text(encoding="utf-8")
+        assert len(text) < 400 * KILOBYTE
+        assert "site-packages" not in text  # no warning, no path
+        assert '"output_type": "error"' not in text
 
 
 def test_without_a_run_the_command_that_makes_one_is_named(tmp_path, monkeypatch):
@@ -61,7 +82,7 @@ def test_without_a_run_the_command_that_makes_one_is_named(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     cells = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
     cells = [cell for cell in cells if "or require_newest_run(home" in cell]
-    assert len(cells) == 5
+    assert len(cells) == 3
     for cell in cells:
         with pytest.raises(UserError, match="there are no runs in it yet. Make one first: python -m diffusion_lit.tr"):
             exec(cell, {})

@@ -27,5 +27,12 @@ def test_files_that_pages_name_exist():
         assert missing == [], page
 
 
+def test_the_pictures_of_the_gallery_exist_and_are_small():
+    folder = ROOT / "docs" / "gallery"
+    named = re.findall(r"\]\(gallery/([\w.]+)\)", (ROOT / "docs" / "gallery.md").read_text())
+    assert sorted(named) == sorted(file.name for file in folder.iterdir())
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 1_500_000
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 900

@@ -1,0 +1,156 @@
+"""Draw the pictures of docs/gallery.md with the trained models: `python -m docs.gallery [<model> ...]`.
+
+A new model is a line of `MODELS`; `python -m docs.generate` then writes the page.
+"""
+
+import argparse
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from diffusion_lit.imaging.grids import hstack_images
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "gallery"
+SCALES = (0, 1, 3, 8)  # of guidance
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page.
+
+    Args:
+        name: of its file.
+        caption: what it shows.
+        commands: of a shell in the checkout, which may use what earlier pictures of the model wrote.
+        files: what they write; several are shown side by side.
+    """
+
+    name: str
+    caption: str
+    commands: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model in models/, and what to show of it.
+
+    Args:
+        rows: names of classes, or prompts, of the samples.
+        four: some of the rows. The film is of the first two, the first is edited.
+        size: of its images in pixels.
+        is_prompted: whether rows are prompts.
+        film_steps: steps of DDIM in the film.
+    """
+
+    rows: list[str]
+    four: list[str]
+    size: int
+    is_prompted: bool = False
+    film_steps: int = 16
+
+
+MODELS = {"digits": Model([str(digit) for digit in range(10)], ["3", "8", "0", "1"], 8)}
+
+
+def list_pictures(name: str, model: Model) -> list[Picture]:
+    """Return the pictures of a model, in the order in which they are drawn."""
+    sample, key = f"python -m diffusion_lit.sample run=models/{name}", "prompt" if model.is_prompted else "classes"
+    rows, four, two = (f"'{key}=[{','.join(names)}]'" for names in (model.rows, model.four, model.four[:2]))
+    film = f"sampler=ddim sampler.steps={model.film_steps} images_per_class=4 seed=1 gif=true"
+    guided = "images_per_class=4 same_noise=true guidance_scale=$scale"
+    scales = " ".join(map(str, SCALES))
+    guidance = f"for scale in {scales}; do\n  {sample} {four} {guided} out={name}_guidance_$scale\ndone"
+    init = f"init={name}_rows/{8 * model.rows.index(model.four[0]):05d}.png"
+    mask = f"mask={name}_mask.png repaint_repeats=5"
+    size, half = model.size, model.size // 2
+    paint = (
+        f"m = Image.new('L', ({size}, {size})); m.paste(255, (0, {half}, {size}, {size})); m.save('{name}_mask.png')"
+    )
+    inpainting = f"{sample} {init} {mask} {four} images_per_class=8 out={name}_inpainting"
+    return [
+        Picture(
+            "rows.png",
+            "Samples.",
+            f"{sample} {rows} images_per_class=8 out={name}_rows",
+            (f"{name}_rows/grid.png",),
+        ),
+        Picture(
+            "film.gif",
+            f"From noise to images, in {model.film_steps} steps.",
+            f"{sample} {two} {film} out={name}_film",
+            (f"{name}_film/denoising.gif",),
+        ),
+        Picture(
+            "guidance.png",
+            f"The same noise with guidance scale {', '.join(map(str, SCALES))}; 0 is without labels, 1 is off.",
+            guidance,
+            tuple(f"{name}_guidance_{scale}/grid.png" for scale in SCALES),
+        ),
+        Picture(
+            "blends.png",
+            "Blends from one row to the next, from the same noise.",
+            f"{sample} {four} interpolate=true num_images=13 out={name}_blends",
+            (f"{name}_blends/grid.png",),
+        ),
+        Picture(
+            "edits.png",
+            f"The first image of {model.four[0]}, the last 60 % of its steps repeated for each row, after the original.",
+            f"{sample} {init} strength=0.6 {four} images_per_class=8 out={name}_edits",
+            (f"{name}_edits/grid.png",),
+        ),
+        Picture(
+            "inpainting.png",
+            "The same image, whose lower half is generated. A row that the upper half does not fit is not convincing.",
+            f'python -c "from PIL import Image; {paint}"\n{inpainting}',
+            (f"{name}_inpainting/grid.png",),
+        ),
+    ]
+
+
+def render_gallery() -> str:
+    """Return the generated part of the page: the pictures of each model with their commands."""
+    parts = []
+    for name, model in MODELS.items():
+        card = (ROOT / "models" / name / "README.md").read_text(encoding="utf-8")
+        parts += [f"## {name}", next(line for line in card.splitlines() if " diffusion model of " in line)]
+        for picture in list_pictures(name, model):
+            image = f"![{picture.caption}](gallery/{name}_{picture.name})"
+            parts += [picture.caption, image, f"```bash\n{picture.commands}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(name: str, home: Path) -> None:
+    """Run the commands of a model in an empty folder with models/ in it, and save what the page shows."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for picture in list_pictures(name, MODELS[name]):
+        print(picture.commands, flush=True)
+        subprocess.run(["bash", "-ec", picture.commands], cwd=home, env=environment, check=True)
+        path = FOLDER / f"{name}_{picture.name}"
+        if path.suffix == ".gif":
+            path.write_bytes((home / picture.files[0]).read_bytes())
+        else:
+            images = [Image.open(home / file) for file in picture.files]
+            hstack_images(images).save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.gallery", description="Draw the pictures of docs/gallery.md.")
+    parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}; all without one")
+    models = parser.parse_args().models
+    if unknown := [name for name in models if name not in MODELS]:
+        parser.error(f"unknown model {unknown[0]}. Choose from {', '.join(MODELS)}")
+    FOLDER.mkdir(exist_ok=True)
+    for name in models or MODELS:
+        with tempfile.TemporaryDirectory() as home:
+            (Path(home) / "models").symlink_to(ROOT / "models")
+            draw(name, Path(home))
+
+
+if __name__ == "__main__":
+    main()
