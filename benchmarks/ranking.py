@@ -2,7 +2,7 @@
 
 Short runs of differing quality are judged by KID and FD-64 of more images, of other seeds, against real images that
 training has not seen. Each number has a Spearman correlation with the judge over runs, whose 95 % interval is a
-bootstrap over runs: a run is drawn with its two checkpoints. Runs are kept in --out, where the same command continues.
+bootstrap over runs: a run is drawn with its checkpoints. Runs are kept in --out, where the same command continues.
 """
 
 import csv
@@ -10,7 +10,7 @@ import json
 import shlex
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from diffusion_lit.evaluation.features import collect_real_images
 from diffusion_lit.evaluation.image_sets import Reference, make_reference
 from diffusion_lit.evaluation.metrics import Comparison, compute_metric, labels_in_proportion
 from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.runs.run_dir import read_result
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 from diffusion_lit.training.launch_run import fit
 
@@ -60,15 +61,16 @@ GROUPS = {  # name: overrides of its runs, whether their first checkpoints count
 Numbers = dict[str, float]  # of a checkpoint; those of the judge begin with "judge/"
 
 
-def train(folder: Path, overrides: tuple[str, ...]) -> Iterator[tuple[TrainedModel, Numbers]]:
-    """Train a run, and yield the model of each checkpoint with its losses."""
-    config, source = compose_config(*RECIPE, *overrides)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    fit(config, source, folder, list(overrides))
+def train(folder: Path, overrides: tuple[str, ...], steps: Sequence[int]) -> Iterator[tuple[TrainedModel, Numbers]]:
+    """Train a run unless it is finished, and yield the model of each of its checkpoints with its losses."""
+    if read_result(folder).get("status") != "finished":
+        config, source = compose_config(*RECIPE, *overrides)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        fit(config, source, folder, list(overrides))
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = {int(row["step"]): row for row in csv.DictReader(file)}
-    for step in STEPS:
+    for step in steps:
         yield TrainedModel.from_run(folder, str(step)), {name: float(rows[step][name]) for name in LOSSES}
 
 
@@ -95,7 +97,8 @@ def measure_runs(data: str, out: Path) -> dict[tuple[str, ...], list[Numbers]]:
     for overrides in tqdm(GROUPS["all runs"][0], desc=data, unit="run"):
         folder = out / "_".join(override.partition("=")[2].strip("[]").replace(",", "-") for override in overrides)
         if not (file := folder / "numbers.json").exists():
-            runs = train(folder, (*shlex.split(data), *overrides))
+            steps = STEPS if overrides in SIZES else STEPS[-1:]
+            runs = train(folder, (*shlex.split(data), *overrides), steps)
             numbers = [losses | measure(model, reference) for model, losses in runs]
             file.write_text(json.dumps(numbers), encoding="utf-8")
         found[overrides] = json.loads(file.read_bytes())

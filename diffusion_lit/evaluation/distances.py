@@ -137,7 +137,7 @@ def project(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
     return torch.cat([(rows.double() - mean) @ basis for rows in features.split(ROWS)])
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> Measurement:
+def kernel_distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> Measurement:
     """Return KID, with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018).
 
     It is the unbiased squared maximum mean discrepancy over all pairs of images
@@ -148,15 +148,22 @@ def kernel_distance(x: Tensor, y: Tensor) -> Measurement:
     intervals are up to 1.4 times too wide.
 
     Of more than 10,000 real images a fixed random choice is used.
+
+    Args:
+        x: features (N, D) of generated images.
+        y: features (M, D) of real images.
+        labels: classes of x, (N,), if the number of images of each is fixed. Pairs of one class, of
+            which there are then too few, count n / (n - 1) times, which leaves no bias. Classes of
+            one image have no such pair and keep theirs. None: images are drawn independently.
     """
     if len(y) > KERNEL_IMAGES:
         chosen = fixed_permutation(len(y))[:KERNEL_IMAGES]
-        part = kernel_distance(x, y[chosen])
+        part = kernel_distance(x, y[chosen], labels)
         real = torch.zeros(len(y), dtype=torch.double)
         real[chosen] = part.real * (len(y) / KERNEL_IMAGES)  # the standard error stays that of the chosen ones
         return Measurement(part.value, part.generated, real)
     x, y = x.double(), y.double()
-    within_x, within_y = (_sum_own_kernels(z) / (len(z) - 1) for z in (x, y))
+    within_x, within_y = _mean_own_kernels(x, labels), _mean_own_kernels(y, None)
     to_y, to_x = _sum_kernels(x, y)
     to_y, to_x = to_y / len(y), to_x / len(x)
     value = within_x.mean() + within_y.mean() - 2 * to_y.mean()
@@ -190,6 +197,19 @@ def _sum_kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         of_x.append(kernels.sum(1))
         of_y += kernels.sum(0)
     return torch.cat(of_x), of_y
+
+
+def _mean_own_kernels(x: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the mean kernel of each image with another draw of its distribution, (N,)."""
+    sums = _sum_own_kernels(x)
+    if labels is None:
+        return sums / (len(x) - 1)
+    _, index, count = labels.to(x.device).unique(return_inverse=True, return_counts=True)
+    index[count[index] == 1] = -1
+    for k in index.unique():
+        members = index == k
+        sums[members] += _sum_own_kernels(x[members]) / max(1, int(members.sum()) - 1)
+    return sums / len(x)
 
 
 def _sum_own_kernels(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ measure with the same classes, on features that they keep.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -115,9 +116,20 @@ class DistanceMetric(FeatureMetric):
 
 
 class KernelDistance(DistanceMetric):
-    """Kernel distance (KID), unbiased for any number of images of at least 2 (Binkowski et al. 2018)."""
+    """Kernel distance (KID), unbiased for any number of images of at least 2 (Binkowski et al. 2018).
 
-    _measure = staticmethod(kernel_distance)
+    Args:
+        extractor: see `FeatureMetric`.
+        labels: classes of the generated images if the number of each is fixed, see `kernel_distance`.
+        kwargs: of `FeatureMetric`.
+    """
+
+    def __init__(self, extractor: Extractor | None = None, labels: Tensor | None = None, **kwargs: Any):
+        super().__init__(extractor, **kwargs)
+        self.labels = labels
+
+    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
+        return kernel_distance(generated, real, self.labels)
 
 
 class FrechetDistance(DistanceMetric):

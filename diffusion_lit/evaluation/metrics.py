@@ -127,7 +127,8 @@ def _vectors(images: ImageSet, space: str) -> Tensor:
 
 def compute_kid(c: Comparison) -> dict[str, float]:
     """Return the kernel distance, that of real images, and of 2,000 or more images that of 100 subsets of 1,000."""
-    result, (generated, real, _) = _distance_entries(c, c.features, KernelDistance, "kid"), c.features
+    generated, real, _ = c.features
+    result = _distance_entries(c, c.features, KernelDistance, "kid", labels=c.generated.labels)
     if len(generated) >= 2 * SUBSET_IMAGES and len(real) >= SUBSET_IMAGES:
         result["kid_subsets"], result["kid_subsets_std"] = subset_kernel_distance(generated, real)
     return result
@@ -158,8 +159,11 @@ def _frechet_entries(c: Comparison, sets: FeatureSets, name: str) -> dict[str, o
     return result | {f"{name}_extrapolated": extrapolated}
 
 
-def _distance_entries(c: Comparison, sets: FeatureSets, metric: type[DistanceMetric], name: str) -> dict[str, float]:
-    measured = c.measurements[name] = _measure(metric, sets.generated, sets.real).stratify(c.generated.labels)
+def _distance_entries(
+    c: Comparison, sets: FeatureSets, metric: type[DistanceMetric], name: str, **settings: Tensor
+) -> dict[str, float]:
+    measured = _measure(metric, sets.generated, sets.real, **settings).stratify(c.generated.labels)
+    c.measurements[name] = measured
     result: dict[str, float] = measured.interval().entries(name)
     if measured.real is not None:
         result[f"{name}_reference_error"] = measured.reference_error()
@@ -169,12 +173,12 @@ def _distance_entries(c: Comparison, sets: FeatureSets, metric: type[DistanceMet
     return result
 
 
-def _measure(metric: type[DistanceMetric], generated: Tensor, real: RealFeatures) -> Measurement:
+def _measure(metric: type[DistanceMetric], generated: Tensor, real: RealFeatures, **settings: Tensor) -> Measurement:
     if isinstance(real, ReferenceStatistics):
         distance = metric(statistics=real, sync_on_compute=False)
         distance.update(generated, real=False)
         return distance.measure()
-    distance = metric(sync_on_compute=False)
+    distance = metric(sync_on_compute=False, **settings)
     distance.update(generated, real=False)
     distance.update(real, real=True)
     return distance.measure()

@@ -224,6 +224,29 @@ def test_the_kernel_distance_of_subsets_is_torchmetrics_and_has_the_mean_of_all_
     assert std > 1.5 * (all_images.high - all_images.value)  # a subset says less than all images
 
 
+@pytest.mark.parametrize("n", [20, 33])
+def test_the_kernel_distance_has_no_bias_where_the_numbers_of_each_class_are_fixed(n):
+    """As `evaluate` draws images."""
+    centers, values, plain = normal(10, 4, 0) * 2, [], []
+    for seed in range(200):
+        labels = torch.arange(n) % 10
+        others = torch.randint(10, (60,), generator=torch.Generator().manual_seed(seed))
+        x, y = (centers[own] + normal(len(own), 4, 2 * seed + k) * 0.1 for k, own in enumerate((labels, others)))
+        values.append(kernel_distance(x, y, labels).value)
+        plain.append(kernel_distance(x, y).value)
+    error = np.std(values) / math.sqrt(200)
+    assert abs(np.mean(values)) < 3 * error
+    assert np.mean(plain) < -8 * error
+
+
+def test_the_kernel_distance_of_one_class_is_that_without_classes():
+    x, y = normal(20, 3, 0), normal(30, 3, 1)
+    plain, one = kernel_distance(x, y), kernel_distance(x, y, torch.full((20,), 7))
+    assert one.value == pytest.approx(plain.value)
+    torch.testing.assert_close(one.generated, plain.generated)
+    assert kernel_distance(x, y, torch.arange(20)).value == pytest.approx(plain.value)  # no class has a second image
+
+
 def test_the_kernel_distance_of_equal_distributions_has_mean_zero():
     values = [kernel_distance(normal(200, 8, 2 * seed), normal(150, 8, 2 * seed + 1)).value for seed in range(100)]
     assert abs(np.mean(values)) < 2.5 * np.std(values) / 10
