@@ -42,7 +42,7 @@ def sample(config: DictConfig) -> None:
 
     model = load_requested_model(config, log.warning)
     originals, labels = read_originals(config, model.config), parse_requests(config, model.config)
-    warn_of_unknown_words(labels, model.config, log.warning)
+    warn_of_unknown_words(labels, config.negative_prompt, model.config, log.warning)
     requests = make_requests(config, labels, len(model.class_names), len(originals.files) if originals else 1)
     model, edit = speed_up(model, config, len(requests)), None
     if originals:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
+from diffusion_lit.config.caption_keys import check_caption_colors, check_captions, check_preview_prompts
 from diffusion_lit.config.few_steps import check_lcm_steps, check_stages, check_student_sampler
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
@@ -215,12 +216,6 @@ def check_streaming(v: dict) -> Iterator[str]:
             yield f"{key}={v[key]}: needs the training images, and data.streaming=every_epoch keeps none. Set {key}=0"
 
 
-def check_caption_colors(v: dict) -> Iterator[str]:
-    """Refuse the colors of images that are read while the network trains."""
-    if v["data.caption_colors"] and v["data.streaming"] == "every_epoch":
-        yield "data.caption_colors=true: needs all images before training. Set it to false, or data.streaming=true"
-
-
 def check_alpha(v: dict) -> Iterator[str]:
     """Refuse a treatment of alpha where images have no alpha channel."""
     if v["data.alpha"] != "keep" and v["data.channels"] != 4:
@@ -290,7 +285,7 @@ CHECKS = (
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
-    check_model_interpolations, check_streaming, check_caption_colors,
+    check_model_interpolations, check_streaming, check_captions, check_caption_colors, check_preview_prompts,
     check_alpha, check_value_range, check_tiles, check_best_by, check_skins, check_strategy, check_batch_size,
     check_stages, check_student_sampler, check_lcm_steps, check_sync_batchnorm,
 )  # fmt: skip

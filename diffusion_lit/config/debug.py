@@ -48,7 +48,8 @@ def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
     if not has_data and not config.data._target_.endswith(".Digits"):
         names = ("image_size", "channels", "num_classes", "labels")
         values |= {"data": "synthetic"} | {f"data.{name}": config.data[name] for name in names if name in config.data}
-        values |= {"text_encoder": "none"} if config.get("text_encoder") else {}  # synthetic images have no captions
+        if config.get("text_encoder"):  # synthetic images have no captions
+            values |= {"text_encoder": "none", "preview_prompts": None}
         if config.data.get("label_column") == "none":
             values["data.labels"] = "none"
     added = {key: value for key, value in values.items() if key not in keys}

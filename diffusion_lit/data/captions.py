@@ -141,6 +141,15 @@ def add_colors(captions: Captions | None, colors: Iterable[Sequence[str]]) -> Ca
     return added
 
 
+def require_captions(captions: Iterable[Sequence[str]] | None) -> None:
+    """Raise DataError if no image has a caption, which a text encoder needs."""
+    if not any(captions or ()):
+        raise DataError(
+            "text_encoder: the training images have no captions. Set data.captions or data.caption_column, where the "
+            "data has one of them, or text_encoder=none."
+        )
+
+
 def select_captions(captions: Captions, rows: Sequence[int], seed: int, position: int | None) -> list[str]:
     """Return a caption for each of these images; "" for one without.
 

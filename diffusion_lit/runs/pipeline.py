@@ -1,6 +1,6 @@
 """Pipeline: a trained model in Python, from a run folder, a published folder, the Hugging Face hub, or a module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Pipeline:
             raise ValueError(f"output_type={output_type!r}: must be one of pil, np, pt")
         model = self.model
         if isinstance(model.condition, PromptCondition):
+            self._require_known([negative_prompt])
             model = replace(model, condition=replace(model.condition, negative=negative_prompt))
         labels, seeds = labels_in_rows(self._parse(classes), num_images), image_seeds(seed, num_images)
         images = generate_with_progress(model, labels, seeds, show_progress=progress).images
@@ -92,12 +93,15 @@ class Pipeline:
         images = images.float() / 255
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
 
+    def _require_known(self, prompts: Iterable[str]) -> None:
+        if unknown := next((prompt for prompt in prompts if self.model.condition.encoder.is_unknown(prompt)), None):
+            raise ValueError(f"{unknown}: no training caption has a word of this prompt")
+
     def _parse(self, requests: str | Sequence[int | str] | None) -> list[Label]:
         """Return the labels of classes or prompts."""
         if isinstance(self.model.condition, PromptCondition):
             prompts = [requests] if isinstance(requests, str) else requests or row_names(self.model.config)
-            if unknown := [prompt for prompt in prompts if self.model.condition.encoder.is_unknown(str(prompt))]:
-                raise ValueError(f"{unknown[0]}: no training caption has a word of this prompt")
+            self._require_known(map(str, prompts))
             return [str(prompt) for prompt in prompts]
         names = self.class_names
         if requests is not None and not names:

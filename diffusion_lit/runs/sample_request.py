@@ -188,21 +188,28 @@ def parse_requests(config: DictConfig, run_config: dict) -> list[Label]:
     from diffusion_lit.runs.build import make_text_encoder  # imports torch
 
     encoder = make_text_encoder(run_config)
-    for prompt in [*prompts, negative or ""]:
-        if encoder.is_unknown(prompt):
-            fault = "; ".join(encoder.find_faults(prompt)) or "it has no words"
-            raise UserError(Exit.CONFIG, f"prompt={format_value(prompt)}: {fault}. Use words of the training captions")
+    for key, text in name_prompts(prompts, negative):
+        if encoder.is_unknown(text):
+            fault = "; ".join(encoder.find_faults(text)) or "it has no words"
+            raise UserError(Exit.CONFIG, f"{key}={format_value(text)}: {fault}. Use words of the training captions")
     return prompts
 
 
-def warn_of_unknown_words(prompts: Sequence[Label], run_config: dict, warn: Callable[[str], None]) -> None:
+def name_prompts(prompts: Sequence[Label], negative: str | None) -> list[tuple[str, str]]:
+    """Return the different prompts, each with its key."""
+    return [*(("prompt", str(prompt)) for prompt in dict.fromkeys(prompts)), ("negative_prompt", negative or "")]
+
+
+def warn_of_unknown_words(
+    prompts: Sequence[Label], negative: str | None, run_config: dict, warn: Callable[[str], None]
+) -> None:
     """Warn of the words that no training caption has, for each prompt."""
     from diffusion_lit.runs.build import make_text_encoder  # imports torch
 
     encoder = make_text_encoder(run_config)
-    for prompt in dict.fromkeys(prompts) if encoder else ():
-        if faults := encoder.find_faults(str(prompt)):
-            warn(f"prompt={format_value(prompt)}: {'; '.join(faults)}")
+    for key, text in name_prompts(prompts, negative) if encoder else ():
+        if faults := encoder.find_faults(text):
+            warn(f"{key}={format_value(text)}: {'; '.join(faults)}")
 
 
 def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:

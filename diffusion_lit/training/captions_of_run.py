@@ -4,11 +4,11 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion_lit.data.captions import require_captions
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.diffusion.conditions import Condition
 from diffusion_lit.diffusion.seeds import derive_seed
 from diffusion_lit.runs.build import make_text_encoder
-from diffusion_lit.system.errors import DataError
 
 PREVIEW_PROMPTS = 8
 
@@ -24,11 +24,7 @@ def add_caption_settings(config: dict, data: ImageDataModule) -> dict:
     encoder = make_text_encoder(config)
     if encoder is None:
         return config
-    if not (captions := data.captions):
-        raise DataError(
-            "text_encoder: the training images have no captions. Set data.captions, for example to filename, or "
-            "text_encoder=none."
-        )
+    require_captions(captions := data.captions)
     learned = {} if "fitted" in config["text_encoder"] else {"fitted": True, **encoder.fit(captions)}
     prompts = config["preview_prompts"] or choose_captions(captions, PREVIEW_PROMPTS, config["seed"])
     return config | {"text_encoder": config["text_encoder"] | learned, "preview_prompts": prompts}

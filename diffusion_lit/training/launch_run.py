@@ -11,6 +11,8 @@ from pathlib import Path
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
+from diffusion_lit.data.captions import require_captions
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, resume, run_dir
 from diffusion_lit.system.imports import pause_garbage_collection
@@ -19,6 +21,12 @@ from diffusion_lit.training.precision import resolve_precision
 from diffusion_lit.training.run_result import existing_result
 
 log = logging.getLogger(__name__)
+
+
+def check_captions(config: dict, split: Split) -> None:
+    """Raise DataError for a text encoder without captions in the training split."""
+    if config["text_encoder"] and not config["data"].get("caption_colors"):
+        require_captions(split.captions)
 
 
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:

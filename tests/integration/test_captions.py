@@ -10,6 +10,8 @@ from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
 from diffusion_lit.sample import sample
+from diffusion_lit.system.errors import DataError
+from diffusion_lit.train import check_train
 from tests.runs import run as run_command
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
@@ -29,6 +31,18 @@ def folder(tmp_path):
             pixels = np.full((8, 8, 3), COLORS[color], np.uint8) + np.uint8(k)
             Image.fromarray(pixels).save(tmp_path / "in" / kind / f"{color}_{k}.png")
     return tmp_path / "in"
+
+
+def test_images_without_captions_are_refused_before_anything_is_built(folder, tmp_path):
+    for k, path in enumerate(sorted(folder.glob("*/*.png"))):
+        path.rename(folder / f"{k}.png")
+    for name in ("swords", "shields"):
+        (folder / name).rmdir()
+    (config,) = compose_configs("train", [*SHORT, f"data.root={folder}", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(DataError, match="text_encoder: the training images have no captions. Set data.captions"):
+        check_train(config)
+    config.data.caption_colors = True
+    check_train(config)
 
 
 def test_a_folder_of_named_images_becomes_a_model_of_prompts(folder, tmp_path):

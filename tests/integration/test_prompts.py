@@ -172,6 +172,10 @@ def test_a_pretrained_encoder_trains_from_its_cache_and_samples(tmp_path):
     [
         (["prompt=xylophone"], "prompt=xylophone: xylophone is in no training caption"),
         (["prompt=[one,handwriten]"], "handwriten is in no training caption, similar: handwritten"),
+        (
+            ["prompt=one", "negative_prompt=xylophone", "guidance_scale=3"],
+            "negative_prompt=xylophone: xylophone is in no training caption",
+        ),
         (["classes=3"], "classes: the condition of this run is a prompt. Use prompt="),
         (["prompt=one", "negative_prompt=two"], "negative_prompt: has no effect with guidance_scale=1"),
         (["prompt=one", "interpolate=true"], "interpolate=true: needs two or more classes, blends or prompts"),
@@ -184,8 +188,13 @@ def test_what_a_run_cannot_draw_is_refused(run, tmp_path, overrides, message):
 
 
 def test_unknown_words_beside_known_ones_are_a_warning(run, tmp_path, caplog):
-    sample_run(run, tmp_path / "out", "prompt=a handwriten two")
-    assert "handwriten is in no training caption, similar: handwritten" in caplog.text
+    sample_run(run, tmp_path / "out", "prompt=a handwriten two", "negative_prompt=two", "guidance_scale=2")
+    assert "prompt=a handwriten two: handwriten is in no training caption, similar: handwritten" in caplog.text
+    assert "negative_prompt=" not in caplog.text
+    sample_run(run, tmp_path / "away", "prompt=a two", "negative_prompt=a sevn", "guidance_scale=2")
+    assert "negative_prompt=a sevn: sevn is in no training caption, similar: seven" in caplog.text
+    with pytest.raises(ValueError, match="xylophone: no training caption has a word of this prompt"):
+        Pipeline.from_pretrained(run, guidance_scale=2.0)("two", negative_prompt="xylophone")
 
 
 def test_the_app_takes_a_prompt_and_refuses_unknown_words(run):
