@@ -12,6 +12,12 @@ def check_captions(v: dict) -> Iterator[str]:
             yield f"{key}=none: text_encoder needs captions. Set {key}=auto, or text_encoder=none"
 
 
+def check_streamed_captions(v: dict) -> Iterator[str]:
+    """Refuse captions of a stream, which keeps the images alone."""
+    if v["data.caption_column"] != "none" and v["data.streaming"]:
+        yield f"data.caption_column={v['data.caption_column']}: a stream has no captions. Set data.streaming=false"
+
+
 def check_caption_colors(v: dict) -> Iterator[str]:
     """Refuse the colors of images that are read while the network trains."""
     if v["data.caption_colors"] and v["data.streaming"] == "every_epoch":
@@ -28,3 +34,11 @@ def check_preview_prompts(v: dict) -> Iterator[str]:
 def has_text_encoder(v: dict) -> bool:
     """Return whether a text encoder is chosen."""
     return any(key.startswith("text_encoder.") for key in v)
+
+
+CAPTION_CHECKS = (
+    check_captions,
+    check_streamed_captions,
+    check_caption_colors,
+    check_preview_prompts,
+)

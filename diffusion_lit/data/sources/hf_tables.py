@@ -146,7 +146,7 @@ def find_image_column(requested: str, table, path: str) -> str:
     names = typed or _columns_with_images(encoded, table)
     if len(names) != 1:
         fault = f"several columns of images ({join_names(names)})" if names else "no column of images"
-        raise DataError(f"{path}: {fault}. Set data.image_column=... to one of {_describe_columns(features)}.")
+        raise DataError(f"{path}: {fault}. Set data.image_column=... to one of {describe_columns(features)}.")
     return names[0]
 
 
@@ -217,7 +217,7 @@ def _check_column(kind: str, name: str, allowed: list[str], features, path: str)
         return name
     holds, hint = {"image": ("images", ""), "label": ("classes", " none trains without classes.")}[kind]
     fault = f"holds no {holds}" if name in features else "no such column"
-    raise DataError(f"data.{kind}_column={name}: {fault} in {path}, which has {_describe_columns(features)}.{hint}")
+    raise DataError(f"data.{kind}_column={name}: {fault} in {path}, which has {describe_columns(features)}.{hint}")
 
 
 def _is_encoded(feature) -> bool:
@@ -244,7 +244,8 @@ def _is_image(value: dict | bytes | None) -> bool:
     return True
 
 
-def _describe_columns(features) -> str:
+def describe_columns(features) -> str:
+    """Return the names of the columns with their types."""
     kinds = {name: getattr(feature, "_type", None) or type(feature).__name__ for name, feature in features.items()}
     kinds |= {name: feature.dtype for name, feature in features.items() if kinds[name] == "Value"}
     return join_names(f"{name} ({kind})" for name, kind in kinds.items())

@@ -20,6 +20,7 @@ import numpy as np
 
 from diffusion_lit.data.sources import hf_tables
 from diffusion_lit.data.sources.data_source import Split, file_state
+from diffusion_lit.data.sources.hf_captions import read_captions
 from diffusion_lit.data.sources.hf_tables import shorten_error
 from diffusion_lit.data.sources.listing import list_files
 from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, ParquetRows, read_row_groups
@@ -65,6 +66,7 @@ class HuggingFace:
             validation.
         image_column: "auto" or a name, see `find_image_column`.
         label_column: "auto", a name or "none", see `find_label_column`.
+        caption_column: "auto", a name or "none", see `read_captions`; not of a stream.
         streaming: True: read it once and keep only the decoded images. "every_epoch": keep
             nothing, and read it again in every epoch (parquet files and `save_to_disk`).
         max_images: only the first images of each split.
@@ -81,9 +83,10 @@ class HuggingFace:
         streaming: bool | str = False,
         max_images: int | None = None,
         cache_dir: str | None = None,
+        caption_column: str = "none",
     ):
         self.path, self.name, self.split = path, name, split
-        self.image_column, self.label_column = image_column, label_column
+        self.image_column, self.label_column, self.caption_column = image_column, label_column, caption_column
         self.streaming, self.max_images = streaming, max_images
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
 
@@ -181,8 +184,9 @@ class HuggingFace:
         self.check_not_empty(n, name)
         table = table if n == len(table) else table.select(range(n))
         images = hf_tables.TableImages(hf_tables.select_undecoded(table, schema.image), f"{self.path}, {name}")
+        captions = read_captions(table, self.caption_column, f"{self.path}, {name}")
         if schema.label is None:
-            return Split(images, np.zeros(n, dtype=np.int64))
+            return Split(images, np.zeros(n, dtype=np.int64), captions=captions)
         values = table.select_columns([schema.label]).with_format("arrow")[:].column(0).to_pylist()
         values = [None if hf_tables.is_missing(value) else value for value in values]
         numbers = self.numbers | {None: -1, -1: -1}
@@ -190,7 +194,7 @@ class HuggingFace:
         if unknown:
             unknown = join_names(unknown)
             raise DataError(f"data.path={self.path}: split {name} has labels that are not in train: {unknown}")
-        return Split(images, np.array([numbers[value] for value in values], dtype=np.int64))
+        return Split(images, np.array([numbers[value] for value in values], dtype=np.int64), captions=captions)
 
     @cached_property
     def identity(self) -> str:

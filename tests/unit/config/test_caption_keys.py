@@ -19,6 +19,7 @@ STREAM = ["experiment=none", "data=huggingface", "data.path=photos", "data.strea
         ([*TABLE, "text_encoder=words"], "data.caption_column=none: text_encoder needs captions"),
         ([*FOLDER, "preview_prompts=[a dragon]"], 'preview_prompts=["a dragon"]: has no effect without prompts'),
         (["preview_prompts=[a dragon]"], "Add text_encoder=words, or leave it out"),
+        ([*STREAM, "data.caption_column=auto"], "data.caption_column=auto: a stream has no captions"),
         ([*STREAM, "data.caption_colors=true"], "data.caption_colors=true: needs all images before training"),
     ],
 )

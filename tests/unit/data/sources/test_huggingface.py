@@ -1,6 +1,7 @@
 """Hugging Face data sets: whatever they come as, the arrays are those of the same pictures in folders."""
 
 import http.server
+import json
 import threading
 import zipfile
 from pathlib import Path
@@ -559,3 +560,63 @@ def test_a_set_that_asks_for_access(fault, monkeypatch):
 def test_tokens_are_never_shown():
     assert shorten_error(ValueError("\n401 for hf_AbC123 at x\nmore")) == "401 for hf_... at x"
     assert shorten_error(ValueError()) == "ValueError"
+
+
+def captioned(columns: dict) -> datasets.Dataset:
+    """Five gray images, in the shades 0 to 4, with columns of texts."""
+    text = datasets.Value("string")
+    kinds = {name: datasets.Sequence(text) if isinstance(values[0], list) else text for name, values in columns.items()}
+    features = datasets.Features({"image": datasets.Image(), **kinds, "label": datasets.ClassLabel(names=NAMES)})
+    images = [{"bytes": data, "path": None} for data in make_shades(5)]
+    return datasets.Dataset.from_dict({"image": images, **columns, "label": [0, 1, 0, 1, 0]}, features=features)
+
+
+TEXTS = ["number  zero", None, "number two", "", "number four"]
+CLEAN = [("number zero",), (), ("number two",), (), ("number four",)]
+
+
+def save_to_folder(table: datasets.Dataset, to: Path) -> None:
+    table.save_to_disk(to)
+
+
+def save_as_parquet(table: datasets.Dataset, to: Path) -> None:
+    table.to_parquet(to / "train-00000-of-00001.parquet")
+
+
+def save_with_metadata(table: datasets.Dataset, to: Path) -> None:
+    """A folder of images whose metadata.jsonl holds the texts."""
+    lines = []
+    for k, (data, text) in enumerate(zip(make_shades(5), table["text"], strict=True)):
+        (to / f"{k}.png").write_bytes(data)
+        lines.append(json.dumps({"file_name": f"{k}.png", "text": text}))
+    (to / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+@each("save", [save_to_folder, save_as_parquet, save_with_metadata], ids=lambda save: save.__name__)
+def test_a_column_holds_the_captions(save, tmp_path):
+    save(captioned({"text": TEXTS}), tmp_path)
+    for column in ("auto", "text"):
+        data = make_hub_data(tmp_path, f"data.caption_column={column}", "data.label_column=none", "data.val_fraction=0")
+        assert [int(image[0, 0, 0]) for image in data.train.images] == list(range(5))
+        assert list(data.train.captions) == CLEAN
+    assert make_hub_data(tmp_path, "data.label_column=none").train.captions is None
+
+
+def test_captions_follow_validation_limits_and_lists(tmp_path):
+    lists = [["one", " a  one "], [], ["two"], ["three", "three"], ["four"]]
+    table = captioned({"prompt": lists, "caption": TEXTS})
+    datasets.DatasetDict({"train": table, "test": table.select([2, 0])}).save_to_disk(tmp_path)
+    data = make_hub_data(tmp_path, "data.caption_column=auto", "data.max_images=3")
+    assert (list(data.train.captions), list(data.val.captions)) == (CLEAN[:3], [CLEAN[2], CLEAN[0]])
+    data = make_hub_data(tmp_path, "data.caption_column=prompt")
+    assert list(data.train.captions) == [("one", "a one"), (), ("two",), ("three",), ("four",)]
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_columns_that_hold_no_captions_are_refused_with_all_columns(tmp_path):
+    captioned({"note": TEXTS}).save_to_disk(tmp_path)
+    for column, fault in (("label", "holds no texts"), ("words", "no such column")):
+        message = data_error(make_hub_data, tmp_path, f"data.caption_column={column}")
+        assert f"data.caption_column={column}: {fault} in {tmp_path}, train" in message
+        assert "note (string)" in message
+    assert make_hub_data(tmp_path, "data.caption_column=auto").train.captions is None
