@@ -100,7 +100,7 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
         ),
         Picture(
             "edits.png",
-            f"The first image of {model.four[0]}, the last 60 % of its steps repeated for each row, after the original.",
+            f"The first image of {model.four[0]}, before and after its last 60 % of steps for each row.",
             f"{sample} {init} strength=0.6 {four} images_per_class=8 out={name}_edits",
             (f"{name}_edits/grid.png",),
         ),
