@@ -1,7 +1,8 @@
 """The gradio page of `diffusion_lit.app` and the files that a visitor can download."""
 
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import gradio as gr
@@ -25,21 +26,25 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
     """
     sampler, steps, free = model.config["sampler"], session.max_steps, not session.is_student
 
-    def generate(label, count, seed, sampler_name, steps, scale, progress=gr.Progress()):  # noqa: B008
+    def generate(label, count, seed, sampler_name, steps, scale, mix, progress=gr.Progress()):  # noqa: B008
         def on_step(done: int, total: int) -> None:
             progress((done, total), desc="denoising", unit="steps")
 
         remove_oldest_files(home)
-        try:
-            request = Request(label, to_int(count), to_int(seed), sampler_name, to_int(steps), scale)
+        with errors_for_visitor():
+            request = read_request(label, count, seed, sampler_name, steps, scale, mix)
             result = session.generate(request, on_step)
-        except (ValueError, UserError) as error:
-            raise gr.Error(str(error), print_exception=False) from None
         png, gif = write_files(result, home)
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
         downloads = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
         return result.frames[-1], slider, result.frames, session.find_neighbors(result.images), *downloads
+
+    def draw(is_live, *values):
+        if not is_live:
+            return gr.skip(), gr.skip()
+        with errors_for_visitor():  # the frames belong to the image before
+            return session.draw(read_request(*values)), gr.Slider(interactive=False)
 
     def select_frame(frames, k):
         remove_oldest_files(home)
@@ -57,6 +62,8 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
                 number = gr.Slider(1, steps, min(sampler["steps"] or steps, steps), step=1, label="steps", visible=free)
                 scale = gr.Slider(0, MAX_SCALE, value=model.config["guidance_scale"], step=0.1,
                                   label="guidance scale", visible=session.has_guidance)  # fmt: skip
+                mix = gr.Slider(0, 1, value=0, step=0.01, label="mix with the next seed")
+                live = gr.Checkbox(session.is_student, label="draw while a slider moves")
                 button = gr.Button("Generate", variant="primary")
             with gr.Column(scale=2):
                 shared = {"format": "png", "type": "pil", "interactive": False, "show_label": False}
@@ -68,13 +75,35 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
                 with gr.Column(visible=session.vectors is not None):
                     gr.Markdown("Each image, followed by its nearest training images (L2 distance of pixels):")
                     neighbors = gr.Image(**shared)
-        inputs, outputs = [label, count, seed, name, number, scale], [image, slider, frames, neighbors, png, gif]
+        inputs, outputs = [label, count, seed, name, number, scale, mix], [image, slider, frames, neighbors, png, gif]
         # preprocess=False: the session validates the request, gradio would print a traceback
-        button.click(generate, inputs, outputs, concurrency_limit=1, api_name="generate", preprocess=False)
+        button.click(
+            generate, inputs, outputs, concurrency_limit=1, concurrency_id="network", api_name="generate",
+            preprocess=False,
+        )  # fmt: skip
+        for control in (count, number, scale, mix):
+            control.input(
+                draw, [live, *inputs], [image, slider], show_progress="hidden", trigger_mode="always_last",
+                concurrency_limit=1, concurrency_id="network", api_name=False, preprocess=False,
+            )  # fmt: skip
         slider.input(
             select_frame, [frames, slider], image, show_progress="hidden", api_name=False, trigger_mode="always_last"
         )
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
+
+
+def read_request(label, count, seed, sampler, steps, scale, mix) -> Request:
+    """Return the request with the values of the page, unchecked."""
+    return Request(label, to_int(count), to_int(seed), sampler, to_int(steps), scale, mix)
+
+
+@contextmanager
+def errors_for_visitor() -> Iterator[None]:
+    """Show the message of an error on the page, and print no traceback."""
+    try:
+        yield
+    except (ValueError, UserError) as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def make_label_input(session: ImageSession) -> gr.Textbox | gr.Dropdown:

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.data.store import center_crop
-from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.diffusion.seeds import InterpolatedSeed, Seed, image_seeds
 from diffusion_lit.evaluation.memorization import find_neighbors
 from diffusion_lit.evaluation.metrics import PIXELS, pixel_vectors
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images
@@ -66,6 +66,7 @@ class Request:
     sampler: str
     steps: int
     guidance_scale: float
+    mix: float = 0.0  # of the noise with that of the next seed
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class ImageSession:
         Raises:
             ValueError: if a value is not allowed, with a message for the visitor.
         """
-        labels, model = self._parse_labels(request), self._configure_model(request)
+        labels, seeds, model = self._parse_labels(request), parse_seeds(request), self._configure_model(request)
         steps = model.evaluations
         film = FrameRecorder(range(request.count), steps, model.codec)
 
@@ -138,9 +139,13 @@ class ImageSession:
             film(first, k, x)
             on_step(k + 1, steps)
 
-        images = model.generate(labels, image_seeds(request.seed, request.count), step)
-        names = self.model.class_names if request.label == ALL else ()
-        return Result(images, [self._draw_grid(frame, labels, names) for frame in [*film.frames[:-1], images]])
+        images = model.generate(labels, seeds, step)
+        return Result(images, [self._draw_grid(request, frame, labels) for frame in [*film.frames[:-1], images]])
+
+    def draw(self, request: Request) -> Image.Image:
+        """Return the last frame of `generate` alone, which takes the least time."""
+        labels, seeds, model = self._parse_labels(request), parse_seeds(request), self._configure_model(request)
+        return self._draw_grid(request, model.generate(labels, seeds), labels)
 
     def find_neighbors(self, images: Tensor) -> Image.Image | None:
         """Return a grid with each image followed by its nearest training images, by L2 distance of pixels."""
@@ -154,7 +159,6 @@ class ImageSession:
 
     def _parse_labels(self, request: Request) -> list[Label]:
         check_int("images", request.count, 1, MAX_IMAGES)
-        check_int("seed", request.seed, 0, 2**32 - 1)
         names = self.model.class_names
         if self.prompts:
             return [self._check_prompt(request.label)] * request.count
@@ -180,8 +184,7 @@ class ImageSession:
             raise ValueError(f"sampler: must be one of {', '.join(self.samplers)}")
         sampler, guidance = self.samplers[request.sampler] | {"steps": request.steps, "batch_size": request.count}, {}
         if self.has_guidance:
-            if not isinstance(request.guidance_scale, int | float) or not 0 <= request.guidance_scale <= MAX_SCALE:
-                raise ValueError(f"guidance scale: must be a number from 0 to {MAX_SCALE:g}")
+            check_number("guidance scale", request.guidance_scale, MAX_SCALE)
             guidance = {"guidance_scale": float(request.guidance_scale)}
             guidance |= {} if request.guidance_scale != 1 else {"guidance_interval": None, "guidance_rescale": 0.0}
         settings = {"sampler": sampler, "diffusion": self.model.config["diffusion"]}
@@ -191,11 +194,11 @@ class ImageSession:
             raise ValueError(faults[0])
         return self.model.with_sampler(make_configured_sampler({"sampler": sampler}), **guidance)
 
-    def _draw_grid(self, images: Tensor, labels: list[Label], names: Sequence[str]) -> Image.Image:
-        """Draw images in a square, or with a named row for each class."""
+    def _draw_grid(self, request: Request, images: Tensor, labels: list[Label]) -> Image.Image:
+        """Draw images in a square, or those of all classes with a named row for each class."""
         images = render_images(images, self.model.render)
-        if names:
-            return enlarge(draw_class_grid(images, labels, names))
+        if request.label == ALL and self.model.class_names:
+            return enlarge(draw_class_grid(images, labels, self.model.class_names))
         return enlarge(draw_grid(images, min(COLUMNS, len(images))))
 
 
@@ -203,6 +206,27 @@ def enlarge(image: Image.Image) -> Image.Image:
     """Return an image on a checkerboard, enlarged by a whole factor to about `MIN_SIDE`."""
     zoom = max(1, MIN_SIDE // max(image.size))
     return add_checkerboard(image).resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def parse_seeds(request: Request) -> list[Seed]:
+    """Return the seed of each image, mixed with that of the next seed.
+
+    Raises:
+        ValueError: if the seed or the mix is not allowed.
+    """
+    check_int("seed", request.seed, 0, 2**32 - 1)
+    check_number("mix", request.mix, 1.0)
+    seeds = image_seeds(request.seed, request.count)
+    if not request.mix:
+        return list(seeds)
+    following = image_seeds((request.seed + 1) % 2**32, request.count)
+    return [InterpolatedSeed(*pair, float(request.mix)) for pair in zip(seeds, following, strict=True)]
+
+
+def check_number(name: str, value: object, high: float) -> None:
+    """Raise ValueError unless a value is a number from 0 to `high`."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= high:
+        raise ValueError(f"{name}: must be a number from 0 to {high:g}")
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:

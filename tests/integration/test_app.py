@@ -1,6 +1,7 @@
 """`python -m diffusion_lit.app`: what it makes, what it refuses, and the page in a real browser."""
 
 import http.client
+import io
 import json
 import os
 import shutil
@@ -64,6 +65,22 @@ def test_settings_of_a_request_count(session):
     assert np.array_equal(np.array(made.frames[-1]), np.array(named))  # each class has its name
 
 
+def test_a_mix_leads_from_the_images_of_a_seed_to_those_of_the_next(session):
+    ends = [session.generate(Request("3", 2, seed, "ddim", 4, 1.0)).images.int() for seed in (7, 8)]
+    mixed = [session.generate(Request("3", 2, 7, "ddim", 4, 1.0, mix)).images.int() for mix in (0, 0.02, 0.98, 1.0)]
+    assert torch.equal(mixed[0], ends[0])
+    assert (mixed[3] - ends[1]).abs().max() <= 1  # rounding
+    near, far = ((mixed[1] - end).abs().float().mean() for end in ends)
+    assert 0 < near < far / 4
+    near, far = ((mixed[2] - end).abs().float().mean() for end in ends[::-1])
+    assert 0 < near < far / 4
+
+
+def test_what_is_drawn_while_a_slider_moves_is_the_last_frame(session):
+    for request in (GOOD, Request(ALL, 16, 0, "ddim", 2, 1.0, 0.5)):
+        assert np.array_equal(np.array(session.draw(request)), np.array(session.generate(request).frames[-1]))
+
+
 def test_neighbours_are_the_nearest(session):
     images = session.training[[5, 9]]
     picture = session.find_neighbors(images)
@@ -87,6 +104,7 @@ def tile(picture: Image.Image, row: int, column: int, columns: int) -> np.ndarra
     {"count": 2.5}, {"count": None}, {"count": 10**9}, {"seed": -1}, {"seed": 2**32}, {"seed": "1"}, {"steps": 0},
     {"steps": 251}, {"steps": float("nan")}, {"sampler": "heun"}, {"sampler": "../ddim"}, {"sampler": ["ddim"]},
     {"guidance_scale": -1.0}, {"guidance_scale": 21.0}, {"guidance_scale": float("nan")}, {"guidance_scale": "2"},
+    {"mix": -0.1}, {"mix": 1.5}, {"mix": "half"},
 ])  # fmt: skip
 def test_what_cannot_be_made_is_a_message(session, change):
     with pytest.raises((ValueError, TypeError)):
@@ -144,14 +162,15 @@ def called(address: str, *values: object) -> str:
 
 
 @pytest.mark.parametrize("values", [
-    ("3", 1e9, 0, "ddim", 4, 1), ("3", 2, -5, "ddim", 4, 1), ("eleven", 2, 0, "ddim", 4, 1),
-    ("3", 2, 0, "../../ddim", 4, 1), ("3", 2, 0, "ddim", 100000, 1), ("3", 2, "x", "ddim", 4, 1), (None,) * 6,
+    ("3", 1e9, 0, "ddim", 4, 1, 0), ("3", 2, -5, "ddim", 4, 1, 0), ("eleven", 2, 0, "ddim", 4, 1, 0),
+    ("3", 2, 0, "../../ddim", 4, 1, 0), ("3", 2, 0, "ddim", 100000, 1, 0), ("3", 2, "x", "ddim", 4, 1, 0),
+    ("3", 2, 0, "ddim", 4, 1, "x"), (None,) * 7,
 ])  # fmt: skip
 def test_bad_values_of_a_program_are_refused_and_the_page_goes_on(address, values):
     events = called(address, *values)
     assert "event: error" in events
     assert "event: complete" not in events
-    assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1)
+    assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1, 0)
 
 
 def answer(address: str, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, str]:
@@ -210,7 +229,7 @@ def test_nothing_can_be_written_to_this_machine(address):
         assert answer(address, "/gradio_api/upload", method, body, **form)[0] == 403
     for size in ({}, {"Content_Length": str(2**20)}, {"Content_Length": "-1"}, {"Transfer_Encoding": "chunked"}):
         assert answer(address, "/gradio_api/call/generate", "POST", Host=host, **size)[0] in (400, 403), size
-    assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1)
+    assert "event: complete" in called(address, "3", 2, 0, "ddim", 2, 1, 0)
 
 
 def test_the_oldest_files_are_removed(tmp_path):
@@ -283,17 +302,17 @@ def test_two_visitors_generate_change_the_class_and_download(browser, address, s
         film = downloaded(page, "GIF", tmp_path / f"{label}.gif")
         assert film.n_frames == 4
     before = one.get_attribute('img[src*="/file="]', "src")
-    one.get_by_label("seed").fill("5")
+    one.get_by_label("seed", exact=True).fill("5")
     assert generated(one, before) != before
     assert not one.query_selector("text=Error")
 
 
 def test_a_value_that_is_none_is_told_and_the_page_goes_on(browser, address):
     page = opened(browser, address)
-    page.get_by_label("seed").fill("-3")
+    page.get_by_label("seed", exact=True).fill("-3")
     page.click("button:has-text('Generate')")
     page.wait_for_selector("text=seed", timeout=20_000)
-    page.get_by_label("seed").fill("3")
+    page.get_by_label("seed", exact=True).fill("3")
     assert generated(page)
 
 
@@ -306,6 +325,26 @@ def test_the_slider_shows_the_way_from_noise(browser, address):
     page.wait_for_function(
         "before => document.querySelector('img[src*=\"/file=\"]').src != before", arg=first, timeout=20_000
     )
+
+
+def test_the_page_draws_while_a_slider_moves_if_it_is_asked_to(browser, address, session):
+    page = opened(browser, address)
+    first = generated(page)
+    mix = page.get_by_label("mix with the next seed").first
+    mix.fill("0.3")
+    mix.press("Enter")
+    page.wait_for_timeout(500)
+    assert page.get_attribute('img[src*="/file="]', "src") == first
+    page.get_by_label("draw while a slider moves").check()
+    mix.fill("0.5")
+    mix.press("Enter")
+    page.wait_for_function(
+        "before => document.querySelector('img[src*=\"/file=\"]').src != before", arg=first, timeout=20_000
+    )
+    with urllib.request.urlopen(page.get_attribute('img[src*="/file="]', "src")) as file:
+        shown = np.array(Image.open(io.BytesIO(file.read())).convert("RGB"))
+    drawn = session.draw(Request(ALL, 16, 0, "ddim", 4, 1.0, 0.5))
+    assert np.array_equal(shown, np.array(drawn.convert("RGB")))
 
 
 def test_without_gradio_it_says_what_to_install(tiny_run, tmp_path):
