@@ -20,6 +20,7 @@ TABLES = {
     "memorization": "hit rate and false alarms of copies, planted among the digits, and among --data",
     "floor": "KID, FD-64 and FD of real images against real images of the same set; the digits, and --data",
     "ranking": "how validation losses and metrics of few images rank runs; of the digits, and of --data",
+    "prompts": "colors and kinds of samples, for pairs that training never had together; needs --data and --out",
     "gpu": "training and sampling on a GPU, the fastest way first; with --script also diffusers' script",
     "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
     "peers": "training against diffusers' train_unconditional.py; needs --script",
@@ -43,11 +44,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--script", type=Path, help="examples/unconditional_image_generation/train_unconditional.py of diffusers"
     )
-    parser.add_argument("--data", action="append", help="overrides of a data set for memorization, floor and ranking")
+    parser.add_argument(
+        "--data", action="append", help="overrides of a data set for memorization, floor and ranking; folder of prompts"
+    )
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
     parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")
-    parser.add_argument("--out", type=Path, help="folder of the runs of ranking, which continues there")
+    parser.add_argument("--out", type=Path, help="folder of the runs of ranking, which continues there, and of prompts")
+    parser.add_argument("--run", type=Path, help="run that prompts measures")
     parser.add_argument("--debug", action="store_true", help="gpu: a few steps of a tiny network")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.tables if name not in TABLES]:

@@ -24,7 +24,6 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         model: its model.
         home: folder for the files that a visitor can download.
     """
-    sampler, steps, free = model.config["sampler"], session.max_steps, not session.is_student
 
     def generate(label, count, seed, sampler_name, steps, scale, mix, progress=gr.Progress()):  # noqa: B008
         def on_step(done: int, total: int) -> None:
@@ -37,8 +36,8 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         png, gif = write_files(result, home)
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
-        downloads = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
-        return result.frames[-1], slider, result.frames, session.find_neighbors(result.images), *downloads
+        files = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
+        return result.frames[-1], slider, result.frames, session.find_neighbors(result.images), *files
 
     def draw(is_live, *values):
         if not is_live:
@@ -55,14 +54,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         frames = gr.State([])
         with gr.Row():
             with gr.Column(scale=1):
-                label = make_label_input(session)
-                count = gr.Slider(1, MAX_IMAGES, value=MAX_IMAGES, step=1, label="images")
-                seed = gr.Number(value=0, precision=0, minimum=0, label="seed")
-                name = gr.Dropdown(list(session.samplers), value=sampler["name"], label="sampler")
-                number = gr.Slider(1, steps, min(sampler["steps"] or steps, steps), step=1, label="steps", visible=free)
-                scale = gr.Slider(0, MAX_SCALE, value=model.config["guidance_scale"], step=0.1,
-                                  label="guidance scale", visible=session.has_guidance)  # fmt: skip
-                mix = gr.Slider(0, 1, value=0, step=0.01, label="mix with the next seed")
+                inputs = make_inputs(session, model)
                 live = gr.Checkbox(session.is_student, label="draw while a slider moves")
                 button = gr.Button("Generate", variant="primary")
             with gr.Column(scale=2):
@@ -75,20 +67,14 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
                 with gr.Column(visible=session.vectors is not None):
                     gr.Markdown("Each image, followed by its nearest training images (L2 distance of pixels):")
                     neighbors = gr.Image(**shared)
-        inputs, outputs = [label, count, seed, name, number, scale, mix], [image, slider, frames, neighbors, png, gif]
+        outputs = [image, slider, frames, neighbors, png, gif]
         # preprocess=False: the session validates the request, gradio would print a traceback
-        button.click(
-            generate, inputs, outputs, concurrency_limit=1, concurrency_id="network", api_name="generate",
-            preprocess=False,
-        )  # fmt: skip
-        for control in (count, number, scale, mix):
-            control.input(
-                draw, [live, *inputs], [image, slider], show_progress="hidden", trigger_mode="always_last",
-                concurrency_limit=1, concurrency_id="network", api_name=False, preprocess=False,
-            )  # fmt: skip
-        slider.input(
-            select_frame, [frames, slider], image, show_progress="hidden", api_name=False, trigger_mode="always_last"
-        )
+        network = {"concurrency_limit": 1, "concurrency_id": "network", "preprocess": False}
+        quiet = {"show_progress": "hidden", "trigger_mode": "always_last", "api_name": False}
+        button.click(generate, inputs, outputs, api_name="generate", **network)
+        for control in filter(lambda control: isinstance(control, gr.Slider), inputs):
+            control.input(draw, [live, *inputs], [image, slider], **network, **quiet)
+        slider.input(select_frame, [frames, slider], image, **quiet)
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
@@ -104,6 +90,21 @@ def errors_for_visitor() -> Iterator[None]:
         yield
     except (ValueError, UserError) as error:
         raise gr.Error(str(error), print_exception=False) from None
+
+
+def make_inputs(session: ImageSession, model: TrainedModel) -> list[gr.components.Component]:
+    """Return the inputs of a request, in the order of `read_request`."""
+    sampler, steps, guidance_scale = model.config["sampler"], session.max_steps, model.config["guidance_scale"]
+    return [
+        make_label_input(session),
+        gr.Slider(1, MAX_IMAGES, value=MAX_IMAGES, step=1, label="images"),
+        gr.Number(value=0, precision=0, minimum=0, label="seed"),
+        gr.Dropdown(list(session.samplers), value=sampler["name"], label="sampler"),
+        gr.Slider(1, steps, min(sampler["steps"] or steps, steps), step=1, label="steps",
+                  visible=not session.is_student),
+        gr.Slider(0, MAX_SCALE, value=guidance_scale, step=0.1, label="guidance scale", visible=session.has_guidance),
+        gr.Slider(0, 1, value=0, step=0.01, label="mix with the next seed"),
+    ]  # fmt: skip
 
 
 def make_label_input(session: ImageSession) -> gr.Textbox | gr.Dropdown:
