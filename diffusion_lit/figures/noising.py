@@ -40,7 +40,8 @@ def draw_forward(subject: Subject, columns: int, out: Path) -> list[Path]:
     strip = make_noise_strip(diffusion, x0, diffusion.process.times[levels], subject.seed)
     images = torch.cat([originals, subject.codec.decode(strip)], dim=1)
     names = ["clean", *[_name_level(diffusion, k) for k in levels]]
-    return [save_figure(plot_tiles(subject.render(images), subject.row_names, names, f"Noising: {subject.name}"), out)]
+    rows = subject.original_names
+    return [save_figure(plot_tiles(subject.render(images), rows, names, f"Noising: {subject.name}"), out)]
 
 
 def _name_level(diffusion: Diffusion, k: int) -> str:
@@ -71,7 +72,7 @@ def predict(net: Network, diffusion: Diffusion, x0: Tensor, t: Tensor, y: Tensor
         x0: clean images (B, C, H, W). All get the same noise, so that only t
             differs.
         t: times (B,).
-        y: labels (B,).
+        y: labels (B,), or prompts, see `PromptCondition`.
         seed: seed of the noise.
     """
     eps = draw_noise(x0[:1], seed).expand_as(x0)
@@ -89,7 +90,8 @@ def draw_panels(subject: Subject, out: Path) -> list[Path]:
     model, diffusion = subject.model, subject.model.diffusion
     levels = [round(fraction * (diffusion.process.num_train_timesteps - 1)) for fraction in PANEL_LEVELS]
     x0 = model.codec.encode(subject.load_originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
-    y = torch.full((len(levels),), subject.rows[0])
+    label = subject.rows[0] if subject.original_names else type(subject.rows[0])()  # of a prompt the empty one
+    y = model.condition.to_tensor([label] * len(levels))
     prediction = predict(model.net, diffusion, x0, diffusion.process.times[levels], y, subject.seed)
     images = subject.render(model.codec.decode(torch.stack(prediction, dim=1)))
     errors = (prediction.eps_hat - prediction.eps).square().flatten(1).mean(1).sqrt()

@@ -21,6 +21,7 @@ from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.runs.build import make_codec, make_diffusion
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.run_images import choose_training_images, load_run_images, read_data_state
+from diffusion_lit.sampling.labels import Label
 
 ROWS = 10  # of a figure at most, one for each class
 STREAMED = 512  # images of a streamed data set that are read for a figure
@@ -51,15 +52,26 @@ class Subject:
         return f"{self.config['name']}/{self.run.resolve().name}" if self.run else str(self.config["name"])
 
     @cached_property
-    def rows(self) -> list[int]:
-        """Return the class label of each row; without classes, zeros."""
+    def rows(self) -> list[Label]:
+        """Return the prompt or the class label of each row; without either, zeros."""
+        if prompts := self.config.get("preview_prompts"):
+            return [prompts[k] for k in choose_rows(len(prompts), ROWS)]
         return choose_rows(len(self.config["data"]["class_names"]), ROWS) or [0] * ROWS
 
     @property
     def row_names(self) -> list[str]:
-        """Return the class names of the rows; empty without classes."""
+        """Return the prompts or the class names of the rows; empty without either."""
+        if self.config.get("preview_prompts"):
+            return list(map(str, self.rows))
+        return self.original_names
+
+    @property
+    def original_names(self) -> list[str]:
+        """Return the class names of the rows of training images; empty without classes, and with prompts."""
         names = self.config["data"]["class_names"]
-        return [names[k] for k in self.rows] if names else []
+        if not names or self.config.get("preview_prompts"):
+            return []
+        return [names[k] for k in self.rows]
 
     @cached_property
     def diffusion(self) -> Diffusion:
@@ -86,7 +98,7 @@ class Subject:
         splits = build_source(data).splits()
         data, split = resolve_value_range(data, splits), _to_list(splits["train"])
         everything = np.arange(len(split.labels))
-        if self.row_names:
+        if self.original_names:
             members = [np.flatnonzero(split.labels == label) for label in self.rows]
         else:
             members = np.array_split(everything, len(self.rows))

@@ -31,13 +31,16 @@ def render_model_card(
     """
     data, exported, sampler = config["data"], config["exported"], config["sampler"]
     names, length = data["class_names"], exported["ema_length"]
-    task = "class-conditional-image-generation" if names else "unconditional-image-generation"
+    encoder, prompts = config.get("text_encoder"), config.get("preview_prompts") or []
+    kind = "text-conditional" if prompts else "class-conditional" if names else "unconditional"
+    task = "text-to-image" if prompts else f"{kind}-image-generation"
     weights = WEIGHT_NAMES[exported["weights"]] + (f" of length {length}" if length else "")
     training = {
         "data": f"fingerprint `{exported['data']}`",
         "license of the data": escape_markdown(data_license or "not stated"),
         "classes": ", ".join(map(escape_markdown, names)) or "none",
-        "null label": len(names) if names and config["label_dropout"] else "none",
+        "prompts": _describe_prompts(encoder) if encoder else "none",
+        "null label": _describe_null(names, encoder) if config["label_dropout"] else "none",
         "network": _describe(config["model"]),
         "diffusion": _describe(config["diffusion"]),
         "loss weighting": _describe(config["weighting"]),
@@ -48,7 +51,7 @@ def render_model_card(
         "weights": f"{weights}, {exported['checkpoint']}",
         "sampler": _describe({key: sampler[key] for key in ("name", "steps", "clip_x0") if key in sampler}),
         **{key: _describe(value) for key, value in describe_teacher(config).items()},
-        "guidance scale": config["guidance_scale"] if names else "none",
+        "guidance scale": config["guidance_scale"] if names or prompts else "none",
         "versions": ", ".join(f"{package} {version}" for package, version in exported["versions"].items()),
         "license": escape_markdown(license or "not stated"),
     }
@@ -58,7 +61,8 @@ def render_model_card(
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     environment.filters |= {"json": partial(json.dumps, ensure_ascii=False), "repr": repr, "text": escape_markdown}
     return environment.get_template("model_card.md").render(
-        header=header, name=name, run=shlex.quote(format_override("run", name)), names=names, config=config,
+        header=header, name=name, run=shlex.quote(format_override("run", name)), names=names,
+        prompts=prompts, kind=kind, config=config,
         exported=exported, training=training, result=result,
         has_pipeline=has_pipeline, size=format_size(data["image_size"]), columns=COLUMNS,
         channels=CHANNEL_NAMES.get(data["channels"], f"{data['channels']}-channel"),
@@ -69,6 +73,21 @@ def escape_markdown(text: object) -> str:
     """Return text in which nothing is markup, a formula, a cell of a table or a line of its own."""
     escaped = re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).splitlines()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _describe_null(names: list[str], encoder: dict | None) -> str:
+    if encoder:
+        return "the empty prompt"
+    return str(len(names)) if names else "none"
+
+
+def _describe_prompts(encoder: dict) -> str:
+    """Return what kind of text encoder a model has."""
+    words = [*encoder.get("words", ()), *encoder.get("rare_words", ())]
+    kind = f"{len(words):,} words of the training captions"
+    if not words:
+        kind = f"{encoder.get('path')}, {encoder.get('commit')}"
+    return escape_markdown(f"{kind}, at most {encoder['max_tokens']} tokens")
 
 
 def _describe(group: dict) -> str:

@@ -27,6 +27,8 @@ def format_run_summary(
     parameters = sum(p.numel() for p in module.net.parameters()) / 1e6
     images, batch = len(data.train), config["global_batch_size"]
     classes = f"{len(class_names)} classes" if class_names else "no classes"
+    if config["text_encoder"]:
+        classes = f"{len(data.captions):,} captions"
     validation = f"{len(data.val):,} for validation" if data.val else "none for validation"
     weighting = config["weighting"]["_target_"].rpartition(".")[2]
     lines = [

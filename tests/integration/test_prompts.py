@@ -12,7 +12,11 @@ from PIL import Image
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.export import check_export, export
+from diffusion_lit.figures.noising import draw_forward, draw_panels
+from diffusion_lit.figures.samples import sample_rows
+from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.pipeline import Pipeline
@@ -146,6 +150,25 @@ def test_an_exported_folder_takes_prompts(run, tmp_path):
     sample_run(run, tmp_path / "run", "prompt=a handwritten six")
     sample_run(tmp_path / "out", tmp_path / "exported", "prompt=a handwritten six")
     np.testing.assert_array_equal(pixels(tmp_path / "run"), pixels(tmp_path / "exported"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    first = read_run_config(run)["preview_prompts"][0]
+    for text in ('"text-to-image"', "A text-conditional diffusion model", f"pipeline(['{first}'], num_images=8"):
+        assert text in card
+    assert "| prompts | 11 words of the training captions, at most 16 tokens |" in card
+    assert "| null label | the empty prompt |" in card
+
+
+def test_figures_have_rows_of_prompts(run, tmp_path):
+    """The figures of a run draw its prompts; the first prompt's samples are those of `sample`."""
+    model = TrainedModel.from_run(run, device="cpu")
+    subject = Subject(model.config, 0, run, model)
+    assert subject.row_names == read_run_config(run)["preview_prompts"]
+    assert subject.original_names == []
+    images = sample_rows(subject, model, 2, lambda *_: None)
+    expected = model.generate([subject.row_names[0]] * 2, image_seeds(0, 2))
+    assert torch.equal(images[0], expected)
+    for draw in (draw_panels, lambda subject, out: draw_forward(subject, 3, out)):
+        assert [path.exists() for path in draw(subject, tmp_path / "figure.png")] == [True]
 
 
 def test_unet_text_trains_and_samples(tmp_path):
