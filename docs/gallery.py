@@ -45,14 +45,16 @@ class Model:
         four: some of the rows. The film is of the first two, the first is edited.
         size: of its images in pixels.
         is_prompted: whether rows are prompts.
-        film_steps: steps of DDIM in the film.
+        film: overrides of the film, whose sampler adds no noise.
+        without: names of pictures that are not drawn, such as guidance of a student, which has learned its own.
     """
 
     rows: list[str]
     four: list[str]
     size: int
     is_prompted: bool = False
-    film_steps: int = 16
+    film: str = " sampler=ddim sampler.steps=16"
+    without: tuple[str, ...] = ()
 
 
 MODELS = {"digits": Model([str(digit) for digit in range(10)], ["3", "8", "0", "1"], 8)}
@@ -62,7 +64,7 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
     """Return the pictures of a model, in the order in which they are drawn."""
     sample, key = f"python -m diffusion_lit.sample run=models/{name}", "prompt" if model.is_prompted else "classes"
     rows, four, two = (f"'{key}=[{','.join(names)}]'" for names in (model.rows, model.four, model.four[:2]))
-    film = f"sampler=ddim sampler.steps={model.film_steps} images_per_class=4 seed=1 gif=true"
+    film = f"images_per_class=4 seed=1 gif=true{model.film}"
     guided = "images_per_class=4 same_noise=true guidance_scale=$scale"
     scales = " ".join(map(str, SCALES))
     guidance = f"for scale in {scales}; do\n  {sample} {four} {guided} out={name}_guidance_$scale\ndone"
@@ -73,7 +75,7 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
         f"m = Image.new('L', ({size}, {size})); m.paste(255, (0, {half}, {size}, {size})); m.save('{name}_mask.png')"
     )
     inpainting = f"{sample} {init} {mask} {four} images_per_class=8 out={name}_inpainting"
-    return [
+    pictures = [
         Picture(
             "rows.png",
             "Samples.",
@@ -82,7 +84,7 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
         ),
         Picture(
             "film.gif",
-            f"From noise to images, in {model.film_steps} steps.",
+            "From noise to images.",
             f"{sample} {two} {film} out={name}_film",
             (f"{name}_film/denoising.gif",),
         ),
@@ -111,6 +113,7 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
             (f"{name}_inpainting/grid.png",),
         ),
     ]
+    return [picture for picture in pictures if picture.name not in model.without]
 
 
 def render_gallery() -> str:
