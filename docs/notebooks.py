@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-EXECUTED = ("01_quick_start", "02_process", "03_guidance_and_samplers")
+EXECUTED = ("01_quick_start", "02_process", "03_guidance_and_samplers", "04_few_steps", "05_comparison")
 
 
 def execute(path: Path) -> nbformat.NotebookNode:

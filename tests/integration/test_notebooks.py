@@ -17,7 +17,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 RUNS = {"06_run": "digits_run", "07_sprites": "sprites_run", "08_ablation": "sweep", "09_skins": "skins_run"}
 QUICK = ("01_quick_start",)  # the others are slow, or the usual tests take too long
 IMAGES = {
-    "01_quick_start": 3, "02_process": 5, "03_guidance_and_samplers": 4,
+    "01_quick_start": 3, "02_process": 5, "03_guidance_and_samplers": 4, "04_few_steps": 2, "05_comparison": 2,
     "06_run": 5, "07_sprites": 5, "08_ablation": 4, "09_skins": 4,
 }  # fmt: skip
 KILOBYTE = 1024
