@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,25 +38,30 @@ class Published:
     """A number as its page shows it, and its interval."""
 
     text: str
+    value: float
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of a table row, by their key of result.json, and how they are measured.
+    """The numbers of a table row, and how they are measured.
 
     Args:
-        numbers: by key.
+        numbers: by their key of result.json, or by the column of a printed table.
+        seconds: of the measurement on one core, without the training of its runs; None if not measured.
         overrides: of `evaluate`; {name} is the folder of a run or the file of training images.
-        seconds: of the evaluation on one core; None if not measured.
         fingerprint: of the training images; None if the run has them.
+        table: that `python -m benchmarks` prints, instead of an evaluation.
+        first_cell: of the row in that table.
     """
 
     numbers: dict[str, Published]
-    overrides: str
     seconds: int | None
+    overrides: str = ""
     fingerprint: str | None = None
+    table: str | None = None
+    first_cell: str = ""
 
 
 # ---------------------------------------------------------------------------------------------- the pages
@@ -70,13 +76,17 @@ def read_rows() -> dict[str, Row]:
             if header[-1] != "id" or not cells[-1]:
                 continue
             name, is_card = cells[-1].strip("`"), header[:-1] == CARD_HEADER
-            pairs = [(cells[0], f"{cells[1]} ({cells[2]})")] if is_card else zip(header, cells, strict=True)
-            numbers = {KEYS[label]: parse_number(cell) for label, cell in pairs if label in KEYS}
             if is_card:
+                numbers = {KEYS[cells[0]]: parse_number(f"{cells[1]} ({cells[2]})")}
                 rows[name] = Row(numbers, *describe_evaluation(page.parent, text))
+                continue
+            entry, pairs = PUBLISHED["rows"][name], list(zip(header, cells, strict=True))
+            if table := entry.get("table"):
+                numbers = {label: parse_number(cell) for label, cell in pairs[1:-1] if label != "images"}
+                rows[name] = Row(numbers, entry["seconds"], table=table, first_cell=cells[0])
             else:
-                command = PUBLISHED["rows"][name]
-                rows[name] = Row(numbers, command["evaluate"], command["seconds"])
+                numbers = {KEYS[label]: parse_number(cell) for label, cell in pairs if label in KEYS}
+                rows[name] = Row(numbers, entry["seconds"], entry["evaluate"])
     return rows
 
 
@@ -100,11 +110,11 @@ def parse_number(cell: str) -> Published:
     """Return a number, such as "98.8 %" or with its interval "0.24 (0.18 to 0.30)"."""
     found = [number.replace(",", "") for number in re.findall(r"-?\d[\d,]*\.?\d*(?:e[-+]\d+)?", cell)]
     value, *interval = [float(number) * (0.01 if "%" in cell else 1) for number in found]
-    return Published(cell.removesuffix(" ()"), *(interval or (value - TOLERANCE, value + TOLERANCE)))
+    return Published(cell.removesuffix(" ()"), value, *(interval or (value - TOLERANCE, value + TOLERANCE)))
 
 
-def describe_evaluation(model: Path, card: str) -> tuple[str, int | None, str]:
-    """Return overrides and seconds of the evaluation in a model card, and the fingerprint of the training images."""
+def describe_evaluation(model: Path, card: str) -> tuple[int | None, str, str]:
+    """Return seconds and overrides of the evaluation in a model card, and the fingerprint of the training images."""
     images = re.search(r"([\d,]+) images generated with seed (\d+)", card)
     reference = re.search(r"images of the (\w+) split\. Features: `(\w+)`", card)
     if not images or not reference:
@@ -112,7 +122,7 @@ def describe_evaluation(model: Path, card: str) -> tuple[str, int | None, str]:
     overrides = [f"run={model}", f"num_images={images[1].replace(',', '')}", f"seed={images[2]}"]
     overrides += [f"features={reference[2]}", f"reference_split={reference[1]}", f"reference_data={{{model.name}}}"]
     config = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
-    return shlex.join(overrides), PUBLISHED["models"].get(model.name), config["exported"]["data"]
+    return PUBLISHED["models"].get(model.name), shlex.join(overrides), config["exported"]["data"]
 
 
 def add_ids(card: str, model: str) -> str:
@@ -159,8 +169,34 @@ def save_digits(path: Path) -> Path:
     return path
 
 
+def evaluate(row: Row, paths: dict[str, Path], home: Path) -> dict:
+    """Return result.json of an evaluation, after the training of the runs that it needs and `paths` lacks."""
+    for name in find_names(row.overrides):
+        if name not in paths:
+            run("train", PUBLISHED["runs"][name]["train"], paths, run_dir=home / name)
+            paths[name] = home / name
+    out = home / f"evaluated-{len(list(home.glob('evaluated-*')))}"
+    run("evaluate", row.overrides, paths, out=out)
+    result = json.loads((out / "result.json").read_bytes())
+    measured = result["settings"]["reference"]["data"]
+    if row.fingerprint not in (None, measured):
+        sys.exit(f"the card is about images of fingerprint {row.fingerprint}, these have {measured}")
+    return result
+
+
+def print_benchmark(table: str) -> dict[str, dict[str, float]]:
+    """Return the numbers of the tables that a benchmark prints, by first cell and column."""
+    print(f"running    python -m benchmarks {table}", flush=True)
+    command = [sys.executable, "-m", "benchmarks", table]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return {
+        cells[0]: {label: parse_number(cell).value for label, cell in zip(header[1:], cells[1:], strict=True)}
+        for header, cells in split_tables(printed)
+    }
+
+
 def measure_rows(rows: dict[str, Row], paths: dict[str, Path], home: Path) -> Iterator[tuple[str, dict]]:
-    """Train and evaluate what the rows need, each once.
+    """Measure what the rows need, each command once.
 
     Args:
         rows: by id.
@@ -168,22 +204,14 @@ def measure_rows(rows: dict[str, Row], paths: dict[str, Path], home: Path) -> It
         home: a folder for the runs.
 
     Yields:
-        Id and content of result.json.
+        Id and measured numbers.
     """
     results: dict[str, dict] = {}
     for name, row in rows.items():
-        for needed in find_names(row.overrides):
-            if needed not in paths:
-                run("train", PUBLISHED["runs"][needed]["train"], paths, run_dir=home / needed)
-                paths[needed] = home / needed
-        if row.overrides not in results:
-            out = home / f"evaluated-{len(results)}"
-            run("evaluate", row.overrides, paths, out=out)
-            results[row.overrides] = json.loads((out / "result.json").read_bytes())
-        measured = results[row.overrides]["settings"]["reference"]["data"]
-        if row.fingerprint not in (None, measured):
-            sys.exit(f"{name}: the card is about images of fingerprint {row.fingerprint}, these have {measured}")
-        yield name, results[row.overrides]
+        command = row.table or row.overrides
+        if command not in results:
+            results[command] = print_benchmark(row.table) if row.table else evaluate(row, paths, home)
+        yield name, results[command].get(row.first_cell, {}) if row.table else results[command]
 
 
 def reproduce(rows: dict[str, Row], data: dict[str, Path], home: Path) -> bool:

@@ -4,10 +4,12 @@ import json
 import random
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import reproduce
+from benchmarks.__main__ import TABLES
 from diffusion_lit.config.compose import compose_configs
 
 ROWS = reproduce.read_rows()
@@ -15,7 +17,8 @@ RESULT = {"settings": {"reference": {"data": "7c20be9faeec27fe"}}}
 
 
 def test_every_id_has_a_command_and_every_command_a_row():
-    assert {name for name in ROWS if name.startswith("few_steps.")} == reproduce.PUBLISHED["rows"].keys()
+    models = tuple(f"{page.parent.name}." for page in reproduce.CARDS)
+    assert {name for name in ROWS if not name.startswith(models)} == reproduce.PUBLISHED["rows"].keys()
     for page in reproduce.PAGES:
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"\| `([\w.]+)` \|$", text, re.MULTILINE)) <= ROWS.keys()
@@ -25,9 +28,11 @@ def test_every_id_has_a_command_and_every_command_a_row():
 def test_a_row_has_numbers_in_their_intervals_and_keys_that_exist(name):
     row = ROWS[name]
     for number in row.numbers.values():
-        value = float(re.match(r"[-\d.,e]+", number.text)[0].replace(",", "")) * (0.01 if "%" in number.text else 1)
-        assert number.low <= value <= number.high
-    compose_configs("evaluate", shlex.split(re.sub(r"{\w+}", "folder", row.overrides)))
+        assert number.low <= number.value <= number.high
+    if row.table:
+        assert row.table in TABLES
+    else:
+        compose_configs("evaluate", shlex.split(re.sub(r"{\w+}", "folder", row.overrides)))
 
 
 def test_a_number_reads_as_it_is_written():
@@ -35,7 +40,7 @@ def test_a_number_reads_as_it_is_written():
     for _ in range(200):
         low, value, high = sorted(draw.uniform(-1, 1) * 10 ** draw.randint(-6, 4) for _ in range(3))
         number = reproduce.parse_number(f"{value:.4g} ({low:.4g} to {high:.4g})")
-        assert (number.low, number.high) == (float(f"{low:.4g}"), float(f"{high:.4g}"))
+        assert (number.value, number.low, number.high) == tuple(float(f"{one:.4g}") for one in (value, low, high))
     shares = reproduce.parse_number("98.8 % (97.9 % to 99.3 %)")
     assert (shares.low, shares.high) == pytest.approx((0.979, 0.993))
     assert reproduce.parse_number("0.872 ()").high == pytest.approx(0.872 + reproduce.TOLERANCE)
@@ -71,6 +76,19 @@ def test_runs_are_trained_once_before_what_needs_them_and_a_failure_is_an_exit_c
         reproduce.main(["digits.fd64"])
 
 
+def test_a_printed_table_is_compared_cell_by_cell(monkeypatch, capsys):
+    share = "{0} % ({0} % to {0} %)"
+    printed = "## Copies\n\n| `data=digits` | images | by pixels | by features | by either |\n| --- | --- | --- | --- | --- |\n"
+    printed += f"| exact | 300 | {share.format('98.0')} | {share.format('99.0')} | {share.format('100.0')} |\n"
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **options: SimpleNamespace(stdout=printed))
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["copies.exact"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines[:3]] == ["FAIL", "pass", "pass"]
+    assert "copies.exact by pixels 0.98, published 100.0 % (98.7 % to 100.0 %)" in lines[0]
+    assert ended.value.code == 1
+
+
 def test_an_unknown_id_is_an_error(capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["digit"])
@@ -79,7 +97,7 @@ def test_an_unknown_id_is_an_error(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "few_steps.teacher"])
+@pytest.mark.parametrize("name", ["digits", "copies.exact", "few_steps.teacher"])
 def test_cheap_numbers_are_reproduced(name, capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce.main([name])
