@@ -53,7 +53,7 @@ class Model:
     four: list[str]
     size: int
     is_prompted: bool = False
-    film: str = " sampler=ddim sampler.steps=16"
+    film: str = "sampler=ddim sampler.steps=16"
     without: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
     """Return the pictures of a model, in the order in which they are drawn."""
     sample, key = f"python -m diffusion_lit.sample run=models/{name}", "prompt" if model.is_prompted else "classes"
     rows, four, two = (f"'{key}=[{','.join(names)}]'" for names in (model.rows, model.four, model.four[:2]))
-    film = f"images_per_class=4 seed=1 gif=true{model.film}"
+    film = f"images_per_class=4 seed=1 gif=true {model.film}".strip()
     guided = "images_per_class=4 same_noise=true guidance_scale=$scale"
     scales = " ".join(map(str, SCALES))
     guidance = f"for scale in {scales}; do\n  {sample} {four} {guided} out={name}_guidance_$scale\ndone"
