@@ -18,7 +18,7 @@ TABLES = {
     "growth": "time and memory over data set size, image size, batch size, processes and samples",
     "evaluation": "FD, KID, precision and recall of 50,000 images: seconds and memory after the features",
     "memorization": "hit rate and false alarms of copies, planted among the digits, and among --data",
-    "floor": "KID, FD-64 and FD of real images against real images of the same set; the digits, and --data",
+    "floor": "KID and FD-64 of real images against others of the same set; of the digits, and of --data",
     "ranking": "how validation losses and metrics of few images rank runs; of the digits, and of --data",
     "prompts": "colors and kinds of samples, for pairs that training never had together; needs --data and --out",
     "gpu": "training and sampling on a GPU, the fastest way first; with --script also diffusers' script",

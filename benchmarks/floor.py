@@ -1,4 +1,7 @@
-"""What a perfect model would score: real images against other real images of the same set."""
+"""What a perfect model would score, and what a visible fault costs: real images against others of the same set.
+
+With features that are the same on every machine (`efficientnet_lite0`).
+"""
 
 import shlex
 from argparse import Namespace
@@ -7,38 +10,41 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.measure import compose_config, print_table
+from benchmarks.measure import compose_config, print_table, require_packages
+from benchmarks.memorization import add_noise
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
 from diffusion_lit.evaluation.features import collect_real_images
-from diffusion_lit.evaluation.image_metrics import project_all, too_few_images
+from diffusion_lit.evaluation.image_metrics import project_all
 from diffusion_lit.evaluation.image_sets import make_reference
-from diffusion_lit.evaluation.intervals import Measurement, fixed_permutation
+from diffusion_lit.evaluation.intervals import Measurement
 
 DIGITS = "data=digits"
-FEATURES = ("classifier", "efficientnet_lite0")
+FEATURES, LEVELS = "efficientnet_lite0", 16
 
 
 def measure_rows(data: str) -> Iterator[list[object]]:
-    """Measure the validation images, and one half of the training images, against as many training images."""
+    """Compare half of the training images with the other half, with noise, and with as many validation images."""
     config, source = compose_config(*shlex.split(data), "experiment=none")
     real = collect_real_images(*load_splits(source, config["data"]), config["data"], torch.device("cpu"))
-    for name in FEATURES:
-        reference = make_reference(real, name, config["data"]["class_names"], with_classifier=False)
-        train, val = reference.training.features, reference.val.features
-        halves = train[fixed_permutation(len(train))].tensor_split(2)
-        for description, x, y in (("validation images", val, train), ("half of the training images", *halves)):
-            yield [name, f"{description}: {len(x):,} against {len(y):,}", *format_distances(x, y)]
+    reference = make_reference(real, FEATURES, config["data"]["class_names"], with_classifier=False)
+    n = min(len(reference.val), len(reference.training) // 2)
+    train, val = reference.training.subset(2 * n), reference.val.subset(n)
+    y, half = train.features[n:], train.features[:n]
+    noisy = reference.extractor(add_noise(train.images[:n], LEVELS))
+    for name, x in (
+        ("training", half),
+        (f"training, with noise of {LEVELS} levels", noisy),
+        ("validation", val.features),
+    ):
+        yield [name, f"{n:,}", *format_distances(x, y)]
 
 
 def format_distances(x: Tensor, y: Tensor) -> list[str]:
-    """Return KID, FD-64 and FD; FD of too few images is withheld."""
-    is_measurable = not too_few_images(len(x), *y.shape)
-    fd = format_measurement(frechet_distance(x, y)) if is_measurable else "withheld"
+    """Return KID and FD-64."""
     return [
         format_measurement(kernel_distance(x, y)),
         format_measurement(frechet_distance(*project_all([x, y], y))),
-        fd,
     ]
 
 
@@ -48,6 +54,7 @@ def format_measurement(measured: Measurement) -> str:
 
 
 def main(arguments: Namespace) -> None:
+    require_packages("efficientnet_lite_pytorch")
     for data in [DIGITS, *(arguments.data or [])]:
-        print_table([f"`{data}`", "real images", "KID", "FD-64", "FD"], measure_rows(data))
+        print_table([f"`{data}`", "images", "KID", "FD-64"], measure_rows(data))
         print(flush=True)
