@@ -37,17 +37,25 @@ def name_color(lab: np.ndarray) -> str:
     lightness, chroma = float(lab[0]), float(np.hypot(lab[1], lab[2]))
     hue = float(np.degrees(np.arctan2(lab[2], lab[1])) % 360)
     if chroma < GRAY or lightness < DARK:
-        return "black" if lightness < BLACK else "white" if lightness > WHITE else "gray"
+        if lightness < BLACK:
+            return "black"
+        return "white" if lightness > WHITE else "gray"
     name = [name for start, name in HUES.items() if hue >= start][-1]
     if name == "pink":
-        return "pink" if lightness > 0.53 else "purple" if lightness < 0.48 else "red"
+        if lightness > 0.53:
+            return "pink"
+        return "purple" if lightness < 0.48 else "red"
     if name == "red":  # light red is pink, dark and dull red is brown
-        light = lightness > (0.7 if hue > 20 else 0.53) or (chroma < 0.125 and lightness > 0.55)
-        return "pink" if light else "brown" if chroma < 0.11 and lightness < 0.48 else "red"
+        is_dull = chroma < 0.125 and lightness > 0.55
+        if is_dull or lightness > (0.7 if hue > 20 else 0.53):
+            return "pink"
+        return "brown" if chroma < 0.11 and lightness < 0.48 else "red"
     if name == "orange":
         return "orange" if lightness > 0.57 and chroma > 0.125 else "brown"
-    if name == "yellow" and (lightness < (0.6 if chroma > 0.12 else 0.66) or chroma < 0.08):
-        return "brown" if hue < 102 else "green"
+    if name == "yellow":
+        least = 0.6 if chroma > 0.12 else 0.66
+        if lightness < least or chroma < 0.08:
+            return "brown" if hue < 102 else "green"
     return name
 
 
@@ -67,7 +75,8 @@ def name_colors(image: np.ndarray) -> list[str]:
     lab = rgb_to_oklab(np.broadcast_to(pixels, (len(pixels), 3))).round(6)  # the same on all processors
     areas: Counter[str] = Counter()
     for group in _group_hues(lab):
-        name = name_color(np.average(group, axis=0, weights=np.hypot(*group[:, 1:].T) + GRAY / 10))
+        weights = np.hypot(*group[:, 1:].T) + GRAY / 10
+        name = name_color(np.average(group, axis=0, weights=weights))
         areas[name] += len(group) * SALIENCE.get(name, 1.0)
     areas["black"] -= OUTLINE * len(pixels)
     areas = +areas  # without black where it is outlines alone
@@ -82,17 +91,22 @@ def find_foreground(image: np.ndarray) -> np.ndarray:
     colors, counts = np.unique(border, axis=0, return_counts=True)
     color = colors[counts.argmax()]
     is_other = (image != color).any(axis=2)
-    has_background = counts.max() >= BORDER_SHARE * len(border) and np.ptp(color) == 0 and is_other.any()
-    return is_other if has_background else np.ones_like(is_other)
+    is_frequent = counts.max() >= BORDER_SHARE * len(border)
+    if is_frequent and np.ptp(color) == 0 and is_other.any():
+        return is_other
+    return np.ones_like(is_other)
 
 
 def _group_hues(lab: np.ndarray) -> Iterator[np.ndarray]:
     """Yield colors (N, 3) in groups: black, other grays, and the hues, those that have the most chroma first."""
-    chroma, hue = np.hypot(lab[:, 1], lab[:, 2]), np.degrees(np.arctan2(lab[:, 2], lab[:, 1]))
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    hue = np.degrees(np.arctan2(lab[:, 2], lab[:, 1]))
     is_left = (chroma >= GRAY) & (lab[:, 0] >= DARK)
     grays = lab[~is_left]
     is_black = (grays[:, 0] < BLACK) | (np.hypot(*grays[:, 1:].T) >= GRAY)
-    yield from (group for group in (grays[is_black], grays[~is_black]) if len(group))
+    for group in (grays[is_black], grays[~is_black]):
+        if len(group):
+            yield group
     bins = (hue * BINS // 360).astype(int) % BINS
     while is_left.any():
         weights = np.bincount(bins[is_left], chroma[is_left], BINS)

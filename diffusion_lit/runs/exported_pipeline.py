@@ -13,12 +13,13 @@ x0 = c_skip x_t + c_out network(c_in x_t).
 import hashlib
 import inspect
 import math
+import re
 from fractions import Fraction
 from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -31,9 +32,10 @@ class DiffusionLitPipeline(DiffusionPipeline):
 
     _optional_components: ClassVar[list[str]] = ["scheduler"]  # processes of continuous time have none
 
-    def __init__(self, unet: UNet2DModel, scheduler: object):
+    def __init__(self, unet: UNet2DModel | UNet2DConditionModel, scheduler: object):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.has_condition = bool(self.SETTINGS["class_names"] or self.SETTINGS["text"])
         self.names, count = self.SETTINGS["class_names"], self.SETTINGS["num_train_timesteps"]
         ends = [sigma ** (1 / 7) for sigma in self.SETTINGS["sigma_range"] or (1, 1)]
         self.times = {
@@ -58,8 +60,10 @@ class DiffusionLitPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
+        prompt: str | list[str] | None = None,
+        negative_prompt: str = "",
     ) -> ImagePipelineOutput:
-        """Return images, divided among the classes. Image k depends on `seed` and k alone.
+        """Return images, divided among the classes or prompts. Image k depends on `seed` and k alone.
 
         Args:
             classes: names or numbers; all classes if None.
@@ -68,29 +72,62 @@ class DiffusionLitPipeline(DiffusionPipeline):
             guidance_scale: of classifier-free guidance; None: that of the model.
             num_inference_steps: of the sampler; None: those of the model.
             output_type: "pil", or "np" for float32 (N, H, W, C) in [0, 1].
+            prompt: of a model of prompts, one or several; None: those of its grid.
+            negative_prompt: what guidance leads away from.
         """
         scale = self.SETTINGS["guidance_scale"] if guidance_scale is None else guidance_scale
         steps = num_inference_steps or self.SETTINGS["steps"] or len(self.times)
-        if scale != 1 and self.names and not self.SETTINGS["has_guidance"]:
+        if scale != 1 and self.has_condition and not self.SETTINGS["has_guidance"]:
             raise ValueError(f"guidance_scale={scale}: this model was trained without label dropout, which it needs")
         if self.SETTINGS.get("is_student") and steps != self.SETTINGS["steps"]:
             raise ValueError(f"num_inference_steps={steps}: this model has learned {self.SETTINGS['steps']} alone")
-        labels, size = torch.tensor(self.find_labels(classes, num_images)), self.SETTINGS["batch_size"]
+        labels, null = self.find_condition(classes, prompt, negative_prompt)
+        share, extra = divmod(num_images, len(labels))
+        labels = labels.repeat_interleave(torch.tensor([share + (k < extra) for k in range(len(labels))]), 0)
+        size = self.SETTINGS["batch_size"]
         first = int.from_bytes(hashlib.blake2b(f"{seed}/image".encode(), digest_size=4).digest(), "little")
         images = []
         for start in self.progress_bar(range(0, num_images, size)):
             count = min(size, num_images - start)  # a batch is filled up: the last bits depend on its size
             members = [*range(start, start + count)] + [start] * (size - count)
             generators = [torch.Generator().manual_seed((first + k) % 2**32) for k in members]
-            x0 = self.denoise(labels[members].to(self.device), generators, steps, scale)
+            y, uncond = labels[members].to(self.device), null.to(self.device)
+            x0 = self.denoise(y, uncond.expand(size, *uncond.shape[1:]), generators, steps, scale)
             images.append(self.to_uint8(x0[:count].cpu()))
         arrays = torch.cat(images).permute(0, 2, 3, 1).numpy()
         if output_type == "np":
             return ImagePipelineOutput(images=arrays.astype("float32") / 255)
         return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
 
-    def find_labels(self, classes: Any, num_images: int) -> list[int]:
-        """Return the label of each image, in equal runs of each class."""
+    def find_condition(self, classes: Any, prompt: Any, negative_prompt: str) -> tuple[Tensor, Tensor]:
+        """Return labels (N,) or tokens (N, L) of each class or prompt, and what stands for none of them, (1, ...)."""
+        if not self.SETTINGS["text"]:
+            if prompt is not None or negative_prompt:
+                raise ValueError("prompt: this model has no prompts")
+            return torch.tensor(self.find_labels(classes)), torch.tensor([len(self.names)])
+        if classes is not None:
+            raise ValueError("classes: the condition of this model is a prompt")
+        prompts = self.SETTINGS["text"]["preview_prompts"] if prompt is None else prompt
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        return torch.tensor([self.tokenize(text) for text in prompts]), torch.tensor([self.tokenize(negative_prompt)])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return a number for each word of the training captions, and for each n-gram of another word, then zeros."""
+        settings, tokens = self.SETTINGS["text"], []
+        words, size, length = settings["words"], settings["ngram"], settings["max_tokens"]
+        found = re.findall(r"[^\W_]+", text.lower())
+        if text.strip() and not {*found} & {*words, *settings["rare_words"]}:
+            raise ValueError(f"{text}: no training caption has a word of this prompt")
+        for word in found:
+            marked = f"<{word}>"
+            ngrams = [marked[k : k + size] for k in range(max(1, len(marked) - size + 1))]
+            hashes = [hashlib.blake2b(ngram.encode(), digest_size=8).digest() for ngram in ngrams]
+            numbers = [len(words) + int.from_bytes(code, "little") % settings["buckets"] for code in hashes]
+            tokens += [1 + number for number in ([words.index(word)] if word in words else numbers)]
+        return (tokens + [0] * length)[:length]
+
+    def find_labels(self, classes: Any) -> list[int]:
+        """Return the label of each class."""
         if classes is not None and not self.names:
             raise ValueError("classes: this model has none")
         every = range(len(self.names))
@@ -98,15 +135,14 @@ class DiffusionLitPipeline(DiffusionPipeline):
         for value in chosen:
             if str(value) not in self.names and value not in every:
                 raise ValueError(f"{value}: not a class of this model. Choose from {', '.join(self.names)}")
-        labels = [self.names.index(str(value)) if str(value) in self.names else int(value) for value in chosen] or [0]
-        share, extra = divmod(num_images, len(labels))
-        return [label for k, label in enumerate(labels) for _ in range(share + (k < extra))]
+        return [self.names.index(str(value)) if str(value) in self.names else int(value) for value in chosen] or [0]
 
-    def denoise(self, y: Tensor, generators: list[torch.Generator], steps: int, scale: float) -> Tensor:
+    def denoise(self, y: Tensor, null: Tensor, generators: list, steps: int, scale: float) -> Tensor:
         """Return x0 (B, C, H, W).
 
         Args:
-            y: labels, (B,).
+            y: labels (B,), or tokens (B, L).
+            null: what stands for none, of the same shape.
             generators: one for each image, on the CPU.
             steps: of the sampler.
             scale: of the guidance.
@@ -123,12 +159,12 @@ class DiffusionLitPipeline(DiffusionPipeline):
             c_in, c_skip, c_out = (value.float().to(self.device) for value in scales)
             time = self.time_input(t.to(self.device).expand(len(y)))
             is_guided = low < float(sigma) / (float(sigma) + float(alpha)) <= high
-            x0 = c_skip * x + c_out * self.predict(c_in * x, time, y, scale if is_guided else 1.0)
+            x0 = c_skip * x + c_out * self.predict(c_in * x, time, y, null, scale if is_guided else 1.0)
             x0 = x0.clamp(-1, 1) if self.SETTINGS["clip_x0"] else x0
             x = x0 if k == count - 1 else self.step(scheduler, k, x0, x, levels, generators)
         return x
 
-    def predict(self, x: Tensor, t: Tensor, y: Tensor, scale: float) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, y: Tensor, null: Tensor, scale: float) -> Tensor:
         """Return the network's output (B, C, H, W), with classifier-free guidance.
 
         Ho & Salimans 2022, and for `guidance_rescale` Lin et al. 2024.
@@ -136,16 +172,16 @@ class DiffusionLitPipeline(DiffusionPipeline):
         Args:
             x: input of the network, (B, C, H, W).
             t: times as the network gets them, (B,).
-            y: labels, (B,).
-            scale: 1 is the conditional network, 0 the one without classes.
+            y: labels (B,), or tokens (B, L).
+            null: what stands for none, of the same shape.
+            scale: 1 is the conditional network, 0 the one without classes or prompts.
         """
 
         def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            labels = y if self.names else None
-            return self.unet(x.to(self.unet.dtype), t, class_labels=labels, return_dict=False)[0].float()
+            condition = self.embed(y) if y.ndim == 2 else {"class_labels": y if self.names else None}
+            return self.unet(x.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
 
-        null = torch.full_like(y, len(self.names))  # the label of no class
-        if not self.names or scale == 1:
+        if not self.has_condition or scale == 1:
             return network(x, t, y)
         if scale == 0:
             return network(x, t, null)
@@ -155,6 +191,15 @@ class DiffusionLitPipeline(DiffusionPipeline):
             return out
         std_cond, std_out = (values.std(dim=(1, 2, 3), keepdim=True) for values in (cond, out))
         return out * (rescale * std_cond / std_out.clamp(min=1e-12) + 1 - rescale)
+
+    def embed(self, y: Tensor) -> dict[str, Tensor]:
+        """Return what the network gets for tokens (B, L), after a token that every prompt has."""
+        count, dtype = self.unet.config.encoder_hid_dim, self.unet.dtype
+        tokens = torch.nn.functional.pad(y, (1, 0))
+        mask = torch.nn.functional.pad((y > 0).float(), (1, 0), value=1.0)
+        mean = torch.zeros(len(y), count, device=y.device).scatter_add(1, tokens, mask / mask.sum(1, keepdim=True))
+        one_hot = torch.nn.functional.one_hot(tokens, count).to(dtype)
+        return {"encoder_hidden_states": one_hot, "encoder_attention_mask": mask, "class_labels": mean.to(dtype)}
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Return uint8 images of x in [-1, 1], (B, C, H, W)."""

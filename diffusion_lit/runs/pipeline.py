@@ -94,8 +94,10 @@ class Pipeline:
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
 
     def _require_known(self, prompts: Iterable[str]) -> None:
-        if unknown := next((prompt for prompt in prompts if self.model.condition.encoder.is_unknown(prompt)), None):
-            raise ValueError(f"{unknown}: no training caption has a word of this prompt")
+        encoder = self.model.condition.encoder
+        for prompt in prompts:
+            if encoder.is_unknown(prompt):
+                raise ValueError(f"{prompt}: no training caption has a word of this prompt")
 
     def _parse(self, requests: str | Sequence[int | str] | None) -> list[Label]:
         """Return the labels of classes or prompts."""

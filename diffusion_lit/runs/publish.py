@@ -90,20 +90,21 @@ def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.float32) -> None:
-    """Write the network as `dtype`: a UNet2DModel as a diffusers pipeline, any other as a safetensors file."""
+    """Write the network as `dtype`: a network of diffusers as its pipeline, any other as a safetensors file."""
     from safetensors.torch import save_file
 
     unet = getattr(model.net, "unet", None)
-    is_prompted = hasattr(model.net, "supports_prompts")  # its pipeline would need the text encoder
-    if is_prompted or not hasattr(unet, "save_pretrained"):
+    text = text_settings(model)
+    needs_encoder = hasattr(model.net, "supports_prompts") and not text  # of transformers
+    if needs_encoder or not hasattr(unet, "save_pretrained"):
         save_file(cast(model.net.state_dict(), dtype), out / checkpoints.NETWORK_WEIGHTS, {"format": "pt"})
         return
     nn.Module.to(copy.deepcopy(unet), dtype).save_pretrained(out / "unet")  # that of diffusers prints a warning
-    scheduler, parts = make_scheduler(model), {"unet": ["diffusers", "UNet2DModel"]}
+    scheduler, parts = make_scheduler(model), {"unet": ["diffusers", type(unet).__name__]}
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
         parts["scheduler"] = ["diffusers", type(scheduler).__name__]
-    is_plain = scheduler is not None and not model.class_names  # DDPMPipeline passes no labels
+    is_plain = not (scheduler is None or model.class_names or text)  # DDPMPipeline passes no condition
     plain = "DDIMPipeline" if model.config.get("distill") else "DDPMPipeline"
     name = plain if is_plain else ["pipeline", "DiffusionLitPipeline"]
     index = {"_class_name": name, "_diffusers_version": version("diffusers")} | parts
@@ -126,7 +127,8 @@ def pipeline_settings(model: TrainedModel) -> dict:
     """Return what the pipeline file of a model, `exported_pipeline`, needs beside the network."""
     process, sampler = model.diffusion.process, model.sampler
     return {
-        "class_names": model.class_names,
+        "class_names": [] if model.config.get("text_encoder") else model.class_names,
+        "text": text_settings(model),
         "shape": model.codec.shape,
         "has_hard_alpha": model.codec.has_hard_alpha,
         "has_guidance": model.config["label_dropout"] > 0,
@@ -144,6 +146,21 @@ def pipeline_settings(model: TrainedModel) -> dict:
         "clip_x0": sampler.clip_x0,
         "num_train_timesteps": process.num_train_timesteps,
         "betas": process.betas.tolist() if process.is_discrete else None,
+    }
+
+
+def text_settings(model: TrainedModel) -> dict | None:
+    """Return the vocabulary of a model with `text_encoder=words`, and the prompts of its grid; None for others."""
+    encoder = model.config.get("text_encoder") or {}
+    if "words" not in encoder:
+        return None
+    return {
+        "words": encoder["words"],
+        "rare_words": encoder["rare_words"],
+        "max_tokens": encoder["max_tokens"],
+        "buckets": encoder["buckets"],
+        "ngram": encoder["ngram"],
+        "preview_prompts": model.config["preview_prompts"],
     }
 
 

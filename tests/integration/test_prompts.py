@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs, resolve_data
+from diffusion_lit.config.value_types import format_value
 from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.diffusion.seeds import image_seeds
@@ -171,9 +173,29 @@ def test_figures_have_rows_of_prompts(run, tmp_path):
         assert [path.exists() for path in draw(subject, tmp_path / "figure.png")] == [True]
 
 
-def test_unet_text_trains_and_samples(tmp_path):
-    train_prompts(tmp_path / "run", "unet_text", "max_steps=2", "checkpoint_every=2")
-    assert len(sample_run(tmp_path / "run", tmp_path / "out")["images"]) == 4
+def test_an_exported_unet_text_draws_prompts_without_this_package(tmp_path, monkeypatch):
+    """pipeline.py makes the images of `sample`, of known and unknown words, with guidance and a negative prompt."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    train_prompts(run, "unet_text", "max_steps=2", "checkpoint_every=2")
+    (config,) = compose_configs("export", insert_stored_sampler([f"run={run}", f"out={folder}"], None))
+    check_export(config)
+    export(config)
+    assert "prompt=['a handwritten " in (folder / "README.md").read_text(encoding="utf-8")
+    pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = ["a handwritten one", "Seven, sevenish"]
+    words = [f"prompt={format_value(prompts)}", "guidance_scale=2", "negative_prompt=two"]
+    for number, model in enumerate((run, folder)):
+        sample_run(model, tmp_path / f"out{number}", *words)
+    np.testing.assert_array_equal(pixels(tmp_path / "out0"), pixels(tmp_path / "out1"))
+    images = pipeline(prompt=prompts, num_images=4, guidance_scale=2.0, negative_prompt="two", output_type="np").images
+    difference = (images * 255).round()[..., 0] - pixels(tmp_path / "out0")
+    assert not difference.any()
+    assert len(pipeline(num_images=9, output_type="np").images) == 9
+    for given, message in ({"prompt": "xylophone"}, "no training caption"), ({"classes": 1}, "classes: the condition"):
+        with pytest.raises(ValueError, match=message):
+            pipeline(**given)
 
 
 def test_a_pretrained_encoder_trains_from_its_cache_and_samples(tmp_path):

@@ -18,8 +18,11 @@ def read_captions(table, requested: str, path: str) -> Captions | None:
     """
     if requested == "none":
         return None
-    texts = [field.name for field in table.features.arrow_schema if _holds_texts(field.type)]
-    names = [name for name in COLUMNS if name in texts] if requested == "auto" else [requested]
+    schema = table.features.arrow_schema
+    texts = [field.name for field in schema if _holds_texts(field.type)]
+    names = [requested]
+    if requested == "auto":
+        names = [name for name in COLUMNS if name in texts]
     if not names:
         return None
     if names[0] not in texts:
@@ -34,5 +37,6 @@ def _holds_texts(kind) -> bool:
     """Return whether a type of Arrow is a text, or a list of texts."""
     import pyarrow.types as types
 
-    kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    if types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
