@@ -10,10 +10,12 @@ from PIL import Image
 from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.captions import add_colors, caption_from_path, clean_caption, describe_captions, select_captions
 from diffusion_lit.data.datamodule import ImageDataModule
+from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.path_table import PathTable
 from diffusion_lit.data.sources.selection import SelectedSource
 from diffusion_lit.data.store import ImageStore
+from diffusion_lit.inspection.image_facts import inspect_images, summarize_captions
 from diffusion_lit.system.errors import DataError
 from tests.cases import each
 
@@ -210,3 +212,7 @@ def test_caption_colors_are_those_of_the_images(tmp_path):
             middle = store.images[np.arange(len(store))][:, :3, 4, 4].argmax(axis=1)
             assert [text for (text,) in store.captions] == [f"{[*colors][k]}{end}" for k in middle]
         assert data.train.fingerprint != plain.train.fingerprint
+        splits = source.splits()
+        facts = list(inspect_images(splits, Decoding(8, 4), has_colors=True))
+        own = [*data.train.captions, *data.val.captions]
+        assert summarize_captions(splits, facts, has_colors=True) == {"captions": describe_captions(own)}
