@@ -1,7 +1,7 @@
 """Prompts of a color and a kind of thing that training never had together: how many samples have both.
 
 python -m benchmarks prompts --data tiles --out prompts              # held_out.txt, and how to train
-python -m benchmarks prompts --data tiles --out prompts --run RUN    # the table, and a picture of the samples
+python -m benchmarks prompts --data tiles --out prompts --run RUN    # the table, and grids of the samples
 """
 
 from argparse import Namespace
@@ -38,7 +38,7 @@ HELD_OUT = (
 )  # fmt: skip
 NUM_IMAGES = 32  # of a prompt
 GUIDANCE = (1.5, 3.0, 5.0)
-NEEDED = 0.9  # accuracy of a judge on real images that it was not trained on, else nothing is measured by it
+MIN_ACCURACY = 0.9  # of the classifier on real images that it was not trained on; below it nothing is measured
 
 
 class Tile(NamedTuple):
@@ -88,17 +88,17 @@ def shape_features(images: np.ndarray) -> np.ndarray:
     return np.concatenate([part.reshape(len(x), -1) for part in (x[:, 3], gray, *edges)], 1)
 
 
-def train_judge(tiles: Sequence[Tile]) -> tuple[object, float, int]:
+def train_classifier(tiles: Sequence[Tile]) -> tuple[object, float, int]:
     """Return a classifier of kinds, its accuracy by five-fold cross-validation, and the number of tiles."""
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     known = [tile for tile in tiles if tile.kind]
     features, kinds = shape_features(np.stack([tile.image for tile in known])), [tile.kind for tile in known]
-    judge = ExtraTreesClassifier(500, class_weight="balanced", random_state=0)
+    classifier = ExtraTreesClassifier(500, class_weight="balanced", random_state=0)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    accuracy = cross_val_score(judge, features, kinds, cv=folds, scoring="balanced_accuracy").mean()
-    return judge.fit(features, kinds), accuracy, len(known)
+    accuracy = cross_val_score(classifier, features, kinds, cv=folds, scoring="balanced_accuracy").mean()
+    return classifier.fit(features, kinds), accuracy, len(known)
 
 
 def draw_samples(model: TrainedModel, pairs: Sequence[tuple[str, str]], guidance: float, seed: int) -> Tensor:
@@ -109,11 +109,11 @@ def draw_samples(model: TrainedModel, pairs: Sequence[tuple[str, str]], guidance
     return images.unflatten(0, (len(pairs), NUM_IMAGES))
 
 
-def judge_samples(judge, samples: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def classify_samples(classifier, samples: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the colors and kinds (P, NUM_IMAGES) of samples, as words."""
     images = samples.flatten(0, 1).numpy()
     colors = [next(iter(name_colors(image.transpose(1, 2, 0))), "none") for image in images]
-    kinds = judge.predict(shape_features(images))
+    kinds = classifier.predict(shape_features(images))
     return np.array(colors).reshape(len(samples), -1), np.array(kinds).reshape(len(samples), -1)
 
 
@@ -129,11 +129,11 @@ def find_copies(samples: Tensor, tiles: Sequence[Tile]) -> Tensor:
 
 
 def compare_pairs(
-    model: TrainedModel, judge, tiles: Sequence[Tile], guidance: float, figure: Path | None
+    model: TrainedModel, classifier, tiles: Sequence[Tile], guidance: float, figure: Path | None
 ) -> Iterator[list[object]]:
     for name, pairs in (("seen", choose_seen(tiles)), ("held out", list(HELD_OUT))):
         samples = draw_samples(model, pairs, guidance, seed=0)
-        colors, kinds = judge_samples(judge, samples)
+        colors, kinds = classify_samples(classifier, samples)
         cells = []
         for found, wanted in ((colors, [color for color, _ in pairs]), (kinds, [kind for _, kind in pairs])):
             hits = found == np.array(wanted)[:, None]
@@ -155,11 +155,11 @@ def compare_pairs(
             enlarge(grid).save(figure / f"{name.replace(' ', '_')}.png")
 
 
-def choose_guidance(model: TrainedModel, judge, tiles: Sequence[Tile]) -> float:
+def choose_guidance(model: TrainedModel, classifier, tiles: Sequence[Tile]) -> float:
     """Return the guidance scale with the most right colors and kinds of seen pairs, with another seed."""
     pairs, scores = choose_seen(tiles), {}
     for guidance in GUIDANCE:
-        colors, kinds = judge_samples(judge, draw_samples(model, pairs, guidance, seed=1))
+        colors, kinds = classify_samples(classifier, draw_samples(model, pairs, guidance, seed=1))
         right = [
             (found == np.array(words)[:, None]).mean()
             for found, words in zip((colors, kinds), zip(*pairs, strict=True), strict=True)
@@ -177,18 +177,18 @@ def main(arguments: Namespace) -> None:
     file, root = arguments.out / "held_out.txt", Path(arguments.data[0])
     excluded = [tile.path.relative_to(root).as_posix() for tile in tiles if tile.is_held_out]
     file.write_text("\n".join(excluded) + "\n", encoding="utf-8")
-    judge, accuracy, count = train_judge(tiles)
+    classifier, accuracy, count = train_classifier(tiles)
     print(f"{len(excluded)} of {len(tiles):,} images with held-out pairs are in {file}")
     print(f"kinds: balanced accuracy {accuracy:.1%} on {count:,} real tiles, five-fold cross-validation")
     print("colors: named by the rule that puts them into captions\n")
-    if accuracy < NEEDED:
-        raise MissingRequirement(f"a judge of kinds that is right on {NEEDED:.0%} of real tiles")
+    if accuracy < MIN_ACCURACY:
+        raise MissingRequirement(f"needs a classifier of kinds that is right on {MIN_ACCURACY:.0%} of real tiles")
     if not arguments.run:
         command = f"experiment=tiles_prompt data.root={root} data.exclude={file}"
         print(f"Then train, and give the run as --run: python -m diffusion_lit.train {command}")
         return
     model = TrainedModel.from_run(arguments.run)
-    guidance = choose_guidance(model, judge, tiles)
+    guidance = choose_guidance(model, classifier, tiles)
     print(f"\n{NUM_IMAGES} images of each prompt, seed 0, guidance {guidance:g}; intervals over prompts\n")
     header = ["pairs", "prompts", "color right", "by chance", "kind right", "by chance", "both right", "copies"]
-    print_table(header, compare_pairs(model, judge, tiles, guidance, arguments.out))
+    print_table(header, compare_pairs(model, classifier, tiles, guidance, arguments.out))

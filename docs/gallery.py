@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/gallery.md with the trained models: `python -m docs.gallery [<model> ...]`.
+"""Draw the figures of docs/gallery.md with the trained models: `python -m docs.gallery [<model> ...]`.
 
 A new model is a line of `MODELS`; `python -m docs.generate` then writes the page.
 """
@@ -20,13 +20,13 @@ SCALES = (0, 1, 3, 8)  # of guidance
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the page.
+class Figure:
+    """A figure of the page.
 
     Args:
         name: of its file.
         caption: what it shows.
-        commands: of a shell in the checkout, which may use what earlier pictures of the model wrote.
+        commands: of a shell in the checkout, which may use what earlier figures of the model wrote.
         files: what they write; several are shown side by side.
     """
 
@@ -46,7 +46,7 @@ class Model:
         size: of its images in pixels.
         is_prompted: whether rows are prompts.
         film: overrides of the film, whose sampler adds no noise.
-        without: names of pictures that are not drawn, such as guidance of a student, which has learned its own.
+        without: names of figures that are not drawn, such as guidance of a student, which has learned its own.
     """
 
     rows: list[str]
@@ -60,8 +60,8 @@ class Model:
 MODELS = {"digits": Model([str(digit) for digit in range(10)], ["3", "8", "0", "1"], 8)}
 
 
-def list_pictures(name: str, model: Model) -> list[Picture]:
-    """Return the pictures of a model, in the order in which they are drawn."""
+def list_figures(name: str, model: Model) -> list[Figure]:
+    """Return the figures of a model, in the order in which they are drawn."""
     sample, key = f"python -m diffusion_lit.sample run=models/{name}", "prompt" if model.is_prompted else "classes"
     rows, four, two = (f"'{key}=[{','.join(names)}]'" for names in (model.rows, model.four, model.four[:2]))
     film = f"images_per_class=4 seed=1 gif=true {model.film}".strip()
@@ -75,75 +75,75 @@ def list_pictures(name: str, model: Model) -> list[Picture]:
         f"m = Image.new('L', ({size}, {size})); m.paste(255, (0, {half}, {size}, {size})); m.save('{name}_mask.png')"
     )
     inpainting = f"{sample} {init} {mask} {four} images_per_class=8 out={name}_inpainting"
-    pictures = [
-        Picture(
+    figures = [
+        Figure(
             "rows.png",
             "Samples.",
             f"{sample} {rows} images_per_class=8 out={name}_rows",
             (f"{name}_rows/grid.png",),
         ),
-        Picture(
+        Figure(
             "film.gif",
             "From noise to images.",
             f"{sample} {two} {film} out={name}_film",
             (f"{name}_film/denoising.gif",),
         ),
-        Picture(
+        Figure(
             "guidance.png",
             f"The same noise with guidance scale {', '.join(map(str, SCALES))}; 0 is without labels, 1 is off.",
             guidance,
             tuple(f"{name}_guidance_{scale}/grid.png" for scale in SCALES),
         ),
-        Picture(
+        Figure(
             "blends.png",
             "Blends from one row to the next, from the same noise.",
             f"{sample} {four} interpolate=true num_images=13 out={name}_blends",
             (f"{name}_blends/grid.png",),
         ),
-        Picture(
+        Figure(
             "edits.png",
             f"The first image of {model.four[0]}, before and after its last 60 % of steps for each row.",
             f"{sample} {init} strength=0.6 {four} images_per_class=8 out={name}_edits",
             (f"{name}_edits/grid.png",),
         ),
-        Picture(
+        Figure(
             "inpainting.png",
             "The same image, whose lower half is generated. A row that the upper half does not fit is not convincing.",
             f'python -c "from PIL import Image; {paint}"\n{inpainting}',
             (f"{name}_inpainting/grid.png",),
         ),
     ]
-    return [picture for picture in pictures if picture.name not in model.without]
+    return [figure for figure in figures if figure.name not in model.without]
 
 
 def render_gallery() -> str:
-    """Return the generated part of the page: the pictures of each model with their commands."""
+    """Return the generated part of the page: the figures of each model with their commands."""
     parts = []
     for name, model in MODELS.items():
         card = (ROOT / "models" / name / "README.md").read_text(encoding="utf-8")
         parts += [f"## {name}", next(line for line in card.splitlines() if " diffusion model of " in line)]
-        for picture in list_pictures(name, model):
-            image = f"![{picture.caption}](gallery/{name}_{picture.name})"
-            parts += [picture.caption, image, f"```bash\n{picture.commands}\n```"]
+        for figure in list_figures(name, model):
+            image = f"![{figure.caption}](gallery/{name}_{figure.name})"
+            parts += [figure.caption, image, f"```bash\n{figure.commands}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
 def draw(name: str, home: Path) -> None:
     """Run the commands of a model in an empty folder with models/ in it, and save what the page shows."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for picture in list_pictures(name, MODELS[name]):
-        print(picture.commands, flush=True)
-        subprocess.run(["bash", "-ec", picture.commands], cwd=home, env=environment, check=True)
-        path = FOLDER / f"{name}_{picture.name}"
+    for figure in list_figures(name, MODELS[name]):
+        print(figure.commands, flush=True)
+        subprocess.run(["bash", "-ec", figure.commands], cwd=home, env=environment, check=True)
+        path = FOLDER / f"{name}_{figure.name}"
         if path.suffix == ".gif":
-            path.write_bytes((home / picture.files[0]).read_bytes())
+            path.write_bytes((home / figure.files[0]).read_bytes())
         else:
-            images = [Image.open(home / file) for file in picture.files]
+            images = [Image.open(home / file) for file in figure.files]
             hstack_images(images).save(path, optimize=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m docs.gallery", description="Draw the pictures of docs/gallery.md.")
+    parser = argparse.ArgumentParser(prog="python -m docs.gallery", description="Draw the figures of docs/gallery.md.")
     parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}; all without one")
     models = parser.parse_args().models
     if unknown := [name for name in models if name not in MODELS]:

@@ -1,4 +1,4 @@
-"""Execute the notebooks that open on shipped models, and keep their pictures: `python -m docs.notebooks --help`."""
+"""Execute the notebooks that open on shipped models, and keep their outputs: `python -m docs.notebooks --help`."""
 
 import argparse
 import base64

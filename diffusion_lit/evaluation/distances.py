@@ -154,7 +154,8 @@ def kernel_distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> Measu
         y: features (M, D) of real images.
         labels: classes of x, (N,), if the number of images of each is fixed. Pairs of one class, of
             which there are then too few, count n / (n - 1) times, which leaves no bias. Classes of
-            one image have no such pair and keep theirs. None: images are drawn independently.
+            one image have no such pair and count as one class together. None: images are drawn
+            independently.
     """
     if len(y) > KERNEL_IMAGES:
         chosen = fixed_permutation(len(y))[:KERNEL_IMAGES]
@@ -174,8 +175,8 @@ def kernel_distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> Measu
 def subset_kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return KID as papers report it: mean and standard deviation over 100 random subsets of 1,000 images of each set.
 
-    The mean estimates the same number as `kernel_distance`, with a larger variance. The standard
-    deviation is that of one subset (Binkowski et al. 2018), no error of the mean.
+    The mean estimates the same number as `kernel_distance` without labels, with a larger variance.
+    The standard deviation is that of one subset (Binkowski et al. 2018), no error of the mean.
     """
     generator, values = torch.Generator().manual_seed(0), []
     for _ in range(SUBSETS):

@@ -126,7 +126,7 @@ def _vectors(images: ImageSet, space: str) -> Tensor:
 
 
 def compute_kid(c: Comparison) -> dict[str, float]:
-    """Return the kernel distance, that of real images, and of 2,000 or more images that of 100 subsets of 1,000."""
+    """Return the kernel distance, that of real images, and from 2,000 images on that of 100 subsets of 1,000."""
     generated, real, _ = c.features
     result = _distance_entries(c, c.features, KernelDistance, "kid", labels=c.generated.labels)
     if len(generated) >= 2 * SUBSET_IMAGES and len(real) >= SUBSET_IMAGES:

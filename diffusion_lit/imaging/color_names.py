@@ -10,26 +10,20 @@ from diffusion_lit.imaging.palettes import rgb_to_oklab
 COLOR_NAMES = (
     "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "gray", "white",
 )  # fmt: skip
-# px; of larger images every n-th row and column is read
-MAX_SIDE = 48
-# chroma in OKLab, below which a color is black, gray or white
-GRAY = 0.04
-# lightness in OKLab, below and above which a gray is black and white
-BLACK, WHITE = 0.36, 0.75
-DARK = 0.2  # lightness below which every color is black
+MAX_SIDE = 48  # px. Of larger images every n-th row and column is read
+GRAY = 0.04  # chroma in OKLab. Colors below it are black, gray or white
+BLACK, WHITE = 0.36, 0.75  # lightness in OKLab. Grays below and above are black and white
+DARK = 0.2  # lightness. Every color below it is black
 # degrees in OKLab where a hue begins; the red of sRGB is at 29, its green at 142, its blue at 264
 HUES = {0: "red", 39: "orange", 80: "yellow", 114: "green", 172: "cyan", 203: "blue", 287: "purple", 334: "pink"}
 BINS = 90  # of the histogram of hues
-# bins on both sides of a hue in which it is found, and in which hues are its shades
+# A hue is where most chroma lies within PEAK bins on both sides; all colors within WIDTH bins are its shades.
 PEAK, WIDTH = 2, 5
 WINDOWS = (np.arange(BINS)[:, None] + np.arange(-PEAK, PEAK + 1)) % BINS
-# of a pixel beside others, which count 1
-SALIENCE = {"gray": 0.6, "white": 0.7}
-# of the pixels may be black, as outlines and shadows are, before black counts
-OUTLINE = 0.4
-# of the weighted pixels, which the second color must have
-MIN_SHARE = 0.2
-BORDER_SHARE = 0.75  # of the border that a background fills
+SALIENCE = {"gray": 0.6, "white": 0.7}  # weight of a pixel; those of other colors weigh 1
+OUTLINE = 0.4  # share of black pixels that are taken for outlines and shadows; black counts beyond it
+MIN_SHARE = 0.2  # of the weighted pixels. A color with less has no word
+BORDER_SHARE = 0.75  # of the border. A gray that fills it is background
 
 
 def name_color(lab: np.ndarray) -> str:

@@ -151,10 +151,12 @@ def assign_splits(splits: dict[str, Split], facts: Sequence[ImageFacts], fractio
 
 def summarize_captions(splits: dict[str, Split], facts: Sequence[ImageFacts], has_colors: bool) -> dict:
     """Return the facts of the captions under "captions", with the colors of the images on request; {} without any."""
-    captions = [own for split in splits.values() for own in split.captions or ()]
+    if not (has_colors or any(split.captions for split in splits.values())):
+        return {}
+    captions = [own for split in splits.values() for own in split.captions or [()] * len(split.labels)]
     if has_colors:
         captions = add_colors(captions, [fact.colors for fact in facts])
-    return {"captions": describe_captions(captions)} if captions else {}
+    return {"captions": describe_captions(captions)}
 
 
 # ------------------------------------------------------------------------------------------ duplicates

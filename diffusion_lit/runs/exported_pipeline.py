@@ -72,7 +72,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
             guidance_scale: of classifier-free guidance; None: that of the model.
             num_inference_steps: of the sampler; None: those of the model.
             output_type: "pil", or "np" for float32 (N, H, W, C) in [0, 1].
-            prompt: of a model of prompts, one or several; None: those of its grid.
+            prompt: one or several, of a text-conditional model; None: those of its grid.
             negative_prompt: what guidance leads away from.
         """
         scale = self.SETTINGS["guidance_scale"] if guidance_scale is None else guidance_scale
@@ -100,15 +100,14 @@ class DiffusionLitPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
 
     def find_condition(self, classes: Any, prompt: Any, negative_prompt: str) -> tuple[Tensor, Tensor]:
-        """Return labels (N,) or tokens (N, L) of each class or prompt, and what stands for none of them, (1, ...)."""
+        """Return labels (N,) or tokens (N, L) of the classes or prompts, and of no label or negative prompt."""
         if not self.SETTINGS["text"]:
             if prompt is not None or negative_prompt:
                 raise ValueError("prompt: this model has no prompts")
             return torch.tensor(self.find_labels(classes)), torch.tensor([len(self.names)])
         if classes is not None:
             raise ValueError("classes: the condition of this model is a prompt")
-        prompts = self.SETTINGS["text"]["preview_prompts"] if prompt is None else prompt
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = [prompt] if isinstance(prompt, str) else prompt or self.SETTINGS["text"]["preview_prompts"]
         return torch.tensor([self.tokenize(text) for text in prompts]), torch.tensor([self.tokenize(negative_prompt)])
 
     def tokenize(self, text: str) -> list[int]:
@@ -142,7 +141,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
 
         Args:
             y: labels (B,), or tokens (B, L).
-            null: what stands for none, of the same shape.
+            null: null labels or negative prompts, of the same shape.
             generators: one for each image, on the CPU.
             steps: of the sampler.
             scale: of the guidance.
@@ -173,7 +172,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
             x: input of the network, (B, C, H, W).
             t: times as the network gets them, (B,).
             y: labels (B,), or tokens (B, L).
-            null: what stands for none, of the same shape.
+            null: null labels or negative prompts, of the same shape.
             scale: 1 is the conditional network, 0 the one without classes or prompts.
         """
 

@@ -21,7 +21,7 @@ from diffusion_lit.system.platform import lock
 
 HIGHER_IS_BETTER = {name for name, column in COLUMNS.items() if column.higher_is_better}  # of all others lower is
 HIGHER_IS_BETTER |= {"class_accuracy_real", "images_per_second"}
-RECIPE_GROUPS = {"weighting", "diffusion"}  # keys between whose values validation losses do not rank samples
+RECIPE_GROUPS = {"weighting", "diffusion"}  # between their values validation losses do not rank samples
 NOT_SWEPT = {"resume", "run_dir", "accept", "run"}  # a resumed job is still the same job
 
 
@@ -114,8 +114,8 @@ def explain_misleading_metric(metric: str | None, keys: Iterable[str]) -> str | 
     recipes = sorted(key for key in keys if key.partition(".")[0] in RECIPE_GROUPS)
     if not recipes or not (metric or "").startswith("val/"):
         return None
-    what = "says nothing about samples of different recipes" if metric == "val/loss" else "ranks runs of one recipe"
-    return f"metric={metric}: {what}, and {', '.join(recipes)} changes the recipe. Add metrics_every= to compare KID"
+    changed = f"ranks runs of one recipe only, and {', '.join(recipes)} changes the recipe"
+    return f"metric={metric}: {changed}. Compare them by metric=kid, with metrics_every=<max_steps>"
 
 
 # ------------------------------------------------------------------------------------------ statistics

@@ -65,7 +65,7 @@ def test_a_notebook_runs_and_shows_images(path, request, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_of_shipped_models_are_committed_with_pictures_and_the_others_without(path):
+def test_notebooks_of_shipped_models_are_committed_with_images_and_the_others_without(path):
     notebook = nbformat.read(path, as_version=4)
     assert len(list_images(notebook)) == (0 if path.stem in RUNS else IMAGES[path.stem])
     if path.stem in EXECUTED:

@@ -192,7 +192,8 @@ def test_an_exported_unet_text_draws_prompts_without_this_package(tmp_path, monk
     images = pipeline(prompt=prompts, num_images=4, guidance_scale=2.0, negative_prompt="two", output_type="np").images
     difference = (images * 255).round()[..., 0] - pixels(tmp_path / "out0")
     assert not difference.any()
-    assert len(pipeline(num_images=9, output_type="np").images) == 9
+    for given in ({}, {"prompt": []}):
+        assert len(pipeline(**given, num_images=9, output_type="np").images) == 9
     for given, message in ({"prompt": "xylophone"}, "no training caption"), ({"classes": 1}, "classes: the condition"):
         with pytest.raises(ValueError, match=message):
             pipeline(**given)

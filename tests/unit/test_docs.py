@@ -27,7 +27,7 @@ def test_files_that_pages_name_exist():
         assert missing == [], page
 
 
-def test_the_pictures_of_the_gallery_exist_and_are_small():
+def test_the_figures_of_the_gallery_exist_and_are_small():
     folder = ROOT / "docs" / "gallery"
     named = re.findall(r"\]\(gallery/([\w.]+)\)", (ROOT / "docs" / "gallery.md").read_text())
     assert sorted(named) == sorted(file.name for file in folder.iterdir())

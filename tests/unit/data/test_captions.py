@@ -11,11 +11,12 @@ from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.captions import add_colors, caption_from_path, clean_caption, describe_captions, select_captions
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
+from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.sources.path_table import PathTable
 from diffusion_lit.data.sources.selection import SelectedSource
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.inspection.image_facts import inspect_images, summarize_captions
+from diffusion_lit.inspection.image_facts import ImageFacts, inspect_images, summarize_captions
 from diffusion_lit.system.errors import DataError
 from tests.cases import each
 
@@ -216,3 +217,15 @@ def test_caption_colors_are_those_of_the_images(tmp_path):
         facts = list(inspect_images(splits, Decoding(8, 4), has_colors=True))
         own = [*data.train.captions, *data.val.captions]
         assert summarize_captions(splits, facts, has_colors=True) == {"captions": describe_captions(own)}
+
+
+def test_the_audit_counts_a_split_without_captions():
+    splits = {
+        "train": Split([None] * 2, np.zeros(2, np.int64), captions=[("a sword",), ()]),
+        "val": Split([None] * 3, np.zeros(3, np.int64)),
+    }
+    facts = [ImageFacts(str(k), colors=("red",)) for k in range(5)]
+    for has_colors, captions, without in ((False, 1, 4), (True, 5, 0)):
+        found = summarize_captions(splits, facts, has_colors)["captions"]
+        assert (found["captions"], found["images_without"]) == (captions, without)
+    assert summarize_captions({"val": splits["val"]}, facts[2:], has_colors=False) == {}

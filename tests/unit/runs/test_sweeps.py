@@ -23,4 +23,5 @@ def test_a_validation_loss_is_not_trusted_between_recipes():
     assert explain_misleading_metric(None, ["weighting"]) is None  # a command without a metric
     for metric in ("val/error", "val/loss", "val/bits_per_dim"):
         reason = explain_misleading_metric(metric, ["seed", "weighting", "diffusion.prediction_type"])
-        assert "diffusion.prediction_type, weighting changes the recipe. Add metrics_every= to compare KID" in reason
+        assert f"metric={metric}: ranks runs of one recipe only, and diffusion.prediction_type, weighting" in reason
+        assert "Compare them by metric=kid, with metrics_every=" in reason
