@@ -57,7 +57,8 @@ class Model:
     without: tuple[str, ...] = ()
 
 
-MODELS = {"digits": Model([str(digit) for digit in range(10)], ["3", "8", "0", "1"], 8)}
+DIGITS = [str(digit) for digit in range(10)]
+MODELS = {"digits": Model(DIGITS, ["3", "8", "0", "1"], 8), "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28)}
 
 
 def list_figures(name: str, model: Model) -> list[Figure]:
