@@ -235,8 +235,10 @@ def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:
 
 def add_color_words(store: ImageStore) -> ImageStore:
     """Return the store with captions that begin with the main colors of their images."""
-    colors = (name_colors(image.transpose(1, 2, 0)) for image in store.images)
-    return replace(store, captions=add_colors(store.captions, colors))
+    with progress_bar("naming colors", visible=len(store) >= 2000, transient=True) as bar:
+        images = bar.track(store.images, total=len(store), description="")
+        colors = (name_colors(image.transpose(1, 2, 0)) for image in images)
+        return replace(store, captions=add_colors(store.captions, colors))
 
 
 def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:

@@ -42,6 +42,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
     def draw(is_live, *values):
         if not is_live:
             return gr.skip(), gr.skip()
+        remove_oldest_files(home)
         with errors_for_visitor():  # the frames belong to the image before
             return session.draw(read_request(*values)), gr.Slider(interactive=False)
 

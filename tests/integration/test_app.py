@@ -8,6 +8,7 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,20 @@ def test_the_oldest_files_are_removed(tmp_path):
     assert sorted(path.parent.name for path in tmp_path.rglob("*.png")) == ["3", "4", "5"]
     remove_oldest_files(tmp_path, 0)
     assert list(tmp_path.rglob("*.png")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("draw", (True, *asdict(GOOD).values())), ("select_frame", ([Image.new("L", (1, 1))], 0))]
+)
+def test_whatever_draws_an_image_removes_the_oldest_files(session, tmp_path, name, values):
+    pytest.importorskip("gradio")
+    from diffusion_lit.web.interface import MAX_FILES, build_page
+
+    (function,) = {one.fn for one in build_page(session, session.model, tmp_path).fns.values() if one.name == name}
+    with open(tmp_path / "old.png", "wb") as file:
+        file.truncate(MAX_FILES + 1)
+    function(*values)
+    assert not (tmp_path / "old.png").exists()
 
 
 # ------------------------------------------------------------------------------------------ the browser
