@@ -155,10 +155,10 @@ def sum_seconds(row: Row) -> int | None:
 
 def run(command: str, overrides: str, paths: dict[str, Path], **folder: Path) -> None:
     """Run a command of diffusion_lit after printing it."""
-    words = [word.format_map(paths) for word in shlex.split(overrides)]
-    words += [f"{key}={path}" for key, path in folder.items()]
-    print(f"running    python -m diffusion_lit.{command} {shlex.join(words)}", flush=True)
-    run_command(command, *words)
+    resolved = [override.format_map(paths) for override in shlex.split(overrides)]
+    resolved += [f"{key}={path}" for key, path in folder.items()]
+    print(f"running    python -m diffusion_lit.{command} {shlex.join(resolved)}", flush=True)
+    run_command(command, *resolved)
 
 
 def save_digits(path: Path) -> Path:
@@ -188,7 +188,7 @@ def print_benchmark(table: str) -> dict[str, dict[str, float]]:
     """Return the numbers of the tables that a benchmark prints, by first cell and column."""
     print(f"running    python -m benchmarks {table}", flush=True)
     command = [sys.executable, "-m", "benchmarks", table]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {
         cells[0]: {label: parse_number(cell).value for label, cell in zip(header[1:], cells[1:], strict=True)}
         for header, cells in split_tables(printed)
@@ -215,7 +215,7 @@ def measure_rows(rows: dict[str, Row], paths: dict[str, Path], home: Path) -> It
 
 
 def reproduce(rows: dict[str, Row], data: dict[str, Path], home: Path) -> bool:
-    """Measure rows again in a folder, print each number with its verdict, and return whether all pass."""
+    """Measure rows again, print each number with its verdict, and return whether all pass, and at least one."""
     verdicts, known = [], {"digits", *data, *PUBLISHED["runs"]}
     for name in list(rows):
         if missing := [needed for needed in find_names(rows[name].overrides) if needed not in known]:
@@ -229,7 +229,7 @@ def reproduce(rows: dict[str, Row], data: dict[str, Path], home: Path) -> bool:
             verdict = "pass" if verdicts[-1] else "FAIL"
             print(f"{verdict:<10} {name} {key} {value:.4g}, published {number.text}", flush=True)
     print(f"{sum(verdicts)} of {len(verdicts)} numbers pass")
-    return all(verdicts)
+    return bool(verdicts) and all(verdicts)
 
 
 def parse_arguments(arguments: list[str], rows: dict[str, Row]) -> argparse.Namespace:

@@ -73,7 +73,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
             num_inference_steps: of the sampler; None: those of the model.
             output_type: "pil", or "np" for float32 (N, H, W, C) in [0, 1].
             prompt: one or several, of a text-conditional model; None: those of its grid.
-            negative_prompt: what guidance leads away from.
+            negative_prompt: what guidance moves away from.
         """
         scale = self.SETTINGS["guidance_scale"] if guidance_scale is None else guidance_scale
         steps = num_inference_steps or self.SETTINGS["steps"] or len(self.times)

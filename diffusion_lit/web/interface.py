@@ -31,8 +31,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
 
         remove_oldest_files(home)
         with errors_for_visitor():
-            request = read_request(label, count, seed, sampler_name, steps, scale, mix)
-            result = session.generate(request, on_step)
+            result = session.generate(read_request(label, count, seed, sampler_name, steps, scale, mix), on_step)
         png, gif = write_files(result, home)
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)

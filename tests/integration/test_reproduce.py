@@ -89,6 +89,12 @@ def test_a_printed_table_is_compared_cell_by_cell(monkeypatch, capsys):
     assert ended.value.code == 1
 
 
+def test_numbers_that_are_all_skipped_are_no_success(tmp_path, capsys):
+    row = reproduce.Row({"fd": reproduce.parse_number("0.24")}, 23, "run=folder reference_data={mnist}")
+    assert not reproduce.reproduce({"mnist.fd": row}, {}, tmp_path)
+    assert "skipped    mnist.fd: add --data mnist=<its training images>" in capsys.readouterr().out
+
+
 def test_an_unknown_id_is_an_error(capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["digit"])
