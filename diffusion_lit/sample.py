@@ -77,7 +77,9 @@ def sample_in_shards(config: DictConfig) -> None:
 
     config = OmegaConf.merge(config, {"device": choose_device(config.device)})
     model, out = load_requested_model(config, log.warning), Path(config.out).expanduser()
-    requests = make_requests(config, parse_requests(config, model.config), len(model.class_names))
+    requested = parse_requests(config, model.config)
+    warn_of_unknown_words(requested, config.negative_prompt, model.config, log.warning)
+    requests = make_requests(config, requested, len(model.class_names))
     model = speed_up(model, config, len(requests))
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
     settings = describe_sampling(model, config) | {"same_noise": config.same_noise}

@@ -237,6 +237,9 @@ def test_unknown_words_beside_known_ones_are_a_warning(run, tmp_path, caplog):
     sample_run(run, tmp_path / "out", "prompt=a handwriten two", "negative_prompt=two", "guidance_scale=2")
     assert "prompt=a handwriten two: handwriten is in no training caption, similar: handwritten" in caplog.text
     assert "negative_prompt=" not in caplog.text
+    caplog.clear()
+    sample_run(run, tmp_path / "shards", "prompt=a handwriten two", "shards=1")
+    assert "prompt=a handwriten two: handwriten is in no training caption" in caplog.text
     sample_run(run, tmp_path / "away", "prompt=a two", "negative_prompt=a sevn", "guidance_scale=2")
     assert "negative_prompt=a sevn: sevn is in no training caption, similar: seven" in caplog.text
     with pytest.raises(ValueError, match="xylophone: no training caption has a word of this prompt"):
