@@ -1,8 +1,8 @@
 """How well numbers that are cheap to measure rank runs: losses of validation, and KID and class accuracy of 100 images.
 
-Short runs of differing quality are judged by KID and FD-64 of more images, of other seeds, against real images that
-training has not seen. Each number has a Spearman correlation with the judge over runs, whose 95 % interval is a
-bootstrap over runs: a run is drawn with its checkpoints. Runs are kept in --out, where the same command continues.
+The target is KID or FD-64 of more images, of other seeds, against real images that training has not seen. Each number
+has a Spearman correlation with the target over short runs of differing quality, whose 95 % interval is a bootstrap over
+runs: a run is drawn with its checkpoints. Runs are kept in --out, where the same command continues.
 """
 
 import csv
@@ -32,7 +32,7 @@ from diffusion_lit.training.launch_run import fit
 DIGITS = "data=digits"
 STEPS = (120, 240)  # checkpoints of each run
 LOSSES = ("val/loss", "val/error", "val/bits_per_dim")
-FEW, MANY = ("kid", "class_accuracy"), ("kid", "fd64")  # metrics of few images, and of the judge
+FEW, MANY = ("kid", "class_accuracy"), ("kid", "fd64")  # metrics of few images, and of the target
 FEW_IMAGES, MANY_IMAGES, RESAMPLES = 100, 600, 2_000
 RECIPE = (
     "experiment=none", "model=unet_digits", "optimizer.lr=0.003", "optimizer.betas=[0.9,0.99]",
@@ -57,7 +57,7 @@ GROUPS = {  # name: overrides of its runs, whether their first checkpoints count
     "these and processes": (LOSS_SETTINGS + PROCESSES + [DEFAULT], False),
     "all runs": (SIZES + LOSS_SETTINGS + PROCESSES, False),
 }
-Numbers = dict[str, float]  # of a checkpoint; those of the judge begin with "judge/"
+Numbers = dict[str, float]  # of a checkpoint; those of the target begin with "target/"
 
 
 def train(folder: Path, overrides: tuple[str, ...], steps: Sequence[int]) -> Iterator[tuple[TrainedModel, Numbers]]:
@@ -74,11 +74,11 @@ def train(folder: Path, overrides: tuple[str, ...], steps: Sequence[int]) -> Ite
 
 
 def measure(model: TrainedModel, reference: Reference) -> Numbers:
-    """Return the metrics of few images against the training split, and those of the judge against the other one."""
+    """Return the metrics of few images against the training split, and those of the target against the other one."""
     found = {}
     for seed, count, split, names, prefix in (
         (0, FEW_IMAGES, "train", FEW, ""),
-        (1, MANY_IMAGES, "val", MANY, "judge/"),
+        (1, MANY_IMAGES, "val", MANY, "target/"),
     ):
         labels = labels_in_proportion(reference.training.labels, count)
         images = model.generate(labels, image_seeds(seed, count))
@@ -119,21 +119,22 @@ def format_correlation(x: np.ndarray, y: np.ndarray) -> str:
     return f"{rank_correlation(x[None], y[None])[0]:.2f} ({low:.2f} to {high:.2f})"
 
 
-def compare_orders(measured: dict[tuple[str, ...], list[Numbers]], judge: str) -> Iterator[list[object]]:
+def compare_orders(measured: dict[tuple[str, ...], list[Numbers]], target: str) -> Iterator[list[object]]:
     for group, (settings, has_first) in GROUPS.items():
         runs = [measured[overrides] if has_first else measured[overrides][-1:] for overrides in settings]
-        values = {name: np.array([[point[name] for point in run] for run in runs]) for name in (*LOSSES, *FEW, judge)}
+        values = {name: np.array([[point[name] for point in run] for run in runs]) for name in (*LOSSES, *FEW, target)}
         signs = {name: -1 if name in HIGHER_IS_BETTER else 1 for name in (*LOSSES, *FEW)}
-        cells = [format_correlation(sign * values[name], values[judge]) for name, sign in signs.items()]
-        yield [group, values[judge].size, *cells]
+        cells = [format_correlation(sign * values[name], values[target]) for name, sign in signs.items()]
+        yield [group, values[target].size, *cells]
 
 
 def main(arguments: Namespace) -> None:
     for k, data in enumerate([DIGITS, *(arguments.data or [])]):
         measured = measure_runs(data, (arguments.out or Path("outputs/ranking")) / str(k))
         names = [*LOSSES, *(f"{name} of {FEW_IMAGES}" for name in FEW)]
-        for judge in MANY:
+        for target in MANY:
             print_table(
-                [f"`{data}`, by {judge} of {MANY_IMAGES}", "n", *names], compare_orders(measured, f"judge/{judge}")
+                [f"`{data}`, correlation with {target} of {MANY_IMAGES}", "n", *names],
+                compare_orders(measured, f"target/{target}"),
             )
             print(flush=True)
