@@ -91,7 +91,7 @@ def list_figures(name: str, model: Model) -> list[Figure]:
         ),
         Figure(
             "guidance.png",
-            f"The same noise with guidance scale {', '.join(map(str, SCALES))}; 0 is without labels, 1 is off.",
+            f"Guidance scale {', '.join(map(str, SCALES))} from the same noise: 0 ignores the label, 1 is no guidance.",
             guidance,
             tuple(f"{name}_guidance_{scale}/grid.png" for scale in SCALES),
         ),
@@ -103,13 +103,15 @@ def list_figures(name: str, model: Model) -> list[Figure]:
         ),
         Figure(
             "edits.png",
-            f"The first image of {model.four[0]}, before and after its last 60 % of steps for each row.",
+            f"The first image of {model.four[0]} and edits of it: noise is added, and the last 60 % of the steps are "
+            "repeated with the label of each row.",
             f"{sample} {init} strength=0.6 {four} images_per_class=8 out={name}_edits",
             (f"{name}_edits/grid.png",),
         ),
         Figure(
             "inpainting.png",
-            "The same image, whose lower half is generated. A row that the upper half does not fit is not convincing.",
+            "The same image, its lower half masked, then generated with the label of each row. It is not convincing "
+            "where the label does not fit the upper half.",
             f'python -c "from PIL import Image; {paint}"\n{inpainting}',
             (f"{name}_inpainting/grid.png",),
         ),
