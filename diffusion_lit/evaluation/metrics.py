@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
+from diffusion_lit.data.captions import Captions
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import (
@@ -280,3 +281,14 @@ def labels_in_proportion(labels: Tensor, n: int) -> list[int]:
     """
     ordered = labels.sort().values
     return [int(ordered[int(k * 0.6180339887498949 % 1 * len(ordered))]) for k in range(n)]
+
+
+def draw_prompts(captions: Captions, n: int) -> list[str]:
+    """Return captions for images 0 .. n - 1, spread evenly over those of real images; caption k does not depend on n.
+
+    Args:
+        captions: of each real image; the first of an image counts.
+        n: number of prompts.
+    """
+    texts = sorted(own[0] for own in captions if own)
+    return [texts[k] for k in labels_in_proportion(torch.arange(len(texts)), n)]

@@ -56,10 +56,13 @@ def check_evaluation(config: DictConfig) -> None:
     data, faults = make_reference_config(config, run_config["data"]), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
-    if config.features == "classifier" and not data["class_names"]:
+    has_prompts = bool(run_config.get("text_encoder"))
+    if config.features == "classifier" and (has_prompts or not data["class_names"]):
         faults.append("features=classifier: the run has no classes. Choose features=pixels or inception (a download)")
-    if run_config.get("text_encoder"):
-        faults.append("text_encoder: a run with prompts is measured while it trains (metrics_every), not by evaluate")
+    if has_prompts and not has_reference_images(config, data):
+        faults.append(
+            "reference_data=null: the prompts are captions of real images. Add reference_data=<a folder of them>"
+        )
     if config.num_images < 20:
         faults.append(f"num_images={config.num_images}: too few for a distance, at least 20 are needed")
     if config.reference_statistics is not None:
@@ -90,7 +93,9 @@ def make_reference_config(config: DictConfig, data: dict) -> dict:
     if config.reference_data is None:
         return data
     source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none", "exclude": None}
-    source |= {"value_range": data.get("value_range") or "auto"}
+    source |= {"value_range": data.get("value_range") or "auto", "captions": data.get("captions", "none")}
+    if data.get("caption_column", "none") != "none":
+        source["captions"] = "auto"
     return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 

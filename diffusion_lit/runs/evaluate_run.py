@@ -1,7 +1,7 @@
 """Evaluate a trained run: generate images, compare them with real ones, return the content of result.json."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.metric_columns import NEEDS_CLASSES
+from diffusion_lit.data.captions import require_captions
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation import metrics
@@ -22,6 +23,7 @@ from diffusion_lit.runs.evaluate_request import has_reference_images, make_refer
 from diffusion_lit.runs.fast_sampling import speed_up
 from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_with_progress
 from diffusion_lit.runs.run_images import load_run_images
+from diffusion_lit.sampling.labels import Label
 from diffusion_lit.system.console import announce
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -30,18 +32,29 @@ WriteResult = Callable[[dict, metrics.Comparison], None]
 
 
 class EvaluationTask(NamedTuple):
-    """A model, the real images it is compared with, and the labels of the images to generate."""
+    """A model, the real images it is compared with, and the labels of the images to generate.
+
+    Args:
+        config: of the command.
+        model: to measure.
+        real: images.
+        reference: of them.
+        labels: classes of the images to generate, 0 without classes.
+        requests: what the network gets for them: the same, or prompts.
+    """
 
     config: DictConfig
     model: TrainedModel
     real: RealImages
     reference: Reference
     labels: list[int]
+    requests: Sequence[Label]
 
 
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
-    data, names = make_reference_config(config, model.config["data"]), model.class_names
+    data, has_prompts = make_reference_config(config, model.config["data"]), bool(model.config.get("text_encoder"))
+    names = [] if has_prompts else model.class_names
     statistics = config.reference_statistics and load_statistics(Path(config.reference_statistics).expanduser())
     real = load_real_images(config, data, model)
     is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
@@ -66,8 +79,11 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     labels = np.arange(max(1, len(names))) if real.train is None else np.array(real.train.labels)
     if reference.training:
         labels = reference.training.labels.numpy()
-    labels = metrics.labels_in_proportion(torch.from_numpy(labels), config.num_images)
-    return EvaluationTask(config, speed_up(model, config, len(labels)), real, reference, labels)
+    labels = requests = metrics.labels_in_proportion(torch.from_numpy(labels), config.num_images)
+    if has_prompts:
+        require_captions(real.train.captions)
+        labels, requests = [0] * config.num_images, metrics.draw_prompts(real.train.captions, config.num_images)
+    return EvaluationTask(config, speed_up(model, config, len(labels)), real, reference, labels, requests)
 
 
 def load_real_images(config: DictConfig, data: dict, model: TrainedModel) -> RealImages:
@@ -94,7 +110,7 @@ def write_statistics(config: DictConfig, real: RealImages, reference: Reference,
 def measure(task: EvaluationTask, write: WriteResult) -> dict:
     """Generate the images in this process, compute the metrics, `write` the result and return it."""
     seeds = image_seeds(task.config.seed, len(task.labels))
-    images, nfe, seconds = generate_with_progress(task.model, task.labels, seeds)
+    images, nfe, seconds = generate_with_progress(task.model, task.requests, seeds)
     with announce("features of the generated images"):
         comparison = metrics.Comparison(task.reference, images, task.labels, task.config.reference_split)
     result = make_result(task, comparison, {"nfe": nfe, "seconds": seconds})
@@ -113,7 +129,7 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     """
     config, reference, labels = task.config, task.reference, task.labels
     seeds = image_seeds(config.seed, len(labels))
-    request = shards.ShardRequest(labels, seeds, config.shards, describe_sampling(task.model, config))
+    request = shards.ShardRequest(task.requests, seeds, config.shards, describe_sampling(task.model, config))
     manifest, has_written = shards.generate_in_shards(task.model, request, out), []
     images = shards.open_sharded_images(out)
     shards.extract_features_in_shards(reference.extractor, images, out)

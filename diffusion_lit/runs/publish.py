@@ -40,7 +40,7 @@ KEYS += ("text_encoder", "preview_prompts", "model", "diffusion", "weighting", "
 KEYS += ("sampler", "optimizer", "lr_schedule")
 DATA_KEYS = (
     "image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "flip", "class_names", "render",
-    "value_range",
+    "value_range", "captions", "caption_column", "caption_colors",
 )  # fmt: skip
 DIFFUSERS_SCHEDULES = {ours: theirs for theirs, ours in pretrained.BETA_SCHEDULES.items()}
 

@@ -1,16 +1,22 @@
 """Captions from a folder to an image: two steps on file names and text files, a prompt, and changed captions."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.evaluation.metrics import draw_prompts
+from diffusion_lit.runs.evaluate_request import check_evaluation, prepare_evaluate_overrides
+from diffusion_lit.runs.evaluate_run import load_evaluation_task, measure
+from diffusion_lit.runs.load import load_requested_model
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
 from diffusion_lit.sample import sample
-from diffusion_lit.system.errors import DataError
+from diffusion_lit.system.errors import DataError, UserError
 from diffusion_lit.train import check_train
 from tests.runs import run as run_command
 
@@ -45,6 +51,27 @@ def test_images_without_captions_are_refused_before_anything_is_built(folder, tm
     check_train(config)
 
 
+def test_few_prompts_are_spread_over_all_captions():
+    captions = [(f"{k:03}", "other") for k in range(1000)] + [()]
+    many = draw_prompts(captions, 500)
+    assert draw_prompts(captions, 20) == many[:20]
+    counts, _ = np.histogram([int(text) for text in many[:20]], 4, (0, 1000))
+    assert counts.min() >= 4
+    assert len({*many}) == 500
+
+
+def evaluate_prompts(run: Path, wanted: Counter, *overrides: str) -> dict:
+    """Evaluate 30 images and return the result; their prompts are those wanted, but for one image of each."""
+    overrides = [f"run={run}", "num_images=30", "metrics=[kid]", "features=pixels", *overrides]
+    (config,) = compose_configs("evaluate", prepare_evaluate_overrides(overrides, None))
+    check_evaluation(config)
+    task = load_evaluation_task(config, load_requested_model(config, print))
+    prompts = Counter(task.requests)
+    assert prompts.keys() == wanted.keys()
+    assert all(abs(prompts[text] - count) <= 1 for text, count in wanted.items())
+    return measure(task, lambda result, comparison: None)
+
+
 def test_a_folder_of_named_images_becomes_a_model_of_prompts(folder, tmp_path):
     run, words = tmp_path / "run", [*SHORT, f"data.root={folder}"]
     run_command("train", *words, "max_steps=2", "checkpoint_every=2", f"run_dir={run}", cwd=tmp_path)
@@ -55,6 +82,16 @@ def test_a_folder_of_named_images_becomes_a_model_of_prompts(folder, tmp_path):
     sample(config)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert {image["prompt"] for image in manifest["images"]} == {"red swords"}
+
+    # the prompts of an evaluation are captions in the proportions of the images; an export finds the same in a folder
+    captions = [f"{kind} {color}" for kind in ("shields", "swords") for color in sorted(COLORS)]
+    wanted = Counter(captions * 5)
+    results = [evaluate_prompts(run, wanted)]
+    run_command("export", f"run={run}", f"out={tmp_path / 'export'}", cwd=tmp_path)
+    results.append(evaluate_prompts(tmp_path / "export", wanted, f"reference_data={folder}"))
+    assert results[0]["kid"] == pytest.approx(results[1]["kid"], abs=1e-6)
+    with pytest.raises(UserError, match="the prompts are captions of real images. Add reference_data="):
+        evaluate_prompts(tmp_path / "export", wanted)
 
     (folder / "swords" / "red_0.txt").write_text("an old sword", encoding="utf-8")
     more = [f"resume={run}", "max_steps=3"]

@@ -3,7 +3,7 @@
 import os
 from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -32,6 +32,7 @@ class Concat:
         tile: of folders and tables, see `ImageFolder`.
         tile_margin: see `ImageFolder`.
         tile_spacing: see `ImageFolder`.
+        captions: of folders, see `ImageFolder`; of tables all but "none" is their column.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Concat:
         tile: ImageSize | None = None,
         tile_margin: int = 0,
         tile_spacing: int = 0,
+        captions: str = "none",
     ):
         tiling = {"tile": tile, "tile_margin": tile_margin, "tile_spacing": tile_spacing}
-        self.sources = {path: _make_source(path, labels, tiling) for path in sources}
+        self.sources = {path: _make_source(path, labels, captions, tiling) for path in sources}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -72,12 +74,8 @@ class Concat:
         for source in self.sources.values():
             new_labels = np.array([numbers[name] for name in source.class_names] or [0], dtype=np.int64)
             for name, split in source.splits().items():
-                parts[name].append(Split(split.images, new_labels[split.labels]))
-        return {
-            name: Split(ConcatImages([split.images for split in splits]), np.concatenate([s.labels for s in splits]))
-            for name, splits in parts.items()
-            if splits
-        }
+                parts[name].append(replace(split, labels=new_labels[split.labels]))
+        return {name: _join(splits) for name, splits in parts.items() if splits}
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,21 @@ class ConcatImages:
         return self.parts[part][k - self.ends[part]]  # counted from the end of the part
 
 
-def _make_source(path: str, labels: str, tiling: dict) -> ImageFolder | Arrays | PathTable:
+def _join(splits: Sequence[Split]) -> Split:
+    captions = None
+    if any(split.captions for split in splits):
+        captions = [own for split in splits for own in split.captions or [()] * len(split.labels)]
+    images, labels = ConcatImages([split.images for split in splits]), np.concatenate([s.labels for s in splits])
+    return Split(images, labels, captions=captions)
+
+
+def _make_source(path: str, labels: str, captions: str, tiling: dict) -> ImageFolder | Arrays | PathTable:
     suffix = Path(path).suffix.lower()
     if os.path.isdir(Path(path).expanduser()):
-        return ImageFolder(path, labels, **tiling)
+        return ImageFolder(path, labels, captions=captions, **tiling)
     if suffix in (".npy", ".npz"):
         return Arrays(path, labels=labels)
     if suffix in (".csv", ".tsv", ".parquet"):
-        return PathTable(path, label_column=labels, **tiling)
+        column = "none" if captions == "none" else "auto"
+        return PathTable(path, label_column=labels, caption_column=column, **tiling)
     raise DataError(f"data.sources: {path[:300]} is not a folder, an array (.npy .npz) or a table (.csv .tsv .parquet)")

@@ -18,7 +18,6 @@ from diffusion_lit.evaluation import metrics
 from diffusion_lit.evaluation.features import collect_real_images, make_classifier
 from diffusion_lit.evaluation.image_metrics import COMPONENTS, too_few_images
 from diffusion_lit.evaluation.image_sets import make_reference
-from diffusion_lit.sampling.previews import labels_in_rows
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training.callbacks.step_callback import StepCallback
@@ -69,7 +68,7 @@ class SampleMetrics(StepCallback):
         self.labels = metrics.labels_in_proportion(self.reference.training.labels, self.config["metrics_images"])
         self.requests = self.labels
         if self.config["text_encoder"]:
-            self.requests = labels_in_rows(data.captions, len(self.labels))
+            self.requests = metrics.draw_prompts(data.train.captions, len(self.labels))
         self.seeds = image_seeds(derive_seed(self.config["seed"], "metrics"), len(self.labels))
         real, features = self.reference.training.features.shape
         reason = too_few_images(len(self.labels), real, min(features, COMPONENTS))
