@@ -507,12 +507,14 @@ def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
 
 def test_two_processes_do_not_run_one_sweep(tmp_path):
     words = ["--multirun", "seed=5,6", "metric=val/loss", "hydra.sweep.dir=s"]
-    prelude = STUB.replace("BODY", "time.sleep(2 if number == 1 else 0)")
+    go = tmp_path / "go"  # job 1 waits for it
+    prelude = STUB.replace("BODY", f"while number == 1 and not os.path.exists({str(go)!r}): time.sleep(0.01)")
     first = start("train", *words, cwd=tmp_path, prelude=prelude)
     while not (tmp_path / "s" / "1" / "command.txt").exists():
         assert first.poll() is None
         time.sleep(0.01)
     assert "s is in use by process" in run("train", *words, cwd=tmp_path, code=5, prelude=prelude)
+    go.touch()
     first.communicate(timeout=60)
     assert first.returncode == 0
     assert [row["status"] for row in rows_of(tmp_path / "s")] == ["finished"] * 2
