@@ -139,7 +139,7 @@ def compare_pairs(
             hits = found == np.array(wanted)[:, None]
             # how often an image of another prompt has it, prompts of the same word left out
             others = [np.mean(found[[other != word for other in wanted]] == word) for word in wanted]
-            share = measure_mean(torch.tensor(hits.mean(1))).estimate
+            share = measure_mean(torch.tensor(hits.mean(1))).interval()
             cells += [
                 f"{share.value:.0%} ({max(0, share.low):.0%} to {min(1, share.high):.0%})",
                 f"{np.mean(others):.1%}",

@@ -436,6 +436,7 @@ runpy.run_module("diffusion_lit.train", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_rank_0_ends_with_its_own_exit_code_whatever_an_interpreter_that_winds_down_does(tmp_path):
     words = [*SETTINGS, *DDP, "log_every=100", f"run_dir={tmp_path / 'run'}"]  # the signal comes between two rows
     process = subprocess.Popen(

@@ -325,6 +325,7 @@ def test_sampling_sweeps_as_well(sweep, tmp_path):
     assert "run=x,y: one run at a time" in run("sample", "--multirun", "run=x,y", cwd=tmp_path, code=2)
 
 
+@pytest.mark.slow
 def test_jobs_beside_each_other(tmp_path):
     """In processes of their own: their failures count, and they share the cores."""
     from joblib import cpu_count
