@@ -222,7 +222,8 @@ def test_every_check_of_values_together_finds_its_keys():
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
         values |= {"init": None, "strength": None, "mask": None, "repaint_repeats": 1, "shards": None}  # of `sample`
         values |= {"format": "png", "npy": False}
-        values |= {"data.streaming": False, "logger.project": "digits"}  # of data=huggingface, logger=wandb
+        values |= {"data.streaming": False, "data.caption_column": "none"}  # of data=huggingface
+        values |= {"logger.project": "digits"}  # of logger=wandb
         for check in CHECKS:
             with suppress(KeyError):
                 assert list(check(values)) == []
