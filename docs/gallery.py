@@ -58,7 +58,21 @@ class Model:
 
 
 DIGITS = [str(digit) for digit in range(10)]
-MODELS = {"digits": Model(DIGITS, ["3", "8", "0", "1"], 8), "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28)}
+TILES = [
+    "red potion",
+    "green robe",
+    "blue book",
+    "gray stone wall",
+    "purple cloud",
+    "brown sword",
+    "white altar",
+    "golden dragon",
+]
+MODELS = {
+    "tiles": Model(TILES, TILES[:4], 16, is_prompted=True),
+    "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28),
+    "digits": Model(DIGITS, ["3", "8", "0", "1"], 8),
+}
 
 
 def list_figures(name: str, model: Model) -> list[Figure]:
