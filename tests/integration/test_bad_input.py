@@ -214,7 +214,7 @@ CASES = [
         "metric=val/loss: lower is better. Add hydra.sweeper.direction=minimize",
     ),
     ("--multirun seed=0,1 hydra.sweep.dir=a/${hydra.job.num}", "hydra.sweep.dir: "),
-    ("metric=", "metric=: must be str, not empty"),
+    ("metric=", "metric=: must be null or str, not empty"),
 ]  # fmt: skip
 
 
