@@ -39,7 +39,7 @@ def check_train(config: DictConfig) -> None:
         raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
     loggers.require_package(config.logger)
     resolved, source = warm_start.resolve_training_config(config)
-    check_captions(resolved, source.splits()["train"])
+    check_captions(resolved, source.splits()["train"].captions)
     best_by, class_names = resolved["best_by"], resolved["data"]["class_names"]
     if not class_names and any(best_by in METRIC_COLUMNS[name] for name in NEEDS_CLASSES):
         raise UserError(Exit.CONFIG, f"best_by={best_by}: the data has no classes")

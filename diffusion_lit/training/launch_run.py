@@ -11,8 +11,7 @@ from pathlib import Path
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.targets import trust
-from diffusion_lit.data.captions import require_captions
-from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.data.captions import Captions, require_captions
 from diffusion_lit.distributed import collectives, process_group
 from diffusion_lit.runs import checkpoints, resume, run_dir
 from diffusion_lit.system.imports import pause_garbage_collection
@@ -23,10 +22,10 @@ from diffusion_lit.training.run_result import existing_result
 log = logging.getLogger(__name__)
 
 
-def check_captions(config: dict, split: Split) -> None:
-    """Raise DataError for a text encoder without captions in the training split."""
+def check_captions(config: dict, captions: Captions | None) -> None:
+    """Raise DataError for a text encoder without captions of the training images."""
     if config["text_encoder"] and not config["data"].get("caption_colors"):
-        require_captions(split.captions)
+        require_captions(captions)
 
 
 def fit(config: dict, source, run: Path, overrides: list[str]) -> dict:
