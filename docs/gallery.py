@@ -80,9 +80,8 @@ def list_figures(name: str, model: Model) -> list[Figure]:
     sample, key = f"python -m diffusion_lit.sample run=models/{name}", "prompt" if model.is_prompted else "classes"
     rows, four, two = (f"'{key}=[{','.join(names)}]'" for names in (model.rows, model.four, model.four[:2]))
     film = f"images_per_class=4 seed=1 gif=true {model.film}".strip()
-    guided = "images_per_class=4 same_noise=true guidance_scale=$scale"
-    scales = " ".join(map(str, SCALES))
-    guidance = f"for scale in {scales}; do\n  {sample} {four} {guided} out={name}_guidance_$scale\ndone"
+    guided = f"{sample} {four} images_per_class=4 same_noise=true"
+    guidance = "\n".join(f"{guided} guidance_scale={scale} out={name}_guidance_{scale}" for scale in SCALES)
     init = f"init={name}_rows/{8 * model.rows.index(model.four[0]):05d}.png"
     mask = f"mask={name}_mask.png repaint_repeats=5"
     size, half = model.size, model.size // 2
