@@ -13,7 +13,7 @@ from diffusion_lit.evaluation.metrics import draw_prompts
 from diffusion_lit.runs.evaluate_request import check_evaluation, prepare_evaluate_overrides
 from diffusion_lit.runs.evaluate_run import load_evaluation_task, measure
 from diffusion_lit.runs.load import load_requested_model
-from diffusion_lit.runs.run_dir import read_run_config
+from diffusion_lit.runs.run_dir import read_result, read_run_config
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
 from diffusion_lit.sample import sample
 from diffusion_lit.system.errors import DataError, UserError
@@ -74,7 +74,9 @@ def evaluate_prompts(run: Path, wanted: Counter, *overrides: str) -> dict:
 
 def test_a_folder_of_named_images_becomes_a_model_of_prompts(folder, tmp_path):
     run, words = tmp_path / "run", [*SHORT, f"data.root={folder}"]
-    run_command("train", *words, "max_steps=2", "checkpoint_every=2", f"run_dir={run}", cwd=tmp_path)
+    measured = ["metrics_every=2", "metrics=[kid]", "metrics_images=20"]
+    run_command("train", *words, *measured, "max_steps=2", "checkpoint_every=2", f"run_dir={run}", cwd=tmp_path)
+    assert np.isfinite(read_result(run)["kid"])
     assert read_run_config(run)["text_encoder"]["words"] == ["blue", "green", "red", "shields", "swords"]
     overrides = insert_stored_sampler([f"run={run}", f"out={tmp_path / 'out'}", "prompt=red swords"], None)
     (config,) = compose_configs("sample", overrides)

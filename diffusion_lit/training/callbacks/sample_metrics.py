@@ -59,8 +59,8 @@ class SampleMetrics(StepCallback):
         super().on_train_start(trainer, module)
         if not self.config["metrics_every"]:
             return
-        names, steps = self.config["data"]["class_names"], module.diffusion.process.num_train_timesteps
-        data = trainer.datamodule
+        names = [] if self.config["text_encoder"] else self.config["data"]["class_names"]
+        data, steps = trainer.datamodule, module.diffusion.process.num_train_timesteps
         images = collect_real_images(data.train, data.val, self.config["data"], module.device)
         with consistency.local_rank_zero_first():
             self.reference = make_reference(images, "classifier" if names else "pixels", names)
@@ -68,6 +68,7 @@ class SampleMetrics(StepCallback):
         self.labels = metrics.labels_in_proportion(self.reference.training.labels, self.config["metrics_images"])
         self.requests = self.labels
         if self.config["text_encoder"]:
+            self.labels = [0] * len(self.labels)  # a prompt is no class
             self.requests = metrics.draw_prompts(data.train.captions, len(self.labels))
         self.seeds = image_seeds(derive_seed(self.config["seed"], "metrics"), len(self.labels))
         real, features = self.reference.training.features.shape
