@@ -45,7 +45,9 @@ def parse_arguments() -> argparse.Namespace:
         "--script", type=Path, help="examples/unconditional_image_generation/train_unconditional.py of diffusers"
     )
     parser.add_argument(
-        "--data", action="append", help="overrides of a data set for memorization, floor and ranking; folder of prompts"
+        "--data",
+        action="append",
+        help="overrides of a data set for memorization, floor and ranking; for prompts the folder of tiles",
     )
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")

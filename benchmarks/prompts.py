@@ -26,6 +26,7 @@ from diffusion_lit.runs.load import TrainedModel, generate_with_progress
 from diffusion_lit.sampling.previews import draw_class_grid
 from diffusion_lit.web.session import enlarge
 
+Pair = tuple[str, str]  # a color and a kind
 KINDS = (
     "wall", "floor", "potion", "amulet", "book", "dragon", "shield", "sword", "axe", "robe", "statue", "cloud",
     "altar", "scroll",
@@ -70,10 +71,10 @@ def load_tiles(root: str) -> list[Tile]:
     return list(map(Tile, source.splits()["train"].images, np.array(store.images), words))
 
 
-def choose_seen(tiles: Sequence[Tile]) -> list[tuple[str, str]]:
+def choose_seen(tiles: Sequence[Tile]) -> list[Pair]:
     """Return a pair of training for each held-out one, with the most frequent colors of its kind."""
     counts = Counter((tile.color, tile.kind) for tile in tiles if not tile.is_held_out)
-    chosen: list[tuple[str, str]] = []
+    chosen: list[Pair] = []
     for _, kind in HELD_OUT:
         pairs = [pair for pair, _ in counts.most_common() if pair[1] == kind and pair[0] and pair not in chosen]
         chosen.append(pairs[0])
@@ -101,11 +102,10 @@ def train_classifier(tiles: Sequence[Tile]) -> tuple[object, float, int]:
     return classifier.fit(features, kinds), accuracy, len(known)
 
 
-def draw_samples(model: TrainedModel, pairs: Sequence[tuple[str, str]], guidance: float, seed: int) -> Tensor:
+def draw_samples(model: TrainedModel, pairs: Sequence[Pair], seed: int) -> Tensor:
     """Return samples uint8 (P, NUM_IMAGES, C, H, W) of the prompts "color kind"."""
     labels = [" ".join(pair) for pair in pairs for _ in range(NUM_IMAGES)]
-    guided = model.with_sampler(model.sampler, guidance_scale=guidance)
-    images = generate_with_progress(guided, labels, image_seeds(seed, NUM_IMAGES) * len(pairs)).images
+    images = generate_with_progress(model, labels, image_seeds(seed, NUM_IMAGES) * len(pairs)).images
     return images.unflatten(0, (len(pairs), NUM_IMAGES))
 
 
@@ -117,56 +117,64 @@ def classify_samples(classifier, samples: Tensor) -> tuple[np.ndarray, np.ndarra
     return np.array(colors).reshape(len(samples), -1), np.array(kinds).reshape(len(samples), -1)
 
 
-def find_copies(samples: Tensor, tiles: Sequence[Tile]) -> Tensor:
-    """Return which samples are copies of training images by pixels, bool (P * NUM_IMAGES,)."""
-    images = np.stack([tile.image for tile in tiles if not tile.is_held_out])
-    cut = len(images) * 4 // 5  # the rest decides how near a new image is to its nearest one
-    order = np.random.default_rng(0).permutation(len(images))
-    stores = [ImageStore(images[rows], np.zeros(len(rows), np.int64)) for rows in (order[:cut], order[cut:])]
+def find_copies(images: Tensor, tiles: Sequence[Tile]) -> Tensor:
+    """Return which images (N, C, H, W) are copies of training images by pixels, bool (N,)."""
+    training = np.stack([tile.image for tile in tiles if not tile.is_held_out])
+    cut = len(training) * 4 // 5  # the rest decides how near a new image is to its nearest one
+    order = np.random.default_rng(0).permutation(len(training))
+    stores = [ImageStore(training[rows], np.zeros(len(rows), np.int64)) for rows in (order[:cut], order[cut:])]
     real = RealImages(*stores, 1, False, "bicubic", torch.device("cpu"))
     reference = make_reference(real, "pixels", ["tile"], with_classifier=False)
-    return Comparison(reference, samples.flatten(0, 1), [0] * samples[:, :, 0, 0, 0].numel()).copies["pixels"].is_copy
+    return Comparison(reference, images, [0] * len(images)).copies["pixels"].is_copy
+
+
+def find_hits(found: np.ndarray, words: Sequence[str]) -> tuple[np.ndarray, float]:
+    """Return which samples have the word of their prompt, and how often those of prompts without the word have it.
+
+    Args:
+        found: words of the samples (P, NUM_IMAGES).
+        words: of the prompts (P,).
+    """
+    others = [np.mean(found[[other != word for other in words]] == word) for word in words]
+    return found == np.array(words)[:, None], float(np.mean(others))
+
+
+def format_share(hits: np.ndarray) -> str:
+    """Return the share of right samples (P, NUM_IMAGES), with its interval over prompts if they differ."""
+    share = measure_mean(torch.tensor(hits.mean(1))).interval()
+    if share.low == share.high:
+        return f"{share.value:.0%}"
+    return f"{share.value:.0%} ({max(0, share.low):.0%} to {min(1, share.high):.0%})"
 
 
 def compare_pairs(
-    model: TrainedModel, classifier, tiles: Sequence[Tile], guidance: float, figure: Path | None
+    model: TrainedModel, classifier, tiles: Sequence[Tile], seen: Sequence[Pair], out: Path
 ) -> Iterator[list[object]]:
-    for name, pairs in (("seen", choose_seen(tiles)), ("held out", list(HELD_OUT))):
-        samples = draw_samples(model, pairs, guidance, seed=0)
-        colors, kinds = classify_samples(classifier, samples)
-        cells = []
-        for found, wanted in ((colors, [color for color, _ in pairs]), (kinds, [kind for _, kind in pairs])):
-            hits = found == np.array(wanted)[:, None]
-            # how often an image of another prompt has it, prompts of the same word left out
-            others = [np.mean(found[[other != word for other in wanted]] == word) for word in wanted]
-            share = measure_mean(torch.tensor(hits.mean(1))).interval()
-            cells += [
-                f"{share.value:.0%} ({max(0, share.low):.0%} to {min(1, share.high):.0%})",
-                f"{np.mean(others):.1%}",
-            ]
-        both = (colors == np.array([[color] for color, _ in pairs])) & (
-            kinds == np.array([[kind] for _, kind in pairs])
-        )
-        yield [name, len(pairs), *cells, f"{both.mean():.0%}", f"{find_copies(samples, tiles).double().mean():.1%}"]
-        if figure:
-            names = [" ".join(pair) for pair in pairs]
-            rows = samples[:, :8].flatten(0, 1)
-            grid = draw_class_grid(rows, [k // 8 for k in range(len(rows))], names)
-            enlarge(grid).save(figure / f"{name.replace(' ', '_')}.png")
+    """Yield the rows of the table, and write a grid of the first eight images of each prompt."""
+    for name, pairs in (("seen", seen), ("held out", HELD_OUT)):
+        samples = draw_samples(model, pairs, seed=0)
+        found, words = classify_samples(classifier, samples), zip(*pairs, strict=True)
+        (colors, color_chance), (kinds, kind_chance) = map(find_hits, found, words)
+        copies = find_copies(samples.flatten(0, 1), tiles).double().mean()
+        labels = [k for k in range(len(pairs)) for _ in range(8)]
+        grid = draw_class_grid(samples[:, :8].flatten(0, 1), labels, [" ".join(pair) for pair in pairs])
+        enlarge(grid).save(out / f"{name.replace(' ', '_')}.png")
+        cells = [format_share(colors), f"{color_chance:.1%}", format_share(kinds), f"{kind_chance:.1%}"]
+        yield [name, len(pairs), *cells, f"{(colors & kinds).mean():.0%}", f"{copies:.1%}"]
 
 
-def choose_guidance(model: TrainedModel, classifier, tiles: Sequence[Tile]) -> float:
-    """Return the guidance scale with the most right colors and kinds of seen pairs, with another seed."""
-    pairs, scores = choose_seen(tiles), {}
-    for guidance in GUIDANCE:
-        colors, kinds = classify_samples(classifier, draw_samples(model, pairs, guidance, seed=1))
-        right = [
-            (found == np.array(words)[:, None]).mean()
-            for found, words in zip((colors, kinds), zip(*pairs, strict=True), strict=True)
-        ]
-        scores[guidance] = sum(right)
-        print(f"guidance {guidance:g}, seed 1, seen pairs: color {right[0]:.0%}, kind {right[1]:.0%}", flush=True)
-    return max(scores, key=scores.get)
+def choose_guidance(model: TrainedModel, classifier, seen: Sequence[Pair]) -> TrainedModel:
+    """Return the model with the guidance scale that gives the most right colors and kinds of seen pairs, seed 1."""
+    scores = {}
+    for scale in GUIDANCE:
+        samples = draw_samples(model.with_sampler(model.sampler, guidance_scale=scale), seen, seed=1)
+        found, words = classify_samples(classifier, samples), zip(*seen, strict=True)
+        color, kind = (hits.mean() for hits, _ in map(find_hits, found, words))
+        scores[scale] = color + kind
+        print(f"guidance {scale:g}, seed 1, seen pairs: color {color:.0%}, kind {kind:.0%}", flush=True)
+    best = max(scores, key=scores.get)
+    print(f"\n{NUM_IMAGES} images of each prompt, seed 0, guidance {best:g}; intervals over prompts\n")
+    return model.with_sampler(model.sampler, guidance_scale=best)
 
 
 def main(arguments: Namespace) -> None:
@@ -187,8 +195,7 @@ def main(arguments: Namespace) -> None:
         command = f"experiment=tiles_prompt data.root={root} data.exclude={file}"
         print(f"Then train, and give the run as --run: python -m diffusion_lit.train {command}")
         return
-    model = TrainedModel.from_run(arguments.run)
-    guidance = choose_guidance(model, classifier, tiles)
-    print(f"\n{NUM_IMAGES} images of each prompt, seed 0, guidance {guidance:g}; intervals over prompts\n")
+    seen = choose_seen(tiles)
+    model = choose_guidance(TrainedModel.from_run(arguments.run), classifier, seen)
     header = ["pairs", "prompts", "color right", "by chance", "kind right", "by chance", "both right", "copies"]
-    print_table(header, compare_pairs(model, classifier, tiles, guidance, arguments.out))
+    print_table(header, compare_pairs(model, classifier, tiles, seen, arguments.out))

@@ -17,7 +17,7 @@ from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, sweeps, teacher, warm_start
 from diffusion_lit.system.errors import Exit, UserError, hold_signals
 from diffusion_lit.system.imports import pause_garbage_collection
-from diffusion_lit.training.launch_run import check_captions, fit, follow
+from diffusion_lit.training.launch_run import check_training_captions, fit, follow
 from diffusion_lit.training.loggers import backends as loggers
 
 log = logging.getLogger("diffusion_lit.train")
@@ -39,7 +39,7 @@ def check_train(config: DictConfig) -> None:
         raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
     loggers.require_package(config.logger)
     resolved, source = warm_start.resolve_training_config(config)
-    check_captions(resolved, source.splits()["train"].captions)
+    check_training_captions(resolved, source.splits()["train"].captions)
     best_by, class_names = resolved["best_by"], resolved["data"]["class_names"]
     if not class_names and any(best_by in METRIC_COLUMNS[name] for name in NEEDS_CLASSES):
         raise UserError(Exit.CONFIG, f"best_by={best_by}: the data has no classes")

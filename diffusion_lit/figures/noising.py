@@ -90,7 +90,7 @@ def draw_panels(subject: Subject, out: Path) -> list[Path]:
     model, diffusion = subject.model, subject.model.diffusion
     levels = [round(fraction * (diffusion.process.num_train_timesteps - 1)) for fraction in PANEL_LEVELS]
     x0 = model.codec.encode(subject.load_originals(1)[:1, 0]).expand(len(levels), -1, -1, -1)
-    label = subject.rows[0] if subject.original_names else type(subject.rows[0])()  # of a prompt the empty one
+    label = "" if subject.has_prompts else subject.rows[0]  # the training image is of no prompt
     y = model.condition.to_tensor([label] * len(levels))
     prediction = predict(model.net, diffusion, x0, diffusion.process.times[levels], y, subject.seed)
     images = subject.render(model.codec.decode(torch.stack(prediction, dim=1)))

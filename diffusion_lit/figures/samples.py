@@ -55,8 +55,8 @@ def draw_samplers(
     subject: Subject, models: Mapping[str, TrainedModel], per_row: int, out: Path, advance: Advance
 ) -> list[Path]:
     """Write samplers.png: training images, then samples of each sampler with the same seeds and labels."""
-    has_prompts = subject.row_names != subject.original_names
-    blocks, groups = [subject.load_originals(per_row)], [(f"{'any ' * has_prompts}training images", per_row)]
+    title = "any training images" if subject.has_prompts else "training images"
+    blocks, groups = [subject.load_originals(per_row)], [(title, per_row)]
     for name, model in models.items():
         started = time.perf_counter()
         blocks.append(sample_rows(subject, model, per_row, lambda first, k, x: advance()))

@@ -51,27 +51,29 @@ class Subject:
         """Return `<name>/<run folder>`, or the name of the recipe."""
         return f"{self.config['name']}/{self.run.resolve().name}" if self.run else str(self.config["name"])
 
+    @property
+    def has_prompts(self) -> bool:
+        """Return whether rows are prompts, to which no training image belongs."""
+        return bool(self.config.get("preview_prompts"))
+
     @cached_property
     def rows(self) -> list[Label]:
         """Return the prompt or the class label of each row; without either, zeros."""
-        if prompts := self.config.get("preview_prompts"):
+        if self.has_prompts:
+            prompts = self.config["preview_prompts"]
             return [prompts[k] for k in choose_rows(len(prompts), ROWS)]
         return choose_rows(len(self.config["data"]["class_names"]), ROWS) or [0] * ROWS
 
     @property
     def row_names(self) -> list[str]:
         """Return the prompts or the class names of the rows; empty without either."""
-        if self.config.get("preview_prompts"):
-            return list(map(str, self.rows))
-        return self.original_names
+        return list(map(str, self.rows)) if self.has_prompts else self.original_names
 
     @property
     def original_names(self) -> list[str]:
         """Return the class names of the rows of training images; empty without classes, and with prompts."""
         names = self.config["data"]["class_names"]
-        if not names or self.config.get("preview_prompts"):
-            return []
-        return [names[k] for k in self.rows]
+        return [names[k] for k in self.rows] if names and not self.has_prompts else []
 
     @cached_property
     def diffusion(self) -> Diffusion:

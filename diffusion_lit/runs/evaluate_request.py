@@ -53,7 +53,7 @@ def check_evaluation(config: DictConfig) -> None:
     """Raise UserError (exit 2) if the run cannot be evaluated as requested."""
     check_sampling(OmegaConf.merge(dict.fromkeys(SAMPLE_KEYS), config))
     run_config = stored_config.read_model_config(Path(config.run).expanduser())
-    data, faults = make_reference_config(config, run_config["data"]), []
+    data, faults = make_reference_config(config, run_config), []
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     has_prompts = bool(run_config.get("text_encoder"))
@@ -88,14 +88,15 @@ def check_evaluation(config: DictConfig) -> None:
     raise_faults(faults, "evaluated")
 
 
-def make_reference_config(config: DictConfig, data: dict) -> dict:
-    """Return the `data` group of the run, or that of `reference_data`, decoded alike."""
+def make_reference_config(config: DictConfig, run_config: dict) -> dict:
+    """Return the `data` group of the run, or that of `reference_data`, decoded alike, for prompts with captions."""
+    data = run_config["data"]
     if config.reference_data is None:
         return data
     source = {"sources": [config.reference_data], "labels": "auto" if data["class_names"] else "none", "exclude": None}
-    source |= {"value_range": data.get("value_range") or "auto", "captions": data.get("captions", "none")}
-    if data.get("caption_column", "none") != "none":
-        source["captions"] = "auto"
+    source |= {"value_range": data.get("value_range") or "auto", "captions": "none"}
+    if run_config.get("text_encoder"):
+        source["captions"] = data.get("captions") or "auto"  # a table has a column instead
     return DATA_DEFAULTS | data | {"_target_": "diffusion_lit.data.sources.concat.Concat"} | source
 
 

@@ -53,7 +53,7 @@ class EvaluationTask(NamedTuple):
 
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
-    data, has_prompts = make_reference_config(config, model.config["data"]), bool(model.config.get("text_encoder"))
+    data, has_prompts = make_reference_config(config, model.config), bool(model.config.get("text_encoder"))
     names = [] if has_prompts else model.class_names
     statistics = config.reference_statistics and load_statistics(Path(config.reference_statistics).expanduser())
     real = load_real_images(config, data, model)

@@ -138,9 +138,12 @@ def _on_unraisable(previous_hook: Callable, unraisable: "sys.UnraisableHookArgs"
     handler = signal.getsignal(number)
 
     def send_again():
-        if signal.getsignal(number) is handler:  # not that of a training run, which reads PENDING_SIGNALS
-            # a signal to the process also ends a call in which the main thread waits
-            os.kill(os.getpid(), number) if os.name == "posix" else signal.raise_signal(number)
+        if signal.getsignal(number) is not handler:  # but that of a training run, which reads PENDING_SIGNALS
+            return
+        if os.name == "posix":
+            os.kill(os.getpid(), number)  # also ends a call in which the main thread waits
+        else:
+            signal.raise_signal(number)
 
     timer = threading.Timer(0.01, send_again)  # after the callback
     timer.daemon = True

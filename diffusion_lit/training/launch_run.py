@@ -22,7 +22,7 @@ from diffusion_lit.training.run_result import existing_result
 log = logging.getLogger(__name__)
 
 
-def check_captions(config: dict, captions: Captions | None) -> None:
+def check_training_captions(config: dict, captions: Captions | None) -> None:
     """Raise DataError for a text encoder without captions of the training images."""
     if config["text_encoder"] and not config["data"].get("caption_colors"):
         require_captions(captions)

@@ -71,7 +71,7 @@ def test_runs_are_trained_once_before_what_needs_them_and_a_failure_is_an_exit_c
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["digits.fd64"])
     assert ended.value.code == 0
-    RESULT["settings"]["reference"]["data"] = "other"
+    monkeypatch.setitem(RESULT["settings"]["reference"], "data", "other")
     with pytest.raises(SystemExit, match="the card is about images of fingerprint 7c20be9faeec27fe, these have other"):
         reproduce.main(["digits.fd64"])
 
