@@ -14,7 +14,7 @@ from diffusion_lit.cli.train_overrides import is_multirun, prepare_train_overrid
 from diffusion_lit.cli.trial import is_trial, run_trial
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
 from diffusion_lit.distributed import collectives, slurm, watchdog
-from diffusion_lit.runs import resume, run_dir, sweeps, teacher, warm_start
+from diffusion_lit.runs import resume, run_dir, run_lock, sweeps, teacher, warm_start
 from diffusion_lit.system.errors import Exit, UserError, hold_signals
 from diffusion_lit.system.imports import pause_garbage_collection
 from diffusion_lit.training.launch_run import check_training_captions, fit, follow
@@ -68,7 +68,7 @@ def train(config: DictConfig) -> float:
     lock, is_owner = None, False
     try:
         with hold_signals():  # a signal right after the lock would leave a folder with nothing but the lock
-            lock = run_dir.RunLock(run)
+            lock = run_lock.RunLock(run)
             if is_sweep and sweeps.is_same_job(run, overrides):  # the sweep is continued, or SLURM restarts its job
                 config.resume = str(run) if run_dir.is_run_dir(run) else None
             elif not config.resume:

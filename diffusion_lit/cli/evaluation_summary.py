@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lit.cli import summary
-from diffusion_lit.runs import output, run_dir, stored_config, sweeps
+from diffusion_lit.runs import output, run_dir, run_lock, stored_config, sweeps
 from diffusion_lit.system.errors import UserError
 
 log = logging.getLogger("diffusion_lit.evaluate")
@@ -69,7 +69,7 @@ def log_to_wandb(run: Path, result: dict) -> None:
 
     config = stored_config.read_model_config(run)
     try:
-        lock = run_dir.RunLock(run)
+        lock = run_lock.RunLock(run)
     except (UserError, OSError) as error:
         log.warning("could not log to W&B: %s", error)
         return

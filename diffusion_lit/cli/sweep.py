@@ -24,7 +24,7 @@ from diffusion_lit.cli import summary
 from diffusion_lit.cli.sweep_metric import check_metric
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.overrides import format_command, format_override
-from diffusion_lit.runs import run_dir, sweeps
+from diffusion_lit.runs import run_dir, run_lock, sweeps
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import Exit, UserError, report_errors
 
@@ -175,7 +175,7 @@ def hold_sweep(sweep: Sweep, finished: Path) -> Iterator[None]:
         UserError: exit 5 if another process runs this sweep.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    lock = run_dir.RunLock(sweep.folder) if sweep.overrides else None
+    lock = run_lock.RunLock(sweep.folder) if sweep.overrides else None
     for folder in sweep.folder.glob(".ended-*") if lock else ():  # of a killed process
         shutil.rmtree(folder, ignore_errors=True)
     finished.mkdir()

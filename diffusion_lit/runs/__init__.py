@@ -1,7 +1,8 @@
 """The run folder, and trained models from it.
 
 A run
-  run_dir           layout, lock, output folders
+  run_dir           layout, output folders
+  run_lock          its lock, and where a moved folder is
   checkpoints       atomic writing, selection, safe reading
   metrics_file      metrics.csv
   resume            merge stored and new overrides, refuse another configuration

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffusion_lit.runs import run_dir
+from diffusion_lit.runs import run_dir, run_lock
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically, write_text_atomically
 
@@ -80,7 +80,7 @@ def fill_folder(
     require_available(out, marker, replaces)
     is_new = not out.exists()
     try:
-        lock = run_dir.RunLock(make_folder(out))
+        lock = run_lock.RunLock(make_folder(out))
     except OSError as error:
         raise UserError(Exit.OUTPUT, f"out={out} cannot be written to: {error.strerror}") from None
     partial = out / PARTIAL

@@ -6,7 +6,8 @@ from pathlib import Path
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.paths import PATH_KEYS, make_absolute
 from diffusion_lit.runs import checkpoints, run_dir
-from diffusion_lit.runs.run_dir import RunLock, find_newest_run, read_overrides, read_run_config, require_writable
+from diffusion_lit.runs.run_dir import find_newest_run, read_overrides, read_run_config, require_writable
+from diffusion_lit.runs.run_lock import RunLock
 from diffusion_lit.system.errors import Exit, UserError
 
 # keys that a resumed run may change; any other change makes it another run

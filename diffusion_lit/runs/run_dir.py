@@ -1,4 +1,4 @@
-"""Layout of a run folder, its lock, and the output folders of the commands.
+"""Layout of a run folder, and the output folders of the commands.
 
 config.yaml  command.txt  versions.txt  train.log  metrics.csv  result.json  palette.hex
 checkpoints/step-*.ckpt + last.ckpt + best.ckpt   samples/step-*.png   .lock
@@ -12,7 +12,6 @@ import secrets
 import shlex
 import shutil
 import socket
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib.metadata import version
@@ -23,12 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.config.paths import relocate
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import is_same_file, is_unlocked, write_text_atomically
-from diffusion_lit.system.platform import find_open_file, lock
+from diffusion_lit.system.files import is_unlocked, write_text_atomically
 
 # what a folder may hold before its config.yaml, which makes it a run
 BEFORE_TRAINING = (".lock", "train.log", "versions.txt", "command.txt", "cache")
@@ -176,14 +173,19 @@ def read_run_config(run: Path) -> dict:
 
 
 def read_overrides(run: Path, start: int = -1) -> list[str]:
-    """Return the command-line overrides of a start of a run, the last one by default, from command.txt.
+    """Return the command-line overrides of a start of a run, the last one by default.
+
+    They are those of command.txt. A published model has one command, in its config.yaml.
 
     Raises:
-        UserError: exit 4 if the file is missing or damaged, or if it overrides Hydra's own
+        UserError: exit 4 if the command is missing or damaged, or if it overrides Hydra's own
             keys. Those can call anything, and no run writes them there.
     """
     try:
-        lines = (run / "command.txt").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        command = read_published_command(run)
+        path = run / "command.txt"
+        text = command or path.read_text(encoding="utf-8", errors="surrogateescape")
+        lines = text.splitlines()
         overrides = shlex.split(lines[start])[3:]  # python -m diffusion_lit.train ...
         parsed = OverridesParser.create().parse_overrides(overrides)
     except (OSError, ValueError, IndexError, HydraException) as error:
@@ -193,6 +195,13 @@ def read_overrides(run: Path, start: int = -1) -> list[str]:
             fault = f"{override.input_line}: a run cannot override Hydra's own keys. Remove it"
             raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'}: {fault}")
     return overrides
+
+
+def read_published_command(run: Path) -> str | None:
+    """Return the command that trained a published model, without folders; None for a run."""
+    exported = read_yaml(run / "config.yaml").get("exported")
+    command = exported.get("command") if isinstance(exported, dict) else None
+    return command if isinstance(command, str) else None
 
 
 def record_start(run: Path, config: dict, overrides: list[str]) -> None:
@@ -227,72 +236,3 @@ def read_result(run: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     return result if isinstance(result, dict) else {}
-
-
-class RunLock:
-    """Lock of a run folder, or of another folder that one process writes. It is released when the process ends.
-
-    Raises:
-        UserError: exit 5 if another process holds it.
-    """
-
-    def __init__(self, run: Path):
-        self.path, self.file = run / ".lock", None
-        while self.file is None or not is_same_file(self.file.fileno(), self.path):  # its holder may have removed it
-            self.file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 open as long as the lock is held
-            try:
-                lock(self.file.fileno(), wait=False)
-            except BlockingIOError:
-                self.file.seek(0)
-                holder = self.file.read().strip() or "another process"
-                self.file.close()
-                raise UserError(Exit.OUTPUT, f"{run} is in use by {holder}. Wait for it, or stop it first") from None
-            except OSError:  # a file system without locks: nothing keeps two processes apart
-                pass
-        self.file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M")
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        self.file.flush()
-
-    def is_in_place(self) -> bool:
-        """Return whether the folder is still where it was when it was locked."""
-        return is_same_file(self.file.fileno(), self.path)
-
-    def raise_if_moved(self, error: BaseException) -> None:
-        """Raise UserError (exit 5) in place of an error, if somebody moved or deleted the folder."""
-        if self.is_in_place():
-            return
-        if getattr(error, "exit_code", None) == Exit.OUTPUT:  # it says so already
-            raise error
-        run = self.path.parent
-        raise describe_moved_run(run, find_moved_run(self.file.fileno(), run)) from error
-
-    def release(self, remove: bool = False) -> None:
-        """Release the lock, and with `remove` delete its file."""
-        self.file.truncate(0)
-        if remove and self.is_in_place():
-            self.path.unlink()
-        self.file.close()
-
-
-def find_moved_run(lock_file: int, run: Path) -> Path | None:
-    """Return where the folder of a lock file is now: `run` unless somebody moved it, None if it was deleted."""
-    if is_same_file(lock_file, run / ".lock"):
-        return run
-    return (path := find_open_file(lock_file)) and path.parent
-
-
-def describe_moved_run(run: Path, moved: Path | None, saved: str = "") -> UserError:
-    """Return the error about a run folder that somebody moved or deleted during the run.
-
-    Args:
-        run: where it was.
-        moved: where it is now, None if it was deleted.
-        saved: what the run saved before it stopped, for example "at step 40, saved".
-    """
-    if moved is None:
-        hint = "Nothing more was written. Restore it and resume, or start a new run"
-        return UserError(Exit.OUTPUT, f"{run} was deleted, or moved to another disk, during the run. {hint}")
-    where = f"{display_path(run)} was moved to {display_path(moved)} during the run, which stopped {saved}".rstrip()
-    command = format_command("train", format_override("resume", display_path(moved)))
-    return UserError(Exit.OUTPUT, f"{where}. To continue: {command}")

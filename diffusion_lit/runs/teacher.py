@@ -8,7 +8,7 @@ from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import resume, stored_config
 from diffusion_lit.runs.diffusers_format import resolve_run
-from diffusion_lit.runs.run_dir import require_run_dir
+from diffusion_lit.runs.run_dir import read_published_command, require_run_dir
 from diffusion_lit.runs.sample_request import TRAINING_ONLY
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -33,8 +33,8 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
         raise UserError(Exit.CONFIG, f"distill={method}: needs one run to learn from. Add distill.teacher=<run folder>")
     option = read_option("distill", method)
     run = require_run_dir(read_override("run", resolve_run([format_override("run", teacher)])))
-    if not (run / "command.txt").is_file():
-        fault = f"distill.teacher={teacher}: a published model does not say how it was trained"
+    if not (run / "command.txt").is_file() and not read_published_command(run):
+        fault = f"distill.teacher={teacher}: this model does not say how it was trained"
         raise UserError(Exit.CONFIG, f"{fault}. Choose the run that it was exported from")
     config = stored_config.read_sampling_config(run)
     stages = read_override("distill.stages", overrides) or option["stages"]

@@ -153,6 +153,17 @@ def test_students_of_continuous_processes(tmp_path, process):
     assert TrainedModel.from_run(tmp_path / "out").evaluations == 1
 
 
+def test_a_published_model_teaches_as_its_run_does(student, tmp_path):
+    run("export", f"run={student.parent / 'teacher'}", "out=model", cwd=tmp_path)
+    run("train", "distill=progressive", "distill.teacher=model", *STUDENT, "run_dir=student", cwd=tmp_path)
+    ours, theirs = (last_checkpoint(path) for path in (student, tmp_path / "student"))
+    assert is_equal(ours["state_dict"], theirs["state_dict"])
+    config = (tmp_path / "model" / "config.yaml").read_text()
+    (tmp_path / "model" / "config.yaml").write_text(config.replace("  command: ", "  comment: "))
+    printed = run("train", "distill=progressive", "distill.teacher=model", "run_dir=other", cwd=tmp_path, code=2)
+    assert "distill.teacher=model: this model does not say how it was trained" in printed
+
+
 def test_what_cannot_be_distilled_is_refused_in_words(student, tmp_path):
     home = student.parent
     teacher = ["distill=progressive", f"distill.teacher={home / 'teacher'}"]

@@ -156,14 +156,14 @@ def test_what_a_kill_at_the_start_leaves_is_removed_by_the_next_start(tmp_path):
 
 
 def test_only_what_is_without_value_and_unlocked_is_removed(tmp_path):
-    from diffusion_lit.runs import run_dir
+    from diffusion_lit.runs import run_dir, run_lock
 
     folders = {name: tmp_path / name for name in ("killed", "held", "notes", "released", "foreign", "empty")}
     for name, folder in folders.items():
         folder.mkdir()
         if name == "empty":
             continue
-        lock = run_dir.RunLock(folder)
+        lock = run_lock.RunLock(folder)
         (folder / "train.log").write_text("step 1")
         text = (folder / ".lock").read_text()
         if name == "notes":

@@ -6,7 +6,7 @@ import math
 import lightning as L
 
 from diffusion_lit.distributed import collectives
-from diffusion_lit.runs import checkpoints, run_dir
+from diffusion_lit.runs import checkpoints, run_lock
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory
@@ -98,9 +98,9 @@ class RunCheckpoints(StepCallback):
                 the third in a row, fails.
         """
         place = self.run
-        if self.lock_file and (moved := run_dir.find_moved_run(self.lock_file.fileno(), place)) != place:
+        if self.lock_file and (moved := run_lock.find_moved_run(self.lock_file.fileno(), place)) != place:
             if moved is None:
-                raise run_dir.describe_moved_run(place, None)
+                raise run_lock.describe_moved_run(place, None)
             self.run, is_needed = moved, True
         if not (is_finite(module.net) and is_finite(module.ema)):
             replay = record_step(self.run, self.config, self.step, trainer, module)
@@ -124,7 +124,7 @@ class RunCheckpoints(StepCallback):
         if collectives.rank() == 0:
             self._update_files(best, set(steps) - keep)
         if self.run != place:
-            raise run_dir.describe_moved_run(place, self.run, f"at step {self.step}, saved")
+            raise run_lock.describe_moved_run(place, self.run, f"at step {self.step}, saved")
 
     def _update_files(self, best: int | None, outdated: set[int]) -> None:
         path = checkpoints.checkpoint_path(self.run, self.step)
