@@ -29,6 +29,7 @@ config group with `group=name`. Every wrong key, type, range and combination is 
 | type | values |
 |---|---|
 | `int`, `float`, `bool`, `str`, `null` | as in yaml; `str` is not empty |
+| `folder name` | a `str` of at most 255 bytes without `/`, `\\` and control characters, not `.` or `..` |
 | `int >= 1`, `float in [0, 1)` | a range; a parenthesis excludes the end |
 | `list[T]`, `list[T] x 2`, `list[T] x 1+` | a list `[a,b]` of any length, of two, of at least one |
 | `dict[T]` | a mapping `{name: value}` |

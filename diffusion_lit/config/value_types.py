@@ -4,6 +4,7 @@ A type is one alternative or several, separated by " | ":
 
     int, float            also with a range: int >= 1, float > 0, float in [0, 1)
     bool, str             str is not empty
+    folder name           a str that is the name of one folder in another
     null
     list[T]               list[T] x 2: of two; list[T] x 1+: not empty
     dict[T]               names of the user's own to values of type T, not empty
@@ -17,11 +18,15 @@ import math
 import re
 from collections.abc import Callable
 
+from diffusion_lit.system.console import CONTROLS, escape_controls
+
 NUMBER = re.compile(r"(int|float)(?: (>=|>) (\S+)| in ([\[(])(\S+), (\S+)([\])]))?")
 COLLECTION = re.compile(r"(list|dict)\[(.+)\](?: x (\d+)(\+)?)?")
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 MAX_INT = 2**63 - 1
-NAMED_TYPES = ("bool", "str", "null", "class", "DD:HH:MM:SS")
+MAX_NAME_BYTES = 255  # of a file name on every common file system
+NAMED_TYPES = ("bool", "str", "folder name", "null", "class", "DD:HH:MM:SS")
+FOLDER_NAME = f"a folder name of at most {MAX_NAME_BYTES} bytes, without / \\ and control characters, not . or .."
 
 
 def is_type(text: str) -> bool:
@@ -45,6 +50,8 @@ def _matches_alternative(part: str, value: object) -> bool:
         return True
     if part == "DD:HH:MM:SS":
         return isinstance(value, str) and DURATION.fullmatch(value) is not None
+    if part == "folder name":
+        return isinstance(value, str) and _is_folder_name(value)
     if part == "class":
         return isinstance(value, dict) and isinstance(value.get("_target_"), str)
     if part in ("null", "bool", "str"):
@@ -53,6 +60,14 @@ def _matches_alternative(part: str, value: object) -> bool:
     if "<n>" in part:
         return re.fullmatch(re.escape(part).replace("<n>", r"\d+"), str(value)) is not None
     return not isinstance(value, bool) and value == (int(part) if part.isdigit() else part)
+
+
+def _is_folder_name(text: str) -> bool:
+    if text in ("", ".", ".."):
+        return False
+    if "/" in text or "\\" in text or CONTROLS.search(text):
+        return False
+    return len(text.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
 
 
 def _matches_number(kind, sign, least, left, low, high, right, value: object) -> bool:
@@ -97,12 +112,14 @@ def describe_type(text: str) -> str:
     """Return a type as error messages print it."""
     parts = split_alternatives(text)
     is_choice = not any(NUMBER.fullmatch(p) or COLLECTION.fullmatch(p) or p in ("bool", "str") for p in parts)
-    return f"one of {', '.join(parts)}" if is_choice and len(parts) > 1 else " or ".join(parts)
+    if is_choice and len(parts) > 1:
+        return f"one of {', '.join(parts)}"
+    return " or ".join(FOLDER_NAME if part == "folder name" else part for part in parts)
 
 
 def format_value(value: object) -> str:
-    """Return a value as it is written on a command line."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """Return a value as it is written on a command line, in one line."""
+    return escape_controls(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def map_leaves(tree, function: Callable[[str, object], object], key: str = ""):

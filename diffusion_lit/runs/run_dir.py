@@ -24,12 +24,12 @@ from yaml import YAMLError
 
 from diffusion_lit.config.paths import relocate
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
+from diffusion_lit.config.value_types import MAX_NAME_BYTES
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import is_unlocked, write_text_atomically
 
 # what a folder may hold before its config.yaml, which makes it a run
 BEFORE_TRAINING = (".lock", "train.log", "versions.txt", "command.txt", "cache")
-MAX_NAME_BYTES = 255  # of a file name on every common file system
 PACKAGES = ("diffusion_lit", "torch", "lightning", "torchvision", "diffusers", "hydra-core", "omegaconf", "numpy")
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -11,6 +12,8 @@ from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
 FIRST_LINE, LATER_LINES = 10, 30  # seconds between log lines of a progress bar
+# what breaks lines and tables, and what terminals obey
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def accept_any_text() -> None:
@@ -29,6 +32,15 @@ def ignore_closed_pipe() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+
+
+def escape_controls(text: str) -> str:
+    """Return text in one line, with line breaks and control characters as escapes."""
+
+    def escape(match: re.Match) -> str:
+        return match[0].encode("unicode_escape").decode()
+
+    return CONTROLS.sub(escape, text)
 
 
 def print_text(text: str) -> None:

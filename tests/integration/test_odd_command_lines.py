@@ -9,10 +9,12 @@ import pytest
 
 from diffusion_lit import __main__
 from diffusion_lit.cli import hydra_flags, launch
+from diffusion_lit.config.value_types import quote
 from tests.cases import each
 from tests.runs import TINY, run, start
 
 LONG = "n" * 300
+FOLDER_NAME = "a folder name of at most 255 bytes, without / \\ and control characters, not . or .."
 CASES = [  # arguments, exit code, part of the message
     # sweeps are counted before they are made
     (["train", "--multirun", "seed=range(1,1000000000)"], 2, "999,999,999 values are too many, at most 1,000"),
@@ -33,7 +35,17 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "diffusion.num_train_timesteps=20000000000"], 2, "must be int in [2, 100000]"),
     (["train", "logger=wandb", "logger.project=a/b"], 2, "logger.project=a/b: must not contain /"),
     # names and folders
-    (["train", f"name={LONG}"], 2, "has 300 bytes, a name has at most 255"),
+    (["train", f"name={LONG}"], 2, f"name={LONG}: must be {FOLDER_NAME}"),
+    *[
+        (["train", f"name={quote(name)}"], 2, f"name={name}: must be {FOLDER_NAME}")
+        for name in ("../x", "/x", "a/b", "a\\b", ".", "..", "é" * 128)
+    ],
+    (["train", "--multirun", "seed=0,1", "name=../x"], 2, f"name=../x: must be {FOLDER_NAME}"),
+    (["train", "resume=auto", "name=../x"], 2, f"name=../x: must be {FOLDER_NAME}"),
+    (["train", "plan=true", "name=../x"], 2, f"name=../x: must be {FOLDER_NAME}"),
+    (["visualize", "name=../x"], 2, f"name=../x: must be {FOLDER_NAME}"),
+    (["train", 'name="a\nb"'], 2, f"name=a\\nb: must be {FOLDER_NAME}"),
+    (["train", 'name="a\x1b[31mb"'], 2, f"name=a\\x1b[31mb: must be {FOLDER_NAME}"),
     (["train", f"run_dir={LONG}/x"], 2, "has 300 bytes, a name has at most 255"),
     (["train", "run_dir=/proc/x"], 5, "run_dir=/proc/x cannot be made"),
     (["sample", f"run={LONG}"], 2, "File name too long"),
@@ -43,7 +55,7 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "data.root=a&b"], 2, """'data.root="a&b"'"""),
     (["train", "name=1e3"], 2, """'name="1e3"'"""),
     (["train", "name=1_000"], 2, """'name="1_000"'"""),
-    (["train", "name=null"], 2, "name=null: must be str"),
+    (["train", "name=null"], 2, f"name=null: must be {FOLDER_NAME}"),
     (["train", "data=image_folder", "data.root=cost ${money} $5"], 2, """'data.root="cost \\${money} $5"'"""),
     (["train", "data=image_folder", "data.root='${'"], 2, "If it is text, write"),
     (["train", "data=image_folder", "data.root='caf\udce9'"], 2, "has bytes that are not UTF-8"),

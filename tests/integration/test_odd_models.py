@@ -304,6 +304,7 @@ def test_names_and_paths_may_have_any_signs():
         ({"data.render": ...}, None),
         ({"weighting": ...}, "2 .*weighting: must be a mapping"),
         ({"guidance_scale": "x"}, "2 .*guidance_scale=x"),
+        ({"name": "../../x"}, "2 .*name=../../x: must be a folder name"),
         ({"label_dropout": ...}, "2 .*label_dropout: missing"),
         ({"diffusion.num_train_timesteps": 2 * 10**10}, "2 .*diffusion.num_train_timesteps"),
         ({"diffusion.beta_schedule": "zigzag"}, "2 .*diffusion.beta_schedule=zigzag"),

@@ -21,7 +21,7 @@ QUICK = [*TINY, "max_steps=4", "val_every=2", "sample_every=2", "checkpoint_ever
 def sweep(tmp_path_factory) -> Path:
     """Two runs, with a name that is no name for a page."""
     home = tmp_path_factory.mktemp("sweep")
-    words = ["seed=0,1", "name='<b>a&b</b>'", f"hydra.sweep.dir={home / 'sweep'}"]
+    words = ["seed=0,1", "name='<b>a&b<b>'", f"hydra.sweep.dir={home / 'sweep'}"]
     run("train", "--multirun", *QUICK, *words, cwd=home)
     run("evaluate", f"run={home / 'sweep' / '0'}", "num_images=40", cwd=home)
     return home / "sweep"

@@ -14,6 +14,11 @@ from tests.cases import each
         ("1 | 3", [1, 3], [2, True, "1", None]),
         ("bool", [True, False], [1, "true", None]),
         ("str", ["a", "1"], ["", 1, None, True]),
+        (
+            "folder name",
+            ["a b", "...", "é" * 127, "日本"],
+            ["", ".", "..", "a/b", "a\\b", "a\n", "\x1b", "é" * 128, "\u2028", 1],
+        ),
         ("list[int >= 0] x 2", [[0, 1]], [[0], [0, -1], [0, "1"], 3, None]),
         ("list[str] x 1+", [["a"]], [[], ["a", 1]]),
         ("null | dict[float] | list[dict[float]] x 1+", [None, {"a": 1}, [{"a": 0.5}]], [{}, [], {"a": "b"}, 1]),
