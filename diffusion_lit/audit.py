@@ -79,7 +79,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     findings["training_would_fail"] = bool(findings["broken"])
-    findings |= summarize_captions(splits, facts, has_colors)
+    findings |= summarize_captions(splits, facts, data["class_names"], has_colors)
     findings |= {"left_out": getattr(source, "left_out", {}), "notes": collect_notes(source)}
     for key, value in proposed.items():  # also levels that depend on the size
         OmegaConf.update(composed, key, value)

@@ -16,6 +16,7 @@ Captions = Sequence[tuple[str, ...]]  # of each image; an empty tuple: it has no
 COLUMNS = ("text", "caption", "prompt")  # usual names; the first that exists is used
 METADATA = "metadata.jsonl"  # of an image folder of the Hugging Face hub
 RARE = 2  # images; a word of fewer is rare
+WORD = re.compile(r"[^\W_]+")
 # from a letter to a digit and back, and before the first capital of a word: goldDragon2, HTMLPage
 BORDERS = re.compile(
     r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-zß-öø-ÿ])(?=[A-ZÀ-Þ])|(?<=[A-ZÀ-Þ])(?=[A-ZÀ-Þ][a-zß-ÿ])"
@@ -46,6 +47,15 @@ def clean_caption(text: object) -> str:
 def split_captions(texts: Sequence[object]) -> tuple[str, ...]:
     """Return the captions that are not empty, each once."""
     return tuple(dict.fromkeys(caption for text in texts if (caption := clean_caption(text))))
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case.
+
+    >>> split_words("A golden Dragon, young_1")
+    ['a', 'golden', 'dragon', 'young', '1']
+    """
+    return WORD.findall(text.lower())
 
 
 def read_sidecar(path: Path) -> tuple[str, ...]:
@@ -135,10 +145,46 @@ def add_colors(captions: Captions | None, colors: Iterable[Sequence[str]]) -> Ca
     for own, words in zip(captions or [()] * len(colors), colors, strict=True):
         texts = []
         for text in own or ("",):
-            known = re.split(r"[\W_]+", text.lower().replace("grey", "gray"))
+            known = split_words(text.lower().replace("grey", "gray"))
             texts.append(" ".join([*(word for word in words if word not in known), text]))
         added.append(split_captions(texts))
     return added
+
+
+def add_class_names(captions: Captions, labels: Sequence[int], class_names: Sequence[str]) -> Captions:
+    """Return captions with the words of the class of each image in front, unless a caption has all of them.
+
+    Args:
+        captions: some or none of each image; the class is the caption of an image without one.
+        labels: of the images.
+        class_names: by label.
+    """
+    names = [split_words(name) for name in class_names]
+    added = []
+    for own, label in zip(captions, labels, strict=True):
+        words = names[label]
+        texts = [text if {*words} <= {*split_words(text)} else " ".join([*words, text]) for text in own or ("",)]
+        added.append(split_captions(texts))
+    return added
+
+
+def complete_captions(
+    captions: Captions | None,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    colors: Iterable[Sequence[str]] | None = None,
+) -> Captions | None:
+    """Return the captions that the network gets: the colors of an image, the words of its class, its own caption.
+
+    Args:
+        captions: None if the source has none; then the result has only captions of colors.
+        labels: of the images.
+        class_names: by label; empty without classes.
+        colors: of each image; None: captions without colors.
+    """
+    if class_names and (colors is not None or any(captions or ())):
+        captions = add_class_names(captions or [()] * len(labels), labels, class_names)
+    return captions if colors is None else add_colors(captions, colors)
 
 
 def require_captions(captions: Iterable[Sequence[str]] | None) -> None:

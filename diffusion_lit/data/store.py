@@ -5,7 +5,7 @@ import json
 import math
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from itertools import count
@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
-from diffusion_lit.data.captions import Captions, add_colors
+from diffusion_lit.data.captions import Captions, complete_captions
 from diffusion_lit.data.decoding import (
     Decoding,
     StoredImage,
@@ -185,8 +185,8 @@ def load_splits(
             _refuse_exchanged(train, val, known or KnownImages())
         else:
             train, val = divide(train, fraction, splits["train"].groups, known)
-        if config.get("caption_colors"):
-            train, val = (store and add_color_words(store) for store in (train, val))
+        names, has_colors = source.class_names, config.get("caption_colors", False)
+        train, val = (store and add_words(store, names, has_colors) for store in (train, val))
     if val:
         _ = val.fingerprint  # verifies the checksums; those of training images are verified at the first checkpoint
         val = center_crop(val, config["image_size"])
@@ -233,12 +233,12 @@ def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:
     return ImageStore(images, store.labels[rows], store.file, checksums, store.hashes[rows], captions)
 
 
-def add_color_words(store: ImageStore) -> ImageStore:
-    """Return the store with captions that begin with the main colors of their images."""
-    with progress_bar("naming colors", visible=len(store) >= 2000, transient=True) as bar:
-        images = bar.track(store.images, total=len(store), description="")
-        colors = (name_colors(image.transpose(1, 2, 0)) for image in images)
-        return replace(store, captions=add_colors(store.captions, colors))
+def add_words(store: ImageStore, class_names: Sequence[str], has_colors: bool) -> ImageStore:
+    """Return the store with captions that have the words of classes, and of colors on request."""
+    with progress_bar("naming colors", visible=has_colors and len(store) >= 2000, transient=True) as bar:
+        images = bar.track(store.images, total=len(store), description="") if has_colors else ()
+        colors = (name_colors(image.transpose(1, 2, 0)) for image in images) if has_colors else None
+        return replace(store, captions=complete_captions(store.captions, store.labels, class_names, colors))
 
 
 def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
-from diffusion_lit.data.captions import Captions
+from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
 from diffusion_lit.evaluation.distances import (
@@ -283,12 +283,13 @@ def labels_in_proportion(labels: Tensor, n: int) -> list[int]:
     return [int(ordered[int(k * 0.6180339887498949 % 1 * len(ordered))]) for k in range(n)]
 
 
-def draw_prompts(captions: Captions, n: int) -> list[str]:
-    """Return captions for images 0 .. n - 1, spread evenly over those of real images; caption k does not depend on n.
+def draw_prompts(store: ImageStore, n: int) -> tuple[list[int], list[str]]:
+    """Return labels and captions for images 0 .. n - 1, spread evenly over real ones; caption k does not depend on n.
 
     Args:
-        captions: of each real image; the first of an image counts.
+        store: the real images; the first caption of an image counts.
         n: number of prompts.
     """
-    texts = sorted(own[0] for own in captions if own)
-    return [texts[k] for k in labels_in_proportion(torch.arange(len(texts)), n)]
+    pairs = sorted((own[0], int(label)) for own, label in zip(store.captions, store.labels, strict=True) if own)
+    chosen = [pairs[k] for k in labels_in_proportion(torch.arange(len(pairs)), n)]
+    return [label for _, label in chosen], [text for text, _ in chosen]

@@ -5,12 +5,13 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffusion_lit.data.captions import add_colors, describe_captions
+from diffusion_lit.data.captions import complete_captions, describe_captions
 from diffusion_lit.data.decoding import (
     Decoding,
     Encoded,
@@ -149,13 +150,17 @@ def assign_splits(splits: dict[str, Split], facts: Sequence[ImageFacts], fractio
     return np.where(select_validation(hashes, train.labels, fraction, train.groups), "val", "train")
 
 
-def summarize_captions(splits: dict[str, Split], facts: Sequence[ImageFacts], has_colors: bool) -> dict:
-    """Return the facts of the captions under "captions", with the colors of the images on request; {} without any."""
+def summarize_captions(
+    splits: dict[str, Split], facts: Sequence[ImageFacts], class_names: Sequence[str], has_colors: bool
+) -> dict:
+    """Return the facts of the captions that the network gets under "captions"; {} without any."""
     if not (has_colors or any(split.captions for split in splits.values())):
         return {}
-    captions = [own for split in splits.values() for own in split.captions or [()] * len(split.labels)]
-    if has_colors:
-        captions = add_colors(captions, [fact.colors for fact in facts])
+    captions, rest = [], iter(facts)
+    for split in splits.values():
+        colors = [fact.colors for fact in islice(rest, len(split.labels))] if has_colors else None
+        own = complete_captions(split.captions, split.labels, class_names, colors)
+        captions += own or [()] * len(split.labels)
     return {"captions": describe_captions(captions)}
 
 

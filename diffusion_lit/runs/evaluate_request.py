@@ -57,7 +57,7 @@ def check_evaluation(config: DictConfig) -> None:
     if config.features == "inception" and not find_spec("torch_fidelity"):
         faults.append('features=inception needs torch-fidelity: pip install "diffusion_lit[inception]"')
     has_prompts = bool(run_config.get("text_encoder"))
-    if config.features == "classifier" and (has_prompts or not data["class_names"]):
+    if config.features == "classifier" and not data["class_names"]:
         faults.append("features=classifier: the run has no classes. Choose features=pixels or inception (a download)")
     if has_prompts and not has_reference_images(config, data):
         faults.append(

@@ -39,7 +39,7 @@ class EvaluationTask(NamedTuple):
         model: to measure.
         real: images.
         reference: of them.
-        labels: classes of the images to generate, 0 without classes.
+        labels: classes of the images to generate, of prompts those of their images; 0 without classes.
         requests: what the network gets for them: the same, or prompts.
     """
 
@@ -54,7 +54,7 @@ class EvaluationTask(NamedTuple):
 def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationTask:
     """Load the real images of a run and extract their features."""
     data, has_prompts = make_reference_config(config, model.config), bool(model.config.get("text_encoder"))
-    names = [] if has_prompts else model.class_names
+    names = model.class_names
     statistics = config.reference_statistics and load_statistics(Path(config.reference_statistics).expanduser())
     real = load_real_images(config, data, model)
     is_classifier_needed = bool(names) and set(config.metrics) != {"colors"}  # which are compared without features
@@ -82,7 +82,7 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     labels = requests = metrics.labels_in_proportion(torch.from_numpy(labels), config.num_images)
     if has_prompts:
         require_captions(real.train.captions)
-        labels, requests = [0] * config.num_images, metrics.draw_prompts(real.train.captions, config.num_images)
+        labels, requests = metrics.draw_prompts(real.train, config.num_images)
     return EvaluationTask(config, speed_up(model, config, len(labels)), real, reference, labels, requests)
 
 

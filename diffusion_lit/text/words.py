@@ -8,24 +8,15 @@ vectors with subword information"). The network learns a vector for each token.
 import difflib
 import functools
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-WORD = re.compile(r"[^\W_]+")
+from diffusion_lit.data.captions import split_words
+
 KEPT = 4096  # texts whose tokens are kept in memory
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case.
-
-    >>> split_words("A golden Dragon, young_1")
-    ['a', 'golden', 'dragon', 'young', '1']
-    """
-    return WORD.findall(text.lower())
 
 
 class WordEncoder:

@@ -28,7 +28,7 @@ def format_run_summary(
     images, batch = len(data.train), config["global_batch_size"]
     classes = f"{len(class_names)} classes" if class_names else "no classes"
     if config["text_encoder"]:
-        classes = f"{len(data.captions):,} captions"
+        classes = f"{classes}, " * bool(class_names) + f"{len(data.captions):,} captions"
     validation = f"{len(data.val):,} for validation" if data.val else "none for validation"
     weighting = config["weighting"]["_target_"].rpartition(".")[2]
     lines = [
@@ -47,7 +47,7 @@ def format_run_summary(
     if module.tracked_emas:
         lines.append(f"           and {snapshot_bytes(module, config) / 2**20:,.1f} MiB of snapshots for ema_length")
     lines += [f"note       {note}" for note in collect_notes(data.source)]
-    if describe_rows(len(class_names), ROWS):
+    if describe_rows(len(class_names), ROWS) and not config["text_encoder"]:
         chosen = [class_names[k] for k in choose_rows(len(class_names), ROWS)]
         lines.append(f"previews   of {ROWS} of {len(class_names)} classes, evenly chosen: {', '.join(chosen)}")
     lines += [f"note       {fault}" for fault in find_size_faults(config["model"], images)]

@@ -29,6 +29,7 @@ def remaining_steps(config: dict) -> range:
 def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measurement, world: int) -> dict[str, float]:
     """Return the seconds of the remaining steps by what they are spent on."""
     steps, num_classes = remaining_steps(config), config["data"]["num_classes"]
+    prompts = config["preview_prompts"] or ()
     sampler = make_configured_sampler(config)
 
     def count(*intervals: str) -> int:
@@ -46,7 +47,7 @@ def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measur
     training = len(steps) * config["global_batch_size"] / (setting.speed * world)
     return {
         "training": setting.compile_seconds + training,
-        "previews": count("sample_every") * networks * sampling(len(preview_labels(num_classes))),
+        "previews": count("sample_every") * networks * sampling(len(preview_labels(num_classes, prompts))),
         "validation": count("val_every", "checkpoint_every") * benchmark.validation_seconds / world,
         "checkpoints": count("checkpoint_every") * benchmark.checkpoint_seconds,
         "metrics": metrics,

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.data.store import ImageStore
 from diffusion_lit.evaluation.metrics import draw_prompts
 from diffusion_lit.runs.evaluate_request import check_evaluation, prepare_evaluate_overrides
 from diffusion_lit.runs.evaluate_run import load_evaluation_task, measure
@@ -53,8 +54,10 @@ def test_images_without_captions_are_refused_before_anything_is_built(folder, tm
 
 def test_few_prompts_are_spread_over_all_captions():
     captions = [(f"{k:03}", "other") for k in range(1000)] + [()]
-    many = draw_prompts(captions, 500)
-    assert draw_prompts(captions, 20) == many[:20]
+    store = ImageStore(np.zeros((1001, 1, 1, 1), np.uint8), np.arange(1001), captions=captions)
+    labels, many = draw_prompts(store, 500)
+    assert draw_prompts(store, 20) == (labels[:20], many[:20])
+    assert [f"{label:03}" for label in labels] == many
     counts, _ = np.histogram([int(text) for text in many[:20]], 4, (0, 1000))
     assert counts.min() >= 4
     assert len({*many}) == 500
@@ -62,7 +65,7 @@ def test_few_prompts_are_spread_over_all_captions():
 
 def evaluate_prompts(run: Path, wanted: Counter, *overrides: str) -> dict:
     """Evaluate 30 images and return the result; their prompts are those wanted, but for one image of each."""
-    overrides = [f"run={run}", "num_images=30", "metrics=[kid]", "features=pixels", *overrides]
+    overrides = [f"run={run}", "num_images=30", "metrics=[kid,class_accuracy]", "features=pixels", *overrides]
     (config,) = compose_configs("evaluate", prepare_evaluate_overrides(overrides, None))
     check_evaluation(config)
     task = load_evaluation_task(config, load_requested_model(config, print))
@@ -100,3 +103,32 @@ def test_a_folder_of_named_images_becomes_a_model_of_prompts(folder, tmp_path):
     printed = run_command("train", *more, "data.captions=auto", cwd=tmp_path, code=4)
     assert "the training images have changed since the checkpoint" in printed
     assert "step 3/3" in run_command("train", *more, "accept=[data]", cwd=tmp_path)
+
+
+def test_classes_are_words_of_captions_and_measured(folder, tmp_path):
+    """Of text files that do not name the class: prompts may name it, and class accuracy is that of their images."""
+    for path in folder.glob("*/*.png"):
+        path.with_suffix(".txt").write_text(path.stem.partition("_")[0], encoding="utf-8")
+    run, words = tmp_path / "run", ["data=image_folder", "data.captions=sidecar", f"data.root={folder}"]
+    printed = run_command("audit", *words, f"out={tmp_path / 'audit'}", cwd=tmp_path)
+    for line in ("classes    2: training, validation", "captions   24 (6 different) of 2 to 2 words, 0 images without"):
+        assert line in printed
+    words = [*SHORT, "data.labels=auto", "data.captions=sidecar", f"data.root={folder}"]
+    words += ["metrics_every=2", "metrics=[kid,class_accuracy]", "metrics_images=20", "best_by=class_accuracy"]
+    words += ["data.classifier_images=20", "max_steps=2", "checkpoint_every=2", f"run_dir={run}"]
+    assert ", 2 classes, 6 captions, " in run_command("train", *words, cwd=tmp_path)
+    assert read_run_config(run)["text_encoder"]["words"] == ["blue", "green", "red", "shields", "swords"]
+    assert len(read_run_config(run)["preview_prompts"]) == 6
+    assert read_result(run)["classified_images"] == 20
+    assert 0 <= read_result(run)["class_accuracy"] <= 1
+    run_command("sample", f"run={run}", "prompt=[swords,red shields]", "num_images=2", cwd=tmp_path)
+
+    wanted = Counter([f"{kind} {color}" for kind in ("shields", "swords") for color in sorted(COLORS)] * 5)
+    results = [evaluate_prompts(run, wanted)]
+    run_command("export", f"run={run}", f"out={tmp_path / 'export'}", cwd=tmp_path)
+    results.append(evaluate_prompts(tmp_path / "export", wanted, f"reference_data={folder}"))
+    for key in ("kid", "class_accuracy"):
+        assert results[0][key] == pytest.approx(results[1][key], abs=1e-6)
+    assert [row["images"] for row in results[0]["per_class"]] == [15, 15]
+
+    assert "step 3/3" in run_command("train", f"resume={run}", "max_steps=3", cwd=tmp_path)

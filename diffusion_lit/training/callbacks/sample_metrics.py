@@ -29,8 +29,7 @@ def metrics_of(config: dict) -> list[str]:
     """Return the names of the metrics in training: none without `metrics_every`, those of labels only with classes."""
     if not config["metrics_every"]:
         return []
-    has_classes = config["data"]["class_names"] and not config["text_encoder"]
-    return [name for name in config["metrics"] if name not in NEEDS_CLASSES or has_classes]
+    return [name for name in config["metrics"] if name not in NEEDS_CLASSES or config["data"]["class_names"]]
 
 
 def columns_of(config: dict) -> list[str]:
@@ -59,8 +58,8 @@ class SampleMetrics(StepCallback):
         super().on_train_start(trainer, module)
         if not self.config["metrics_every"]:
             return
-        names = [] if self.config["text_encoder"] else self.config["data"]["class_names"]
-        data, steps = trainer.datamodule, module.diffusion.process.num_train_timesteps
+        names, steps = self.config["data"]["class_names"], module.diffusion.process.num_train_timesteps
+        data = trainer.datamodule
         images = collect_real_images(data.train, data.val, self.config["data"], module.device)
         with consistency.local_rank_zero_first():
             self.reference = make_reference(images, "classifier" if names else "pixels", names)
@@ -68,8 +67,7 @@ class SampleMetrics(StepCallback):
         self.labels = metrics.labels_in_proportion(self.reference.training.labels, self.config["metrics_images"])
         self.requests = self.labels
         if self.config["text_encoder"]:
-            self.labels = [0] * len(self.labels)  # a prompt is no class
-            self.requests = metrics.draw_prompts(data.train.captions, len(self.labels))
+            self.labels, self.requests = metrics.draw_prompts(data.train, len(self.labels))
         self.seeds = image_seeds(derive_seed(self.config["seed"], "metrics"), len(self.labels))
         real, features = self.reference.training.features.shape
         reason = too_few_images(len(self.labels), real, min(features, COMPONENTS))
@@ -94,16 +92,18 @@ class SampleMetrics(StepCallback):
 def measure_class_accuracy(config: dict, data: ImageDataModule, module: DiffusionModule, sampler: Sampler) -> dict:
     """Return the share of generated images that are classified as their class, and of real validation images.
 
-    `data.classifier_images` images are generated. Without them, or without classes, or with
-    prompts in place of them, the result is empty.
+    `data.classifier_images` images are generated, of prompts those of captions. Without them,
+    or without classes, the result is empty.
     """
     num_images = config["data"]["classifier_images"]
-    if config["text_encoder"] or not (num_images and config["data"]["class_names"]):
+    if not (num_images and config["data"]["class_names"]):
         return {}
     images = collect_real_images(data.train, data.val, config["data"], module.device)
     with consistency.local_rank_zero_first():
         trained = make_classifier(images)
-    labels = metrics.labels_in_proportion(torch.from_numpy(images.train.labels), num_images)
+    labels = requests = metrics.labels_in_proportion(torch.from_numpy(images.train.labels), num_images)
+    if config["text_encoder"]:
+        labels, requests = metrics.draw_prompts(data.train, num_images)
     seeds = image_seeds(derive_seed(config["seed"], "judge"), num_images)  # the name fixes the seeds
-    (images,) = generate_on_all_ranks([module.ema], module, config, sampler, labels, seeds)
+    (images,) = generate_on_all_ranks([module.ema], module, config, sampler, requests, seeds)
     return metrics.score_class_accuracy(trained, images, labels) | {"classified_images": num_images}

@@ -8,11 +8,21 @@ import pytest
 from PIL import Image
 
 from diffusion_lit.data.batches import Batches, ValidationBatches
-from diffusion_lit.data.captions import add_colors, caption_from_path, clean_caption, describe_captions, select_captions
+from diffusion_lit.data.captions import (
+    add_class_names,
+    add_colors,
+    caption_from_path,
+    clean_caption,
+    complete_captions,
+    describe_captions,
+    select_captions,
+    split_words,
+)
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.decoding import Decoding
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.sources.folder import ImageFolder
+from diffusion_lit.data.sources.huggingface import HuggingFace
 from diffusion_lit.data.sources.path_table import PathTable
 from diffusion_lit.data.sources.selection import SelectedSource
 from diffusion_lit.data.store import ImageStore
@@ -192,6 +202,115 @@ def test_colors_stand_in_front_of_captions_that_lack_them():
     assert add_colors(None, colors[-2:]) == [("blue",), ()]
 
 
+def test_the_class_stands_in_front_of_captions_that_lack_a_word_of_it():
+    names = ["Old_Dragon", "7", "\u00c9toile", "+"]
+    captions = [("a dragon, old", "a dragon"), (), ("a star", "une \u00e9toile"), ("plus",), ("7", "17")]
+    assert add_class_names(captions, [0, 1, 2, 3, 1], names) == [
+        ("a dragon, old", "old dragon a dragon"),
+        ("7",),
+        ("\u00e9toile a star", "une \u00e9toile"),
+        ("plus",),
+        ("7", "7 17"),
+    ]
+
+
+def test_captions_alone_and_classes_alone_stay_as_they_are():
+    labels, captions = [0, 1], [("a",), ()]
+    assert complete_captions(captions, labels, []) is captions
+    for empty in (None, [(), ()]):
+        assert complete_captions(empty, labels, ["x", "y"]) is empty
+    assert complete_captions(None, labels, [], [["red"], []]) == [("red",), ()]
+    assert complete_captions(None, labels, ["x", "y"], [["red"], []]) == [("red x",), ("y",)]
+
+
+CLASSES = ("fire dragon", "iron_sword")
+
+
+def write_folder(folder: Path) -> ImageFolder:
+    for image, name, text in make_images():
+        path = folder / "images" / name / f"{text.split()[0]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        path.with_suffix(".txt").write_text(text, encoding="utf-8")
+    return ImageFolder(str(folder / "images"), captions="sidecar")
+
+
+def write_table(folder: Path) -> PathTable:
+    lines = ["path,label,caption"]
+    for image, name, text in make_images():
+        image.save(folder / f"{text.split()[0]}.png")
+        lines.append(f"{text.split()[0]}.png,{name},{text}")
+    (folder / "images.csv").write_text("\n".join(lines), encoding="utf-8")
+    return PathTable(str(folder / "images.csv"), caption_column="auto")
+
+
+def write_hub_table(folder: Path) -> HuggingFace:
+    datasets = pytest.importorskip("datasets")
+    images, names, texts = map(list, zip(*make_images(), strict=True))
+    features = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=CLASSES),
+        "text": datasets.Value("string"),
+    }
+    table = {"image": images, "label": [CLASSES.index(name) for name in names], "text": texts}
+    datasets.Dataset.from_dict(table, features=datasets.Features(features)).save_to_disk(folder / "saved")
+    return HuggingFace(str(folder / "saved"), caption_column="auto")
+
+
+def make_images():
+    """Yield fifteen images with their class and caption. Every third caption has the words of the class."""
+    for k in range(15):
+        name = CLASSES[k % 5 == 0]
+        pixels = np.full((8, 8, 3), 10 * k, np.uint8)
+        yield Image.fromarray(pixels), name, f"{k} " + ("of iron: a sword and no fire dragon" if k % 3 == 0 else "old")
+
+
+@each("write", [write_folder, write_table, write_hub_table], ids=lambda write: write.__name__)
+def test_a_source_with_classes_and_captions_has_both(write, tmp_path):
+    """In both splits and in an audit: each caption has the words of its class, and ends with its own text."""
+    source = write(tmp_path)
+    texts = {k: (name, text) for k, (_, name, text) in enumerate(make_images())}
+    data = ImageDataModule(source, 8, val_fraction=0.6)
+    data.setup()
+    assert data.class_names == [*CLASSES]
+    for store in (data.train, data.val):
+        assert {*store.labels.tolist()} == {0, 1}
+        for value, label, (caption,) in zip(
+            np.array(store.images)[:, 0, 0, 0], store.labels, store.captions, strict=True
+        ):
+            name, text = texts[value // 10]
+            assert CLASSES[label] == name
+            words = split_words(name)
+            assert caption == (text if set(words) <= set(split_words(text)) else " ".join([*words, text]))
+        plain = ImageStore(np.array(store.images), store.labels)
+        assert store.fingerprint != plain.fingerprint
+    splits = source.splits()
+    facts = list(inspect_images(splits, Decoding(8, 3)))
+    own = [*data.train.captions, *data.val.captions]
+    assert summarize_captions(splits, facts, source.class_names, False) == {"captions": describe_captions(own)}
+
+
+def test_each_class_keeps_a_training_image_with_its_caption(tmp_path):
+    for fraction in (0.05, 0.5, 0.9):
+        data = ImageDataModule(write_folder(tmp_path), 8, val_fraction=fraction)
+        data.setup()
+        words = {word for text in data.captions for word in split_words(text)}
+        assert {word for name in CLASSES for word in split_words(name)} <= words
+        assert {*data.train.labels.tolist()} == {0, 1}
+
+
+def test_file_names_already_have_the_class(tmp_path):
+    """So with the words of folders a set has the same captions with and without its classes."""
+    write_folder(tmp_path)
+    captions = []
+    for labels in ("auto", "none"):
+        source = ImageFolder(str(tmp_path / "images"), labels, captions="filename")
+        data = ImageDataModule(source, 8, val_fraction=0)
+        data.setup()
+        captions.append(data.train.captions)
+    assert captions[0] == captions[1]
+
+
 def test_caption_colors_are_those_of_the_images(tmp_path):
     """In both splits, with classes and a cache; without captions the colors are the caption."""
     colors = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
@@ -216,7 +335,7 @@ def test_caption_colors_are_those_of_the_images(tmp_path):
         splits = source.splits()
         facts = list(inspect_images(splits, Decoding(8, 4), has_colors=True))
         own = [*data.train.captions, *data.val.captions]
-        assert summarize_captions(splits, facts, has_colors=True) == {"captions": describe_captions(own)}
+        assert summarize_captions(splits, facts, [], has_colors=True) == {"captions": describe_captions(own)}
 
 
 def test_the_audit_counts_a_split_without_captions():
@@ -226,6 +345,6 @@ def test_the_audit_counts_a_split_without_captions():
     }
     facts = [ImageFacts(str(k), colors=("red",)) for k in range(5)]
     for has_colors, captions, without in ((False, 1, 4), (True, 5, 0)):
-        found = summarize_captions(splits, facts, has_colors)["captions"]
+        found = summarize_captions(splits, facts, [], has_colors)["captions"]
         assert (found["captions"], found["images_without"]) == (captions, without)
-    assert summarize_captions({"val": splits["val"]}, facts[2:], has_colors=False) == {}
+    assert summarize_captions({"val": splits["val"]}, facts[2:], [], has_colors=False) == {}
