@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.cli import summary
+from diffusion_lit.cli.distinct_jobs import require_distinct
 from diffusion_lit.cli.sweep_metric import check_metric
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.overrides import format_command, format_override
@@ -79,10 +80,12 @@ def plan_sweep(
     parsed = OverridesParser.create().parse_overrides(overrides)
     swept = [override for override in parsed if override.is_sweep_override()]
     intervals = [override.input_line for override in swept if override.is_interval_sweep()]
-    if intervals and "BasicSweeper" in hydra.sweeper._target_:
+    is_grid = "BasicSweeper" in hydra.sweeper._target_
+    if intervals and is_grid:
         raise UserError(
             Exit.CONFIG, f"{intervals[0]}: the basic sweeper does not support interval(). Add hydra/sweeper=optuna"
         )
+    require_distinct(config_name, configs, [override.input_line for override in swept], is_grid)
     if hydra.launcher.get("nodes", 1) * hydra.launcher.get("tasks_per_node", 1) != 1:  # of submitit
         raise UserError(
             Exit.CONFIG,

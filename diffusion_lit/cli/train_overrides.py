@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from diffusion_lit.cli.distinct_jobs import refuse_run_dir
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.expand import expand_overrides, merge_run_length
 from diffusion_lit.config.overrides import format_override, read_override
@@ -23,6 +24,8 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
     """
     run = read_override("resume", overrides)
     multirun = is_multirun()
+    if multirun:
+        refuse_run_dir(overrides)
     if multirun and (collectives.launcher_env("WORLD_SIZE") or 1) > 1:
         raise UserError(
             Exit.CONFIG, "--multirun: the jobs start their own processes. Use python -m instead of torchrun or srun"

@@ -26,7 +26,7 @@ DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 MAX_INT = 2**63 - 1
 MAX_NAME_BYTES = 255  # of a file name on every common file system
 NAMED_TYPES = ("bool", "str", "folder name", "null", "class", "DD:HH:MM:SS")
-FOLDER_NAME = f"a folder name of at most {MAX_NAME_BYTES} bytes, without / \\ and control characters, not . or .."
+FOLDER_NAME = f"a folder name (at most {MAX_NAME_BYTES} bytes, no / \\ or control characters, not . or ..)"
 
 
 def is_type(text: str) -> bool:

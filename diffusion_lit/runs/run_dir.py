@@ -182,8 +182,8 @@ def read_overrides(run: Path, start: int = -1) -> list[str]:
             keys. Those can call anything, and no run writes them there.
     """
     try:
-        command = read_published_command(run)
         path = run / "command.txt"
+        command = None if path.exists() or not is_run_dir(run) else read_published_command(run)
         text = command or path.read_text(encoding="utf-8", errors="surrogateescape")
         lines = text.splitlines()
         overrides = shlex.split(lines[start])[3:]  # python -m diffusion_lit.train ...

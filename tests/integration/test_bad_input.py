@@ -21,6 +21,7 @@ from PIL import Image
 from diffusion_lit import __main__
 from diffusion_lit.cli import launch
 from diffusion_lit.config.groups import CONF
+from diffusion_lit.config.value_types import FOLDER_NAME
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.system.errors import UserError
 from tests.cases import each
@@ -109,7 +110,7 @@ CASES = [
     ("seed=null", "seed=null: must be int in [0, 9e18]"),
     ("seed=[1]", "seed=[1]: must be int in [0, 9e18]"),
     ("seed={a:1}", "seed={a:1}: must be one value or a list"),
-    ("name=5", "name=5: must be str. If it is text, quote it: 'name=\"5\"'"),
+    ("name=5", f"name=5: must be {FOLDER_NAME}. If it is text, quote it: 'name=\"5\"'"),
     ("optimizer.lr=fast", "optimizer.lr=fast: must be float > 0"),
     ("strategy.compile=1", "strategy.compile=1: must be auto or bool or reduce-overhead"),
     ("model.block_out_channels=3", "model.block_out_channels=3: must be list[int >= 1] x 1+. Write model."),
@@ -133,7 +134,7 @@ CASES = [
     ("data=image_folder", "data.root: needs a value. Add data.root=..."),
     ("experiment=cifar10_cond data=image_folder", "data.root: needs a value. Add data.root=..."),
     ("data=image_folder data.root=", "data.root=: must be str, not empty"),
-    ("name=", "name=: must be str, not empty"),
+    ("name=", f"name=: must be {FOLDER_NAME}, not empty"),
     ("seed=", "seed=: must be int in [0, 9e18], not empty"),
     # values that do not go together
     ("sampler.steps=1001", "sampler.steps=1001: must be at most diffusion.num_train_timesteps=1000"),

@@ -9,12 +9,12 @@ import pytest
 
 from diffusion_lit import __main__
 from diffusion_lit.cli import hydra_flags, launch
-from diffusion_lit.config.value_types import quote
+from diffusion_lit.config.value_types import FOLDER_NAME, quote
 from tests.cases import each
 from tests.runs import TINY, run, start
 
 LONG = "n" * 300
-FOLDER_NAME = "a folder name of at most 255 bytes, without / \\ and control characters, not . or .."
+MODEL = Path(__file__).parents[2] / "models" / "digits"
 CASES = [  # arguments, exit code, part of the message
     # sweeps are counted before they are made
     (["train", "--multirun", "seed=range(1,1000000000)"], 2, "999,999,999 values are too many, at most 1,000"),
@@ -26,6 +26,21 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "--multirun", "metric=fd", "seed=0,1"], 2, "Add metrics_every=1200 'metrics=[fd]'"),
     (["train", "--multirun", "seed=0,1", "hydra.sweep.dir=/proc/x"], 5, "hydra.sweep.dir=/proc/x cannot be made"),
     (["train", "--multirun", "seed=0,1", "hydra.sweep.subdir=x"], 2, "the jobs of a sweep are numbered"),
+    *[  # one job twice, or two jobs into one folder
+        (["train", "--multirun", *values], 2, f"{' '.join(values)}: {fault}. Write each value once")
+        for values, fault in [
+            (["seed=1,1"], "job 2 repeats job 1"),
+            (["seed=0,1,1"], "job 3 repeats job 2"),
+            (["seed=0,1", "seed=0,1"], "job 3 repeats job 1"),
+            (["optimizer.lr=1e-3,0.001"], "job 2 repeats job 1"),
+            (["weighting=snr,snr", "seed=0,1"], "job 3 repeats job 1"),
+        ]
+    ],
+    (["train", "--multirun", "seed=0,1", "run_dir=x"], 2, "run_dir=x: the jobs of a sweep are numbered folders in one"),
+    (["audit", "--multirun", "data=synthetic", "data.image_size=8,16"], 2, "two jobs write to one place. Sweep out="),
+    (["sample", "--multirun", f"run={MODEL}", "seed=0,1", "out=x"], 2, "two jobs write to one place. Sweep out="),
+    (["export", "--multirun", f"run={MODEL}", "dtype=float16,float32", "out=x"], 2, "two jobs write to one place"),
+    (["evaluate", "--multirun", f"run={MODEL}", "seed=0,1", "out=x"], 2, "out=x: the jobs of a sweep are numbered"),
     # numbers that nothing can serve
     (["train", "global_batch_size=1e12"], 2, "Write global_batch_size=1000000000000"),
     (["train", "global_batch_size=1000000000000"], 2, "too large, at most 1000000"),
