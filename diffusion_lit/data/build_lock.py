@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 REPORT_INTERVAL = 2  # seconds between two reports of a builder
 BUILDER_TIMEOUT = 600  # seconds without a report, after which a waiting process builds for itself
 STATUS = re.compile(r"(\d+) of (\d+) by (.*\S)")
-OWN_FILES = re.compile(r"\.?(train|val|stream|parts|text)-[0-9a-f]{16}\.(lock|(npy|json)\..+-[0-9a-f]{8}\.tmp)")
+OWN_FILES = re.compile(r"\.?(train|val|stream|parts|text|colors)-[0-9a-f]{16}\.(lock|(npy|json)\..+-[0-9a-f]{8}\.tmp)")
 ReportProgress = Callable[[int, int | None], None]  # images done, and their total if it is known
 
 

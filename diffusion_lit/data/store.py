@@ -16,6 +16,7 @@ import numpy as np
 from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
 from diffusion_lit.data.captions import Captions, complete_captions
+from diffusion_lit.data.color_cache import load_colors
 from diffusion_lit.data.decoding import (
     Decoding,
     StoredImage,
@@ -27,7 +28,6 @@ from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Spli
 from diffusion_lit.data.streaming import MAX_VAL_IMAGES, StreamedStore, StreamedTable
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, hash_image, select_validation
 from diffusion_lit.data.value_ranges import resolve_value_range
-from diffusion_lit.imaging.color_names import name_colors
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import DataError
@@ -179,14 +179,14 @@ def load_splits(
         train = StreamedStore(table, decoding)
         val = load_split(Split(val_table, None), decoding, cache_dir, "val") if len(val_table) else None
     else:
-        train, val = load_split(splits["train"], decoding, cache_dir, "train"), None
-        if "val" in splits:
-            val = load_split(splits["val"], decoding, cache_dir, "val")
+        has_colors = config.get("caption_colors", False)
+        stores = {name: load_split(split, decoding, cache_dir, name) for name, split in splits.items()}
+        stores = {name: add_words(store, source.class_names, has_colors) for name, store in stores.items()}
+        train, val = stores["train"], stores.get("val")
+        if val:
             _refuse_exchanged(train, val, known or KnownImages())
         else:
             train, val = divide(train, fraction, splits["train"].groups, known)
-        names, has_colors = source.class_names, config.get("caption_colors", False)
-        train, val = (store and add_words(store, names, has_colors) for store in (train, val))
     if val:
         _ = val.fingerprint  # verifies the checksums; those of training images are verified at the first checkpoint
         val = center_crop(val, config["image_size"])
@@ -235,10 +235,8 @@ def select_rows(store: ImageStore, rows: np.ndarray) -> ImageStore:
 
 def add_words(store: ImageStore, class_names: Sequence[str], has_colors: bool) -> ImageStore:
     """Return the store with captions that have the words of classes, and of colors on request."""
-    with progress_bar("naming colors", visible=has_colors and len(store) >= 2000, transient=True) as bar:
-        images = bar.track(store.images, total=len(store), description="") if has_colors else ()
-        colors = (name_colors(image.transpose(1, 2, 0)) for image in images) if has_colors else None
-        return replace(store, captions=complete_captions(store.captions, store.labels, class_names, colors))
+    colors = load_colors(store.images, store.file) if has_colors else None
+    return replace(store, captions=complete_captions(store.captions, store.labels, class_names, colors))
 
 
 def center_crop(store: ImageStore, size: ImageSize) -> ImageStore:

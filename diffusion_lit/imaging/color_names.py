@@ -1,7 +1,6 @@
 """The main colors of an image in words."""
 
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,6 +19,7 @@ BINS = 90  # of the histogram of hues
 # A hue is where most chroma lies within PEAK bins on both sides; all colors within WIDTH bins are its shades.
 PEAK, WIDTH = 2, 5
 WINDOWS = (np.arange(BINS)[:, None] + np.arange(-PEAK, PEAK + 1)) % BINS
+SHADES = (np.arange(BINS)[:, None] + np.arange(-WIDTH, WIDTH + 1)) % BINS
 SALIENCE = {"gray": 0.6, "white": 0.7}  # weight of a pixel; those of other colors weigh 1
 OUTLINE = 0.4  # share of black pixels that are taken for outlines and shadows; black counts beyond it
 MIN_SHARE = 0.2  # of the weighted pixels. A color with less has no word
@@ -67,11 +67,15 @@ def name_colors(image: np.ndarray) -> list[str]:
     image = image[::step, ::step]
     pixels = image[find_foreground(image)][:, :3]
     lab = rgb_to_oklab(np.broadcast_to(pixels, (len(pixels), 3))).round(6)  # the same on all processors
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    weights, groups = chroma + GRAY / 10, _group_hues(lab, chroma)
+    total = np.bincount(groups, weights)
+    sums = np.stack([np.bincount(groups, weights * values) for values in lab.T], axis=1)
     areas: Counter[str] = Counter()
-    for group in _group_hues(lab):
-        weights = np.hypot(*group[:, 1:].T) + GRAY / 10
-        name = name_color(np.average(group, axis=0, weights=weights))
-        areas[name] += len(group) * SALIENCE.get(name, 1.0)
+    for k, size in enumerate(np.bincount(groups).tolist()):
+        if size:
+            name = name_color(sums[k] / total[k])
+            areas[name] += size * SALIENCE.get(name, 1.0)
     areas["black"] -= OUTLINE * len(pixels)
     areas = +areas  # without black where it is outlines alone
     return [name for name, area in areas.most_common(2) if area >= MIN_SHARE * sum(areas.values())]
@@ -81,30 +85,28 @@ def find_foreground(image: np.ndarray) -> np.ndarray:
     """Return which pixels are not transparent, or are not a gray that fills most of the border, (H, W)."""
     if image.shape[2] == 4:
         return image[..., 3] > 127
-    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
-    colors, counts = np.unique(border, axis=0, return_counts=True)
-    color = colors[counts.argmax()]
-    is_other = (image != color).any(axis=2)
+    codes = image @ 256 ** np.arange(image.shape[2])[::-1]  # a number for each color
+    border = np.concatenate([codes[0], codes[-1], codes[1:-1, 0], codes[1:-1, -1]])
+    colors, counts = np.unique(border, return_counts=True)
+    is_other = codes != colors[counts.argmax()]
     is_frequent = counts.max() >= BORDER_SHARE * len(border)
-    if is_frequent and np.ptp(color) == 0 and is_other.any():
+    if is_frequent and np.ptp(image[~is_other][0]) == 0 and is_other.any():
         return is_other
     return np.ones_like(is_other)
 
 
-def _group_hues(lab: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield colors (N, 3) in groups: black, other grays, and the hues, those that have the most chroma first."""
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    hue = np.degrees(np.arctan2(lab[:, 2], lab[:, 1]))
-    is_left = (chroma >= GRAY) & (lab[:, 0] >= DARK)
-    grays = lab[~is_left]
-    is_black = (grays[:, 0] < BLACK) | (np.hypot(*grays[:, 1:].T) >= GRAY)
-    for group in (grays[is_black], grays[~is_black]):
-        if len(group):
-            yield group
+def _group_hues(lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Return a group for each color (N, 3): 0 black, 1 other grays, then the hues, those with most chroma first."""
+    is_hue = (chroma >= GRAY) & (lab[:, 0] >= DARK)
+    groups = np.where((lab[:, 0] < BLACK) | (chroma >= GRAY), 0, 1)
+    hue = np.degrees(np.arctan2(lab[is_hue, 2], lab[is_hue, 1]))
     bins = (hue * BINS // 360).astype(int) % BINS
-    while is_left.any():
-        weights = np.bincount(bins[is_left], chroma[is_left], BINS)
-        offset = (bins - weights[WINDOWS].sum(axis=1).argmax()) % BINS
-        is_near = is_left & (np.minimum(offset, BINS - offset) <= WIDTH)
-        yield lab[is_near]
-        is_left &= ~is_near
+    weights, group_of_bin = np.bincount(bins, chroma[is_hue], BINS), np.zeros(BINS, int)
+    count = 2
+    while weights.any():
+        shades = SHADES[weights[WINDOWS].sum(axis=1).argmax()]
+        group_of_bin[shades[weights[shades] > 0]] = count
+        weights[shades] = 0
+        count += 1
+    groups[is_hue] = group_of_bin[bins]
+    return groups

@@ -16,6 +16,8 @@ BLOCK = 1024  # images, or colors, that are handled at once
 # #1a1c2c and #fff of CSS, 1a1c2c, and ff1a1c2c of paint.net; without transparency
 HEX_COLOR = re.compile(r"(?:#|ff)?([0-9a-f]{6})|#([0-9a-f]{6})ff|#([0-9a-f]{3})", re.IGNORECASE)
 GIMP_COLOR = re.compile(r"\s*(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})\b.*")
+SRGB = np.arange(256) / 255
+LINEAR = np.where(SRGB <= 0.04045, SRGB / 12.92, ((SRGB + 0.055) / 1.055) ** 2.4)  # light of each value of sRGB
 # linear sRGB to cone responses, and their cube roots to L, a, b (Ottosson 2020, "A perceptual color space")
 TO_CONES = np.array(
     [[0.4122214708, 0.5363325363, 0.0514459929],
@@ -31,9 +33,7 @@ TO_LAB = np.array(
 
 def rgb_to_oklab(rgb: np.ndarray) -> np.ndarray:
     """Return OKLab (N, 3), float64, of sRGB colors uint8 (N, 3)."""
-    values = rgb / 255
-    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ TO_CONES.T) @ TO_LAB.T
+    return np.cbrt(LINEAR[rgb] @ TO_CONES.T) @ TO_LAB.T
 
 
 def find_palette(images: np.ndarray) -> np.ndarray | None:

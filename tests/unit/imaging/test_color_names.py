@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.colors import CSS4_COLORS, XKCD_COLORS, to_rgb
 
+from diffusion_lit.imaging import color_names
 from diffusion_lit.imaging.color_names import COLOR_NAMES, name_color, name_colors
 from diffusion_lit.imaging.palettes import rgb_to_oklab
 from tests.cases import each
@@ -93,3 +94,48 @@ def test_names_do_not_depend_on_size_orientation_or_repeats():
         assert names == name_colors(image.repeat(2, 0).repeat(2, 1))
         assert 1 <= len(names) <= 2
         assert set(names) <= set(COLOR_NAMES)
+
+
+def group_slowly(lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """The groups of `name_colors`, by a histogram of the pixels that are left after each group."""
+    is_left = (chroma >= color_names.GRAY) & (lab[:, 0] >= color_names.DARK)
+    is_black = (lab[:, 0] < color_names.BLACK) | (chroma >= color_names.GRAY)
+    groups, count = np.where(is_black, 0, 1), 2
+    hue = np.degrees(np.arctan2(lab[:, 2], lab[:, 1]))
+    bins = (hue * color_names.BINS // 360).astype(int) % color_names.BINS
+    while is_left.any():
+        weights = np.bincount(bins[is_left], chroma[is_left], color_names.BINS)
+        offset = (bins - weights[color_names.WINDOWS].sum(axis=1).argmax()) % color_names.BINS
+        is_near = is_left & (np.minimum(offset, color_names.BINS - offset) <= color_names.WIDTH)
+        groups[is_near] = count
+        is_left &= ~is_near
+        count += 1
+    return groups
+
+
+def make_noisy_images(count: int):
+    """Yield images of a few colors, some with noise, of 1, 3 or 4 channels."""
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        channels = (1, 3, 4)[k % 3]
+        palette = rng.integers(0, 256, (rng.integers(1, 12), channels))
+        image = palette[rng.integers(0, len(palette), rng.integers(1, 50, 2))]
+        yield (image + rng.normal(0, 20, image.shape) * (k % 2)).clip(0, 255).astype(np.uint8)
+
+
+def test_the_histogram_of_bins_groups_as_one_of_pixels_does(monkeypatch):
+    images = list(make_noisy_images(600))
+    names = list(map(name_colors, images))
+    assert len(set(map(tuple, names))) > 50
+    monkeypatch.setattr(color_names, "_group_hues", group_slowly)
+    assert list(map(name_colors, images)) == names
+
+
+def test_the_background_is_the_most_frequent_gray_of_the_border():
+    for image in make_noisy_images(300):
+        if image.shape[2] < 4:
+            border = [*map(tuple, [*image[0], *image[-1], *image[1:-1, 0], *image[1:-1, -1]])]
+            color = max(sorted(set(border)), key=border.count)
+            is_other = (image != color).any(axis=2)
+            is_background = border.count(color) >= 0.75 * len(border) and len(set(color)) == 1 and is_other.any()
+            np.testing.assert_array_equal(color_names.find_foreground(image), is_other | (not is_background))
