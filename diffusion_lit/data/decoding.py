@@ -138,7 +138,7 @@ def report_broken_image(image: StoredImage) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, MemoryError, struct.error...
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
             reason = f"{reason}. Raise data.max_pixels, or shrink it"
         name = "an image of an array" if isinstance(image, np.ndarray | Image.Image) else image

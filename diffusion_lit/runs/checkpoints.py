@@ -123,6 +123,8 @@ def find_damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
+    except PermissionError as error:  # an older one would be used in its place
+        raise UserError(Exit.CHECKPOINT, f"{path}: {error.strerror}") from None
     except Exception as error:  # a damaged header raises BadZipFile, UnicodeDecodeError, RuntimeError, ...
         return str(error) or type(error).__name__
     return f"{entry} does not match its checksum" if entry else None

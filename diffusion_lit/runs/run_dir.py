@@ -155,7 +155,9 @@ def read_yaml(path: Path) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             return parse_plain_yaml(file.read(MAX_BYTES + 1))
-    except (OSError, ValueError, YAMLError) as error:
+    except OSError as error:
+        raise UserError(Exit.CHECKPOINT, f"{path}: {error.strerror}") from None
+    except (ValueError, YAMLError) as error:
         raise UserError(Exit.CHECKPOINT, f"{path} is damaged: {error}") from None
 
 

@@ -137,6 +137,10 @@ class DiffusionModule(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ steps
 
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the output of the EMA for noisy images."""
+        return self.ema(x_t, t, y)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a micro-batch."""
         batch = self._to_dict(batch)
@@ -225,11 +229,8 @@ class DiffusionModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Clip as the Trainer is set, keep the norm and skip the step if it is not finite.
-
-        Lightning's own refuses fused optimizers under AMP.
-        """
-        self.is_updating = True
+        """Clip as the Trainer is set, keep the norm and skip the step if it is not finite."""
+        self.is_updating = True  # Lightning's own clipping refuses fused optimizers under AMP
         weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = nn.utils.get_total_norm([p.grad for p in weights])
         self.is_skipped = ~self.grad_norm.isfinite()  # gradients are summed over the ranks, so all ranks agree
@@ -291,8 +292,7 @@ class DiffusionModule(L.LightningModule):
             num_images: number of images.
             labels: class of each image; None for about as many of each class.
             seed: seed of the initial noise.
-            settings: arguments of `TrainedModel.from_module`, such as `sampler` and
-                `guidance`.
+            settings: of `TrainedModel.from_module`, such as `sampler` and `guidance`.
         """
         if labels is None:
             labels = labels_in_rows(list(range(len(self.class_names))) or [0], num_images)

@@ -124,6 +124,8 @@ def address(tiny_run, tmp_path_factory):
     printed = process.communicate(timeout=30)[0]
     assert process.returncode == 143, printed
     assert "Traceback" not in printed, printed
+    assert "stopped; the page is closed" in printed
+    assert "saved" not in printed
 
 
 def test_it_listens_to_this_machine_alone(address):

@@ -354,9 +354,9 @@ def test_a_size_is_proposed_with_its_reason_and_advice_for_large_images(tmp_path
     assert "middle image" not in printed
 
 
-def test_groups_of_duplicates_are_drawn_with_the_names_of_their_files(tmp_path, monkeypatch):
+def test_sheets_name_files_and_say_what_they_leave_out(tmp_path, monkeypatch):
     from diffusion_lit.data.sources.data_source import Split
-    from diffusion_lit.inspection.contact_sheets import duplicate_sheet
+    from diffusion_lit.inspection.contact_sheets import contact_sheet, duplicate_sheet
     from diffusion_lit.sampling import previews
 
     paths, drawn, draw_grid = [tmp_path / f"{k}.png" for k in range(6)], [], previews.draw_grid
@@ -364,8 +364,15 @@ def test_groups_of_duplicates_are_drawn_with_the_names_of_their_files(tmp_path, 
         save(path, np.full((8, 8, 3), k // 3, np.uint8))
     facts = [inspect_image(path, str(path), Decoding(8, 3)) for path in paths]
     groups = [[str(path) for path in paths[:3]], [str(path) for path in paths[3:5]]]
-    monkeypatch.setattr(previews, "draw_grid", lambda *args: drawn.append(args[2]) or draw_grid(*args))
+    monkeypatch.setattr(previews, "draw_grid", lambda *args: drawn.append(args[2:]) or draw_grid(*args))
     findings = {"duplicates": groups, "near_duplicates": []}
     splits = {"train": Split(paths, np.zeros(6, np.int64))}
     assert duplicate_sheet(splits, facts, findings, Decoding(8, 3)) is not None
-    assert drawn[0] == ["equal 1: 0.png, 1.png and 1 more", "equal 2: 3.png, 4.png"]
+    assert drawn[0] == (["equal 1: 0.png, 1.png and 1 more", "equal 2: 3.png, 4.png"], "")
+    duplicate_sheet(splits, facts, {"duplicates": groups[1:] * 18, "near_duplicates": groups}, Decoding(8, 3))
+    names, title = drawn[1]
+    assert [sum(name.startswith(kind) for name in names) for kind in ("equal", "near")] == [12, 2]
+    assert title == "and 6 more equal groups in audit.json"
+    names = [f"class {k}" for k in range(37)]
+    contact_sheet({"train": Split(paths * 7, np.arange(42) % 37)}, range(42), np.arange(42) % 37, Decoding(8, 3), names)
+    assert (len(drawn[2][0]), drawn[2][1]) == (24, "24 of 37 classes")

@@ -48,6 +48,9 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "max_steps=1000000000000000000000"], 2, "less than 2^63"),
     (["train", "data.image_size=1000000"], 2, "data.image_size=1000000: too large"),
     (["train", "diffusion.num_train_timesteps=20000000000"], 2, "must be int in [2, 100000]"),
+    (["train", "metric=nope"], 2, "metric=nope: no such number in result.json"),
+    (["sample", "run=nowhere", "num_images=10000000000"], 4, "num_images=10000000000: too large, at most 100000000"),
+    (["evaluate", "run=nowhere", "shards=1000000000000", "out=x"], 4, "shards=1000000000000: too large"),
     (["train", "logger=wandb", "logger.project=a/b"], 2, "logger.project=a/b: must not contain /"),
     # names and folders
     (["train", f"name={LONG}"], 2, f"name={LONG}: must be {FOLDER_NAME}"),

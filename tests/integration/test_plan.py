@@ -157,6 +157,8 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + number, printed
     assert "Traceback" not in printed
+    assert "nothing is left behind" in printed
+    assert "saved" not in printed
     assert tree(tmp_path) == []
 
 

@@ -116,6 +116,15 @@ def test_clipping_by_value_is_that_of_torch():
     torch.testing.assert_close(steps[1e-4], clipped, rtol=0, atol=1e-6)
 
 
+def test_a_module_is_called_as_its_network():
+    module = make_module()
+    fit(module, DataLoader(Pairs(), batch_size=8), max_steps=3)
+    x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 900]), torch.tensor([1, 7])
+    with torch.no_grad():
+        assert torch.equal(module(x_t, t, y), module.ema(x_t, t, y))  # as sampling and validation do
+        assert not torch.equal(module(x_t, t, y), module.net(x_t, t, y))
+
+
 def test_shapes_that_do_not_fit_are_named():
     module = make_module()
     module.image_shape = (3, 8, 8)

@@ -16,6 +16,7 @@ from diffusion_lit.runs.checkpoints import (
     save_checkpoint,
     select_checkpoint,
 )
+from diffusion_lit.runs.run_dir import read_yaml
 from diffusion_lit.system.errors import Exit, UserError
 
 
@@ -55,6 +56,28 @@ def test_the_newest_intact_checkpoint_is_selected(tmp_path):
         "step-00000009.ckpt",
         "step-00000010.ckpt.corrupt",
     ]
+
+
+def test_files_without_permission_are_not_damaged(tmp_path, monkeypatch):
+    """An older checkpoint would be resumed, and the newest one renamed."""
+    for step in (2, 4):
+        save_linear(checkpoint_path(tmp_path, step), 2)
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    original = open
+
+    def refuse(file, *args, **settings):
+        if str(file).endswith(("config.yaml", "4.ckpt")):
+            raise PermissionError(13, "Permission denied", str(file))
+        return original(file, *args, **settings)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("io.open", refuse)
+    readers = [lambda: select_checkpoint(tmp_path, which) for which in ("last", "4")]
+    for read in (*readers, lambda: read_yaml(tmp_path / "config.yaml")):
+        with pytest.raises(UserError, match=r"(4.ckpt|config.yaml): Permission denied$") as raised:
+            read()
+        assert raised.value.exit_code == Exit.CHECKPOINT
+    assert select_checkpoint(tmp_path, "2") == checkpoint_path(tmp_path, 2)
 
 
 def test_a_reader_takes_the_newer_checkpoint_where_a_run_deletes_the_one_it_chose(tmp_path, monkeypatch):
