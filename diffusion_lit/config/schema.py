@@ -13,6 +13,7 @@ to the others of its group.
 
 import re
 import shlex
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -87,7 +88,9 @@ def value_fault(key: str, value: object, default: object, type_: str, typed: str
         group = key.partition(".")[0]
         return f"{key}={format_value(value)}: fixed by the choice of {group}. Choose another one with {group}=<name>"
     if re.search(r"[\ud800-\udfff]", str(value)):
-        return f"{key}={format_value(value)}: has bytes that are not UTF-8. Rename the file or folder"
+        encoding = sys.getfilesystemencoding()
+        advice = "Rename the file or folder" if encoding == "utf-8" else "Set PYTHONUTF8=1"
+        return f"{key}={format_value(value)}: has bytes that are not {encoding.upper()}. {advice}"
     type_ = type_ or type_of(default)
     if type_ == "any" or matches(type_, value):
         return None

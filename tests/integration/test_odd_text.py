@@ -127,6 +127,7 @@ def test_the_console_never_dies_of_an_encoding(encoding, tmp_path):
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
     assert b"[red]" in done.stderr or b"seed" in done.stderr
+    assert b"bytes that are not ASCII. Set PYTHONUTF8=1" in done.stderr  # the names themselves are UTF-8
 
 
 def test_classes_of_any_name_through_every_command(tmp_path):

@@ -440,7 +440,9 @@ def test_a_picture_that_goes_between_listing_and_decoding_is_named(tmp_path):
     root = pictures(tmp_path, "a/1.png", "b/1.png", "b/2.png")
     (split,) = ImageFolder(str(root)).splits().values()
     (root / "b" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 images cannot be read.*\n  .*b/1\.png: .* \(No such file or dir") as caught:
+    with pytest.raises(
+        UserError, match=r"1 of 3 images cannot be read.*\n  .*b/1\.png: .* \(No such file or dir"
+    ) as caught:
         load_split(split, Decoding(8, 1), None, "train")
     assert caught.value.exit_code == Exit.DATA
 

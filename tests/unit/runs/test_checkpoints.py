@@ -72,10 +72,13 @@ def test_files_without_permission_are_not_damaged(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", refuse)
     monkeypatch.setattr("io.open", refuse)
-    readers = [lambda: select_checkpoint(tmp_path, which) for which in ("last", "4")]
-    for read in (*readers, lambda: read_yaml(tmp_path / "config.yaml")):
-        with pytest.raises(UserError, match=r"(4.ckpt|config.yaml): Permission denied$") as raised:
-            read()
+    for read, *given in (
+        (select_checkpoint, tmp_path, "last"),
+        (select_checkpoint, tmp_path, "4"),
+        (read_yaml, tmp_path / "config.yaml"),
+    ):
+        with pytest.raises(UserError, match=r"(4\.ckpt|config\.yaml): Permission denied$") as raised:
+            read(*given)
         assert raised.value.exit_code == Exit.CHECKPOINT
     assert select_checkpoint(tmp_path, "2") == checkpoint_path(tmp_path, 2)
 
