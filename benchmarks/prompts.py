@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.measure import MissingRequirement, compose_config, print_table
 from diffusion_lit.data.store import ImageStore, load_splits
+from diffusion_lit.data.validation_split import KnownImages, hash_image
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.evaluation.features import RealImages
 from diffusion_lit.evaluation.image_sets import make_reference
@@ -23,7 +24,9 @@ from diffusion_lit.evaluation.intervals import measure_mean
 from diffusion_lit.evaluation.metrics import Comparison
 from diffusion_lit.imaging.color_names import name_colors
 from diffusion_lit.runs.load import TrainedModel, generate_with_progress
+from diffusion_lit.runs.run_images import read_data_state
 from diffusion_lit.sampling.previews import draw_class_grid
+from diffusion_lit.system.console import join_names
 from diffusion_lit.web.session import enlarge
 
 Pair = tuple[str, str]  # a color and a kind
@@ -69,6 +72,27 @@ def load_tiles(root: str) -> list[Tile]:
     store, _ = load_splits(source, config["data"])
     words = [{SINGULAR.get(word, word) for text in texts for word in text.split()} for texts in store.captions]
     return list(map(Tile, source.splits()["train"].images, np.array(store.images), words))
+
+
+def require_held_out(model: TrainedModel, tiles: Sequence[Tile], file: Path) -> None:
+    """Raise MissingRequirement for a model that was trained on images with held-out pairs.
+
+    A checkpoint has the hashes of its training images. An exported model has the command of its training alone.
+    """
+    advice = f"needs a run that was trained with data.exclude={file}"
+    state = read_data_state(model.checkpoint)
+    if not state:
+        if "data.exclude=" not in (model.config.get("exported", {}).get("command") or ""):
+            raise MissingRequirement(f"{advice}, and the command of {model.checkpoint.parent} does not say so")
+        return
+    hashes = {tile.path: hash_image(tile.path)[0] for tile in tiles}
+    allowed = {hashes[tile.path] for tile in tiles if not tile.is_held_out}  # some images have several names
+    trained = set(KnownImages.from_state(state).train.tolist()) - allowed
+    found = [tile.path.name for tile in tiles if hashes[tile.path] in trained]
+    if found:
+        raise MissingRequirement(
+            f"{advice}. This one was trained on {len(found)} of its images: {join_names(found, 3)}"
+        )
 
 
 def choose_seen(tiles: Sequence[Tile]) -> list[Pair]:
@@ -185,6 +209,9 @@ def main(arguments: Namespace) -> None:
     file, root = arguments.out / "held_out.txt", Path(arguments.data[0])
     excluded = [tile.path.relative_to(root).as_posix() for tile in tiles if tile.is_held_out]
     file.write_text("\n".join(excluded) + "\n", encoding="utf-8")
+    if arguments.run:
+        model = TrainedModel.from_run(arguments.run)
+        require_held_out(model, tiles, file)
     classifier, accuracy, count = train_classifier(tiles)
     print(f"{len(excluded)} of {len(tiles):,} images with held-out pairs are in {file}")
     print(f"kinds: balanced accuracy {accuracy:.1%} on {count:,} real tiles, five-fold cross-validation")
@@ -196,6 +223,6 @@ def main(arguments: Namespace) -> None:
         print(f"Then train, and give the run as --run: python -m diffusion_lit.train {command}")
         return
     seen = choose_seen(tiles)
-    model = choose_guidance(TrainedModel.from_run(arguments.run), classifier, seen)
+    model = choose_guidance(model, classifier, seen)
     header = ["pairs", "prompts", "color right", "by chance", "kind right", "by chance", "both right", "copies"]
     print_table(header, compare_pairs(model, classifier, tiles, seen, arguments.out))
