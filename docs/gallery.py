@@ -58,7 +58,11 @@ TILES = [
     "red potion", "green robe", "blue book", "gray stone wall", "purple cloud", "brown sword", "white altar",
     "golden dragon",
 ]  # fmt: skip
+ICONS = [
+    "purple key", "green sword", "pink hat", "purple helmet", "pink boots", "green gloves", "purple shield", "red key",
+]  # fmt: skip
 MODELS = {
+    "icons": Model(ICONS, ICONS[:4], 16, is_prompted=True),
     "tiles": Model(TILES, TILES[:4], 16, is_prompted=True),
     "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28),
     "digits": Model(DIGITS, ["3", "8", "0", "1"], 8),
