@@ -7,7 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli import summary
-from diffusion_lit.cli.evaluation_summary import draw_beside_teacher, log_to_wandb, summarize_evaluations
+from diffusion_lit.cli.evaluation_summary import (
+    draw_beside_teacher,
+    log_to_wandb,
+    print_difference,
+    summarize_evaluations,
+)
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.distributed.shard_device import choose_device
@@ -59,6 +64,8 @@ def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) ->
     log.info("written    %s", final / "result.json")
     if not is_job:
         log_to_wandb(Path(config.run).expanduser(), result)
+        if config.baseline:
+            print_difference(out, Path(config.baseline).expanduser(), config.metric)
         draw_beside_teacher(out, Path(config.run).expanduser(), result, config.metric)
         set_default(config, result, f"set by {final.name}")
 

@@ -56,9 +56,27 @@ def print_comparison(sweep: Path, jobs: list[sweeps.Job], keys: list[str], metri
     groups = [group for group in sweeps.group_jobs(jobs, keys, metric) if group.numbers]
     baseline, rows = paired_comparison.compare_groups(groups, keys, metric) if len(groups) > 1 else ("", [])
     if rows:
-        summary.print_lines("", paired_comparison.format_comparison(baseline, rows, metric))
+        title, heading = f"against the first settings, {baseline}", f"difference of {metric}, 95 %"
+        table = [(name, metric, found) for name, found in rows]
+        summary.print_lines("", paired_comparison.format_comparison(title, heading, table))
         figure = paired_comparison.write_comparison(baseline, rows, metric, sweep)
         summary.print_lines(f"comparison {run_dir.display_path(figure)}")
+
+
+def print_difference(out: Path, baseline: Path, metric: str) -> None:
+    """Print and draw the paired differences of an evaluation from a baseline; warn if they are not paired."""
+    from diffusion_lit.cli import paired_comparison
+
+    found, where = paired_comparison.compare_to_baseline(out, baseline), run_dir.display_path(baseline)
+    if not found:
+        log.warning("baseline   %s has other seeds, classes, features or real images: not compared", where)
+        return
+    rows = [(name, name, difference) for name, difference in found.items()]
+    summary.print_lines("", paired_comparison.format_comparison(f"against {where}", "difference, 95 %", rows))
+    metric = metric if metric in found else next(iter(found))
+    name = run_dir.display_path(output.final_folder(out))
+    paired_comparison.write_comparison(str(where), [(str(name), found[metric])], metric, out)
+    summary.print_lines(f"comparison {name / 'comparison.png'}")
 
 
 def log_to_wandb(run: Path, result: dict) -> None:

@@ -1,4 +1,4 @@
-"""Print and draw how the settings of a sweep of `evaluate` differ from the first ones.
+"""Print and draw how evaluations differ: the settings of a sweep from the first ones, or one from a `baseline`.
 
 The first settings are known before anything is measured. The best ones are not: a choice
 among many after the fact looks better than it is, and so would every difference from it.
@@ -32,17 +32,33 @@ def compare_groups(groups: Sequence[sweeps.JobGroup], keys: Sequence[str], metri
     return label(baseline), [(name, difference) for name, difference in rows if difference]
 
 
-def format_comparison(baseline: str, rows: Differences, metric: str):
-    """Return a rich table of the differences from the first settings."""
+def compare_to_baseline(out: Path, baseline: Path) -> dict[str, Difference]:
+    """Return by metric how an evaluation differs from another one; {} if they are not paired."""
+    found = {}
+    for metric in COLUMNS:
+        ours, theirs = load_evaluation(out, metric), load_evaluation(baseline, metric)
+        if ours and theirs and (difference := compare([ours], [theirs])):
+            found[metric] = difference
+    return found
+
+
+def format_comparison(title: str, heading: str, rows: Sequence[tuple[str, str, Difference]]):
+    """Return a rich table of differences.
+
+    Args:
+        title: with what is compared.
+        heading: of the column of differences.
+        rows: name, metric and difference of each.
+    """
     from rich.table import Table
 
-    column = COLUMNS[metric]
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"against the first settings, {baseline}")
-    for name in (f"difference of {metric}, 95 %", "± sampling", "± training", "± reference"):
+    table.add_column(title)
+    for name in (heading, "± sampling", "± training", "± reference"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for name, found in rows:
+    for name, metric, found in rows:
+        column = COLUMNS[metric]
         verdict = found.verdict(column.higher_is_better)
         if verdict == INDISTINGUISHABLE:
             verdict += f" at {found.images:,} images"

@@ -63,6 +63,7 @@ def check_evaluation(config: DictConfig) -> None:
         faults.append(
             "reference_data=null: the prompts are captions of real images. Add reference_data=<a folder of them>"
         )
+    faults += find_baseline_faults(config)
     if config.num_images < 20:
         faults.append(f"num_images={config.num_images}: too few for a distance, at least 20 are needed")
     if config.reference_statistics is not None:
@@ -115,6 +116,22 @@ def find_statistics_faults(config: DictConfig) -> list[str]:
     if config.save_statistics:
         faults.append(f"{where} and save_statistics={config.save_statistics}: choose one")
     return faults
+
+
+def find_baseline_faults(config: DictConfig) -> list[str]:
+    """Return why an evaluation cannot be paired with `baseline`, as far as its result.json says."""
+    if config.baseline is None:
+        return []
+    where, folder = f"baseline={config.baseline}", Path(config.baseline).expanduser()
+    result = run_dir.read_result(folder)
+    if not (folder / "influences.npz").is_file() or "settings" not in result:
+        return [f"{where}: not an evaluation. Choose a folder that evaluate wrote, with result.json and influences.npz"]
+    known = {"num_images": result.get("num_images"), "seed": result["settings"].get("seed")}
+    return [
+        f"{where} has {key}={format_value(value)}. Only equal ones are paired: add {format_override(key, value)}"
+        for key, value in known.items()
+        if value != config[key]
+    ]
 
 
 @contextmanager

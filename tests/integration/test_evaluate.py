@@ -290,6 +290,22 @@ def test_settings_are_compared_and_the_best_becomes_the_default(tiny_run, tmp_pa
     assert "sampling.yaml is damaged" in run("sample", f"run={copy}", cwd=tmp_path, code=4)
 
 
+def test_an_evaluation_is_paired_with_its_baseline_as_in_a_sweep(tiny_run, tmp_path):
+    words = [f"run={tiny_run}", "num_images=40", "metrics=[kid,fd]", "features=pixels"]
+    run("evaluate", "--multirun", *words, "sampler.steps=1,3", f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path)
+    words.append(f"baseline={tmp_path / 'sweep' / '0'}")
+    printed = run("evaluate", *words, "sampler.steps=3", "out=out", cwd=tmp_path)
+    assert "against sweep/0" in printed
+    ours, theirs = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("out", "sweep"))
+    assert ours["others"][0] | {"settings": ""} == theirs["others"][0] | {"settings": ""}
+    assert "other seeds, classes, features" in run("evaluate", *words, "features=classifier", "out=c", cwd=tmp_path)
+    for word, fault in (
+        ("seed=1", "has seed=0. Only equal ones are paired: add seed=0"),
+        ("baseline=.", "not an eval"),
+    ):
+        assert fault in run("evaluate", *words, word, cwd=tmp_path, code=2)
+
+
 def test_every_run_of_a_sweep_is_measured_and_its_words_are_told(tmp_path):
     sweep = tmp_path / "a sweep"
     words = [*QUICK, "seed=0,1", "weighting=x0,snr", f"hydra.sweep.dir='{sweep}'"]

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 
 import torch
 
-from diffusion_lit.cli.paired_comparison import compare_groups, format_comparison, write_comparison
+from diffusion_lit.cli.paired_comparison import (
+    compare_groups,
+    compare_to_baseline,
+    format_comparison,
+    write_comparison,
+)
 from diffusion_lit.evaluation.comparison import save_measurements
 from diffusion_lit.evaluation.intervals import Measurement
 from diffusion_lit.runs import sweeps
@@ -31,6 +36,9 @@ def test_settings_are_compared_with_the_first_ones_not_the_best(tmp_path):
     baseline, rows = compare_groups(groups, ["sampler.steps"], "kid")
     assert baseline == "sampler.steps=10"
     assert {name: found.estimate.value for name, found in rows} == {"sampler.steps=20": -0.25, "sampler.steps=5": 0.25}
-    assert format_comparison(baseline, rows, "kid").columns[0].header == "against the first settings, sampler.steps=10"
+    table = format_comparison("against the first", "kid", [(name, "kid", found) for name, found in rows])
+    assert [column.header for column in table.columns][:2] == ["against the first", "kid"]
+    assert list(table.columns[0].cells) == [name for name, _ in rows]
+    assert compare_to_baseline(jobs[0].folder, jobs[1].folder)["kid"].estimate.value == 0.25
     write_comparison(baseline, rows, "kid", tmp_path)
     assert json.loads((tmp_path / "comparison.json").read_text())["baseline"] == baseline
