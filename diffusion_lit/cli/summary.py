@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.runs import run_dir, sweeps
+from diffusion_lit.system.console import escape_lines
 from diffusion_lit.system.errors import Exit, UserError, report_errors
 
 MAX_FAILURES = 8  # listed one by one
@@ -114,7 +115,8 @@ def print_lines(*lines) -> None:
         console.width = 1000
     with suppress(BrokenPipeError, SystemExit):  # `| head` closed the pipe
         for line in lines:
-            console.print(line, soft_wrap=isinstance(line, str))
+            is_text = isinstance(line, str)
+            console.print(escape_lines(line) if is_text else line, soft_wrap=is_text)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ HYDRA_FAULTS = {  # keys of Hydra that cannot be changed here -> what to do inst
     "hydra/job_logging": "log lines are those of diffusion_lit. Use hydra.verbose=true for more of them",
     "hydra.help": "--help lists keys and groups",
 }
+COMMAND_START = re.compile(r"\n(?=python -m diffusion_lit\.)")
 CONFIG_DIR: list[str] = []  # --config-dir of this process, as it was typed
 
 
@@ -165,6 +166,11 @@ def format_override(key: str, value: object) -> str:
 def format_command(verb: str, *overrides: str) -> str:
     """Return the command line of a follow-up command, with the --config-dir of this process."""
     return shlex.join(["python", "-m", f"diffusion_lit.{verb}", *CONFIG_DIR, *overrides])
+
+
+def split_commands(text: str) -> list[str]:
+    """Return the command lines of command.txt, in whose quotes a line may break."""
+    return [line for line in COMMAND_START.split(text.strip("\n")) if line]
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 
+from diffusion_lit.config.overrides import split_commands
 from diffusion_lit.config.value_types import map_leaves
 from diffusion_lit.system.errors import Exit, UserError
 
@@ -50,7 +51,8 @@ def hide_paths(tree):
 
 def hide_paths_of_commands(text: str) -> str:
     """Return command lines, one a line, with the last names of absolute paths."""
-    return "".join(shlex.join(map(hide_paths, shlex.split(line))) + "\n" for line in text.splitlines())
+    lines = [shlex.join(map(hide_paths, shlex.split(line))) for line in split_commands(text)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def refuse_secrets(arguments: Iterable[str]) -> None:

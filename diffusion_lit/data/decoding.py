@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from diffusion_lit.data.deep_images import is_deep, scale_to_8_bits, to_8_bits
 from diffusion_lit.data.metadata import describe_content, read_orientation, strip_metadata
 from diffusion_lit.imaging.sizes import ImageSize, height_width
+from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import DataError
 
 RESAMPLE = {
@@ -142,6 +143,7 @@ def report_broken_image(image: StoredImage) -> Iterator[None]:
         if isinstance(error, Image.DecompressionBombError):
             reason = f"{reason}. Raise data.max_pixels, or shrink it"
         name = "an image of an array" if isinstance(image, np.ndarray | Image.Image) else image
+        name = escape_controls(str(name))
         raise DataError(f"{name}: cannot be read as an image ({reason})") from None
 
 

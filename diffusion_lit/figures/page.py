@@ -14,7 +14,7 @@ from diffusion_lit.figures.style import create_axes, encode_figure, label_single
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.resume import flatten_config
-from diffusion_lit.system.console import join_names, progress_bar
+from diffusion_lit.system.console import escape_controls, escape_lines, join_names, progress_bar
 from diffusion_lit.system.errors import UserError
 
 COMPARED = (
@@ -91,7 +91,7 @@ def describe_run(run: Path, grids: int) -> dict:
         "film": files and _read_uri(files[-1].with_suffix(".gif")),
         "curves": draw_run_curves(rows) if rows else [],
         "evaluations": read_evaluations(run),
-        "files": {title: path.read_text(encoding="utf-8", errors="replace") for title, path in texts.items()},
+        "files": {title: _read_text(path) for title, path in texts.items()},
     }
 
 
@@ -143,7 +143,7 @@ def read_evaluations(run: Path) -> dict:
 def label_runs(runs: Sequence[Path], found: dict) -> list[str]:
     """Return a different name for each run: the overrides that differ, and the folder where they do not."""
     shown = [[f"{key}={config.get(key, '')}" for key in found["keys"][:MAX_KEYS]] for _, config, _ in found["rows"]]
-    labels = [" ".join(texts) for texts in shown]
+    labels = [escape_controls(" ".join(texts)) for texts in shown]
     pairs = zip(labels, runs, strict=True)
     names = [label if labels.count(label) == 1 else f"{label} {run.name}".strip() for label, run in pairs]
     return [name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names)]
@@ -165,6 +165,10 @@ def find_differences(runs: Sequence[Path], metric: str | None = None) -> dict:
     names = dict.fromkeys([*([metric] if metric else []), *(key for result in results for key in result)])
     rows = [list(row) for row in zip([run.name for run in runs], configs, results, strict=True)]
     return {"keys": keys, "names": list(names), "rows": rows}
+
+
+def _read_text(path: Path) -> str:
+    return escape_lines(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _read_metrics(run: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from diffusion_lit.imaging.sizes import ImageSize, format_size, height_width
 from diffusion_lit.inspection.exclude_list import is_contradictory
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
 from diffusion_lit.inspection.tile_sheets import find_tile_size
-from diffusion_lit.system.console import join_names
+from diffusion_lit.system.console import escape_controls, join_names
 
 PIXEL_ART = 64  # px, the largest side of pixel art
 MAX_NAMES = 3  # on the terminal; audit.json has all
@@ -256,7 +256,10 @@ def _describe_tiles(size: int | None) -> str:
 
 
 def _describe_broken(broken: list[dict[str, str]]) -> str:
-    lines = [f"{len(broken):,}", *(f"{image['image']}: {image['reason']}" for image in broken[:MAX_NAMES])]
+    lines = [
+        f"{len(broken):,}",
+        *(escape_controls(f"{image['image']}: {image['reason']}") for image in broken[:MAX_NAMES]),
+    ]
     if len(broken) > MAX_NAMES:
         lines.append(f"and {len(broken) - MAX_NAMES:,} more")
     return ("\n" + " " * 13).join(lines) if broken else ""

@@ -27,6 +27,7 @@ from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
 from diffusion_lit.imaging.color_names import name_colors
 from diffusion_lit.inspection.tile_sheets import GridScore, score_grids
+from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import DataError
 
 THUMBNAIL = 8  # px; thumbnails are compared to find near duplicates
@@ -92,7 +93,8 @@ def inspect_images(splits: dict[str, Split], decoding: Decoding, has_colors: boo
                 content_hash, image = hash_image(image)
             return replace(inspect_image(image, name, decoding, has_colors), hash=content_hash)
         except DataError as error:
-            return ImageFacts(name, error=str(error).removeprefix(f"{image}: "))
+            shown = escape_controls(str(image))
+            return ImageFacts(name, error=str(error).removeprefix(f"{shown}: "))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

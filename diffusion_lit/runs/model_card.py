@@ -11,6 +11,7 @@ from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.imaging.sizes import format_size
 from diffusion_lit.runs.student import describe_teacher
+from diffusion_lit.system.console import escape_controls
 
 CHANNEL_NAMES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 WEIGHT_NAMES = {"ema": "EMA weights", "net": "raw weights"}
@@ -45,7 +46,7 @@ def render_model_card(
         "diffusion": _describe(config["diffusion"]),
         "loss weighting": _describe(config["weighting"]),
         "optimizer": _describe(config.get("optimizer") or {}),
-        "command": f"`{command}`" if (command := exported.get("command")) else "not recorded",
+        "command": format_code(command) if (command := exported.get("command")) else "not recorded",
         "seed": config["seed"] if config.get("seed") is not None else "not recorded",
         "cost": f"{exported['seconds']:,.0f} s" if exported.get("seconds") else "not recorded",
         "weights": f"{weights}, {exported['checkpoint']}",
@@ -71,8 +72,18 @@ def render_model_card(
 
 def escape_markdown(text: object) -> str:
     """Return text in which nothing is markup, a formula, a cell of a table or a line of its own."""
-    escaped = re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).splitlines()))
+    line = escape_controls(" ".join(str(text).splitlines()))
+    escaped = re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def format_code(text: str) -> str:
+    """Return text as code in a cell of a table."""
+    runs = re.findall("`+", text)
+    fence = "`" * (1 + max(map(len, runs), default=0))
+    padding = " " if runs else ""  # between the fence and a backtick
+    cell = escape_controls(text).replace("|", "\\|")
+    return f"{fence}{padding}{cell}{padding}{fence}"
 
 
 def _describe_null(names: list[str], encoder: dict | None) -> str:

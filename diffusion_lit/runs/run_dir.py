@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from diffusion_lit.config.overrides import split_commands
 from diffusion_lit.config.paths import relocate
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.config.value_types import MAX_NAME_BYTES
@@ -187,8 +188,7 @@ def read_overrides(run: Path, start: int = -1) -> list[str]:
         path = run / "command.txt"
         command = None if path.exists() or not is_run_dir(run) else read_published_command(run)
         text = command or path.read_text(encoding="utf-8", errors="surrogateescape")
-        lines = text.splitlines()
-        overrides = shlex.split(lines[start])[3:]  # python -m diffusion_lit.train ...
+        overrides = shlex.split(split_commands(text)[start])[3:]  # python -m diffusion_lit.train ...
         parsed = OverridesParser.create().parse_overrides(overrides)
     except (OSError, ValueError, IndexError, HydraException) as error:
         raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'} is damaged: {error}") from None

@@ -23,7 +23,7 @@ from diffusion_lit.sampling.labels import format_label, is_prompt_blend, nonzero
 from diffusion_lit.sampling.previews import CLASS_MS, draw_class_pages
 from diffusion_lit.sampling.request import ImageRequest, draw_requests
 from diffusion_lit.system.console import progress_bar
-from diffusion_lit.system.files import write_text_atomically
+from diffusion_lit.system.files import to_file_name, write_text_atomically
 
 
 def describe_request(
@@ -108,7 +108,7 @@ def write_samples(
     if config.per_class:
         pages = draw_class_pages(render_images(images, render), [request.label for request in requests], names)
         for k, (name, page) in enumerate(pages):
-            add_checkerboard(page).save(out / f"grid_{k:03d}_{name.replace('/', '_')[:50]}.png")
+            add_checkerboard(page).save(out / f"grid_{k:03d}_{to_file_name(name)}.png")
         save_gif([page for _, page in pages], out / "classes.gif", frame_ms=CLASS_MS, hold_ms=CLASS_MS)
     if config.gif:
         save_gif([draw(frame) for frame in frames], out / "denoising.gif")

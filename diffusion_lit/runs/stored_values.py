@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from diffusion_lit.config.groups import CONF, list_option_keys, list_options
 from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.value_types import describe_type, format_value, matches
+from diffusion_lit.system.console import CONTROLS
 from diffusion_lit.system.errors import Exit, UserError
 
 # what a trained model is loaded with; other keys are those of the class, or of training
@@ -72,6 +73,8 @@ def _find_misfits(config: dict) -> Iterator[str]:
     data, model, names = config["data"], config["model"], config["data"]["class_names"]
     if len(names) != data["num_classes"] or len(set(names)) != len(names):
         yield f"data.class_names: has {len(set(names))} different names, and data.num_classes={data['num_classes']}"
+    if any(map(CONTROLS.search, names)):
+        yield "data.class_names: has line breaks or control characters"
     for key in SHARED:
         if model.get(key, data[key]) != data[key]:
             yield f"model.{key}={format_value(model[key])}: must equal data.{key}={format_value(data[key])}"

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.runs import run_dir
+from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.files import write_atomically, write_text_atomically
 from diffusion_lit.system.platform import lock
@@ -70,7 +71,8 @@ def _read_job(path: Path) -> Job:
     result = run_dir.read_result(path)
     overrides = result.get("train_overrides", {}) | read_job_overrides(path)
     numbers = {key: value for key, value in result.items() if not isinstance(value, list | dict)}
-    return Job(path, {key: value for key, value in overrides.items() if key not in NOT_SWEPT}, numbers)
+    shown = {key: escape_controls(value) for key, value in overrides.items() if key not in NOT_SWEPT}
+    return Job(path, shown, numbers)
 
 
 def read_job_overrides(path: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ from logging.config import dictConfig
 
 log = logging.getLogger(__name__)
 FIRST_LINE, LATER_LINES = 10, 30  # seconds between log lines of a progress bar
-# what breaks lines and tables, and what terminals obey
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# what breaks lines and tables, what terminals obey, and what reverses the text after it
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def accept_any_text() -> None:
@@ -43,6 +43,11 @@ def escape_controls(text: str) -> str:
     return CONTROLS.sub(escape, text)
 
 
+def escape_lines(text: str) -> str:
+    """Return text of several lines with control characters as escapes."""
+    return "\n".join(map(escape_controls, text.split("\n")))
+
+
 def print_text(text: str) -> None:
     """Print a text of which `| head` may read the beginning only."""
     with ignore_closed_pipe():
@@ -62,7 +67,8 @@ class ConsoleHandler(logging.Handler):
         if getattr(record, "file_only", False):
             return
         with suppress(BrokenPipeError, SystemExit):  # rich exits when `| head` closes the pipe
-            rich.get_console().print(self.format(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
+            text = escape_lines(self.format(record))
+            rich.get_console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class LogFile(logging.FileHandler):
@@ -75,6 +81,10 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, filename: str, mode: str = "a"):
         super().__init__(filename, mode, encoding="utf-8", errors="backslashreplace")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record, in which names of files and classes are text."""
+        return escape_lines(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Report the first line that cannot be written."""
@@ -203,6 +213,6 @@ def format_duration(seconds: float) -> str:
 
 
 def join_names(names: Iterable[str], most: int = 10) -> str:
-    """Return the first names, and how many more there are."""
-    names = list(names)
+    """Return the first names in one line, and how many more there are."""
+    names = list(map(escape_controls, names))
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
 
+from diffusion_lit.system.console import escape_controls, escape_lines
 from diffusion_lit.system.platform import available_signals
 
 
@@ -83,12 +84,12 @@ def report_errors(when_stopped: str = "stopped; files that were saved before are
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_lines(str(error))}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        name, (exit_code, advice) = str(error.filename or ""), DISK_ERRORS[error.errno]
+        name, (exit_code, advice) = escape_controls(str(error.filename or "")), DISK_ERRORS[error.errno]
         where = f"{name[:MAX_NAME]}{'...' * (len(name) > MAX_NAME)}: " if name else ""
         print(f"error: {where}{error.strerror}. {advice}", file=sys.stderr)
         sys.exit(int(exit_code))

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import secrets
 import time
 import unicodedata
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.system import platform as platforms
+from diffusion_lit.system.console import CONTROLS, escape_controls
 from diffusion_lit.system.errors import Exit, UserError
 
 ABANDONED_AFTER = 24 * 3600  # seconds without a change, whatever host was writing
@@ -60,14 +62,19 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def normalize_name(name: str) -> str:
-    """Return a name as it is compared: in NFC, and one of bytes that are no UTF-8 as Latin-1."""
+    """Return a name as it is compared: in NFC, in one line, and one of bytes that are no UTF-8 as Latin-1."""
     if not name.isascii():
         data = name.encode("utf-8", "surrogateescape")
         try:
             name = data.decode("utf-8")
         except UnicodeDecodeError:
             name = data.decode("latin-1")
-    return unicodedata.normalize("NFC", name)
+    return escape_controls(unicodedata.normalize("NFC", name))
+
+
+def to_file_name(name: str) -> str:
+    """Return the beginning of a name without what a file name may not have on some system."""
+    return re.sub(r'[<>:"/\\|?*]', "_", CONTROLS.sub("_", name))[:50]
 
 
 def require_working_directory() -> None:

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,17 +21,21 @@ from diffusion_lit.config.targets import build
 from diffusion_lit.figures import style
 from diffusion_lit.imaging import fonts
 from diffusion_lit.imaging.grids import draw_grid
-from diffusion_lit.runs.model_card import escape_markdown
+from diffusion_lit.runs.model_card import escape_markdown, format_code
+from diffusion_lit.runs.run_dir import read_overrides
 from diffusion_lit.sampling.labels import parse_class
+from diffusion_lit.system.console import CONTROLS, escape_controls
 from diffusion_lit.system.files import normalize_name
 from tests.cases import each
 from tests.runs import TINY, run
 
+TILES = Path(__file__).parents[2] / "models" / "tiles"
 NAMES = [
     "$x_{y$", "$\\frac{a}{$", "100$ or 5$", "a^b_c", "back\\slash", "\\alpha", "b | <i>x", "<script>alert(1)</script>",
     "&amp;", "a`b`c", "*bold* _it_", "[red]x[/red]", "[link](http://x)", ":cat:", "{{7*7}}", "{x}", "%s",
     "${oc.env:HOME}", "thé", "日本語", "🐱", "עברית", "new\nline", "it's", 'q"uote', "1e3", "1_000", "true", "null",
-    " spaces ", "-dash", "~", "# title", "caf\udce9",
+    " spaces ", "-dash", "~", "# title", "caf\udce9", "ta\tb", "re\rturn", "be\x07ll", "e\x1b[31mred", "ne\x85l",
+    "se\u2028p", "\u202eltr",
 ]  # fmt: skip
 IN_FILES = [name for name in NAMES if name not in (" spaces ", "100$ or 5$", "{x}", "-dash", "null", "thé", "%s")]
 
@@ -76,11 +82,18 @@ def test_markdown_and_overrides_say_the_same_text(name):
     row = escape_markdown(name)
     assert "\n" not in row
     assert not re.search(r"(?<!\\)[|`*\[\]$~]|<", row)
-    assert html.unescape(re.sub(r"\\([\\`*\[\]|~$_])", r"\1", row)) == " ".join(name.splitlines())
+    expected = escape_controls(" ".join(name.splitlines()))
+    assert html.unescape(re.sub(r"\\([\\`*\[\]|~$_])", r"\1", row)) == expected
+    code = format_code(name)
+    assert not re.search(r"(?<!\\)\|", code)  # which would end the cell
+    assert not CONTROLS.search(code)
+    fence = re.match("`+", code)[0]
+    assert code.strip().count(fence) == 2
+    assert code.removeprefix(fence).removesuffix(fence).replace("\\|", "|").strip() == escape_controls(name).strip()
     assert read_override("key", [format_override("key", name)]) == name
 
 
-@each("name", [name for name in NAMES if "\n" not in name and "\udce9" not in name])
+@each("name", [name for name in NAMES if name.isprintable()])
 def test_tables_on_the_console_say_the_same_text(name, capsys):
     from rich.table import Table
 
@@ -138,13 +151,57 @@ def test_classes_of_any_name_through_every_command(tmp_path):
         for k in range(2):
             Image.effect_noise((8, 8), 50 + k).save(folder / f"{k}.png")
     words = [*TINY, "data=image_folder", "data.root=in", "data.image_size=8", "max_steps=2", "run_dir=run"]
-    run("train", *words, "val_every=0", cwd=tmp_path)
+    printed = [run("audit", *words[len(TINY) : -2], cwd=tmp_path)]
+    printed += [run("train", *words, "val_every=0", cwd=tmp_path)]
     label = format_override("classes", "[red]x[\u2215red]")
     run("sample", "run=run", "out=s", label, "num_images=2", cwd=tmp_path)
     assert "[red]x" in str(json.loads((tmp_path / "s" / "manifest.json").read_bytes())["images"])
+    labels = 'classes=["new\nline",new\\nline,"ta\tb"]'  # as the folder is named, and as it is shown
+    run("sample", "run=run", "out=p", labels, "num_images=3", "per_class=true", cwd=tmp_path)
+    shown = [image["class"] for image in json.loads((tmp_path / "p" / "manifest.json").read_bytes())["images"]]
+    assert shown == ["new\\nline", "new\\nline", "ta\\tb"]
+    printed += [run("sample", "run=run", "classes=[nope]", cwd=tmp_path, code=2)]
+    printed += [run("evaluate", "run=run", "num_images=40", "metrics=[kid,class_accuracy]", cwd=tmp_path)]
     run("export", "run=run", "out=ex", cwd=tmp_path)
     card = (tmp_path / "ex" / "README.md").read_text(encoding="utf-8")
     (row,) = [line for line in card.splitlines() if line.startswith("| classes |")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
     run("report", "run=run", "out=r.html", cwd=tmp_path)
+    texts = [*printed, card, *((tmp_path / name).read_text("utf-8") for name in ("r.html", "run/train.log"))]
+    for text in texts:
+        assert not CONTROLS.search(text.replace("\n", ""))
+        assert not re.search(r"^\W*line\b", text, re.MULTILINE)  # the rest of a name
+    made = [path.name for folder in ("s", "p", "run", "ex") for path in (tmp_path / folder).rglob("*")]
+    assert not [name for name in made if CONTROLS.search(name) or "\\" in name]
     assert "<script>alert(1)" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_with_a_line_break_in_its_name(tmp_path):
+    """Its command has two lines in command.txt, and is read, resumed, exported and reported as one."""
+    root = "my\nimages\u2028 `x|y"
+    for k in range(6):
+        (tmp_path / root).mkdir(exist_ok=True)
+        Image.effect_noise((8, 8), 50 + k).save(tmp_path / root / f"{k}.png")
+    typed = format_override("data.root", root)
+    run("train", *TINY, "data=image_folder", typed, "data.image_size=8", "max_steps=1", "run_dir=run", cwd=tmp_path)
+    run("train", "resume=run", "max_steps=2", cwd=tmp_path)
+    assert [typed in read_overrides(tmp_path / "run", start) for start in (0, 1)] == [True, True]
+    run("export", "run=run", "out=ex", cwd=tmp_path)
+    (row,) = [line for line in (tmp_path / "ex" / "README.md").read_text().split("\n") if "| command |" in line]
+    assert "my\\nimages\\u2028 `x\\|y" in row
+    run("report", "run=run", "out=r.html", cwd=tmp_path)
+    assert (tmp_path / "r.html").read_text().count("python -m diffusion_lit.train ") == 2
+
+
+def test_prompts_with_line_breaks(tmp_path):
+    prompts = 'prompt=["red\npotion\x1b[31m","green\trobe"]'
+    printed = run("sample", f"run={TILES}", prompts, "out=s", "num_images=2", "per_class=true", cwd=tmp_path)
+    assert not CONTROLS.search(printed.replace("\n", ""))
+    assert not [path for path in (tmp_path / "s").iterdir() if CONTROLS.search(path.name)]
+
+
+def test_a_stored_class_with_control_characters_is_refused(tmp_path):
+    shutil.copytree(TILES.parent / "digits", tmp_path / "digits")
+    config = tmp_path / "digits" / "config.yaml"
+    config.write_text(config.read_text().replace("- '0'", '- "\\e[31m\\0"'))
+    assert "data.class_names: has line breaks" in run("sample", "run=digits", cwd=tmp_path, code=2)

@@ -18,6 +18,7 @@ from diffusion_lit.data.sources.table_labels import (
 )
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
+from diffusion_lit.system.files import normalize_name
 
 # usual names in an .npz; the first that exists is used
 IMAGE_ARRAYS = ("images", "x_train", "sprites", "x", "data", "arr_0")
@@ -153,7 +154,7 @@ class Arrays:
             names = values
         elif isinstance(values[0], int) and values[0] >= 0:  # a class may have no images
             values = list(range(max(values[-1] + 1, len(names))))
-        names = [str(name) for name in names]
+        names = [normalize_name(str(name)) for name in names]
         if len(set(names)) < len(names):
             raise DataError(f"{self.path}: two classes have the same name: {join_names(names)}")
         if len(names) != len(values):

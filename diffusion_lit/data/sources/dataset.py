@@ -12,6 +12,7 @@ from PIL import Image
 from diffusion_lit.config.targets import build
 from diffusion_lit.data.deep_images import require_finite
 from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import DataError
 
 ITEM = "return (image, label), the image alone, or a dict with image and label"
@@ -44,7 +45,8 @@ class DatasetSource:
         """Return the class names; empty without labels."""
         if self.labels == "none" or self.images["train"].labels is None:
             return []
-        return [*map(str, getattr(self.images["train"].dataset, "classes", self._values))]
+        names = getattr(self.images["train"].dataset, "classes", self._values)
+        return [escape_controls(str(name)) for name in names]
 
     @cached_property
     def _values(self) -> list[int]:

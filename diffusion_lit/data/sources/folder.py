@@ -160,7 +160,7 @@ class ImageFolder:
     def _check_classes(self, folder: Path) -> None:
         unknown = {normalize_name(path.name) for path in list_folders(folder)} - set(self.class_names)
         if unknown:
-            raise DataError(f"{folder}: classes that are not in the train folder: {', '.join(sorted(unknown))}")
+            raise DataError(f"{folder}: classes that are not in the train folder: {join_names(sorted(unknown))}")
         if self._has_loose_images(folder, folder):
             raise DataError(
                 f"{folder}: has images outside of the class folders. "

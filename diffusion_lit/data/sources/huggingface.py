@@ -8,7 +8,6 @@ by its type, not by its name.
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from diffusion_lit.data.sources.table_labels import describe_unused_columns
 from diffusion_lit.data.streaming import EVERY_EPOCH, StreamedTable
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
-from diffusion_lit.system.files import write_atomically
+from diffusion_lit.system.files import normalize_name, write_atomically
 
 VAL_SPLITS = ("validation", "val", "valid", "test")  # the first that exists is used
 
@@ -93,7 +92,7 @@ class HuggingFace:
     @property
     def class_names(self) -> list[str]:
         """Return the class names, in NFC; empty without labels."""
-        return list(dict.fromkeys(unicodedata.normalize("NFC", name) for name in self.schema.class_names))
+        return list(dict.fromkeys(map(normalize_name, self.schema.class_names)))
 
     @property
     def notes(self) -> list[str]:

@@ -1,13 +1,13 @@
 """Labels in the columns of tables: which are missing, what the classes are called, what looks like a mistake."""
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from diffusion_lit.data.sources.data_source import DataSource
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
+from diffusion_lit.system.files import normalize_name
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")  # usual names; the first is used
 MISSING = {"", "nan", "<na>", "null", "n/a", "#n/a"}  # as text, in any case
@@ -24,7 +24,7 @@ def is_missing(value: object) -> bool:
 
 
 def name_classes(values: Sequence, where: str) -> list[str]:
-    """Return the class name of each label: text in NFC, and whole numbers without ".0".
+    """Return the class name of each label: text in NFC and in one line, and whole numbers without ".0".
 
     Raises:
         DataError: if they are lists, images or anything else that is no class.
@@ -32,7 +32,7 @@ def name_classes(values: Sequence, where: str) -> list[str]:
     other = next((value for value in values if not isinstance(value, str | int | float)), None)
     if other is not None:
         raise DataError(f"{where} holds values of type {type(other).__name__}, not classes. Use another column.")
-    names = [unicodedata.normalize("NFC", str(value).strip()) for value in values]
+    names = [normalize_name(str(value).strip()) for value in values]
     if all(re.fullmatch(r"[+-]?\d+(\.0*)?", name) for name in set(names)):  # as pandas writes integers with gaps
         return [name.partition(".")[0] for name in names]
     return names
