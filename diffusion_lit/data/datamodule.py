@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.targets import build
 from diffusion_lit.data.batches import Batches, ValidationBatches
 from diffusion_lit.data.decoding import MAX_PIXELS
@@ -20,6 +21,8 @@ from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, describe_change, summarize_images
 from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.errors import Exit, UserError
+
+SOURCE_KEYS = ("streaming", "caption_column")  # of a source, which fit some arguments only
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -58,6 +61,9 @@ class ImageDataModule(L.LightningDataModule):
         max_pixels: see `Decoding`.
         caption_colors: captions begin with the main colors of their images, see
             `diffusion_lit.imaging.color_names.name_colors`.
+
+    Raises:
+        UserError: exit 2 for arguments that the command line refuses together.
 
     Examples:
         >>> data = ImageDataModule("photos", image_size=32, batch_size=64)  # doctest: +SKIP
@@ -101,8 +107,16 @@ class ImageDataModule(L.LightningDataModule):
             "render": render, "value_range": value_range, "max_pixels": max_pixels,
             "caption_colors": caption_colors,
         }  # fmt: skip
+        self._require_fitting()
         self.train: ImageStore | StreamedStore = None  # type: ignore[assignment]  # until `setup`
         self.val: ImageStore | None = None  # None: no validation images
+
+    def _require_fitting(self) -> None:
+        """Raise UserError (exit 2) for arguments that the command line refuses together."""
+        own = {key: getattr(self.source, key) for key in SOURCE_KEYS if hasattr(self.source, key)}
+        faults = find_conflicts({f"data.{key}": value for key, value in (self.config | own).items()})
+        if faults:
+            raise UserError(Exit.CONFIG, "\n  ".join(["the arguments do not fit:", *faults]))
 
     @property
     def class_names(self) -> list[str]:

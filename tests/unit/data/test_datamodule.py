@@ -1,5 +1,6 @@
 """The data module by hand: one line, epochs, validation shards, transforms by position, a plain Trainer."""
 
+import re
 from types import SimpleNamespace
 
 import lightning as L
@@ -13,6 +14,7 @@ from torchvision.transforms import v2
 from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.system.errors import UserError
+from tests.cases import each
 
 N, N_VAL = 23, 11
 IMAGES = np.random.default_rng(0).integers(0, 256, (N + N_VAL, 6, 6, 3), dtype=np.uint8)
@@ -171,3 +173,22 @@ def test_transforms_leave_the_global_generator_and_validation_images_alone():
 def test_a_transform_that_changes_type_or_shape_is_named(transform):
     with pytest.raises(UserError, match=f"data.transforms: {type(transform).__name__} made"):
         take(datamodule(transforms=[transform]), 1)
+
+
+@each(
+    ("source", "settings", "fault"),
+    [
+        ({"streaming": "every_epoch"}, {"caption_colors": True}, "data.caption_colors=true: needs all images"),
+        ({"streaming": True, "caption_column": "text"}, {}, "data.caption_column=text: a stream has no captions"),
+        ({}, {"alpha": "zero"}, "data.alpha=zero: has no effect with data.channels=3"),
+        ({}, {"render": "skin"}, "data.render=skin: needs RGBA images of 64x64 px"),
+        ({}, {"value_range": [1, 0]}, "data.value_range=[1, 0]: must be [low,high]"),
+        ({}, {"channels": 4, "image_size": 16_385}, "data.image_size=16385: too large"),
+    ],
+)
+def test_arguments_that_the_command_line_refuses_are_refused(source, settings, fault):
+    stream = Source()
+    vars(stream).update(source)
+    with pytest.raises(UserError, match=re.escape(fault)) as refused:
+        ImageDataModule(stream, **settings)
+    assert refused.value.exit_code == 2
