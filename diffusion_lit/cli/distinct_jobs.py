@@ -30,8 +30,9 @@ def require_distinct(verb: str, configs: Sequence[DictConfig], swept: Sequence[s
     """
     jobs = [OmegaConf.to_container(config) for config in configs]
     texts = [json.dumps(job, sort_keys=True, default=str) for job in jobs]
+    firsts: dict[str, int] = {}
     for k, text in enumerate(texts if is_grid else ()):
-        if (first := texts.index(text)) < k:
+        if (first := firsts.setdefault(text, k)) < k:
             fault = f"job {k + 1} repeats job {first + 1}"
             raise UserError(Exit.CONFIG, f"{' '.join(swept)}: {fault}. Write each value once")
     for job in jobs if verb in NUMBERED else ():
