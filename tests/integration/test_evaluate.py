@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,17 @@ def test_only_what_is_requested_is_computed(tiny_run, tmp_path):
         assert not any("class_accuracy" in key for key in result)
         assert ("per_class" in result) == has_classes
         assert all("class_accuracy" not in row and "kid" in row for row in result.get("per_class", []))
+
+
+def test_a_metric_that_takes_long_is_named_meanwhile(tiny_run, tmp_path):
+    prelude = (
+        "import time\nfrom diffusion_lit.evaluation import metrics\nfrom diffusion_lit.system import console\n"
+        "console.FIRST_LINE, colors = 0, metrics.METRICS['colors']\n"
+        "metrics.METRICS['colors'] = lambda compared: time.sleep(2.5) or colors(compared)"
+    )
+    words = [f"run={tiny_run}", "num_images=20", "sampler.steps=1", "metrics=[colors]", "out=out"]
+    printed = run("evaluate", *words, cwd=tmp_path, prelude=prelude)
+    assert re.search(r"^measuring colors \| \d\.\d s so far$", printed, re.MULTILINE), printed
 
 
 def test_settings_are_compared_and_the_best_becomes_the_default(tiny_run, tmp_path):
