@@ -100,14 +100,15 @@ def test_what_classes_are_called(tmp_path, labels, names):
     assert load(tmp_path / "a.csv").source.class_names == names
 
 
-def test_latin_1_is_read_and_named(tmp_path):
-    draw(tmp_path)
-    (tmp_path / "a.csv").write_bytes(lines().replace("cat", "thé").encode("latin-1"))
-    source = load(tmp_path / "a.csv").source
-    assert source.class_names == ["dog", "thé"]
-    assert source.notes == [f"{tmp_path / 'a.csv'} is not UTF-8: read as cp1252"]
-
-
+WORDS = {
+    "cp1252": "thé",
+    "mac_roman": "thé",
+    "shift_jis": "子猫",
+    "euc_jp": "子猫",
+    "cp1251": "кошка",
+    "koi8-r": "кошка",
+}
+WORDS |= {"big5": "小貓咪", "gb18030": "小猫咪", "euc_kr": "고양이", "iso8859-7": "γάτα"}
 REFUSED = {  # a table, other overrides, what the error says
     "an unclosed quote": (lines('x.png,"cat'), [], 'a.csv, line 2: a quote (") is not closed.'),
     "an unclosed quote that a later one closes": (
@@ -130,6 +131,20 @@ REFUSED = {  # a table, other overrides, what the error says
     "JSON lines": ('{"path": "0.png"}\n', [], "a.csv is JSON. Save the table as CSV in UTF-8, or as parquet."),
     "a web page": ("<!DOCTYPE html>", [], "a.csv is a web page"),
     "a binary file": (b"\x01\x02\x03path,label", [], "a.csv is a binary file"),
+    **{
+        f"text in {encoding}": (
+            lines().replace("cat", word).encode(encoding),
+            [],
+            "Save the table in UTF-8, in Excel as",
+        )
+        for encoding, word in WORDS.items()
+    },
+    "text in cp1251, gzipped": (
+        gzip.compress(lines().replace("cat", "кошка").encode("cp1251")),
+        [],
+        "a.csv, line 3: not",
+    ),
+    "UTF-16 with half a character": (lines().encode("utf-16") + b"x", [], "not text in utf-16 (truncated data)"),
     "a split without a name": (
         lines("0.png,cat,", head="path,label,split", more=[f"{row},Train" for row in ROWS]),
         [],

@@ -28,6 +28,10 @@ OTHER_FILES = {
     b"<": "a web page",
 }
 END = "\x1a"  # a row of its own after the last one, unless a quote is still open there
+CONVERT = (
+    'Save the table in UTF-8, in Excel as "CSV UTF-8", or convert it: '
+    "iconv -f <encoding> -t utf-8 <table> > <new table>, with shift_jis, cp1251, cp1252 or what it was saved in."
+)
 SAVE_AS_CSV = "Save the table as CSV in UTF-8, or as parquet."
 
 
@@ -109,15 +113,18 @@ def _decode(path: Path, data: bytes) -> tuple[str, str | None]:
     encodings = [encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)][:1]
     if not encodings and head.count(0) > len(head) / 4:
         encodings = ["utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"]
-    for encoding in encodings or ["utf-8-sig", "cp1252", "latin-1"]:
-        try:
-            text = data.decode(encoding)
-            if re.search(r"[\0-\x08\x0e-\x1f]", text):
-                raise DataError(f"{path} is a binary file. {SAVE_AS_CSV}")
-            return text, None if encoding.startswith("utf-8") else encoding
-        except UnicodeDecodeError as error:
-            fault = f"{path}, line {data[: error.start].count(10) + 1}: not text in {encoding} ({error.reason})"
-    raise DataError(f"{fault}. {SAVE_AS_CSV}")
+    encoding = encodings[0] if encodings else "utf-8"
+    try:
+        text, fault = data.decode(encoding).removeprefix("\ufeff"), ""
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(10) + 1
+        text = "" if encodings else data.decode("latin-1")  # in which every byte is a character
+        fault = f"{path}, line {line}: not text in {encoding} ({error.reason})"
+    if re.search(r"[\0-\x08\x0e-\x1f]", text):
+        raise DataError(f"{path} is a binary file. {SAVE_AS_CSV}")
+    if fault:
+        raise DataError(f"{fault}. {CONVERT}")
+    return text, encodings[0] if encodings else None
 
 
 def _find_delimiter(text: str, known: Collection[str]) -> str:
