@@ -16,6 +16,18 @@ MAX_QUEUE = 8  # waiting visitors; one is served at a time
 MAX_FILES = 256 * 2**20  # bytes of generated files that are kept, the newest
 
 
+class Page(gr.Blocks):
+    """A page that answers values of the wrong number or type by their fault, without a traceback."""
+
+    async def preprocess_data(self, *arguments, **settings) -> list:
+        """Return the inputs of an event. Raise gr.Error if they are not those of its components."""
+        try:
+            return await super().preprocess_data(*arguments, **settings)
+        except Exception as error:  # of gradio: ValueError, and whatever a component raises
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise gr.Error(lines[0], print_exception=False) from None
+
+
 def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blocks:
     """Return the page.
 
@@ -49,7 +61,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         remove_oldest_files(home)
         return frames[min(to_int(k), len(frames) - 1)] if frames else None
 
-    with gr.Blocks(title=str(model.config["name"]), analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with Page(title=str(model.config["name"]), analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## {escape(str(model.config['name']))}")
         frames = gr.State([])
         with gr.Row():

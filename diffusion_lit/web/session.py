@@ -180,7 +180,7 @@ class ImageSession:
     def _configure_model(self, request: Request) -> TrainedModel:
         """Return the model with the sampler and the guidance of a request."""
         check_int("steps", request.steps, 1, self.max_steps)
-        if request.sampler not in self.samplers:
+        if not isinstance(request.sampler, str) or request.sampler not in self.samplers:
             raise ValueError(f"sampler: must be one of {', '.join(self.samplers)}")
         sampler, guidance = self.samplers[request.sampler] | {"steps": request.steps, "batch_size": request.count}, {}
         if self.has_guidance:
