@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.compose import resolve_data
 from diffusion_lit.config.schema import FIGURES
+from diffusion_lit.config.secrets import hide_paths
 from diffusion_lit.runs import output
 from diffusion_lit.runs.figure_request import RUN_FIGURES, check_figures, read_samplers, split_recipe
 from diffusion_lit.runs.run_dir import display_path
@@ -38,10 +39,11 @@ def visualize(recipes: list[DictConfig], config: DictConfig) -> None:
     else:
         subject, others = album.load_subject(config, log.warning), {}
         out = Path(config.out or subject.run / "figures")
+    request = hide_paths(OmegaConf.to_container(config))
     with output.fill_folder(out, "figures.json", replaces=()) as folder:
         for path in album.draw_figures(subject, figures, folder, config, read_samplers(config), log, others):
             log.info("figure     %s", display_path(out / path.name))
-        write_text_atomically(folder / "figures.json", json.dumps(OmegaConf.to_container(config), indent=2) + "\n")
+        write_text_atomically(folder / "figures.json", json.dumps(request, indent=2) + "\n")
     left_out = [name for name in FIGURES if name not in figures]
     if left_out and config.run is None and not config.what:
         log.info("left out   %s: they need a trained run (run=...)", ", ".join(left_out))

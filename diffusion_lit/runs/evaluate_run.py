@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.metric_columns import NEEDS_CLASSES
+from diffusion_lit.config.secrets import hide_paths
 from diffusion_lit.data.captions import require_captions
 from diffusion_lit.data.store import load_splits
 from diffusion_lit.diffusion.seeds import image_seeds
@@ -135,7 +136,7 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     shards.extract_features_in_shards(reference.extractor, images, out)
     keys = ("metrics", "features", "reference_data", "reference_split", "reference_images")
     identity = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}))
-    identity |= {"digest": reference.extractor.digest}
+    identity = hide_paths(identity) | {"digest": reference.extractor.digest}
     identity |= {
         name: store and store.fingerprint for name, store in (("train", task.real.train), ("val", task.real.val))
     }
@@ -164,8 +165,12 @@ def make_result(task: EvaluationTask, comparison: metrics.Comparison, facts: dic
         facts: of the generated images, such as `nfe` and `seconds`.
     """
     reference, run = comparison.reference, Path(task.config.run).expanduser()
-    result = {"status": "finished", "exit_code": 0, "run": str(run_dir.display_path(run))}
-    result |= {"train_overrides": sweeps.read_job_overrides(run)} | facts | {"num_images": len(comparison.generated)}
+    result = {"status": "finished", "exit_code": 0, "run": run_dir.name_run(run)}
+    result |= (
+        {"train_overrides": hide_paths(sweeps.read_job_overrides(run))}
+        | facts
+        | {"num_images": len(comparison.generated)}
+    )
     for name in task.config.metrics:
         if reference.class_names or name not in NEEDS_CLASSES:
             with announce(f"measuring {name}"):

@@ -77,6 +77,14 @@ def display_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def name_run(run: Path) -> str:
+    """Return the path of a run in the working directory, of another run its name, of a job that of its sweep too."""
+    path = display_path(run)
+    if not path.is_absolute():
+        return str(path)
+    return "/".join(path.parts[-2:]) if path.name.isdigit() else path.name
+
+
 # ------------------------------------------------------------------------------------------ new folders
 
 

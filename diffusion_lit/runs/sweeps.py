@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from diffusion_lit.config.metric_columns import COLUMNS
+from diffusion_lit.config.overrides import read_override
 from diffusion_lit.runs import run_dir
 from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import Exit, UserError
@@ -69,7 +70,10 @@ def list_jobs(sweep: Path) -> list[Job]:
 
 def _read_job(path: Path) -> Job:
     result = run_dir.read_result(path)
-    overrides = result.get("train_overrides", {}) | read_job_overrides(path)
+    own = read_job_overrides(path)
+    run = read_override("run", [f"run={own['run']}"]) if "run" in own else None
+    trained = read_job_overrides(Path(run)) if isinstance(run, str) else {}
+    overrides = (trained or result.get("train_overrides", {})) | own  # that of result.json is without folders
     numbers = {key: value for key, value in result.items() if not isinstance(value, list | dict)}
     shown = {key: escape_controls(value) for key, value in overrides.items() if key not in NOT_SWEPT}
     return Job(path, shown, numbers)

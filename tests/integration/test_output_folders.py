@@ -263,5 +263,15 @@ def test_a_page_to_send_has_no_absolute_paths_unless_they_are_requested(tmp_path
         assert str(tmp_path) not in page
         assert "my photos" in page
         assert "max_steps=1" in page
+    a_run = f"run='{home / 'a run'}'"
+    words = ["num_images=20", "metrics=[kid]", "features=pixels", f"reference_data='{photos}'"]
+    run("evaluate", a_run, *words, "out=evaluation", cwd=tmp_path / "elsewhere")
+    run("evaluate", a_run, *words, "out=shards", "shards=1", cwd=tmp_path / "elsewhere")
+    run("visualize", a_run, "what=[schedule]", "out=figures", cwd=tmp_path / "elsewhere")
+    run("export", a_run, "out=model", cwd=tmp_path / "elsewhere")
+    for name in ("evaluation/result.json", "shards/result.json", "figures/figures.json", "model/README.md"):
+        text = (tmp_path / "elsewhere" / name).read_text(encoding="utf-8")
+        assert "home of jos" not in text, name
+        assert str(tmp_path) not in text, name
     run("report", runs, "out=page.html", "paths=true", cwd=tmp_path / "elsewhere")
     assert str(photos) in (tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")
