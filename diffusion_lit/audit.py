@@ -17,6 +17,7 @@ from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import output
 from diffusion_lit.runs.warm_start import resolve_training_config
 from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.imports import import_torch
 
 log = logging.getLogger("diffusion_lit.audit")
 FILES = ("images.png", "duplicates.png", "exclude.txt")  # not in every audit
@@ -42,7 +43,8 @@ def check_audit(config: DictConfig) -> None:
     output.require_available(Path(config.out).expanduser(), "audit.json", FILES)
     resolved, source = resolve_training_config(config)
     source.splits()
-    from diffusion_lit.runs.build import check_network  # imports torch, so after all other checks
+    import_torch()  # after all other checks
+    from diffusion_lit.runs.build import check_network
 
     check_network(resolved)
 

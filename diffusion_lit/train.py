@@ -16,7 +16,7 @@ from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
 from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, run_lock, sweeps, teacher, warm_start
 from diffusion_lit.system.errors import Exit, UserError, hold_signals
-from diffusion_lit.system.imports import pause_garbage_collection
+from diffusion_lit.system.imports import import_torch
 from diffusion_lit.training.launch_run import check_training_captions, fit, follow
 from diffusion_lit.training.loggers import backends as loggers
 
@@ -49,8 +49,8 @@ def check_train(config: DictConfig) -> None:
         run_dir.require_unused(Path(resolved["run_dir"]))
         teacher.check_teacher(resolved)
         warm_start.check_initial_weights(resolved)
-    with pause_garbage_collection():
-        from diffusion_lit.runs.build import check_network
+    import_torch()
+    from diffusion_lit.runs.build import check_network
 
     check_network(resolved)
 

@@ -26,6 +26,7 @@ from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
 from diffusion_lit.system.errors import PENDING_SIGNALS, Exit, UserError, report_errors
 from diffusion_lit.system.files import require_working_directory
+from diffusion_lit.system.imports import pause_garbage_collection
 from diffusion_lit.system.platform import keep_freed_memory
 
 Prepare = Callable[[list[str], str | None], list[str]]
@@ -95,6 +96,7 @@ def launch(
         decorate(run_job)()
 
 
+@pause_garbage_collection()  # the last check imports torch and diffusers
 def _compose(
     config_name: str, overrides: list[str], args: Namespace, check: Callable[[DictConfig], None]
 ) -> tuple[list[str], Sweep | None, list[DictConfig]]:

@@ -24,6 +24,7 @@ from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, make_blend, parse_class, row_names
 from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.imports import import_torch
 
 SMALL = 2**30  # bytes of images that every machine has room for
 NO_GUIDE = {"guide": None, "guide_checkpoint": "last"}  # for a command without these keys
@@ -81,6 +82,7 @@ def check_sampling(config: DictConfig) -> None:
     names, has_prompts = row_names(run_config), bool(run_config.get("text_encoder"))
     labels = parse_requests(config, run_config)
     check_space(config, run_config["data"], len(labels))
+    import_torch()
     network = locate(run_config["model"].get("_target_"))
     is_blend = config.context is not None or (config.interpolate and not has_prompts)
     if is_blend and not getattr(network, "supports_blends", False):
