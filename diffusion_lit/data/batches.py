@@ -21,6 +21,10 @@ from diffusion_lit.system.errors import DataError
 
 VALIDATION_BATCH = 64  # images, whatever the training batch is
 CROP_BLOCK = 128  # positions whose crops come from one generator
+BROKEN_ROW = (
+    "Repair or remove it, then continue with resume=<run> accept=[data]. With "
+    "data.streaming=false all such images are found before training, and data.exclude leaves them out"
+)
 PREFETCH = 4  # micro-batches of a streamed table that are decoded ahead
 
 
@@ -208,6 +212,8 @@ class Batches:
                     ahead.append((pool.map(self.store.decoding, images), labels, index))
                 images, labels, index = ahead.popleft()
                 yield np.stack(list(images)), np.array(labels, np.int64), np.array(index, np.int64)
+        except DataError as error:
+            raise DataError(f"{error}. {BROKEN_ROW}") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,17 +1,22 @@
 """Runs on streamed data: length, kills, lost hubs, ranks."""
 
+import io
 import re
 import signal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from diffusion_lit import audit
 from diffusion_lit.config.compose import compose_configs
+from diffusion_lit.runs.checkpoints import list_steps
 from diffusion_lit.system.errors import UserError
 from tests.equal_runs import assert_equal_runs
 from tests.image_sets import FILES, STREAMED, shrink_streams, write_streams
-from tests.runs import TINY, run, signal_at_step, start, trace
+from tests.runs import TINY, last_step, run, signal_at_step, start, trace
 
 N = sum(FILES)
 
@@ -107,3 +112,31 @@ def test_a_plan_of_pictures_that_are_not_kept(sets, tmp_path):
     prelude = "import diffusion_lit.training.benchmark as bench; bench.MIN_SECONDS = 0.05"
     printed = run("train", *words, "max_steps=40", "plan=true", cwd=tmp_path, prelude=prelude)
     assert "run time   about" in printed
+
+
+def test_a_broken_image_ends_a_run_that_is_saved_and_goes_on_after_the_repair(tmp_path):
+    file = tmp_path / "set" / "train.parquet"
+    file.parent.mkdir()
+    images = []
+    for k in range(300):
+        image = io.BytesIO()
+        Image.effect_noise((8, 8), 50 + k % 60).save(image, "PNG")
+        images.append({"bytes": image.getvalue(), "path": f"{k}.png"})
+
+    def write(changes: dict[int, bytes]) -> None:
+        rows = [image | {"bytes": changes.get(k, image["bytes"])} for k, image in enumerate(images)]
+        pq.write_table(pa.table({"image": rows}), file, row_group_size=20)
+
+    words = ["data=huggingface", f"data.path={file}", "data.streaming=every_epoch", "data.image_size=8", *TINY]
+    words += ["data.val_fraction=0", "val_every=0", "sample_every=0", "max_steps=30", "run_dir=run"]
+    write({170: b"broken"})
+    printed = run("train", *words, cwd=tmp_path, code=3)
+    assert f"error: row 170 of {file}, train: cannot be read as an image (unknown image format). Repair" in printed
+    assert "resume=<run> accept=[data]" in printed
+    assert "data.streaming=false" in printed
+    step = last_step(tmp_path / "run")
+    assert step > 0
+    assert list_steps(tmp_path / "run") == [step]
+    write({})
+    run("train", "resume=run", "accept=[data]", cwd=tmp_path)
+    assert last_step(tmp_path / "run") == 30

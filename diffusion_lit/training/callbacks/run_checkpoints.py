@@ -8,7 +8,7 @@ import lightning as L
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, run_lock
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError, Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
 from diffusion_lit.training.callbacks.non_finite_guard import last_checkpoint, record_step
@@ -78,11 +78,15 @@ class RunCheckpoints(StepCallback):
             self.save(trainer, module, is_needed=True)
 
     def on_exception(self, trainer: L.Trainer, module: DiffusionModule, exception: BaseException) -> None:
-        """Save the last complete step if memory ran out, in a run of one process: other ranks would have to join in."""
+        """Save the last complete step if memory ran out or an image is broken, in a run of one process.
+
+        Other ranks would have to join in.
+        """
         self.step = trainer.global_step  # a callback before this one may have failed
         is_alone = collectives.world_size() == 1
         is_saved = self.step in checkpoints.list_steps(self.run)
-        if is_out_of_memory(exception) and is_alone and self.step and not (is_saved or module.is_updating):
+        is_intact = is_out_of_memory(exception) or isinstance(exception, DataError)
+        if is_intact and is_alone and self.step and not (is_saved or module.is_updating):
             module.running_statistics.restore()
             self.save(trainer, module, is_needed=True)
 
