@@ -65,8 +65,10 @@ def build_result(config: dict, callbacks, step: int) -> dict:
 def format_farewell(result: dict, run: Path) -> str:
     """Return the last lines of a run: where its files are and which command continues."""
     command = format_command("train", format_override("resume", display_path(run)))
+    sample = format_command("sample", format_override("run", display_path(run)))
     if result["status"] == "interrupted":
-        return f"stopped at step {result['steps']}, saved. To continue: {command}"
+        hint = "" if any(run.glob("samples/*.png")) else f"\nno samples yet. To generate some: {sample}"
+        return f"stopped at step {result['steps']}, saved. To continue: {command}{hint}"
     lines = [f"run        {display_path(run)}"]
     if result["status"] == "stopped early":
         override = "callbacks=none" if result["stopped_by"] == "callbacks" else "trainer.max_time=null"
@@ -78,5 +80,5 @@ def format_farewell(result: dict, run: Path) -> str:
         real = f", real images {result['class_accuracy_real']:.1%}" if "class_accuracy_real" in result else ""
         accuracy, count = result["class_accuracy"], result["classified_images"]
         lines.append(f"accuracy   {accuracy:.1%} of {count} generated images are classified as their class{real}")
-    lines.append(f"more       {format_command('sample', format_override('run', display_path(run)))}")
+    lines.append(f"more       {sample}")
     return "\n".join(lines)
