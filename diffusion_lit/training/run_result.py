@@ -67,8 +67,8 @@ def format_farewell(result: dict, run: Path) -> str:
     command = format_command("train", format_override("resume", display_path(run)))
     sample = format_command("sample", format_override("run", display_path(run)))
     if result["status"] == "interrupted":
-        hint = "" if any(run.glob("samples/*.png")) else f"\nno samples yet. To generate some: {sample}"
-        return f"stopped at step {result['steps']}, saved. To continue: {command}{hint}"
+        hint = "" if any(run.glob("samples/*.png")) else f"no samples yet. To generate some: {sample}\n"
+        return f"{hint}stopped at step {result['steps']}, saved. To continue: {command}"
     lines = [f"run        {display_path(run)}"]
     if result["status"] == "stopped early":
         override = "callbacks=none" if result["stopped_by"] == "callbacks" else "trainer.max_time=null"
