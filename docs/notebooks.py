@@ -10,7 +10,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-EXECUTED = ("01_quick_start", "02_process", "03_guidance_and_samplers", "04_few_steps", "05_comparison")
+EXECUTED = (
+    "01_quick_start", "02_process", "03_guidance_and_samplers", "04_prompts", "05_few_steps", "06_comparison",
+)  # fmt: skip
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -30,10 +32,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def shrink_png(text: str) -> str:
-    """Return a PNG in base64 with at most 64 colors, or as it is where that is smaller."""
+    """Return a PNG in base64 with at most 256 colors, or as it is where that is smaller."""
     small = BytesIO()
     image = Image.open(BytesIO(base64.b64decode(text))).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return min(text, base64.b64encode(small.getvalue()).decode(), key=len)
 
 

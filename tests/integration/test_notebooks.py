@@ -14,11 +14,11 @@ pytest.importorskip("nbclient")
 from docs.notebooks import EXECUTED, FOLDER, execute  # noqa: E402
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-RUNS = {"06_run": "digits_run", "07_sprites": "sprites_run", "08_ablation": "sweep", "09_skins": "skins_run"}
+RUNS = {"07_run": "digits_run", "08_sprites": "sprites_run", "09_ablation": "sweep", "10_skins": "skins_run"}
 QUICK = ("01_quick_start",)  # the others are slow, or the usual tests take too long
 IMAGES = {
-    "01_quick_start": 3, "02_process": 5, "03_guidance_and_samplers": 4, "04_few_steps": 2, "05_comparison": 2,
-    "06_run": 5, "07_sprites": 5, "08_ablation": 4, "09_skins": 4,
+    "01_quick_start": 3, "02_process": 5, "03_guidance_and_samplers": 4, "04_prompts": 5, "05_few_steps": 2,
+    "06_comparison": 2, "07_run": 5, "08_sprites": 5, "09_ablation": 4, "10_skins": 4,
 }  # fmt: skip
 KILOBYTE = 1024
 
