@@ -607,9 +607,11 @@ def test_captions_follow_validation_limits_and_lists(tmp_path):
     table = captioned({"prompt": lists, "caption": TEXTS})
     datasets.DatasetDict({"train": table, "test": table.select([2, 0])}).save_to_disk(tmp_path)
     data = make_hub_data(tmp_path, "data.caption_column=auto", "data.max_images=3")
-    assert (list(data.train.captions), list(data.val.captions)) == (CLEAN[:3], [CLEAN[2], CLEAN[0]])
+    zero, two = ("cat number zero",), ("cat number two",)  # the class stands in front
+    assert (list(data.train.captions), list(data.val.captions)) == ([zero, ("dog",), two], [two, zero])
     data = make_hub_data(tmp_path, "data.caption_column=prompt")
-    assert list(data.train.captions) == [("one", "a one"), (), ("two",), ("three",), ("four",)]
+    named = [("cat one", "cat a one"), ("dog",), ("cat two",), ("dog three",), ("cat four",)]
+    assert list(data.train.captions) == named
     assert data.train.labels.tolist() == [0, 1, 0, 1, 0]
 
 
