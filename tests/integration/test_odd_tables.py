@@ -100,8 +100,16 @@ def test_what_classes_are_called(tmp_path, labels, names):
     assert load(tmp_path / "a.csv").source.class_names == names
 
 
+def test_western_text_in_cp1252_is_read_and_named(tmp_path):
+    draw(tmp_path)
+    for name in ("thé", "Éclair à l’œuf", "ça — créée", "GÂTEAU ÉLÉGANT", "Straße «Süd» 3 €", "niño 5°"):
+        (tmp_path / "a.csv").write_bytes(lines().replace("cat", name).encode("cp1252"))
+        source = load(tmp_path / "a.csv").source
+        assert set(source.class_names) == {"dog", name}
+        assert source.notes == [f"{tmp_path / 'a.csv'} is not UTF-8: read as cp1252"]
+
+
 WORDS = {
-    "cp1252": "thé",
     "mac_roman": "thé",
     "shift_jis": "子猫",
     "euc_jp": "子猫",

@@ -32,6 +32,11 @@ CONVERT = (
     'Save the table in UTF-8, in Excel as "CSV UTF-8", or convert it: '
     "iconv -f <encoding> -t utf-8 <table> > <new table>, with shift_jis, cp1251, cp1252 or what it was saved in."
 )
+# in cp1252 what text of other encodings soon has, and text of Western languages has not: control characters, three
+# accented letters in a row, other signs than these, and an uppercase accented letter after a lowercase or accented one
+NOT_WESTERN = re.compile(
+    r"[\0-\x08\x0e-\x1f]|[^\x00-\x7f]{3}|[^\x00-\x7fÀ-ÖØ-öø-ÿŠšŽžŒœŸ’–—…€°«»\xa0]|(?:[a-z]|[^\x00-\x7f’–—…€°«»\xa0])[À-ÖØ-ÞŠŽŒŸ]"
+)
 SAVE_AS_CSV = "Save the table as CSV in UTF-8, or as parquet."
 
 
@@ -117,6 +122,9 @@ def _decode(path: Path, data: bytes) -> tuple[str, str | None]:
     try:
         text, fault = data.decode(encoding).removeprefix("\ufeff"), ""
     except UnicodeDecodeError as error:
+        western = "" if encodings else data.decode("cp1252", errors="replace")
+        if western and not NOT_WESTERN.search(western):
+            return western, "cp1252"
         line = data[: error.start].count(10) + 1
         text = "" if encodings else data.decode("latin-1")  # in which every byte is a character
         fault = f"{path}, line {line}: not text in {encoding} ({error.reason})"
