@@ -127,7 +127,10 @@ def test_every_process_and_network_is_exported(tmp_path, words):
         ["diffusion.prediction_type=epsilon", "diffusion=ddpm"],
         pytest.param(["diffusion.prediction_type=v_prediction"], marks=pytest.mark.slow),
         pytest.param(["diffusion.prediction_type=sample", "diffusion=sprites"], marks=pytest.mark.slow),
-        ["diffusion.prediction_type=v_prediction", "diffusion.zero_terminal_snr=true", "sampler.clip_x0=false"],
+        pytest.param(
+            ["diffusion.prediction_type=v_prediction", "diffusion.zero_terminal_snr=true", "sampler.clip_x0=false"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["epsilon", "v", "sample", "zero terminal snr"],
 )

@@ -518,7 +518,8 @@ def test_looking_for_weights_needs_no_torch(tmp_path):
     code = (
         "import sys\nfrom diffusion_lit import train\nfrom diffusion_lit.config.compose import compose_configs\n"
         "import diffusion_lit.runs\nfrom types import SimpleNamespace\n"
-        # the last check builds the network
+        # the last check builds the network, with torch
+        "train.import_torch = lambda: None\n"
         "sys.modules['diffusion_lit.runs.build'] = SimpleNamespace(check_network=lambda facts: None)\n"
         f"train.check_train(compose_configs('train', {words!r})[0])\n"
         "assert 'torch' not in sys.modules"
