@@ -62,10 +62,10 @@ def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) ->
     is_job = (out / "command.txt").exists()  # of a sweep, whose best settings are known at its end
     log.info("\n".join(format_evaluation(result, [] if is_job else result.get("per_class", []))))
     log.info("written    %s", final / "result.json")
+    if config.baseline:
+        print_difference(out, Path(config.baseline).expanduser(), config.metric)
     if not is_job:
         log_to_wandb(Path(config.run).expanduser(), result)
-        if config.baseline:
-            print_difference(out, Path(config.baseline).expanduser(), config.metric)
         draw_beside_teacher(out, Path(config.run).expanduser(), result, config.metric)
         set_default(config, result, f"set by {final.name}")
 

@@ -308,8 +308,10 @@ def test_an_evaluation_is_paired_with_its_baseline_as_in_a_sweep(tiny_run, tmp_p
     words.append(f"baseline={tmp_path / 'sweep' / '0'}")
     printed = run("evaluate", *words, "sampler.steps=3", "out=out", cwd=tmp_path)
     assert "against sweep/0" in printed
-    ours, theirs = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("out", "sweep"))
-    assert ours["others"][0] | {"settings": ""} == theirs["others"][0] | {"settings": ""}
+    run("evaluate", "--multirun", *words, "sampler.steps=3", f"hydra.sweep.dir={tmp_path / 'jobs'}", cwd=tmp_path)
+    paths = (tmp_path / name / "comparison.json" for name in ("sweep", "out", "jobs/0"))
+    theirs, *ours = (json.loads(path.read_text())["others"][0] | {"settings": ""} for path in paths)
+    assert ours == [theirs, theirs]
     assert "other seeds, classes, features" in run("evaluate", *words, "features=classifier", "out=c", cwd=tmp_path)
     for word, fault in (
         ("seed=1", "has seed=0. Only equal ones are paired: add seed=0"),
