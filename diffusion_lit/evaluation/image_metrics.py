@@ -27,7 +27,7 @@ from diffusion_lit.evaluation.distances import (
 )
 from diffusion_lit.evaluation.intervals import Estimate, Measurement
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorization import Neighbors, choose_threshold, find_neighbors
+from diffusion_lit.evaluation.memorization import Neighbors, NeighborSearch, choose_threshold
 from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics, unwrap
 
 Extractor = Callable[[Tensor], Tensor]
@@ -257,10 +257,9 @@ class Copies(FeatureMetric):
 
     def _find_copies(self) -> tuple[Tensor, float, Neighbors]:
         generated, training = self._features()
-        threshold = choose_threshold(
-            find_neighbors(dim_zero_cat(self.validation), training) if len(self.validation) else None
-        )
-        neighbors = find_neighbors(generated, training)
+        search = NeighborSearch(training)
+        threshold = choose_threshold(search(dim_zero_cat(self.validation)) if len(self.validation) else None)
+        neighbors = search(generated)
         return neighbors.ratio < threshold, threshold, neighbors
 
 

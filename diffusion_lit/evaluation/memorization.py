@@ -35,24 +35,29 @@ class Neighbors(NamedTuple):
         return self.distance[:, 0] / self.distance.median(1).values.clamp(min=1e-12)
 
 
-def find_neighbors(images: Tensor, training: Tensor) -> Neighbors:
-    """Return the Euclidean neighbors of vectors (N, D) among the distinct ones of (M, D), at most 50 each.
+class NeighborSearch:
+    """Finds Euclidean neighbors among the distinct ones of training vectors (M, D).
 
     Matrix products find them, and differences measure them again, so that an exact copy
     is at distance 0.
     """
-    distinct = _find_distinct(training)
-    training = training[distinct].float()
-    k = min(NUM_NEIGHBORS, len(training))
-    squares = training.square().sum(1)
-    distances, indices = [], []
-    for rows in images.float().split(SEARCH_ROWS):
-        index = (squares - 2 * rows @ training.T).topk(k, 1, largest=False).indices
-        exact = torch.stack([(training[index[:, j]] - rows).square().sum(1).sqrt() for j in range(k)], 1)
-        exact, order = exact.sort(dim=1, stable=True)
-        distances.append(exact)
-        indices.append(distinct[index.gather(1, order)])
-    return Neighbors(torch.cat(distances).cpu(), torch.cat(indices).cpu())
+
+    def __init__(self, training: Tensor):
+        self.distinct = _find_distinct(training)
+        self.training = training[self.distinct].float()
+        self.squares = self.training.square().sum(1)
+
+    def __call__(self, images: Tensor, k: int = NUM_NEIGHBORS) -> Neighbors:
+        """Return the neighbors of vectors (N, D), at most k each."""
+        k = min(k, len(self.training))
+        distances, indices = [], []
+        for rows in images.float().split(SEARCH_ROWS):
+            index = (self.squares - 2 * rows @ self.training.T).topk(k, 1, largest=False).indices
+            exact = torch.stack([(self.training[index[:, j]] - rows).square().sum(1).sqrt() for j in range(k)], 1)
+            exact, order = exact.sort(dim=1, stable=True)
+            distances.append(exact)
+            indices.append(self.distinct[index.gather(1, order)])
+        return Neighbors(torch.cat(distances).cpu(), torch.cat(indices).cpu())
 
 
 def _find_distinct(vectors: Tensor) -> Tensor:

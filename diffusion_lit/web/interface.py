@@ -48,7 +48,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
         files = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
-        return result.frames[-1], slider, result.frames, session.find_neighbors(result.images), *files
+        return png, slider, result.frames, session.find_neighbors(result.images), *files
 
     def draw(is_live, *values):
         if not is_live:
@@ -76,7 +76,7 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
                 slider = gr.Slider(0, 1, value=1, step=1, label="denoising step", interactive=False)
                 with gr.Row():
                     png, gif = gr.DownloadButton("PNG"), gr.DownloadButton("GIF")
-                with gr.Column(visible=session.vectors is not None):
+                with gr.Column(visible=session.search is not None):
                     gr.Markdown("Each image, followed by its nearest training images (L2 distance of pixels):")
                     neighbors = gr.Image(**shared)
         outputs = [image, slider, frames, neighbors, png, gif]

@@ -13,7 +13,7 @@ from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.data.store import center_crop
 from diffusion_lit.diffusion.seeds import InterpolatedSeed, Seed, image_seeds
-from diffusion_lit.evaluation.memorization import find_neighbors
+from diffusion_lit.evaluation.memorization import NeighborSearch
 from diffusion_lit.evaluation.metrics import PIXELS, pixel_vectors
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images
 from diffusion_lit.imaging.rows import choose_rows
@@ -29,6 +29,7 @@ from diffusion_lit.system.errors import Exit, UserError
 MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
 MAX_PROMPT = 500  # characters
 COLUMNS, NEIGHBORS = 4, 4  # of the grid, and of each image
+CANDIDATES = 2 * NEIGHBORS  # whose distances are measured exactly
 ALL = "all classes"
 MIN_SIDE = 512  # px, grids are enlarged by a whole factor towards this
 MAX_TRAINING = 20_000  # training images that are searched for neighbors
@@ -88,7 +89,7 @@ class ImageSession:
 
     def __init__(self, model: TrainedModel, training: Tensor | None = None):
         self.model, self.training = model, training
-        self.vectors = None if training is None else pixel_vectors(training, PIXELS)
+        self.search = None if training is None else NeighborSearch(pixel_vectors(training, PIXELS))
         process = model.config["diffusion"].get("process", "discrete")
         options = {name: read_option("sampler", name) for name in list_options("sampler")}
         self.samplers = {name: option for name, option in options.items() if process in option["serves"]}
@@ -149,9 +150,10 @@ class ImageSession:
 
     def find_neighbors(self, images: Tensor) -> Image.Image | None:
         """Return a grid with each image followed by its nearest training images, by L2 distance of pixels."""
-        if self.vectors is None:
+        if self.search is None:
             return None
-        neighbors = self.training[find_neighbors(pixel_vectors(images, PIXELS), self.vectors).index[:, :NEIGHBORS]]
+        found = self.search(pixel_vectors(images, PIXELS), CANDIDATES).index[:, :NEIGHBORS]
+        neighbors = self.training[found]
         rows = torch.cat([images[:, None], neighbors], 1)
         halves = [half.flatten(0, 1) for half in rows.split(-(-len(rows) // 2))]
         grids = [draw_grid(render_images(half, self.model.render), 1 + NEIGHBORS) for half in halves]

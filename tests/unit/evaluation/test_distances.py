@@ -18,7 +18,7 @@ from diffusion_lit.evaluation.distances import (
 )
 from diffusion_lit.evaluation.intervals import Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.manifold import precision_recall
-from diffusion_lit.evaluation.memorization import MAX_RATIO, choose_threshold, find_neighbors
+from diffusion_lit.evaluation.memorization import MAX_RATIO, NeighborSearch, choose_threshold
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -129,7 +129,7 @@ def test_a_gpu_computes_the_same_numbers():
         assert there.value == pytest.approx(here.value, rel=1e-9)
         torch.testing.assert_close((there.generated, there.real), (here.generated, here.real))
     assert precision_recall(x.double().cuda(), y.double().cuda()) == precision_recall(x.double(), y.double())
-    here, there = find_neighbors(x, y), find_neighbors(x.cuda(), y.cuda())
+    here, there = NeighborSearch(y)(x), NeighborSearch(y.cuda())(x.cuda())
     assert torch.equal(there.index, here.index)
 
 
@@ -332,7 +332,7 @@ def test_a_generator_that_replays_k_of_n_has_k_copies(copies):
     training = torch.randint(0, 256, (200, 48), generator=generator)
     fresh = torch.randint(0, 256, (40 - copies, 48), generator=generator)
     replayed = training[torch.randperm(200, generator=generator)[:copies]]
-    found = find_neighbors(torch.cat([replayed, fresh]), training)
+    found = NeighborSearch(training)(torch.cat([replayed, fresh]))
     assert (found.ratio < MAX_RATIO).tolist() == [True] * copies + [False] * (40 - copies)
     assert (found.distance[:copies, 0] == 0).all()
     assert torch.equal(training[found.index[:copies, 0]], replayed)
@@ -341,8 +341,8 @@ def test_a_generator_that_replays_k_of_n_has_k_copies(copies):
 def test_a_copy_with_a_little_noise_is_one_and_a_mean_of_two_is_none():
     training = normal(300, 64, 0)
     noisy, mixed = training[:20] + normal(20, 64, 1, 0.1), (training[:20] + training[20:40]) / 2
-    assert (find_neighbors(noisy, training).ratio < MAX_RATIO).all()
-    assert not (find_neighbors(mixed, training).ratio < MAX_RATIO).any()
+    assert (NeighborSearch(training)(noisy).ratio < MAX_RATIO).all()
+    assert not (NeighborSearch(training)(mixed).ratio < MAX_RATIO).any()
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
@@ -351,12 +351,12 @@ def test_copies_of_an_image_that_is_in_the_training_set_twenty_times_are_found(n
     training = normal(300, 64, 0)
     repeated = training[:1] + normal(20, 64, 2, noise)
     copies = training[:1] + normal(5, 64, 1, 0.25)
-    assert (find_neighbors(copies, torch.cat([training, repeated])).ratio < MAX_RATIO).all()
+    assert (NeighborSearch(torch.cat([training, repeated]))(copies).ratio < MAX_RATIO).all()
 
 
 def test_neighbors_are_distinct_training_images():
     training = torch.cat([normal(60, 4, 0), normal(60, 4, 0)[:30]])
-    found = find_neighbors(training[:5], training)
+    found = NeighborSearch(training)(training[:5])
     assert (found.index < 60).all()
     assert (found.distance[:, 1] > 0).all()
 
@@ -365,11 +365,11 @@ def test_one_percent_of_new_images_are_below_the_threshold():
     """In two dimensions a third of new points would be copies by the fixed threshold of 1/3."""
     training, validation, new = normal(2000, 2, 0), normal(1000, 2, 1), normal(4000, 2, 2)
     assert choose_threshold(None) == MAX_RATIO
-    threshold = choose_threshold(find_neighbors(validation, training))
-    ratio = find_neighbors(new, training).ratio
+    threshold = choose_threshold(NeighborSearch(training)(validation))
+    ratio = NeighborSearch(training)(new).ratio
     assert (ratio < MAX_RATIO).double().mean() > 0.3
     assert (ratio < threshold).double().mean() == pytest.approx(0.01, abs=0.006)
-    assert (find_neighbors(training[:50] + 1e-5, training).ratio < threshold).double().mean() > 0.9
+    assert (NeighborSearch(training)(training[:50] + 1e-5).ratio < threshold).double().mean() > 0.9
 
 
 def test_neighbours_are_those_of_scikit_learn():
@@ -377,9 +377,10 @@ def test_neighbours_are_those_of_scikit_learn():
 
     images, training = normal(700, 5, 0), normal(90, 5, 1)
     distance, index = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(training).kneighbors(images)
-    found = find_neighbors(images, training)
+    found = NeighborSearch(training)(images)
     np.testing.assert_allclose(found.distance, distance, rtol=1e-4)
     assert (found.index.numpy() == index).mean() > 0.999  # but for ties
+    assert torch.equal(NeighborSearch(training)(images, k=7).index, found.index[:, :7])
 
 
 # ------------------------------------------------------------------------------------------ colours
