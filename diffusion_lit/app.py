@@ -33,10 +33,11 @@ def check_app(config: DictConfig) -> None:
 
 def app(config: DictConfig) -> None:
     """Serve the page until Ctrl-C. Visitors can read only files that the page generated, and write none."""
+    from diffusion_lit.runs.fast_sampling import speed_up
     from diffusion_lit.runs.load import load_requested_model
-    from diffusion_lit.web.session import ImageSession, load_training_images
+    from diffusion_lit.web.session import MAX_IMAGES, ImageSession, load_training_images
 
-    model = load_requested_model(config, log.warning)
+    model = speed_up(load_requested_model(config, log.warning), config, MAX_IMAGES)
     session = ImageSession(model, load_training_images(model, config.accept) if config.neighbors else None)
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}

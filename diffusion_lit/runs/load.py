@@ -34,7 +34,6 @@ from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.system.memory import free_bytes, is_out_of_memory, limit_to_free_memory
 
 COPIES = 8  # of an image that a network and a sampler hold at least
-PRECISE = {"precision": "32-true", "compile": False}  # of a command without these keys
 NO_GUIDANCE = {"guidance_scale": 1.0, "guidance_interval": None, "guidance_rescale": 0.0}
 
 
@@ -57,11 +56,11 @@ class TrainedModel:
         class_names: empty for a model without classes.
         sampler: scheduler, number of steps and batch size.
         condition: what y is; None for class labels.
-        guidance: any of guidance_scale, guidance_interval and guidance_rescale; without
-            them no guidance.
+        guidance: any of guidance_scale, guidance_interval, guidance_rescale; {}: no guidance.
         guide: weaker model for autoguidance.
         config: configuration of the run, plain data; empty for a module in memory.
         checkpoint, facts: file of the weights, see `read_facts`; None, {} for a module in memory.
+        speed: precision and compilation of the network, see `fast_sampling.speed_up`.
     """
 
     net: nn.Module
@@ -75,6 +74,7 @@ class TrainedModel:
     config: dict = field(default_factory=dict)
     checkpoint: Path | None = None
     facts: dict = field(default_factory=dict)
+    speed: dict = field(default_factory=lambda: {"precision": "32-true", "compile": False})
 
     def __post_init__(self):
         self.class_names = list(self.class_names)
@@ -278,7 +278,7 @@ def describe_sampling(model: TrainedModel, config: DictConfig) -> dict:
         "sampler": model.config["sampler"],
         **describe_teacher(model.config),
         "batch_size": model.sampler.batch_size,
-        **{key: config.get(key, default) for key, default in PRECISE.items()},
+        **model.speed,
         "palette": None if model.codec.palette is None else format_palette(model.codec.palette),
         "versions": read_package_versions(),
     }

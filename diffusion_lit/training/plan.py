@@ -15,6 +15,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageStore
 from diffusion_lit.distributed import process_group
 from diffusion_lit.runs import checkpoints, resume
+from diffusion_lit.system.bfloat16 import BF16_FLAGS
 from diffusion_lit.system.console import format_duration, progress_bar
 from diffusion_lit.system.platform import cpu_flags
 from diffusion_lit.training import build_run
@@ -22,7 +23,6 @@ from diffusion_lit.training.automatic_keys import resolve_strategy
 from diffusion_lit.training.benchmark import Measurement, TrainingBenchmark
 from diffusion_lit.training.captions_of_run import add_caption_settings
 from diffusion_lit.training.checkpoint_files import required_bytes
-from diffusion_lit.training.precision import BF16_FLAGS
 from diffusion_lit.training.run_summary import format_run_summary
 from diffusion_lit.training.time_estimate import (
     change_config,

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.parse
@@ -14,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.runs.fast_sampling import speed_up
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.previews import draw_class_grid
 from diffusion_lit.web.session import ALL, ImageSession, Request, enlarge
@@ -36,7 +39,12 @@ def tiny_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def session(tiny_run) -> ImageSession:
     training = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageSession(TrainedModel.from_run(tiny_run), training)
+    return ImageSession(load_model(tiny_run), training)
+
+
+def load_model(run: Path, precision: str = "auto", **settings: object) -> TrainedModel:
+    """The model of a run in a precision, that of the page without one."""
+    return speed_up(TrainedModel.from_run(run, **settings), OmegaConf.create({"precision": precision}), 16)
 
 
 # ------------------------------------------------------------------------------------------ what it makes
@@ -47,12 +55,20 @@ def test_images_are_those_of_the_model_and_the_film_ends_on_them(session, tiny_r
     made = session.generate(GOOD, lambda done, steps: told.append((done, steps)))
     assert told == [(k + 1, 4) for k in range(4)]
     sampler = session.model.config["sampler"] | {"steps": 4, "batch_size": 5}
-    model = TrainedModel.from_run(tiny_run, sampler=sampler)
+    model = load_model(tiny_run, sampler=sampler)
     assert torch.equal(made.images, model.generate([3] * 5, image_seeds(7, 5)))
     assert len(made.frames) == 4
     assert np.array_equal(tile(made.frames[-1], 0, 0, 4), made.images[0, 0].numpy())
     assert np.array_equal(tile(made.frames[-1], 1, 0, 4), made.images[4, 0].numpy())
     assert session.model.config["guidance_scale"] == 1.0  # nothing of a request stays
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_sample_makes_the_same_images_in_the_same_precision(tiny_run, tmp_path, precision):
+    made = ImageSession(load_model(tiny_run, precision)).generate(GOOD)
+    settings = ["classes=3", "num_images=5", "seed=7", "sampler.batch_size=5", "npy=true", f"precision={precision}"]
+    run("sample", f"run={tiny_run}", *settings, "out=out", cwd=tmp_path)
+    assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), made.images.permute(0, 2, 3, 1).numpy())
 
 
 def test_settings_of_a_request_count(session):
@@ -125,6 +141,7 @@ def address(tiny_run, tmp_path_factory):
     assert process.returncode == 143, printed
     assert "Traceback" not in printed, printed
     assert "stopped; the page is closed" in printed
+    assert re.search(r"precision  (bf16-mixed|32-true): .+ \(precision=auto\)", printed), printed
     assert "saved" not in printed
 
 
@@ -162,6 +179,14 @@ def called(address: str, *values: object) -> str:
         event = json.loads(answer.read())["event_id"]
     with urllib.request.urlopen(f"{address}/gradio_api/call/generate/{event}", timeout=60) as answer:
         return answer.read().decode()
+
+
+def test_a_program_gets_the_images_of_the_session(address, session):
+    events = called(address, "3", 5, 7, "ddim", 4, 1, 0)
+    outputs = json.loads(events.partition("event: complete\ndata: ")[2].splitlines()[0])
+    with urllib.request.urlopen(outputs[0]["url"], timeout=10) as file:
+        shown = np.array(Image.open(io.BytesIO(file.read())))
+    assert np.array_equal(shown, np.array(session.generate(GOOD).frames[-1]))
 
 
 @pytest.mark.parametrize("values", [

@@ -10,14 +10,15 @@ from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.runs.resume import check_continuation
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.runs.warm_start import resolve_training_config
+from diffusion_lit.system.bfloat16 import DeviceFacts
 from diffusion_lit.system.errors import Exit, UserError
 from diffusion_lit.training import precision
 from diffusion_lit.training.launch_run import fit
 from tests.equal_runs import assert_equal_training
 from tests.trained import SHORT, train
 
-FAST = precision.DeviceFacts("cpu", flags=frozenset({"amx_bf16"}))
-EMULATED = precision.DeviceFacts("cpu", flags=frozenset({"avx2"}))
+FAST = DeviceFacts("cpu", flags=frozenset({"amx_bf16"}))
+EMULATED = DeviceFacts("cpu", flags=frozenset({"avx2"}))
 
 
 def resume(run: Path, *overrides: str) -> None:

@@ -1,5 +1,6 @@
 """Sampling in half precision, compiled, and in large batches."""
 
+import logging
 import threading
 
 import pytest
@@ -11,11 +12,14 @@ from diffusion_lit.config.groups import read_option
 from diffusion_lit.diffusion.codecs import Pixels
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import DiscreteProcess
+from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.diffusion.weighting import MinSNR
+from diffusion_lit.runs import fast_sampling
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.runs.fast_sampling import choose_batch_size, speed_up
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.generate import map_ahead
+from diffusion_lit.system.bfloat16 import DeviceFacts
 
 
 class Net(nn.Module):
@@ -50,6 +54,34 @@ def test_half_precision_is_for_the_network_alone():
     torch.testing.assert_close(half, exact, rtol=0, atol=0.05)
     assert list(model.net.state_dict()) == names
     assert {value.dtype for value in model.net.state_dict().values()} == {torch.float32}
+
+
+def test_images_in_half_precision_are_within_a_few_gray_levels():
+    def make(precision: str) -> torch.Tensor:
+        model = TrainedModel.from_run(
+            "models/mnist", device="cpu", sampler=read_option("sampler", "ddim") | {"steps": 4}
+        )
+        model = speed_up(model, OmegaConf.create({"precision": precision}), num_images=20)
+        return model.generate([k % 10 for k in range(20)], image_seeds(0, 20)).int()
+
+    difference = (make("bf16-mixed") - make("32-true")).abs().float()
+    assert 0 < difference.mean() < 1
+    assert difference.quantile(0.99) <= 4
+
+
+def test_auto_is_fixed_and_logged_with_its_reason(monkeypatch, caplog):
+    for flag, expected in (("avx512_bf16", "bf16-mixed"), ("avx2", "32-true")):
+        facts = DeviceFacts("cpu", flags=frozenset({flag}))
+        monkeypatch.setattr(fast_sampling, "inspect_device", lambda kind, facts=facts: facts)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            model = speed_up(make_model(), OmegaConf.create({"precision": "auto"}), num_images=6)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(f"precision  {expected}: this CPU has ")
+        assert "avx512_bf16" in line
+        assert model.speed == {"precision": expected, "compile": False}  # of the manifest
+        images = model.generate([0] * 6, range(6), decode=False)
+        assert torch.equal(images, sample(make_model(), precision=expected))
 
 
 def test_a_compiled_network_makes_the_same_images(graphs):
