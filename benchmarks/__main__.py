@@ -21,6 +21,7 @@ TABLES = {
     "floor": "KID and FD-64 of real images against others of the same set; of the digits, and of --data",
     "ranking": "how validation losses and metrics of few images rank runs; of the digits, and of --data",
     "prompts": "colors and kinds of samples, for pairs that training never had together; needs --data and --out",
+    "recipes": "first steps of the recipes that need a GPU, on --data, a folder, or blurred noise",
     "gpu": "training and sampling on a GPU, the fastest way first; with --script also diffusers' script",
     "loops": "training against an accelerate loop and denoising-diffusion-pytorch's Trainer",
     "peers": "training against diffusers' train_unconditional.py; needs --script",
@@ -47,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         action="append",
-        help="overrides of a data set for memorization, floor and ranking; for prompts the folder of tiles",
+        help="overrides of a data set for memorization, floor and ranking; a folder of images for prompts and recipes",
     )
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
