@@ -27,6 +27,7 @@ TABLES = {
     "peers": "training against diffusers' train_unconditional.py; needs --script",
     "agreement": "losses, gradients, samples and EMA against NVlabs' EDM and EDM2; needs --edm and --edm2",
     "quality": "FD over seconds of training against the same script; needs --script",
+    "bakeoff": "four programs with equal time, each tuned; hours; needs --data, --out, --script and --edm",
 }
 
 
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Print benchmark tables as Markdown, each row as soon as it is measured.\n"
         "Without a table name: all of them, which takes hours. Run on an otherwise idle machine.",
         epilog=f"tables:\n{lines}\n\n"
-        "loops, peers and quality need accelerate; loops also denoising-diffusion-pytorch.\n"
+        "loops, peers, quality and bakeoff need accelerate; loops and bakeoff also denoising-diffusion-pytorch.\n"
         "Published numbers with an id are measured again by: python -m benchmarks reproduce",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,13 +49,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         action="append",
-        help="overrides of a data set for memorization, floor and ranking; a folder of images for prompts and recipes",
+        help="overrides of a data set for memorization, floor and ranking; a folder of images for prompts, recipes, bakeoff",
     )
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
     parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")
-    parser.add_argument("--out", type=Path, help="folder of the runs of ranking, which continues there, and of prompts")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the runs of ranking and bakeoff, which continue there, and of prompts"
+    )
     parser.add_argument("--run", type=Path, help="run that prompts measures")
+    parser.add_argument("--minutes", type=float, default=10, help="bakeoff: of training (10); fewer are a rehearsal")
+    parser.add_argument("--trials", type=int, default=6, choices=range(1, 7), help="bakeoff: of each program (6)")
+    parser.add_argument("--seeds", type=int, default=3, help="bakeoff: of each program (3)")
+    parser.add_argument("--images", type=int, default=5_000, help="bakeoff: of each program and seed (5000)")
     parser.add_argument("--debug", action="store_true", help="gpu: a few steps of a tiny network")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.tables if name not in TABLES]:
