@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         action="append",
-        help="overrides of a data set for memorization, floor and ranking; a folder of images for prompts, recipes, bakeoff",
+        help="overrides of a data set for memorization, floor and ranking; a folder for prompts, recipes and bakeoff",
     )
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
