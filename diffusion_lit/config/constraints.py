@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from diffusion_lit.config.caption_keys import CAPTION_CHECKS
-from diffusion_lit.config.few_steps import check_lcm_steps, check_stages, check_student_sampler
+from diffusion_lit.config.few_steps import check_lcm_steps, check_stages, check_student_sampler, check_teacher_guidance
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
 
@@ -287,5 +287,5 @@ CHECKS = (
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
     check_model_interpolations, check_streaming, *CAPTION_CHECKS,
     check_alpha, check_value_range, check_tiles, check_best_by, check_skins, check_strategy, check_batch_size,
-    check_stages, check_student_sampler, check_lcm_steps, check_sync_batchnorm,
+    check_stages, check_teacher_guidance, check_student_sampler, check_lcm_steps, check_sync_batchnorm,
 )  # fmt: skip

@@ -16,6 +16,14 @@ def check_stages(v: dict) -> Iterator[str]:
             yield f"distill.stages={format_value(counts[1:])}: {fewer} steps must be {rule} the {more} before them"
 
 
+def check_teacher_guidance(v: dict) -> Iterator[str]:
+    """Refuse a reversed interval of the teacher's guidance."""
+    low, high = v["distill.guidance_interval"] or (0, 1)
+    if low > high:
+        where = f"distill.guidance_interval=[{low}, {high}]"
+        yield f"{where}: the lower noise level comes first. Write [{high}, {low}]"
+
+
 def check_student_sampler(v: dict) -> Iterator[str]:
     """Refuse any sampler of a student but DDIM with the steps that it has learned."""
     steps = v["learned_steps"] if "learned_steps" in v else v["distill.stages"][-1]

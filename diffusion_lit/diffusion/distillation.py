@@ -102,6 +102,31 @@ class DistillationLevels:
 
 
 @dataclass(frozen=True)
+class PartlyGuided:
+    """A teacher with guidance at some of its levels.
+
+    Args:
+        guided: network with guidance.
+        plain: network at the other levels.
+        is_guided: bool (N + 1,), for each level.
+    """
+
+    guided: Network
+    plain: Network
+    is_guided: Tensor
+
+    def select(self, k: Tensor) -> Network:
+        """Return the network for images at levels k (B,); it evaluates both."""
+        mask = self.is_guided[k][:, None, None, None]
+
+        def net(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            guided, plain = self.guided(x_t, t, y), self.plain(x_t, t, y)
+            return torch.where(mask, guided.float(), plain.float())
+
+        return net
+
+
+@dataclass(frozen=True)
 class Distillation:
     """The target and the loss of a student.
 
@@ -115,8 +140,8 @@ class Distillation:
 
     diffusion: Diffusion
     levels: DistillationLevels
-    teacher: Network
-    second: Network
+    teacher: Network | PartlyGuided
+    second: Network | PartlyGuided
     clip_x0: bool = True
 
     @torch.no_grad()
@@ -150,7 +175,8 @@ class Distillation:
     def _times(self, k: Tensor) -> Tensor:
         return self.levels.times[k]
 
-    def _estimate(self, net: Network, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
+    def _estimate(self, net: Network | PartlyGuided, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
+        net = net.select(k) if isinstance(net, PartlyGuided) else net
         t = self._times(k)
         x0 = self.diffusion.estimate_x0(self.diffusion.output(net, x, t, y), x, t)
         return x0.clamp(-1, 1) if self.clip_x0 else x0

@@ -10,6 +10,7 @@ from diffusion_lit.runs import resume, stored_config
 from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.runs.run_dir import read_published_command, require_run_dir
 from diffusion_lit.runs.sample_request import TRAINING_ONLY
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.system.errors import Exit, UserError
 
 GROUPS = ("model", "diffusion")  # which a student has from its teacher
@@ -46,7 +47,7 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
         "guidance_scale": 1.0,
         "guidance_interval": None,
         "guidance_rescale": 0.0,
-        "distill.guidance_scale": config["guidance_scale"],
+        **{f"distill.{key}": config[key] for key in GUIDANCE_KEYS},
         "weighting": "truncated_snr",
         "weighting.maximum": 20.0,
         "sampler": "ddim",

@@ -28,6 +28,7 @@ from diffusion_lit.evaluation.metrics import MIN_IMAGES
 from diffusion_lit.runs import posthoc_ema, warm_start
 from diffusion_lit.runs.build import make_codec, make_condition, make_diffusion, make_ema_decay, make_network
 from diffusion_lit.runs.run_images import read_data_state
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.errors import DataError, Exit, UserError
 from diffusion_lit.training.callbacks.ema_snapshots import EmaSnapshots
@@ -165,7 +166,7 @@ def make_module_class(config: dict) -> Callable[..., DiffusionModule]:
         teacher_steps=settings["teacher_steps"],
         stages=settings["stages"],
         max_steps=config["max_steps"],
-        guidance={"guidance_scale": settings["guidance_scale"]},
+        guidance={key: settings[key] for key in GUIDANCE_KEYS if settings.get(key) is not None},
         clip_x0=config["sampler"]["clip_x0"],
     )
 

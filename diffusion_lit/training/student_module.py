@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, Progressive
+from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, PartlyGuided, Progressive
+from diffusion_lit.diffusion.loss import Network
 from diffusion_lit.diffusion.randomness import RandomNumbers
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.runs.student import stage_at
+from diffusion_lit.sampling.guidance import GuidanceInterval, select_network
 from diffusion_lit.training.ema import Decay
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.noise_levels import ValidationLevels
@@ -76,6 +78,7 @@ class StudentModule(DiffusionModule):
         self.method, self.counts, self.max_steps = method, [teacher_steps, *stages], max_steps
         self.guidance, self.clip_x0 = guidance, clip_x0
         self.stage_levels: dict[int, DistillationLevels] = {}
+        self.is_guided: Tensor | None = None  # levels at which the first teacher is, (N + 1,)
         self.decay = self.decay and StageDecay(self.decay, max_steps, len(stages))
 
     def train(self, mode: bool = True) -> "StudentModule":
@@ -122,7 +125,16 @@ class StudentModule(DiffusionModule):
         if stage not in self.stage_levels:
             self.stage_levels[stage] = DistillationLevels(self.diffusion.process, steps, ratio, self.device)
         levels = self.stage_levels[stage]
-        guidance = self.guidance if stage == 0 else {}
-        teacher = guide_network(self.teacher, self.condition, **guidance)
+        teacher = self._guide(levels) if stage == 0 else self.teacher
         second = student if self.method.is_self_taught else teacher
         return Distillation(self.diffusion, levels, teacher, second, self.clip_x0)
+
+    def _guide(self, levels: DistillationLevels) -> Network | PartlyGuided:
+        """Return the first teacher with its guidance."""
+        teacher = guide_network(self.teacher, self.condition, **self.guidance)
+        if not isinstance(teacher, GuidanceInterval):
+            return teacher
+        if self.is_guided is None:
+            chosen = [select_network(teacher, self.diffusion.process, t) for t in levels.times.cpu()]
+            self.is_guided = torch.tensor([net is teacher.guided for net in chosen], device=self.device)
+        return PartlyGuided(teacher.guided, teacher.plain, self.is_guided)

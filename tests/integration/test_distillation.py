@@ -14,6 +14,7 @@ from diffusion_lit import Pipeline
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.runs.stored_config import GUIDANCE_KEYS, read_model_config
 from diffusion_lit.web.session import ImageSession, Request
 from tests.equal_runs import assert_equal_runs, last_checkpoint
 from tests.ranks import DDP, assert_same_training
@@ -145,9 +146,15 @@ def test_plain_diffusers_samples_an_unconditional_student_of_flow_or_cosine_nois
 @pytest.mark.parametrize("process", ["flow", "edm"])
 def test_students_of_continuous_processes(tmp_path, process):
     words = [*TINY, f"diffusion={process}", "max_steps=2", "sample_every=0", "val_every=0", "guidance_scale=2"]
+    words += ["guidance_interval=[0.2,0.8]", "guidance_rescale=0.5"]
     run("train", *words, "run_dir=teacher", cwd=tmp_path)
     words = ["distill=progressive", "distill.teacher=teacher", "distill.teacher_steps=4", "distill.stages=[2,1]"]
+    words += ["distill.guidance_rescale=0.7"] * (process == "edm")
     run("train", *words, "max_steps=4", "val_every=2", "run_dir=student", cwd=tmp_path)
+    distill = read_model_config(tmp_path / "student")["distill"]
+    guidance = {key: distill[key] for key in GUIDANCE_KEYS}
+    rescale = 0.7 if process == "edm" else 0.5
+    assert guidance == {"guidance_scale": 2, "guidance_interval": [0.2, 0.8], "guidance_rescale": rescale}
     assert last_checkpoint(tmp_path / "student")["global_step"] == 4
     run("export", "run=student", "out=out", cwd=tmp_path)
     assert TrainedModel.from_run(tmp_path / "out").evaluations == 1
@@ -176,6 +183,7 @@ def test_what_cannot_be_distilled_is_refused_in_words(student, tmp_path):
             "diffusion.beta_schedule=linear: the te",
         ),
         ([*teacher, "model.block_out_channels=[8,16]"], 2, "model.block_out_channels=[8, 16]: the teacher has [8, 8]"),
+        ([*teacher, "distill.guidance_interval=[0.8,0.2]"], 2, "distill.guidance_interval=[0.8, 0.2]: the lower noise"),
         ([*teacher, "sampler=dpmpp_2m"], 2, "sampler=dpmpp_2m: a distilled model has learned sampler=ddim"),
         ([f"resume={student}", "max_steps=16"], 4, "max_steps: 8 in the run, 16 now"),
     ):
