@@ -6,6 +6,7 @@ BENCHMARKS.md registers sets, budgets and metric. Every finished part stays in -
 import json
 import shutil
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -18,7 +19,14 @@ from benchmarks.bakeoff_programs import PROGRAMS, TRIALS, Training
 from benchmarks.measure import MissingRequirement, compose_config, print_table, require_packages
 from benchmarks.peers import FIRST, time_steps
 from diffusion_lit.data.store import load_splits
-from diffusion_lit.evaluation.comparison import Difference, Evaluation, compare, load_evaluation, save_measurements
+from diffusion_lit.evaluation.comparison import (
+    INDISTINGUISHABLE,
+    Difference,
+    Evaluation,
+    compare,
+    load_evaluation,
+    save_measurements,
+)
 from diffusion_lit.evaluation.features import collect_real_images
 from diffusion_lit.evaluation.image_sets import Reference, make_reference
 from diffusion_lit.evaluation.metrics import Comparison, compute_metric
@@ -28,6 +36,7 @@ TIMED = 20  # last step of a timing
 TRIAL_IMAGES, FEATURES = 1_000, "efficientnet_lite0"
 TOLERANCE = 0.1  # of the number of parameters
 OURS, METRICS, SHARES = "diffusion_lit", ("fd64", "kid"), {"full": 1, "third": 1 / 3}  # shares of the time
+AIM = {"better": "met", "worse": "missed", INDISTINGUISHABLE: "open"}
 
 
 def load_or_measure(file: Path, measure: Callable[[], object]):
@@ -67,6 +76,7 @@ class Contest:
         """Return seconds of a step of a program with the settings of its trial k."""
 
         def measure() -> float:
+            report(f"{name}: the time of a step of {TRIALS[name][k]}")
             shutil.rmtree(folder := self.out / name / f"timing-{k}", ignore_errors=True)
             folder.mkdir(parents=True)
             command = self.programs[name].command(Training(folder, TRIALS[name][k], 0, TIMED + 1))
@@ -91,6 +101,7 @@ class Contest:
 
     def train(self, name: str, training: Training) -> float:
         """Return seconds from the first step to the last; the weights stay in the folder."""
+        report(f"{training.folder}: {training.steps} steps of {training.trial}")
         shutil.rmtree(training.folder, ignore_errors=True)
         training.folder.mkdir(parents=True)
         program = self.programs[name]
@@ -102,6 +113,7 @@ class Contest:
         is_trial = part.startswith("trial")
         if not (file := training.folder / "images.npy").exists():
             unfinished = training.folder / "unfinished.npy"
+            report(f"{training.folder}: images")
             self.programs[name].sample(training, unfinished, min(TRIAL_IMAGES, self.count) if is_trial else self.count)
             unfinished.rename(file)
         images = torch.from_numpy(np.load(file)).permute(0, 3, 1, 2)
@@ -150,6 +162,24 @@ class Contest:
                 yield [f"{OURS}, {share}, less {rival}", *cells]
 
 
+def find_best_rival(contest: Contest, trials: int, seeds: int) -> str:
+    """Return the program other than ours with the lowest mean FD-64 over the seeds."""
+    rivals = [name for name in contest.programs if name != OURS]
+    differences = {name: contest.subtract("full", name, trials, seeds)["fd64"] for name in rivals}
+    return max(rivals, key=lambda name: differences[name].estimate.value)  # ours less theirs
+
+
+def judge_aim(contest: Contest, trials: int, seeds: int) -> str:
+    rival = find_best_rival(contest, trials, seeds)
+    verdict = contest.subtract("third", rival, trials, seeds)["fd64"].verdict(higher_is_better=False)
+    return f"The aim, a third of the time of {rival}, is {AIM[verdict]}."
+
+
+def report(line: str) -> None:
+    """Print progress, which is no part of the tables."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
 def describe(name: str, k: int, result: dict, metrics: Sequence[str]) -> list[object]:
     """Return trial, steps, seconds and metrics of a training."""
     values = [tuple(result[key] for key in (metric, f"{metric}_low", f"{metric}_high")) for metric in metrics]
@@ -180,3 +210,4 @@ def main(arguments: Namespace) -> None:
     print_table(header, contest.compete(trials, seeds))
     print(f"\nPaired differences over the seeds; below 0 {OURS} is better:\n", flush=True)
     print_table(["", "FD-64", "KID"], contest.subtract_all(trials, seeds))
+    print(f"\n{judge_aim(contest, trials, seeds)}", flush=True)

@@ -52,7 +52,7 @@ def contest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bakeoff, "time_steps", time_steps)
     monkeypatch.setattr(bakeoff, "FEATURES", "pixels")
-    programs = {"diffusion_lit": NoisyDigits(10), "edm": NoisyDigits(80)}
+    programs = {"diffusion_lit": NoisyDigits(10), "edm": NoisyDigits(80), "ddp": NoisyDigits(120)}
 
     def start(minutes=0.5):
         return bakeoff.Contest(programs, "digits", tmp_path, minutes, 400), programs, trained
@@ -87,13 +87,13 @@ def test_steps_fill_the_time_and_finished_parts_are_not_repeated(contest):
     first, programs, trained = contest()
     rows = [*first.tune(2), *first.compete(2, 2), *first.subtract_all(2, 2)]
     assert {last for _, last in trained} == {bakeoff.TIMED, 30, 60, 20}  # a trial, all of the time, a third of it
-    assert len(trained) == 4 + 4 + 2 + 4  # timings, trials, thirds, full lengths
+    assert len(trained) == 6 + 6 + 2 + 6  # timings, trials, thirds, full lengths
     before = len(trained), [program.sampled for program in programs.values()]
     again = contest()[0]
     assert [*again.tune(2), *again.compete(2, 2), *again.subtract_all(2, 2)] == rows
     assert (len(trained), [program.sampled for program in programs.values()]) == before
     [*again.compete(2, 3)]
-    assert len(trained) == before[0] + 3  # only the third seed
+    assert len(trained) == before[0] + 4  # only the third seed
 
 
 def test_less_noise_is_better(contest):
@@ -102,6 +102,8 @@ def test_less_noise_is_better(contest):
     for difference in first.subtract("third", "edm", 1, 2).values():
         assert difference.verdict(higher_is_better=False) == "better"
         assert difference.training is not None  # the interval is over seeds
+    assert bakeoff.find_best_rival(first, 1, 2) == "edm"  # less noise than the other
+    assert bakeoff.judge_aim(first, 1, 2).endswith("is met.")
 
 
 def test_weights_outlast_a_stop_while_images_are_drawn(contest):
@@ -110,8 +112,8 @@ def test_weights_outlast_a_stop_while_images_are_drawn(contest):
     with pytest.raises(KeyboardInterrupt):
         [*first.tune(1)]
     programs["edm"].fails, count = False, len(trained)
-    assert len([*contest()[0].tune(1)]) == 2
-    assert len(trained) == count
+    assert len([*contest()[0].tune(1)]) == 3
+    assert len(trained) == count + 2  # timing and training of the last program
 
 
 def test_another_length_needs_another_folder(contest):
