@@ -17,7 +17,10 @@ import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 from diffusion_lit.config import overrides  # noqa: E402
+from tests.configs import read_configs_once  # noqa: E402
 from tests.runs import TINY, run  # noqa: E402
+
+read_configs_once()
 
 # With `pytest -n` a file goes to one process as a whole: those that take minutes begin, so that none ends alone.
 LONGEST = (

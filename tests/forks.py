@@ -218,7 +218,9 @@ def _compose_before_forking() -> None:
 
     from diffusion_lit.__main__ import COMMANDS
     from diffusion_lit.config.compose import compose_configs
+    from tests.configs import read_configs_once
 
+    read_configs_once()
     for verb in COMMANDS:
         compose_configs(verb, [], complete=False)
         if verb in ("sample", "evaluate", "export"):

@@ -139,7 +139,9 @@ def _compose_choices(
     config = compose(config_name, [*path, *texts], return_hydra_config=True)
     chosen = {group: config.hydra.runtime.choices[group] for group in groups}
     plain = chosen | ({"experiment": "none"} if "experiment" in chosen else {})
-    files = compose(config_name, [*path, *[f"{group}={name}" for group, name in plain.items() if name]])
+    files = config  # it already is what its files say, unless an experiment changed it
+    if plain != chosen:
+        files = compose(config_name, [*path, *[f"{group}={name}" for group, name in plain.items() if name]])
     with open_dict(config):
         del config["hydra"]
         for group in {text.partition("=")[0] for text in texts} & set(groups) - {"experiment"}:

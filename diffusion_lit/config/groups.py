@@ -1,6 +1,7 @@
 """The yaml files of `conf/`: commands, config groups and their choices, read without composing."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,11 +21,16 @@ def list_groups(config_name: str, folders: Sequence[Path] = (CONF,)) -> dict[str
         folders: `CONF`, and the folder of --config-dir if there is one.
     """
     groups = {}
-    for entry in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
-        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
-            names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
-            groups[group] = sorted(names, key=lambda name: name != default)
+    for group, default in _read_defaults(config_name).items():
+        names = sorted({file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")})
+        groups[group] = sorted(names, key=lambda name: name != default)
     return groups
+
+
+@cache
+def _read_defaults(config_name: str) -> dict[str, str]:
+    entries = OmegaConf.load(CONF / f"{config_name}.yaml").defaults
+    return {group: name for entry in entries if isinstance(entry, DictConfig) for group, name in entry.items()}
 
 
 def list_options(group: str) -> list[str]:

@@ -4,11 +4,12 @@ import inspect
 import itertools
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.__main__ import COMMANDS
 from diffusion_lit.config import compose as compose_module
@@ -69,28 +70,39 @@ def test_the_groups():
 
 def lines_of_leaves() -> list[list[str]]:
     """Return command lines that choose every leaf, as many in one as go together: composing one takes a while."""
+    processes = {path.stem: OmegaConf.load(path).get("process", "discrete") for path in CONF.glob("diffusion/*.yaml")}
     lines, alone = [], []
     for path in LEAVES:
         process = OmegaConf.load(path).get("serves", ["discrete"])[0]
-        if process != "discrete" or path.parent.name == "diffusion":
-            alone.append([name_of(path), *([f"diffusion={process}"] if process != "discrete" else [])])
-            continue
-        if path.parent.name == "distill":  # a student has one sampler
+        if process != "discrete":
+            alone.append([name_of(path), f"diffusion={process}"])
+        elif path.parent.name == "diffusion" and processes[path.stem] != "discrete":
+            assert path.stem == processes[path.stem], path  # chosen with its samplers
+        elif path.parent.name == "distill" and path.stem != "none":  # a student has one sampler
             alone.append([name_of(path), "sampler=ddim", "sampler.steps=1"])
-            continue
-        groups = [{choice.partition("=")[0] for choice in line} for line in lines]
-        free = next((line for line, chosen in zip(lines, groups, strict=True) if path.parent.name not in chosen), None)
-        lines.append([name_of(path)]) if free is None else free.append(name_of(path))
-    return [[*line, "experiment=none"] for line in lines + alone]
+        else:
+            lines.append(path)
+    groups = [[name_of(path) for path in lines if path.parent.name == group] for group in GROUPS]
+    together = [[name for name in line if name] for line in itertools.zip_longest(*groups)]
+    return [[*line, "experiment=none"] for line in together + alone]
+
+
+@cache
+def composed(*choices: str) -> DictConfig:
+    """Return the checked configuration of these choices, with a value for every key that needs one."""
+    missing = OmegaConf.missing_keys(compose_configs("train", list(choices), complete=False)[0])
+    store = "{_target_: diffusion_lit.data.store.ImageStore, images: 0, labels: 0}"
+    values = {"data.sources": "[a,b.csv]", "data.dataset": store}
+    return compose_configs("train", [*choices, *[f"{key}={values.get(key, 'pictures')}" for key in missing]])[0]
 
 
 @each("choices", lines_of_leaves() + [[name_of(path)] for path in EXPERIMENTS])
 def test_every_choice_composes_and_passes(choices):
-    missing = OmegaConf.missing_keys(compose_configs("train", choices, complete=False)[0])
-    store = "{_target_: diffusion_lit.data.store.ImageStore, images: 0, labels: 0}"
-    values = {"data.sources": "[a,b.csv]", "data.dataset": store}
-    (config,) = compose_configs("train", [*choices, *[f"{key}={values.get(key, 'pictures')}" for key in missing]])
-    assert [key for key in config if key not in GROUPS] == run_level("train")
+    assert [key for key in composed(*choices) if key not in GROUPS] == run_level("train")
+
+
+def test_every_leaf_is_in_one_of_the_lines():
+    assert {name_of(path) for path in LEAVES} <= set(itertools.chain(*lines_of_leaves()))
 
 
 @each("path", LEAVES, ids=name_of)
@@ -213,17 +225,14 @@ def test_every_key_has_a_type_and_a_meaning_and_its_default_passes():
 def test_every_check_of_values_together_finds_its_keys():
     """A check that asks for a key that is not there is left out, so a misspelt one would never be missed."""
     left = set(CHECKS)
-    others = CONF / "diffusion" / "edm.yaml", CONF / "distill" / "progressive.yaml", CONF / "sampler" / "lcm.yaml"
-    for path in [*sorted((CONF / "model").glob("*.yaml")), *others]:
-        words = ["data=image_folder", "data.root=pictures", "experiment=none", name_of(path)]
-        words += ["distill.teacher=run", "sampler=ddim", "sampler.steps=1"] * (path.parent.name == "distill")
-        (config,) = compose_configs("train", words + ["model.path=there"] * (path.stem == "pretrained"))
-        values = {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
+    for choices in lines_of_leaves():
+        config = composed(*choices)
+        values = {"data.streaming": False, "data.caption_column": "auto"}  # of data=huggingface
+        values |= {"logger.project": "digits"}  # of logger=wandb
+        values |= {f"{group}.{key}": value for group in GROUPS[:-1] for key, value in config[group].items()}
         values |= {key: config[key] for key in run_level("train")} | {"classes": None, "context": None}
         values |= {"init": None, "strength": None, "mask": None, "repaint_repeats": 1, "shards": None}  # of `sample`
         values |= {"format": "png", "npy": False}
-        values |= {"data.streaming": False, "data.caption_column": "none"}  # of data=huggingface
-        values |= {"logger.project": "digits"}  # of logger=wandb
         for check in CHECKS:
             with suppress(KeyError):
                 assert list(check(values)) == []
