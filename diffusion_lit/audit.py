@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.expand import take_data_of_experiment
-from diffusion_lit.config.network_size import count_levels
+from diffusion_lit.config.network_size import find_divisor
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import output
 from diffusion_lit.runs.warm_start import resolve_training_config
@@ -76,7 +76,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     findings = summarize_facts(facts, labels, split_names, data, config["near"])
 
     given, model = {override.partition("=")[0] for override in overrides}, config["model"]
-    proposed, reason = propose_overrides(findings, data, given, 2 ** (count_levels(model) - 1), config["largest"])
+    proposed, reason = propose_overrides(findings, data, given, find_divisor(model), config["largest"])
     overrides = [override for override in typed if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
     findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}

@@ -65,9 +65,13 @@ _register("sized_channels", choose_channels, 0)
 _register("sized_attention", choose_attention, 2)
 
 
-def count_levels(model: dict) -> int:
-    """Return the number of levels of a network, 1 for those without."""
-    return max(1, len(_level_sides(model)))
+def find_divisor(model: dict) -> int:
+    """Return the number that each side of an image must be a multiple of; 1 for networks of a user."""
+    if "patch_size" in model:
+        return model["patch_size"]
+    if "features" in model:  # context_unet, which always has three levels
+        return 4
+    return 2 ** max(0, len(_level_sides(model)) - 1)
 
 
 def describe_levels(model: dict) -> str:

@@ -6,7 +6,7 @@ from statistics import median_high, median_low
 
 import numpy as np
 
-from diffusion_lit.config.network_size import count_levels, describe_levels, find_size_faults
+from diffusion_lit.config.network_size import describe_levels, find_divisor, find_size_faults
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.data.captions import format_captions
 from diffusion_lit.data.sources.listing import format_left_out
@@ -207,7 +207,7 @@ def format_findings(findings: dict, data: dict, model: dict, reason: str) -> lis
         ("", f"{findings['hidden_colors']:,} have colors under alpha 0" if findings["hidden_colors"] else ""),
         ("resized", f"to {format_size(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
         ("proposed", f"data.image_size={reason}" if reason else ""),
-        ("network", f"{model['image_size']} is a multiple of {2 ** (count_levels(model) - 1)}: fits"),
+        ("network", f"{model['image_size']} is a multiple of {find_divisor(model)}: fits"),
         ("", describe_levels(model)),
         *(("note", fault) for fault in find_size_faults(model, images["train"])),
         *_format_classes(findings["classes"]),

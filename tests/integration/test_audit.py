@@ -157,6 +157,15 @@ def test_of_two_sizes_one_is_proposed_that_there_is(tmp_path, sides, size):
     assert found["proposed"]["data.image_size"] == size
 
 
+def test_a_size_fits_the_patches_of_a_transformer(tmp_path):
+    for k in range(6):
+        save(tmp_path / "in" / f"{k}.png", noise(38, 38, 3))
+    words = ["data=image_folder", "data.root=in", "model=dit", "model.patch_size=4"]
+    found, printed = audited(tmp_path, *words)
+    assert found["proposed"]["data.image_size"] == 36
+    assert "network    36 is a multiple of 4: fits" in printed
+
+
 def test_sheets_of_tiles_are_recognized_and_the_command_line_cuts_them(tmp_path):
     for k in range(2):
         tiles = np.zeros((6, 8, 16, 16, 4), np.uint8)

@@ -1,10 +1,12 @@
 """Networks are sized for the image, and what is unwise about a network or a number of images is said."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from diffusion_lit.config.compose import compose_configs
-from diffusion_lit.config.network_size import choose_channels, describe_levels, find_size_faults
+from diffusion_lit.config.network_size import choose_channels, describe_levels, find_divisor, find_size_faults
+from diffusion_lit.config.targets import build
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.networks.checks import check_halvings
 
@@ -62,6 +64,19 @@ def test_sizes_that_cannot_be_halved_so_often_keep_fewer_levels():
         check_halvings([227, 64], 2)
     with pytest.raises(ValueError, match="The nearest are 8"):
         check_halvings(3, 3)
+
+
+def test_a_network_takes_multiples_of_its_divisor_alone():
+    for name, divisor in (
+        ("dit", 4), ("unet", 8), ("unet_small", 4), ("unet_digits", 2), ("unet2d", 8), ("simple_unet", 4),
+        ("context_unet", 4),
+    ):  # fmt: skip
+        model = images(32, f"model={name}", *["model.patch_size=4"] * (name == "dit"))
+        assert find_divisor(model) == divisor, name
+        with torch.device("meta"):
+            build(model | {"image_size": 4 * divisor})
+            with pytest.raises(ValueError, match=f"must be a multiple of {divisor}"):
+                build(model | {"image_size": 4 * divisor + divisor // 2})
 
 
 def test_unwise_networks_are_named_with_what_to_do():
