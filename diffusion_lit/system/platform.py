@@ -86,6 +86,11 @@ def sync_folder(folder: os.PathLike) -> None:
             os.close(descriptor)
 
 
+def to_file_text(text: str) -> str:
+    """Return the name of a file as Python lists it: UTF-8 on the disk, whatever the locale (PYTHONUTF8=0)."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 @cache
 def cpu_flags() -> frozenset[str]:
     """Return the instruction sets of the CPU by Linux' names; empty where the system does not list them."""

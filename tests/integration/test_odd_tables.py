@@ -1,7 +1,10 @@
 """Tables as people save them: which delimiter, encoding and spelling is understood, and what is named instead."""
 
 import gzip
+import os
 import pickle
+import subprocess
+import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -33,6 +36,16 @@ def draw(folder: Path, names: list[str] = NAMES) -> None:
 
 def load(path: Path, *words: str):
     return make_data("data=table", f"data.path={path}", "data.val_fraction=0", *words)
+
+
+def test_paths_that_are_not_ascii_are_found_in_every_locale(tmp_path):
+    draw(tmp_path, names := [f"{CAFE} {k}.png" for k in range(8)])
+    (tmp_path / "t.csv").write_text(lines(more=[f"{name},a" for name in names]), encoding="utf-8")
+    code = "from diffusion_lit.data.sources.path_table import PathTable; print(len(PathTable('t.csv').paths))"
+    for is_utf8 in "01":
+        env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": is_utf8, "PYTHONCOERCECLOCALE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, timeout=60)
+        assert done.stdout.split() == [b"8"], done.stderr
 
 
 UNDERSTOOD = {  # a table, with the classes cat and dog

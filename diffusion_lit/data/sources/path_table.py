@@ -24,6 +24,7 @@ from diffusion_lit.data.sources.tiles import cut_sheets, list_left_out, make_til
 from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
+from diffusion_lit.system.platform import to_file_text
 
 # usual names of columns; the first that exists is used
 COLUMNS = {
@@ -157,7 +158,9 @@ class PathTable:
     def _find_file(self, value: str | int) -> Path | None:
         """Return the file of a path, also if it has backslashes, spaces around it, or no suffix."""
         usual = str(value).strip()
-        for name in (usual, *(unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))):
+        names = [usual, *(unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))]
+        usual, *others = map(to_file_text, names)
+        for name in (usual, *others):
             for spelling in (name, name.replace("\\", "/")):
                 if os.path.isfile(self.root / spelling):
                     return self.root / spelling
