@@ -36,7 +36,13 @@ def require_newest_run(folder: Path, command: str) -> Path:
 
 
 def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
-    """Return the stored overrides of a run with the new ones, and the run folder as `resume` and `run_dir`.
+    """Return the overrides that continue a run: its merged ones, and its folder as `resume` and `run_dir`."""
+    keys = ("resume", "run_dir")
+    return [*merge_overrides(run, overrides), *[format_override(key, run) for key in keys]]
+
+
+def merge_overrides(run: Path, overrides: list[str]) -> list[str]:
+    """Return the stored overrides of a run with the new ones.
 
     A new choice of a group drops the stored keys of the group (`sampler=dpmpp_2m`
     drops `sampler.eta=0.5`), and a new length in steps one in epochs and the other
@@ -51,7 +57,7 @@ def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
     if interpolated := [key for key, old in kept.items() if "${" in old]:
         values = flatten_config(read_run_config(run))
         kept |= {key: format_override(kept[key].partition("=")[0], values.get(key)) for key in interpolated}
-    return [*kept.values(), *new.values(), format_override("resume", run), format_override("run_dir", run)]
+    return [*kept.values(), *new.values()]
 
 
 def _locate_paths(run: Path, stored: dict[str, str], new: dict[str, str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
     added = [format_override(key, value) for key, value in implied.items() if not {key, key.split(".")[0]} & typed]
     added += [format_override("distill.teacher", os.path.abspath(run))]
     new = [*added, *own]
-    recipe = resume.merge_resume_overrides(run, new)[:-2]  # without resume= and run_dir=
+    recipe = resume.merge_overrides(run, new)
     return [text for text in recipe if text in new or text.split("=")[0].split(".")[0] not in REPLACED]
 
 
