@@ -205,7 +205,7 @@ def name_prompts(prompts: Sequence[Label], negative: str | None) -> list[tuple[s
 def warn_of_unknown_words(
     prompts: Sequence[Label], negative: str | None, run_config: dict, warn: Callable[[str], None]
 ) -> None:
-    """Warn of the words that no training caption has, for each prompt."""
+    """Warn of the words that no training caption or few of them have, for each prompt."""
     from diffusion_lit.runs.build import make_text_encoder  # imports torch
 
     encoder = make_text_encoder(run_config)

@@ -69,7 +69,7 @@ class WordEncoder:
         return torch.tensor(padded, dtype=torch.int64).reshape(-1, self.max_tokens)
 
     def find_faults(self, text: str) -> list[str]:
-        """Return what the network cannot know of a prompt: words that no training caption has, and too many words."""
+        """Return what the network does not know of a prompt: words of no or few training captions, too many words."""
         known = [*self.words, *self.rare_words]
         faults = []
         for word in dict.fromkeys(split_words(text)):
@@ -77,6 +77,9 @@ class WordEncoder:
                 close = difflib.get_close_matches(word, known, 3, 0.7)
                 hint = f", similar: {', '.join(close)}" if close else ""
                 faults.append(f"{word} is in no training caption{hint}")
+            elif word in self.rare_words:
+                few = f"fewer than {self.min_count} training captions" if self.min_count > 2 else "one training caption"
+                faults.append(f"{word} is in {few}, so the network may not know it")
         if (count := len(self.tokenize(text))) > self.max_tokens:
             faults.append(f"it has {count} tokens, and the first {self.max_tokens} are used")
         return faults

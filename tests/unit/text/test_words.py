@@ -38,7 +38,10 @@ def test_a_text_is_cut_and_padded_to_one_length():
 
 def test_unknown_words_are_named_with_near_spellings():
     encoder = fitted(max_tokens=16)
-    assert encoder.find_faults("a red dragon") == []
+    assert encoder.find_faults("a golden dragon") == []
+    few = "so the network may not know it"
+    assert encoder.find_faults("a red dragon") == [f"red is in one training caption, {few}"]
+    assert fitted(min_count=3).find_faults("dragon") == [f"dragon is in fewer than 3 training captions, {few}"]
     assert encoder.find_faults("a goldn xylophone") == [
         "goldn is in no training caption, similar: golden",
         "xylophone is in no training caption",
