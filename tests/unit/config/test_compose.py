@@ -36,7 +36,7 @@ OURS = {
     "data": {"image_size", "channels", "resample", "fit", "background", "alpha", "num_classes", "val_fraction",
              "random_crop", "flip", "transforms", "cache_dir", "classifier_images", "render", "exclude", "value_range",
              "max_pixels", "caption_colors"},
-    "distill": {"teacher", "teacher_steps", "stages", "guidance_scale"},
+    "distill": {"teacher", "teacher_steps", "stages", "guidance_scale", "guidance_interval", "guidance_rescale"},
     "text_encoder": {"word_dropout"},
     "sampler": {"name", "serves", "starts_anywhere", "steps", "batch_size", "clip_x0"},
 }  # fmt: skip
