@@ -28,13 +28,12 @@ def find_tile(picture: Image.Image, tile: np.ndarray) -> list[tuple[int, int]]:
     """Return every (top, left) where the tile is in the image, pixel by pixel."""
     array, (height, width, _) = pixels(picture), tile.shape
     rows, columns = array.shape[0] - height + 1, array.shape[1] - width + 1
-    is_there = np.ones((rows, columns), bool)
-    for y in range(0, height, 5):  # a few pixels rule out nearly all places
-        for x in range(0, width, 5):
-            is_there &= (array[y : y + rows, x : x + columns] == tile[y, x]).all(2)
+    places = np.argwhere((array[:rows, :columns] == tile[0, 0]).all(2))
+    for k in range(5, min(height, width), 5):  # a few pixels rule out nearly all places
+        places = places[(array[places[:, 0] + k, places[:, 1] + k] == tile[k, k]).all(1)]
     return [
         (top, left)
-        for top, left in np.argwhere(is_there).tolist()
+        for top, left in places.tolist()
         if np.array_equal(array[top : top + height, left : left + width], tile)
     ]
 
