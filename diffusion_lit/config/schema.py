@@ -34,7 +34,8 @@ FIGURES = ("forward", "panels", "schedule", "losses", "denoising", "samplers", "
 MAPPINGS = ("context",)  # keys whose value is a mapping with the user's own names
 # nodes that take more keys than their yaml has
 OPEN = ("optimizer", "trainer", "callbacks", "logger", "data.dataset", "data.val_dataset")
-FIXED = ("._target_", ".process", "lr_schedule.name")  # endings of keys that the choice of a group decides
+# endings of keys that the choice of a group decides
+FIXED = ("._target_", ".process", "lr_schedule.name", "distill.name")
 
 
 class Key(NamedTuple):

@@ -1,9 +1,9 @@
 """Distillation into few steps: what a student of n DDIM steps learns from a teacher that takes more.
 
 Levels count from 0, the clean image, to N, the noisiest one; N are those of a teacher of N
-steps, and every (N / n)-th is one of the student. They are the timesteps of DDIM with
-`timestep_spacing=trailing`. The student learns to go in one step to the next clean end of
-its own levels, where its teacher arrives in several.
+steps, and every second one is one of the student. They are the timesteps of DDIM with
+`timestep_spacing=trailing`. The student learns to go in one step to its next level, where
+its teacher arrives in two (Salimans & Ho 2022, algorithm 2).
 """
 
 from dataclasses import dataclass
@@ -15,30 +15,8 @@ from diffusion_lit.diffusion.loss import Diffusion, Network
 from diffusion_lit.diffusion.schedules import Process
 
 
-@dataclass(frozen=True)
-class Progressive:
-    """The teacher takes two steps, the student one (Salimans & Ho 2022, algorithm 2)."""
-
-    is_self_taught = False  # True: the student itself takes the second step
-
-    def draw_levels(self, u: Tensor, steps: int, ratio: int) -> Tensor:
-        """Return levels of a teacher of steps x ratio steps, int64 (B,), of uniform numbers u (B,) in [0, 1)."""
-        return ((u * steps).long() + 1) * ratio
-
-
-@dataclass(frozen=True)
-class TransitiveClosure(Progressive):
-    """The teacher takes one step, the student the rest of its own (Berthelot et al. 2023, TRACT)."""
-
-    is_self_taught = True
-
-    def draw_levels(self, u: Tensor, steps: int, ratio: int) -> Tensor:
-        """Return any levels of the teacher."""
-        return (u * steps * ratio).long() + 1
-
-
 class DistillationLevels:
-    """The levels of a teacher of `steps` x `ratio` DDIM steps, of which a student has every `ratio`-th.
+    """The levels of a teacher of 2 x `steps` DDIM steps, of which a student has every second one.
 
     Attributes:
         times: time of each level, (N + 1,); that of level 0 is never used.
@@ -47,12 +25,11 @@ class DistillationLevels:
     Args:
         process: of teacher and student.
         steps: of the student.
-        ratio: steps of the teacher for each of them.
         device: of the images.
     """
 
-    def __init__(self, process: Process, steps: int, ratio: int, device: torch.device | str = "cpu"):
-        self.steps, self.ratio, count = steps, ratio, steps * ratio
+    def __init__(self, process: Process, steps: int, device: torch.device | str = "cpu"):
+        self.steps, count = steps, 2 * steps
         index = [0, *[max(0, round(len(process.times) * k / count) - 1) for k in range(1, count + 1)]]
         times = process.times[index]
         alpha, sigma = process.alpha_sigma(times)
@@ -60,11 +37,15 @@ class DistillationLevels:
         self.alpha, self.sigma = alpha, sigma
         self.table = torch.stack([alpha, sigma, alpha / sigma]).float().to(device)  # no step waits for a copy
         self.times = times.to(device)
-        self.student_times = self.times[ratio::ratio].contiguous()
+        self.student_times = self.times[2::2].contiguous()
 
     def find(self, t: Tensor) -> Tensor:
         """Return the levels of times t (B,) of the student, int64 (B,)."""
-        return (torch.searchsorted(self.student_times, t.contiguous()) + 1) * self.ratio
+        return (torch.searchsorted(self.student_times, t.contiguous()) + 1) * 2
+
+    def draw(self, u: Tensor) -> Tensor:
+        """Return levels of the student, int64 (B,), for uniform numbers u (B,) in [0, 1)."""
+        return ((u * self.steps).long() + 1) * 2
 
     def add_noise(self, x0: Tensor, k: Tensor, eps: Tensor) -> Tensor:
         """Return alpha x0 + sigma eps, (B, C, H, W), at levels k (B,)."""
@@ -93,8 +74,7 @@ class DistillationLevels:
         """
         r = self.table[2]
         share = (r[end] - r[middle]) / (r[end] - r[start])
-        share = torch.where(end == 0, 1.0, share)  # r is infinite there
-        return torch.where(middle == end, 0.0, share)[:, None, None, None]
+        return torch.where(end == 0, 1.0, share)[:, None, None, None]  # r is infinite there
 
     def _coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, _ = self.table[:, k, None, None, None]
@@ -128,29 +108,27 @@ class PartlyGuided:
 
 @dataclass(frozen=True)
 class Distillation:
-    """The target and the loss of a student.
+    """The target and the loss of a student: one of its steps against two of its teacher.
 
     Args:
         diffusion: process, prediction type and weighting of teacher and student.
         levels: of both.
-        teacher: takes the first step.
-        second: takes the second one: the teacher again, or the student.
-        clip_x0: clip their estimates of x0 to [-1, 1], as the sampler does.
+        teacher: of the stage.
+        clip_x0: clip its estimates of x0 to [-1, 1], as the sampler does.
     """
 
     diffusion: Diffusion
     levels: DistillationLevels
     teacher: Network | PartlyGuided
-    second: Network | PartlyGuided
     clip_x0: bool = True
 
     @torch.no_grad()
     def target(self, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
         """Return the x0 with which one DDIM step from levels k (B,) arrives where the teacher does, (B, C, H, W)."""
-        levels, middle, end = self.levels, k - 1, (k - 1) // self.levels.ratio * self.levels.ratio
+        levels, middle, end = self.levels, k - 1, k - 2
         first = self._estimate(self.teacher, x, k, y)
         x_middle = levels.ddim_step(x, first, k, middle)
-        second = self._estimate(self.second, x_middle, middle.clamp(min=1), y)
+        second = self._estimate(self.teacher, x_middle, middle, y)
         return torch.lerp(first, second, levels.second_share(k, middle, end))
 
     def error(self, net: Network, x0: Tensor, k: Tensor, eps: Tensor, y: Tensor) -> Tensor:

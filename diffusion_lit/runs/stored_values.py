@@ -16,7 +16,7 @@ REQUIRED = {
     "diffusion": ("prediction_type", "loss"),
     "weighting": ("_target_",),
     "sampler": ("_target_", "name", "steps", "batch_size", "clip_x0"),
-    "distill": ("_target_", "teacher", "stages"),
+    "distill": ("name", "teacher", "stages"),
 }
 UNET2D = "diffusion_lit.networks.unet.UNet2D"
 DATA_KEYS = ("resample", "fit", "background", "alpha", "render")  # how images are decoded and drawn

@@ -46,5 +46,4 @@ def describe_teacher(config: dict) -> dict:
     settings = config.get("distill")
     if not settings:
         return {}
-    method = settings["_target_"].rpartition(".")[2]
-    return {"distilled": {"method": method, "teacher": Path(settings["teacher"]).name}}
+    return {"distilled": {"method": settings["name"], "teacher": Path(settings["teacher"]).name}}

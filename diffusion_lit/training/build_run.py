@@ -19,7 +19,6 @@ from torch import nn
 
 from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.constraints import SYNC_BATCHNORM_FAULT
-from diffusion_lit.config.targets import build
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.validation_split import KnownImages
 from diffusion_lit.diffusion.seeds import derive_seed
@@ -162,7 +161,6 @@ def make_module_class(config: dict) -> Callable[..., DiffusionModule]:
         return DiffusionModule
     return partial(
         StudentModule,
-        method=build({"_target_": settings["_target_"]}),
         teacher_steps=settings["teacher_steps"],
         stages=settings["stages"],
         max_steps=config["max_steps"],

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, PartlyGuided, Progressive
+from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, PartlyGuided
 from diffusion_lit.diffusion.loss import Network
 from diffusion_lit.diffusion.randomness import RandomNumbers
 from diffusion_lit.runs.build import guide_network
@@ -53,7 +53,6 @@ class StudentModule(DiffusionModule):
     Validation measures the same error as training, on the student's own noise levels.
 
     Args:
-        method: of `diffusion_lit.diffusion.distillation`.
         teacher_steps: DDIM steps of the first teacher.
         stages: steps of the student in each stage.
         max_steps: optimizer steps of the run, divided equally among the stages.
@@ -65,7 +64,6 @@ class StudentModule(DiffusionModule):
     def __init__(
         self,
         *module: Any,
-        method: Progressive,
         teacher_steps: int,
         stages: Sequence[int],
         max_steps: int,
@@ -75,7 +73,7 @@ class StudentModule(DiffusionModule):
     ):
         super().__init__(*module, **settings)
         self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
-        self.method, self.counts, self.max_steps = method, [teacher_steps, *stages], max_steps
+        self.counts, self.max_steps = [teacher_steps, *stages], max_steps
         self.guidance, self.clip_x0 = guidance, clip_x0
         self.stage_levels: dict[int, DistillationLevels] = {}
         self.is_guided: Tensor | None = None  # levels at which the first teacher is, (N + 1,)
@@ -104,13 +102,12 @@ class StudentModule(DiffusionModule):
 
     def choose_objective(self, draws: RandomNumbers) -> tuple[Distillation, Tensor]:
         """Return the loss against the teacher of the stage, and levels, (B,)."""
-        distillation = self._distill(self._stage(self.global_step), self.net)
-        levels = distillation.levels
-        return distillation, self.method.draw_levels(draws.u_timestep, levels.steps, levels.ratio)
+        distillation = self._distill(self._stage(self.global_step))
+        return distillation, distillation.levels.draw(draws.u_timestep)
 
     def on_validation_epoch_start(self) -> None:
         """Validate on the noise levels of the student."""
-        self.validated = self._distill(self._stage(max(0, self.global_step - 1)), self.ema)
+        self.validated = self._distill(self._stage(max(0, self.global_step - 1)))
         indices = torch.bucketize(self.validated.levels.student_times.cpu(), self.diffusion.process.times)
         self.levels = ValidationLevels(self.diffusion, indices)
         for name in self.val_metrics:
@@ -120,14 +117,13 @@ class StudentModule(DiffusionModule):
         """Return the unweighted error of each image against the teacher of the stage, (B,)."""
         return self.validated.error(net, x0, self.validated.levels.find(t), eps, y)
 
-    def _distill(self, stage: int, student: nn.Module) -> Distillation:
-        steps, ratio = self.counts[stage + 1], self.counts[stage] // self.counts[stage + 1]
+    def _distill(self, stage: int) -> Distillation:
         if stage not in self.stage_levels:
-            self.stage_levels[stage] = DistillationLevels(self.diffusion.process, steps, ratio, self.device)
+            steps = self.counts[stage + 1]
+            self.stage_levels[stage] = DistillationLevels(self.diffusion.process, steps, self.device)
         levels = self.stage_levels[stage]
         teacher = self._guide(levels) if stage == 0 else self.teacher
-        second = student if self.method.is_self_taught else teacher
-        return Distillation(self.diffusion, levels, teacher, second, self.clip_x0)
+        return Distillation(self.diffusion, levels, teacher, self.clip_x0)
 
     def _guide(self, levels: DistillationLevels) -> Network | PartlyGuided:
         """Return the first teacher with its guidance."""

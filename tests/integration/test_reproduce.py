@@ -21,7 +21,7 @@ def test_every_id_has_a_command_and_every_command_a_row():
     assert {name for name in ROWS if not name.startswith(models)} == reproduce.PUBLISHED["rows"].keys()
     for page in reproduce.PAGES:
         text = page.read_text(encoding="utf-8")
-        assert set(re.findall(r"\| `([\w.]+)` \|$", text, re.MULTILINE)) <= ROWS.keys()
+        assert set(re.findall(r"\| `(\w+\.[\w.]+)` \|$", text, re.MULTILINE)) <= ROWS.keys()
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -60,12 +60,12 @@ def test_runs_are_trained_once_before_what_needs_them_and_a_failure_is_an_exit_c
 
     monkeypatch.setattr(reproduce, "run_command", run_command)
     with pytest.raises(SystemExit) as ended:
-        reproduce.main(["few_steps.teacher", "few_steps.progressive", "few_steps.progressive_4"])
+        reproduce.main(["few_steps.seed_0.teacher", "few_steps.seed_0.at_1", "few_steps.seed_0.at_4"])
     printed = capsys.readouterr().out
     assert [command for command, _ in commands] == ["train", "evaluate", "train", "evaluate", "evaluate"]
     assert commands[2][1]["distill.teacher"] == commands[0][1]["run_dir"]
-    assert "pass       few_steps.teacher fd 0.3, published 0.24 (0.18 to 0.30)" in printed
-    assert "FAIL       few_steps.progressive fd 0.3, published 0.81 (0.67 to 0.94)" in printed
+    assert "pass       few_steps.seed_0.teacher fd 0.3, published 0.24 (0.18 to 0.30)" in printed
+    assert "FAIL       few_steps.seed_0.at_1 fd 0.3, published 0.81 (0.67 to 0.94)" in printed
     assert ended.value.code == 1
     measured |= {"fd64": 0.2427}
     with pytest.raises(SystemExit) as ended:
@@ -103,7 +103,7 @@ def test_an_unknown_id_is_an_error(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "copies.exact", "few_steps.teacher"])
+@pytest.mark.parametrize("name", ["digits", "copies.exact", "few_steps.seed_0.teacher"])
 def test_cheap_numbers_are_reproduced(name, capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce.main([name])

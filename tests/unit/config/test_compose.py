@@ -321,16 +321,15 @@ def test_a_process_on_the_command_line_brings_its_published_weighting_and_sample
     assert compose("data=image_folder", "data.root=.", "diffusion=edm", "weighting=min_snr") == ("MinSNR", "heun")
 
 
-def test_stages_divide_each_other_and_a_student_has_one_sampler():
+def test_stages_halve_the_steps_and_a_student_has_one_sampler():
     student = ["distill.teacher=run", "sampler=ddim", "sampler.steps=1"]
     for words, fault in (
         (["distill=progressive", "distill.stages=[4,1]"], "distill.stages=[4, 1]: 4 steps must be half of the 16"),
-        (["distill=tract", "distill.stages=[7,1]"], "7 steps must be a divisor of the 64 before them"),
-        (["distill=tract", "distill.stages=[8,8,1]"], "8 steps must be a divisor of the 8 before them"),
-        (["distill=tract", "sampler.steps=4"], "sampler.steps=4: a distilled model has learned steps=1. Leave it out"),
-        (["distill=tract", "sampler.eta=1"], "sampler=ddim: a distilled model has learned sampler=ddim sampler.eta=0"),
-        (["distill=tract", "sampler=dpmpp_2m"], "sampler=dpmpp_2m: a distilled model has learned sampler=ddim"),
+        (["distill=progressive", "distill.stages=[8,8,4]"], "8 steps must be half of the 8 before them"),
+        (["distill=progressive", "sampler.steps=4"], "sampler.steps=4: a distilled model has learned steps=1"),
+        (["distill=progressive", "sampler.eta=1"], "sampler=ddim: a distilled model has learned sampler=ddim sampler"),
+        (["distill=progressive", "sampler=dpmpp_2m"], "sampler=dpmpp_2m: a distilled model has learned sampler=ddim"),
     ):
         with pytest.raises(UserError, match=re.escape(fault)):
             compose_configs("train", [*student, *words])
-    compose_configs("train", [*student, "distill=tract", "distill.stages=[16,4,1]"])
+    compose_configs("train", [*student, "distill=progressive", "distill.teacher_steps=4", "distill.stages=[2,1]"])

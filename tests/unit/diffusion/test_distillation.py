@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, Progressive, TransitiveClosure
+from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.processes import EDM, FlowMatching
 from diffusion_lit.diffusion.schedules import DiscreteProcess
@@ -62,7 +62,7 @@ def gain(process, start: torch.Tensor, end: torch.Tensor | None) -> torch.Tensor
 
 def exact_map(levels: DistillationLevels, process, k: int) -> float:
     """The factor of all steps of a perfect teacher from level k to the end of its step of the student."""
-    end = (k - 1) // levels.ratio * levels.ratio
+    end = k - 2
     ends = [levels.times[j - 1] if j > 1 else None for j in range(k, end, -1)]
     return math.prod(float(gain(process, levels.times[j], to)) for j, to in zip(range(k, end, -1), ends, strict=True))
 
@@ -72,7 +72,7 @@ def perfect_student(diffusion: Diffusion, levels: DistillationLevels):
 
     def estimate(x, t, y):
         k = [int((levels.times[1:] - one).abs().argmin()) + 1 for one in t]
-        end = [(one - 1) // levels.ratio * levels.ratio for one in k]
+        end = [one - 2 for one in k]
         alpha, sigma = levels.alpha[k].view(-1, 1, 1, 1), levels.sigma[k].view(-1, 1, 1, 1)
         end_alpha, end_sigma = levels.alpha[end].view(-1, 1, 1, 1), levels.sigma[end].view(-1, 1, 1, 1)
         whole = torch.tensor([exact_map(levels, diffusion.process, one) for one in k]).view(-1, 1, 1, 1)
@@ -102,7 +102,7 @@ def noisy(levels: DistillationLevels, k: torch.Tensor) -> torch.Tensor:
 def test_the_levels_are_those_of_trailing_ddim(process, prediction):
     for steps in (1, 2, 3, 4, 8, 10, 16, 25, 50, 64):
         scheduler = sampler_of("ddim", steps=steps).build_scheduler(process)
-        levels = DistillationLevels(process, steps, ratio=2)
+        levels = DistillationLevels(process, steps)
         assert torch.equal(levels.student_times, scheduler_times(scheduler, process).flip(0)), steps
         assert levels.find(levels.student_times).tolist() == list(range(2, 2 * steps + 1, 2))
 
@@ -112,14 +112,14 @@ def test_the_levels_are_those_of_trailing_ddim(process, prediction):
 def test_the_target_arrives_where_two_ddim_steps_of_diffusers_do(steps, clip_x0):
     for process, prediction in PAIRS[:3]:
         diffusion = Diffusion(process, prediction, TruncatedSNR())
-        levels, net, k = DistillationLevels(process, steps, 2), odd_teacher(diffusion), 2 * torch.arange(1, steps + 1)
+        levels, net, k = DistillationLevels(process, steps), odd_teacher(diffusion), 2 * torch.arange(1, steps + 1)
         scheduler = DDIMScheduler(
             trained_betas=finite_betas(process).numpy(), timestep_spacing="trailing", prediction_type="sample",
             clip_sample=clip_x0,
         )  # fmt: skip
         scheduler.set_timesteps(2 * steps)
         x_t, y = noisy(levels, k), torch.arange(steps)
-        x0 = Distillation(diffusion, levels, net, net, clip_x0).target(x_t, k, y)
+        x0 = Distillation(diffusion, levels, net, clip_x0).target(x_t, k, y)
         for j in range(steps):
             x = x_t[j : j + 1]
             for t in scheduler.timesteps.flip(0)[2 * j : 2 * j + 2].flip(0):
@@ -130,15 +130,14 @@ def test_the_target_arrives_where_two_ddim_steps_of_diffusers_do(steps, clip_x0)
             torch.testing.assert_close(arrived, x, rtol=0, atol=5e-4 if process is ZERO else 2e-5)
 
 
-@each("method", [Progressive(), TransitiveClosure()], ids=["progressive", "tract"])
 @every_pair
-def test_a_perfect_teacher_has_its_exact_map_as_the_student_without_loss(process, prediction, method):
-    diffusion, ratio = Diffusion(process, prediction, TruncatedSNR(20.0)), 2 if method == Progressive() else 8
-    levels = DistillationLevels(process, 2, ratio)
+def test_a_perfect_teacher_has_its_exact_map_as_the_student_without_loss(process, prediction):
+    diffusion = Diffusion(process, prediction, TruncatedSNR(20.0))
+    levels = DistillationLevels(process, 2)
     teacher, student = perfect_teacher(diffusion), perfect_student(diffusion, levels)
-    k = method.draw_levels((torch.arange(64) + 0.5) / 64, 2, ratio)
-    assert sorted(set(k.tolist())) == list(range(1, 17) if method.is_self_taught else [2, 4])
-    distillation = Distillation(diffusion, levels, teacher, student if method.is_self_taught else teacher, False)
+    k = levels.draw((torch.arange(64) + 0.5) / 64)
+    assert k.tolist() == [2] * 32 + [4] * 32
+    distillation = Distillation(diffusion, levels, teacher, False)
     x0, eps = torch.randn(2, 64, *SHAPE, generator=torch.Generator().manual_seed(1))
     y = torch.zeros(64, dtype=torch.int64)
     assert distillation.loss(student, 0.2 * x0 + MEAN, k, eps, y).max() < 1e-5
@@ -148,19 +147,12 @@ def test_a_perfect_teacher_has_its_exact_map_as_the_student_without_loss(process
 
 @every_pair
 def test_a_perfect_student_samples_what_its_teacher_does_in_more_steps(process, prediction):
-    diffusion, levels = Diffusion(process, prediction, TruncatedSNR()), DistillationLevels(process, 2, 8)
+    diffusion, levels = Diffusion(process, prediction, TruncatedSNR()), DistillationLevels(process, 2)
     images = {}
-    for steps, net in ((16, perfect_teacher(diffusion)), (2, perfect_student(diffusion, levels))):
+    for steps, net in ((4, perfect_teacher(diffusion)), (2, perfect_student(diffusion, levels))):
         sampler = sampler_of("ddim", steps=steps, batch_size=4, clip_x0=False)
         images[steps] = generate(net, diffusion, sampler, [0] * 4, range(4), SHAPE)
-    torch.testing.assert_close(images[2], images[16], rtol=0, atol=2e-3 if process.name == "flow" else 1e-4)
-
-
-def test_the_share_of_the_second_estimate():
-    levels = DistillationLevels(COSINE, 1, 4)
-    start, middle = torch.tensor([1, 2, 3, 4]), torch.tensor([0, 1, 2, 3])
-    end = torch.zeros(4, dtype=torch.int64)
-    assert levels.second_share(start, middle, end).flatten().tolist() == [0, 1, 1, 1]
+    torch.testing.assert_close(images[2], images[4], rtol=0, atol=2e-3 if process.name == "flow" else 1e-4)
 
 
 def test_the_truncated_snr_has_a_maximum_if_it_is_asked_for():

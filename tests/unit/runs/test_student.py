@@ -22,5 +22,5 @@ def test_a_checkpoint_at_the_end_of_a_stage_has_learned_its_steps(tmp_path):
 
 
 def test_a_manifest_names_the_teacher_without_its_folder():
-    settings = {"_target_": "diffusion_lit.diffusion.distillation.Progressive", "teacher": "/home/me/runs/one"}
-    assert describe_teacher({"distill": settings}) == {"distilled": {"method": "Progressive", "teacher": "one"}}
+    settings = {"name": "progressive", "teacher": "/home/me/runs/one"}
+    assert describe_teacher({"distill": settings}) == {"distilled": {"method": "progressive", "teacher": "one"}}

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from diffusion_lit.diffusion.distillation import Progressive, TransitiveClosure
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.processes import FlowMatching
 from diffusion_lit.diffusion.schedules import DiscreteProcess
@@ -29,34 +28,31 @@ class OddNet(nn.Module):
         return (self.gain * x + 0.4 * y[:, None, None, None] + t[:, None, None, None] / 300).sin()
 
 
-def make_student(process, prediction: str, guidance: dict, method=None) -> StudentModule:
+def make_student(process, prediction: str, guidance: dict) -> StudentModule:
     diffusion = Diffusion(process, prediction, TruncatedSNR())
     settings = {"teacher_steps": 8, "stages": [4, 2], "max_steps": 8, "clip_x0": True, "guidance": guidance}
     names = ["a", "b", "c"]
-    return StudentModule(OddNet(), diffusion, (1, 4, 4), names, method=method or Progressive(), **settings)
+    return StudentModule(OddNet(), diffusion, (1, 4, 4), names, **settings)
 
 
 @each("scale", [1.0, 3.0])
-@each("method", [Progressive(), TransitiveClosure()], ids=["progressive", "tract"])
 @each(("process", "prediction"), [(DiscreteProcess(), "v_prediction"), (FlowMatching(), "velocity")])
-def test_the_first_stage_learns_ddim_steps_of_the_teacher_with_its_guidance(process, prediction, method, scale):
+def test_the_first_stage_learns_ddim_steps_of_the_teacher_with_its_guidance(process, prediction, scale):
     guidance = GUIDANCE | {"guidance_scale": scale}
-    module = make_student(process, prediction, guidance, method)
-    distillation = module._distill(0, module.net)
+    module = make_student(process, prediction, guidance)
+    distillation = module._distill(0)
     levels, diffusion = distillation.levels, module.diffusion
-    k = torch.tensor([8, 6, 4, 2]) if method == Progressive() else torch.tensor([8, 7, 4, 3])
+    k = torch.tensor([8, 6, 4, 2])
     generator = torch.Generator().manual_seed(0)
     x_t, y = torch.randn(4, 1, 4, 4, generator=generator), torch.tensor([0, 1, 2, 1])
     target, guided = distillation.target(x_t, k, y), set()
     teacher = guide_network(module.teacher, module.condition, **guidance)
     for j, start in enumerate(k.tolist()):
-        x, end = x_t[j : j + 1], (start - 1) // 2 * 2
+        x, end = x_t[j : j + 1], start - 2
         for n in range(start, end, -1):  # each step as the sampler takes it
             t = levels.times[n]
             net = select_network(teacher, process, t)
-            if n < start and method.is_self_taught:
-                net = module.net
-            elif isinstance(teacher, GuidanceInterval):
+            if isinstance(teacher, GuidanceInterval):
                 guided.add(net is teacher.guided)
             x0 = diffusion.estimate_x0(diffusion.output(net, x, t[None], y[j : j + 1]), x, t[None]).clamp(-1, 1)
             alpha, sigma, to_alpha, to_sigma = (
@@ -70,8 +66,7 @@ def test_the_first_stage_learns_ddim_steps_of_the_teacher_with_its_guidance(proc
 
 def test_later_stages_learn_the_student_before_without_guidance():
     module = make_student(DiscreteProcess(), "v_prediction", GUIDANCE)
-    distillation = module._distill(1, module.net)
-    assert distillation.teacher is distillation.second is module.teacher
+    assert module._distill(1).teacher is module.teacher
 
 
 def test_the_decay_begins_again_with_the_first_update_of_each_stage():
