@@ -112,6 +112,7 @@ def choose_metric(config: Mapping) -> str:
         return config["metric"]
     if config["metrics_every"] and "kid" in config["metrics"]:
         return "kid"
+    # FD is left out: of few images it is withheld
     return "class_accuracy" if config["data"].get("classifier_images") else "val/error"
 
 
