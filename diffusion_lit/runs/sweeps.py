@@ -107,12 +107,11 @@ def read_sweep_metric(jobs: list[Job]) -> str:
 
 
 def choose_metric(config: Mapping) -> str:
-    """Return `metric`; null: KID or class accuracy where the run measures it, else `val/error`."""
+    """Return `metric`; null: KID (FD of few images is withheld) or class accuracy if measured, else `val/error`."""
     if config["metric"] is not None:
         return config["metric"]
     if config["metrics_every"] and "kid" in config["metrics"]:
         return "kid"
-    # FD is left out: of few images it is withheld
     return "class_accuracy" if config["data"].get("classifier_images") else "val/error"
 
 
