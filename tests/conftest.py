@@ -4,6 +4,7 @@ import gc
 import os
 import tempfile
 
+gc.disable()  # until all tests are imported: a fifth of the time would go into searching modules for garbage
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: tests run real processes beside each other
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["DIFFUSION_LIT_CACHE"] = os.path.join(tempfile.gettempdir(), "diffusion_lit_tests")  # kept, as for a user
@@ -33,6 +34,7 @@ def pytest_collection_finish() -> None:
     """Let garbage collections be rare and skip what is imported by now, which is never garbage."""
     gc.set_threshold(10_000, 20, 20)
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

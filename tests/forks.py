@@ -147,6 +147,7 @@ def _server() -> str:
 
 def _serve(address: str) -> dict | None:
     """Fork for ever; in a fork, return the request that it is for."""
+    gc.disable()  # imports make no garbage
     import diffusers.models.unets.unet_2d  # noqa: F401 what every run imports, without diffusion_lit.train itself
     import diffusers.schedulers  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
@@ -181,6 +182,7 @@ def _serve(address: str) -> dict | None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes that wait for forks are not waited for
     gc.set_threshold(10_000, 20, 20)
     gc.freeze()  # a collection would copy every page that the forks share
+    gc.enable()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
