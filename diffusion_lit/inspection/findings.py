@@ -184,7 +184,7 @@ def format_findings(findings: dict, data: dict, model: dict, reason: str) -> lis
         reason: for the image size, see `propose_overrides`.
     """
     images, alpha, resized = (findings[key] for key in ("images", "alpha", "resized"))
-    n = sum(findings["modes"].values())
+    n, size = sum(findings["modes"].values()), model.get("image_size")  # which a network of the user's may lack
     how = "center-cropped" if data["fit"] == "crop" else "stretched"
     edges = "soft edges" if findings["soft_alpha"] else "hard edges"
     kinds = f"{alpha['used']:,} use it ({edges}), {alpha['opaque']:,} are opaque, {alpha['empty']:,} fully transparent"
@@ -207,7 +207,7 @@ def format_findings(findings: dict, data: dict, model: dict, reason: str) -> lis
         ("", f"{findings['hidden_colors']:,} have colors under alpha 0" if findings["hidden_colors"] else ""),
         ("resized", f"to {format_size(data['image_size'])}, {data['resample']}: {', '.join(sizes)}"),
         ("proposed", f"data.image_size={reason}" if reason else ""),
-        ("network", f"{model['image_size']} is a multiple of {find_divisor(model)}: fits"),
+        ("network", f"{size} is a multiple of {find_divisor(model)}: fits" if size else ""),
         ("", describe_levels(model)),
         *(("note", fault) for fault in find_size_faults(model, images["train"])),
         *_format_classes(findings["classes"]),

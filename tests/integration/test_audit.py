@@ -166,6 +166,17 @@ def test_a_size_fits_the_patches_of_a_transformer(tmp_path):
     assert "network    36 is a multiple of 4: fits" in printed
 
 
+def test_a_network_of_ones_own_need_not_know_its_size(tmp_path):
+    net = "import torch\nclass Net(torch.nn.Conv2d):\n    def forward(self, x_t, t, y): return super().forward(x_t)\n"
+    (tmp_path / "my_networks.py").write_text(net)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    keys = "in_channels: ${data.channels}\nout_channels: ${data.channels}\nkernel_size: 1\n"
+    (tmp_path / "own" / "model" / "mine.yaml").write_text(f"_target_: my_networks.Net\n{keys}")
+    printed = audited(tmp_path, "--config-dir", "own", "data=digits", "model=mine")[1]
+    assert "multiple of" not in printed
+    assert "classes    10" in printed
+
+
 def test_sheets_of_tiles_are_recognized_and_the_command_line_cuts_them(tmp_path):
     for k in range(2):
         tiles = np.zeros((6, 8, 16, 16, 4), np.uint8)
