@@ -83,6 +83,7 @@ COUNTS = {
     "pixel_icons": (0, 14_739_204),  # alpha is a channel more
     "pixel_icons_faithful": (0, 14_738_051),
     "icons_prompt": (0, 1_274_000),  # and a vector for each word of the captions
+    "skins_prompt": (0, 2_918_304),
     "tiles_prompt": (0, 1_274_000),
     "pokemon": (0, 33_995_395),
     "pokemon_faithful": (0, 33_995_395),
