@@ -21,8 +21,8 @@ RECIPES = (
 )  # fmt: skip
 STEPS, IMAGES, MEAN = 20, 4, 5  # the loss is a mean of the first and of the last `MEAN` steps
 SHORT = (
-    "val_every=0", "sample_every=0", "checkpoint_every=100000", "logger=none", "log_every=1", "sampler.steps=1",
-    "max_epochs=null", f"max_steps={STEPS}", f"global_batch_size={IMAGES}", "strategy.accumulate=1",
+    "val_every=0", "data.val_fraction=0", "sample_every=0", "checkpoint_every=100000", "logger=none", "log_every=1",
+    "sampler.steps=1", "max_epochs=null", f"max_steps={STEPS}", f"global_batch_size={IMAGES}", "strategy.accumulate=1",
     "lr_schedule=constant", "lr_schedule.warmup_steps=0",
 )  # fmt: skip
 
