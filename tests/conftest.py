@@ -82,13 +82,13 @@ def train_once(tmp_path_factory) -> Callable[..., Path]:
 ALL_NOISE_LEVELS = (
     "from diffusion_lit.training import noise_levels; noise_levels.LEVELS_PER_BIN = 32"  # see tests/forks.py
 )
-QUARTER = ["max_steps=300", "val_every=100", "sample_every=150", "checkpoint_every=100"]
+THIRD = ["max_steps=400", "val_every=100", "sample_every=100", "checkpoint_every=100"]
 
 
 @pytest.fixture(scope="session")
 def digits_run(train_once) -> Path:
-    """Return the run folder of a quarter of what the bare command trains, which is enough for good digits."""
-    return train_once("digits", *QUARTER, prelude=ALL_NOISE_LEVELS)
+    """Return the run folder of a third of what the bare command trains, which is enough for good digits."""
+    return train_once("digits", *THIRD, prelude=ALL_NOISE_LEVELS)
 
 
 @pytest.fixture(scope="session")

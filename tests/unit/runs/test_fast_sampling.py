@@ -20,6 +20,7 @@ from diffusion_lit.runs.fast_sampling import choose_batch_size, speed_up
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.generate import map_ahead
 from diffusion_lit.system.bfloat16 import DeviceFacts
+from tests.structure import ROOT
 
 
 class Net(nn.Module):
@@ -59,7 +60,7 @@ def test_half_precision_is_for_the_network_alone():
 def test_images_in_half_precision_are_within_a_few_gray_levels():
     def make(precision: str) -> torch.Tensor:
         model = TrainedModel.from_run(
-            "models/mnist", device="cpu", sampler=read_option("sampler", "ddim") | {"steps": 4}
+            ROOT / "models" / "mnist", device="cpu", sampler=read_option("sampler", "ddim") | {"steps": 4}
         )
         model = speed_up(model, OmegaConf.create({"precision": precision}), num_images=20)
         return model.generate([k % 10 for k in range(20)], image_seeds(0, 20)).int()

@@ -165,8 +165,8 @@ def test_without_labels_the_model_is_unconditional(sets, folder, tmp_path):
     assert not data.train.labels.any()
 
 
-@each("kind", ["plain_parquet", "save_to_disk"])  # the arrays of the others are the same, as tested above
-def test_files_and_saved_sets_train(kind, sets, tmp_path):
+@each("kind", WRITERS)
+def test_every_kind_trains(kind, sets, tmp_path):
     words = ["experiment=none", "data=huggingface", f"data.path={sets[kind]}"]
     trace = train(tmp_path / "run", *words, "data.image_size=8", "max_steps=2")
     assert np.isfinite([float(row["train/loss"]) for row in trace]).all()
