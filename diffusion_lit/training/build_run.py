@@ -164,7 +164,7 @@ def make_module_class(config: dict) -> Callable[..., DiffusionModule]:
         teacher_steps=settings["teacher_steps"],
         stages=settings["stages"],
         max_steps=config["max_steps"],
-        guidance={key: settings[key] for key in GUIDANCE_KEYS if settings.get(key) is not None},
+        guidance={key: settings[key] for key in GUIDANCE_KEYS if settings[key] is not None},
         clip_x0=config["sampler"]["clip_x0"],
     )
 
