@@ -27,6 +27,7 @@ TABLES = {
     "peers": "training against diffusers' train_unconditional.py; needs --script",
     "agreement": "losses, gradients, samples and EMA against NVlabs' EDM and EDM2; needs --edm and --edm2",
     "quality": "FD over seconds of training against the same script; needs --script",
+    "rounds": "candidates for the default recipe after equal time, each tuned; hours; needs --data and --out",
     "bakeoff": "four programs with equal time, each tuned; hours; needs --data, --out, --script and --edm",
 }
 
@@ -49,16 +50,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         action="append",
-        help="overrides of a data set for memorization, floor and ranking; a folder for prompts, recipes and bakeoff",
+        help="overrides of a data set for memorization, floor, ranking, rounds; a folder for prompts, recipes, bakeoff",
     )
     parser.add_argument("--edm", type=Path, help="checkout of github.com/NVlabs/edm")
     parser.add_argument("--edm2", type=Path, help="checkout of github.com/NVlabs/edm2")
     parser.add_argument("--figure", type=Path, help="PNG file to which quality also draws its curves")
     parser.add_argument(
-        "--out", type=Path, help="folder of the runs of ranking and bakeoff, which continue there, and of prompts"
+        "--out",
+        type=Path,
+        help="folder of the runs of ranking, rounds and bakeoff, which continue there, and of prompts",
     )
     parser.add_argument("--run", type=Path, help="run that prompts measures")
-    parser.add_argument("--minutes", type=float, default=10, help="bakeoff: of training (10); fewer are a rehearsal")
+    parser.add_argument(
+        "--minutes", type=float, help="of training, of rounds (5) and bakeoff (10; fewer are a rehearsal)"
+    )
     parser.add_argument("--trials", type=int, default=6, choices=range(1, 7), help="bakeoff: of each program (6)")
     parser.add_argument("--seeds", type=int, default=3, help="bakeoff: of each program (3)")
     parser.add_argument("--images", type=int, default=5_000, help="bakeoff: of each program and seed (5000)")

@@ -195,7 +195,7 @@ def main(arguments: Namespace) -> None:
     require_packages("efficientnet_lite_pytorch")
     if not (arguments.data and arguments.out):
         raise MissingRequirement("add --data <folder of CIFAR-10's training images> and --out <folder>")
-    images, minutes, trials, seeds = arguments.data[0], arguments.minutes, arguments.trials, arguments.seeds
+    images, minutes, trials, seeds = arguments.data[0], arguments.minutes or 10, arguments.trials, arguments.seeds
     programs = {name: program(Path(images).resolve(), arguments) for name, program in PROGRAMS.items()}
     contest = Contest(programs, images, arguments.out, minutes, arguments.images)
     if minutes < 10 or trials < 6 or seeds < 3 or arguments.images < 5_000:

@@ -54,6 +54,14 @@ class SNRPlusOne:
 
 
 @dataclass(frozen=True)
+class Velocity:
+    """w = (1 + sqrt snr)^2: with `loss=mse` the plain velocity MSE, whatever is predicted (Li & He 2025, table 1)."""
+
+    def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
+        return (1.0 + snr.sqrt()) ** 2 * gain
+
+
+@dataclass(frozen=True)
 class MinSNR:
     """w = min(snr, gamma): nearly clean images get no more than gamma (Hang et al. 2023, eq. 8)."""
 

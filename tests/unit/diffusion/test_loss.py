@@ -17,7 +17,7 @@ from diffusion_lit.data.store import ImageStore
 from diffusion_lit.diffusion.loss import LOSS_FUNCTIONS, Diffusion
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import BETA_SCHEDULES, DiscreteProcess
-from diffusion_lit.diffusion.weighting import SNR, X0, MinSNR, Sigmoid, SNRPlusOne, SoftMinSNR, Uniform
+from diffusion_lit.diffusion.weighting import SNR, X0, MinSNR, Sigmoid, SNRPlusOne, SoftMinSNR, Uniform, Velocity
 from diffusion_lit.imaging.grids import to_float
 from diffusion_lit.sampling.samplers import x0_to_output
 from diffusion_lit.training.noise_levels import BINS, EDGES
@@ -121,6 +121,7 @@ PUBLISHED = {
     "uniform": lambda a, s: (1 + 0 * a, 1 + 0 * a, 1 + 0 * a),
     "snr": lambda a, s: (1 + 0 * a, a / s, a),  # the epsilon loss of Ho et al.; for v, lucidrains' default
     "snr_plus_one": lambda a, s: (1 / a, 1 / s, 1 + 0 * a),  # plain v
+    "velocity": lambda a, s: ((1 + np.sqrt(s / a)) ** 2, (1 + np.sqrt(a / s)) ** 2, (np.sqrt(a) + np.sqrt(s)) ** 2),
     "truncated_snr": lambda a, s: (np.maximum(1, s / a), np.maximum(a / s, 1), np.maximum(a, s)),
     "min_snr": lambda a, s: (  # Hang et al.: min(snr, g) / snr, min(snr, g), min(snr, g) / (snr + 1)
         np.minimum(a / s, 5) / (a / s),
@@ -165,8 +166,8 @@ def test_knobs_of_weightings_move_what_their_papers_say(gamma):
 
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_the_three_published_plain_losses_are_one_weighting_each(process):
-    # one estimate of x0, put into the words of three networks; up to where float32 still tells epsilon from x_t
+def test_the_published_plain_losses_are_one_weighting_each(process):
+    # one estimate of x0, put into the words of four networks; up to where float32 still tells epsilon from x_t
     t = (process.alpha > 0.05).nonzero()[::7, 0]
     x0, eps = pictures(len(t))
     x0_hat = x0 + 0.3 * pictures(len(t), seed=1)[1]
@@ -174,7 +175,8 @@ def test_the_three_published_plain_losses_are_one_weighting_each(process):
     def loss(prediction, weighting):
         return losses_of_estimate(Diffusion(process, prediction, weighting), x0_hat, x0, eps, t)
 
-    for plain, weighting in (("epsilon", SNR()), ("sample", X0()), ("v_prediction", SNRPlusOne())):
+    plain_losses = {"epsilon": SNR(), "sample": X0(), "v_prediction": SNRPlusOne(), "velocity": Velocity()}
+    for plain, weighting in plain_losses.items():
         expected = loss(plain, Uniform())
         for prediction in PREDICTION_TYPES:
             torch.testing.assert_close(loss(prediction, weighting), expected, rtol=2e-4, atol=0)
