@@ -114,7 +114,7 @@ def test_only_one_place_names_what_not_every_system_has():
 def test_text_files_are_utf_8_in_every_locale():
     """Whatever opens a file as text names its encoding; what reads bytes needs none."""
     missing = []
-    for path in [*modules(), *(ROOT / "benchmarks").glob("*.py"), ROOT / "docs" / "generate.py"]:
+    for path in [*modules(), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py")]:
         for call in (node for node in nodes(path) if isinstance(node, ast.Call)):
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
             modes = [*call.args[1:2], *[keyword.value for keyword in call.keywords if keyword.arg == "mode"]]

@@ -4,8 +4,9 @@ import re
 
 from diffusion_lit.__main__ import COMMANDS
 from diffusion_lit.config.groups import CONF, list_option_keys
-from diffusion_lit.config.reference import render_help, render_key_reference
+from diffusion_lit.config.reference import render_help
 from diffusion_lit.config.schema import read_keys
+from docs.key_reference import render_key_reference
 from tests.cases import each
 from tests.unit.config.test_compose import GROUPS, LEAVES
 
