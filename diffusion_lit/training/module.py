@@ -268,7 +268,7 @@ class DiffusionModule(L.LightningModule):
         """Keep the optimizer state of the checkpoint, with the settings and learning rate of this module.
 
         Raises:
-            UserError: exit 4 for weights, or EMAs for `ema_length`, that do not fit.
+            UserError: exit 4 for weights, parameter groups, or EMAs for `ema_length`, that do not fit.
         """
         if bool(self.tracked_emas) != any(name.startswith("tracked_emas.") for name in checkpoint["state_dict"]):
             raise UserError(
@@ -278,8 +278,8 @@ class DiffusionModule(L.LightningModule):
             )
         require_resumable(checkpoint, self.state_dict())
         if checkpoint.get("optimizer_states"):
-            (settings,) = self.make_optimizer(self.net.parameters()).param_groups
-            replace_settings(checkpoint, settings, self.lr_schedule)
+            groups = self.make_optimizer(self.net.parameters()).param_groups
+            replace_settings(checkpoint, groups, self.lr_schedule)
 
     # ------------------------------------------------------------------------------------------------ sampling
 

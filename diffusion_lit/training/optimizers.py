@@ -2,13 +2,14 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 import torch
 from torch import nn
 
 from diffusion_lit.config.targets import locate
+from diffusion_lit.system.errors import Exit, UserError
 
 # Factor on the learning rate as a function of the progress from the end of the warm-up (0) to the last step (1) and of
 # the `lr_schedule` group. Progress is an exact fraction: rounding at the edge of a stair would cost a step.
@@ -68,18 +69,28 @@ def learning_rate_factor(lr_schedule: dict, max_steps: int) -> Callable[[int], f
     return factor
 
 
-def replace_settings(checkpoint: dict, settings: dict, factor: Callable[[int], float] | None) -> None:
-    """Give the optimizer state of a checkpoint other settings, and the learning rate that follows from them.
+def replace_settings(checkpoint: dict, groups: Sequence[dict], factor: Callable[[int], float] | None) -> None:
+    """Give the optimizer state of a checkpoint other settings, and the learning rates that follow from them.
 
     Args:
         checkpoint: changed in place.
-        settings: parameter group of the new optimizer.
+        groups: parameter groups of the new optimizer.
         factor: on the learning rate after n steps; None for a constant rate.
+
+    Raises:
+        UserError: exit 4 for another number of groups.
     """
-    base = settings["lr"]
-    rate = base * factor(checkpoint["global_step"]) if factor else base
-    settings = {key: value for key, value in settings.items() if key != "params"}
-    for group in checkpoint["optimizer_states"][0]["param_groups"]:
-        group |= settings | {"lr": rate, "initial_lr": base}
+    stored = checkpoint["optimizer_states"][0]["param_groups"]
+    if len(stored) != len(groups):
+        raise UserError(
+            Exit.CHECKPOINT,
+            f"the checkpoint is of an optimizer with {len(stored)} parameter groups, the optimizer has {len(groups)}. "
+            "Resume with the optimizer of the run.",
+        )
+    bases = [group["lr"] for group in groups]
+    rates = [base * factor(checkpoint["global_step"]) if factor else base for base in bases]
+    for old, new, base, rate in zip(stored, groups, bases, rates, strict=True):
+        settings = {key: value for key, value in new.items() if key != "params"}
+        old |= settings | {"lr": rate, "initial_lr": base}
     for schedule in checkpoint["lr_schedulers"]:
-        schedule |= {"base_lrs": [base], "_last_lr": [rate]}
+        schedule |= {"base_lrs": bases, "_last_lr": rates}

@@ -17,6 +17,7 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import MinSNR
 from diffusion_lit.networks.unet import UNet
+from diffusion_lit.system.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 LOGGED = ("train/loss", "val/loss", "val/loss_raw", "val/error")
@@ -59,8 +60,9 @@ def make_module(**settings) -> DiffusionModule:
 
 def fit(module: DiffusionModule, *data, **arguments) -> L.Trainer:
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    resume = {key: arguments.pop(key) for key in ("ckpt_path", "weights_only") if key in arguments}
     trainer = L.Trainer(**quiet | {"enable_checkpointing": False} | arguments)
-    trainer.fit(module, *data)
+    trainer.fit(module, *data, **resume)
     return trainer
 
 
@@ -156,3 +158,35 @@ def test_the_package_does_not_import_torch_by_itself():
 
     code = "import sys, diffusion_lit; assert 'torch' not in sys.modules; diffusion_lit.DiffusionModule"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def two_groups(parameters) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay, and with half of the rate, of vectors."""
+    kinds: dict[bool, list] = {True: [], False: []}
+    for parameter in parameters:
+        kinds[parameter.ndim > 1].append(parameter)
+    groups = [{"params": kinds[True]}, {"params": kinds[False], "lr": 5e-4, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+
+
+def test_parameter_groups_of_an_optimizer_are_resumed_each_with_its_settings(tmp_path):
+    def train(steps: int, **resume) -> tuple[DiffusionModule, L.Trainer]:
+        module = make_module(optimizer=two_groups, lr_schedule=lambda n: 1 / (n + 1))
+        data = ImageDataModule(Digits(), image_size=8, channels=1, batch_size=300)
+        return module, fit(module, data, max_steps=steps, num_sanity_val_steps=0, **resume)
+
+    train(4)[1].save_checkpoint(tmp_path / "at4.ckpt")
+    resumed, trainer = train(6, ckpt_path=tmp_path / "at4.ckpt", weights_only=True)
+    whole, _ = train(6)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    matrices, vectors = trainer.optimizers[0].param_groups
+    assert (matrices["lr"], vectors["lr"]) == pytest.approx((1e-3 / 7, 5e-4 / 7), rel=1e-12)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+
+
+def test_other_parameter_groups_than_those_of_the_checkpoint_are_named(tmp_path):
+    loader = DataLoader(Pairs(), batch_size=8)
+    fit(make_module(optimizer=two_groups), loader, max_steps=1).save_checkpoint(tmp_path / "at1.ckpt")
+    with pytest.raises(UserError, match=r"2 parameter groups, the optimizer has 1"):
+        fit(make_module(), loader, max_steps=2, ckpt_path=tmp_path / "at1.ckpt", weights_only=True)
