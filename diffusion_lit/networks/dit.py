@@ -1,5 +1,8 @@
 """A diffusion transformer (Peebles & Xie 2023, adaLN-Zero)."""
 
+from typing import TypeVar
+
+import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sincos_pos_embed
 from torch import Tensor, nn
@@ -8,6 +11,8 @@ from diffusion_lit.imaging.sizes import ImageSize, height_width
 from diffusion_lit.networks.checks import check_multiple
 from diffusion_lit.networks.class_embedding import ClassEmbedding
 from diffusion_lit.networks.prompt_tokens import TextPath
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class DiT(nn.Module):
@@ -30,6 +35,8 @@ class DiT(nn.Module):
         depth: number of blocks.
         heads: attention heads of a block.
         mlp_ratio: width of a block's hidden layer over `width`.
+        conv_channels: hidden channels of two convolutions of 3x3 pixels after the last block, which see the
+            noisy image too and join the patches at their borders; 0: none.
         text_tokens: number of different tokens of a prompt; 0 for vectors, or without
             prompts.
         text_width: channels of the vectors of a prompt; 0 for tokens, or without prompts.
@@ -49,6 +56,7 @@ class DiT(nn.Module):
         depth: int,
         heads: int,
         mlp_ratio: float,
+        conv_channels: int = 0,
         text_tokens: int = 0,
         text_width: int = 0,
     ):
@@ -70,6 +78,9 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList([DiTBlock(width, heads, round(mlp_ratio * width), has_text) for _ in range(depth)])
         self.modulation = zero_init(nn.Linear(width, 2 * width))
         self.out = zero_init(nn.Linear(width, patch_size**2 * channels))
+        if conv_channels:
+            self.first_conv = nn.Conv2d(2 * channels, conv_channels, 3, padding=1)
+            self.last_conv = zero_init(nn.Conv2d(conv_channels, channels, 3, padding=1))
 
     @staticmethod
     def debug_arguments(settings: dict) -> dict:
@@ -97,7 +108,10 @@ class DiT(nn.Module):
             x = block(x, condition, *prompt)
         shift, scale = self.modulation(condition)[:, None].chunk(2, -1)
         x = self.out(modulate(x, shift, scale))  # (B, patches, channels x patch x patch)
-        return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, self.grid), self.patch_size)
+        out = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, self.grid), self.patch_size)
+        if hasattr(self, "first_conv"):
+            out = out + self.last_conv(F.silu(self.first_conv(torch.cat([out, x_t], 1))))
+        return out
 
 
 class DiTBlock(nn.Module):
@@ -146,7 +160,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
-def zero_init(layer: nn.Linear) -> nn.Linear:
+def zero_init(layer: Layer) -> Layer:
     """Set weight and bias to zero, and return the layer."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

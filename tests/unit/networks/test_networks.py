@@ -395,6 +395,28 @@ def test_a_patch_goes_back_to_where_it_came_from(patch_size):
     assert torch.equal(changed, expected)
 
 
+@each("patch_size", [2, 4])
+def test_convolutions_reach_two_pixels_beyond_a_patch(patch_size):
+    net = dit(patch_size=patch_size, image_size=16, conv_channels=8)
+    for layer in (net.out, net.last_conv):
+        nn.init.normal_(layer.weight)
+    x_t, t, y = inputs(1, 16)
+    other = x_t.clone()
+    other[0, 1, 9, 6] += 1.0
+    changed = (net(x_t, t, y) != net(other, t, y)).any(1)[0]
+    row, column = 9 // patch_size * patch_size, 6 // patch_size * patch_size
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[row - 2 : row + patch_size + 2, column - 2 : column + patch_size + 2] = True
+    assert torch.equal(changed, expected)
+
+
+def test_fresh_convolutions_change_nothing():
+    plain, net = dit(), dit(conv_channels=8)
+    nn.init.normal_(plain.out.weight)
+    net.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(net(*inputs(4, 8)), plain(*inputs(4, 8)))
+
+
 def test_each_patch_knows_its_place():
     net = dit()
     positions = net.positions.reshape(4, 4, 16)
