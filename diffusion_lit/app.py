@@ -35,10 +35,12 @@ def app(config: DictConfig) -> None:
     """Serve the page until Ctrl-C. Visitors can read only files that the page generated, and write none."""
     from diffusion_lit.runs.fast_sampling import speed_up
     from diffusion_lit.runs.load import load_requested_model
+    from diffusion_lit.web.sample_command import SampleCommand
     from diffusion_lit.web.session import MAX_IMAGES, ImageSession, load_training_images
 
     model = speed_up(load_requested_model(config, log.warning), config, MAX_IMAGES)
     session = ImageSession(model, load_training_images(model, config.accept) if config.neighbors else None)
+    command = SampleCommand(session, config)
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"GRADIO_TEMP_DIR": home, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         os.chdir(home)  # gradio serves files of the working directory
@@ -47,7 +49,7 @@ def app(config: DictConfig) -> None:
         from diffusion_lit.web.guard import LocalRequestsOnly
         from diffusion_lit.web.interface import build_page  # gradio reads the environment on import
 
-        page = build_page(session, model, Path(home))
+        page = build_page(session, model, Path(home), command.format)
         try:
             _, address, _ = page.launch(
                 server_name="127.0.0.1", server_port=config.port or None, share=False, quiet=True, inbrowser=False,

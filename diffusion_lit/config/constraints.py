@@ -188,7 +188,7 @@ def check_shards(v: dict) -> Iterator[str]:
         yield f"shards={v['shards']}: the processes need a common folder. Add out=<folder>"
     if v.get("format", "png") != "png":
         yield f"shards={v['shards']} and format={v['format']}: use one of the two"
-    for key in ("init", "seeds", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
+    for key in ("init", "seeds", "seed_mix", "interpolate", "gif", "per_class"):  # `evaluate` has none of them
         if v.get(key):
             yield f"shards={v['shards']} and {key}={format_value(v[key])}: use one of the two"
 

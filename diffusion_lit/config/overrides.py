@@ -158,9 +158,16 @@ def read_override(key: str, texts: list[str]) -> object:
 def format_override(key: str, value: object) -> str:
     """Return `key=value` such that Hydra parses the same value again."""
     if not isinstance(value, str | Path):
-        return f"{key}={format_value(value)}"
+        return f"{key}={_format_items(value)}"
     plain = re.fullmatch(r"[\w./-]+", str(value), re.ASCII) and read_override(key, [f"{key}={value}"]) == str(value)
     return f"{key}={value}" if plain else f"{key}={quote(escape_interpolations(str(value)))}"
+
+
+def _format_items(value: object) -> str:
+    """Return a value other than text. Hydra does not read the escapes of JSON in a list of texts."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_format_items, value))}]"
+    return quote(escape_interpolations(value)) if isinstance(value, str) else format_value(value)
 
 
 def format_command(verb: str, *overrides: str) -> str:

@@ -36,6 +36,13 @@ def image_seeds(seed: int, num_images: int) -> list[int]:
     return [item_seed(seed, "image", k) for k in range(num_images)]
 
 
+def mix_seeds(first: Sequence[int], second: Sequence[int], fraction: float) -> list[Seed]:
+    """Return the seed of each image, `fraction` in [0, 1] of the way from the first to the second."""
+    if not fraction:
+        return list(first)
+    return [InterpolatedSeed(*pair, fraction) for pair in zip(first, second, strict=True)]
+
+
 def column_seeds(seed: int, labels: Sequence[Hashable]) -> list[int]:
     """Return seeds such that image j of every label has the same seed."""
     counts: Counter = Counter()

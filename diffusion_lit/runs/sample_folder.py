@@ -116,7 +116,7 @@ def write_samples(
         np.save(out / "images.npy", images.permute(0, 2, 3, 1).numpy())
     if config.format == "npy_float":
         np.save(out / "images.npy", values.transpose(0, 2, 3, 1))
-    manifest = describe_sampling(model, config) | {"same_noise": config.same_noise}
+    manifest = describe_sampling(model, config) | {"same_noise": config.same_noise, "seed_mix": config.seed_mix}
     manifest |= {"format": config.format, "value_range": value_range}
     manifest |= {"edit": describe_edit(originals, edit) if originals else None, "images": entries}
     write_text_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")

@@ -45,7 +45,7 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
     if isinstance(run, Sweep):
         override = next(override for override in overrides if override.startswith("run="))
         raise UserError(Exit.CONFIG, f"{override}: one run at a time, since its sampler is taken from it")
-    for pair in (("num_images", "images_per_class"), ("seed", "seeds")):
+    for pair in (("num_images", "images_per_class"), ("seed", "seeds"), ("seed_mix", "seeds")):
         if set(pair) <= {override.partition("=")[0] for override in overrides}:
             raise UserError(Exit.CONFIG, f"{' and '.join(pair)} exclude each other: leave one out")
     if not isinstance(run, str) or not run:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lit.data.originals import Originals
-from diffusion_lit.diffusion.seeds import InterpolatedSeed, Seed, column_seeds, image_seeds
+from diffusion_lit.diffusion.seeds import InterpolatedSeed, Seed, column_seeds, image_seeds, mix_seeds
 from diffusion_lit.imaging.skins import render_images
 from diffusion_lit.sampling.labels import Label, format_label
 from diffusion_lit.sampling.previews import draw_class_grid, draw_row_grid, labels_in_rows
@@ -50,8 +50,11 @@ def make_requests(config, stops: Sequence[Label], num_classes: int, num_original
     row_of_image = labels_in_rows(rows, n)
     sizes, images = Counter(row_of_image), []
     done: Counter = Counter()
-    seeds = column_seeds(config.seed, row_of_image) if config.same_noise else image_seeds(config.seed, n)
-    seed: Seed
+
+    def draw_seeds(number: int) -> list[int]:
+        return column_seeds(number, row_of_image) if config.same_noise else image_seeds(number, n)
+
+    seeds = mix_seeds(draw_seeds(config.seed), draw_seeds(config.seed + 1), config.seed_mix)
     for row, seed in zip(row_of_image, seeds, strict=True):
         fraction = done[row] / max(1, sizes[row] - 1)
         done[row] += 1
@@ -59,7 +62,7 @@ def make_requests(config, stops: Sequence[Label], num_classes: int, num_original
             first, second = (image_seeds(number, 1)[0] for number in config.seeds)
             seed = InterpolatedSeed(first, second, fraction)
         elif config.interpolate:
-            (seed,) = image_seeds(config.seed, 1)
+            seed = seeds[0]
         label = interpolate_labels(stops, fraction, num_classes) if row[1] is None else row[1]
         images.append(ImageRequest(row, label, seed))
     return images
@@ -100,7 +103,8 @@ def draw_requests(
     """
     in_rows = [request.row for request in requests]
     rows, images = list(dict.fromkeys(in_rows)), render_images(images, render)
-    if not (class_names or originals or isinstance(requests[0].seed, InterpolatedSeed)):
+    fractions = {request.seed.fraction for request in requests if isinstance(request.seed, InterpolatedSeed)}
+    if not (class_names or originals or len(fractions) > 1):
         return draw_class_grid(images, (), ())
     names = []
     for row in rows:

@@ -1,7 +1,7 @@
 """The gradio page of `diffusion_lit.app` and the files that a visitor can download."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,39 +28,21 @@ class Page(gr.Blocks):
             raise gr.Error(lines[0], print_exception=False) from None
 
 
-def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blocks:
+def build_page(
+    session: ImageSession,
+    model: TrainedModel,
+    home: Path,
+    format_command: Callable[[Request], str],
+) -> gr.Blocks:
     """Return the page.
 
     Args:
         session: serves the requests.
         model: its model.
         home: folder for the files that a visitor can download.
+        format_command: returns the command line that generates the images of a request.
     """
-
-    def generate(label, count, seed, sampler_name, steps, scale, mix, progress=gr.Progress()):  # noqa: B008
-        def on_step(done: int, total: int) -> None:
-            progress((done, total), desc="denoising", unit="steps")
-
-        remove_oldest_files(home)
-        with errors_for_visitor():
-            result = session.generate(read_request(label, count, seed, sampler_name, steps, scale, mix), on_step)
-        png, gif = write_files(result, home)
-        last = len(result.frames) - 1
-        slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
-        files = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
-        return png, slider, result.frames, session.find_neighbors(result.images), *files
-
-    def draw(is_live, *values):
-        if not is_live:
-            return gr.skip(), gr.skip()
-        remove_oldest_files(home)
-        with errors_for_visitor():  # the frames belong to the image before
-            return session.draw(read_request(*values)), gr.Slider(interactive=False)
-
-    def select_frame(frames, k):
-        remove_oldest_files(home)
-        return frames[min(to_int(k), len(frames) - 1)] if frames else None
-
+    generate, draw, select_frame = make_handlers(session, home, format_command)
     with Page(title=str(model.config["name"]), analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## {escape(str(model.config['name']))}")
         frames = gr.State([])
@@ -76,18 +58,59 @@ def build_page(session: ImageSession, model: TrainedModel, home: Path) -> gr.Blo
                 slider = gr.Slider(0, 1, value=1, step=1, label="denoising step", interactive=False)
                 with gr.Row():
                     png, gif = gr.DownloadButton("PNG"), gr.DownloadButton("GIF")
+                command = make_command_box()
                 with gr.Column(visible=session.search is not None):
                     gr.Markdown("Each image, followed by its nearest training images (L2 distance of pixels):")
                     neighbors = gr.Image(**shared)
-        outputs = [image, slider, frames, neighbors, png, gif]
+        outputs = [image, slider, frames, neighbors, png, gif, command]
         # preprocess=False: the session validates the request, gradio would print a traceback
         network = {"concurrency_limit": 1, "concurrency_id": "network", "preprocess": False}
         quiet = {"show_progress": "hidden", "trigger_mode": "always_last", "api_name": False}
         button.click(generate, inputs, outputs, api_name="generate", **network)
         for control in filter(lambda control: isinstance(control, gr.Slider), inputs):
-            control.input(draw, [live, *inputs], [image, slider], **network, **quiet)
+            control.input(draw, [live, *inputs], [image, slider, command], **network, **quiet)
         slider.input(select_frame, [frames, slider], image, **quiet)
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
+
+
+def make_handlers(
+    session: ImageSession,
+    home: Path,
+    format_command: Callable[[Request], str],
+) -> tuple[Callable, Callable, Callable]:
+    """Return the functions of the page's events: generate, draw, and select a frame.
+
+    For the arguments see `build_page`.
+    """
+
+    def generate(label, count, seed, sampler_name, steps, scale, mix, progress=gr.Progress()):  # noqa: B008
+        def on_step(done: int, total: int) -> None:
+            progress((done, total), desc="denoising", unit="steps")
+
+        remove_oldest_files(home)
+        request = read_request(label, count, seed, sampler_name, steps, scale, mix)
+        with errors_for_visitor():
+            result = session.generate(request, on_step)
+        png, gif = write_files(result, home)
+        last = len(result.frames) - 1
+        slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
+        files = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
+        neighbors = session.find_neighbors(result.images)
+        return png, slider, result.frames, neighbors, *files, format_command(request)
+
+    def draw(is_live, *values):
+        if not is_live:
+            return gr.skip(), gr.skip(), gr.skip()
+        remove_oldest_files(home)
+        request = read_request(*values)
+        with errors_for_visitor():  # the frames belong to the image before
+            return session.draw(request), gr.Slider(interactive=False), format_command(request)
+
+    def select_frame(frames, k):
+        remove_oldest_files(home)
+        return frames[min(to_int(k), len(frames) - 1)] if frames else None
+
+    return generate, draw, select_frame
 
 
 def read_request(label, count, seed, sampler, steps, scale, mix) -> Request:
@@ -124,6 +147,19 @@ def make_label_input(session: ImageSession) -> gr.Textbox | gr.Dropdown:
     if session.prompts:
         return gr.Textbox(session.prompts[0], label="prompt")
     return gr.Dropdown(session.classes or [ALL], value=ALL, label="class", visible=bool(session.classes))
+
+
+def make_command_box() -> gr.Code:
+    """Return the box with the command line of the images above it, and a button that copies it."""
+    return gr.Code(
+        language="shell",
+        label="the command for these images",
+        lines=2,
+        wrap_lines=True,
+        show_line_numbers=False,
+        interactive=False,
+        buttons=["copy"],
+    )
 
 
 def write_files(result: Result, home: Path) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.config.groups import list_options, read_option
 from diffusion_lit.data.store import center_crop
-from diffusion_lit.diffusion.seeds import InterpolatedSeed, Seed, image_seeds
+from diffusion_lit.diffusion.seeds import Seed, image_seeds, mix_seeds
 from diffusion_lit.evaluation.memorization import NeighborSearch
 from diffusion_lit.evaluation.metrics import PIXELS, pixel_vectors
 from diffusion_lit.imaging.grids import add_checkerboard, draw_grid, hstack_images
@@ -23,7 +23,7 @@ from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.sampling.labels import Label, parse_class
-from diffusion_lit.sampling.previews import FrameRecorder, draw_class_grid
+from diffusion_lit.sampling.previews import FrameRecorder, draw_class_grid, labels_in_rows
 from diffusion_lit.system.errors import Exit, UserError
 
 MAX_IMAGES, MAX_STEPS, MAX_SCALE = 16, 250, 20.0  # limits of a request
@@ -132,7 +132,7 @@ class ImageSession:
         Raises:
             ValueError: if a value is not allowed, with a message for the visitor.
         """
-        labels, seeds, model = self._parse_labels(request), parse_seeds(request), self._configure_model(request)
+        labels, seeds, model = self.parse_labels(request), parse_seeds(request), self._configure_model(request)
         steps = model.evaluations
         film = FrameRecorder(range(request.count), steps, model.codec)
 
@@ -145,7 +145,7 @@ class ImageSession:
 
     def draw(self, request: Request) -> Image.Image:
         """Return the last frame of `generate` alone, which takes the least time."""
-        labels, seeds, model = self._parse_labels(request), parse_seeds(request), self._configure_model(request)
+        labels, seeds, model = self.parse_labels(request), parse_seeds(request), self._configure_model(request)
         return self._draw_grid(request, model.generate(labels, seeds), labels)
 
     def find_neighbors(self, images: Tensor) -> Image.Image | None:
@@ -159,7 +159,8 @@ class ImageSession:
         grids = [draw_grid(render_images(half, self.model.render), 1 + NEIGHBORS) for half in halves]
         return enlarge(hstack_images(grids))
 
-    def _parse_labels(self, request: Request) -> list[Label]:
+    def parse_labels(self, request: Request) -> list[Label]:
+        """Return the label of each image, in the order of `sample`. Raise ValueError if there is no such class."""
         check_int("images", request.count, 1, MAX_IMAGES)
         names = self.model.class_names
         if self.prompts:
@@ -167,8 +168,7 @@ class ImageSession:
         if not names:
             return [0] * request.count
         if request.label == ALL:
-            chosen = choose_rows(len(names), request.count)
-            return [chosen[k % len(chosen)] for k in range(request.count)]
+            return list(labels_in_rows(choose_rows(len(names), request.count), request.count))
         return [parse_class(str(request.label), names)] * request.count
 
     def _check_prompt(self, prompt: object) -> str:
@@ -179,12 +179,16 @@ class ImageSession:
             raise ValueError(f"prompt: {'; '.join(encoder.find_faults(prompt)) or 'it has no words'}")
         return prompt
 
-    def _configure_model(self, request: Request) -> TrainedModel:
-        """Return the model with the sampler and the guidance of a request."""
+    def configure_sampler(self, request: Request) -> dict:
+        """Return the settings of a request's sampler. Raise ValueError if they are not allowed."""
         check_int("steps", request.steps, 1, self.max_steps)
         if not isinstance(request.sampler, str) or request.sampler not in self.samplers:
             raise ValueError(f"sampler: must be one of {', '.join(self.samplers)}")
-        sampler, guidance = self.samplers[request.sampler] | {"steps": request.steps, "batch_size": request.count}, {}
+        return self.samplers[request.sampler] | {"steps": request.steps, "batch_size": request.count}
+
+    def _configure_model(self, request: Request) -> TrainedModel:
+        """Return the model with the sampler and the guidance of a request."""
+        sampler, guidance = self.configure_sampler(request), {}
         if self.has_guidance:
             check_number("guidance scale", request.guidance_scale, MAX_SCALE)
             guidance = {"guidance_scale": float(request.guidance_scale)}
@@ -219,10 +223,8 @@ def parse_seeds(request: Request) -> list[Seed]:
     check_int("seed", request.seed, 0, 2**32 - 1)
     check_number("mix", request.mix, 1.0)
     seeds = image_seeds(request.seed, request.count)
-    if not request.mix:
-        return list(seeds)
-    following = image_seeds((request.seed + 1) % 2**32, request.count)
-    return [InterpolatedSeed(*pair, float(request.mix)) for pair in zip(seeds, following, strict=True)]
+    following = image_seeds(request.seed + 1, request.count)
+    return mix_seeds(seeds, following, float(request.mix))
 
 
 def check_number(name: str, value: object, high: float) -> None:

@@ -1,5 +1,7 @@
 """Integration tests run commands, as forks or in this process."""
 
+import shutil
+
 import pytest
 
 from tests import forks
@@ -9,3 +11,16 @@ from tests import forks
 def _validation_as_in_forks(monkeypatch):
     """Runs in this process validate on the images that forks validate on: tests compare the two."""
     monkeypatch.setattr("diffusion_lit.training.noise_levels.LEVELS_PER_BIN", forks.LEVELS_PER_BIN)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a Chromium; without one the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs a Chromium")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()

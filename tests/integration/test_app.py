@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,7 +20,7 @@ from PIL import Image
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs.fast_sampling import speed_up
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.sampling.previews import draw_class_grid
+from diffusion_lit.sampling.previews import draw_class_grid, labels_in_rows
 from diffusion_lit.web.session import ALL, ImageSession, Request, enlarge
 from tests.runs import TINY, address_of, run, start
 
@@ -78,7 +77,7 @@ def test_settings_of_a_request_count(session):
     assert torch.equal(whole, session.generate(GOOD).images)
     made, names = session.generate(Request(ALL, 16, 0, "ddim", 1, 1.0)), session.model.class_names
     assert len(made.images) == 16
-    named = enlarge(draw_class_grid(made.images, [k % len(names) for k in range(16)], names))
+    named = enlarge(draw_class_grid(made.images, labels_in_rows(range(len(names)), 16), names))
     assert np.array_equal(np.array(made.frames[-1]), np.array(named))  # each class has its name
 
 
@@ -303,7 +302,7 @@ def test_whatever_draws_an_image_removes_the_oldest_files(session, tmp_path, nam
     pytest.importorskip("gradio")
     from diffusion_lit.web.interface import MAX_FILES, build_page
 
-    (function,) = {one.fn for one in build_page(session, session.model, tmp_path).fns.values() if one.name == name}
+    (function,) = {one.fn for one in build_page(session, session.model, tmp_path, str).fns.values() if one.name == name}
     with open(tmp_path / "old.png", "wb") as file:
         file.truncate(MAX_FILES + 1)
     function(*values)
@@ -311,18 +310,6 @@ def test_whatever_draws_an_image_removes_the_oldest_files(session, tmp_path, nam
 
 
 # ------------------------------------------------------------------------------------------ the browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("needs a Chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 def opened(browser, address):

@@ -333,3 +333,10 @@ def test_stages_halve_the_steps_and_a_student_has_one_sampler():
         with pytest.raises(UserError, match=re.escape(fault)):
             compose_configs("train", [*student, *words])
     compose_configs("train", [*student, "distill=progressive", "distill.teacher_steps=4", "distill.stages=[2,1]"])
+
+
+@each(
+    "value", ["café", "a\nb", " ", 'it\'s a "b"', "b\\", "${x}", ["café", 'a"b', "a\nb"], ["b\\", 1, None, True, "1"]]
+)
+def test_a_written_override_is_read_as_the_same_value(value):
+    assert overrides.read_override("classes", [overrides.format_override("classes", value)]) == value
