@@ -7,16 +7,18 @@ import argparse
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from diffusion_lit.imaging.grids import hstack_images
+from diffusion_lit.imaging.grids import add_checkerboard, hstack_images
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "gallery"
 SCALES = (0, 1, 3, 8)  # of guidance
+COLOR_COUNT = 256  # of a figure in color
+NOTES = {"inpainting.png": "It is not convincing where the label does not fit the upper half."}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Figure:
     Args:
         name: of its file.
         caption: what it shows.
-        commands: of a shell in the checkout, which may use what earlier figures of the model wrote.
+        commands: of a shell in the checkout, which may use what earlier figures of the model wrote; "" if that is all.
         files: what they write; several are shown side by side.
     """
 
@@ -45,12 +47,26 @@ class Model:
         four: some of the rows. The film is of the first two, the first is edited.
         size: of its images in pixels.
         is_prompted: whether rows are prompts.
+        is_skin: whether an image is the texture of a figure, which the grids show from front and back.
+        notes: by the name of a figure, what its caption says besides.
     """
 
     rows: list[str]
     four: list[str]
     size: int
     is_prompted: bool = False
+    is_skin: bool = False
+    notes: dict[str, str] = field(default_factory=lambda: NOTES)
+
+    @property
+    def columns(self) -> int:
+        """Return the number of edits of a row, fewer of skins, which take minutes."""
+        return 4 if self.is_skin else 8
+
+    @property
+    def kept(self) -> tuple[int, str]:
+        """Return how many pixels from the top inpainting keeps, and what that is."""
+        return (16, "head") if self.is_skin else (self.size // 2, "upper half")
 
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -61,9 +77,19 @@ TILES = [
 ICONS = [
     "purple key", "green sword", "pink hat", "purple helmet", "pink boots", "green gloves", "purple shield", "red key",
 ]  # fmt: skip
+COLORS = ["green black", "pink white", "blue", "red black", "brown", "yellow", "gray white", "purple"]
+SKIN_NOTES = {
+    "rows.png": "Yellow and gray white often have other colors, faces are rough. Where a figure shows the "
+    "checkerboard, it has a hole.",
+    "guidance.png": "At 8 all has the color. The first two kinds of noise give figures with holes, with any label.",
+    "blends.png": "Between the rows the figures have holes and no legs: the noise is that of the first guided figure.",
+    "edits.png": "Only details change, the green stays. With `strength=0.9` some get their label's color.",
+    "inpainting.png": "Clothes have the color of their label. Skin and sleeves do not fit the head.",
+}
 MODELS = {
     "icons": Model(ICONS, ICONS[:4], 16, is_prompted=True),
     "tiles": Model(TILES, TILES[:4], 16, is_prompted=True),
+    "skins": Model(COLORS, COLORS[:4], 64, is_prompted=True, is_skin=True, notes=SKIN_NOTES),
     "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28),
     "digits": Model(DIGITS, ["3", "8", "0", "1"], 8),
 }
@@ -73,23 +99,28 @@ def list_figures(name: str, model: Model) -> list[Figure]:
     """Return the figures of a model, in the order in which they are drawn."""
     sample, key = f"python -m diffusion_lit.sample run=models/{name}", "prompt" if model.is_prompted else "classes"
     rows, four, two = (f"'{key}=[{','.join(names)}]'" for names in (model.rows, model.four, model.four[:2]))
-    film = "images_per_class=4 seed=1 gif=true sampler=ddim sampler.steps=16"  # which adds no noise on the way
+    film = "images_per_class=3 seed=1 gif=true sampler=ddim sampler.steps=16"  # which adds no noise on the way
     guided = f"{sample} {four} images_per_class=4 same_noise=true"
     guidance = "\n".join(f"{guided} guidance_scale={scale} out={name}_guidance_{scale}" for scale in SCALES)
     init = f"init={name}_rows/{8 * model.rows.index(model.four[0]):05d}.png"
     mask = f"mask={name}_mask.png repaint_repeats=5"
-    size, half = model.size, model.size // 2
-    paint = (
-        f"m = Image.new('L', ({size}, {size})); m.paste(255, (0, {half}, {size}, {size})); m.save('{name}_mask.png')"
+    size, (top, kept) = model.size, model.kept
+    paint = f"m = Image.new('L', ({size}, {size})); m.paste(255, (0, {top}, {size}, {size})); m.save('{name}_mask.png')"
+    inpainting = f"{sample} {init} {mask} {four} images_per_class={model.columns} out={name}_inpainting"
+    sheets = Figure(
+        "sheets.png",
+        "The first image of each row as the model draws it: the texture that is folded into the figure.",
+        "",
+        tuple(f"{name}_rows/{8 * row:05d}.png" for row in range(len(model.rows))),
     )
-    inpainting = f"{sample} {init} {mask} {four} images_per_class=8 out={name}_inpainting"
     return [
         Figure(
             "rows.png",
-            "Samples.",
+            "Samples, each from front and back." if model.is_skin else "Samples.",
             f"{sample} {rows} images_per_class=8 out={name}_rows",
             (f"{name}_rows/grid.png",),
         ),
+        *([sheets] if model.is_skin else []),
         Figure(
             "film.gif",
             "From noise to images.",
@@ -112,13 +143,12 @@ def list_figures(name: str, model: Model) -> list[Figure]:
             "edits.png",
             f"The first image of {model.four[0]} and edits of it: noise is added, and the last 60 % of the steps are "
             "repeated with the label of each row.",
-            f"{sample} {init} strength=0.6 {four} images_per_class=8 out={name}_edits",
+            f"{sample} {init} strength=0.6 {four} images_per_class={model.columns} out={name}_edits",
             (f"{name}_edits/grid.png",),
         ),
         Figure(
             "inpainting.png",
-            "The same image, its lower half masked, then generated with the label of each row. It is not convincing "
-            "where the label does not fit the upper half.",
+            f"The same image: its {kept} is kept, the rest is generated with the label of each row.",
             f'python -c "from PIL import Image; {paint}"\n{inpainting}',
             (f"{name}_inpainting/grid.png",),
         ),
@@ -132,23 +162,24 @@ def render_gallery() -> str:
         card = (ROOT / "models" / name / "README.md").read_text(encoding="utf-8")
         parts += [f"## {name}", next(line for line in card.splitlines() if " diffusion model of " in line)]
         for figure in list_figures(name, model):
-            image = f"![{figure.caption}](gallery/{name}_{figure.name})"
-            parts += [figure.caption, image, f"```bash\n{figure.commands}\n```"]
+            note = model.notes.get(figure.name, "")
+            caption, image = f"{figure.caption} {note}".strip(), f"![{figure.caption}](gallery/{name}_{figure.name})"
+            parts += [caption, image] + ([f"```bash\n{figure.commands}\n```"] if figure.commands else [])
     return "\n\n".join(parts) + "\n"
 
 
-def draw(name: str, home: Path) -> None:
-    """Run the commands of a model in an empty folder with models/ in it, and save what the page shows."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for figure in list_figures(name, MODELS[name]):
-        print(figure.commands, flush=True)
-        subprocess.run(["bash", "-ec", figure.commands], cwd=home, env=environment, check=True)
-        path = FOLDER / f"{name}_{figure.name}"
-        if path.suffix == ".gif":
-            path.write_bytes((home / figure.files[0]).read_bytes())
-        else:
-            images = [Image.open(home / file) for file in figure.files]
-            hstack_images(images).save(path, optimize=True)
+def draw(name: str, figure: Figure, home: Path) -> None:
+    """Run the commands of a figure in a folder with models/ in it, and save what the page shows."""
+    print(figure.commands, flush=True)
+    subprocess.run(["bash", "-ec", figure.commands], cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    path = FOLDER / f"{name}_{figure.name}"
+    if path.suffix == ".gif":
+        path.write_bytes((home / figure.files[0]).read_bytes())
+        return
+    image = add_checkerboard(hstack_images([Image.open(home / file) for file in figure.files]))
+    if image.mode != "L":  # three times smaller
+        image = image.convert("RGB").quantize(COLOR_COUNT, kmeans=1, dither=Image.Dither.NONE)
+    image.save(path, optimize=True)
 
 
 def main() -> None:
@@ -161,7 +192,8 @@ def main() -> None:
     for name in models or MODELS:
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "models").symlink_to(ROOT / "models")
-            draw(name, Path(home))
+            for figure in list_figures(name, MODELS[name]):
+                draw(name, figure, Path(home))
 
 
 if __name__ == "__main__":
