@@ -60,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="folder of the runs of ranking, rounds and bakeoff, which continue there, and of prompts",
     )
+    parser.add_argument("--only", action="append", metavar="RECIPE", help="recipes: measure this one; repeatable")
     parser.add_argument("--run", type=Path, help="run that prompts measures")
     parser.add_argument(
         "--minutes", type=float, help="of training, of rounds (5) and bakeoff (10; fewer are a rehearsal)"

@@ -54,16 +54,24 @@ CASES = {  # name: (image files, their size, training size, overrides of the net
 }
 
 
-def time_steps(last: int, *command: object, then: str = "stop") -> list[float]:
-    """Return seconds from the start of a program to the end of its optimizer steps 0 (none), 1, ... `last`.
+def run_steps(last: int, *command: object, then: str = "stop") -> tuple[list[float], str]:
+    """Run a program and return seconds from its start to the end of its optimizer steps 0 (none), 1, ... `last`.
 
     The command is "module" or "file", its name, and its arguments. The program ends there unless `then` is "go on".
+
+    Returns:
+        The seconds, and what the program printed.
     """
     line = [sys.executable, "-c", CLOCK, str(last), then, *map(str, command)]
     done = subprocess.run(line, capture_output=True, text=True)
     if "seconds" not in done.stdout:
         sys.exit(f"{' '.join(line[3:])} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-    return json.loads(done.stdout.rpartition("seconds ")[2].splitlines()[0])
+    return json.loads(done.stdout.rpartition("seconds ")[2].splitlines()[0]), done.stdout + done.stderr
+
+
+def time_steps(last: int, *command: object, then: str = "stop") -> list[float]:
+    """Return the seconds of `run_steps`."""
+    return run_steps(last, *command, then=then)[0]
 
 
 def train_overrides(root: Path, size: int, network: tuple[str, ...]) -> list[str]:
