@@ -79,12 +79,13 @@ ICONS = [
 ]  # fmt: skip
 COLORS = ["green black", "pink white", "blue", "red black", "brown", "yellow", "gray white", "purple"]
 SKIN_NOTES = {
-    "rows.png": "Yellow and gray white often have other colors, faces are rough. Where a figure shows the "
-    "checkerboard, it has a hole.",
-    "guidance.png": "At 8 all has the color. The first two kinds of noise give figures with holes, with any label.",
-    "blends.png": "Between the rows the figures have holes and no legs: the noise is that of the first guided figure.",
-    "edits.png": "Only details change, the green stays. With `strength=0.9` some get their label's color.",
-    "inpainting.png": "Clothes have the color of their label. Skin and sleeves do not fit the head.",
+    "rows.png": "Yellow and gray white often have other colors, and faces are rough. Where the checkerboard shows "
+    "inside a figure, it has a hole.",
+    "guidance.png": "At 8 nearly everything has the color. The noise of the first two columns gives figures with holes "
+    "for most labels.",
+    "blends.png": "In the middle the figures have holes and no legs, as in the first column of the guidance figure.",
+    "edits.png": "Only details change: the green stays. With `strength=0.9` some take the color of their label.",
+    "inpainting.png": "Clothes have the color of their label. They do not fit the head, which is the same in all.",
 }
 MODELS = {
     "icons": Model(ICONS, ICONS[:4], 16, is_prompted=True),
