@@ -8,6 +8,7 @@
 
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,25 +78,43 @@ def read_cache(path: Path, count: int | None, shape: tuple[int, int, int]) -> tu
     Raises:
         DataError: if the file is damaged, incomplete or holds something else.
     """
-    try:
-        images = np.load(path, mmap_mode="r")
-        with open(path, "rb") as file:
-            file.seek(images.offset + images.nbytes)
-            labels, hashes, checksums = np.load(file), np.load(file), np.load(file)
-            is_complete = not file.read(1)
+
+    def is_intact(images: np.ndarray, labels: np.ndarray, hashes: np.ndarray, checksums: np.ndarray) -> bool:
         n = len(images) if count is None else count
         expected = [np.uint8, (n, *shape), n if count is None else 0, n, n + 2, zlib.crc32(labels), zlib.crc32(hashes)]
-        actual = [images.dtype, images.shape, len(labels), len(hashes), len(checksums), *checksums[-2:]]
-        is_intact = is_complete and actual == expected
-    except Exception as error:  # numpy parses a header as Python, and raises what that does
-        if isinstance(error, OSError) and error.errno:  # permissions, a failing disk
-            raise DataError(f"{path}: {error.strerror}") from None
-        is_intact = False
-    if not is_intact:
-        raise damaged_cache(path)
+        return [images.dtype, images.shape, len(labels), len(hashes), len(checksums), *checksums[-2:]] == expected
+
+    images, labels, hashes, checksums = read_arrays(path, 4, is_intact)
     return images, labels, hashes, checksums[:-2]
 
 
-def damaged_cache(path: Path) -> DataError:
+def read_arrays(
+    path: Path, count: int, is_intact: Callable[..., bool], advice: str = "the images are decoded again"
+) -> list[np.ndarray]:
+    """Return arrays that `np.save` has written one after the other, the first one memory-mapped.
+
+    Args:
+        path: the file.
+        count: number of arrays.
+        is_intact: whether these arrays are what was written.
+        advice: what happens if the file is removed.
+
+    Raises:
+        DataError: if the file is damaged, incomplete or holds something else.
+    """
+    try:
+        arrays = [np.load(path, mmap_mode="r")]
+        with open(path, "rb") as file:
+            file.seek(arrays[0].offset + arrays[0].nbytes)
+            arrays += [np.load(file) for _ in range(count - 1)]
+            if not file.read(1) and is_intact(*arrays):
+                return arrays
+    except Exception as error:  # numpy parses a header as Python, and raises what that does
+        if isinstance(error, OSError) and error.errno:  # permissions, a failing disk
+            raise DataError(f"{path}: {error.strerror}") from None
+    raise damaged_cache(path, advice)
+
+
+def damaged_cache(path: Path, advice: str = "the images are decoded again") -> DataError:
     """Return the error of a damaged cache file."""
-    return DataError(f"{path} is damaged. Remove it, and the images are decoded again.")
+    return DataError(f"{path} is damaged. Remove it, and {advice}.")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.build_lock import ReportProgress, build_once
+from diffusion_lit.data.cache import read_arrays
 from diffusion_lit.imaging.color_names import COLOR_NAMES, name_colors
 from diffusion_lit.system.console import progress_bar
-from diffusion_lit.system.errors import DataError
 
 RULE_VERSION = 1  # of `name_colors`; another number names the colors again
 NONE = 255
@@ -45,24 +45,15 @@ def load_colors(images: np.ndarray, file: Path | None) -> list[list[str]]:
     digest = hashlib.blake2b(f"{RULE_VERSION} {file.name}".encode(), digest_size=8)
     path = file.with_name(f"colors-{digest.hexdigest()}.npy")
     build_once(path, build)
-    return [[COLOR_NAMES[k] for k in row if k != NONE] for row in _read(path, len(images)).tolist()]
+
+    def is_intact(numbers: np.ndarray, checksum: np.ndarray) -> bool:
+        return numbers.shape == (len(images), 2) and checksum.tolist() == [zlib.crc32(numbers)]
+
+    numbers, _ = read_arrays(path, 2, is_intact, "the colors are named again")
+    return [[COLOR_NAMES[k] for k in row if k != NONE] for row in numbers.tolist()]
 
 
 def _name_all(images: np.ndarray) -> Iterator[Sequence[str]]:
     with progress_bar("naming colors", visible=len(images) >= 2000, transient=True) as bar:
         for image in bar.track(images, total=len(images), description=""):
             yield name_colors(image.transpose(1, 2, 0))
-
-
-def _read(path: Path, count: int) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            numbers, checksum = np.load(file), np.load(file)
-            is_intact = not file.read(1) and numbers.shape == (count, 2) and checksum.tolist() == [zlib.crc32(numbers)]
-    except Exception as error:  # numpy parses a header as Python, and raises what that does
-        if isinstance(error, OSError) and error.errno:  # permissions, a failing disk
-            raise DataError(f"{path}: {error.strerror}") from None
-        is_intact = False
-    if not is_intact:
-        raise DataError(f"{path} is damaged. Remove it, and the colors are named again.")
-    return numbers

@@ -5,6 +5,7 @@
 3. CRC-32 checksums, uint32 (N + 1,), of the vectors of every caption and of the beginnings.
 """
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.build_lock import ReportProgress, build_once
-from diffusion_lit.system.errors import DataError
+from diffusion_lit.data.cache import read_arrays
 
 Embed = Callable[[str], np.ndarray]  # a caption -> float16 (tokens, D)
 
@@ -32,7 +33,8 @@ class EmbeddingCache:
     def __init__(self, path: Path, captions: Sequence[str], embed: Embed):
         self.path, self.captions = path, list(captions)
         build_once(path, lambda building, report: self._build(building, embed, report))
-        self.vectors, self.starts = self._read()
+        advice = "the captions are embedded again"
+        self.vectors, self.starts, _ = read_arrays(path, 3, self._is_intact, advice)
         self.index = {caption: k for k, caption in enumerate(self.captions)}
 
     def __contains__(self, caption: str) -> bool:
@@ -53,17 +55,6 @@ class EmbeddingCache:
             for array in (np.concatenate(parts), starts, checksums):
                 np.save(file, array)
 
-    def _read(self) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            vectors = np.load(self.path, mmap_mode="r")
-            with open(self.path, "rb") as file:
-                file.seek(vectors.offset + vectors.nbytes)
-                starts, checksums = np.load(file), np.load(file)
-            parts = [vectors[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
-            actual = [*(zlib.crc32(np.ascontiguousarray(part)) for part in parts), zlib.crc32(starts)]
-            is_intact = len(parts) == len(self.captions) and actual == checksums.tolist()
-        except Exception:  # numpy parses a header as Python, and raises what that does
-            is_intact = False
-        if not is_intact:
-            raise DataError(f"{self.path} is damaged. Remove it, and the captions are embedded again.")
-        return vectors, starts
+    def _is_intact(self, vectors: np.ndarray, starts: np.ndarray, checksums: np.ndarray) -> bool:
+        parts = [np.ascontiguousarray(vectors[a:b]) for a, b in itertools.pairwise(starts)]
+        return len(parts) == len(self.captions) and [*map(zlib.crc32, [*parts, starts])] == checksums.tolist()
