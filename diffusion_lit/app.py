@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.runs import sample_request
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, OutputError
 
 log = logging.getLogger("diffusion_lit.app")
 CSS = "img { image-rendering: pixelated }"
@@ -25,7 +25,7 @@ def main() -> None:
 def check_app(config: DictConfig) -> None:
     """Raise UserError (exit 2) without gradio, or if the run cannot be sampled as requested."""
     if not find_spec("gradio"):
-        raise UserError(Exit.CONFIG, 'the page needs gradio: pip install "diffusion_lit[app]"')
+        raise ConfigError('the page needs gradio: pip install "diffusion_lit[app]"')
     run_config = sample_request.read_requested_config(config)
     sample_request.raise_faults(sample_request.find_sampling_faults(config, run_config), "sampled")
     sample_request.check_palette(config, run_config)
@@ -57,7 +57,7 @@ def app(config: DictConfig) -> None:
                 footer_links=[], run_history=False, app_kwargs={"middleware": [Middleware(LocalRequestsOnly)]},
             )  # fmt: skip
         except OSError as error:
-            raise UserError(Exit.OUTPUT, f"port={config.port}: {error}. port=0 takes any free port") from None
+            raise OutputError(f"port={config.port}: {error}. port=0 takes any free port") from None
         log.info("open       %s   (stop with Ctrl-C)", address)
         try:
             threading.Event().wait()

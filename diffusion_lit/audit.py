@@ -16,7 +16,7 @@ from diffusion_lit.config.network_size import find_divisor
 from diffusion_lit.config.overrides import format_override
 from diffusion_lit.runs import output
 from diffusion_lit.runs.warm_start import resolve_training_config
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit
 from diffusion_lit.system.imports import import_torch
 
 log = logging.getLogger("diffusion_lit.audit")
@@ -39,7 +39,7 @@ def check_audit(config: DictConfig) -> None:
     """Raise UserError for streamed or missing data, or a network that does not take this image size."""
     if config.data.get("streaming"):
         override = format_override("data.streaming", config.data.streaming)
-        raise UserError(Exit.CONFIG, f"{override}: an audit reads images more than once. Set it to false")
+        raise ConfigError(f"{override}: an audit reads images more than once. Set it to false")
     output.require_available(Path(config.out).expanduser(), "audit.json", FILES)
     resolved, source = resolve_training_config(config)
     source.splits()

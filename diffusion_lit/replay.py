@@ -10,7 +10,7 @@ from diffusion_lit.config.plain_yaml import parse_plain_yaml
 from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.runs.run_dir import require_run_dir
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("diffusion_lit.replay")
 CONTEXT = 4  # rows of the table before and after the first bad one
@@ -33,10 +33,10 @@ def main() -> None:
 def check_replay(config: DictConfig) -> None:
     """Raise UserError (exit 2 or 4) if the folder is not a run that ended with exit code 6."""
     if config.run is None:
-        raise UserError(Exit.CONFIG, "run=null: needs a run folder")
+        raise ConfigError("run=null: needs a run folder")
     run = require_run_dir(config.run)
     if not (run / "non_finite_step.ckpt").exists():
-        raise UserError(Exit.CHECKPOINT, f"{run} has no non_finite_step.ckpt. A run writes it when it ends with exit 6")
+        raise CheckpointError(f"{run} has no non_finite_step.ckpt. A run writes it when it ends with exit 6")
 
 
 def replay(config: DictConfig) -> None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.runs import output, run_dir, sweeps
 from diffusion_lit.runs.diffusers_format import resolve_run
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("diffusion_lit.report")
 GENERATOR = '<meta name=generator content="diffusion_lit report">'  # of page.html
@@ -27,17 +27,17 @@ def find_runs(config: DictConfig) -> list[Path]:
             no runs.
     """
     if sum(config[key] is not None for key in ("run", "runs", "sweep")) != 1:
-        raise UserError(Exit.CONFIG, "add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
+        raise ConfigError("add one of run=<folder>, 'runs=[<folder>,<folder>]' and sweep=<folder>")
     if config.sweep is None:
         return [run_dir.require_run_dir(run) for run in config.runs or [config.run]]
     jobs = sweeps.list_jobs(Path(config.sweep).expanduser())
     runs = [job for job in jobs if run_dir.is_run_dir(job.folder)]
     if not runs:
-        raise UserError(Exit.CHECKPOINT, f"sweep={config.sweep}: there are no runs in it")
+        raise CheckpointError(f"sweep={config.sweep}: there are no runs in it")
     metric, metrics = config.by or sweeps.read_sweep_metric(jobs), sweeps.list_metrics(jobs)
     if config.by and config.by not in metrics:
         hint = f"Choose one of: {', '.join(metrics)}" if metrics else "No run has finished yet"
-        raise UserError(Exit.CONFIG, f"by={metric}: no run of this sweep has this metric. {hint}")
+        raise ConfigError(f"by={metric}: no run of this sweep has this metric. {hint}")
     return [job.folder for job in sorted(runs, key=lambda job: sweeps.rank_value(job.value(metric), metric))]
 
 

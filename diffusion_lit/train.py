@@ -15,7 +15,7 @@ from diffusion_lit.cli.trial import is_trial, run_trial
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS, NEEDS_CLASSES
 from diffusion_lit.distributed import collectives, slurm, watchdog
 from diffusion_lit.runs import resume, run_dir, run_lock, sweeps, teacher, warm_start
-from diffusion_lit.system.errors import Exit, UserError, hold_signals
+from diffusion_lit.system.errors import ConfigError, Exit, UserError, hold_signals
 from diffusion_lit.system.imports import import_torch
 from diffusion_lit.training.launch_run import check_training_captions, fit, follow
 from diffusion_lit.training.loggers import backends as loggers
@@ -36,13 +36,13 @@ def main() -> None:
 def check_train(config: DictConfig) -> None:
     """Raise UserError for faults of data, loggers, checkpoints and network. Only the last check imports torch."""
     if config.plan and (is_multirun() or (collectives.launcher_env("WORLD_SIZE") or 1) > 1):
-        raise UserError(Exit.CONFIG, "plan=true measures one run in one process: leave out --multirun and torchrun")
+        raise ConfigError("plan=true measures one run in one process: leave out --multirun and torchrun")
     loggers.require_package(config.logger)
     resolved, source = warm_start.resolve_training_config(config)
     check_training_captions(resolved, source.splits()["train"].captions)
     best_by, class_names = resolved["best_by"], resolved["data"]["class_names"]
     if not class_names and any(best_by in METRIC_COLUMNS[name] for name in NEEDS_CLASSES):
-        raise UserError(Exit.CONFIG, f"best_by={best_by}: the data has no classes")
+        raise ConfigError(f"best_by={best_by}: the data has no classes")
     if resolved["resume"]:
         resume.check_continuation(Path(resolved["resume"]), resolved)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.overrides import format_override
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 TIMESTAMPED = ("sample",)  # commands with a new folder for each job
 NUMBERED = ("train", "evaluate")  # commands with a folder in that of the sweep for each job
@@ -34,7 +34,7 @@ def require_distinct(verb: str, configs: Sequence[DictConfig], swept: Sequence[s
     for k, text in enumerate(texts if is_grid else ()):
         if (first := firsts.setdefault(text, k)) < k:
             fault = f"job {k + 1} repeats job {first + 1}"
-            raise UserError(Exit.CONFIG, f"{' '.join(swept)}: {fault}. Write each value once")
+            raise ConfigError(f"{' '.join(swept)}: {fault}. Write each value once")
     for job in jobs if verb in NUMBERED else ():
         if job.get("out"):
             _refuse_folder(format_override("out", job["out"]))
@@ -43,7 +43,7 @@ def require_distinct(verb: str, configs: Sequence[DictConfig], swept: Sequence[s
     places = [_find_place(verb, number, job) for number, job in enumerate(jobs)]
     if len(set(places)) < len(places):
         advice = "Sweep out= too, such as out=a,b"
-        raise UserError(Exit.CONFIG, f"--multirun: two jobs write to one place. {advice}")
+        raise ConfigError(f"--multirun: two jobs write to one place. {advice}")
 
 
 def _find_place(verb: str, number: int, job: dict) -> object:
@@ -58,4 +58,4 @@ def _find_place(verb: str, number: int, job: dict) -> object:
 def _refuse_folder(override: str) -> None:
     folder = override.partition("=")[2]
     fault = "the jobs of a sweep are numbered folders in one"
-    raise UserError(Exit.CONFIG, f"{override}: {fault}. Write hydra.sweep.dir={folder}")
+    raise ConfigError(f"{override}: {fault}. Write hydra.sweep.dir={folder}")

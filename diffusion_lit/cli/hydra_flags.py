@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.config.overrides import did_you_mean
-from diffusion_lit.system.errors import Exit, UserError, report_errors
+from diffusion_lit.system.errors import ConfigError, Exit, OutputError, report_errors
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable with which Hydra raises its errors instead of printing them
 
@@ -34,7 +34,7 @@ def check_flags(args: Namespace) -> None:
         )
     for fault, is_given in faults.items():
         if is_given:
-            raise UserError(Exit.CONFIG, fault)
+            raise ConfigError(fault)
 
 
 def render_config(config: DictConfig, package: str | None, resolve: bool) -> str:
@@ -46,11 +46,11 @@ def render_config(config: DictConfig, package: str | None, resolve: bool) -> str
     """
     part = config if package in (None, "_global_") else OmegaConf.select(config, package, throw_on_missing=False)
     if not OmegaConf.is_dict(part):
-        raise UserError(Exit.CONFIG, f"--package {package}: no such group{did_you_mean(package, list(config))}")
+        raise ConfigError(f"--package {package}: no such group{did_you_mean(package, list(config))}")
     try:
         return OmegaConf.to_yaml(part, resolve=resolve)
     except OmegaConfBaseException as error:
-        raise UserError(Exit.CONFIG, f"--resolve: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--resolve: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager
@@ -72,9 +72,9 @@ def explain_hydra_errors() -> Iterator[Callable[[], None]]:
             sys.exit(int(Exit.CONFIG))  # Hydra has printed why
         with report_errors():
             if isinstance(error, OSError):
-                raise UserError(Exit.OUTPUT, f"{error.filename}: {error.strerror}") from None
+                raise OutputError(f"{error.filename}: {error.strerror}") from None
             text = str(error).partition("Config search path")[0].strip() or type(error).__name__
-            raise UserError(Exit.CONFIG, f"hydra: {text}") from None
+            raise ConfigError(f"hydra: {text}") from None
     finally:
         os.environ.pop(FULL_ERROR, None)
 

@@ -24,7 +24,7 @@ from diffusion_lit.config.reference import render_help
 from diffusion_lit.config.secrets import refuse_secrets
 from diffusion_lit.config.targets import trust_overrides
 from diffusion_lit.system import console
-from diffusion_lit.system.errors import PENDING_SIGNALS, Exit, UserError, report_errors
+from diffusion_lit.system.errors import PENDING_SIGNALS, ConfigError, Exit, UserError, report_errors
 from diffusion_lit.system.files import require_working_directory
 from diffusion_lit.system.imports import pause_garbage_collection
 from diffusion_lit.system.platform import keep_freed_memory
@@ -130,7 +130,7 @@ def _answer_flags(config_name: str, flags: list[str], others: list[str]) -> None
     """Raise UserError (exit 2) with the overrides that unknown flags stand for, if any are known."""
     arguments = [text for text in sys.argv[1:] if text in (*flags, *others)]
     if flags and (answer := answer_flags(config_name, arguments, flags, list_keys(config_name))):
-        raise UserError(Exit.CONFIG, answer)
+        raise ConfigError(answer)
 
 
 def _prepare(config_name: str, prepare: Prepare, overrides: list[str], config_dir: str | None) -> list[str]:

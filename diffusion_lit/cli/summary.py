@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusion_lit.runs import run_dir, sweeps
 from diffusion_lit.system.console import escape_lines
-from diffusion_lit.system.errors import Exit, UserError, report_errors
+from diffusion_lit.system.errors import CheckpointError, ConfigError, OutputError, report_errors
 
 MAX_FAILURES = 8  # listed one by one
 
@@ -54,7 +54,7 @@ def summarize_sweep(sweep: Path, metric: str | None = None, others: Sequence[str
             print_lines(f"no result has a number {metric!r}. Choose one of {names}: {command}")
         print_lines(f"table      {run_dir.display_path(sweep / 'results.csv')}")
     except OSError as error:
-        raise UserError(Exit.OUTPUT, f"{sweep} cannot be written to: {error}") from None
+        raise OutputError(f"{sweep} cannot be written to: {error}") from None
 
 
 def format_failures(jobs: list[sweeps.Job], keys: list[str]) -> list[str]:
@@ -123,9 +123,9 @@ def main() -> None:
     """Summarize the sweep on the command line."""
     with report_errors():
         if len(sys.argv) not in (2, 3):
-            raise UserError(Exit.CONFIG, "usage: python -m diffusion_lit.cli.summary <folder> [metric]")
+            raise ConfigError("usage: python -m diffusion_lit.cli.summary <folder> [metric]")
         if not sweeps.list_jobs(Path(sys.argv[1])):
-            raise UserError(Exit.CHECKPOINT, f"{sys.argv[1]}: not the folder of a sweep, it has no jobs")
+            raise CheckpointError(f"{sys.argv[1]}: not the folder of a sweep, it has no jobs")
         summarize_sweep(Path(sys.argv[1]), *sys.argv[2:])
 
 

@@ -27,7 +27,7 @@ from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import run_dir, run_lock, sweeps
 from diffusion_lit.system import console
-from diffusion_lit.system.errors import Exit, UserError, report_errors
+from diffusion_lit.system.errors import ConfigError, Exit, report_errors
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +82,17 @@ def plan_sweep(
     intervals = [override.input_line for override in swept if override.is_interval_sweep()]
     is_grid = "BasicSweeper" in hydra.sweeper._target_
     if intervals and is_grid:
-        raise UserError(
-            Exit.CONFIG, f"{intervals[0]}: the basic sweeper does not support interval(). Add hydra/sweeper=optuna"
-        )
+        raise ConfigError(f"{intervals[0]}: the basic sweeper does not support interval(). Add hydra/sweeper=optuna")
     require_distinct(config_name, configs, [override.input_line for override in swept], is_grid)
     if hydra.launcher.get("nodes", 1) * hydra.launcher.get("tasks_per_node", 1) != 1:  # of submitit
-        raise UserError(
-            Exit.CONFIG,
+        raise ConfigError(
             "hydra.launcher.tasks_per_node, nodes: a job of a sweep is one task that starts its own processes. "
-            "Add strategy=ddp and hydra.launcher.gpus_per_node=<devices>",
+            "Add strategy=ddp and hydra.launcher.gpus_per_node=<devices>"
         )
     try:
         folder = Path(hydra.sweep.dir)
     except OmegaConfBaseException as error:
-        raise UserError(Exit.CONFIG, f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"hydra.sweep.dir: {str(error).splitlines()[0]}") from None
     run_dir.require_possible(folder, "hydra.sweep.dir")
     keys = {override.get_key_element() for override in swept}
     metric = check_metric(configs[0], overrides, keys, hydra.sweeper.get("direction"))

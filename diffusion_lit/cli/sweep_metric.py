@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.config.overrides import read_override
 from diffusion_lit.runs import sweeps
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 log = logging.getLogger("diffusion_lit.sweep")
 
@@ -43,16 +43,14 @@ def _check_measured(config: DictConfig, overrides: list[str]) -> None:
     if not metric or "metrics_every" not in config or (config.metrics_every and metric in config.metrics):
         return
     if not (name == "class_accuracy" and config.data.get("classifier_images")):
-        raise UserError(
-            Exit.CONFIG, f"metric={name}: not measured. Add metrics_every={config.max_steps} 'metrics=[{metric}]'"
-        )
+        raise ConfigError(f"metric={name}: not measured. Add metrics_every={config.max_steps} 'metrics=[{metric}]'")
 
 
 def _check_direction(metric: str | None, direction: object) -> None:
     """Raise UserError (exit 2) if a sweeper optimizes towards the worst value, or nothing."""
     if metric is None:
-        raise UserError(Exit.CONFIG, "hydra/sweeper: this command has no metric to optimize")
+        raise ConfigError("hydra/sweeper: this command has no metric to optimize")
     best = "maximize" if metric in sweeps.HIGHER_IS_BETTER else "minimize"
     if getattr(direction, "name", direction) != best:
         better = "higher" if best == "maximize" else "lower"
-        raise UserError(Exit.CONFIG, f"metric={metric}: {better} is better. Add hydra.sweeper.direction={best}")
+        raise ConfigError(f"metric={metric}: {better} is better. Add hydra.sweeper.direction={best}")

@@ -9,7 +9,7 @@ from diffusion_lit.config.expand import expand_overrides, merge_run_length
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.distributed import collectives
 from diffusion_lit.runs import checkpoints, resume, run_dir, sweeps, teacher
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 MAX_CANDIDATES = 10  # runs that are listed
 
@@ -27,9 +27,7 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
     if multirun:
         refuse_run_dir(overrides)
     if multirun and (collectives.launcher_env("WORLD_SIZE") or 1) > 1:
-        raise UserError(
-            Exit.CONFIG, "--multirun: the jobs start their own processes. Use python -m instead of torchrun or srun"
-        )
+        raise ConfigError("--multirun: the jobs start their own processes. Use python -m instead of torchrun or srun")
     if not isinstance(run, str) or not run:
         return expand_overrides(teacher.insert_teacher_recipe(overrides), config_dir)
     rest = [override for override in overrides if not override.startswith("resume=")]
@@ -38,14 +36,14 @@ def prepare_train_overrides(overrides: list[str], config_dir: str | None) -> lis
         return find_sweep_to_continue(expand_overrides(rest, config_dir), config_dir)
     if multirun:
         hint = "A killed sweep is continued by resume=auto, or by the same command with hydra.sweep.dir=<its folder>"
-        raise UserError(Exit.CONFIG, f"resume= continues one run, --multirun starts several. {hint}")
+        raise ConfigError(f"resume= continues one run, --multirun starts several. {hint}")
     if run != "auto":
         return merge_run_length(resume.merge_resume_overrides(run_dir.require_run_dir(run), rest))
     name = compose_configs("train", expand_overrides(rest, config_dir), config_dir, complete=False)[0].name
     newest = find_run_to_resume(Path("outputs", name))
     if newest is None:
         if not {"experiment", "data"} & {override.partition("=")[0] for override in rest}:
-            raise UserError(Exit.CONFIG, _explain_nothing_to_resume(name))
+            raise ConfigError(_explain_nothing_to_resume(name))
         print(f"resume=auto: no run in outputs/{name} yet, starting a new one")
         return expand_overrides(rest, config_dir)
     print(f"resume=auto: {_describe_run(newest)}")

@@ -28,7 +28,7 @@ from diffusion_lit.config.paths import make_absolute
 from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, find_argument_faults, flatten
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit, UserError
 
 SELECTED_SOURCE = "diffusion_lit.data.sources.selection.SelectedSource"
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
@@ -73,7 +73,7 @@ def compose_configs(
             if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
                 faults.append('joblib, submitit and optuna are plugins: pip install "diffusion_lit[sweeps]"')
     if faults:
-        raise UserError(Exit.CONFIG, "\n  ".join(["invalid configuration:", *dict.fromkeys(faults)]))
+        raise ConfigError("\n  ".join(["invalid configuration:", *dict.fromkeys(faults)]))
     return configs
 
 
@@ -110,15 +110,15 @@ def _list_folders(config_dir: str | None) -> list[Path]:
         return [CONF]
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
-        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: no such folder")
+        raise ConfigError(f"--config-dir {config_dir}: no such folder")
     try:
         files = [file for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml") for file in sorted(folder.glob(pattern))]
     except OSError as error:
-        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: cannot be searched: {error}") from None
+        raise ConfigError(f"--config-dir {config_dir}: cannot be searched: {error}") from None
     names = [file.relative_to(folder) for file in files]
     hidden = [str(name) for name in names if (CONF / name).exists()]  # Hydra would read ours instead
     if hidden:
-        raise UserError(Exit.CONFIG, f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
+        raise ConfigError(f"--config-dir {config_dir}: rename {', '.join(hidden)}, conf/ has that name")
     CONFIG_DIR[:] = ["--config-dir", config_dir]
     for file in files:
         with suppress(OSError, UnicodeDecodeError, YAMLError):  # reported if the file is chosen

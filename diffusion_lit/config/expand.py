@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.debug import add_debug_overrides
 from diffusion_lit.config.overrides import format_override, read_override
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 PUBLISHED = {  # of a process chosen on the command line; weighting= and sampler= choose others
     "flow": {"weighting": "uniform", "sampler": "flow_euler"},  # Lipman et al. 2023, Esser et al. 2024
@@ -58,7 +58,7 @@ def merge_run_length(overrides: list[str]) -> list[str]:
     """
     keys = {override.partition("=")[0] for override in overrides}
     if "max_steps" in keys and read_override("max_epochs", overrides) is not None:
-        raise UserError(Exit.CONFIG, "max_steps and max_epochs: both set the length of the run. Use one of the two")
+        raise ConfigError("max_steps and max_epochs: both set the length of the run. Use one of the two")
     wins = {"max_steps", "experiment"} <= keys and "max_epochs" not in keys
     return [*overrides, "max_epochs=null"] if wins else overrides
 

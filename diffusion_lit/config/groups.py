@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.schema import Key, read_group_keys, read_keys
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"  # wheel, checkout
@@ -45,7 +45,7 @@ def read_option(group: str, name: str) -> dict:
         UserError: exit 2 if there is no such file.
     """
     if name not in list_options(group):
-        raise UserError(Exit.CONFIG, f"{group}={name}: not found. Choose one of {', '.join(list_options(group))}")
+        raise ConfigError(f"{group}={name}: not found. Choose one of {', '.join(list_options(group))}")
     return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
 
 

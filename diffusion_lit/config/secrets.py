@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from diffusion_lit.config.overrides import split_commands
 from diffusion_lit.config.value_types import map_leaves
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 REMOVED = "<removed>"
 SECRET_NAME = re.compile(
@@ -61,7 +61,7 @@ def refuse_secrets(arguments: Iterable[str]) -> None:
         if is_secret(argument):
             key, sign, _ = argument.partition("=")
             where = key if sign and not SECRET_TEXT.search(key) else f"argument {k}"
-            raise UserError(Exit.CONFIG, f"{where}: {SECRET_ADVICE}")
+            raise ConfigError(f"{where}: {SECRET_ADVICE}")
 
 
 def redact_secrets(tree, key: str = ""):

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from diffusion_lit.config.overrides import did_you_mean
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, UserError
 
 TRUSTED_MODULES = {  # beginning of a name -> modules in which a class of that name must be defined
     "diffusion_lit": ("diffusion_lit",),
@@ -61,21 +61,20 @@ def locate(target: str) -> type:
     name = str(target)
     modules = _find_modules(name)
     if not modules and name not in _trusted_names:
-        raise UserError(
-            Exit.CONFIG,
+        raise ConfigError(
             f"_target_={name}: not a trusted class. If you trust it, pass the "
             f"--config-dir whose yaml names it, type it on the command line, or install its package with an entry "
-            f"point in {PLUGINS}",
+            f"point in {PLUGINS}"
         )
     module, _, last = name.rpartition(".")
     try:
         target_class = getattr(import_module(module), last)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(Exit.CONFIG, f"_target_={name}: class not found ({error})") from None
+        raise ConfigError(f"_target_={name}: class not found ({error})") from None
     kind = target_class.func if isinstance(target_class, partial) else target_class
     is_trusted = name in _trusted_names or any(_is_inside(getattr(kind, "__module__", ""), one) for one in modules)
     if not inspect.isclass(kind) or not is_trusted:
-        raise UserError(Exit.CONFIG, f"_target_={name}: not a class that a configuration may build")
+        raise ConfigError(f"_target_={name}: not a class that a configuration may build")
     return target_class
 
 
@@ -145,7 +144,7 @@ def _build(tree: object) -> object:
     try:
         inspect.signature(cls).bind(**values)
     except TypeError as error:
-        raise UserError(Exit.CONFIG, f"_target_={tree['_target_']}: {error}") from None
+        raise ConfigError(f"_target_={tree['_target_']}: {error}") from None
     return cls(**values)
 
 

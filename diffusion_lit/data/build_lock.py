@@ -19,7 +19,7 @@ from pathlib import Path
 
 from diffusion_lit.system import platform as platforms
 from diffusion_lit.system.console import progress_bar
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import OutputError
 from diffusion_lit.system.files import is_abandoned, is_same_file, is_unlocked, write_atomically
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def build_once(path: Path, build: Callable[[Path, ReportProgress], None]) -> Non
                 os.close(file)
     except OSError as error:
         message = f"data.cache_dir={path.parent} cannot be written: {error.strerror or error}"
-        raise UserError(Exit.OUTPUT, message) from None
+        raise OutputError(message) from None
 
 
 def _acquire_lock(lock: Path, path: Path) -> int | None:

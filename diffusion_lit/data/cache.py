@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diffusion_lit.system.errors import DataError, Exit, UserError
+from diffusion_lit.system.errors import DataError, OutputError
 from diffusion_lit.system.platform import preallocate
 
 
@@ -40,7 +40,7 @@ class CacheWriter:
                 preallocate(file.fileno(), self.start + size)
             except OSError as error:
                 folder, mib = Path(file.name).parent, size / 2**20
-                raise UserError(Exit.OUTPUT, f"{folder} cannot hold {mib:,.0f} MiB: {error.strerror}") from None
+                raise OutputError(f"{folder} cannot hold {mib:,.0f} MiB: {error.strerror}") from None
 
     def _write_header(self, n: int) -> int:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)}

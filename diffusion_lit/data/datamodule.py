@@ -20,7 +20,7 @@ from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, describe_change, summarize_images
 from diffusion_lit.imaging.sizes import ImageSize
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 SOURCE_KEYS = ("streaming", "caption_column")  # of a source, which fit some arguments only
 
@@ -116,7 +116,7 @@ class ImageDataModule(L.LightningDataModule):
         own = {key: getattr(self.source, key) for key in SOURCE_KEYS if hasattr(self.source, key)}
         faults = find_conflicts({f"data.{key}": value for key, value in (self.config | own).items()})
         if faults:
-            raise UserError(Exit.CONFIG, "\n  ".join(["the arguments do not fit:", *faults]))
+            raise ConfigError("\n  ".join(["the arguments do not fit:", *faults]))
 
     @property
     def class_names(self) -> list[str]:
@@ -179,10 +179,9 @@ class ImageDataModule(L.LightningDataModule):
         """Raise UserError if the images are not those of the checkpoint, unless `accept_changed_data`."""
         change = describe_change(state, self.train, self.val)
         if change and not self.accept_changed_data:
-            raise UserError(
-                Exit.CHECKPOINT,
+            raise CheckpointError(
                 f"the training images have changed since the checkpoint: {change}. Restore them, or add accept=[data] "
-                "to continue with the new ones.",
+                "to continue with the new ones."
             )
         self.known = KnownImages.from_state(state)
 

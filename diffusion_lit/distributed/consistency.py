@@ -17,7 +17,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageRows, ImageStore
 from diffusion_lit.distributed import collectives
 from diffusion_lit.distributed.collectives import Value
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, Exit, UserError
 
 MAX_LISTED = 3  # images named in a message
 
@@ -66,7 +66,7 @@ def check_checkpoint_on_all_hosts(start: Path | None) -> None:
     """Raise UserError (exit 4) if a host does not see the checkpoint to resume from."""
     is_missing = start is not None and not start.is_file()
     message = f"{start}: not found on this host. Every host reads it: share the run folder, or copy it there."
-    raise_on_all_ranks(UserError(Exit.CHECKPOINT, message) if is_missing else None)
+    raise_on_all_ranks(CheckpointError(message) if is_missing else None)
 
 
 def check_identical_data(data: ImageDataModule) -> None:

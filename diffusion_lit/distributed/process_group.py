@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 from diffusion_lit.distributed import watchdog
 from diffusion_lit.distributed.collectives import all_reduce_max, broadcast_from_rank_zero, launcher_env, world_size
-from diffusion_lit.system.errors import SAVE_SIGNALS, STOP_SIGNALS, Exit, UserError
+from diffusion_lit.system.errors import SAVE_SIGNALS, STOP_SIGNALS, ConfigError, Exit, UserError
 
 STARTED_BY_US = "DIFFUSION_LIT_RANK_0"  # process id of the rank 0 that started this process
 ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", STARTED_BY_US)
@@ -45,18 +45,16 @@ def resolve_processes(strategy: dict) -> tuple[int, int]:
     world = launcher_env("WORLD_SIZE")
     if world is None:
         if nodes > 1:
-            raise UserError(
-                Exit.CONFIG,
+            raise ConfigError(
                 f"strategy.num_nodes={nodes}: run this command on every node: "
-                f"torchrun --nnodes {nodes} --nproc-per-node <devices> -m diffusion_lit.train ...",
+                f"torchrun --nnodes {nodes} --nproc-per-node <devices> -m diffusion_lit.train ..."
             )
         return count_local_devices(strategy), 1
     per_node = launcher_env("LOCAL_WORLD_SIZE") or world // nodes
     if devices not in ("auto", per_node) or nodes not in (1, world // per_node):
-        raise UserError(
-            Exit.CONFIG,
+        raise ConfigError(
             f"strategy.devices={devices} strategy.num_nodes={nodes}: the launcher started {world} processes, "
-            f"{per_node} per node. Leave out the keys, or start as many.",
+            f"{per_node} per node. Leave out the keys, or start as many."
         )
     return per_node, world // per_node
 
@@ -74,7 +72,7 @@ def count_local_devices(strategy: dict) -> int:
     if devices == "auto":
         return max(1, gpus)
     if gpus and devices > gpus:
-        raise UserError(Exit.CONFIG, f"strategy.devices={devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")
+        raise ConfigError(f"strategy.devices={devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")
     return devices
 
 
@@ -95,7 +93,7 @@ def launch_ranks(strategy: dict) -> Iterator[None]:
     launched = launcher_env("WORLD_SIZE")
     if strategy["name"] != "ddp" and (launched or 1) > 1:
         message = f"strategy={strategy['name']}: the launcher started {launched} processes. Use strategy=ddp."
-        raise UserError(Exit.CONFIG, message)
+        raise ConfigError(message)
     per_node, nodes = resolve_processes(strategy) if strategy["name"] == "ddp" else (1, 1)
     if per_node * nodes == 1:
         yield

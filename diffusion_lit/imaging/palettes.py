@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 from diffusion_lit.system.files import write_text_atomically
 
 MAX_COLORS = 256
@@ -114,7 +114,7 @@ def read_palette(palette: str | Sequence[str | int], run: Path, channels: int) -
         fault = 'file not found. Use auto, a file, or \'["#1a1c2c","#f4f4f4"]\''
         if palette == "auto":
             fault = f"the training images have more than {MAX_COLORS} colors, or are streamed. Use a file or a list"
-        raise UserError(Exit.CONFIG, f"palette={palette}: {fault}")
+        raise ConfigError(f"palette={palette}: {fault}")
     fault = None
     if None in colors:
         fault = f"{listed[colors.index(None)]} is not a color such as #1a1c2c"
@@ -125,7 +125,7 @@ def read_palette(palette: str | Sequence[str | int], run: Path, channels: int) -
     elif channels == 1 and any(len(set(color)) > 1 for color in colors):
         fault = "has colors, and the images of this run are gray"
     if fault:
-        raise UserError(Exit.CONFIG, f"palette={text}: {fault}")
+        raise ConfigError(f"palette={text}: {fault}")
     return np.array(colors, dtype=np.uint8)
 
 
@@ -138,7 +138,7 @@ def _read_colors(path: Path) -> list[tuple[int, ...]]:
     except UnidentifiedImageError:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise UserError(Exit.CONFIG, f"palette={path}: {error}") from None
+        raise ConfigError(f"palette={path}: {error}") from None
     return [color for color in map(_parse_color, lines) if color]
 
 

@@ -17,7 +17,7 @@ from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.networks.network_memory import count_bytes
 from diffusion_lit.sampling.guidance import GuidanceInterval, add_autoguidance, add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import Sampler, make_sampler
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, UserError
 from diffusion_lit.system.memory import free_bytes, is_out_of_memory
 from diffusion_lit.text.prompt_condition import PromptCondition, TextEncoder
 
@@ -42,7 +42,7 @@ def check_network(config: dict) -> None:
     with suppress(OSError):
         if size and size > (free := free_bytes()):
             fault = f"its weights take {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free"
-            raise UserError(Exit.CONFIG, f"model: {fault}. Choose a smaller network")
+            raise ConfigError(f"model: {fault}. Choose a smaller network")
 
 
 def _build_network(config: dict) -> nn.Module:
@@ -53,9 +53,9 @@ def _build_network(config: dict) -> nn.Module:
     except Exception as error:  # a constructor may raise anything for arguments of a stranger
         if "meta tensor" in str(error) or is_out_of_memory(error):
             raise
-        raise UserError(Exit.CONFIG, f"model: {str(error).partition(chr(10))[0] or repr(error)}") from error
+        raise ConfigError(f"model: {str(error).partition(chr(10))[0] or repr(error)}") from error
     if not isinstance(net, nn.Module):
-        raise UserError(Exit.CONFIG, f"model._target_={config['model'].get('_target_')}: not a network")
+        raise ConfigError(f"model._target_={config['model'].get('_target_')}: not a network")
     return net
 
 
@@ -66,7 +66,7 @@ def make_text_encoder(config: dict) -> TextEncoder | None:
     try:
         return build(settings) if settings else None
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(Exit.CONFIG, f"text_encoder: {error}") from None
+        raise ConfigError(f"text_encoder: {error}") from None
 
 
 def text_arguments(config: dict) -> dict:
@@ -80,7 +80,7 @@ def text_arguments(config: dict) -> dict:
         return {}
     if not getattr(locate(config["model"].get("_target_")), "supports_prompts", False):
         fault = f"{config['model']['_target_'].rpartition('.')[2]} takes no prompts"
-        raise UserError(Exit.CONFIG, f"text_encoder: {fault}. Use model=dit or unet_text, or text_encoder=none")
+        raise ConfigError(f"text_encoder: {fault}. Use model=dit or unet_text, or text_encoder=none")
     return {"text_tokens": encoder.num_tokens, "text_width": encoder.width}
 
 
@@ -114,7 +114,7 @@ def make_diffusion(config: dict) -> Diffusion:
         process = PROCESSES[settings.pop("process", "discrete")](**settings)
         return Diffusion(process, prediction_type, build(config["weighting"]), loss)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise UserError(Exit.CONFIG, f"diffusion: {error}") from error
+        raise ConfigError(f"diffusion: {error}") from error
 
 
 def make_configured_sampler(config: dict) -> Sampler:
@@ -125,7 +125,7 @@ def make_configured_sampler(config: dict) -> Sampler:
     """
     scheduler = locate(config["sampler"].get("_target_"))
     if not hasattr(scheduler, "set_timesteps"):
-        raise UserError(Exit.CONFIG, f"sampler._target_={config['sampler']['_target_']}: not a scheduler of diffusers")
+        raise ConfigError(f"sampler._target_={config['sampler']['_target_']}: not a scheduler of diffusers")
     return make_sampler(config["sampler"], scheduler)
 
 

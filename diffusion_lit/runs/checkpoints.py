@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, Exit, OutputError, UserError
 from diffusion_lit.system.files import write_atomically
 from diffusion_lit.system.platform import sync_folder
 
@@ -69,10 +69,9 @@ def require_disk_space(run: Path, size: int) -> None:
     """Raise UserError (exit 5) if the disk of a run has less than `size` bytes free."""
     free = _free_bytes(run)
     if free < size:
-        raise UserError(
-            Exit.OUTPUT,
+        raise OutputError(
             f"{run}: its checkpoints need {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free on its disk. "
-            "Free some space, choose another run_dir, or lower keep_checkpoints",
+            "Free some space, choose another run_dir, or lower keep_checkpoints"
         )
 
 
@@ -124,7 +123,7 @@ def find_damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
     except PermissionError as error:  # an older one would be used in its place
-        raise UserError(Exit.CHECKPOINT, f"{path}: {error.strerror}") from None
+        raise CheckpointError(f"{path}: {error.strerror}") from None
     except Exception as error:  # a damaged header raises BadZipFile, UnicodeDecodeError, RuntimeError, ...
         return str(error) or type(error).__name__
     return f"{entry} does not match its checksum" if entry else None
@@ -146,16 +145,16 @@ def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None
     if published:
         if which == "last":
             return published
-        raise UserError(Exit.CHECKPOINT, f"checkpoint={which}: {run} is a published model, with one set of weights")
+        raise CheckpointError(f"checkpoint={which}: {run} is a published model, with one set of weights")
     if which == "last":
         return _select_newest(run, warn)
     path = run / "checkpoints" / "best.ckpt" if which == "best" else checkpoint_path(run, int(which))
     if not path.exists():
         steps = ", ".join(map(str, list_steps(run))) or "none"
-        raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint {which!r}. Choose last, best, or a step of: {steps}")
+        raise CheckpointError(f"{run} has no checkpoint {which!r}. Choose last, best, or a step of: {steps}")
     damage = find_damage(path)
     if damage:
-        raise UserError(Exit.CHECKPOINT, f"{path} is damaged: {damage}")
+        raise CheckpointError(f"{path} is damaged: {damage}")
     return path
 
 
@@ -172,14 +171,14 @@ def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:
             return _select_newest(run, warn)
         damaged.append(f"{path} (damaged: {damage})")
     if damaged:
-        raise UserError(Exit.CHECKPOINT, "all checkpoints of this run are damaged:\n  " + "\n  ".join(damaged))
+        raise CheckpointError("all checkpoints of this run are damaged:\n  " + "\n  ".join(damaged))
     if (run / "model_index.json").exists():
         others = sorted(path.name for path in run.glob("unet/*") if path.name != "config.json")
         held = f", only {join_names(others, 3)}" if others else ""
         hint = "In diffusers, save_pretrained(folder) of the loaded pipeline writes this file"
-        raise UserError(Exit.CHECKPOINT, f"{run} has no {UNET_WEIGHTS}{held}. {hint}")
+        raise CheckpointError(f"{run} has no {UNET_WEIGHTS}{held}. {hint}")
     command = format_command("train", format_override("resume", run))
-    raise UserError(Exit.CHECKPOINT, f"{run} has no checkpoint yet. To start it again: {command}")
+    raise CheckpointError(f"{run} has no checkpoint yet. To start it again: {command}")
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -220,7 +219,7 @@ def load_checkpoint(path: Path, device: str = "cpu", mmap: bool = False) -> dict
         return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file raises anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Exit.CHECKPOINT, f"{path} cannot be read: {reason}") from None
+        raise CheckpointError(f"{path} cannot be read: {reason}") from None
 
 
 def load_network_weights(path: Path, which: str, net):
@@ -250,7 +249,7 @@ def load_network_weights(path: Path, which: str, net):
     except UserError:
         raise
     except Exception as error:  # SafetensorError, OSError, or no state dict
-        raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
     return net.eval()
 
 

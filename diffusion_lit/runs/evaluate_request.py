@@ -14,7 +14,7 @@ from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import output, run_dir, stored_config, sweeps
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, raise_faults
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 SAMPLE_KEYS = (  # not of evaluate
     "classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask", "palette", "format",
@@ -36,14 +36,14 @@ def prepare_evaluate_overrides(overrides: list[str], config_dir: str | None) -> 
         return insert_stored_sampler(overrides, config_dir)
     runs = [format_override("run", job.folder) for job in jobs if job.status == "finished"]
     if not runs:
-        raise UserError(Exit.CHECKPOINT, f"run={run}: no run of this sweep has finished")
+        raise CheckpointError(f"run={run}: no run of this sweep has finished")
     if read_override("set_default", overrides):
-        raise UserError(Exit.CONFIG, "set_default: one run at a time")
+        raise ConfigError("set_default: one run at a time")
     rest = [override for override in overrides if not override.startswith("run=")]
     samplers = {tuple(insert_stored_sampler([*rest, one], config_dir)[:-1]): one for one in runs}
     if len(samplers) > 1:
         differing = " and ".join(list(samplers.values())[:2])
-        raise UserError(Exit.CONFIG, f"{differing} have different samplers: choose one for all, such as sampler=ddim")
+        raise ConfigError(f"{differing} have different samplers: choose one for all, such as sampler=ddim")
     out = sweep / "evaluations" / f"sweep-{output.make_timestamp()}"
     every = "run=" + ",".join(one.partition("=")[2] for one in runs)
     return ["hydra.mode=MULTIRUN", format_override("hydra.sweep.dir", out), *next(iter(samplers)), every]
@@ -140,7 +140,7 @@ def open_evaluation_folder(config: DictConfig) -> Iterator[Path]:
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         if config.shards:
-            raise UserError(Exit.CONFIG, f"shards={config.shards} and --multirun: one evaluation at a time")
+            raise ConfigError(f"shards={config.shards} and --multirun: one evaluation at a time")
         out = Path(job.runtime.output_dir)
         run_dir.append_command(out, list(job.overrides.task), "evaluate")
         yield out

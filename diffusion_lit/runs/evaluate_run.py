@@ -26,7 +26,7 @@ from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_wi
 from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.system.console import announce
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit, UserError
 
 log = logging.getLogger("diffusion_lit.evaluate")
 WriteResult = Callable[[dict, metrics.Comparison], None]
@@ -63,10 +63,10 @@ def load_evaluation_task(config: DictConfig, model: TrainedModel) -> EvaluationT
     features = features or ("classifier" if is_classifier_needed else "pixels")
     if features not in FEATURE_EXTRACTORS:
         where, known = f"reference_statistics={config.reference_statistics}", ", ".join(FEATURE_EXTRACTORS)
-        raise UserError(Exit.CONFIG, f"{where}: of features {features}, which are none of {known}. Choose another file")
+        raise ConfigError(f"{where}: of features {features}, which are none of {known}. Choose another file")
     if real.train is None and features in FROM_IMAGES:
         fault = f"features={features} are made of training images, which this model does not have"
-        raise UserError(Exit.CONFIG, f"{fault}. Add reference_data=, or features=inception")
+        raise ConfigError(f"{fault}. Add reference_data=, or features=inception")
     with announce(f"features ({features}) of the real images"):
         has_accuracy = "class_accuracy" in config.metrics
         reference = make_reference(real, features, names, config.reference_images, has_accuracy, statistics)

@@ -30,7 +30,7 @@ from diffusion_lit.sampling.generate import OnStep, generate
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.sampling.samplers import Sampler
 from diffusion_lit.system.console import progress_bar
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit, UserError
 from diffusion_lit.system.memory import free_bytes, is_out_of_memory, limit_to_free_memory
 
 COPIES = 8  # of an image that a network and a sampler hold at least
@@ -296,5 +296,5 @@ def resolve_device(name: str) -> torch.device:
         return available
     device = torch.device(name)
     if device.type not in ("cpu", available.type) or (device.index or 0) >= max(1, torch.accelerator.device_count()):
-        raise UserError(Exit.CONFIG, f"device={name}: not available on this machine. device=auto is {available.type}")
+        raise ConfigError(f"device={name}: not available on this machine. device=auto is {available.type}")
     return device

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_lit.runs import run_dir, run_lock
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import OutputError
 from diffusion_lit.system.files import write_atomically, write_text_atomically
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def make_folder(out: Path) -> Path:
     except OSError as error:
         is_other = isinstance(error, FileExistsError | NotADirectoryError)  # a file, a pipe, a dead link
         fault = "not a folder. Choose a new one" if is_other else error.strerror
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be made: {fault}") from None
+        raise OutputError(f"out={out} cannot be made: {fault}") from None
     return out
 
 
@@ -82,7 +82,7 @@ def fill_folder(
     try:
         lock = run_lock.RunLock(make_folder(out))
     except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be written to: {error.strerror}") from None
+        raise OutputError(f"out={out} cannot be written to: {error.strerror}") from None
     partial = out / PARTIAL
     try:
         require_available(out, marker, replaces)  # another process may have filled it before this one had the lock
@@ -117,11 +117,11 @@ def require_available(out: Path, marker: str, replaces: Collection[str] | None =
     try:
         names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     except OSError as error:
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be read: {error.strerror}") from None
+        raise OutputError(f"out={out} cannot be read: {error.strerror}") from None
     is_ours = PARTIAL in names or (replaces is not None and marker in names)  # a kill while the files were moved
     if names - {LOCK} and not is_ours:
         hint = f", and has no {marker} that shows a result to replace" if replaces is not None else ""
-        raise UserError(Exit.OUTPUT, f"out={out} is not empty{hint}. Choose a new folder")
+        raise OutputError(f"out={out} is not empty{hint}. Choose a new folder")
 
 
 def _prepare(partial: Path, request: dict | None) -> None:
@@ -150,9 +150,9 @@ def write_page(out: Path, text: str, mark: str) -> None:
         else:
             is_ours = not out.exists()
         if not is_ours:
-            raise UserError(Exit.OUTPUT, f"out={out} exists and is not such a page. Choose a new file")
+            raise OutputError(f"out={out} exists and is not such a page. Choose a new file")
         out.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(out, concurrent=True) as beside:
             beside.write_text(text, encoding="utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise UserError(Exit.OUTPUT, f"out={out} cannot be written: {getattr(error, 'strerror', error)}") from None
+        raise OutputError(f"out={out} cannot be written: {getattr(error, 'strerror', error)}") from None

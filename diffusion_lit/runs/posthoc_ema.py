@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError
 
 LENGTHS = (0.05, 0.1)  # tracked in every run with ema_snapshot_every
 MAX_MISFIT = 0.05  # above this a warning is logged
@@ -125,7 +125,7 @@ def reconstruct_ema(run: Path, checkpoint: Path, length: float, warn: Callable[[
     loaded = checkpoints.load_checkpoint(checkpoint)
     final = [checkpoints.extract_network_state(loaded, f"tracked_emas.{k}") for k in range(len(LENGTHS))]
     if not final[0]:
-        raise UserError(Exit.CHECKPOINT, f"{checkpoint} has no tracked EMAs. Train with ema_snapshot_every=<steps>")
+        raise CheckpointError(f"{checkpoint} has no tracked EMAs. Train with ema_snapshot_every=<steps>")
     last, steps = loaded["global_step"], []
     for step in list_snapshot_steps(run):
         damage = checkpoints.find_damage(snapshot_path(run, step)) if step < last else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.run_dir import is_run_dir
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the first is preferred
@@ -45,7 +45,7 @@ def find_weights_file(path: str, key: str, warn: Callable[[str], None] = print) 
     local = _locate(path, key, (*CONFIG_FILES, *DIFFUSERS_WEIGHTS))
     if local.is_file():
         if local.suffix not in WEIGHT_SUFFIXES:
-            raise UserError(Exit.CHECKPOINT, f"{key}={path}: must end in {', '.join(WEIGHT_SUFFIXES)}")
+            raise CheckpointError(f"{key}={path}: must end in {', '.join(WEIGHT_SUFFIXES)}")
         return local
     if is_run_dir(local):
         return checkpoints.select_checkpoint(local, warn=warn)
@@ -54,7 +54,7 @@ def find_weights_file(path: str, key: str, warn: Callable[[str], None] = print) 
         if (folder / name).is_file():
             return folder / name
     example = f"{folder.name}/{DIFFUSERS_WEIGHTS[0]}"
-    raise UserError(Exit.CHECKPOINT, f"{key}={path}: no weights in it, such as {example}")
+    raise CheckpointError(f"{key}={path}: no weights in it, such as {example}")
 
 
 def read_unet_config(path: str, key: str) -> dict:
@@ -67,7 +67,7 @@ def read_unet_config(path: str, key: str) -> dict:
     config = read_json(_find_unet_folder(_locate(path, key, CONFIG_FILES), f"{key}={path}") / "config.json")
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
-        raise UserError(Exit.CONFIG, f"{key}={path}: is a {kind or 'model of an unknown class'}, not a UNet2DModel")
+        raise ConfigError(f"{key}={path}: is a {kind or 'model of an unknown class'}, not a UNet2DModel")
     return config
 
 
@@ -77,7 +77,7 @@ def _locate(path: str, key: str, files: Sequence[str]) -> Path:
     if local.exists():
         return local
     if not is_hub_id(path):
-        raise UserError(Exit.CHECKPOINT, f"{key}={path}: no such file or folder")
+        raise CheckpointError(f"{key}={path}: no such file or folder")
     return download_from_hub(path, key, [folder + name for folder in ("", "unet/") for name in files])
 
 
@@ -85,7 +85,7 @@ def _find_unet_folder(folder: Path, override: str) -> Path:
     for path in (folder / "unet", folder):
         if (path / "config.json").is_file():
             return path
-    raise UserError(Exit.CHECKPOINT, f"{override}: neither a run nor a diffusers model, it has no config.json")
+    raise CheckpointError(f"{override}: neither a run nor a diffusers model, it has no config.json")
 
 
 def is_hub_id(path: str) -> bool:
@@ -123,7 +123,7 @@ def download_from_hub(path: str, key: str, files: Sequence[str]) -> Path:
         reason = f"the Hugging Face hub cannot be reached ({shorten_error(error)}). "
         reason += "HF_HUB_OFFLINE=1 uses what was downloaded"
     hint = f"Download it on another machine and set {key}=<folder>"
-    raise UserError(Exit.CHECKPOINT, f"{key}={path}: no such file or folder, and {reason}. {hint}")
+    raise CheckpointError(f"{key}={path}: no such file or folder, and {reason}. {hint}")
 
 
 def read_json(file: Path) -> dict:
@@ -138,9 +138,9 @@ def read_json(file: Path) -> dict:
         if not isinstance(content, dict):
             raise ValueError("it must be a JSON object")
     except OSError as error:
-        raise UserError(Exit.CHECKPOINT, f"{file} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(Exit.CHECKPOINT, f"{file} is damaged: {error}") from None
+        raise CheckpointError(f"{file} is damaged: {error}") from None
     return content
 
 
@@ -159,7 +159,7 @@ def read_weights(file: Path) -> tuple[dict, dict]:
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file)
     tensors = _unwrap(content)
     if not tensors:
-        raise UserError(Exit.CHECKPOINT, f"{file} holds no weights by name: save a state_dict()")
+        raise CheckpointError(f"{file} holds no weights by name: save a state_dict()")
     ema = {name: value for name, value in tensors.items() if name.startswith("ema.")}  # of a run
     return ema or tensors, _settings_of_run(content) or _settings_of_diffusers(file)
 
@@ -170,7 +170,7 @@ def _read_safetensors(file: Path) -> dict:
     try:
         return load_file(file)
     except Exception as error:  # SafetensorError or OSError
-        raise UserError(Exit.CHECKPOINT, f"{file} is damaged: {error}") from None
+        raise CheckpointError(f"{file} is damaged: {error}") from None
 
 
 def _unpickle(file: Path) -> object:
@@ -183,7 +183,7 @@ def _unpickle(file: Path) -> object:
         reason = "is damaged, or was not written by torch.save"
         if needed:
             reason = f"needs {needed[1]}, which is not loaded. Where it was made, save the state_dict() alone"
-        raise UserError(Exit.CHECKPOINT, f"{file} {reason}") from None
+        raise CheckpointError(f"{file} {reason}") from None
 
 
 def _unwrap(content: object) -> dict:

@@ -8,7 +8,7 @@ from diffusion_lit.config.paths import PATH_KEYS, make_absolute
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.runs.run_dir import find_newest_run, read_overrides, read_run_config, require_writable
 from diffusion_lit.runs.run_lock import RunLock
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError
 
 # keys that a resumed run may change; any other change makes it another run
 CHANGEABLE = {
@@ -32,7 +32,7 @@ def require_newest_run(folder: Path, command: str) -> Path:
     """
     if run := find_newest_run(folder):
         return run
-    raise UserError(Exit.CHECKPOINT, f"{folder}: there are no runs in it yet. Make one first: {command}")
+    raise CheckpointError(f"{folder}: there are no runs in it yet. Make one first: {command}")
 
 
 def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
@@ -91,10 +91,9 @@ def check_continuation(run: Path, config: dict) -> None:
     if differing and "config" not in config["accept"]:
         lines = [f"{key}: {before.get(key)} in the run, {now.get(key)} now" for key in differing[:5]]
         lines += [f"and {len(differing) - 5} more"] if len(differing) > 5 else []
-        raise UserError(
-            Exit.CHECKPOINT,
+        raise CheckpointError(
             f"{run} was trained with another configuration:\n  " + "\n  ".join(lines) + "\n"
-            "Restore these values, start a new run without resume=, or add accept=[config] to resume with the new ones",
+            "Restore these values, start a new run without resume=, or add accept=[config] to resume with the new ones"
         )
 
 

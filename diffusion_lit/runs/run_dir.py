@@ -26,7 +26,7 @@ from diffusion_lit.config.overrides import split_commands
 from diffusion_lit.config.paths import relocate
 from diffusion_lit.config.plain_yaml import MAX_BYTES, parse_plain_yaml
 from diffusion_lit.config.value_types import MAX_NAME_BYTES
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError, OutputError
 from diffusion_lit.system.files import is_unlocked, write_text_atomically
 
 # what a folder may hold before its config.yaml, which makes it a run
@@ -48,11 +48,11 @@ def require_run_dir(folder: str | Path) -> Path:
     """Return the folder of a run. Raises UserError (exit 4) if it is not one."""
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(Exit.CHECKPOINT, f"{folder}: no such folder")
+        raise CheckpointError(f"{folder}: no such folder")
     if not is_run_dir(path) and not is_diffusers_folder(path):
         newest = find_newest_run(path) or find_newest_run(path, "*/*")
         hint = f". The newest run in it is {newest}" if newest else ""
-        raise UserError(Exit.CHECKPOINT, f"{folder} is not a run folder: it has no config.yaml{hint}")
+        raise CheckpointError(f"{folder} is not a run folder: it has no config.yaml{hint}")
     return path
 
 
@@ -117,7 +117,7 @@ def require_unused(run: Path) -> None:
     require_possible(run, "run_dir")
     if not is_unused(run):
         hint = f"Choose a new folder, or continue its run with resume={run}"
-        raise UserError(Exit.OUTPUT, f"run_dir={run} is not empty. {hint}")
+        raise OutputError(f"run_dir={run} is not empty. {hint}")
 
 
 def require_possible(folder: Path, key: str) -> None:
@@ -128,7 +128,7 @@ def require_possible(folder: Path, key: str) -> None:
     long = [name for name in folder.parts if len(os.fsencode(name)) > MAX_NAME_BYTES]
     if long:
         where = f"{long[0][:40]}... has {len(os.fsencode(long[0]))} bytes"
-        raise UserError(Exit.CONFIG, f"{key}: {where}, a name has at most {MAX_NAME_BYTES}. Choose a shorter one")
+        raise ConfigError(f"{key}: {where}, a name has at most {MAX_NAME_BYTES}. Choose a shorter one")
     parent = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
     try:
         probe = parent / f".probe-{secrets.token_hex(4)}"
@@ -136,7 +136,7 @@ def require_possible(folder: Path, key: str) -> None:
         probe.rmdir()
     except OSError as error:
         fault = f"{parent} is not a {'writable ' * parent.is_dir()}folder ({error.strerror})"
-        raise UserError(Exit.OUTPUT, f"{key}={folder} cannot be made: {fault}") from None
+        raise OutputError(f"{key}={folder} cannot be made: {fault}") from None
 
 
 def require_writable(run: Path) -> None:
@@ -150,7 +150,7 @@ def require_writable(run: Path) -> None:
         try:
             probe.write_bytes(b"x")
         except OSError as error:
-            raise UserError(Exit.OUTPUT, f"{folder} cannot be written to: {error.strerror}") from None
+            raise OutputError(f"{folder} cannot be written to: {error.strerror}") from None
         finally:
             with suppress(OSError):
                 probe.unlink(missing_ok=True)
@@ -165,9 +165,9 @@ def read_yaml(path: Path) -> dict:
         with open(path, encoding="utf-8") as file:
             return parse_plain_yaml(file.read(MAX_BYTES + 1))
     except OSError as error:
-        raise UserError(Exit.CHECKPOINT, f"{path}: {error.strerror}") from None
+        raise CheckpointError(f"{path}: {error.strerror}") from None
     except (ValueError, YAMLError) as error:
-        raise UserError(Exit.CHECKPOINT, f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 def read_run_config(run: Path) -> dict:
@@ -179,7 +179,7 @@ def read_run_config(run: Path) -> dict:
     config = read_yaml(run / "config.yaml")
     missing = [group for group in ("data", "diffusion", "model", "sampler") if not isinstance(config.get(group), dict)]
     if missing:
-        raise UserError(Exit.CHECKPOINT, f"{run / 'config.yaml'} is damaged: it has no {', '.join(missing)} with keys")
+        raise CheckpointError(f"{run / 'config.yaml'} is damaged: it has no {', '.join(missing)} with keys")
     return config | {"data": relocate(config["data"], str(config.get("run_dir", "")), run)}
 
 
@@ -199,11 +199,11 @@ def read_overrides(run: Path, start: int = -1) -> list[str]:
         overrides = shlex.split(split_commands(text)[start])[3:]  # python -m diffusion_lit.train ...
         parsed = OverridesParser.create().parse_overrides(overrides)
     except (OSError, ValueError, IndexError, HydraException) as error:
-        raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'} is damaged: {error}") from None
+        raise CheckpointError(f"{run / 'command.txt'} is damaged: {error}") from None
     for override in parsed:
         if any(re.match(r"hydra\b", key or "") for key in (override.key_or_group, override.package)):
             fault = f"{override.input_line}: a run cannot override Hydra's own keys. Remove it"
-            raise UserError(Exit.CHECKPOINT, f"{run / 'command.txt'}: {fault}")
+            raise CheckpointError(f"{run / 'command.txt'}: {fault}")
     return overrides
 
 

@@ -11,7 +11,7 @@ from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.data.validation_split import KnownImages, describe_change, hash_image
 from diffusion_lit.runs.checkpoints import load_checkpoint
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError
 
 
 def read_data_state(checkpoint: Path | None) -> dict:
@@ -37,10 +37,9 @@ def load_run_images(
     state = read_data_state(checkpoint)
     train, val = load_splits(build_source(data), data, KnownImages.from_state(state))
     if "data" not in accept and state and (change := describe_change(state, train, val)):
-        raise UserError(
-            Exit.CHECKPOINT,
+        raise CheckpointError(
             f"the images are not those that {checkpoint} was trained on: {change}. Restore them, or add accept=[data] "
-            "to use these.",
+            "to use these."
         )
     return train, val
 

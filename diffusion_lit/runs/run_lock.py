@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs.run_dir import display_path
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, OutputError, UserError
 from diffusion_lit.system.files import is_same_file
 from diffusion_lit.system.platform import find_open_file, lock
 
@@ -29,7 +29,7 @@ class RunLock:
                 self.file.seek(0)
                 holder = self.file.read().strip() or "another process"
                 self.file.close()
-                raise UserError(Exit.OUTPUT, f"{run} is in use by {holder}. Wait for it, or stop it first") from None
+                raise OutputError(f"{run} is in use by {holder}. Wait for it, or stop it first") from None
             except OSError:  # a file system without locks: nothing keeps two processes apart
                 pass
         self.file.truncate(0)
@@ -75,7 +75,7 @@ def describe_moved_run(run: Path, moved: Path | None, saved: str = "") -> UserEr
     """
     if moved is None:
         hint = "Nothing more was written. Restore it and resume, or start a new run"
-        return UserError(Exit.OUTPUT, f"{run} was deleted, or moved to another disk, during the run. {hint}")
+        return OutputError(f"{run} was deleted, or moved to another disk, during the run. {hint}")
     where = f"{display_path(run)} was moved to {display_path(moved)} during the run, which stopped {saved}".rstrip()
     command = format_command("train", format_override("resume", display_path(moved)))
-    return UserError(Exit.OUTPUT, f"{where}. To continue: {command}")
+    return OutputError(f"{where}. To continue: {command}")

@@ -23,7 +23,7 @@ from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_co
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, make_blend, parse_class, row_names
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 from diffusion_lit.system.imports import import_torch
 
 SMALL = 2**30  # bytes of images that every machine has room for
@@ -44,10 +44,10 @@ def insert_stored_sampler(overrides: list[str], config_dir: str | None) -> list[
     run = read_override("run", overrides)
     if isinstance(run, Sweep):
         override = next(override for override in overrides if override.startswith("run="))
-        raise UserError(Exit.CONFIG, f"{override}: one run at a time, since its sampler is taken from it")
+        raise ConfigError(f"{override}: one run at a time, since its sampler is taken from it")
     for pair in (("num_images", "images_per_class"), ("seed", "seeds"), ("seed_mix", "seeds")):
         if set(pair) <= {override.partition("=")[0] for override in overrides}:
-            raise UserError(Exit.CONFIG, f"{' and '.join(pair)} exclude each other: leave one out")
+            raise ConfigError(f"{' and '.join(pair)} exclude each other: leave one out")
     if not isinstance(run, str) or not run:
         return overrides
     overrides = diffusers_format.resolve_run(overrides)
@@ -70,7 +70,7 @@ def read_requested_config(config: DictConfig) -> dict:
             checkpoint.
     """
     if config.run is None:
-        raise UserError(Exit.CONFIG, "run=null: needs a run folder")
+        raise ConfigError("run=null: needs a run folder")
     run_config = stored_config.read_sampling_config(run_dir.require_run_dir(config.run), str(config.checkpoint))
     checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
     return run_config
@@ -89,12 +89,12 @@ def check_sampling(config: DictConfig) -> None:
         key = "interpolate" if config.interpolate else "context"
         fault = f"{network.__name__}, the network of this run, takes one class at a time"
         hint = "Blends need model=unet, dit, simple_unet or context_unet"
-        raise UserError(Exit.CONFIG, f"{key}: {fault}. {hint}")
+        raise ConfigError(f"{key}: {fault}. {hint}")
     for key in ("images_per_class", "per_class", "interpolate"):
         if config[key] and not names:
-            raise UserError(Exit.CONFIG, f"{key}={format_value(config[key])}: this run has no classes")
+            raise ConfigError(f"{key}={format_value(config[key])}: this run has no classes")
     if config.interpolate and len(labels) < 2:
-        raise UserError(Exit.CONFIG, "interpolate=true: needs two or more classes, blends or prompts")
+        raise ConfigError("interpolate=true: needs two or more classes, blends or prompts")
     faults = find_sampling_faults(config, run_config)
     if config.init is not None and not config.sampler.get("starts_anywhere"):
         able = [name for name in list_options("sampler") if read_option("sampler", name).get("starts_anywhere")]
@@ -148,13 +148,13 @@ def check_space(config: DictConfig, data: dict, num_labels: int) -> None:
     if size > free:
         space = f"{size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of {where} are free"
         hint = "Generate fewer" + ("" if config.shards else ", or write them to the disk with shards= and out=")
-        raise UserError(Exit.CONFIG, f"{key}={config[key]}: the images take {space}. {hint}")
+        raise ConfigError(f"{key}={config[key]}: the images take {space}. {hint}")
 
 
 def raise_faults(faults: list[str], verb: str) -> None:
     """Raise UserError (exit 2) with all faults, if there are any."""
     if faults:
-        raise UserError(Exit.CONFIG, "\n  ".join([f"the run cannot be {verb} with these settings:", *faults]))
+        raise ConfigError("\n  ".join([f"the run cannot be {verb} with these settings:", *faults]))
 
 
 def read_originals(config: DictConfig, run_config: dict):
@@ -181,11 +181,11 @@ def parse_requests(config: DictConfig, run_config: dict) -> list[Label]:
         if key := next((key for key in ("prompt", "negative_prompt") if config.get(key)), None):
             hint = "Choose classes=, or train with text_encoder=words"
             where = f"{key}={format_value(config[key])}"
-            raise UserError(Exit.CONFIG, f"{where}: this run was trained without prompts. {hint}")
+            raise ConfigError(f"{where}: this run was trained without prompts. {hint}")
         return parse_labels(config, run_config["data"]["class_names"])
     for key in ("classes", "context"):
         if config.get(key) is not None:
-            raise UserError(Exit.CONFIG, f"{key}: the condition of this run is a prompt. Use prompt=")
+            raise ConfigError(f"{key}: the condition of this run is a prompt. Use prompt=")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts or run_config["preview_prompts"])
     from diffusion_lit.runs.build import make_text_encoder  # imports torch
 
@@ -193,7 +193,7 @@ def parse_requests(config: DictConfig, run_config: dict) -> list[Label]:
     for key, text in name_prompts(prompts, negative):
         if encoder.is_unknown(text):
             fault = "; ".join(encoder.find_faults(text)) or "it has no words"
-            raise UserError(Exit.CONFIG, f"{key}={format_value(text)}: {fault}. Use words of the training captions")
+            raise ConfigError(f"{key}={format_value(text)}: {fault}. Use words of the training captions")
     return prompts
 
 
@@ -226,11 +226,11 @@ def parse_labels(config: DictConfig, names: list[str]) -> list[Label]:
     values = OmegaConf.to_container(config[key]) if OmegaConf.is_config(config[key]) else config[key]
     where = f"{key}={format_value(values)}"
     if not names:
-        raise UserError(Exit.CONFIG, f"{where}: this run has no classes")
+        raise ConfigError(f"{where}: this run has no classes")
     try:
         return [parse(value, names) for value in (values if isinstance(values, list) else [values])]
     except ValueError as error:
-        raise UserError(Exit.CONFIG, f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def find_sampling_faults(config: DictConfig, run_config: dict) -> list[str]:

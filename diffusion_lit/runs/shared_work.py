@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffusion_lit.runs import checkpoints, output
 from diffusion_lit.runs.resume import flatten_config
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import OutputError
 from diffusion_lit.system.files import is_abandoned, write_atomically
 from diffusion_lit.system.platform import lock_byte
 
@@ -91,7 +91,7 @@ def claim_folder(plan: dict, out: Path) -> None:
 
     def write_plan(_: int) -> None:
         if any(not path.name.startswith(".") for path in out.iterdir()) and not file.exists():
-            raise UserError(Exit.OUTPUT, f"out={out} is not empty and holds no shards. Choose a new folder")
+            raise OutputError(f"out={out} is not empty and holds no shards. Choose a new folder")
         write_json(file, plan)
 
     output.make_folder(out)
@@ -99,12 +99,12 @@ def claim_folder(plan: dict, out: Path) -> None:
     try:
         before, now = flatten_config(json.loads(file.read_bytes())), flatten_config(json.loads(json.dumps(plan)))
     except (ValueError, AttributeError) as error:
-        raise UserError(Exit.OUTPUT, f"{file} is damaged ({error}). Choose a new folder") from None
+        raise OutputError(f"{file} is damaged ({error}). Choose a new folder") from None
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if differing:
         lines = "\n  ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing[:5])
         hint = "Restore these values (checkpoint=<step> if training continued), or choose a new folder"
-        raise UserError(Exit.OUTPUT, f"out={out} holds shards of another request:\n  {lines}\n{hint}")
+        raise OutputError(f"out={out} holds shards of another request:\n  {lines}\n{hint}")
 
 
 def save_arrays(file: Path, **arrays) -> None:

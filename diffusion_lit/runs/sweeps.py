@@ -17,7 +17,7 @@ from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.config.overrides import read_override
 from diffusion_lit.runs import run_dir
 from diffusion_lit.system.console import escape_controls
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import Exit, OutputError, UserError
 from diffusion_lit.system.files import write_atomically, write_text_atomically
 from diffusion_lit.system.platform import lock
 
@@ -204,10 +204,10 @@ def check_continuation(sweep: Path, overrides: list[str], is_random: bool) -> No
     where = f"hydra.sweep.dir={sweep}"
     if _read_sweep(sweep).get("overrides") != overrides:
         hint = "Choose a new folder, or repeat the command of that sweep to continue it"
-        raise UserError(Exit.OUTPUT, f"{where}: has the jobs of another sweep. {hint}")
+        raise OutputError(f"{where}: has the jobs of another sweep. {hint}")
     if is_random:
         hint = "Choose a new folder. Sweeps with hydra.sweeper.sampler.seed=<int> can be continued"
-        raise UserError(Exit.OUTPUT, f"{where}: its sweeper would choose other values now. {hint}")
+        raise OutputError(f"{where}: its sweeper would choose other values now. {hint}")
 
 
 def find_unfinished_sweep(parent: Path, overrides: list[str]) -> Path | None:

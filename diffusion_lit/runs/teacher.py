@@ -11,7 +11,7 @@ from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.runs.run_dir import read_published_command, require_run_dir
 from diffusion_lit.runs.sample_request import TRAINING_ONLY
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 GROUPS = ("model", "diffusion")  # which a student has from its teacher
 DATA_KEYS = ("image_size", "channels", "class_names")
@@ -31,12 +31,12 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
     if not isinstance(method, str) or method == "none":
         return overrides
     if not isinstance(teacher, str) or not teacher:
-        raise UserError(Exit.CONFIG, f"distill={method}: needs one run to learn from. Add distill.teacher=<run folder>")
+        raise ConfigError(f"distill={method}: needs one run to learn from. Add distill.teacher=<run folder>")
     option = read_option("distill", method)
     run = require_run_dir(read_override("run", resolve_run([format_override("run", teacher)])))
     if not (run / "command.txt").is_file() and not read_published_command(run):
         fault = f"distill.teacher={teacher}: this model does not say how it was trained"
-        raise UserError(Exit.CONFIG, f"{fault}. Choose the run that it was exported from")
+        raise ConfigError(f"{fault}. Choose the run that it was exported from")
     config = stored_config.read_sampling_config(run)
     stages = read_override("distill.stages", overrides) or option["stages"]
     implied = {
@@ -82,7 +82,7 @@ def check_teacher(config: dict) -> None:
         if theirs[key] != ours.get(key) and key not in FREE
     ]
     if faults:
-        raise UserError(Exit.CONFIG, "\n  ".join([f"{run} cannot teach this student. Leave out:", *faults]))
+        raise ConfigError("\n  ".join([f"{run} cannot teach this student. Leave out:", *faults]))
 
 
 def _flatten_fixed(config: dict) -> dict:

@@ -12,7 +12,7 @@ from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.stored_values import check_architecture
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 PREFIXES = r"((module|_orig_mod|model|net|ema|unet)\.)+"  # of a network that is part of another module
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention in older diffusers
@@ -89,7 +89,7 @@ def _read_architecture(path: str, num_classes: int) -> dict:
     elif num_classes and kind not in ("table", "timestep"):
         fault = f"has class_embed_type={kind}, which takes vectors, not class labels"
     if fault:
-        raise UserError(Exit.CONFIG, f"model.path={path}: its network {fault}. Choose another one")
+        raise ConfigError(f"model.path={path}: its network {fault}. Choose another one")
     kept = {key: value for key, value in unet.items() if key not in NOT_ARCHITECTURE and not key.startswith("_")}
     check_architecture({"class_embed_type": kind} | kept, f"model.path={path}")
     return {"class_embed_type": kind} | kept
@@ -151,7 +151,7 @@ def load_initial_weights(net, config: dict, warn: Callable[[str], None] = print)
     if mismatch and ("weights" not in config["accept"] or not fitting):
         hint = "choose the model that it was made with" + ", or load the rest with accept=[weights]" * bool(fitting)
         fault = f"{key}={path}: weights of another network ({len(fitting)} of {len(names)} tensors fit):"
-        raise UserError(Exit.CHECKPOINT, "\n  ".join([fault, *mismatch]) + f"\n{hint}")
+        raise CheckpointError("\n  ".join([fault, *mismatch]) + f"\n{hint}")
     net.load_state_dict({names[name]: state[name] for name in fitting}, strict=False)
     lines = [f"weights    {len(fitting)} of {len(names)} tensors from {file}"]
     if mismatch:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -31,7 +31,7 @@ def require_fitting_weights(state: Mapping[str, Tensor], own: Mapping[str, Tenso
     """
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, state)]
     if mismatch := describe_mismatch(*shapes):
-        raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: weights of another network: {'. '.join(mismatch)}")
+        raise CheckpointError(f"{path} cannot be used: weights of another network: {'. '.join(mismatch)}")
     require_numbers(state, own, path)
 
 
@@ -62,7 +62,7 @@ def require_numbers(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path
             faults.setdefault(fault, []).append(name)
     if faults:
         listed = [f"{len(names)} of {len(own)} tensors {why}: {join_names(names, 3)}" for why, names in faults.items()]
-        raise UserError(Exit.CHECKPOINT, f"{path} cannot be used: {'. '.join(listed)}")
+        raise CheckpointError(f"{path} cannot be used: {'. '.join(listed)}")
 
 
 def _find_fault(tensor: Tensor, dtype: torch.dtype) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import Process
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sampler:
             if difference > 1e-6:
                 name = self.scheduler.__name__
                 message = f"{name}: its noise levels differ from those of the process by {difference:.1e}"
-                raise UserError(Exit.CONFIG, f"sampler: {message}. Use another scheduler")
+                raise ConfigError(f"sampler: {message}. Use another scheduler")
         scheduler.set_timesteps(self.steps or process.num_train_timesteps)
         count = int((scheduler.timesteps >= 0).sum())  # rounding in "trailing" adds a -1, at 61 steps for example
         if count < len(scheduler.timesteps):

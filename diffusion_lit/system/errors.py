@@ -55,11 +55,32 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class ConfigError(UserError):
+    """A UserError about keys and values; the command exits with `Exit.CONFIG`."""
+
+    def __init__(self, message: str):
+        super().__init__(Exit.CONFIG, message)
+
+
 class DataError(UserError):
     """A UserError about the data; the command exits with `Exit.DATA`."""
 
     def __init__(self, message: str):
         super().__init__(Exit.DATA, message)
+
+
+class CheckpointError(UserError):
+    """A UserError about a run, a checkpoint or other weights; the command exits with `Exit.CHECKPOINT`."""
+
+    def __init__(self, message: str):
+        super().__init__(Exit.CHECKPOINT, message)
+
+
+class OutputError(UserError):
+    """A UserError about files and folders to write; the command exits with `Exit.OUTPUT`."""
+
+    def __init__(self, message: str):
+        super().__init__(Exit.OUTPUT, message)
 
 
 @contextmanager

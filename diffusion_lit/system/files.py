@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusion_lit.system import platform as platforms
 from diffusion_lit.system.console import CONTROLS, escape_controls
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import OutputError
 
 ABANDONED_AFTER = 24 * 3600  # seconds without a change, whatever host was writing
 
@@ -33,7 +33,7 @@ def write_atomically(path: Path, concurrent: bool = False) -> Iterator[Path]:
             could replace.
     """
     if path.exists() and not path.is_file():
-        raise UserError(Exit.OUTPUT, f"{path} is not a regular file: choose another name")
+        raise OutputError(f"{path} is not a regular file: choose another name")
     suffix = f".{platform.node()}-{secrets.token_hex(4)}" if concurrent else ""
     temporary = path.with_name(f".{path.name}{suffix}.tmp")
     try:
@@ -82,7 +82,7 @@ def require_working_directory() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise UserError(Exit.OUTPUT, "the working directory was deleted. Change to another one: cd ~") from None
+        raise OutputError("the working directory was deleted. Change to another one: cd ~") from None
 
 
 def is_abandoned(temporary: Path) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 from diffusion_lit.text.embedding_cache import EmbeddingCache
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # weights, and what a tokenizer reads
@@ -102,7 +102,7 @@ class PretrainedTextEncoder:
             folder = self._download()
         if not list(folder.glob("*.safetensors")):
             fault = "no weights in safetensors in it. Convert them, or choose another revision or model"
-            raise UserError(Exit.CHECKPOINT, f"text_encoder.path={self.path}: {fault}")
+            raise CheckpointError(f"text_encoder.path={self.path}: {fault}")
         return folder
 
     def _download(self) -> Path:
@@ -113,7 +113,7 @@ class PretrainedTextEncoder:
         except Exception as error:  # requests, the hub and the disk have no common class of errors
             reason = str(error).splitlines()[0]
             message = f"text_encoder.path={self.path}: not a folder, and not loaded from the hub: {reason}"
-            raise UserError(Exit.CHECKPOINT, message) from None
+            raise CheckpointError(message) from None
 
     @functools.cached_property
     def parts(self) -> tuple[Any, Any]:
@@ -125,12 +125,12 @@ class PretrainedTextEncoder:
         """
         if not find_spec("transformers"):
             message = 'text_encoder=pretrained needs transformers: pip install "diffusion_lit[text]"'
-            raise UserError(Exit.CONFIG, message)
+            raise ConfigError(message)
         from transformers import AutoModelForTextEncoding, AutoTokenizer
 
         if self.digest and self.digest != digest_files(self.folder):
             fault = "its files are not those that the run was trained with. Restore them"
-            raise UserError(Exit.CHECKPOINT, f"text_encoder.path={self.path}: {fault}")
+            raise CheckpointError(f"text_encoder.path={self.path}: {fault}")
         settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, **settings)
@@ -138,7 +138,7 @@ class PretrainedTextEncoder:
                 self.folder, use_safetensors=True, dtype=torch.float32, **settings
             )
         except Exception as error:  # transformers raises anything for files that do not fit
-            raise UserError(Exit.CHECKPOINT, f"text_encoder.path={self.path}: {str(error).splitlines()[0]}") from None
+            raise CheckpointError(f"text_encoder.path={self.path}: {str(error).splitlines()[0]}") from None
         return tokenizer, model.eval().requires_grad_(False)
 
     @torch.no_grad()

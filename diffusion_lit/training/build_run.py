@@ -29,7 +29,7 @@ from diffusion_lit.runs.build import make_codec, make_condition, make_diffusion,
 from diffusion_lit.runs.run_images import read_data_state
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.system.errors import DataError, Exit, UserError
+from diffusion_lit.system.errors import ConfigError, DataError
 from diffusion_lit.training.callbacks.ema_snapshots import EmaSnapshots
 from diffusion_lit.training.callbacks.graceful_stop import GracefulStop
 from diffusion_lit.training.callbacks.metrics_log import MetricsLog
@@ -91,10 +91,9 @@ def check_even_shares(config: dict, devices: int) -> None:
     """Raise UserError (exit 2) unless the global batch divides evenly among devices and micro-batches."""
     accumulate = config["strategy"]["accumulate"]
     if config["global_batch_size"] % (devices * accumulate):
-        raise UserError(
-            Exit.CONFIG,
+        raise ConfigError(
             f"global_batch_size={config['global_batch_size']} must be a multiple of {devices * accumulate}, "
-            f"devices x strategy.accumulate={accumulate}",
+            f"devices x strategy.accumulate={accumulate}"
         )
 
 
@@ -112,10 +111,9 @@ def check_train_batches_limit(config: dict, images: int) -> None:
     epoch = math.ceil(images / config["global_batch_size"]) * accumulate
     batches = limit if isinstance(limit, int) else int(limit * epoch)
     if batches < accumulate or batches % accumulate:
-        raise UserError(
-            Exit.CONFIG,
+        raise ConfigError(
             f"trainer.limit_train_batches={limit}: an epoch of {batches} batches must be a multiple of "
-            f"strategy.accumulate={accumulate}. Choose another limit.",
+            f"strategy.accumulate={accumulate}. Choose another limit."
         )
 
 
@@ -228,7 +226,7 @@ def make_trainer(
             without it, or for synchronized batch norms of processes on a CPU.
     """
     if config["trainer"].get("sync_batchnorm") and collectives.world_size() > 1 and not torch.cuda.is_available():
-        raise UserError(Exit.CONFIG, SYNC_BATCHNORM_FAULT)
+        raise ConfigError(SYNC_BATCHNORM_FAULT)
     lightning_log = logging.getLogger("lightning.pytorch")
     lightning_log.setLevel(logging.WARNING)
     lightning_log.handlers.clear()  # Hydra's root logger prints
@@ -257,4 +255,4 @@ def make_trainer(
     try:
         return L.Trainer(**devices, **config["trainer"] | settings)
     except MisconfigurationException as error:
-        raise UserError(Exit.CONFIG, f"strategy: {error}") from None
+        raise ConfigError(f"strategy: {error}") from None

@@ -19,7 +19,7 @@ from diffusion_lit.networks.compilation import compile_network, run_eagerly
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.weights import require_resumable
 from diffusion_lit.sampling.previews import labels_in_rows
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError
 from diffusion_lit.training.ema import Decay, EMAUpdater, PowerDecay
 from diffusion_lit.training.noise_levels import BINS, ValidationLevels, validation_noise
 from diffusion_lit.training.optimizers import replace_settings
@@ -271,10 +271,9 @@ class DiffusionModule(L.LightningModule):
             UserError: exit 4 for weights, parameter groups, or EMAs for `ema_length`, that do not fit.
         """
         if bool(self.tracked_emas) != any(name.startswith("tracked_emas.") for name in checkpoint["state_dict"]):
-            raise UserError(
-                Exit.CHECKPOINT,
+            raise CheckpointError(
                 "`ema_snapshot_every`: a run tracks EMAs for `ema_length` from its first step on, or never. "
-                "Leave the key as it was when the run started.",
+                "Leave the key as it was when the run started."
             )
         require_resumable(checkpoint, self.state_dict())
         if checkpoint.get("optimizer_states"):

@@ -17,7 +17,7 @@ from diffusion_lit.imaging.palettes import write_palette
 from diffusion_lit.runs import checkpoints, run_dir
 from diffusion_lit.runs.build import make_configured_sampler
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, Exit, UserError
 from diffusion_lit.system.memory import is_out_of_memory, suggest_smaller_batch
 from diffusion_lit.training import build_run, run_result
 from diffusion_lit.training.automatic_keys import resolve_strategy
@@ -122,7 +122,7 @@ def explain_error(error: Exception, parts: RunParts, resume_from: Path | None) -
     if "loading state_dict" in str(error):
         details = "\n".join(line.strip() for line in str(error).splitlines()[1:4])
         message = f"{resume_from} belongs to another network than `model` describes:\n{details}"
-        return UserError(Exit.CHECKPOINT, message)
+        return CheckpointError(message)
     return None
 
 

@@ -13,7 +13,7 @@ from diffusion_lit.data.sources.listing import Listing, format_left_out, list_fi
 from diffusion_lit.data.sources.tiles import cut_sheets, list_left_out, make_tiling
 from diffusion_lit.imaging.sizes import ImageSize
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import DataError, Exit, UserError
+from diffusion_lit.system.errors import ConfigError, DataError
 from diffusion_lit.system.files import normalize_name
 
 UNUSED = "folders that are not used, beside train and a validation folder: move them elsewhere"
@@ -53,7 +53,7 @@ class ImageFolder:
         captions: str = "none",
     ):
         if root is None:
-            raise UserError(Exit.CONFIG, "data.root needs a value: add data.root=...")
+            raise ConfigError("data.root needs a value: add data.root=...")
         self.root, self.labels, self.captions = Path(root).expanduser(), labels, captions
         self.tiling = make_tiling(tile, tile_margin, tile_spacing)
         if os.path.isfile(self.root):

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_lit.data.sources.concat import ConcatImages
 from diffusion_lit.data.sources.data_source import DataSource, Split
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import DataError, Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, DataError, Exit, UserError
 from diffusion_lit.system.files import normalize_name
 
 ROW = r"(?:row )?(\d+)(?: of (train|val))?"  # an entry for an image that is no file; "12" is a row of train
@@ -133,11 +133,10 @@ def match_classes(found: Sequence[str], expected: Sequence[str]) -> np.ndarray:
     if new or (gone and not names):
         now = f"has the classes {join_names(new)}" if new else "has no classes"
         run = f"without {'these' if new else 'classes'}" if not gone else f"with {join_names(gone)}"
-        raise UserError(
-            Exit.CHECKPOINT,
+        raise CheckpointError(
             f"the data {now}, the run was trained {run}. Give every class the name that it has in the run: "
             f"{join_names(expected) if expected else 'none (data.labels=none)'}. For other classes start a new run; "
-            "init_from= takes the weights of this one.",
+            "init_from= takes the weights of this one."
         )
     return np.array([numbers[name] for name in names], dtype=np.int64)
 

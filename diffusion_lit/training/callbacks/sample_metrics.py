@@ -19,7 +19,7 @@ from diffusion_lit.evaluation.features import collect_real_images, make_classifi
 from diffusion_lit.evaluation.image_metrics import COMPONENTS, too_few_images
 from diffusion_lit.evaluation.image_sets import make_reference
 from diffusion_lit.sampling.samplers import Sampler
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 from diffusion_lit.training.callbacks.step_callback import StepCallback
 from diffusion_lit.training.collective_sampling import continue_on_error, generate_on_all_ranks
 from diffusion_lit.training.module import DiffusionModule
@@ -72,7 +72,7 @@ class SampleMetrics(StepCallback):
         real, features = self.reference.training.features.shape
         reason = too_few_images(len(self.labels), real, min(features, COMPONENTS))
         if reason and {"fd", "fd64"} & set(self.metrics):
-            raise UserError(Exit.CONFIG, f"metrics={format_value(self.metrics)}: {reason}. Use kid or more images")
+            raise ConfigError(f"metrics={format_value(self.metrics)}: {reason}. Use kid or more images")
 
     def after_step(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Measure if it is due."""

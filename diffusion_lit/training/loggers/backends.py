@@ -13,7 +13,7 @@ from pathlib import Path
 from diffusion_lit.config.secrets import redact_secrets
 from diffusion_lit.config.targets import locate
 from diffusion_lit.runs.run_dir import display_path
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def require_package(config: dict) -> None:
     package = locate(target).package if target.startswith("diffusion_lit.") else None  # others fail when they are built
     if package and not find_spec(package):
         message = f'logger={package}: the package is not installed. Run: pip install "diffusion_lit[{package}]"'
-        raise UserError(Exit.CONFIG, message)
+        raise ConfigError(message)
 
 
 class LoggerBackend:

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from diffusion_lit.config.secrets import format_exception, hide_paths
 from diffusion_lit.config.targets import build
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import ConfigError, UserError
 from diffusion_lit.training.loggers.backends import FilesOnly, LightningBackend
 
 log = logging.getLogger(__name__)
@@ -106,5 +106,5 @@ def make_logger(config: dict, is_rank_zero: bool = True) -> RunLogger:
         raise
     except Exception as error:  # its package is missing, or it refuses an argument
         message = f"logger._target_={config['_target_']} cannot be created: {format_exception(error)}"
-        raise UserError(Exit.CONFIG, message) from None
+        raise ConfigError(message) from None
     return RunLogger(LightningBackend(backend) if isinstance(backend, Logger) else backend)
