@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.runs import sample_request
-from diffusion_lit.system.errors import ConfigError, OutputError
+from diffusion_lit.system.errors import ConfigError, OutputError, raise_faults
 
 log = logging.getLogger("diffusion_lit.app")
 CSS = "img { image-rendering: pixelated }"
@@ -27,7 +27,8 @@ def check_app(config: DictConfig) -> None:
     if not find_spec("gradio"):
         raise ConfigError('the page needs gradio: pip install "diffusion_lit[app]"')
     run_config = sample_request.read_requested_config(config)
-    sample_request.raise_faults(sample_request.find_sampling_faults(config, run_config), "sampled")
+    faults = sample_request.find_sampling_faults(config, run_config)
+    raise_faults("the run cannot be sampled with these settings:", faults)
     sample_request.check_palette(config, run_config)
 
 

@@ -57,7 +57,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     from diffusion_lit.data.decoding import decoding_from_config
     from diffusion_lit.data.sources.table_labels import collect_notes
     from diffusion_lit.data.value_ranges import resolve_value_range
-    from diffusion_lit.inspection.audit_folder import write_audit
+    from diffusion_lit.inspection.contact_sheets import write_audit
     from diffusion_lit.inspection.exclude_list import find_excludable, write_exclude_list
     from diffusion_lit.inspection.findings import format_findings, propose_overrides, summarize_facts
     from diffusion_lit.inspection.image_facts import assign_splits, inspect_images, summarize_captions

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import output, pretrained, run_dir, sample_request
+from diffusion_lit.system.errors import raise_faults
 
 log = logging.getLogger("diffusion_lit.export")
 
@@ -22,7 +23,7 @@ def check_export(config: DictConfig) -> None:
     faults = sample_request.find_sampling_faults(config, sample_request.read_requested_config(config))
     if config.push and not pretrained.is_hub_id(config.push):
         faults.append(f"push={config.push}: not the name of a model on the hub, such as me/digits")
-    sample_request.raise_faults(faults, "exported")
+    raise_faults("the run cannot be exported with these settings:", faults)
 
 
 def export(config: DictConfig) -> None:

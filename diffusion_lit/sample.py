@@ -31,20 +31,12 @@ def sample(config: DictConfig) -> None:
     if config.shards:
         sample_in_shards(config)
         return
-    from diffusion_lit.runs.fast_sampling import speed_up
-
     with pause_garbage_collection():
-        from diffusion_lit.runs.load import load_requested_model
         from diffusion_lit.runs.sample_folder import describe_request, generate_batches, write_samples
         from diffusion_lit.sampling.editing import make_edit
         from diffusion_lit.sampling.previews import FrameRecorder
-        from diffusion_lit.sampling.request import make_requests
 
-    model = load_requested_model(config, log.warning)
-    originals, labels = read_originals(config, model.config), parse_requests(config, model.config)
-    warn_of_unknown_words(labels, config.negative_prompt, model.config, log.warning)
-    requests = make_requests(config, labels, len(model.class_names), len(originals.files) if originals else 1)
-    model, edit = speed_up(model, config, len(requests)), None
+    (model, originals, requests), edit = prepare_images(config), None
     if originals:
         indices = [request.row[0] for request in requests]
         edit = make_edit(originals, indices, config.strength, config.repaint_repeats, model.codec)
@@ -68,19 +60,26 @@ def sample(config: DictConfig) -> None:
     log.info("images     %s", run_dir.display_path(out))
 
 
+def prepare_images(config: DictConfig):
+    """Return the model, the images to edit if there are any, and the images to generate."""
+    from diffusion_lit.runs.fast_sampling import speed_up
+    from diffusion_lit.runs.load import load_requested_model
+    from diffusion_lit.sampling.request import make_requests
+
+    model = load_requested_model(config, log.warning)
+    originals, labels = read_originals(config, model.config), parse_requests(config, model.config)
+    warn_of_unknown_words(labels, config.negative_prompt, model.config, log.warning)
+    requests = make_requests(config, labels, len(model.class_names), len(originals.files) if originals else 1)
+    return speed_up(model, config, len(requests)), originals, requests
+
+
 def sample_in_shards(config: DictConfig) -> None:
     """Generate images together with every process that is started with the same overrides."""
     from diffusion_lit.runs import shards
-    from diffusion_lit.runs.fast_sampling import speed_up
-    from diffusion_lit.runs.load import describe_sampling, load_requested_model
-    from diffusion_lit.sampling.request import make_requests
+    from diffusion_lit.runs.load import describe_sampling
 
     config = OmegaConf.merge(config, {"device": choose_device(config.device)})
-    model, out = load_requested_model(config, log.warning), Path(config.out).expanduser()
-    requested = parse_requests(config, model.config)
-    warn_of_unknown_words(requested, config.negative_prompt, model.config, log.warning)
-    requests = make_requests(config, requested, len(model.class_names))
-    model = speed_up(model, config, len(requests))
+    (model, _, requests), out = prepare_images(config), Path(config.out).expanduser()
     labels, seeds = [request.label for request in requests], [request.seed for request in requests]
     settings = describe_sampling(model, config) | {"same_noise": config.same_noise}
     manifest = shards.generate_in_shards(model, shards.ShardRequest(labels, seeds, config.shards, settings), out)

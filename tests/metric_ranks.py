@@ -58,9 +58,9 @@ def measure(rank: int | None) -> dict:
         measured = collection[type(metric).__name__].measure()
         found[f"{type(metric).__name__} influences"] = [*measured.generated.tolist(), *measured.real.tolist()]
     found["precision"] = collection["PrecisionRecall"].measure()["precision"]
-    is_copy, threshold, _ = collection["Copies"].find_copies()
+    is_copy, threshold, _ = collection["Copies"].measure()
     found |= {"copies": is_copy.tolist(), "threshold": threshold}
-    found["correct"] = collection["ClassAccuracy"].find_correct().tolist()
+    found["correct"] = collection["ClassAccuracy"].measure().tolist()
     return found
 
 

@@ -26,7 +26,7 @@ def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str]
         result.json of the best settings of one run, and the reason; None for
         several runs or without results.
     """
-    from diffusion_lit.figures import pareto
+    from diffusion_lit.figures.evaluations import draw_pareto, format_pareto
 
     jobs = sweeps.write_sweep_results(sweep)
     keys, measured = sweeps.find_swept_keys(jobs), sweeps.list_metrics(jobs)
@@ -38,8 +38,8 @@ def summarize_evaluations(sweep: Path, names: Sequence[str]) -> tuple[dict, str]
     summary.print_lines(*summary.format_failures(jobs, keys))
     if not metric:
         return None
-    figure = pareto.draw_pareto(jobs, keys, metric, sweep / "pareto.png")
-    summary.print_lines(pareto.format_pareto(jobs, keys, metric, others))
+    figure = draw_pareto(jobs, keys, metric, sweep / "pareto.png")
+    summary.print_lines(format_pareto(jobs, keys, metric, others))
     summary.print_lines(f"figure     {run_dir.display_path(figure)}")
     summary.print_lines(f"table      {run_dir.display_path(sweep / 'results.csv')}")
     print_comparison(sweep, jobs, keys, metric)
@@ -107,7 +107,7 @@ def draw_beside_teacher(out: Path, run: Path, result: dict, metric: str) -> None
         result: of the evaluation.
         metric: drawn where there is no FD.
     """
-    from diffusion_lit.figures import pareto
+    from diffusion_lit.figures.evaluations import draw_pareto, format_pareto
 
     distill = stored_config.read_model_config(run).get("distill")
     metric = "fd" if "fd" in result else metric
@@ -123,8 +123,8 @@ def draw_beside_teacher(out: Path, run: Path, result: dict, metric: str) -> None
                 sampler = other["settings"]["sampler"]["name"]
                 jobs.append(sweeps.Job(file.parent, {"model": model, "sampler": sampler}, other))
     if any(job.overrides["model"] == "teacher" and job.value(metric) is not None for job in jobs):
-        pareto.draw_pareto(jobs, ["model", "sampler"], metric, out / "pareto.png")
+        draw_pareto(jobs, ["model", "sampler"], metric, out / "pareto.png")
         for job in jobs:
             job.result["seconds_per_image"] = job.result["seconds"] / job.result["num_images"]
-        summary.print_lines(pareto.format_pareto(jobs, ["model", "sampler"], metric, ["recall", "seconds_per_image"]))
+        summary.print_lines(format_pareto(jobs, ["model", "sampler"], metric, ["recall", "seconds_per_image"]))
         summary.print_lines(f"figure     {run_dir.display_path(output.final_folder(out)) / 'pareto.png'}")

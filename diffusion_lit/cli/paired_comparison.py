@@ -1,7 +1,8 @@
 """Print and draw how evaluations differ: the settings of a sweep from the first ones, or one from a `baseline`.
 
-The first settings are known before anything is measured. The best ones are not: a choice
-among many after the fact looks better than it is, and so would every difference from it.
+The first settings are known before anything is measured. The best ones are not:
+a choice among many after the fact looks better than it is, and so would every
+difference from it.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from diffusion_lit.config.metric_columns import COLUMNS
 from diffusion_lit.evaluation.comparison import INDISTINGUISHABLE, Difference, compare, load_evaluation
 from diffusion_lit.runs import sweeps
+from diffusion_lit.system.console import create_table
 
 Differences = list[tuple[str, Difference]]  # from the first settings, by the label of the others
 
@@ -50,13 +52,7 @@ def format_comparison(title: str, heading: str, rows: Sequence[tuple[str, str, D
         heading: of the column of differences.
         rows: name, metric and difference of each.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column(title)
-    for name in (heading, "± sampling", "± training", "± reference"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    table = create_table([title], [heading, "± sampling", "± training", "± reference"])
     for name, metric, found in rows:
         column = COLUMNS[metric]
         verdict = found.verdict(column.higher_is_better)
@@ -73,7 +69,7 @@ def format_comparison(title: str, heading: str, rows: Sequence[tuple[str, str, D
 
 def write_comparison(baseline: str, rows: Differences, metric: str, folder: Path) -> Path:
     """Write comparison.json and comparison.png, and return the path of the figure."""
-    from diffusion_lit.figures.forest import draw_differences
+    from diffusion_lit.figures.evaluations import draw_differences
 
     content = {
         "metric": metric,

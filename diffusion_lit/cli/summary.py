@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lit.runs import run_dir, sweeps
-from diffusion_lit.system.console import escape_lines
+from diffusion_lit.system.console import create_table, escape_lines
 from diffusion_lit.system.errors import CheckpointError, ConfigError, OutputError, report_errors
 
 MAX_FAILURES = 8  # listed one by one
@@ -78,14 +78,7 @@ def format_summary(groups: list[sweeps.JobGroup], keys: list[str], names: Sequen
         keys: swept keys, without the seed.
         names: metrics.
     """
-    from rich.table import Table
-
-    numbers = Table(box=None, pad_edge=False)
-    for key in keys:
-        numbers.add_column(key)
-    for name in ("n", *[cell for metric in names for cell in (metric, "± 95 %")], "not finished"):
-        numbers.add_column(name, justify="right")
-    numbers.add_column("")
+    numbers = create_table(keys, ["n", *[cell for metric in names for cell in (metric, "± 95 %")], "not finished"])
     for k, group in enumerate(groups):
         unfinished = sum(job.status != "finished" for job in group.jobs)
         means = [sweeps.compute_mean_of_jobs(group.jobs, metric) for metric in names]

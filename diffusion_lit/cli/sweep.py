@@ -21,8 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lit.cli import summary
-from diffusion_lit.cli.distinct_jobs import require_distinct
-from diffusion_lit.cli.sweep_metric import check_metric
+from diffusion_lit.cli.sweep_checks import check_metric, require_distinct
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import run_dir, run_lock, sweeps

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from diffusion_lit.cli.distinct_jobs import refuse_run_dir
+from diffusion_lit.cli.sweep_checks import refuse_run_dir
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
 from diffusion_lit.config.expand import expand_overrides, merge_run_length
 from diffusion_lit.config.overrides import format_override, read_override

@@ -34,11 +34,3 @@ def check_preview_prompts(v: dict) -> Iterator[str]:
 def has_text_encoder(v: dict) -> bool:
     """Return whether a text encoder is chosen."""
     return any(key.startswith("text_encoder.") for key in v)
-
-
-CAPTION_CHECKS = (
-    check_captions,
-    check_streamed_captions,
-    check_caption_colors,
-    check_preview_prompts,
-)

@@ -28,7 +28,7 @@ from diffusion_lit.config.paths import make_absolute
 from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, find_argument_faults, flatten
-from diffusion_lit.system.errors import ConfigError, Exit, UserError
+from diffusion_lit.system.errors import ConfigError, Exit, UserError, raise_faults
 
 SELECTED_SOURCE = "diffusion_lit.data.sources.selection.SelectedSource"
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
@@ -72,8 +72,7 @@ def compose_configs(
             faults.append(str(error).partition("Config search path")[0].strip().replace("\n", "\n  "))
             if re.search(r"hydra/(launcher|sweeper)/", faults[-1]):
                 faults.append('joblib, submitit and optuna are plugins: pip install "diffusion_lit[sweeps]"')
-    if faults:
-        raise ConfigError("\n  ".join(["invalid configuration:", *dict.fromkeys(faults)]))
+    raise_faults("invalid configuration:", [*dict.fromkeys(faults)])
     return configs
 
 

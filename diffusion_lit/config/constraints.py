@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from diffusion_lit.config.caption_keys import CAPTION_CHECKS
+from diffusion_lit.config import caption_keys
 from diffusion_lit.config.few_steps import check_lcm_steps, check_stages, check_student_sampler, check_teacher_guidance
 from diffusion_lit.config.metric_columns import COLUMNS, METRIC_COLUMNS
 from diffusion_lit.config.value_types import format_value
@@ -285,7 +285,8 @@ CHECKS = (
     check_prediction_type, check_betas, check_sigmas, check_scheduler_prediction, check_sampler_steps,
     check_time_embedding, check_guidance, check_guidance_details, check_ema_interval, check_staircase,
     check_train_batches, check_condition, check_distinct, check_editing, check_shards, check_format,
-    check_model_interpolations, check_streaming, *CAPTION_CHECKS,
+    check_model_interpolations, check_streaming, caption_keys.check_captions,
+    caption_keys.check_streamed_captions, caption_keys.check_caption_colors, caption_keys.check_preview_prompts,
     check_alpha, check_value_range, check_tiles, check_best_by, check_skins, check_strategy, check_batch_size,
     check_stages, check_teacher_guidance, check_student_sampler, check_lcm_steps, check_sync_batchnorm,
 )  # fmt: skip

@@ -2,16 +2,29 @@
 
 from collections.abc import Collection
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.config.compose import compose_configs, compose_hydra_settings
-from diffusion_lit.config.debug import add_debug_overrides
+from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.overrides import format_override, read_override
+from diffusion_lit.config.targets import locate
 from diffusion_lit.system.errors import ConfigError
 
 PUBLISHED = {  # of a process chosen on the command line; weighting= and sampler= choose others
     "flow": {"weighting": "uniform", "sampler": "flow_euler"},  # Lipman et al. 2023, Esser et al. 2024
     "edm": {"weighting": "uniform", "sampler": "heun"},  # Karras et al. 2022
+}
+TINY = {  # the run of `debug=on`, on synthetic images, in seconds on a CPU
+    "name": "debug",
+    "run_dir": "outputs/debug/${now:%Y-%m-%d_%H-%M-%S}-${hex:4}",  # also with name=: resume=auto must not find it
+    "max_steps": 2,
+    "global_batch_size": 4,
+    **dict.fromkeys(("log_every", "val_every", "sample_every", "checkpoint_every"), 1),
+    **dict.fromkeys(("ema.update_every", "lr_schedule.warmup_steps", "strategy.accumulate"), 1),
+    "diffusion.num_train_timesteps": 20,
+    "sampler.steps": 2,
+    "sampler.batch_size": 16,
+    "init_from": None,
 }
 
 
@@ -73,3 +86,42 @@ def add_defaults(overrides: list[str]) -> list[str]:
     if values.get("data", "digits") != "digits":
         implied = {"experiment": "none"} | implied
     return [*[f"{key}={value}" for key, value in implied.items() if key not in values], *overrides]
+
+
+def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
+    """Return the overrides with those of a tiny run before them.
+
+    Keys that they set are left alone.
+
+    Args:
+        overrides: overrides of `train` without `debug=on`.
+        config: their composed configuration; values may be missing.
+    """
+    keys = {override.partition("=")[0].lstrip("+") for override in overrides}
+    values = {key: value for key, value in TINY.items() if _has_key(config, key)}
+    network = locate(config.model._target_)
+    if hasattr(network, "debug_arguments"):
+        small = network.debug_arguments(OmegaConf.to_container(config.model, resolve=True))
+        values |= {f"model.{key}": value for key, value in small.items()}
+    values |= {"logger": "none"}
+    if read_override("max_epochs", overrides) is not None:
+        del values["max_steps"]
+    common = {f"data.{key}" for key in OmegaConf.load(CONF / "data" / "synthetic.yaml")}
+    has_data = "data" in keys or any(key.startswith("data.") for key in keys - common)
+    if not has_data and not config.data._target_.endswith(".Digits"):
+        names = ("image_size", "channels", "num_classes", "labels")
+        values |= {"data": "synthetic"} | {f"data.{name}": config.data[name] for name in names if name in config.data}
+        if config.get("text_encoder"):  # synthetic images have no captions
+            values |= {"text_encoder": "none", "preview_prompts": None}
+        if config.data.get("label_column") == "none":
+            values["data.labels"] = "none"
+    added = {key: value for key, value in values.items() if key not in keys}
+    if "run_dir" in added:  # with interpolations, which format_override escapes
+        overrides = [f"run_dir={added.pop('run_dir')}", *overrides]
+    return [*[format_override(key, value) for key, value in added.items()], *overrides]
+
+
+def _has_key(config: DictConfig, key: str) -> bool:
+    """Return whether a key exists, even if it is null."""
+    group, _, last = key.rpartition(".")
+    return last in (OmegaConf.select(config, group) if group else config)

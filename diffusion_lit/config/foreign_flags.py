@@ -88,13 +88,7 @@ OVERRIDES = {  # with {} for the value -> flags
     "model=unet model.layers_per_block={}": "num_res_blocks",
 }
 VALUES = {  # key -> values of others and what they are here
-    "strategy.precision": {
-        "no": "32-true",
-        "none": "32-true",
-        "fp32": "32-true",
-        "fp16": "16-mixed",
-        "bf16": "bf16-mixed",
-    },
+    "strategy.precision": dict.fromkeys(("no", "none", "fp32"), "32-true") | {"fp16": "16-mixed", "bf16": "bf16-mixed"},
     "diffusion.prediction_type": {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"},
     "diffusion.beta_schedule": {"squaredcos_cap_v2": "cosine", "sigmoid": "cosine"},
     "diffusion": {"vp": "ddpm", "ve": "ddpm"},
@@ -127,15 +121,10 @@ SAMPLE_FLAGS: dict[str, Translate] = {name: text for text, names in SAMPLE_OVERR
 SAMPLE_FLAGS |= {"seeds": _seeds}
 SWITCHES = {  # overrides of a flag without a value or with true, and with false
     "center_crop": ("data.fit=crop", ""),
-    "random_flip": ("data.flip=0.5", "data.flip=0"),
-    "augment_horizontal_flip": ("data.flip=0.5", "data.flip=0"),
-    "xflip": ("data.flip=0.5", "data.flip=0"),
-    "cond": ("", "data.labels=none"),
-    "class_cond": ("", "data.labels=none"),
+    **dict.fromkeys(("random_flip", "augment_horizontal_flip", "xflip"), ("data.flip=0.5", "data.flip=0")),
+    **dict.fromkeys(("cond", "class_cond"), ("", "data.labels=none")),
     "use_ema": ("ema=power", "ema=none"),
-    "amp": ("strategy.precision=16-mixed", "strategy.precision=32-true"),
-    "fp16": ("strategy.precision=16-mixed", "strategy.precision=32-true"),
-    "use_fp16": ("strategy.precision=16-mixed", "strategy.precision=32-true"),
+    **dict.fromkeys(("amp", "fp16", "use_fp16"), ("strategy.precision=16-mixed", "strategy.precision=32-true")),
     "bench": ("trainer.benchmark=true", "trainer.benchmark=false"),
     "min_snr_loss_weight": ("weighting=min_snr", "weighting=snr"),
     "dry_run": ("plan=true", ""),

@@ -221,9 +221,10 @@ class Batches:
 class ValidationBatches:
     """A fixed random order of the validation images, in dicts like those of `Batches`.
 
-    Batches are the same for every number of ranks up to `num_images` / 64, and rank r gets
-    batches r, r + world, ...: sums over all of them do not depend on that number. With more
-    ranks batches are smaller, so that every rank has one.
+    Batches are the same for every number of ranks up to `num_images` / 64, and
+    rank r gets batches r, r + world, ...: sums over all of them do not depend
+    on that number. With more ranks batches are smaller, so that every rank has
+    one.
 
     Args:
         store: the validation images.

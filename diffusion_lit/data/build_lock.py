@@ -1,9 +1,10 @@
 """Build a file once for many processes and hosts: one builds, the others wait for it.
 
-A builder writes a temporary file and renames it when it is complete, so no process ever
-reads half a file, and two builders do no harm. The lock only saves the second one the work:
-where a file system has no locks, or the host that holds one is lost, the others build for
-themselves. The builder writes its progress into the lock file.
+A builder writes a temporary file and renames it when it is complete, so no
+process ever reads half a file, and two builders do no harm. The lock only saves
+the second one the work: where a file system has no locks, or the host that
+holds one is lost, the others build for themselves. The builder writes its
+progress into the lock file.
 """
 
 import errno

@@ -4,7 +4,6 @@
 2. A CRC-32 checksum, uint32 (1,), of the first array.
 """
 
-import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import read_arrays
 from diffusion_lit.imaging.color_names import COLOR_NAMES, name_colors
 from diffusion_lit.system.console import progress_bar
+from diffusion_lit.system.files import digest_text
 
 RULE_VERSION = 1  # of `name_colors`; another number names the colors again
 NONE = 255
@@ -42,8 +42,7 @@ def load_colors(images: np.ndarray, file: Path | None) -> list[list[str]]:
             np.save(opened, numbers)
             np.save(opened, np.array([zlib.crc32(numbers)], np.uint32))
 
-    digest = hashlib.blake2b(f"{RULE_VERSION} {file.name}".encode(), digest_size=8)
-    path = file.with_name(f"colors-{digest.hexdigest()}.npy")
+    path = file.with_name(f"colors-{digest_text(f'{RULE_VERSION} {file.name}')}.npy")
     build_once(path, build)
 
     def is_intact(numbers: np.ndarray, checksum: np.ndarray) -> bool:

@@ -20,7 +20,7 @@ from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.data.streaming import StreamedStore
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, describe_change, summarize_images
 from diffusion_lit.imaging.sizes import ImageSize
-from diffusion_lit.system.errors import CheckpointError, ConfigError
+from diffusion_lit.system.errors import CheckpointError, raise_faults
 
 SOURCE_KEYS = ("streaming", "caption_column")  # of a source, which fit some arguments only
 
@@ -114,9 +114,8 @@ class ImageDataModule(L.LightningDataModule):
     def _require_fitting(self) -> None:
         """Raise UserError (exit 2) for arguments that the command line refuses together."""
         own = {key: getattr(self.source, key) for key in SOURCE_KEYS if hasattr(self.source, key)}
-        faults = find_conflicts({f"data.{key}": value for key, value in (self.config | own).items()})
-        if faults:
-            raise ConfigError("\n  ".join(["the arguments do not fit:", *faults]))
+        settings = {f"data.{key}": value for key, value in (self.config | own).items()}
+        raise_faults("the arguments do not fit:", find_conflicts(settings))
 
     @property
     def class_names(self) -> list[str]:

@@ -31,6 +31,7 @@ from diffusion_lit.data.value_ranges import resolve_value_range
 from diffusion_lit.imaging.sizes import ImageSize, grow_size, height_width
 from diffusion_lit.system.console import progress_bar
 from diffusion_lit.system.errors import DataError
+from diffusion_lit.system.files import digest_text
 
 CACHE_VERSION = 4  # of the file layout
 
@@ -264,8 +265,7 @@ def _number_images(stream: ImageStream, labels: list[int], hashes: array) -> Ite
 
 def _cache_key(split: Split, decoding: Decoding) -> str:
     """Return a digest that changes with the files, their sizes and times, and with the decoding."""
-    text = f"{CACHE_VERSION} {astuple(decoding)} {fingerprint_images(split.images)}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return digest_text(f"{CACHE_VERSION} {astuple(decoding)} {fingerprint_images(split.images)}")
 
 
 def _show_progress(total: int | None, name: str, report: ReportProgress) -> Iterator[int]:

@@ -1,10 +1,11 @@
 """Images that fit nowhere: read again in every epoch, in an order that is a function of the seed and the position.
 
-A table is read in ranges of rows (row groups of parquet files, ranges of an Arrow table).
-An epoch puts all ranges in a random order, cuts this sequence into `LANES` equal lanes,
-which are read in parallel, one image of each in turn, and shuffles every `WINDOW` images
-that arrive so. Every image comes once in an epoch, any position is found by counting, and
-the memory does not grow with the data set.
+A table is read in ranges of rows (row groups of parquet files, ranges of an
+Arrow table). An epoch puts all ranges in a random order, cuts this sequence
+into `LANES` equal lanes, which are read in parallel, one image of each in turn,
+and shuffles every `WINDOW` images that arrive so. Every image comes once in an
+epoch, any position is found by counting, and the memory does not grow with the
+data set.
 
 How well this shuffles: a window holds `LANES` runs of `WINDOW` / `LANES` neighboring rows,
 from other places in each epoch. With row groups of a hundred images that is as good as a
@@ -30,6 +31,7 @@ from diffusion_lit.data.sources.row_groups import ArrowRows, LabeledImage, Parqu
 from diffusion_lit.data.validation_split import NO_HASHES
 from diffusion_lit.diffusion.seeds import item_seed
 from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.files import digest_text
 
 log = logging.getLogger(__name__)
 EVERY_EPOCH = "every_epoch"  # the value of `data.streaming`
@@ -69,8 +71,7 @@ class StreamedTable:
     @property
     def fingerprint(self) -> str:
         """Return a digest of the table and the ranges."""
-        text = f"{self.table.fingerprint} {[astuple(rows) for rows in self.ranges]}"
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return digest_text(f"{self.table.fingerprint} {[astuple(rows) for rows in self.ranges]}")
 
     def on_cached(self) -> None:
         """Do nothing."""
@@ -216,5 +217,4 @@ class StreamedStore:
     @cached_property
     def fingerprint(self) -> str:
         """Return 16 hex digits of which rows the table has where, and of the decoding; not of the pixels."""
-        text = f"{self.table.fingerprint} {astuple(self.decoding)}"
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return digest_text(f"{self.table.fingerprint} {astuple(self.decoding)}")

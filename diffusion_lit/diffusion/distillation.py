@@ -1,9 +1,10 @@
 """Distillation into few steps: what a student of n DDIM steps learns from a teacher that takes more.
 
-Levels count from 0, the clean image, to N, the noisiest one; N are those of a teacher of N
-steps, and every second one is one of the student. They are the timesteps of DDIM with
-`timestep_spacing=trailing`. The student learns to go in one step to its next level, where
-its teacher arrives in two (Salimans & Ho 2022, algorithm 2).
+Levels count from 0, the clean image, to N, the noisiest one; N are those of a
+teacher of N steps, and every second one is one of the student. They are the
+timesteps of DDIM with `timestep_spacing=trailing`. The student learns to go in
+one step to its next level, where its teacher arrives in two (Salimans & Ho
+2022, algorithm 2).
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """Exchange small Python values between the processes (ranks) of a run.
 
 Data, seeds and decisions must be the same on every rank. These functions wrap
-`torch.distributed` so that the calling code needs no case for a run of one process: there,
-each function returns at once. Torch is imported only when needed.
+`torch.distributed` so that the calling code needs no case for a run of one
+process: there, each function returns at once. Torch is imported only when
+needed.
 """
 
 import os

@@ -1,8 +1,9 @@
 """Keep the ranks of a run together where one of them could fail or see different files.
 
-A rank that raises while the others enter a collective leaves them waiting. So errors are
-exchanged first, and then raised on every rank with one message. Before training, each host
-checks that it sees the checkpoint and the same images as rank 0.
+A rank that raises while the others enter a collective leaves them waiting. So
+errors are exchanged first, and then raised on every rank with one message.
+Before training, each host checks that it sees the checkpoint and the same
+images as rank 0.
 """
 
 import hashlib

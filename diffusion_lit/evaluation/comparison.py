@@ -5,7 +5,6 @@ their difference leaves out. An evaluation writes the influence of each image be
 result.json, so that any two can be compared later.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import torch
 
 from diffusion_lit.evaluation.intervals import Estimate, Measurement, standard_error, student_quantile
 from diffusion_lit.evaluation.metrics import Comparison
-from diffusion_lit.system.files import write_atomically
+from diffusion_lit.system.files import digest_text, write_atomically
 
 FILE = "influences.npz"
 INDISTINGUISHABLE = "cannot be distinguished"
@@ -73,7 +72,7 @@ def save_measurements(folder: Path, comparison: Comparison, result: dict) -> Non
     settings = result["settings"]
     pairing = {key: settings[key] for key in ("seed", "reference")} | {"features": settings["features"]["digest"]}
     pairing |= {"labels": comparison.generated.labels.tolist()}
-    digest = hashlib.blake2b(json.dumps(pairing, sort_keys=True).encode(), digest_size=8).hexdigest()
+    digest = digest_text(json.dumps(pairing, sort_keys=True))
     arrays: dict[str, np.ndarray] = {"run": np.array(result["run"]), "pairing": np.array(digest)}
     for name, measured in comparison.measurements.items():
         arrays[f"{name}/value"] = np.array(measured.value)

@@ -175,8 +175,9 @@ def kernel_distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> Measu
 def subset_kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return KID as papers report it: mean and standard deviation over 100 random subsets of 1,000 images of each set.
 
-    The mean estimates the same number as `kernel_distance` without labels, with a larger variance.
-    The standard deviation is that of one subset (Binkowski et al. 2018), no error of the mean.
+    The mean estimates the same number as `kernel_distance` without labels, with a
+    larger variance. The standard deviation is that of one subset (Binkowski et al.
+    2018), no error of the mean.
     """
     generator, values = torch.Generator().manual_seed(0), []
     for _ in range(SUBSETS):

@@ -162,8 +162,9 @@ def make_inception(images: RealImages) -> FeatureExtractor:
 def make_efficientnet(images: RealImages) -> FeatureExtractor:
     """Return the 1280 pooled features of EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet.
 
-    Its weights come with a package, so the numbers are the same on every machine, without a
-    download. Images are resized to 96 px, as `to_rgb` makes them.
+    Its weights come with a package, so the numbers are the same on every
+    machine, without a download. Images are resized to 96 px, as `to_rgb` makes
+    them.
 
     Raises:
         UserError: exit 2 without the packages.

@@ -10,7 +10,6 @@ measure with the same classes, on features that they keep.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -57,9 +56,13 @@ class ImageMetric(Metric):
             if not len(states[name]):
                 states[name].append(torch.zeros(0, *shape, dtype=dtype, device=self.device))
 
-    def _share(self) -> AbstractContextManager:
-        """Return a context in which the states are those of all processes."""
-        return self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync)
+    def measure(self) -> Any:
+        """Return all that is known of the number, of the images of all processes; see `_measure` of the metric."""
+        with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
+            return self._measure()
+
+    def _measure(self) -> Any:
+        raise NotImplementedError
 
 
 class FeatureMetric(ImageMetric):
@@ -103,16 +106,8 @@ class DistanceMetric(FeatureMetric):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """Return the distance."""
-        return torch.tensor(self._measure(*self._features()).value)
-
-    def measure(self) -> Measurement:
-        """Return the distance with the influence of each image, on all processes."""
-        with self._share():
-            return self._measure(*self._features())
-
-    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
-        raise NotImplementedError
+        """Return the distance; `measure` has the influence of each image as well."""
+        return torch.tensor(self._measure().value)
 
 
 class KernelDistance(DistanceMetric):
@@ -128,8 +123,8 @@ class KernelDistance(DistanceMetric):
         super().__init__(extractor, **kwargs)
         self.labels = labels
 
-    def _measure(self, generated: Tensor, real: Tensor) -> Measurement:
-        return kernel_distance(generated, real, self.labels)
+    def _measure(self) -> Measurement:
+        return kernel_distance(*self._features(), self.labels)
 
 
 class FrechetDistance(DistanceMetric):
@@ -166,7 +161,8 @@ class FrechetDistance(DistanceMetric):
         generated = dim_zero_cat(self.generated)
         return generated, self.statistics.to(generated.device)
 
-    def _measure(self, generated: Tensor, real: RealFeatures) -> Measurement:
+    def _measure(self) -> Measurement:
+        generated, real = self._features()
         if reason := too_few_images(len(generated), *real.shape):
             raise ValueError(reason)
         return frechet_distance(generated, unwrap(real))
@@ -178,8 +174,9 @@ class FrechetDistance64(FrechetDistance):
     It needs 320 images.
     """
 
-    def _measure(self, generated: Tensor, real: RealFeatures) -> Measurement:
-        return super()._measure(*project_all([generated, real], real))
+    def _features(self) -> list[RealFeatures | None]:
+        generated, real = super()._features()
+        return project_all([generated, real], real)
 
 
 def project_all(sets: Sequence[RealFeatures | None], real: RealFeatures) -> list[RealFeatures | None]:
@@ -215,17 +212,11 @@ class PrecisionRecall(FeatureMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the four shares by name."""
-        values = precision_recall(*self._features())
-        return {name: torch.tensor(_value(value)) for name, value in values.items()}
+        return {name: torch.tensor(getattr(share, "value", share)) for name, share in self._measure().items()}
 
-    def measure(self) -> dict[str, Estimate | float]:
-        """Return the four shares, those that have one with their interval, on all processes."""
-        with self._share():
-            return precision_recall(*self._features())
-
-
-def _value(number: Estimate | float) -> float:
-    return number.value if isinstance(number, Estimate) else number
+    def _measure(self) -> dict[str, Estimate | float]:
+        """Return the four shares, those that have one with their interval."""
+        return precision_recall(*self._features())
 
 
 class Copies(FeatureMetric):
@@ -248,14 +239,10 @@ class Copies(FeatureMetric):
 
     def compute(self) -> Tensor:
         """Return the share."""
-        return self._find_copies()[0].double().mean()
+        return self._measure()[0].double().mean()
 
-    def find_copies(self) -> tuple[Tensor, float, Neighbors]:
-        """Return which generated images are copies, (N,), the threshold, and their neighbors, on all processes."""
-        with self._share():
-            return self._find_copies()
-
-    def _find_copies(self) -> tuple[Tensor, float, Neighbors]:
+    def _measure(self) -> tuple[Tensor, float, Neighbors]:
+        """Return which generated images are copies, (N,), the threshold, and their neighbors."""
         generated, training = self._features()
         search = NeighborSearch(training)
         threshold = choose_threshold(search(dim_zero_cat(self.validation)) if len(self.validation) else None)
@@ -286,9 +273,8 @@ class ClassAccuracy(ImageMetric):
 
     def compute(self) -> Tensor:
         """Return the share."""
-        return dim_zero_cat(self.is_correct).double().mean()
+        return self._measure().double().mean()
 
-    def find_correct(self) -> Tensor:
-        """Return which images are classified as their class, (N,), on all processes."""
-        with self._share():
-            return dim_zero_cat(self.is_correct)
+    def _measure(self) -> Tensor:
+        """Return which images are classified as their class, (N,)."""
+        return dim_zero_cat(self.is_correct)

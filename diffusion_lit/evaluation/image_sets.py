@@ -66,8 +66,9 @@ def make_reference(
 ) -> Reference:
     """Return the reference of at most `limit` real images of each split, with the extractor of that name.
 
-    Other features than those of the classifier come with one as well, if there are classes and
-    `with_classifier`. With `statistics` there are no images in it.
+    Other features than those of the classifier come with one as well, if there
+    are classes and `with_classifier`. With `statistics` there are no images in
+    it.
     """
     extractor = features.FEATURE_EXTRACTORS[name](real)
     classifier = extractor if name == "classifier" else None

@@ -1,8 +1,10 @@
 """The metrics of `evaluate`: functions from a comparison of generated and real images to entries of result.json.
 
-To add a metric, write a function of a `Comparison`, add it to `METRICS`, describe its numbers
-in `METRIC_COLUMNS` of `diffusion_lit.config.metric_columns`, and add its name to the types of
-`metrics` and `best_by` in the yaml files. Tests check that each metric is complete.
+To add a metric, write a function of a `Comparison`, add it to `METRICS`,
+describe its numbers in `METRIC_COLUMNS` of
+`diffusion_lit.config.metric_columns`, and add its name to the types of
+`metrics` and `best_by` in the yaml files. Tests check that each metric is
+complete.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,7 +112,7 @@ class Comparison:
             metric.update(pixel_vectors(training.images.flip(-1), PIXELS), real=True)
         if self.reference.val:
             metric.update(_vectors(self.reference.val, space), real=True, validation=True)
-        is_copy, threshold, neighbors = metric.find_copies()
+        is_copy, threshold, neighbors = metric.measure()
         return FoundCopies(is_copy, threshold, neighbors._replace(index=neighbors.index % len(training)))
 
 
@@ -211,7 +213,7 @@ def score_class_accuracy(classifier: FeatureExtractor, images: Tensor, labels: S
 def _is_correct(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> Tensor:
     metric = ClassAccuracy(lambda x: features.predict_classes(classifier, classifier(x)), sync_on_compute=False)
     metric.update(images, torch.as_tensor(labels))
-    return metric.find_correct()
+    return metric.measure()
 
 
 def compute_memorization(c: Comparison) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Mean and covariance of the features of real images, all that a Fréchet distance needs of them, as a file.
 
-The file is an `.npz` with `mu` and `sigma`, as EDM's fid.py and pytorch-fid read and write it. Here
-it also holds `N`, `features`, `digest`, `resize` and `fingerprint`, which others leave out.
+The file is an `.npz` with `mu` and `sigma`, as EDM's fid.py and pytorch-fid read and
+write it. Here it also holds `N`, `features`, `digest`, `resize` and `fingerprint`,
+which others leave out.
 """
 
 import zipfile

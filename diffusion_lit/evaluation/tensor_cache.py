@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion_lit.system.errors import Exit, UserError
-from diffusion_lit.system.files import write_atomically
+from diffusion_lit.system.files import digest_text, write_atomically
 from diffusion_lit.system.platform import lock
 
 
@@ -31,7 +31,7 @@ def load_or_make(kind: str, key: dict[str, str], make: Callable[[], dict[str, Te
     from safetensors.torch import save_file
 
     folder = Path(os.environ.get("DIFFUSION_LIT_CACHE", "~/.cache/diffusion_lit")).expanduser()
-    path = folder / f"{kind}-{hashlib.blake2b(_format_key(key).encode(), digest_size=8).hexdigest()}.safetensors"
+    path = folder / f"{kind}-{digest_text(_format_key(key))}.safetensors"
     with _exclusive(path):
         if path.exists():
             return _load(path, key)

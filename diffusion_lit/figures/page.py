@@ -17,15 +17,8 @@ from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.system.console import escape_controls, escape_lines, join_names, progress_bar
 from diffusion_lit.system.errors import UserError
 
-COMPARED = (
-    "train/loss",
-    "val/loss",
-    "val/error",
-    "kid",
-    "fd",
-    "class_accuracy",
-    "images_per_second",
-)  # curves of all runs
+# curves of all runs
+COMPARED = ("train/loss", "val/loss", "val/error", "kid", "fd", "class_accuracy", "images_per_second")
 MAX_CURVES = 10  # runs in one plot
 MAX_KEYS = 4  # in the name of a curve
 MAX_EVALUATIONS = 20  # rows of the table, newest first

@@ -1,5 +1,7 @@
-"""Contact sheets: one row of images for each class or each group of duplicates, as the network would get them."""
+"""The folder of an audit, with contact sheets: a row of images, as the network gets them, for a class or duplicates."""
 
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.imaging.rows import choose_rows, describe_rows
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.inspection.image_facts import ImageFacts
+from diffusion_lit.runs import output
 from diffusion_lit.system.console import join_names
 
+log = logging.getLogger(__name__)
 MAX_ROWS = 24
 SHEET_WIDTH = 1000  # px, about
 MAX_NAME = 28  # characters of a file name
@@ -86,3 +90,19 @@ def _draw_sheet(
     in_rows = [name for name, row in rows.items() for _ in row]
     names = [name for name in rows if isinstance(name, str)]
     return add_checkerboard(draw_row_grid(images, in_rows, names, title))
+
+
+def write_audit(out: Path, findings: dict, facts: list, splits: dict, labels, decoding, class_names: list[str]) -> None:
+    """Write audit.json, and contact sheets of images as the network would see them."""
+    (out / "audit.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
+    good = [k for k, fact in enumerate(facts) if fact.error is None]
+    sheets = {
+        "images.png": contact_sheet(splits, good, labels, decoding, class_names),
+        "duplicates.png": duplicate_sheet(splits, facts, findings, decoding),
+    }
+    for name, sheet in sheets.items():
+        if sheet:
+            sheet.save(out / name)
+    final = output.final_folder(out)
+    log.info("%-11s%s", "written", ", ".join(str(final / name) for name, sheet in sheets.items() if sheet))
+    log.info("%-11s%s", "", final / "audit.json")

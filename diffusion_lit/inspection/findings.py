@@ -113,7 +113,8 @@ def propose_overrides(
 ) -> tuple[dict[str, object], str]:
     """Return keys of the `data` group and their values that suit these images, where they differ.
 
-    The second result is the image size and the reason, or nothing where it is not proposed.
+    The second result is the image size and the reason, or nothing where it is
+    not proposed.
 
     Args:
         findings: see `summarize_facts`.

@@ -22,8 +22,9 @@ class DiT(nn.Module):
     shift the norms of every block and gate its residuals. Gates and output start at
     zero, so that every block starts as the identity.
 
-    With a text encoder y is a prompt: every block attends to its tokens, as in PixArt-alpha
-    (Chen et al. 2023), and their mean is added to the embedding of the time.
+    With a text encoder y is a prompt: every block attends to its tokens, as in
+    PixArt-alpha (Chen et al. 2023), and their mean is added to the embedding of
+    the time.
 
     Args:
         image_size: each side a multiple of `patch_size`.

@@ -1,7 +1,8 @@
 """What networks do with a prompt: read its tokens, and project them to the channels of the network.
 
-Every prompt gets a first token that is always there, the null token. So the null prompt,
-which has no other, is the network without a condition, and attention always has a token.
+Every prompt gets a first token that is always there, the null token. So the
+null prompt, which has no other, is the network without a condition, and
+attention always has a token.
 """
 
 from typing import NamedTuple

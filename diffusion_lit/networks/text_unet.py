@@ -17,9 +17,10 @@ MASKED = -10_000.0  # what UNet2DConditionModel adds to the attention on a token
 class TextUNet(nn.Module):
     """A UNet2DConditionModel behind forward(x_t, t, y).
 
-    Its attention levels attend to the tokens of the prompt (`encoder_hid_proj`), and the
-    mean of the tokens is added to the time embedding (`class_embedding`). Token numbers are
-    one-hot vectors to both, so an exported network needs nothing beside its own weights.
+    Its attention levels attend to the tokens of the prompt
+    (`encoder_hid_proj`), and the mean of the tokens is added to the time
+    embedding (`class_embedding`). Token numbers are one-hot vectors to both, so
+    an exported network needs nothing beside its own weights.
 
     Args:
         image_size: each side a multiple of 2^(len(block_out_channels) - 1).

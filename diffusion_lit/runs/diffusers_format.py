@@ -15,7 +15,7 @@ from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import checkpoints, pretrained
 from diffusion_lit.runs.run_dir import find_newest_run, is_diffusers_folder, is_run_dir
 from diffusion_lit.runs.warm_start import resolve_architecture
-from diffusion_lit.system.errors import ConfigError
+from diffusion_lit.system.errors import ConfigError, raise_faults
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 # the third is of the class-conditional source project: unet and scheduler alone, with class labels
@@ -82,8 +82,7 @@ def read_diffusers_config(folder: Path) -> dict:
     """
     index, scheduler = (pretrained.read_json(folder / name) for name in ("model_index.json", SCHEDULER_CONFIG))
     faults = [*_find_pipeline_faults(index), *_find_scheduler_faults(scheduler)]
-    if faults:
-        raise ConfigError("\n  ".join([f"run={folder}: this pipeline cannot be sampled:", *faults]))
+    raise_faults(f"run={folder}: this pipeline cannot be sampled:", faults)
     network = pretrained.read_unet_config(str(folder), "run")
     size, channels, num_classes = network.get("sample_size"), network.get("in_channels", 3), _count_classes(network)
     data = {"image_size": size, "channels": channels, "num_classes": num_classes}

@@ -13,8 +13,8 @@ from diffusion_lit.config.compose import build_source
 from diffusion_lit.config.overrides import format_override, read_override
 from diffusion_lit.config.value_types import format_value
 from diffusion_lit.runs import output, run_dir, stored_config, sweeps
-from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler, raise_faults
-from diffusion_lit.system.errors import CheckpointError, ConfigError
+from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
+from diffusion_lit.system.errors import CheckpointError, ConfigError, raise_faults
 
 SAMPLE_KEYS = (  # not of evaluate
     "classes", "context", "images_per_class", "per_class", "interpolate", "init", "mask", "palette", "format",
@@ -86,7 +86,7 @@ def check_evaluation(config: DictConfig) -> None:
             faults.append(f"{where}: their classes are {found}, the model's are {expected}")
         if config.reference_split == "val" and "val" not in source.splits() and not data["val_fraction"]:
             faults.append("reference_split=val: the run has no validation split")
-    raise_faults(faults, "evaluated")
+    raise_faults("the run cannot be evaluated with these settings:", faults)
 
 
 def make_reference_config(config: DictConfig, run_config: dict) -> dict:

@@ -27,7 +27,8 @@ from torch import Tensor
 class DiffusionLitPipeline(DiffusionPipeline):
     """Generates the images of `python -m diffusion_lit.sample` with the same seed, steps and batch size.
 
-    All names are in the class: diffusers loads the files of several models into one module.
+    All names are in the class: diffusers loads the files of several models into
+    one module.
     """
 
     _optional_components: ClassVar[list[str]] = ["scheduler"]  # processes of continuous time have none

@@ -21,7 +21,8 @@ FAST_FLAGS = (AMX, AVX512)  # of a CPU; a forward pass gains by either
 def speed_up(model: TrainedModel, config: DictConfig, num_images: int) -> TrainedModel:
     """Return the model with `precision`, `compile` and the batch size for a request; its network is changed in place.
 
-    Pixels depend on all three, so a manifest lists them. `precision=auto` is logged with its reason.
+    Pixels depend on all three, so a manifest lists them. `precision=auto` is logged
+    with its reason.
 
     Args:
         model: as loaded.

@@ -154,14 +154,8 @@ def text_settings(model: TrainedModel) -> dict | None:
     encoder = model.config.get("text_encoder") or {}
     if "words" not in encoder:
         return None
-    return {
-        "words": encoder["words"],
-        "rare_words": encoder["rare_words"],
-        "max_tokens": encoder["max_tokens"],
-        "buckets": encoder["buckets"],
-        "ngram": encoder["ngram"],
-        "preview_prompts": model.config["preview_prompts"],
-    }
+    settings = {key: encoder[key] for key in ("words", "rare_words", "max_tokens", "buckets", "ngram")}
+    return settings | {"preview_prompts": model.config["preview_prompts"]}
 
 
 def make_scheduler(model: TrainedModel) -> DDPMScheduler | DDIMScheduler | None:

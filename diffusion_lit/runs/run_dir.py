@@ -123,7 +123,8 @@ def require_unused(run: Path) -> None:
 def require_possible(folder: Path, key: str) -> None:
     """Raise UserError if the folder of a key cannot be made: exit 2 for a name too long, else exit 5.
 
-    A folder is made beside it, and removed, to find out: /proc has write permission too.
+    A folder is made beside it, and removed, to find out: /proc has write
+    permission too.
     """
     long = [name for name in folder.parts if len(os.fsencode(name)) > MAX_NAME_BYTES]
     if long:
@@ -186,7 +187,8 @@ def read_run_config(run: Path) -> dict:
 def read_overrides(run: Path, start: int = -1) -> list[str]:
     """Return the command-line overrides of a start of a run, the last one by default.
 
-    They are those of command.txt. A published model has one command, in its config.yaml.
+    They are those of command.txt. A published model has one command, in its
+    config.yaml.
 
     Raises:
         UserError: exit 4 if the command is missing or damaged, or if it overrides Hydra's own

@@ -23,7 +23,7 @@ from diffusion_lit.runs import checkpoints, diffusers_format, run_dir, stored_co
 from diffusion_lit.runs.resume import flatten_config
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
 from diffusion_lit.sampling.labels import Label, make_blend, parse_class, row_names
-from diffusion_lit.system.errors import ConfigError
+from diffusion_lit.system.errors import ConfigError, raise_faults
 from diffusion_lit.system.imports import import_torch
 
 SMALL = 2**30  # bytes of images that every machine has room for
@@ -101,7 +101,7 @@ def check_sampling(config: DictConfig) -> None:
         fault = f"sampler={config.sampler.name} cannot start from a partly noised image"
         faults.append(f"init: {fault}. Choose one of: {', '.join(able)}")
     faults += find_format_faults(config, run_config["data"])
-    raise_faults(faults, "sampled")
+    raise_faults("the run cannot be sampled with these settings:", faults)
     check_palette(config, run_config)
     read_originals(config, run_config)
 
@@ -149,12 +149,6 @@ def check_space(config: DictConfig, data: dict, num_labels: int) -> None:
         space = f"{size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of {where} are free"
         hint = "Generate fewer" + ("" if config.shards else ", or write them to the disk with shards= and out=")
         raise ConfigError(f"{key}={config[key]}: the images take {space}. {hint}")
-
-
-def raise_faults(faults: list[str], verb: str) -> None:
-    """Raise UserError (exit 2) with all faults, if there are any."""
-    if faults:
-        raise ConfigError("\n  ".join([f"the run cannot be {verb} with these settings:", *faults]))
 
 
 def read_originals(config: DictConfig, run_config: dict):

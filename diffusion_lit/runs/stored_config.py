@@ -28,7 +28,8 @@ def read_model_config(folder: Path) -> dict:
 def read_sampling_config(run: Path, checkpoint: str = "last") -> dict:
     """Return the configuration with sampler and guidance of sampling.yaml, if there is one.
 
-    The steps of a student are those that it has learned at a checkpoint: "last", "best" or a step.
+    The steps of a student are those that it has learned at a checkpoint: "last", "best"
+    or a step.
 
     Raises:
         UserError: exit 4 if one of the two files is damaged.

@@ -6,7 +6,7 @@ from diffusion_lit.config.groups import CONF, list_option_keys, list_options
 from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.value_types import describe_type, format_value, matches
 from diffusion_lit.system.console import CONTROLS
-from diffusion_lit.system.errors import ConfigError
+from diffusion_lit.system.errors import raise_faults
 
 # what a trained model is loaded with; other keys are those of the class, or of training
 REQUIRED = {
@@ -27,16 +27,13 @@ def check_values(config: dict, where: object) -> None:
     """Raise UserError (exit 2) if a stored configuration lacks a key or has a value of another type or range."""
     groups = [group for group in REQUIRED if group != "distill" or config.get("distill")]  # it is empty in most runs
     faults = [fault for group in groups for fault in _find_group_faults(config, group)] or list(_find_misfits(config))
-    if faults:
-        more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
-        raise ConfigError("\n  ".join([f"{where}: its configuration cannot be used:", *faults[:5], *more]))
+    raise_faults(f"{where}: its configuration cannot be used:", faults, most=5)
 
 
 def check_architecture(architecture: dict, where: object) -> None:
     """Raise UserError (exit 2) if arguments of a UNet2DModel, from a config.json, have another type or range."""
     faults = list(_find_group_faults({"model": {"_target_": UNET2D} | architecture}, "model"))
-    if faults:
-        raise ConfigError("\n  ".join([f"{where}: its config.json cannot be used:", *faults[:5]]))
+    raise_faults(f"{where}: its config.json cannot be used:", faults, most=5)
 
 
 def _find_group_faults(config: dict, group: str) -> Iterator[str]:

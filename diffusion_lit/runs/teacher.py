@@ -11,7 +11,7 @@ from diffusion_lit.runs.diffusers_format import resolve_run
 from diffusion_lit.runs.run_dir import read_published_command, require_run_dir
 from diffusion_lit.runs.sample_request import TRAINING_ONLY
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS
-from diffusion_lit.system.errors import ConfigError
+from diffusion_lit.system.errors import ConfigError, raise_faults
 
 GROUPS = ("model", "diffusion")  # which a student has from its teacher
 DATA_KEYS = ("image_size", "channels", "class_names")
@@ -81,8 +81,7 @@ def check_teacher(config: dict) -> None:
         for key in theirs
         if theirs[key] != ours.get(key) and key not in FREE
     ]
-    if faults:
-        raise ConfigError("\n  ".join([f"{run} cannot teach this student. Leave out:", *faults]))
+    raise_faults(f"{run} cannot teach this student. Leave out:", faults)
 
 
 def _flatten_fixed(config: dict) -> dict:

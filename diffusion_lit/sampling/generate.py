@@ -34,10 +34,11 @@ def generate(
 ) -> Tensor:
     """Return x float32 (N, C, H, W) on the CPU, for `Codec.decode`.
 
-    Image k depends on `seeds[k]`, `y[k]` and in an edit on its original alone. Images are made
-    `sampler.batch_size` at a time and the last chunk is filled up, because the last bits of a
-    convolution depend on the batch size. Noise comes from one CPU generator per image, on every
-    device; for a GPU that of the next chunk is drawn meanwhile.
+    Image k depends on `seeds[k]`, `y[k]` and in an edit on its original alone.
+    Images are made `sampler.batch_size` at a time and the last chunk is filled
+    up, because the last bits of a convolution depend on the batch size. Noise
+    comes from one CPU generator per image, on every device; for a GPU that of
+    the next chunk is drawn meanwhile.
 
     Args:
         net: network, with guidance if any.

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from logging.config import dictConfig
 
@@ -181,6 +181,17 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
         disable=not (visible and console.is_terminal),
         transient=transient,
     )
+
+
+def create_table(left: Sequence[str], right: Sequence[str]):
+    """Return a rich table without borders: columns to the left, then to the right, and last one for remarks."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for names, side in ((left, "left"), (right, "right"), ([""], "left")):
+        for name in names:
+            table.add_column(name, justify=side)
+    return table
 
 
 def format_progress(task, unit: str) -> str:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
@@ -81,6 +81,13 @@ class OutputError(UserError):
 
     def __init__(self, message: str):
         super().__init__(Exit.OUTPUT, message)
+
+
+def raise_faults(head: str, faults: Sequence[str], most: int | None = None) -> None:
+    """Raise ConfigError with a line for each fault, of many for the first ones, if there are any."""
+    if faults:
+        more = [f"and {len(faults) - most} more"] if most and len(faults) > most else []
+        raise ConfigError("\n  ".join([head, *faults[:most], *more]))
 
 
 @contextmanager

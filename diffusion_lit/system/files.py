@@ -1,5 +1,6 @@
 """Files that are written atomically: a reader sees the old content or the new, never a part of it."""
 
+import hashlib
 import os
 import platform
 import re
@@ -59,6 +60,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     """
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def digest_text(text: str) -> str:
+    """Return 16 hex digits that depend on a text."""
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def normalize_name(name: str) -> str:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 def pause_garbage_collection() -> Iterator[None]:
     """Collect no garbage inside of a block of imports, and never search what it imports.
 
-    Importing torch, Lightning and diffusers makes almost a million objects that stay. Looking
-    for garbage among them takes a fifth of the time of the imports, and again when the
-    process ends. Only for commands, since garbage of before the block stays as well.
+    Importing torch, Lightning and diffusers makes almost a million objects that
+    stay. Looking for garbage among them takes a fifth of the time of the
+    imports, and again when the process ends. Only for commands, since garbage
+    of before the block stays as well.
     """
     was_enabled, count = gc.isenabled(), len(sys.modules)
     gc.disable()

@@ -114,10 +114,11 @@ def peak_memory_bytes() -> float:
 def keep_freed_memory() -> bool:
     """Let glibc reuse freed tensors instead of returning their memory to the system.
 
-    By default blocks above a threshold of at most 32 MiB are mapped again for every tensor, and
-    the kernel fills each page with zeros at its first use. Called before torch is imported.
-    Nothing happens on other systems, with another C library, with `DIFFUSION_LIT_MALLOC=system`,
-    or if the user has set glibc's own variables.
+    By default blocks above a threshold of at most 32 MiB are mapped again for
+    every tensor, and the kernel fills each page with zeros at its first use.
+    Called before torch is imported. Nothing happens on other systems, with
+    another C library, with `DIFFUSION_LIT_MALLOC=system`, or if the user has
+    set glibc's own variables.
 
     Returns:
         Whether glibc accepted the settings.

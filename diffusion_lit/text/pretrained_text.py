@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lit.system.errors import CheckpointError, ConfigError
+from diffusion_lit.system.files import digest_text
 from diffusion_lit.text.embedding_cache import EmbeddingCache
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # weights, and what a tokenizer reads
@@ -67,8 +68,8 @@ class PretrainedTextEncoder:
 
     def use_cache(self, folder: Path, captions: Sequence[str]) -> None:
         """Embed captions once for all processes, into a file of the folder."""
-        key = hashlib.blake2b("\n".join([str(self.digest), str(self.max_tokens), *captions]).encode(), digest_size=8)
-        self.cache = EmbeddingCache(folder / f"text-{key.hexdigest()}.npy", captions, self._embed)
+        key = digest_text("\n".join([str(self.digest), str(self.max_tokens), *captions]))
+        self.cache = EmbeddingCache(folder / f"text-{key}.npy", captions, self._embed)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return vectors with their weights, float32 (N, L, D + 1), zeros after the last token."""

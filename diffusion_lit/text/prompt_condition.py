@@ -1,8 +1,9 @@
 """Prompts as a condition: y are the tokens of a text, and blends of texts.
 
-Tokens are y (B, L) int64 with 0 for padding, or vectors y (B, L, D + 1) float whose last
-column is the weight of the token, 0 for padding. With weights, a token number is such a
-vector with D = 1. The null is y of zeros, a text without tokens.
+Tokens are y (B, L) int64 with 0 for padding, or vectors y (B, L, D + 1) float
+whose last column is the weight of the token, 0 for padding. With weights, a
+token number is such a vector with D = 1. The null is y of zeros, a text without
+tokens.
 """
 
 from collections.abc import Mapping, Sequence

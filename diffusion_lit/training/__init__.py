@@ -17,7 +17,6 @@ What a step does
   module                         DiffusionModule: loss, validation, optimizer step, state of a checkpoint
   ema, optimizers, running_statistics, noise_levels, validation_metric
   callbacks/                     what follows a step, one concern a file; their order: build_run.RunCallbacks
-  loss_window                    losses and skipped steps between two rows of metrics.csv
   collective_sampling            generate images on all ranks
   loggers/                       tensorboard, W&B and others
 

@@ -51,8 +51,9 @@ def can_compile(strategy: dict) -> bool:
 def supports_channels_last(config: dict) -> bool:
     """Return whether most weights of the network are convolutions, and it runs in this memory format.
 
-    A network that flattens its features with `view` does not. It is tried on the meta device,
-    without memory; one that cannot be built there stays as it is.
+    A network that flattens its features with `view` does not. It is tried on
+    the meta device, without memory; one that cannot be built there stays as it
+    is.
     """
     data = config["data"]
     try:

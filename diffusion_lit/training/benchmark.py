@@ -1,7 +1,8 @@
 """Measure speed and memory of training settings for one recipe, with the parts of a run. No files are kept.
 
-Each measurement is a short fit with the run's module, optimizer, EMA and batches. What else
-a run does (sampling, validation, checkpoints) is done once, or in part.
+Each measurement is a short fit with the run's module, optimizer, EMA and
+batches. What else a run does (sampling, validation, checkpoints) is done once,
+or in part.
 """
 
 import copy

@@ -1,7 +1,8 @@
 """Resolve `strategy.precision=auto`: bf16-mixed where the device multiplies bfloat16 fast, else 32-true.
 
-Training is compute bound: with AMX a step in bfloat16 takes about half the time of one in
-float32. Without such instructions it is emulated and can take many times longer.
+Training is compute bound: with AMX a step in bfloat16 takes about half the time
+of one in float32. Without such instructions it is emulated and can take many
+times longer.
 """
 
 import logging

@@ -46,9 +46,10 @@ class StageDecay:
 class StudentModule(DiffusionModule):
     """Trains `net`, which starts with the weights of its teacher, to sample in few steps.
 
-    The stage is a function of the step. At the start of a stage the teacher becomes the EMA of
-    the stage before, and so does the student. The teacher is part of each checkpoint, and a
-    checkpoint at the end of a stage holds the teacher of that stage.
+    The stage is a function of the step. At the start of a stage the teacher
+    becomes the EMA of the stage before, and so does the student. The teacher is
+    part of each checkpoint, and a checkpoint at the end of a stage holds the
+    teacher of that stage.
 
     Validation measures the same error as training, on the student's own noise levels.
 

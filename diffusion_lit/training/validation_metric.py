@@ -22,9 +22,10 @@ class LossByNoiseLevel(Metric):
     - `bins`: the unweighted error of the output in each of the ten bins, NaN in bins that
       the process does not reach.
 
-    `error` does not depend on weighting, prediction type or the distribution of timesteps.
-    Compare schedules that reach the same bins (`ValidationLevels.empty`). `bits_per_dim` has all
-    terms of the bound, and compares all processes.
+    `error` does not depend on weighting, prediction type or the distribution of
+    timesteps. Compare schedules that reach the same bins
+    (`ValidationLevels.empty`). `bits_per_dim` has all terms of the bound, and
+    compares all processes.
     """
 
     full_state_update = False

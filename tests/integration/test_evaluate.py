@@ -27,7 +27,7 @@ from diffusion_lit.evaluation.metrics import (
     compute_per_class,
     labels_in_proportion,
 )
-from diffusion_lit.figures.pareto import find_pareto_front
+from diffusion_lit.figures.evaluations import find_pareto_front
 from diffusion_lit.runs import checkpoints, stored_config
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sweeps import Job

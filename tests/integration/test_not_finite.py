@@ -16,7 +16,7 @@ from diffusion_lit.runs import checkpoints, step_record
 from diffusion_lit.runs.build import make_diffusion, make_network
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.training import ema as averaging
-from diffusion_lit.training.loss_window import LossWindow
+from diffusion_lit.training.callbacks.non_finite_guard import LossWindow
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import run, signal_at_step, start, trace
 

@@ -11,11 +11,12 @@ class with two members:
         def splits(self) -> dict[str, Split]:
             return {"train": Split(paths, labels)}  # and "val", where the source has a validation split
 
-It may have attributes for the summary of a run and for `audit`: `notes`, a list of lines, and
-`left_out`, the names of what is not used by the reason (`format_left_out`). Beside the class
-there is a file `conf/data/stripes.yaml`, a copy of `conf/data/image_folder.yaml` with another
-`_target_` and these keys. Nothing here imports torch, so that a missing folder is reported
-within a second.
+It may have attributes for the summary of a run and for `audit`: `notes`, a list
+of lines, and `left_out`, the names of what is not used by the reason
+(`format_left_out`). Beside the class there is a file `conf/data/stripes.yaml`,
+a copy of `conf/data/image_folder.yaml` with another `_target_` and these keys.
+Nothing here imports torch, so that a missing folder is reported within a
+second.
 """
 
 import hashlib

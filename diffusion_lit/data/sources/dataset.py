@@ -21,10 +21,11 @@ ITEM = "return (image, label), the image alone, or a dict with image and label"
 class DatasetSource:
     """The items of a dataset: `(image, label)`, an image, or a dict with the keys image and label.
 
-    An image is a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W),
-    uint8 or in `data.value_range`. Items are decoded once, so random augmentation
-    belongs in `data.transforms`. Where the dataset has `targets` (labels, in order) or
-    `classes` (their names), as those of torchvision do, they are used.
+    An image is a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or
+    (C, H, W), uint8 or in `data.value_range`. Items are decoded once, so random
+    augmentation belongs in `data.transforms`. Where the dataset has `targets`
+    (labels, in order) or `classes` (their names), as those of torchvision do,
+    they are used.
 
     Args:
         dataset: the dataset, or its class by `_target_` with the arguments.

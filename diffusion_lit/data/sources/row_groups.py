@@ -1,6 +1,5 @@
 """Tables that can be read from any row on: row groups of parquet files, ranges of an Arrow table."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from diffusion_lit.data.decoding import Encoded
 from diffusion_lit.data.sources.data_source import file_state
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import DataError
-from diffusion_lit.system.files import write_atomically
+from diffusion_lit.system.files import digest_text, write_atomically
 
 READ_ROWS = 64  # rows that are read at once
 READ_BYTES = 2**20  # bytes of a column that are read at once, so that large row groups are never in memory as a whole
@@ -154,7 +153,7 @@ def read_row_groups(
         DataError: if a file is damaged, or lacks one of the columns.
     """
     states = [*columns, *(file if "://" in file else file_state(Path(file)) for file in files)]
-    key = hashlib.blake2b("\0".join(states).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    key = digest_text("\0".join(states))
     cached = cache_dir / f"parts-{key}.json" if cache_dir else None
     if cached:
         with suppress(OSError, ValueError):  # missing, or damaged
@@ -164,7 +163,7 @@ def read_row_groups(
         metadata = list(pool.map(partial(_read_metadata, columns=columns), files))
     groups, digests = ([one[k] for one in metadata] for k in range(2))
     text = repr([(Path(file).name, own) for file, own in zip(files, digests, strict=True)])
-    result = groups, digests, _digest(text)
+    result = groups, digests, digest_text(text)
     if cached:
         with suppress(OSError):  # a read-only folder; the metadata is read again the next time
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -183,11 +182,7 @@ def _read_metadata(url: str, columns: Sequence[str]) -> tuple[list[int], list[st
             )
         groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
         described = [[_describe_column(group.column(k)) for k in range(group.num_columns)] for group in groups]
-        return [group.num_rows for group in groups], [_digest(repr(one)) for one in described]
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return [group.num_rows for group in groups], [digest_text(repr(one)) for one in described]
 
 
 def _describe_column(column) -> tuple:

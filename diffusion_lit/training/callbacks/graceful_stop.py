@@ -29,10 +29,11 @@ def ends_run(number: int) -> bool:
 class GracefulStop(StepCallback):
     """Acts on a signal at the end of a step on which all ranks agree, as the last callback of the step.
 
-    Its handlers replace those of Lightning, which broadcast inside the handler and can
-    hang. Between two rows of metrics.csv no rank waits for the others: they exchange signals
-    while the next step runs, and act on them after it. At a row, and in a run of one process,
-    they act at once, so that nothing that a signal has cut short is passed over.
+    Its handlers replace those of Lightning, which broadcast inside the handler
+    and can hang. Between two rows of metrics.csv no rank waits for the others:
+    they exchange signals while the next step runs, and act on them after it. At
+    a row, and in a run of one process, they act at once, so that nothing that a
+    signal has cut short is passed over.
 
     Attributes:
         signal: number of the signal that this rank has received, 0 for none.

@@ -64,10 +64,11 @@ class StepCallback(L.Callback):
     collectives on all ranks or none, and let no rank raise alone
     (`distributed/consistency.py`).
 
-    To add one, add a field to `RunCallbacks` and build it in `make_callbacks`, both in
-    `diffusion_lit.training.build_run`. It cannot be
-    named by `_target_`, because it takes the state that all share. It acts in runs of `train`,
-    not with `trainer.fast_dev_run` or `plan=true`, and not in a Trainer of your own.
+    To add one, add a field to `RunCallbacks` and build it in `make_callbacks`,
+    both in `diffusion_lit.training.build_run`. It cannot be named by
+    `_target_`, because it takes the state that all share. It acts in runs of
+    `train`, not with `trainer.fast_dev_run` or `plan=true`, and not in a
+    Trainer of your own.
 
     Args:
         run: the run folder.

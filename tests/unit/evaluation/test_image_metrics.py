@@ -105,7 +105,7 @@ def test_planted_copies_are_found():
     real, new = draw(300, 0), draw(100, 1)
     metric = fill(Copies(flatten), real, torch.cat([real[:20], new]))
     metric.update(draw(200, 2), real=True, validation=True)
-    is_copy, threshold, neighbors = metric.find_copies()
+    is_copy, threshold, neighbors = metric.measure()
     assert is_copy[:20].all()
     assert is_copy[20:].double().mean() <= 0.05
     assert 0 < threshold <= 1 / 3

@@ -1,9 +1,11 @@
-"""Quality over cost of one checkpoint's sampling settings."""
+"""Figures of evaluations: quality over cost of sampling settings, and differences from the first settings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lit.figures.style import BLUE, GRAY, ORANGE, create_axes, save_figure
 from diffusion_lit.runs.sweeps import HIGHER_IS_BETTER, Job, rank_value, shorten_number
+from diffusion_lit.system.console import create_table
 
 MAX_LABELS = 12  # of points; of more only those of the front have a label
 
@@ -25,11 +27,7 @@ def find_pareto_front(jobs: list[Job], metric: str) -> list[Job]:
 
 def format_pareto(jobs: list[Job], keys: list[str], metric: str, metrics: list[str]):
     """Return a rich Table with a row for each evaluation, best first; the Pareto front is marked."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in (*keys, "NFE", f"{metric} and its 95 % interval", *metrics, ""):
-        table.add_column(name, justify="left" if name in keys else "right")
+    table = create_table(keys, ["NFE", f"{metric} and its 95 % interval", *metrics])
     front = find_pareto_front(jobs, metric)
     for job in sort_jobs(jobs, metric):
         low, high = (job.result.get(f"{metric}_{end}") for end in ("low", "high"))
@@ -68,4 +66,28 @@ def draw_pareto(jobs: list[Job], keys: list[str], metric: str, path: Path) -> Pa
     ax.set_xticks(ticks, [f"{cost:g}" for cost in ticks])
     ax.minorticks_off()
     ax.margins(x=0.1)  # room for the label of the last point
+    return save_figure(figure, path)
+
+
+def draw_differences(
+    baseline: str, rows: Sequence[tuple[str, tuple[float, float, float]]], metric: str, path: Path
+) -> Path:
+    """Write a plot with a line for each setting: difference and 95 % interval; gray where it includes 0.
+
+    Args:
+        baseline: label of the first settings, with which the others are compared.
+        rows: label and (value, low, high) of each other setting.
+        metric: name of the number.
+        path: of the PNG.
+    """
+    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    figure, ((ax,),) = create_axes(1, 1, f"{metric}: difference from the first, {baseline} ({better} is better)")
+    figure.set_size_inches(8, 1.6 + 0.3 * len(rows))
+    for y, (_, (value, low, high)) in enumerate(rows):
+        color = GRAY if low <= 0 <= high else ORANGE
+        ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", ms=4, color=color, capsize=2)
+    ax.axvline(0, color=BLUE, linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("difference and its 95 % interval; gray: includes 0")
     return save_figure(figure, path)
