@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffusion_lit.config.targets import locate
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import CheckpointError
 
 # Factor on the learning rate as a function of the progress from the end of the warm-up (0) to the last step (1) and of
 # the `lr_schedule` group. Progress is an exact fraction: rounding at the edge of a stair would cost a step.
@@ -82,10 +82,9 @@ def replace_settings(checkpoint: dict, groups: Sequence[dict], factor: Callable[
     """
     stored = checkpoint["optimizer_states"][0]["param_groups"]
     if len(stored) != len(groups):
-        raise UserError(
-            Exit.CHECKPOINT,
+        raise CheckpointError(
             f"the checkpoint is of an optimizer with {len(stored)} parameter groups, the optimizer has {len(groups)}. "
-            "Resume with the optimizer of the run.",
+            "Resume with the optimizer of the run."
         )
     bases = [group["lr"] for group in groups]
     rates = [base * factor(checkpoint["global_step"]) if factor else base for base in bases]

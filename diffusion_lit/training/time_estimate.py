@@ -34,7 +34,8 @@ def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measur
 
     def count(*intervals: str) -> int:
         lengths = [config[name] for name in intervals if config[name]]
-        return sum(step == steps[-1] or any(step % length == 0 for length in lengths) for step in steps)
+        multiples = (range(-(-steps.start // length) * length, steps.stop, length) for length in lengths)
+        return len(set(steps[-1:]).union(*multiples))
 
     fraction = _count_steps(benchmark, config) / _count_steps(benchmark, benchmark.config)  # of the measured steps
 
