@@ -254,7 +254,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
         if takes_betas and scheduler.timesteps.is_floating_point():
             scheduler.timesteps = scheduler.timesteps.round()
             signal = scheduler.alphas_cumprod[scheduler.timesteps.long()]
-            scheduler.sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]])
+            scheduler.sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]]).double()
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         scheduler.is_scale_input_called = True

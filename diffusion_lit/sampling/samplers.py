@@ -73,7 +73,8 @@ class Sampler:
         if takes_betas and scheduler.timesteps.is_floating_point():  # round to the nearest level
             scheduler.timesteps = scheduler.timesteps.round()
             signal = scheduler.alphas_cumprod[scheduler.timesteps.long()]
-            scheduler.sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]])
+            sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]])
+            scheduler.sigmas = sigmas.double()  # "ancestral" subtracts squares that float32 rounds below 0
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)  # else looked up by timestep, and Karras sigmas have some twice
         scheduler.is_scale_input_called = True  # avoids a warning: `scheduler_scale` does the scaling

@@ -255,6 +255,19 @@ def test_every_sampler_stands_any_number_of_steps(name, steps, shrinkage):
     assert_moments(gaussian_images(COSINE, "v_prediction", name, steps=steps), shrinkage)
 
 
+@each("process", [COSINE, LINEAR], ids=id_of)
+def test_the_ancestral_sampler_is_finite_with_few_steps(process):
+    """Between far levels its variance is the difference of two nearly equal squares."""
+    x0_hat = torch.zeros(2, 1, 4, 4)
+    for steps in range(2, 12):
+        sampler = sampler_of("euler_a", steps=steps)
+        scheduler, x = sampler.build_scheduler(process), first_noise((1, 4, 4), range(2))
+        for k in range(steps - 1):
+            x = sampler.step(scheduler, k, x0_hat, x, process, [torch.Generator().manual_seed(j) for j in range(2)])
+            assert x.dtype == torch.float32
+            assert x.isfinite().all(), (steps, k)
+
+
 def test_ddim_left_to_itself_takes_a_wrong_next_timestep(monkeypatch):
     # t - 1000 // 600 = t - 1, while the next of its own list is t - 1 or t - 2: noise is left in the image
     assert error_of_flow(LINEAR, "epsilon", "ddim", steps=600) < 0.003
