@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Sweep
 from hydra.errors import HydraException
 
 from diffusion_lit.config.schema import MAPPINGS, is_open
@@ -77,8 +77,7 @@ def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Ov
     try:
         override = parser.parse_override(text)
     except HydraException as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"cannot be parsed ({why}). {_suggest_quotes(text)}") from None
+        raise ValueError(f"cannot be parsed ({_explain_syntax(text, error)}). {_suggest_quotes(text)}") from None
     if not override.is_sweep_override():
         return [override]
     if not multirun:
@@ -87,11 +86,23 @@ def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Ov
     sweep = override.value()
     if isinstance(sweep, RangeSweep) and (count := _count_values(sweep)) > MAX_JOBS:
         raise ValueError(f"{count:,} values are too many, at most {MAX_JOBS:,} are possible. Use a larger step")
+    if isinstance(sweep, ChoiceSweep) and any(isinstance(value, Sweep) for value in sweep.list):
+        raise ValueError("a range, glob or sort cannot be one value of several. Write all values, such as key=0,1,2")
     values = [sweep.start, sweep.end] if override.is_interval_sweep() else override.sweep_string_iterator()
     column = [parser.parse_override(f"{override.get_key_element()}={value}") for value in islice(values, MAX_JOBS + 1)]
     if not column:
         raise ValueError("the sweep has no values")
     return column
+
+
+def _explain_syntax(text: str, error: HydraException) -> str:
+    """Return what is wrong with an override, in place of the list of symbols that the parser expects."""
+    value = text.partition("=")[2]
+    if re.search(r"[,\[({]\s*,|,\s*($|[\])}])", value):
+        return "a value is missing beside a comma"
+    if any(value.count(left) != value.count(right) for left, right in ("()", "[]", "{}")):
+        return "a bracket has no counterpart"
+    return re.sub(r"^\w+ while evaluating [^:]*: ", "", str(error).splitlines()[0])
 
 
 def _count_values(sweep: RangeSweep) -> int:
