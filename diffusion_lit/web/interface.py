@@ -6,11 +6,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
 
 from diffusion_lit.imaging.grids import save_gif
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.web.session import ALL, MAX_IMAGES, MAX_SCALE, ImageSession, Request, Result
+from diffusion_lit.web.session import ALL, MAX_IMAGES, MAX_SCALE, ImageSession, Request
 
 MAX_QUEUE = 8  # waiting visitors; one is served at a time
 MAX_FILES = 256 * 2**20  # bytes of generated files that are kept, the newest
@@ -68,7 +69,7 @@ def build_page(
         quiet = {"show_progress": "hidden", "trigger_mode": "always_last", "api_name": False}
         button.click(generate, inputs, outputs, api_name="generate", **network)
         for control in filter(lambda control: isinstance(control, gr.Slider), inputs):
-            control.input(draw, [live, *inputs], [image, slider, command], **network, **quiet)
+            control.input(draw, [live, *inputs], outputs, **network, **quiet)
         slider.input(select_frame, [frames, slider], image, **quiet)
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
@@ -91,20 +92,24 @@ def make_handlers(
         request = read_request(label, count, seed, sampler_name, steps, scale, mix)
         with errors_for_visitor():
             result = session.generate(request, on_step)
-        png, gif = write_files(result, home)
+        png = write_png(result.frames[-1], home)
+        save_gif(result.frames, gif := png.with_name("denoising.gif"))
         last = len(result.frames) - 1
         slider = gr.Slider(maximum=max(1, last), value=last, interactive=last > 0)
-        files = gr.DownloadButton(value=png), gr.DownloadButton(value=gif)
+        files = gr.DownloadButton(value=str(png)), gr.DownloadButton(value=str(gif), interactive=True)
         neighbors = session.find_neighbors(result.images)
-        return png, slider, result.frames, neighbors, *files, format_command(request)
+        return str(png), slider, result.frames, neighbors, *files, format_command(request)
 
     def draw(is_live, *values):
         if not is_live:
-            return gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * 7
         remove_oldest_files(home)
         request = read_request(*values)
-        with errors_for_visitor():  # the frames belong to the image before
-            return session.draw(request), gr.Slider(interactive=False), format_command(request)
+        with errors_for_visitor():
+            png = str(write_png(session.draw(request), home))
+        # there are no frames and no neighbors of this image
+        files = gr.DownloadButton(value=png), gr.DownloadButton(interactive=False)
+        return png, gr.Slider(interactive=False), [], None, *files, format_command(request)
 
     def select_frame(frames, k):
         remove_oldest_files(home)
@@ -162,12 +167,10 @@ def make_command_box() -> gr.Code:
     )
 
 
-def write_files(result: Result, home: Path) -> tuple[str, str]:
-    """Write images.png and denoising.gif into a new folder, and return both paths."""
-    folder = Path(tempfile.mkdtemp(dir=home))
-    result.frames[-1].save(folder / "images.png")
-    save_gif(result.frames, folder / "denoising.gif")
-    return str(folder / "images.png"), str(folder / "denoising.gif")
+def write_png(image: Image.Image, home: Path) -> Path:
+    """Write images.png into a new folder, and return its path."""
+    image.save(path := Path(tempfile.mkdtemp(dir=home)) / "images.png")
+    return path
 
 
 def remove_oldest_files(home: Path, limit: int = MAX_FILES) -> None:
@@ -185,7 +188,8 @@ def remove_oldest_files(home: Path, limit: int = MAX_FILES) -> None:
         excess -= size
         with suppress(OSError):
             path.unlink()
-            path.parent.rmdir()  # if it is empty now
+            if path.parent != home:
+                path.parent.rmdir()  # if it is empty now
 
 
 def to_int(value: object) -> object:

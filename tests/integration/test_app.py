@@ -377,7 +377,7 @@ def test_the_slider_shows_the_way_from_noise(browser, address):
     )
 
 
-def test_the_page_draws_while_a_slider_moves_if_it_is_asked_to(browser, address, session):
+def test_the_page_draws_while_a_slider_moves_if_it_is_asked_to(browser, address, session, tmp_path):
     page = opened(browser, address)
     first = generated(page)
     mix = page.get_by_label("mix with the next seed").first
@@ -393,8 +393,13 @@ def test_the_page_draws_while_a_slider_moves_if_it_is_asked_to(browser, address,
     )
     with urllib.request.urlopen(page.get_attribute('img[src*="/file="]', "src")) as file:
         shown = np.array(Image.open(io.BytesIO(file.read())).convert("RGB"))
-    drawn = session.draw(Request(ALL, 16, 0, "ddim", 4, 1.0, 0.5))
-    assert np.array_equal(shown, np.array(drawn.convert("RGB")))
+    drawn = np.array(session.draw(Request(ALL, 16, 0, "ddim", 4, 1.0, 0.5)).convert("RGB"))
+    assert np.array_equal(shown, drawn)
+    # the file is that of the image that is shown, and the film of another image cannot be had
+    assert np.array_equal(np.array(downloaded(page, "PNG", tmp_path / "drawn.png").convert("RGB")), drawn)
+    assert page.locator("button:has-text('GIF')").is_disabled()
+    generated(page, page.get_attribute('img[src*="/file="]', "src"))
+    assert page.locator("button:has-text('GIF')").is_enabled()
 
 
 def test_without_gradio_it_says_what_to_install(tiny_run, tmp_path):
