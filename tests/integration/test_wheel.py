@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import urllib.request
 import venv
 import zipfile
@@ -87,3 +88,16 @@ def test_the_wheel_carries_the_configuration_and_works_outside_the_checkout(tmp_
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "diffusion_lit.diffusion.weighting.P2" in out.stdout
+
+
+def test_the_source_distribution_has_what_the_wheel_and_the_tests_need(tmp_path):
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        inside = {name.partition("/")[2] for name in file.getnames()}
+    files = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    assert {name.partition("/")[0] for name in inside} == files | {"diffusion_lit", "conf", "tests"}
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        assert file.relative_to(ROOT).as_posix() in inside
