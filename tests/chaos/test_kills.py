@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lit.runs import checkpoints
-from diffusion_lit.runs.run_dir import read_result
+from diffusion_lit.runs.run_dir import is_run_dir, read_result
 from tests.equal_runs import SETTINGS, assert_equal_runs
 from tests.runs import run, start
 
@@ -50,7 +50,7 @@ def kill_until_finished(settings: list[str], folder: Path, dice: random.Random, 
     """Start, kill and resume a run until it finishes; return the number of kills, at most `most`."""
     kills, newest = 0, 0
     while read_result(folder).get("status") != "finished":
-        begun = (folder / "command.txt").exists()
+        begun = is_run_dir(folder)  # by config.yaml, which is written last
         if not begun and folder.exists():
             subprocess.run(["rm", "-r", folder], check=True)  # killed before there was anything to resume
         overrides = [f"resume={folder}"] if begun else [*settings, f"run_dir={folder}"]

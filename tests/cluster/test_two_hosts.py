@@ -232,7 +232,10 @@ def test_without_a_shared_file_system_rank_0_alone_writes(hosts, apart, tmp_path
     [
         (lambda root: (root / "b" / "3.png").unlink(), "missing on host2: b/3.png"),
         (lambda root: Image.new("L", (8, 8), 99).save(root / "a" / "4.png"), "with different content: a/4.png"),
-        (lambda root: root.rename(root.parent / "elsewhere"), "error: rank 2 on host2: data.root=images"),
+        (
+            lambda root: root.rename(root.parent / "elsewhere"),
+            r"error: rank 2 on host2: data\.root=\S*/disk/images: folder not found",
+        ),
     ],
     ids=["a file is missing", "another image", "nothing is there"],
 )
@@ -241,7 +244,7 @@ def test_hosts_that_read_other_images_do_not_train(hosts, apart, tmp_path, chang
     place = tmp_path / "disk"
     job = Job(hosts, tmp_path, *OVERRIDES, cwds=[place, place], each=2)
     assert 0 not in job.codes()
-    assert message in job.printed(0), job.printed()
+    assert re.search(message, job.printed(0)), job.printed()
     assert re.search(r"exitcode *: 3", job.printed(0))
     assert not list(tmp_path.rglob("metrics.csv"))
 
