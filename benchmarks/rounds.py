@@ -1,8 +1,8 @@
 """Time to quality: what in the recipe of `train data=image_folder` gives better images after equal time on one machine.
 
-Each candidate changes one thing and is trained with three learning rates for as many steps as --minutes hold by a quiet
-timing, which comes first. Quality depends on steps alone, so trainings may share the machine. Every finished part stays
-in --out, and the same command continues.
+Each candidate changes one thing and is trained with three learning rates, for as many steps as fit into --minutes. The
+time of a step is measured first, on an idle machine. Quality depends on the number of steps alone, so the trainings may
+share the machine. Every finished part stays in --out, and the same command continues.
 """
 
 import shlex
@@ -15,8 +15,9 @@ from pathlib import Path
 from benchmarks.bakeoff import TIMED, format_values, load_or_measure, report
 from benchmarks.measure import MissingRequirement, print_table, run_command
 from benchmarks.peers import FIRST, time_steps
+from diffusion_lit.config.overrides import format_override
 from diffusion_lit.evaluation.comparison import compare, load_evaluation
-from diffusion_lit.runs.run_dir import read_result
+from diffusion_lit.runs.run_dir import is_run_dir, read_result
 
 DEFAULT = "default"
 CANDIDATES = {
@@ -31,7 +32,7 @@ MINUTES, RATES = 5, (0.0005, 0.0015, 0.0045)
 PARTS = (
     "--config-dir",
     str(Path(__file__).parent / "candidates" / "conf"),
-)  # of Python classes in benchmarks/candidates
+)  # config groups of the classes in benchmarks/candidates
 SAMPLER = ("sampler=dpmpp_2m", "sampler.steps=20")  # for every process
 SHORT = ("experiment=none", "val_every=0", "sample_every=0", "logger=none")
 IMAGES, METRICS = 1_000, ("kid", "fd64")
@@ -43,7 +44,7 @@ class Round:
     Args:
         data: overrides of the training images.
         out: folder of the results.
-        minutes: of training, which a quiet timing turns into steps.
+        minutes: of training; the measured time of a step turns them into steps.
     """
 
     def __init__(self, data: str, out: Path, minutes: float):
@@ -76,8 +77,8 @@ class Round:
         run = self.out / f"{name} {rate}"
         if read_result(run).get("status") != "finished":
             report(f"{name}, rate {rate}: {self.steps(name)} steps")
-            length = [f"max_steps={self.steps(name)}", f'run_dir="{run}"', "resume=auto"]
-            run_command("train", *PARTS, *self.overrides(name, rate), *length)
+            place = format_override("resume" if is_run_dir(run) else "run_dir", run)  # a killed training continues
+            run_command("train", *PARTS, *self.overrides(name, rate), f"max_steps={self.steps(name)}", place)
         folder = self.out / f"{name} {rate} {weights}"
         if not (folder / "result.json").exists():
             settings = [f"num_images={IMAGES}", f"weights={weights}", f"metrics=[{','.join(METRICS)},class_accuracy]"]
@@ -117,9 +118,9 @@ def main(arguments: Namespace) -> None:
         raise MissingRequirement("add --data <overrides of a data set with classes> and --out <folder>")
     minutes = arguments.minutes or MINUTES
     found = Round(arguments.data[0], arguments.out, minutes)
-    print("Steps of equal time:\n", flush=True)
+    print("Steps in equal time:\n", flush=True)
     print_table(["", "overrides", "a step", "steps"], found.time_all())
     print(f"\nEach after {minutes:g} minutes:\n", flush=True)
     print_table(["", "learning rate", "KID", "FD-64", "class accuracy"], found.measure_all())
-    print("\nEach with its best rate less the default with its own; below 0 it is better:\n", flush=True)
+    print("\nDifferences from the default, each with its best rate; below 0 the candidate is better:\n", flush=True)
     print_table(["", "KID", "FD-64"], found.subtract_all())

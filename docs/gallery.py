@@ -28,7 +28,8 @@ class Figure:
     Args:
         name: of its file.
         caption: what it shows.
-        commands: of a shell in the checkout, which may use what earlier figures of the model wrote; "" if that is all.
+        commands: of a shell in the checkout, which may use what earlier figures of the model wrote. "" if the figure
+            needs no others.
         files: what they write; several are shown side by side.
     """
 
@@ -48,7 +49,7 @@ class Model:
         size: of its images in pixels.
         is_prompted: whether rows are prompts.
         is_skin: whether an image is the texture of a figure, which the grids show from front and back.
-        notes: by the name of a figure, what its caption says besides.
+        notes: more sentences for the caption, by the name of the figure.
     """
 
     rows: list[str]
@@ -79,10 +80,10 @@ ICONS = [
 ]  # fmt: skip
 COLORS = ["green black", "pink white", "blue", "red black", "brown", "yellow", "gray white", "purple"]
 SKIN_NOTES = {
-    "rows.png": "Yellow and gray white often have other colors, and faces are rough. Where the checkerboard shows "
-    "inside a figure, it has a hole.",
-    "guidance.png": "At 8 nearly everything has the color. The noise of the first two columns gives figures with holes "
-    "for most labels.",
+    "rows.png": "Figures for yellow and gray white often have other colors, and faces are rough. Where the "
+    "checkerboard shows inside a figure, it has a hole.",
+    "guidance.png": "At scale 8 nearly everything has the color of the label. The noise of the first two columns gives "
+    "figures with holes for most labels.",
     "blends.png": "In the middle the figures have holes and no legs, as in the first column of the guidance figure.",
     "edits.png": "Only details change: the green stays. With `strength=0.9` some take the color of their label.",
     "inpainting.png": "Clothes have the color of their label. They do not fit the head, which is the same in all.",

@@ -102,7 +102,7 @@ def _explain_syntax(text: str, error: HydraException) -> str:
         return "a value is missing beside a comma"
     if any(value.count(left) != value.count(right) for left, right in ("()", "[]", "{}")):
         return "a bracket has no counterpart"
-    return re.sub(r"^\w+ while evaluating [^:]*: ", "", str(error).splitlines()[0])
+    return re.sub(r"^\w+ while evaluating '.*?': ", "", str(error).splitlines()[0])
 
 
 def _count_values(sweep: RangeSweep) -> int:
@@ -175,7 +175,7 @@ def format_override(key: str, value: object) -> str:
 
 
 def _format_items(value: object) -> str:
-    """Return a value other than text. Hydra does not read the escapes of JSON in a list of texts."""
+    """Return a value as it is written in an override, each str in quotes: Hydra does not read JSON escapes."""
     if isinstance(value, list):
         return f"[{', '.join(map(_format_items, value))}]"
     return quote(escape_interpolations(value)) if isinstance(value, str) else format_value(value)

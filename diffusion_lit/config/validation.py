@@ -193,7 +193,7 @@ def find_argument_faults(config: DictConfig, choices: Choices) -> Iterator[str]:
             yield fault
 
 
-OWNED = {  # arguments that diffusion_lit sets -> what to use instead
+OWNED = {  # arguments of lightning.Trainer that diffusion_lit sets -> what to use instead
     "max_steps": "Use max_steps",
     "max_epochs": "Use max_epochs",
     "accelerator": "Use strategy.accelerator",
@@ -218,7 +218,7 @@ OWNED = {  # arguments that diffusion_lit sets -> what to use instead
     "enable_progress_bar": "The progress bar is drawn on terminals only",
     "enable_model_summary": "The summary is part of the first lines of a run",
 }
-ALLOWED = (
+ALLOWED = (  # arguments of lightning.Trainer that `trainer.<name>` can set
     "fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
     "max_time", "min_epochs", "min_steps", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
     "inference_mode", "detect_anomaly", "profiler", "sync_batchnorm", "enable_autolog_hparams", "model_registry",

@@ -57,7 +57,12 @@ class ImageMetric(Metric):
                 states[name].append(torch.zeros(0, *shape, dtype=dtype, device=self.device))
 
     def measure(self) -> Any:
-        """Return all that is known of the number, of the images of all processes; see `_measure` of the metric."""
+        """Return what `compute` summarizes, from the images of all processes.
+
+        For a distance it is a `Measurement` with the influence of each image, for
+        `PrecisionRecall` the shares with their intervals, for `Copies` and
+        `ClassAccuracy` the result for each generated image.
+        """
         with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
             return self._measure()
 

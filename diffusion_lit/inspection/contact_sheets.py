@@ -1,4 +1,4 @@
-"""The folder of an audit, with contact sheets: a row of images, as the network gets them, for a class or duplicates."""
+"""The files of an audit: audit.json, and contact sheets with a row of images for each class or group of duplicates."""
 
 import json
 import logging

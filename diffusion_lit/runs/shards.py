@@ -1,9 +1,8 @@
 """Generate many images in shards, shared by every process that is started with the same overrides.
 
 <out>/plan.json             what is generated, with which weights
-<out>/shards/00007.npz      a number of complete generation batches; removed
-once images.npy exists <out>/images.npy labels.npy grid.png manifest.json    all
-images; the manifest is written last
+<out>/shards/00007.npz      a number of complete generation batches; removed once images.npy exists
+<out>/images.npy labels.npy grid.png manifest.json    all images; the manifest is written last
 """
 
 import hashlib

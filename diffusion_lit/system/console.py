@@ -184,7 +184,7 @@ def progress_bar(unit: str = "step", visible: bool = True, transient: bool = Fal
 
 
 def create_table(left: Sequence[str], right: Sequence[str]):
-    """Return a rich table without borders: columns to the left, then to the right, and last one for remarks."""
+    """Return a rich table without borders: left-aligned columns, right-aligned ones, and a last one for remarks."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -84,7 +84,7 @@ class OutputError(UserError):
 
 
 def raise_faults(head: str, faults: Sequence[str], most: int | None = None) -> None:
-    """Raise ConfigError with a line for each fault, of many for the first ones, if there are any."""
+    """Raise ConfigError with a line for each fault, at most `most` of them. Do nothing without faults."""
     if faults:
         more = [f"and {len(faults) - most} more"] if most and len(faults) > most else []
         raise ConfigError("\n  ".join([head, *faults[:most], *more]))

@@ -63,7 +63,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def digest_text(text: str) -> str:
-    """Return 16 hex digits that depend on a text."""
+    """Return the BLAKE2b digest of a text, 16 hex digits."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 

@@ -76,7 +76,7 @@ def list_model_overrides(config: dict, model: TrainedModel) -> list[str]:
     file = model.checkpoint.resolve().name
     step = re.fullmatch(r"step-(\d+)\.ckpt", file)
     values = {
-        "checkpoint": int(step[1]) if step else "last",
+        "checkpoint": int(step[1]) if step else config["checkpoint"],
         "precision": model.speed["precision"],
         **{key: config[key] for key in SHARED},
     }

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.runs.fast_sampling import speed_up
 from diffusion_lit.runs.load import load_requested_model
 from diffusion_lit.runs.sample_request import insert_stored_sampler
-from diffusion_lit.web.sample_command import SampleCommand
+from diffusion_lit.web.sample_command import SampleCommand, list_model_overrides
 from diffusion_lit.web.session import ALL, MAX_IMAGES, ImageSession, Request
 from tests.images import noise
 from tests.runs import TINY, address_of, run, start
@@ -64,6 +65,14 @@ def test_the_command_of_a_run_with_prompts_makes_the_same_images(tmp_path, promp
     request = Request(prompt, 2, 5, "dpmpp_2m", 3, 3.0)
     images = session.generate(request).images.numpy()
     assert np.array_equal(run_command(command.format(request), tmp_path), images)
+
+
+def test_a_best_checkpoint_that_is_no_link_is_named_as_such(tmp_path):
+    """Where symbolic links need a privilege, best.ckpt is a hard link, which has no step in its name."""
+    model = SimpleNamespace(checkpoint=tmp_path / "best.ckpt", speed={"precision": "32-true"})
+    config = {"run": "run", "checkpoint": "best", "weights": "ema", "ema_length": None}
+    config |= {"palette": None, "device": "auto"}
+    assert list_model_overrides(config, model) == ["run=run", "checkpoint=best"]
 
 
 def test_a_mix_of_a_model_without_classes_is_a_square(tmp_path):

@@ -27,6 +27,7 @@ CASES = [  # arguments, exit code, part of the message
     (["train", "--multirun", "seed=0,1,"], 2, "(a value is missing beside a comma)"),
     (["train", "--multirun", "seed=range(0,3"], 2, "(a bracket has no counterpart)"),
     (["train", "--multirun", "seed=rang(0,3)"], 2, "cannot be parsed (Unknown function 'rang')"),
+    (["train", "--multirun", "seed=rang({a:1})"], 2, "cannot be parsed (Unknown function 'rang')"),
     (["train", "--multirun", "seed=range(0,99)", "max_steps=range(1,99)"], 2, "9,702 jobs are too many"),
     (["train", "--multirun", "metric=nope", "seed=0,1"], 2, "metric=nope: no such number in result.json"),
     (["train", "--multirun", "metric=fd", "seed=0,1"], 2, "Add metrics_every=1200 'metrics=[fd]'"),

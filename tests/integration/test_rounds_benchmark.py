@@ -25,8 +25,9 @@ def started(tmp_path, monkeypatch):
     def run_command(command, *words):
         commands.append((command, words))
         keys = dict(word.split("=", 1) for word in words if "=" in word)
-        folder = tmp_path / (keys["run_dir"] if command == "train" else keys["out"]).strip('"')
-        folder.mkdir(parents=True)
+        place = next(key for key in ("run_dir", "resume", "out") if key in keys)
+        folder = tmp_path / keys[place].strip('"')
+        folder.mkdir(parents=True, exist_ok=place == "resume")
         result = {"status": "finished"}
         if command == "evaluate":
             rate = float(re.search(r"[\d.]+(?= \w+$)", folder.name)[0])
@@ -57,6 +58,17 @@ def test_steps_fill_the_time_and_finished_parts_are_not_repeated(started):
     assert len(commands) == count
     with pytest.raises(SystemExit, match="Choose another folder"):
         started(minutes=2)
+
+
+def test_a_killed_training_is_resumed(started, tmp_path):
+    found, commands = started()
+    run = tmp_path / "default 0.0005"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    found.measure("default", 0.0005)
+    (command, overrides), _ = commands
+    assert command == "train"
+    assert [text for text in overrides if text.startswith(("resume=", "run_dir="))] == [f'resume="{run}"']
 
 
 def test_the_best_rate_of_each_is_compared(started):

@@ -117,7 +117,10 @@ class Totals(NamedTuple):
 
 
 class LossWindow:
-    """Losses and skipped steps since the last row.
+    """Losses and skipped steps since the last row of metrics.csv, without a host sync in every step.
+
+    The sums stay on the device and are read only when a row is due: `.item()` in
+    every step would make the CPU wait.
 
     Args:
         strategy: the `strategy` group. With precision 16-mixed the GradScaler skips steps

@@ -167,7 +167,7 @@ def test_knobs_of_weightings_move_what_their_papers_say(gamma):
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_the_published_plain_losses_are_one_weighting_each(process):
-    # one estimate of x0, put into the words of four networks; up to where float32 still tells epsilon from x_t
+    # one estimate of x0 as the output of four networks, for timesteps where float32 still tells epsilon from x_t
     t = (process.alpha > 0.05).nonzero()[::7, 0]
     x0, eps = pictures(len(t))
     x0_hat = x0 + 0.3 * pictures(len(t), seed=1)[1]
