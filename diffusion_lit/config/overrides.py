@@ -100,8 +100,6 @@ def _explain_syntax(text: str, error: HydraException) -> str:
     value = text.partition("=")[2]
     if re.search(r"[,\[({]\s*,|,\s*($|[\])}])", value):
         return "a value is missing beside a comma"
-    if any(value.count(left) != value.count(right) for left, right in ("()", "[]", "{}")):
-        return "a bracket has no counterpart"
     return re.sub(r"^\w+ while evaluating '.*?': ", "", str(error).splitlines()[0])
 
 
