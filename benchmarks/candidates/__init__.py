@@ -49,8 +49,9 @@ class UnshuffledUNet(nn.Module):
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for all other parameters.
 
-    A convolution (O, I, H, W) is a matrix (O, I H W). An update of Muon is scaled to the root mean square
-    of one of AdamW, so that both have one learning rate (Liu et al. 2025, section 2.2).
+    PyTorch's own Muon takes matrices alone. Here a convolution (O, I, H, W) is a matrix (O, I H W).
+    An update of Muon is scaled to the root mean square of one of AdamW, so that both have one
+    learning rate (Liu et al. 2025, section 2.2).
 
     Args:
         parameters: to optimize.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
+from typing import ClassVar
 
 from diffusion_lit.system.console import escape_controls, escape_lines
 from diffusion_lit.system.platform import available_signals
@@ -55,32 +56,37 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-class ConfigError(UserError):
-    """A UserError about keys and values; the command exits with `Exit.CONFIG`."""
+class ErrorOfOneExit(UserError):
+    """A UserError whose class has the exit code, `code`."""
+
+    code: ClassVar[Exit]
 
     def __init__(self, message: str):
-        super().__init__(Exit.CONFIG, message)
+        super().__init__(self.code, message)
 
 
-class DataError(UserError):
-    """A UserError about the data; the command exits with `Exit.DATA`."""
+class ConfigError(ErrorOfOneExit):
+    """A UserError about keys and values."""
 
-    def __init__(self, message: str):
-        super().__init__(Exit.DATA, message)
-
-
-class CheckpointError(UserError):
-    """A UserError about a run, a checkpoint or other weights; the command exits with `Exit.CHECKPOINT`."""
-
-    def __init__(self, message: str):
-        super().__init__(Exit.CHECKPOINT, message)
+    code = Exit.CONFIG
 
 
-class OutputError(UserError):
-    """A UserError about files and folders to write; the command exits with `Exit.OUTPUT`."""
+class DataError(ErrorOfOneExit):
+    """A UserError about the data."""
 
-    def __init__(self, message: str):
-        super().__init__(Exit.OUTPUT, message)
+    code = Exit.DATA
+
+
+class CheckpointError(ErrorOfOneExit):
+    """A UserError about a run, a checkpoint or other weights."""
+
+    code = Exit.CHECKPOINT
+
+
+class OutputError(ErrorOfOneExit):
+    """A UserError about files and folders to write."""
+
+    code = Exit.OUTPUT
 
 
 def raise_faults(head: str, faults: Sequence[str], most: int | None = None) -> None:

@@ -380,19 +380,23 @@ def test_a_fresh_transformer_adds_nothing_in_its_blocks_and_says_zero():
         assert torch.equal(block(tokens, condition), tokens)
 
 
+def find_reached(net: DiT, size: int, row: int, column: int) -> Tensor:
+    """Return which pixels of the output a pixel of the image reaches, bool (size, size)."""
+    x_t, t, y = inputs(1, size)
+    other = x_t.clone()
+    other[0, 1, row, column] += 1.0
+    return (net(x_t, t, y) != net(other, t, y)).any(1)[0]
+
+
 @pytest.mark.parametrize("patch_size", [2, 4])
 def test_a_patch_goes_back_to_where_it_came_from(patch_size):
     """While the blocks are the identity, a pixel reaches the pixels of its own patch and no others."""
     net = dit(patch_size=patch_size)
     nn.init.normal_(net.out.weight)
-    x_t, t, y = inputs(1, 8)
-    other = x_t.clone()
-    other[0, 1, 5, 2] += 1.0
-    changed = (net(x_t, t, y) != net(other, t, y)).any(1)[0]
     row, column = 5 // patch_size * patch_size, 2 // patch_size * patch_size
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[row : row + patch_size, column : column + patch_size] = True
-    assert torch.equal(changed, expected)
+    assert torch.equal(find_reached(net, 8, 5, 2), expected)
 
 
 @each("patch_size", [2, 4])
@@ -400,14 +404,10 @@ def test_convolutions_reach_two_pixels_beyond_a_patch(patch_size):
     net = dit(patch_size=patch_size, image_size=16, conv_channels=8)
     for layer in (net.out, net.last_conv):
         nn.init.normal_(layer.weight)
-    x_t, t, y = inputs(1, 16)
-    other = x_t.clone()
-    other[0, 1, 9, 6] += 1.0
-    changed = (net(x_t, t, y) != net(other, t, y)).any(1)[0]
     row, column = 9 // patch_size * patch_size, 6 // patch_size * patch_size
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[row - 2 : row + patch_size + 2, column - 2 : column + patch_size + 2] = True
-    assert torch.equal(changed, expected)
+    assert torch.equal(find_reached(net, 16, 9, 6), expected)
 
 
 def test_fresh_convolutions_change_nothing():
