@@ -15,6 +15,7 @@ from diffusion_lit.diffusion.distillation import Distillation
 from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.randomness import RandomNumbers, draw_random_numbers, flip_images, seed_network
 from diffusion_lit.diffusion.seeds import image_seeds
+from diffusion_lit.networks.attention import use_batched_attention
 from diffusion_lit.networks.compilation import compile_network, run_eagerly
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.weights import require_resumable
@@ -155,7 +156,8 @@ class DiffusionModule(L.LightningModule):
         x0 = self._encode(flip_images(images, draws, batch.get("flip", 0.0)))
         y = self.condition.drop(batch["y"], draws.u_drop, self.label_dropout)
         objective, t = self.choose_objective(draws)
-        loss = objective.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
+        with use_batched_attention(self.net):
+            loss = objective.loss(self.replicas or self.net, x0, t, draws.eps, y).mean()
         if self.log_steps:
             self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss

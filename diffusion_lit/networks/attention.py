@@ -1,0 +1,56 @@
+"""Make attention in bfloat16 fast where CPUs train with it."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+MAX_SCORES = 576 * 576  # of one head; with more, the fused kernel is as fast and needs less memory
+
+
+class BatchedAttention(TorchFunctionMode):
+    """Computes `scaled_dot_product_attention` in bfloat16 on a CPU by batched matrix products.
+
+    PyTorch's fused kernel has a slow backward pass there: with 64 tokens the products take a seventh
+    of its time (BENCHMARKS.md). Calls without gradients keep the fused kernel.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Return the result of a function of PyTorch."""
+        is_attention = func is F.scaled_dot_product_attention and torch.is_grad_enabled()
+        attend = attend_by_products if is_attention and _is_short(*args, **(kwargs or {})) else func
+        return attend(*args, **(kwargs or {}))
+
+
+def use_batched_attention(*nets: nn.Module) -> AbstractContextManager:
+    """Return a context in which networks that train with `bf16-mixed` on a CPU attend by batched products.
+
+    Compiled networks attend as they are.
+    """
+    is_compiled = any(net._compiled_call_impl is not None for net in nets)
+    return BatchedAttention() if torch.is_autocast_enabled("cpu") and not is_compiled else nullcontext()
+
+
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_) -> Tensor:
+    """Return softmax(query key^T / sqrt(d) + mask) value, (B, heads, L, d), with batched matrix products.
+
+    Args:
+        query: (B, heads, L, d).
+        key: (B, heads, S, d).
+        value: (B, heads, S, d).
+        attn_mask: added to the scores, broadcast to (B, heads, L, S); None for no mask.
+    """
+    with torch.autocast("cpu", enabled=False):  # else the softmax is returned in float32
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+        return torch.softmax(scores if attn_mask is None else scores + attn_mask, -1) @ value
+
+
+def _is_short(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **others
+) -> bool:
+    """Return whether products are the faster way, and compute the same."""
+    is_plain = dropout_p == 0 and not any(others.values()) and (attn_mask is None or attn_mask.is_floating_point())
+    is_bfloat16 = query.dtype == key.dtype == value.dtype == torch.bfloat16
+    return is_plain and is_bfloat16 and query.shape[-2] * key.shape[-2] <= MAX_SCORES
