@@ -13,6 +13,7 @@ TABLES = {
     "data": "images per second from the cache to the network, decoding, memory of a large data set",
     "start": "seconds from the command line to --help and to the first training step",
     "allocation": "training with freed memory kept by glibc, as it is by default, against glibc as it is and tcmalloc",
+    "attention": "attention in bfloat16 on a CPU, by products as in training against PyTorch's fused kernel",
     "sampling": "the default sampler against DDIM and DDPM: FD, class accuracy, images per second",
     "digits": "class accuracy of the digits over seconds of training",
     "growth": "time and memory over data set size, image size, batch size, processes and samples",

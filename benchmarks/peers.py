@@ -1,5 +1,7 @@
 """Training speed against diffusers' train_unconditional.py with the same UNet, batch, optimizer, EMA and images.
 
+Both compute in float32 where a row does not say otherwise.
+
 Each program is a process of its own; they run in turns. From the 5th optimizer step to the last everything counts:
 decoding, augmentation, forward and backward, optimizer, EMA, logging. The time until the 5th step, in which
 diffusion_lit decodes the images, is a column of its own.
@@ -46,7 +48,11 @@ SMALL = (
     "model.attention_levels=[]", "model.middle_attention=false",
 )  # fmt: skip
 LARGE = ("model.block_out_channels=[64,128,128]", "model.layers_per_block=1")
+AS_IT_COMES = "strategy.precision=auto"  # the default of `train`; that of the script is float32
 CASES = {  # name: (image files, their size, training size, overrides of the network, last step)
+    "1.1 M, 32x32, each in its default precision": (2_000, 32, 32, ("model.layers_per_block=1", AS_IT_COMES), 20),
+    "1.1 M, 64x64, each in its default precision": (640, 64, 64, ("model.layers_per_block=1", AS_IT_COMES), 8),
+    "1.1 M, 64x64": (640, 64, 64, ("model.layers_per_block=1",), 8),
     "1.1 M, 32x32": (2_000, 32, 32, ("model.layers_per_block=1",), 20),
     "4.4 M, 32x32": (2_000, 32, 32, LARGE, 12),
     "0.07 M, photos of 500 px at 64x64": (640, 500, 64, SMALL, 20),
@@ -77,9 +83,10 @@ def time_steps(last: int, *command: object, then: str = "stop") -> list[float]:
 def train_overrides(root: Path, size: int, network: tuple[str, ...]) -> list[str]:
     """Return the overrides of a `train` that does what the other programs do: no classes, epsilon, one rate."""
     data = ["data=image_folder", f"data.root={root}", "data.labels=none", f"data.image_size={size}", "data.channels=3"]
-    recipe = ["data.flip=0.5", "model=unet_small", *network, "diffusion=ddpm", "weighting=uniform"]
+    recipe = ["data.flip=0.5", "model=unet_small", "diffusion=ddpm", "weighting=uniform"]
     length = ["val_every=0", "sample_every=0", "checkpoint_every=100000", "max_steps=100"]
-    return [*data, *recipe, "optimizer.lr=0.0001", f"global_batch_size={BATCH}", "strategy.precision=32-true", *length]
+    recipe += ["optimizer.lr=0.0001", f"global_batch_size={BATCH}", "strategy.precision=32-true", *network]
+    return [*data, *recipe, *length]
 
 
 def script_arguments(root: Path, network, home: Path) -> list[object]:

@@ -44,7 +44,8 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Ten
     """
     with torch.autocast("cpu", enabled=False):  # else the softmax is returned in float32
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
-        return torch.softmax(scores if attn_mask is None else scores + attn_mask, -1) @ value
+        scores = scores if attn_mask is None else scores + attn_mask  # a mask in float32 makes them float32
+        return torch.softmax(scores, -1).to(value) @ value
 
 
 def _is_short(

@@ -36,12 +36,14 @@ def test_products_compute_the_attention_of_pytorch(mask):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
-def test_in_bfloat16_the_rounding_of_products_is_small():
+@pytest.mark.parametrize("mask", [None, torch.tensor([0.0] * 40 + [torch.finfo(torch.float32).min] * 24)])
+def test_in_bfloat16_the_rounding_of_products_is_small(mask):
     """Scores and their softmax are rounded to 8 bits here, which the fused kernel keeps in float32."""
-    inputs = make_inputs(64, 64)
-    exact = output_and_gradients(F.scaled_dot_product_attention, [value.double() for value in inputs])
-    with BatchedAttention():
-        ours = output_and_gradients(F.scaled_dot_product_attention, inputs)
+    inputs, mask = make_inputs(64, 64), {} if mask is None else {"attn_mask": mask.expand(2, 1, 1, 64)}
+    in_double = [value.double() for value in inputs], {name: value.double() for name, value in mask.items()}
+    exact = output_and_gradients(F.scaled_dot_product_attention, in_double[0], **in_double[1])
+    with BatchedAttention(), torch.autocast("cpu", torch.bfloat16):  # autocast casts a mask in float32 for the kernel
+        ours = output_and_gradients(F.scaled_dot_product_attention, inputs, **mask)
     for mine, truth in zip(ours, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine - truth).norm() < 0.015 * truth.norm()
