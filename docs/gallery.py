@@ -19,6 +19,9 @@ FOLDER = ROOT / "docs" / "gallery"
 SCALES = (0, 1, 3, 8)  # of guidance
 COLOR_COUNT = 256  # of a figure in color
 NOTES = {"inpainting.png": "It is not convincing where the label does not fit the upper half."}
+ICON_NOTES = {"rows.png": "Swords lose pixels, and purple shields are brown with a purple cross."}
+TILE_NOTES = {"rows.png": "Dragons are noise, swords have no shape, and altars are rough."}
+MNIST_NOTES = {"edits.png": "Most keep the shape of the 2: few become the digit of their row."}
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,10 @@ SKIN_NOTES = {
     "inpainting.png": "Clothes have the color of their label. They do not fit the head, which is the same in all.",
 }
 MODELS = {
-    "icons": Model(ICONS, ICONS[:4], 16, is_prompted=True),
-    "tiles": Model(TILES, TILES[:4], 16, is_prompted=True),
+    "icons": Model(ICONS, ICONS[:4], 16, is_prompted=True, notes=NOTES | ICON_NOTES),
+    "tiles": Model(TILES, TILES[:4], 16, is_prompted=True, notes=NOTES | TILE_NOTES),
     "skins": Model(COLORS, COLORS[:4], 64, is_prompted=True, is_skin=True, notes=SKIN_NOTES),
-    "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28),
+    "mnist": Model(DIGITS, ["2", "3", "5", "8"], 28, notes=NOTES | MNIST_NOTES),
     "digits": Model(DIGITS, ["3", "8", "0", "1"], 8),
 }
 
