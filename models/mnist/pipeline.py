@@ -27,7 +27,8 @@ from torch import Tensor
 class DiffusionLitPipeline(DiffusionPipeline):
     """Generates the images of `python -m diffusion_lit.sample` with the same seed, steps and batch size.
 
-    All names are in the class: diffusers loads the files of several models into one module.
+    All names are in the class: diffusers loads the files of several models into
+    one module.
     """
 
     _optional_components: ClassVar[list[str]] = ["scheduler"]  # processes of continuous time have none
@@ -72,8 +73,8 @@ class DiffusionLitPipeline(DiffusionPipeline):
             guidance_scale: of classifier-free guidance; None: that of the model.
             num_inference_steps: of the sampler; None: those of the model.
             output_type: "pil", or "np" for float32 (N, H, W, C) in [0, 1].
-            prompt: of a model of prompts, one or several; None: those of its grid.
-            negative_prompt: what guidance leads away from.
+            prompt: one or several, of a text-conditional model; None: those of its grid.
+            negative_prompt: what guidance moves away from.
         """
         scale = self.SETTINGS["guidance_scale"] if guidance_scale is None else guidance_scale
         steps = num_inference_steps or self.SETTINGS["steps"] or len(self.times)
@@ -100,15 +101,14 @@ class DiffusionLitPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
 
     def find_condition(self, classes: Any, prompt: Any, negative_prompt: str) -> tuple[Tensor, Tensor]:
-        """Return labels (N,) or tokens (N, L) of each class or prompt, and what stands for none of them, (1, ...)."""
+        """Return labels (N,) or tokens (N, L) of the classes or prompts, and of no label or negative prompt."""
         if not self.SETTINGS["text"]:
             if prompt is not None or negative_prompt:
                 raise ValueError("prompt: this model has no prompts")
             return torch.tensor(self.find_labels(classes)), torch.tensor([len(self.names)])
         if classes is not None:
             raise ValueError("classes: the condition of this model is a prompt")
-        prompts = self.SETTINGS["text"]["preview_prompts"] if prompt is None else prompt
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = [prompt] if isinstance(prompt, str) else prompt or self.SETTINGS["text"]["preview_prompts"]
         return torch.tensor([self.tokenize(text) for text in prompts]), torch.tensor([self.tokenize(negative_prompt)])
 
     def tokenize(self, text: str) -> list[int]:
@@ -142,7 +142,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
 
         Args:
             y: labels (B,), or tokens (B, L).
-            null: what stands for none, of the same shape.
+            null: null labels or negative prompts, of the same shape.
             generators: one for each image, on the CPU.
             steps: of the sampler.
             scale: of the guidance.
@@ -173,7 +173,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
             x: input of the network, (B, C, H, W).
             t: times as the network gets them, (B,).
             y: labels (B,), or tokens (B, L).
-            null: what stands for none, of the same shape.
+            null: null labels or negative prompts, of the same shape.
             scale: 1 is the conditional network, 0 the one without classes or prompts.
         """
 
@@ -254,7 +254,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
         if takes_betas and scheduler.timesteps.is_floating_point():
             scheduler.timesteps = scheduler.timesteps.round()
             signal = scheduler.alphas_cumprod[scheduler.timesteps.long()]
-            scheduler.sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]])
+            scheduler.sigmas = torch.cat([(1 / signal - 1).sqrt(), scheduler.sigmas[-1:]]).double()
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         scheduler.is_scale_input_called = True

@@ -1,5 +1,7 @@
 """The trained models in `models/`: each draws the grid of its card, is small, and says how it was made."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import add_checkerboard
 from diffusion_lit.imaging.rows import describe_rows
 from diffusion_lit.imaging.skins import render_images
+from diffusion_lit.runs import exported_pipeline
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.sampling.labels import row_names
 from diffusion_lit.sampling.previews import ROWS, draw_class_grid, preview_labels
@@ -73,6 +76,12 @@ def test_the_card_is_complete(folder):
     assert "not recorded" not in card
     table = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
     assert f"[{folder.name}]({folder.name}/README.md)" in table
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "models").glob("*/pipeline.py")), ids=lambda file: file.parent.name)
+def test_its_pipeline_has_the_code_that_export_writes(file):
+    shipped, exported = (path.read_text("utf-8") for path in (file, Path(exported_pipeline.__file__)))
+    assert shipped.partition("SETTINGS: ")[0] == exported.partition("SETTINGS: ")[0]
 
 
 def has_classes(folder) -> bool:
