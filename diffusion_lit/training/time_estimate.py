@@ -1,5 +1,7 @@
 """How long a run takes, of what, and which intervals keep all but the training short. Computed from measurements."""
 
+import itertools
+import math
 from pathlib import Path
 
 from diffusion_lit.config.overrides import format_override
@@ -33,9 +35,7 @@ def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measur
     sampler = make_configured_sampler(config)
 
     def count(*intervals: str) -> int:
-        lengths = [config[name] for name in intervals if config[name]]
-        multiples = (range(-(-steps.start // length) * length, steps.stop, length) for length in lengths)
-        return len(set(steps[-1:]).union(*multiples))
+        return count_multiples(steps, [config[name] for name in intervals if config[name]])
 
     fraction = _count_steps(benchmark, config) / _count_steps(benchmark, benchmark.config)  # of the measured steps
 
@@ -54,6 +54,16 @@ def estimate_seconds(benchmark: TrainingBenchmark, config: dict, setting: Measur
         "metrics": metrics,
         "class accuracy": sampling(config["data"]["classifier_images"] if num_classes else 0),
     }
+
+
+def count_multiples(steps: range, lengths: list[int]) -> int:
+    """Return how many of one or more steps are the last one or a multiple of a length, by inclusion and exclusion."""
+    before, last = steps.start - 1, steps.stop - 1
+    count = int(all(last % length for length in lengths))
+    for size in range(1, len(lengths) + 1):
+        shared = (math.lcm(*chosen) for chosen in itertools.combinations(lengths, size))
+        count -= (-1) ** size * sum(last // length - before // length for length in shared)
+    return count
 
 
 def format_run_time(seconds: dict[str, float]) -> str:

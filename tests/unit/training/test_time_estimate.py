@@ -1,5 +1,7 @@
 """The plan of a run advises on whatever dominates, with overrides whose effect it computes."""
 
+import itertools
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.runs.build import make_diffusion
 from diffusion_lit.runs.warm_start import resolve_training_config
+from diffusion_lit.training import time_estimate
 from diffusion_lit.training.benchmark import Measurement
 from diffusion_lit.training.plan import recommend
 from diffusion_lit.training.time_estimate import change_config, estimate_seconds, shorten_parts
@@ -72,3 +75,26 @@ def test_a_run_that_trains_most_of_its_time_is_left_alone():
     assert shorten_parts(benchmark, config, setting, 1) == ([], {})
     advice = recommend(benchmark, config, [setting, setting], 1, [])
     assert "faster     no other setting is clearly faster here" in advice
+
+
+def test_a_part_happens_at_the_multiples_of_its_intervals_and_the_last_step(monkeypatch):
+    benchmark, config, setting = make_plan(validation_seconds=1.0)
+    for first, last in ((1, 24), (7, 24), (12, 12), (13, 35)):
+        steps = range(first, last + 1)
+        monkeypatch.setattr(time_estimate, "remaining_steps", lambda config, steps=steps: steps)
+        for val, checkpoint in itertools.product((0, 1, 4, 6, 50), repeat=2):
+            own = config | {"val_every": val, "checkpoint_every": checkpoint}
+            expected = {k for k in steps if k == last or any(n and k % n == 0 for n in (val, checkpoint))}
+            estimated = estimate_seconds(benchmark, own, setting, 1)["validation"]
+            assert estimated == len(expected), (steps, val, checkpoint)
+
+
+def test_the_estimate_of_a_long_run_takes_no_memory_for_its_steps():
+    intervals = ["val_every=1", "sample_every=1", "checkpoint_every=1"]
+    benchmark, config, setting = make_plan("max_steps=1000000", *intervals, checkpoint_seconds=1.0)
+    tracemalloc.start()
+    estimated = estimate_seconds(benchmark, config, setting, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert estimated["checkpoints"] == 1_000_000
+    assert peak < 2**20
