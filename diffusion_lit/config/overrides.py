@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import chain, islice, product
 from pathlib import Path
@@ -28,6 +29,13 @@ HYDRA_FAULTS = {  # keys of Hydra that cannot be changed here -> what to do inst
 }
 COMMAND_START = re.compile(r"\n(?=python -m diffusion_lit\.)")
 CONFIG_DIR: list[str] = []  # --config-dir of this process, as it was typed
+
+
+@dataclass
+class IntervalEnd(Override):
+    """An override with one end of an interval, by which the interval is checked, and the interval as it was typed."""
+
+    interval: str = ""
 
 
 def expand_sweeps(
@@ -90,6 +98,8 @@ def _parse_values(text: str, parser: OverridesParser, multirun: bool) -> list[Ov
         raise ValueError("a range, glob or sort cannot be one value of several. Write all values, such as key=0,1,2")
     values = [sweep.start, sweep.end] if override.is_interval_sweep() else override.sweep_string_iterator()
     column = [parser.parse_override(f"{override.get_key_element()}={value}") for value in islice(values, MAX_JOBS + 1)]
+    if override.is_interval_sweep():
+        return [IntervalEnd(**vars(end), interval=text.partition("=")[2]) for end in column]
     if not column:
         raise ValueError("the sweep has no values")
     return column

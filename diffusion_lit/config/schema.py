@@ -103,7 +103,8 @@ def value_fault(key: str, value: object, default: object, type_: str, typed: str
     if matches(type_, [value]):
         return f"{fault}. Write {key}=[{format_value(value)}]"
     if isinstance(value, float) and value.is_integer() and matches(type_, int(value)):
-        return f"{fault}. Write {key}={int(value)}"
+        is_interval = typed is not None and "interval(" in typed  # draws floats; a cast makes it draw whole numbers
+        return f"{fault}. Write {key}={f'int({typed})' if is_interval else int(value)}"
     texts = [str(item) for item in value] if isinstance(value, list) else str(value)
     if value is not None and not isinstance(value, str | dict) and matches(type_, texts):
         return f"{fault}. If it is text, quote it: {shlex.quote(f'{key}={quote_texts(typed or format_value(value))}')}"

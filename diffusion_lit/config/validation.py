@@ -74,7 +74,7 @@ def apply_overrides(
             except OmegaConfBaseException as error:
                 faults[key] = f"{override.input_line}: {_explain_interpolation(key, override.value(), error)}"
     values = flatten(config, faults)
-    typed = {override.key_or_group: override.input_line.partition("=")[2] for override in overrides}
+    typed = {one.key_or_group: getattr(one, "interval", one.input_line.partition("=")[2]) for one in overrides}
     for key in [key for key in values if key not in faults]:
         if fault := _find_fault(key, values[key], choices, typed.get(key)):
             faults[key] = fault

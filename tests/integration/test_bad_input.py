@@ -206,6 +206,8 @@ CASES = [
     ("--multirun diffusion.prediction_type=sample,epsilon diffusion.zero_terminal_snr=false,true", "pure noise"),
     ("--multirun weighting=min_snr,uniform weighting.gamma=3", "weighting.gamma: no such key. weighting=min_snr"),
     ("--multirun optimizer.lr=interval(-1,1)", "optimizer.lr=-1.0: must be float > 0"),
+    ("--multirun seed=interval(0,3)", "seed=3.0: must be int in [0, 9e18]. Write seed=int(interval(0,3))"),
+    ("--multirun seed=int(interval(0,3))", "seed=int(interval(0,3)): the basic sweeper does not support interval()"),
     ("--multirun seed=range(3,1)", "seed=range(3,1): the sweep has no values"),
     ("hydra.mode=MULTIRUN seed=1,x", "seed=x: must be int in [0, 9e18]"),
     ("--multirun optimizer.lr=interval(0.1,1)", "optimizer.lr=interval(0.1,1): the basic sweeper does not support"),
