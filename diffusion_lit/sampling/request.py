@@ -54,7 +54,8 @@ def make_requests(config, stops: Sequence[Label], num_classes: int, num_original
     def draw_seeds(number: int) -> list[int]:
         return column_seeds(number, row_of_image) if config.same_noise else image_seeds(number, n)
 
-    seeds = mix_seeds(draw_seeds(config.seed), draw_seeds(config.seed + 1), config.seed_mix)
+    following = draw_seeds(config.seed + 1) if config.seed_mix else []
+    seeds = mix_seeds(draw_seeds(config.seed), following, config.seed_mix)
     for row, seed in zip(row_of_image, seeds, strict=True):
         fraction = done[row] / max(1, sizes[row] - 1)
         done[row] += 1
