@@ -1,7 +1,6 @@
 """`python -m diffusion_lit.train`: train a model in a run folder."""
 
 import atexit
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +18,6 @@ from diffusion_lit.system.errors import ConfigError, Exit, UserError, hold_signa
 from diffusion_lit.system.imports import import_torch
 from diffusion_lit.training.launch_run import check_training_captions, fit, follow
 from diffusion_lit.training.loggers import backends as loggers
-
-log = logging.getLogger("diffusion_lit.train")
 
 
 def main() -> None:
@@ -76,6 +73,9 @@ def train(config: DictConfig) -> float:
             is_owner = True
         config, source = warm_start.resolve_training_config(config)
         config["run_dir"] = str(run_dir.display_path(run))
+        from diffusion_lit.inspection.image_facts import log_sheets
+
+        log_sheets(config["data"], source.splits()["train"])
         result = fit(config, source, run, overrides)
     except BaseException as error:
         if is_owner:

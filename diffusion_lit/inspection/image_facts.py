@@ -1,6 +1,7 @@
 """Measure each image of a data set before training, and find the ones that are the same."""
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from diffusion_lit.data.captions import complete_captions, describe_captions
 from diffusion_lit.data.decoding import (
     Decoding,
     Encoded,
+    decoding_from_config,
     has_alpha,
     load_upright,
     map_in_order,
@@ -26,10 +28,12 @@ from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
 from diffusion_lit.imaging.color_names import name_colors
-from diffusion_lit.inspection.tile_sheets import GridScore, score_grids
+from diffusion_lit.inspection.tile_sheets import GridScore, find_tile_size, score_grids
 from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import DataError
 
+log = logging.getLogger(__name__)
+MAX_SHEETS = 8  # images in which training looks for tiles: sheets are few, and a large one takes a second or two
 THUMBNAIL = 8  # px; thumbnails are compared to find near duplicates
 FEW_COLORS = 64
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
@@ -142,6 +146,14 @@ def _describe_alpha(image: Image.Image) -> tuple[str, bool]:
     low, high = pixels[..., 3].min(), pixels[..., 3].max()
     has_hidden_colors = bool(pixels[..., :3][pixels[..., 3] == 0].any())
     return "opaque" if low == 255 else "empty" if high == 0 else "used", has_hidden_colors
+
+
+def log_sheets(data: dict, split: Split) -> None:
+    """Log a note if the images are few and all of them look like sheets of tiles that are not cut."""
+    if data.get("tile", 0) is None and len(split.labels) <= MAX_SHEETS:
+        facts = inspect_images({"train": split}, decoding_from_config(data | {"value_range": None}))
+        if size := find_tile_size([fact.grids for fact in facts]):
+            log.info("note       all images look like sheets of tiles: data.tile=%d cuts them", size)
 
 
 def assign_splits(splits: dict[str, Split], facts: Sequence[ImageFacts], fraction: float) -> np.ndarray:

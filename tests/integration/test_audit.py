@@ -22,7 +22,7 @@ from diffusion_lit.inspection.image_facts import (
     inspect_image,
 )
 from tests.cases import each
-from tests.runs import run
+from tests.runs import TINY, run
 
 RNG = np.random.default_rng(0)
 
@@ -187,6 +187,10 @@ def test_sheets_of_tiles_are_recognized_and_the_command_line_cuts_them(tmp_path)
     found, printed = audited(tmp_path, "data=image_folder", "data.root=in")
     assert found["tile"] == 16
     assert "sheets     all images look like sheets of tiles: data.tile=16 cuts them" in printed
+    note = "note       all images look like sheets of tiles: data.tile=16 cuts them"
+    trained = [*TINY, "data=image_folder", "data.root=in", "max_steps=1", "sample_every=0", "data.val_fraction=0"]
+    assert note in run("train", *trained, cwd=tmp_path)
+    assert "data.tile" not in run("train", *trained, "data.tile=16", "data.image_size=16", cwd=tmp_path)
     words = shlex.split(found["command"])[3:]
     assert words[2:] == ["data.tile=16", "data.image_size=16", "data.channels=4", "data.alpha=hard"]
     again, printed = audited(tmp_path, *words)
