@@ -59,7 +59,7 @@ def test_training_does_not_pay_for_what_it_does_not_use(tmp_path):
     train = f"sys.argv = {['train', *settings]}\nfrom diffusion_lit.train import main\nmain()\n"
     loaded = loaded_after(f"{train}import gc\nassert gc.get_freeze_count() > 100_000  # those of torch\n")
     assert "lightning" in loaded
-    assert not loaded & {"wandb", "sklearn", "datasets", "pandas", "pyarrow", "gradio", "tensorboard", "accelerate"}
+    assert not loaded & {"wandb", "sklearn", "datasets", "pandas", "pyarrow", "gradio", "tensorboard"}
 
 
 @pytest.mark.slow
