@@ -75,7 +75,7 @@ def train(config: DictConfig) -> float:
         config["run_dir"] = str(run_dir.display_path(run))
         from diffusion_lit.inspection.image_facts import log_sheets
 
-        log_sheets(config["data"], source.splits()["train"])
+        log_sheets(config["data"], source)
         result = fit(config, source, run, overrides)
     except BaseException as error:
         if is_owner:

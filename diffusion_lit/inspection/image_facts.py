@@ -24,7 +24,7 @@ from diffusion_lit.data.decoding import (
     open_image,
     report_broken_image,
 )
-from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.data.sources.data_source import DataSource, Split
 from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
 from diffusion_lit.imaging.color_names import name_colors
@@ -148,9 +148,9 @@ def _describe_alpha(image: Image.Image) -> tuple[str, bool]:
     return "opaque" if low == 255 else "empty" if high == 0 else "used", has_hidden_colors
 
 
-def log_sheets(data: dict, split: Split) -> None:
-    """Log a note if the images are few and all of them look like sheets of tiles that are not cut."""
-    if data.get("tile", 0) is None and len(split.labels) <= MAX_SHEETS:
+def log_sheets(data: dict, source: DataSource) -> None:
+    """Log a note if the training images are few and all of them look like sheets of tiles that are not cut."""
+    if data.get("tile", 0) is None and len((split := source.splits()["train"]).labels) <= MAX_SHEETS:
         facts = inspect_images({"train": split}, decoding_from_config(data | {"value_range": None}))
         if size := find_tile_size([fact.grids for fact in facts]):
             log.info("note       all images look like sheets of tiles: data.tile=%d cuts them", size)
