@@ -7,6 +7,7 @@ import inspect
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import Process
 from diffusion_lit.system.errors import ConfigError
+
+_signature = cache(inspect.signature)  # `step` needs it at every step
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Sampler:
             UserError: exit 2 if the scheduler has other noise levels, because it ignores its betas.
         """
         arguments = {"num_train_timesteps": process.num_train_timesteps, **self.arguments}
-        takes_betas = "trained_betas" in inspect.signature(self.scheduler).parameters
+        takes_betas = "trained_betas" in _signature(self.scheduler).parameters
         if takes_betas:
             arguments["trained_betas"] = finite_betas(process).numpy()
         scheduler = self.scheduler(**arguments)
@@ -102,7 +105,7 @@ class Sampler:
         t, t_next = scheduler_times(scheduler, process)[k : k + 2]
         out = x0_to_output(scheduler.config.get("prediction_type", "velocity"), x0_hat, x_t, process, t)
         arguments = dict(self.step_arguments)
-        if "generator" in inspect.signature(scheduler.step).parameters:
+        if "generator" in _signature(self.scheduler.step).parameters:
             arguments["generator"] = generators
         x = x_t * (scheduler_scale(scheduler, k) / total_std(process, t))
         x = scheduler.step(out, scheduler.timesteps[k].item(), x, **arguments, return_dict=False)[0]
@@ -123,7 +126,7 @@ def make_sampler(config: dict, scheduler: type[Any]) -> Sampler:
         fields["batch_size"] = 64 if has_gpu else 16
     not_arguments = {"_target_", "name", "serves", "starts_anywhere"} | fields.keys()
     arguments = {key: value for key, value in config.items() if key not in not_arguments}
-    step_keys = arguments.keys() & inspect.signature(scheduler.step).parameters.keys()
+    step_keys = arguments.keys() & _signature(scheduler.step).parameters.keys()
     step_arguments = {key: arguments.pop(key) for key in sorted(step_keys)}
     return Sampler(scheduler, arguments, step_arguments, **fields)
 
@@ -184,5 +187,5 @@ def _set_ddim_step(scheduler, k: int) -> None:
     steps divide T. With a fraction for `num_inference_steps` the division is
     exact.
     """
-    timesteps = [*scheduler.timesteps.tolist(), -1]
-    scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timesteps[k] - timesteps[k + 1])
+    t, t_next = scheduler.timesteps[k : k + 2].tolist()
+    scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, t - t_next)
