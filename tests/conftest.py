@@ -32,7 +32,7 @@ LONGEST = (
 
 def pytest_collection_finish() -> None:
     """Let garbage collections be rare and skip what is imported by now, which is never garbage."""
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(50_000, 20, 20)
     gc.freeze()
     gc.enable()
 

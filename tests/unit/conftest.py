@@ -5,16 +5,21 @@ import os
 import platform
 import subprocess
 
-import diffusers  # noqa: F401 it and torch start processes when they are first imported
 import pytest
 
 from tests import forks
 
-platform.platform()  # it starts `uname`, once: every run notes the system it was trained on
+
+@pytest.fixture(scope="session")
+def _first_processes():
+    """Start what is started once. Not at the top, where the process that hands out the tests would wait for it."""
+    import diffusers  # noqa: F401 it and torch start processes when they are first imported
+
+    platform.platform()  # it starts `uname`: every run notes the system it was trained on
 
 
 @pytest.fixture(autouse=True)
-def _no_process(monkeypatch):
+def _no_process(_first_processes, monkeypatch):
     """A test that starts a process fails; it belongs in tests/integration."""
 
     def refuse(*args, **settings):

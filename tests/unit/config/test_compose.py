@@ -46,6 +46,7 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}={path.stem}"
 
 
+@cache
 def run_level(name: str) -> list[str]:
     return [key for key in OmegaConf.load(CONF / f"{name}.yaml") if key not in ("defaults", "hydra")]
 
