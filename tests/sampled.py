@@ -26,5 +26,5 @@ def sampler_of(name: str, **changes: object) -> Sampler:
 @functools.cache
 def unet() -> UNet:
     torch.manual_seed(0)
-    net = UNet(8, 1, 3, block_out_channels=[16, 16], attention_levels=[1], layers_per_block=1, norm_num_groups=4)
+    net = UNet(8, 1, 3, block_out_channels=[16], attention_levels=[0], layers_per_block=1, norm_num_groups=4)
     return net.eval()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import diffusion_lit.networks
@@ -41,14 +41,16 @@ NETWORKS = Path(diffusion_lit.networks.__file__).parent
 
 
 @functools.cache
-def composed_leaf(words: tuple[str, ...], classes: int, size: int, channels: int) -> dict:
-    data = [f"data.num_classes={classes}", f"data.image_size={size}", f"data.channels={channels}"]
-    (config,) = compose_configs("train", ["experiment=none", "data.root=pictures", *data, *words])
-    return OmegaConf.to_container(config, resolve=True)["model"]
+def composed(words: tuple[str, ...]) -> DictConfig:
+    """Return the configuration of a network; facts about the data are set afterwards, for composing takes longer."""
+    (config,) = compose_configs("train", ["experiment=none", "data.root=pictures", "data.image_size=64", *words])
+    return config
 
 
 def leaf(*words: str, classes: int = CLASSES, size: int = 16, channels: int = 3) -> dict:
-    return copy.deepcopy(composed_leaf(words, classes, size, channels))
+    config = composed(words)
+    config.data.update({"num_classes": classes, "image_size": size, "channels": channels})
+    return OmegaConf.to_container(config.model, resolve=True)
 
 
 def small(model: str, *words: str, **facts) -> nn.Module:
