@@ -22,6 +22,7 @@ from tests.runs import TINY, run
 
 STUDENT = ["distill.teacher_steps=4", "distill.stages=[2,1]", "max_steps=8", "checkpoint_every=2", "val_every=2"]
 STUDENT += ["sample_every=4", "keep_checkpoints=9", "data.classifier_images=0", "log_every=1"]
+STUDENT += ["strategy.precision=32-true"]  # on every machine
 
 
 @pytest.fixture(scope="module")
