@@ -66,8 +66,10 @@ class Tile(NamedTuple):
         return any({color, kind} <= self.words for color, kind in HELD_OUT)
 
 
-def load_tiles(root: str) -> list[Tile]:
+def load_tiles(root: str, size: int | None) -> list[Tile]:
+    """Return the tiles, resized to `size` pixels as for a run; None for the size of the recipe."""
     overrides = ["experiment=tiles_prompt", f"data.root={root}", "data.val_fraction=0"]
+    overrides += [f"data.image_size={size}"] if size else []
     config, source = compose_config(*overrides)
     store, _ = load_splits(source, config["data"])
     words = [{SINGULAR.get(word, word) for text in texts for word in text.split()} for texts in store.captions]
@@ -204,13 +206,13 @@ def choose_guidance(model: TrainedModel, classifier, seen: Sequence[Pair]) -> Tr
 def main(arguments: Namespace) -> None:
     if not (arguments.data and arguments.out):
         raise MissingRequirement("needs --data <folder of tiles> and --out <folder>")
-    tiles = load_tiles(arguments.data[0])
+    model = TrainedModel.from_run(arguments.run) if arguments.run else None
+    tiles = load_tiles(arguments.data[0], model.config["data"]["image_size"] if model else None)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file, root = arguments.out / "held_out.txt", Path(arguments.data[0])
     excluded = [tile.path.relative_to(root).as_posix() for tile in tiles if tile.is_held_out]
     file.write_text("\n".join(excluded) + "\n", encoding="utf-8")
-    if arguments.run:
-        model = TrainedModel.from_run(arguments.run)
+    if model:
         require_held_out(model, tiles, file)
     classifier, accuracy, count = train_classifier(tiles)
     print(f"{len(excluded)} of {len(tiles):,} images with held-out pairs are in {file}")
@@ -218,7 +220,7 @@ def main(arguments: Namespace) -> None:
     print("colors: named by the rule that puts them into captions\n")
     if accuracy < MIN_ACCURACY:
         raise MissingRequirement(f"needs a classifier of kinds that is right on {MIN_ACCURACY:.0%} of real tiles")
-    if not arguments.run:
+    if not model:
         command = f"experiment=tiles_prompt data.root={root} data.exclude={file}"
         print(f"Then train, and give the run as --run: python -m diffusion_lit.train {command}")
         return
