@@ -116,9 +116,10 @@ def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.flo
 
 
 def describe_training(run: Path) -> dict:
-    """Return the command of a run, without paths and secrets, and its seconds of training; {} for other folders."""
+    """Return the last command of a run, without `resume`, paths and secrets, and its seconds of training; or {}."""
     with suppress(UserError):
-        overrides = [str(redact_secrets(hide_paths(override))) for override in run_dir.read_overrides(run, 0)]
+        typed = [override for override in run_dir.read_overrides(run) if not override.startswith("resume=")]
+        overrides = [str(redact_secrets(hide_paths(override))) for override in typed]
         return {"command": format_command("train", *overrides), "seconds": run_dir.read_result(run).get("seconds")}
     return {}
 

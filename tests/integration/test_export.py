@@ -88,6 +88,16 @@ def test_half_precision_files_are_half_as_large_and_the_grid_is_theirs(digits):
         assert np.array_equal(np.array(grid), np.array(again))
 
 
+def test_the_card_of_a_continued_run_has_the_settings_it_ended_with(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    steps = read_model_config(tmp_path / "run")["max_steps"] + 1
+    run("train", "resume=run", f"max_steps={steps}", "sample_every=0", cwd=tmp_path)
+    run("export", "run=run", "out=out", cwd=tmp_path)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    words = next(line for line in card.splitlines() if line.startswith("| command |")).split()
+    assert [word for word in words if word.startswith(("max_steps=", "resume="))] == [f"max_steps={steps}"]
+
+
 def test_the_card_has_the_command_without_paths_and_the_seconds(digits):
     card = (digits / "out" / "README.md").read_text(encoding="utf-8")
     command = next(line for line in card.splitlines() if line.startswith("| command |"))
