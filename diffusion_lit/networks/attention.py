@@ -13,7 +13,7 @@ MAX_SCORES = 576 * 576  # of one head; with more, the fused kernel is as fast an
 class BatchedAttention(TorchFunctionMode):
     """Computes `scaled_dot_product_attention` in bfloat16 on a CPU by batched matrix products.
 
-    PyTorch's fused kernel has a slow backward pass there: with 64 tokens the products take a seventh
+    PyTorch's fused kernel has a slow backward pass there: with 64 tokens the products take a sixth
     of its time (BENCHMARKS.md). Calls without gradients keep the fused kernel.
     """
 
@@ -33,7 +33,7 @@ def use_batched_attention(*nets: nn.Module) -> AbstractContextManager:
     return BatchedAttention() if torch.is_autocast_enabled("cpu") and not is_compiled else nullcontext()
 
 
-def attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_) -> Tensor:
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_, **__) -> Tensor:
     """Return softmax(query key^T / sqrt(d) + mask) value, (B, heads, L, d), with batched matrix products.
 
     Args:
@@ -48,10 +48,8 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Ten
         return torch.softmax(scores, -1).to(value) @ value
 
 
-def _is_short(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **others
-) -> bool:
-    """Return whether products are the faster way, and compute the same."""
-    is_plain = dropout_p == 0 and not any(others.values()) and (attn_mask is None or attn_mask.is_floating_point())
+def _is_short(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *others, **named) -> bool:
+    """Return whether products are faster and compute the same: without dropout, scale, causal or boolean mask."""
+    is_plain = not any((*others, *named.values())) and (attn_mask is None or attn_mask.is_floating_point())
     is_bfloat16 = query.dtype == key.dtype == value.dtype == torch.bfloat16
     return is_plain and is_bfloat16 and query.shape[-2] * key.shape[-2] <= MAX_SCORES

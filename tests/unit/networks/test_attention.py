@@ -60,7 +60,9 @@ def test_what_products_would_change_or_slow_down_keeps_the_kernel_of_pytorch(mon
     inputs = make_inputs()
     for settings in ({}, {"scale": None, "is_causal": False, "dropout_p": 0.0}):
         assert not is_fused(inputs, **settings)
-    assert len(calls) == 2
+    with BatchedAttention():
+        F.scaled_dot_product_attention(*inputs, None, 0.0, False)
+    assert len(calls) == 3
     assert is_fused(make_inputs(dtype=torch.float32))
     assert is_fused(make_inputs(1024, 1024))
     with BatchedAttention(), torch.no_grad():
@@ -69,7 +71,8 @@ def test_what_products_would_change_or_slow_down_keeps_the_kernel_of_pytorch(mon
         is_seen = torch.ones(16, 16, dtype=torch.bool)
         for settings in ({"is_causal": True}, {"dropout_p": 0.5}, {"scale": 2.0}, {"attn_mask": is_seen}):
             F.scaled_dot_product_attention(*inputs, **settings)
-    assert len(calls) == 2
+        F.scaled_dot_product_attention(*inputs, None, 0.0, True)
+    assert len(calls) == 3
 
 
 def test_compiled_networks_attend_as_they_are():
