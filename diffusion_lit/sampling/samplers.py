@@ -17,7 +17,7 @@ from diffusion_lit.diffusion.parameterization import PREDICTION_TYPES
 from diffusion_lit.diffusion.schedules import Process
 from diffusion_lit.system.errors import ConfigError
 
-_signature = cache(inspect.signature)  # `step` needs it at every step
+_signature: Any = cache(inspect.signature)  # `step` needs it at every step
 
 
 @dataclass(frozen=True)
