@@ -49,7 +49,7 @@ SMALL = (
 )  # fmt: skip
 LARGE = ("model.block_out_channels=[64,128,128]", "model.layers_per_block=1")
 AS_IT_COMES = "strategy.precision=auto"  # the default of `train`; that of the script is float32
-CASES = {  # name: (image files, their size, training size, overrides of the network, last step)
+CASES = {  # name: (image files, their size, training size, more overrides, last step)
     "1.1 M, 32x32, each in its default precision": (2_000, 32, 32, ("model.layers_per_block=1", AS_IT_COMES), 20),
     "1.1 M, 64x64, each in its default precision": (640, 64, 64, ("model.layers_per_block=1", AS_IT_COMES), 8),
     "1.1 M, 64x64": (640, 64, 64, ("model.layers_per_block=1",), 8),

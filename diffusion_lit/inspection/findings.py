@@ -13,7 +13,7 @@ from diffusion_lit.data.sources.listing import format_left_out
 from diffusion_lit.imaging.sizes import ImageSize, format_size, height_width
 from diffusion_lit.inspection.exclude_list import is_contradictory
 from diffusion_lit.inspection.image_facts import ImageFacts, find_duplicates, find_near_duplicates, find_period
-from diffusion_lit.inspection.tile_sheets import find_tile_size
+from diffusion_lit.inspection.tile_sheets import FOUND, find_tile_size
 from diffusion_lit.system.console import escape_controls, join_names
 
 PIXEL_ART = 64  # px, the largest side of pixel art
@@ -253,7 +253,7 @@ def _describe_value_range(findings: dict) -> str:
 def _describe_tiles(size: int | None) -> str:
     if size is None:
         return ""
-    return f"all images look like sheets of tiles: data.tile={size} cuts them. Look at them with another audit"
+    return f"{FOUND.format(size)}. Look at them with another audit"
 
 
 def _describe_broken(broken: list[dict[str, str]]) -> str:

@@ -28,7 +28,7 @@ from diffusion_lit.data.sources.data_source import DataSource, Split
 from diffusion_lit.data.validation_split import hash_image, select_validation
 from diffusion_lit.data.value_ranges import read_deep_values
 from diffusion_lit.imaging.color_names import name_colors
-from diffusion_lit.inspection.tile_sheets import GridScore, find_tile_size, score_grids
+from diffusion_lit.inspection.tile_sheets import FOUND, GridScore, find_tile_size, score_grids
 from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import DataError
 
@@ -153,7 +153,7 @@ def log_sheets(data: dict, source: DataSource) -> None:
     if data.get("tile", 0) is None and len((split := source.splits()["train"]).labels) <= MAX_SHEETS:
         facts = inspect_images({"train": split}, decoding_from_config(data | {"value_range": None}))
         if size := find_tile_size([fact.grids for fact in facts]):
-            log.info("note       all images look like sheets of tiles: data.tile=%d cuts them", size)
+            log.info("note       %s", FOUND.format(size))
 
 
 def assign_splits(splits: dict[str, Split], facts: Sequence[ImageFacts], fraction: float) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+FOUND = "all images look like sheets of tiles: data.tile={} cuts them"
 TILE_SIZES = (64, 48, 32, 24, 16)  # px; of several that fit the largest is found
 MIN_SIDE, MAX_PIXELS = 65, 2**22  # px, of the longer side; of all
 MIN_EQUAL = 0.2  # share of equal neighbors in sharp images; photos have fewer

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-MAX_SCORES = 576 * 576  # of one head; with more, the fused kernel is as fast and needs less memory
+MAX_SCORES = 576 * 576  # of one head; with 1,024 tokens the fused kernel is faster (BENCHMARKS.md)
 
 
 class BatchedAttention(TorchFunctionMode):
@@ -24,13 +24,10 @@ class BatchedAttention(TorchFunctionMode):
         return attend(*args, **(kwargs or {}))
 
 
-def use_batched_attention(*nets: nn.Module) -> AbstractContextManager:
-    """Return a context in which networks that train with `bf16-mixed` on a CPU attend by batched products.
-
-    Compiled networks attend as they are.
-    """
-    is_compiled = any(net._compiled_call_impl is not None for net in nets)
-    return BatchedAttention() if torch.is_autocast_enabled("cpu") and not is_compiled else nullcontext()
+def use_batched_attention(net: nn.Module) -> AbstractContextManager:
+    """Return a context in which `net` attends by batched products in `bf16-mixed` on a CPU, unless it is compiled."""
+    is_used = torch.is_autocast_enabled("cpu") and net._compiled_call_impl is None
+    return BatchedAttention() if is_used else nullcontext()
 
 
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_, **__) -> Tensor:
