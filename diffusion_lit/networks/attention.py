@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-MAX_SCORES = 576 * 576  # of one head; with 1,024 tokens the fused kernel is faster (BENCHMARKS.md)
+MAX_SCORES = 576 * 576  # of one head; with more, products need much memory and are not always faster
 
 
 class BatchedAttention(TorchFunctionMode):
