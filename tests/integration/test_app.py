@@ -361,7 +361,7 @@ def test_a_value_that_is_none_is_told_and_the_page_goes_on(browser, address):
     page = opened(browser, address)
     page.get_by_label("seed", exact=True).fill("-3")
     page.click("button:has-text('Generate')")
-    page.wait_for_selector("text=seed", timeout=20_000)
+    page.wait_for_selector("text=seed: must be an integer from 0", timeout=60_000)  # no click counts before the answer
     page.get_by_label("seed", exact=True).fill("3")
     assert generated(page)
 
