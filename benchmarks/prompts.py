@@ -225,6 +225,7 @@ def main(arguments: Namespace) -> None:
         print(f"Then train, and give the run as --run: python -m diffusion_lit.train {command}")
         return
     seen = choose_seen(tiles)
-    model = choose_guidance(model, classifier, seen)
+    if not model.config.get("distill"):  # a student has learned one guidance scale
+        model = choose_guidance(model, classifier, seen)
     header = ["pairs", "prompts", "color right", "by chance", "kind right", "by chance", "both right", "copies"]
     print_table(header, compare_pairs(model, classifier, tiles, seen, arguments.out))

@@ -1,5 +1,8 @@
 """Read YAML that a stranger may have written: plain data of limited size, in which nothing is resolved."""
 
+from copy import deepcopy
+from functools import lru_cache
+
 import yaml
 from omegaconf._utils import get_yaml_loader
 
@@ -22,6 +25,11 @@ def parse_plain_yaml(text: str) -> dict:
             interpolations.
         YAMLError: if it is no YAML.
     """
+    return deepcopy(_parse_once(text))
+
+
+@lru_cache(maxsize=8)  # a command reads config.yaml up to six times, and parsing takes a tenth of a second
+def _parse_once(text: str) -> dict:
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has {len(text):,} characters, more than {MAX_BYTES:,}")
     _count_values(text)

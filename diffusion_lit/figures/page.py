@@ -84,7 +84,7 @@ def describe_run(run: Path, grids: int) -> dict:
         "film": files and _read_uri(files[-1].with_suffix(".gif")),
         "curves": draw_run_curves(rows) if rows else [],
         "evaluations": read_evaluations(run),
-        "files": {title: _read_text(path) for title, path in texts.items()},
+        "files": {title: escape_lines(path.read_bytes().decode(errors="replace")) for title, path in texts.items()},
     }
 
 
@@ -158,10 +158,6 @@ def find_differences(runs: Sequence[Path], metric: str | None = None) -> dict:
     names = dict.fromkeys([*([metric] if metric else []), *(key for result in results for key in result)])
     rows = [list(row) for row in zip([run.name for run in runs], configs, results, strict=True)]
     return {"keys": keys, "names": list(names), "rows": rows}
-
-
-def _read_text(path: Path) -> str:
-    return escape_lines(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _read_metrics(run: Path) -> list[dict[str, str]]:

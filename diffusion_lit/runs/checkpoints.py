@@ -200,12 +200,10 @@ def read_selected(select: Callable[[], Path], read: Callable[[Path], T]) -> tupl
                 raise
 
 
-def read_facts(path: Path) -> dict:
-    """Return the step of a checkpoint and the fingerprint of its data; {} for a published model."""
-    if path.suffix != ".ckpt":
-        return {}
-    content = load_checkpoint(path, mmap=True)
-    return {"step": content.get("global_step"), "data": content.get("ImageDataModule", {}).get("fingerprint")}
+def read_facts(checkpoint: dict) -> dict:
+    """Return step, seconds of training and fingerprint of the data of a checkpoint, as `load_checkpoint` returns it."""
+    clock, images = checkpoint.get("callbacks", {}).get("MetricsLog", {}), checkpoint.get("ImageDataModule", {})
+    return {"step": checkpoint.get("global_step"), "seconds": clock.get("seconds"), "data": images.get("fingerprint")}
 
 
 def load_checkpoint(path: Path, device: str = "cpu", mmap: bool = False) -> dict:
@@ -222,8 +220,11 @@ def load_checkpoint(path: Path, device: str = "cpu", mmap: bool = False) -> dict
         raise CheckpointError(f"{path} cannot be read: {reason}") from None
 
 
-def load_network_weights(path: Path, which: str, net):
+def load_network_weights(path: Path, which: str, net) -> dict:
     """Load the weights of a checkpoint or of a published model into a network, and put it in evaluation mode.
+
+    Returns:
+        What `read_facts` finds in the checkpoint; {} for a published model.
 
     Args:
         path: a checkpoint, or the safetensors file of a published model.
@@ -240,7 +241,8 @@ def load_network_weights(path: Path, which: str, net):
 
     is_published, table = path.suffix == ".safetensors", "class_embedding.weight"
     try:
-        state = load_file(path) if is_published else extract_network_state(load_checkpoint(path), which)
+        checkpoint = {} if is_published else load_checkpoint(path)
+        state = load_file(path) if is_published else extract_network_state(checkpoint, which)
         part = net.unet if is_published and path.name != NETWORK_WEIGHTS else net
         # a pipeline of another project has no null label: it gets the mean of all classes
         if is_published and table in state and len(state[table]) == len(part.state_dict()[table]) - 1:
@@ -250,7 +252,8 @@ def load_network_weights(path: Path, which: str, net):
         raise
     except Exception as error:  # SafetensorError, OSError, or no state dict
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
-    return net.eval()
+    net.eval()
+    return {} if is_published else read_facts(checkpoint)
 
 
 def extract_network_state(checkpoint: dict, which: str) -> dict:

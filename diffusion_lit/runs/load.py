@@ -118,10 +118,9 @@ class TrainedModel:
 
         def read(path: Path) -> dict:
             if ema_length is None:
-                checkpoints.load_network_weights(path, weights, net)
-            else:
-                load_weights(net, posthoc_ema.reconstruct_ema(run, path, ema_length, warn), path)
-            return checkpoints.read_facts(path)
+                return checkpoints.load_network_weights(path, weights, net)
+            load_weights(net, posthoc_ema.reconstruct_ema(run, path, ema_length, warn), path)
+            return checkpoints.read_facts(checkpoints.load_checkpoint(path, mmap=True))
 
         path, facts = checkpoints.read_selected(lambda: checkpoints.select_checkpoint(run, checkpoint, warn), read)
         return cls(

@@ -60,10 +60,9 @@ def publish_model(out: Path, model: TrainedModel, config: DictConfig) -> None:
     published = make_published_config(model.config)
     published["exported"] = {
         "checkpoint": model.checkpoint.name,
-        "step": model.facts.get("step"),
+        **(dict.fromkeys(("step", "seconds", "data")) | model.facts),
         "weights": config.weights,
         "ema_length": config.ema_length,
-        "data": model.facts.get("data"),
         "versions": read_package_versions(),
         **describe_training(run),
     }
@@ -116,11 +115,11 @@ def write_network(out: Path, model: TrainedModel, dtype: torch.dtype = torch.flo
 
 
 def describe_training(run: Path) -> dict:
-    """Return the last command of a run, without `resume`, paths and secrets, and its seconds of training; or {}."""
+    """Return the last command of a run, without `resume`, paths and secrets; or {}."""
     with suppress(UserError):
         typed = [override for override in run_dir.read_overrides(run) if not override.startswith("resume=")]
         overrides = [str(redact_secrets(hide_paths(override))) for override in typed]
-        return {"command": format_command("train", *overrides), "seconds": run_dir.read_result(run).get("seconds")}
+        return {"command": format_command("train", *overrides)}
     return {}
 
 

@@ -198,13 +198,11 @@ class TrainingBenchmark:
         steps, batch_size = len(sampler.build_scheduler(self.table).timesteps), sampler.batch_size
         is_slow = self.seconds_per_image * batch_size > MAX_STEP_SECONDS
         few = replace(sampler, steps=min(steps, SAMPLER_STEPS), batch_size=FIRST_IMAGES if is_slow else batch_size)
-        few_steps, labels = len(few.build_scheduler(self.table).timesteps), self._any_labels(few.batch_size)
+        few_steps = len(few.build_scheduler(self.table).timesteps)
+        labels = ["" if self.config["text_encoder"] else 0] * few.batch_size
         begun = time.perf_counter()
         generate_on_all_ranks([module.ema], module, self.config, few, labels, range(few.batch_size))
         return (time.perf_counter() - begun) * (steps / few_steps) * (batch_size / few.batch_size)
-
-    def _any_labels(self, count: int) -> list:
-        return [""] * count if self.config["text_encoder"] else [0] * count
 
     def _measure_validation(self, module: DiffusionModule) -> float:
         """Return the seconds of a validation of both networks, from a part of a batch."""

@@ -15,6 +15,8 @@ from diffusion_lit import Pipeline
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import publish
 from diffusion_lit.runs.load import TrainedModel
+from diffusion_lit.runs.metrics_file import read_metrics
+from diffusion_lit.runs.run_dir import read_yaml
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import Exit, UserError
 from tests.runs import TINY, run
@@ -107,6 +109,12 @@ def test_the_card_has_the_command_without_paths_and_the_seconds(digits):
     assert f"| cost | {seconds:,.0f} s |" in card
     assert "| seed | 0 |" in card
     assert r"| license of the data | CC0, Ada \[et al.\] |" in card
+
+
+def test_an_earlier_checkpoint_costs_the_seconds_until_it(tiny_run, tmp_path):
+    run("export", f"run={tiny_run}", "checkpoint=2", "out=out", cwd=tmp_path)
+    until = {int(row["step"]): float(row["seconds"]) for row in read_metrics(tiny_run / "metrics.csv")}
+    assert read_yaml(tmp_path / "out" / "config.yaml")["exported"]["seconds"] == until[2] < until[4]
 
 
 @pytest.mark.parametrize(

@@ -283,10 +283,10 @@ def test_yaml_of_a_stranger_is_plain_and_small(tmp_path, text, message):
 
 def test_names_and_paths_may_have_any_signs():
     tree = {"name": "a ${b", "data": {"root": "cost ${money} $5", "class_names": ["${x}", "1e3"]}, "lr": 1e-4}
-    assert (
-        parse_plain_yaml("name: 'a ${b'\ndata: {root: 'cost ${money} $5', class_names: ['${x}', '1e3']}\nlr: 1e-4")
-        == tree
-    )
+    text = "name: 'a ${b'\ndata: {root: 'cost ${money} $5', class_names: ['${x}', '1e3']}\nlr: 1e-4"
+    assert parse_plain_yaml(text) == tree
+    parse_plain_yaml(text)["data"]["root"] = "changed"
+    assert parse_plain_yaml(text) == tree  # every reader has a tree of its own
     assert parse_plain_yaml("a: &x [1]\nb: *x") == {"a": [1], "b": [1]}
 
 

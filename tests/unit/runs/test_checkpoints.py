@@ -22,14 +22,16 @@ from diffusion_lit.system.errors import Exit, UserError
 
 def save_linear(path, inputs: int) -> nn.Module:
     net = nn.Linear(inputs, 1)
-    save_checkpoint({"state_dict": {f"ema.{name}": value for name, value in net.state_dict().items()}}, path)
+    facts = {"global_step": 3, "ImageDataModule": {"fingerprint": "abc"}, "callbacks": {"MetricsLog": {"seconds": 1.5}}}
+    save_checkpoint({"state_dict": {f"ema.{name}": value for name, value in net.state_dict().items()}} | facts, path)
     return net
 
 
 def test_weights_are_loaded_into_the_same_network_and_refused_for_another(tmp_path):
     path = checkpoint_path(tmp_path, 3)
     saved = save_linear(path, 2)
-    loaded = load_network_weights(path, "ema", nn.Linear(2, 1))
+    loaded = nn.Linear(2, 1)
+    assert load_network_weights(path, "ema", loaded) == {"step": 3, "seconds": 1.5, "data": "abc"}
     assert torch.equal(loaded.weight, saved.weight)
     assert not loaded.training
     for which, net in (("ema", nn.Linear(3, 1)), ("net", nn.Linear(2, 1))):
