@@ -118,6 +118,13 @@ def list_figures(name: str, model: Model) -> list[Figure]:
         "",
         tuple(f"{name}_rows/{8 * row:05d}.png" for row in range(len(model.rows))),
     )
+    student, half = f"{name}_4steps", f"{rows} images_per_class=5 out={name}_few_steps"
+    few_steps = Figure(
+        "few_steps.png",
+        f"From the same noise: left this model, right its student models/{student}, in four evaluations.",
+        f"{sample} {half}\npython -m diffusion_lit.sample run=models/{student} {half}_4",
+        (f"{name}_few_steps/grid.png", f"{name}_few_steps_4/grid.png"),
+    )
     return [
         Figure(
             "rows.png",
@@ -157,6 +164,7 @@ def list_figures(name: str, model: Model) -> list[Figure]:
             f'python -c "from PIL import Image; {paint}"\n{inpainting}',
             (f"{name}_inpainting/grid.png",),
         ),
+        *([few_steps] if (ROOT / "models" / student).exists() else []),
     ]
 
 
