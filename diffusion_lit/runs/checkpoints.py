@@ -223,13 +223,13 @@ def load_checkpoint(path: Path, device: str = "cpu", mmap: bool = False) -> dict
 def load_network_weights(path: Path, which: str, net) -> dict:
     """Load the weights of a checkpoint or of a published model into a network, and put it in evaluation mode.
 
-    Returns:
-        What `read_facts` finds in the checkpoint; {} for a published model.
-
     Args:
         path: a checkpoint, or the safetensors file of a published model.
         which: "ema" or "net" of a checkpoint.
         net: the network.
+
+    Returns:
+        What `read_facts` finds in the checkpoint; {} for a published model.
 
     Raises:
         UserError: exit 4 if the file is damaged or of another network.
@@ -248,12 +248,12 @@ def load_network_weights(path: Path, which: str, net) -> dict:
         if is_published and table in state and len(state[table]) == len(part.state_dict()[table]) - 1:
             state[table] = torch.cat([state[table], state[table].mean(0, keepdim=True)])
         load_weights(part, state, path)
+        net.eval()
+        return {} if is_published else read_facts(checkpoint)
     except UserError:
         raise
     except Exception as error:  # SafetensorError, OSError, or no state dict
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
-    net.eval()
-    return {} if is_published else read_facts(checkpoint)
 
 
 def extract_network_state(checkpoint: dict, which: str) -> dict:

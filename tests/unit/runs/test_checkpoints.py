@@ -38,6 +38,9 @@ def test_weights_are_loaded_into_the_same_network_and_refused_for_another(tmp_pa
         with pytest.raises(UserError, match="step-00000003.ckpt cannot be used") as raised:
             load_network_weights(path, which, net)
         assert raised.value.exit_code == Exit.CHECKPOINT
+    save_checkpoint(torch.load(path) | {"callbacks": ["of another program"]}, path)
+    with pytest.raises(UserError, match="step-00000003.ckpt cannot be used: 'list' object has no attribute 'get'"):
+        load_network_weights(path, "ema", loaded)
 
 
 def test_the_newest_intact_checkpoint_is_selected(tmp_path):
