@@ -19,8 +19,14 @@ FOLDER = ROOT / "docs" / "gallery"
 SCALES = (0, 1, 3, 8)  # of guidance
 COLOR_COUNT = 256  # of a figure in color
 NOTES = {"inpainting.png": "It is not convincing where the label does not fit the upper half."}
-ICON_NOTES = {"rows.png": "Swords lose pixels, and purple shields are brown with a purple cross."}
-TILE_NOTES = {"rows.png": "Dragons are noise, swords have no shape, and altars are rough."}
+ICON_NOTES = {
+    "rows.png": "Swords lose pixels, and purple shields are brown with a purple cross.",
+    "few_steps.png": "Keys and hats lose fewer pixels.",
+}
+TILE_NOTES = {
+    "rows.png": "Dragons are noise, swords have no shape, and altars are rough.",
+    "few_steps.png": "Clouds are darker and altars paler.",
+}
 MNIST_NOTES = {"edits.png": "Most keep the shape of the 2: few become the digit of their row."}
 
 
