@@ -28,7 +28,7 @@ def parse_plain_yaml(text: str) -> dict:
     return deepcopy(_parse_once(text))
 
 
-@lru_cache(maxsize=8)  # a command reads config.yaml up to six times, and parsing takes a tenth of a second
+@lru_cache(maxsize=8)  # a command reads config.yaml up to six times, and parsing takes up to a tenth of a second
 def _parse_once(text: str) -> dict:
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has {len(text):,} characters, more than {MAX_BYTES:,}")
