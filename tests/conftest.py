@@ -79,16 +79,17 @@ def train_once(tmp_path_factory) -> Callable[..., Path]:
     return train
 
 
-ALL_NOISE_LEVELS = (
-    "from diffusion_lit.training import noise_levels; noise_levels.LEVELS_PER_BIN = 32"  # see tests/forks.py
-)
+WHOLE_VALIDATION = """
+from diffusion_lit.data.datamodule import ImageDataModule
+ImageDataModule.__init__.__kwdefaults__["val_images"] = 320
+"""  # see tests/forks.py
 THIRD = ["max_steps=400", "val_every=100", "sample_every=100", "checkpoint_every=100"]
 
 
 @pytest.fixture(scope="session")
 def digits_run(train_once) -> Path:
     """Return the run folder of a third of what the bare command trains, which is enough for good digits."""
-    return train_once("digits", *THIRD, prelude=ALL_NOISE_LEVELS)
+    return train_once("digits", *THIRD, prelude=WHOLE_VALIDATION)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-LEVELS_PER_BIN = 3  # of the noise levels that forks validate on: a tenth of the images of a real validation
+VALIDATION_IMAGES = 64  # on which forks validate: one batch, a fifth of a real validation
 
 
 class Fork:
@@ -169,11 +169,11 @@ def _serve(address: str) -> dict | None:
     import diffusion_lit.runs.load  # noqa: F401
     import diffusion_lit.runs.resume  # noqa: F401
     import diffusion_lit.training.build_run  # noqa: F401
+    from diffusion_lit.data.datamodule import ImageDataModule
     from diffusion_lit.distributed import process_group
-    from diffusion_lit.training import noise_levels
 
     Plugins.instance()  # finds and imports every plugin
-    noise_levels.LEVELS_PER_BIN = LEVELS_PER_BIN
+    ImageDataModule.__init__.__kwdefaults__["val_images"] = VALIDATION_IMAGES
     _compose_before_forking()
     process_group.subprocess = SimpleNamespace(
         Popen=Rank, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired

@@ -17,6 +17,7 @@ TINY = [
     "model.layers_per_block=1",
     "global_batch_size=12",
     "sampler.steps=2",
+    "sampler.batch_size=80",  # all of a preview
     "data.classifier_images=0",
     "strategy.precision=32-true",  # so that the tests are the same on a CPU that multiplies bfloat16 fast
     "log_every=1",

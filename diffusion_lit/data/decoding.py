@@ -93,6 +93,9 @@ class Decoding:
 
     def __call__(self, image: StoredImage) -> np.ndarray:
         """Return an image as uint8 (C, H, W). Raise DataError with its name if it cannot be read."""
+        finished = (np.uint8, self.shape[1:] if self.channels == 1 else (*self.shape[1:], self.channels), "none")
+        if isinstance(image, np.ndarray) and (image.dtype, image.shape, self.render) == finished:
+            return self._to_planes(image)  # Pillow would take twenty times as long to change nothing
         with report_broken_image(image), open_8_bits(image, self) as opened:
             return self.to_array(load_upright(opened))
 
@@ -104,7 +107,9 @@ class Decoding:
             image = _convert_old_skin(image)
         if image.size != size:
             image = FITS[self.fit](image, size, RESAMPLE[self.resample])
-        array = np.asarray(image)
+        return self._to_planes(np.asarray(image))
+
+    def _to_planes(self, array: np.ndarray) -> np.ndarray:
         if self.alpha != "keep" and self.channels == 4:
             array = np.where(array[..., 3:] > (127 if self.alpha == "hard" else 0), array, np.uint8(0))
             if self.alpha == "hard":
@@ -252,10 +257,10 @@ def decode_images(
                 yield result
             if errors and total is None and k % 256 == 255:
                 break
-    if errors and total is None:
-        raise list_errors(errors, "The stream has images that cannot be read. End it before them with data.max_images")
     if errors:
-        raise list_errors(errors, f"{len(errors)} of {total} images cannot be read. Repair or remove them")
+        of_files = f"{len(errors)} of {total} images cannot be read. Repair or remove them"
+        of_stream = "The stream has images that cannot be read. End it before them with data.max_images"
+        raise list_errors(errors, of_stream if total is None else of_files)
 
 
 def map_in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

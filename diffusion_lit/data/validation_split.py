@@ -81,10 +81,7 @@ def hash_image(image: StoredImage) -> tuple[int, StoredImage]:
         content = [f"{image.dtype} {image.shape}".encode(), np.ascontiguousarray(image)]
     else:
         content = [f"{image.mode} {image.size}".encode(), bytes(image.getpalette() or ()), image.tobytes()]
-    digest = hashlib.blake2b(digest_size=8)
-    for part in content:
-        digest.update(part)
-    return int.from_bytes(digest.digest()), image
+    return int.from_bytes(hashlib.blake2b(b"".join(content), digest_size=8).digest()), image
 
 
 def select_validation(

@@ -37,8 +37,7 @@ def require_newest_run(folder: Path, command: str) -> Path:
 
 def merge_resume_overrides(run: Path, overrides: list[str]) -> list[str]:
     """Return the overrides that continue a run: its merged ones, and its folder as `resume` and `run_dir`."""
-    keys = ("resume", "run_dir")
-    return [*merge_overrides(run, overrides), *[format_override(key, run) for key in keys]]
+    return [*merge_overrides(run, overrides), *[format_override(key, run) for key in ("resume", "run_dir")]]
 
 
 def merge_overrides(run: Path, overrides: list[str]) -> list[str]:

@@ -4,13 +4,16 @@ import shutil
 
 import pytest
 
+from diffusion_lit.data.datamodule import ImageDataModule
 from tests import forks
 
 
-@pytest.fixture(autouse=True)
-def _validation_as_in_forks(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _validation_as_in_forks():
     """Runs in this process validate on the images that forks validate on: tests compare the two."""
-    monkeypatch.setattr("diffusion_lit.training.noise_levels.LEVELS_PER_BIN", forks.LEVELS_PER_BIN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ImageDataModule.__init__.__kwdefaults__, "val_images", forks.VALIDATION_IMAGES)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sample_request import parse_labels
 from diffusion_lit.training.build_run import make_module
 from diffusion_lit.training.noise_levels import BINS
-from tests.conftest import ALL_NOISE_LEVELS
+from tests.conftest import WHOLE_VALIDATION
 from tests.probe import Probe
 from tests.runs import run
 
@@ -74,9 +74,8 @@ def test_checkpoints_are_plain_data_with_the_configuration_as_text(digits_run):
 
 
 @pytest.fixture
-def untrained_losses(monkeypatch) -> Callable[[Path], tuple[float, list[float], float]]:
+def untrained_losses() -> Callable[[Path], tuple[float, list[float], float]]:
     """Return a function from a run folder to what its untrained network gives in a validation on all noise levels."""
-    monkeypatch.setattr("diffusion_lit.training.noise_levels.LEVELS_PER_BIN", 32)  # those of `digits_run`
 
     def measure(run_folder: Path) -> tuple[float, list[float], float]:
         config = stored_config.read_model_config(run_folder)
@@ -117,7 +116,7 @@ def test_the_bare_command_composes_the_recipe_of_the_digits():
 
 @pytest.mark.slow
 def test_the_bare_command(tmp_path, untrained_losses):
-    run("train", cwd=tmp_path, prelude=ALL_NOISE_LEVELS)
+    run("train", cwd=tmp_path, prelude=WHOLE_VALIDATION)
     (folder,) = (tmp_path / "outputs" / "digits").iterdir()
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("finished", 1200)

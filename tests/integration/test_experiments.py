@@ -14,11 +14,11 @@ from diffusion_lit.config.compose import build_source, compose_configs, resolve_
 from diffusion_lit.config.expand import expand_overrides
 from diffusion_lit.config.groups import CONF
 from diffusion_lit.config.targets import build
+from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.sampling.previews import preview_labels
-from diffusion_lit.training import noise_levels
 from diffusion_lit.training.callbacks import sample_previews
 from diffusion_lit.training.launch_run import fit
 from tests.runs import run, trace
@@ -46,7 +46,7 @@ CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for
 
 @pytest.mark.parametrize("experiment", CASES)
 def test_every_experiment_trains_resumes_and_samples(tmp_path, monkeypatch, experiment):
-    monkeypatch.setattr(noise_levels, "LEVELS_PER_BIN", 1)  # fewer of both along the same path
+    monkeypatch.setitem(ImageDataModule.__init__.__kwdefaults__, "val_images", 16)  # fewer of both along the same path
     monkeypatch.setattr(sample_previews, "preview_labels", lambda *rows: preview_labels(*rows)[::8])
     settings, source = resolve_data(small(experiment))
     settings["data"]["classifier_images"] = 0

@@ -26,7 +26,6 @@ from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.sample_request import check_sampling, insert_stored_sampler
 from diffusion_lit.sample import sample
 from diffusion_lit.system.errors import UserError
-from diffusion_lit.training import noise_levels
 from diffusion_lit.training.launch_run import fit
 from diffusion_lit.web.session import ImageSession, Request
 from tests.cases import each
@@ -73,9 +72,7 @@ def train_prompts(run: Path, network: str, *overrides: str) -> None:
     words = [*WORDS, *NETWORKS[network], *overrides]
     config, source = resolve_data(compose_configs("train", words)[0])
     run.mkdir(parents=True, exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise_levels, "LEVELS_PER_BIN", 3)
-        fit(config, source, run, words)
+    fit(config, source, run, words)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from benchmarks import prompts
 from benchmarks.measure import MissingRequirement
 from diffusion_lit.config.compose import compose_configs, resolve_data
 from diffusion_lit.runs.load import TrainedModel
-from diffusion_lit.training import noise_levels
 from diffusion_lit.training.launch_run import fit
 from tests.structure import ROOT
 
@@ -38,9 +37,7 @@ def folder(tmp_path_factory):
 def train(run, *overrides):
     words = [*RUN, *overrides]
     run.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise_levels, "LEVELS_PER_BIN", 3)
-        fit(*resolve_data(compose_configs("train", words)[0]), run, words)
+    fit(*resolve_data(compose_configs("train", words)[0]), run, words)
 
 
 def measure(folder, out, run=None):

@@ -545,3 +545,21 @@ def test_a_fingerprint_is_of_pixels_labels_and_their_order():
     others = [ImageStore(pixel, labels), ImageStore(images, label), ImageStore(images[::-1], labels[::-1].copy())]
     others += [ImageStore(images[:-1], labels[:-1]), ImageStore(images.reshape(5000, 1, 4, 1), labels)]
     assert len({fingerprint, *[store.fingerprint for store in others]}) == 6
+
+
+@each(
+    ("channels", "alpha", "render"),
+    [(1, "keep", "none"), (3, "keep", "none"), (4, "keep", "none"), (4, "hard", "none"), (4, "zero", "skin")],
+)
+def test_an_array_of_the_right_size_is_decoded_as_pillow_does(channels, alpha, render):
+    """Without Pillow, since nothing needs to be converted."""
+    decoding = Decoding((6, 5), channels, alpha=alpha, render=render)
+    shape = (6, 5) if channels == 1 else (6, 5, channels)
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        if render == "none":
+            patch.setattr(Image, "fromarray", None)
+        found = decoding(array)
+    expected = decoding(Image.fromarray(array))
+    assert found.shape == expected.shape == (channels, 6, 5)
+    np.testing.assert_array_equal(found, expected)
