@@ -83,7 +83,7 @@ WHOLE_VALIDATION = """
 from diffusion_lit.data.datamodule import ImageDataModule
 ImageDataModule.__init__.__kwdefaults__["val_images"] = 320
 """  # see tests/forks.py
-THIRD = ["max_steps=400", "val_every=100", "sample_every=100", "checkpoint_every=100"]
+THIRD = ["max_steps=400", "val_every=200", "sample_every=200", "checkpoint_every=200", "sampler.batch_size=100"]
 
 
 @pytest.fixture(scope="session")

@@ -126,9 +126,8 @@ def test_a_logger_that_cannot_be_created_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@each("name", ["RAdam", "NAdam"])
-def test_any_optimizer_of_torch_resumes_exactly(tmp_path, name):
-    words = [f"optimizer._target_=torch.optim.{name}", "lr_schedule=constant"]
+def test_any_optimizer_of_torch_resumes_exactly(tmp_path):
+    words = ["optimizer._target_=torch.optim.RAdam", "lr_schedule=constant"]
     run("train", *SHORT, *words, "max_steps=6", "run_dir=whole", cwd=tmp_path)
     run("train", *SHORT, *words, "run_dir=part", cwd=tmp_path)
     run("train", "resume=part", "max_steps=6", cwd=tmp_path)

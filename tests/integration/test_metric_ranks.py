@@ -8,6 +8,7 @@ import torch
 from tests.metric_ranks import measure, run_rank
 
 
+@pytest.mark.slow  # test_strategies compares metrics of training by two processes
 def test_two_processes_measure_what_one_measures(tmp_path):
     torch.multiprocessing.start_processes(run_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
     expected = json.loads(json.dumps(measure(None)))

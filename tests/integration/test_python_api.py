@@ -153,13 +153,6 @@ def test_a_datamodule_of_a_source_resumes_by_position(tmp_path):
     assert torch.equal(*states)
 
 
-def test_the_package_does_not_import_torch_by_itself():
-    import subprocess
-
-    code = "import sys, diffusion_lit; assert 'torch' not in sys.modules; diffusion_lit.DiffusionModule"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def two_groups(parameters) -> torch.optim.Optimizer:
     """Return AdamW without weight decay, and with half of the rate, of vectors."""
     kinds: dict[bool, list] = {True: [], False: []}

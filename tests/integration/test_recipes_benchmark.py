@@ -8,6 +8,7 @@ from benchmarks import recipes
 from benchmarks.measure import save_blurred_noise
 
 
+@pytest.mark.slow
 def test_a_row_is_of_training_steps_without_a_preview(tmp_path):
     images = save_blurred_noise(tmp_path / "images", 20, 16, "png", classes=2)
     name, network, size, step, memory, loss = recipes.measure_recipe("digits", images, tmp_path)

@@ -60,10 +60,10 @@ def test_half_precision_is_for_the_network_alone():
 def test_images_in_half_precision_are_within_a_few_gray_levels():
     def make(precision: str) -> torch.Tensor:
         model = TrainedModel.from_run(
-            ROOT / "models" / "mnist", device="cpu", sampler=read_option("sampler", "ddim") | {"steps": 4}
+            ROOT / "models" / "mnist", device="cpu", sampler=read_option("sampler", "ddim") | {"steps": 2}
         )
-        model = speed_up(model, OmegaConf.create({"precision": precision}), num_images=16)  # one batch on a CPU
-        return model.generate([k % 10 for k in range(16)], image_seeds(0, 16)).int()
+        model = speed_up(model, OmegaConf.create({"precision": precision}), num_images=4)
+        return model.generate([0, 3, 6, 9], image_seeds(0, 4)).int()
 
     difference = (make("bf16-mixed") - make("32-true")).abs().float()
     assert 0 < difference.mean() < 1
