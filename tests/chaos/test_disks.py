@@ -132,6 +132,7 @@ def test_a_full_folder_of_logs_ends_no_run(tmp_path):
         assert checkpoints.list_steps(here / "run")[-1] == 16
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(unbroken, tmp_path):
     folder = tmp_path / "run"
     prelude = at(6, "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))")

@@ -63,12 +63,15 @@ def test_a_preview_for_which_there_is_no_memory_at_all_ends_no_run(unbroken, tmp
     assert_equal_training(unbroken, folder)
 
 
+VALIDATION = ("diffusion_lit.training.validation_metric", "update", "True", ".LossByNoiseLevel")
+
+
 @pytest.mark.parametrize(
     ("where", "saved"),
     [
         (("diffusion_lit.diffusion.loss", "loss", "calls == 24", ".Diffusion"), 7),
-        (("diffusion_lit.training.validation_metric", "update", "True", ".LossByNoiseLevel"), 6),
-        (("diffusion_lit.training.ema", "update_ema", "calls == 8"), 6),
+        pytest.param(VALIDATION, 6, marks=pytest.mark.slow),
+        pytest.param(("diffusion_lit.training.ema", "update_ema", "calls == 8"), 6, marks=pytest.mark.slow),
         (("diffusion_lit.diffusion.loss", "loss", "True", ".Diffusion"), None),
     ],
     ids=["third micro-batch of step 8", "measurement after step 6", "in the update of step 8", "first step"],

@@ -104,7 +104,7 @@ setup.load_data = swallowed
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_signal_that_a_library_swallows_before_training_still_ends_the_run(unbroken, tmp_path, name):
     folder = tmp_path / "run"
     prelude = LOST.format(name=name)
@@ -138,7 +138,7 @@ def test_a_signal_in_a_weakref_callback_ends_the_run_without_a_traceback(name, t
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("second", [pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGUSR1"])
 def test_two_signals_at_once_tear_no_file_and_the_end_stays_the_end(unbroken, tmp_path, second):
     folder = tmp_path / "run"
     process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)

@@ -79,7 +79,9 @@ print(last - 1)
 """
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["one disk", "TMPDIR on another"])
+@pytest.mark.parametrize(
+    "elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one disk", "TMPDIR on another"]
+)
 def test_a_crash_at_any_point_of_a_save_costs_no_checkpoint(tmp_path, elsewhere):
     folder = Path("/dev/shm") if elsewhere else tmp_path
     if elsewhere and not os.access(folder, os.W_OK):

@@ -18,9 +18,12 @@ FAULTS = {
     "429": ((429, "{}"), "answers 429 Too Many Requests"),
     "500": ((500, "{}"), "answers 500 Internal Server Error"),
 }
+QUICK = ("black hole", "401")
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAULTS]
+)
 def test_a_fault_of_the_server_leaves_the_run_offline(tmp_path, fault):
     answer, messages = FAULTS[fault]
     with contextlib.ExitStack() as stack:

@@ -76,7 +76,9 @@ def test_killed_damaged_and_gone_on_with_by_two_it_is_what_one_process_makes(tin
     assert (shared / "manifest.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("damage", ["a bit", "cut", "empty", "manifest"])
+@pytest.mark.parametrize(
+    "damage", ["a bit", *[pytest.param(name, marks=pytest.mark.slow) for name in ("cut", "empty", "manifest")]]
+)
 def test_images_that_are_damaged_later_are_made_again(tiny_run, tmp_path, damage):
     words, out = [f"run={tiny_run}", *MANY, *SHARDS], tmp_path / "shared"
     run("evaluate", *words, cwd=tmp_path)
