@@ -32,7 +32,7 @@ class NoFloat64(TorchDispatchMode):
 def denoise(name: str, kind: str, edit: Edit | None = None) -> Tensor:
     diffusion = Diffusion(processes.PROCESSES[kind](), PREDICTIONS[kind], Uniform()).to("meta")
     generators = [torch.Generator().manual_seed(k) for k in range(SHAPE[0])]
-    x, y, sampler = torch.zeros(SHAPE, device="meta"), torch.zeros(SHAPE[0], device="meta"), sampler_of(name, steps=4)
+    x, y, sampler = torch.zeros(SHAPE, device="meta"), torch.zeros(SHAPE[0], device="meta"), sampler_of(name, steps=3)
     with NoFloat64():
         return generate._denoise(
             lambda x, t, y: x, diffusion, sampler, y, x, generators=generators, edit=edit, on_step=lambda k, x: None
