@@ -159,8 +159,8 @@ def list_figures(name: str, model: Model) -> list[Figure]:
         ),
         Figure(
             "edits.png",
-            f"The first image of {model.four[0]} and edits of it: noise is added, and the last 60 % of the steps are "
-            "repeated with the label of each row.",
+            f"The first image of {model.four[0]} and edits of it: noised to 60 % of the schedule and denoised with "
+            "the label of each row (SDEdit).",
             f"{sample} {init} strength=0.6 {four} images_per_class={model.columns} out={name}_edits",
             (f"{name}_edits/grid.png",),
         ),

@@ -64,8 +64,6 @@ def check_evaluation(config: DictConfig) -> None:
             "reference_data=null: the prompts are captions of real images. Add reference_data=<a folder of them>"
         )
     faults += find_baseline_faults(config)
-    if config.num_images < 20:
-        faults.append(f"num_images={config.num_images}: too few for a distance, at least 20 are needed")
     if config.reference_statistics is not None:
         faults += find_statistics_faults(config)
     elif config.save_statistics and not config.save_statistics.endswith(".npz"):

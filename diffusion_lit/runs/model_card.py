@@ -56,7 +56,8 @@ def render_model_card(
         "versions": ", ".join(f"{package} {version}" for package, version in exported["versions"].items()),
         "license": escape_markdown(license or "not stated"),
     }
-    header = {"library_name": "diffusers", "tags": ["diffusion", "diffusion_lit", task]}
+    library = "diffusers" if has_pipeline else "diffusion_lit"
+    header = {"library_name": library, "tags": ["diffusion", "diffusion_lit", task]}
     header |= {"license": license} if license else {}
     loader = PackageLoader("diffusion_lit", "runs")
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)

@@ -363,7 +363,7 @@ def test_the_front_is_what_nothing_cheaper_beats():
 
 @pytest.mark.parametrize(("words", "told"), [
     (["features=inception"], "diffusion_lit[inception]"),
-    (["num_images=19"], "at least 20 are needed"),
+    (["num_images=19"], "must be int >= 20"),
     (["metrics=[fid]", "features=clip"], "metrics=[\"fid\"]: must be list[kid | fd |"),
     (["guidance_scale=2", "sampler.steps=5000"], "sampler.steps=5000"),
 ])  # fmt: skip

@@ -137,6 +137,7 @@ def test_every_process_and_network_is_exported(tmp_path, words):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ("Only diffusion_lit loads this network: DiT is not a network of diffusers." in card) == is_ours
     assert ("With diffusers and torch alone" in card) != is_ours
+    assert f'library_name: "{"diffusion_lit" if is_ours else "diffusers"}"' in card  # whose button the hub shows
 
 
 @pytest.mark.parametrize(
