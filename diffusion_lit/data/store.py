@@ -17,13 +17,7 @@ from diffusion_lit.data.build_lock import ReportProgress, build_once
 from diffusion_lit.data.cache import CacheWriter, damaged_cache, read_cache
 from diffusion_lit.data.captions import Captions, complete_captions
 from diffusion_lit.data.color_cache import load_colors
-from diffusion_lit.data.decoding import (
-    Decoding,
-    StoredImage,
-    decode_images,
-    decoding_from_config,
-    report_broken_image,
-)
+from diffusion_lit.data.decoding import Decoding, StoredImage, decode_images, decoding_from_config, report_broken_image
 from diffusion_lit.data.sources.data_source import DataSource, ImageStream, Split, fingerprint_images
 from diffusion_lit.data.streaming import MAX_VAL_IMAGES, StreamedStore, StreamedTable
 from diffusion_lit.data.validation_split import NO_HASHES, KnownImages, hash_image, select_validation

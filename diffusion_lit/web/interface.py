@@ -30,10 +30,7 @@ class Page(gr.Blocks):
 
 
 def build_page(
-    session: ImageSession,
-    model: TrainedModel,
-    home: Path,
-    format_command: Callable[[Request], str],
+    session: ImageSession, model: TrainedModel, home: Path, format_command: Callable[[Request], str]
 ) -> gr.Blocks:
     """Return the page.
 
@@ -75,9 +72,7 @@ def build_page(
 
 
 def make_handlers(
-    session: ImageSession,
-    home: Path,
-    format_command: Callable[[Request], str],
+    session: ImageSession, home: Path, format_command: Callable[[Request], str]
 ) -> tuple[Callable, Callable, Callable]:
     """Return the functions of the page's events: generate, draw, and select a frame.
 

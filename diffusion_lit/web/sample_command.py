@@ -40,18 +40,12 @@ class SampleCommand:
             overrides.append(format_override("prompt", request.label or " "))
         elif names:
             overrides += list_class_overrides(session.parse_labels(request), names)
-        overrides += [
-            f"num_images={request.count}",
-            f"seed={request.seed}",
-        ]
+        overrides += [f"num_images={request.count}", f"seed={request.seed}"]
         if request.mix:
             overrides.append(format_override("seed_mix", float(request.mix)))
         if session.has_guidance:
             overrides += self._list_guidance(float(request.guidance_scale))
-        overrides += list_sampler_overrides(
-            session.configure_sampler(request),
-            self.stored_sampler,
-        )
+        overrides += list_sampler_overrides(session.configure_sampler(request), self.stored_sampler)
         return format_command("sample", *overrides)
 
     def _list_guidance(self, scale: float) -> list[str]:
