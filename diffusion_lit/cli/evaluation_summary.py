@@ -115,7 +115,7 @@ def draw_beside_teacher(out: Path, run: Path, result: dict, metric: str) -> None
         return
     jobs = [sweeps.Job(out, {"model": "student", "sampler": "ddim"}, dict(result))]
     for model, folder in (("student", run), ("teacher", Path(distill["teacher"]))):
-        for file in sorted(folder.glob("evaluations/**/result.json")):
+        for file in run_dir.list_evaluations(folder):
             other = run_dir.read_result(file.parent)
             keys = ("features", "reference")
             same = all(other.get("settings", {}).get(key) == result["settings"][key] for key in keys)

@@ -107,7 +107,7 @@ def _compose(
         return overrides, None, configs
     sweep = None
     if is_sweep:
-        sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs)
+        sweep, configs = plan_sweep(config_name, overrides, args.config_dir, configs, args.overrides)
         overrides = [*overrides, format_override("hydra.sweep.dir", sweep.folder)]
     for config in configs:
         check(config)

@@ -43,8 +43,9 @@ class Sweep(NamedTuple):
         is_queued: whether submitit runs the jobs, in other processes and often on other hosts.
         metric: value of result.json that a sweeper optimizes.
         verb: name of the command.
-        overrides: of the command line, by which the same command continues a killed sweep;
-            None if it cannot be continued.
+        overrides: of the jobs, by which the same command continues a killed sweep; None if it
+            cannot be continued.
+        typed: overrides of the command line, of which the command makes the former.
     """
 
     folder: Path
@@ -54,10 +55,11 @@ class Sweep(NamedTuple):
     metric: str | None
     verb: str
     overrides: list[str] | None
+    typed: list[str]
 
 
 def plan_sweep(
-    config_name: str, overrides: list[str], config_dir: str | None, configs: list[DictConfig]
+    config_name: str, overrides: list[str], config_dir: str | None, configs: list[DictConfig], typed: list[str]
 ) -> tuple[Sweep, list[DictConfig]]:
     """Return the sweep of a command line, and the configurations of its jobs as far as they are known.
 
@@ -66,6 +68,7 @@ def plan_sweep(
         overrides: its overrides.
         config_dir: folder of more yaml files.
         configs: configurations of the command line; `hydra.sweeper.params` may sweep more keys.
+        typed: overrides as they were typed.
 
     Raises:
         UserError: exit 2 for what the sweeper cannot do; exit 5 if the folder is in use.
@@ -101,7 +104,7 @@ def plan_sweep(
         is_random = "direction" in hydra.sweeper and hydra.sweeper.sampler.get("seed") is None
         sweeps.check_continuation(folder, recorded, is_random)
     is_queued, jobs = "submitit" in hydra.launcher._target_, hydra.sweeper.get("n_trials") or len(configs)
-    return Sweep(folder, keys, jobs, is_queued, metric, config_name, recorded), configs
+    return Sweep(folder, keys, jobs, is_queued, metric, config_name, recorded, typed), configs
 
 
 def run_sweep(start: Callable[[Task], Callable[[], None]], task: Task, sweep: Sweep, summarize: Task) -> int:
@@ -190,8 +193,9 @@ def hold_sweep(sweep: Sweep, finished: Path) -> Iterator[None]:
 def print_continuation(sweep: Sweep) -> None:
     """Print the command that continues a sweep, if it can be continued."""
     if sweep.overrides:
+        typed = [override for override in sweep.typed if not override.startswith(("hydra.sweep.dir=", "resume="))]
         folder = format_override("hydra.sweep.dir", run_dir.display_path(sweep.folder))
-        command = format_command(sweep.verb, "--multirun", *sweep.overrides, folder)
+        command = format_command(sweep.verb, "--multirun", *typed, folder)
         summary.print_lines(f"To continue: {command}")
 
 

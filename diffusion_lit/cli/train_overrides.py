@@ -1,5 +1,6 @@
 """The overrides that `train` composes, also with `resume=`. Torch is not imported."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -69,7 +70,11 @@ def find_run_to_resume(folder: Path) -> Path | None:
 
 
 def _status(run: Path) -> str:
-    return run_dir.read_result(run).get("status", "interrupted")
+    result = run_dir.read_result(run)
+    length = re.search(r"^max_steps: (\d+)$", (run / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    is_extended = bool(length) and result.get("steps", 0) < int(length[1])  # and was killed, or runs
+    is_incomplete = is_extended and result.get("status") == "finished"
+    return "interrupted" if is_incomplete else result.get("status", "interrupted")
 
 
 def _describe_run(run: Path) -> str:

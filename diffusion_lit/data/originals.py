@@ -52,9 +52,12 @@ def load_originals(init: str, mask: str | None, decoding: Decoding) -> Originals
 
     files = [path]
     if (path / "manifest.json").is_file():
-        files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_bytes()).get("images", [])]
+        try:
+            files = [path / entry["file"] for entry in json.loads((path / "manifest.json").read_bytes())["images"]]
+        except (ValueError, TypeError, KeyError):  # of others, or of `shards=`
+            files = []
         if not files:
-            errors.append(f"init={init}: its images are in an array, images.npy. Use image files.")
+            errors.append(f"init={init}: its manifest.json lists no image files. Use a folder of image files.")
     elif path.is_dir():
         files = list_files(path, recursive=False).images
         if not files:

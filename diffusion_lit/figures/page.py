@@ -125,7 +125,7 @@ def _plot_columns(runs: dict[str, list[dict[str, str]]], names: Sequence[str], c
 
 def read_evaluations(run: Path) -> dict:
     """Return the newest results of `evaluate`, the metrics in them, and the newest image of the nearest neighbors."""
-    files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)
+    files = run_dir.list_evaluations(run)
     more, files = max(0, len(files) - MAX_EVALUATIONS), files[::-1][:MAX_EVALUATIONS]
     results = [result for file in files if "settings" in (result := run_dir.read_result(file.parent))]
     panels = filter(None, (_read_uri(file.parent / "neighbors.png") for file in files))

@@ -155,7 +155,7 @@ def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None
     damage = find_damage(path)
     if damage:
         raise CheckpointError(f"{path} is damaged: {damage}")
-    return path
+    return path.with_name(path.readlink().name) if path.is_symlink() else path  # training moves best.ckpt
 
 
 def _select_newest(run: Path, warn: Callable[[str], None]) -> Path:

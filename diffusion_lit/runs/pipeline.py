@@ -101,8 +101,9 @@ class Pipeline:
 
     def _parse(self, requests: str | Sequence[int | str] | None) -> list[Label]:
         """Return the labels of classes or prompts."""
+        requests = [requests] if isinstance(requests, str) else requests
         if isinstance(self.model.condition, PromptCondition):
-            prompts = [requests] if isinstance(requests, str) else requests or row_names(self.model.config)
+            prompts = requests or row_names(self.model.config)
             self._require_known(map(str, prompts))
             return [str(prompt) for prompt in prompts]
         names = self.class_names

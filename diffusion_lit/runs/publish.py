@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pprint
+import shlex
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lit.config.overrides import format_command
 from diffusion_lit.config.secrets import hide_paths, redact_secrets
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.imaging.grids import add_checkerboard
@@ -119,7 +119,7 @@ def describe_training(run: Path) -> dict:
     with suppress(UserError):
         typed = [override for override in run_dir.read_overrides(run) if not override.startswith("resume=")]
         overrides = [str(redact_secrets(hide_paths(override))) for override in typed]
-        return {"command": format_command("train", *overrides)}
+        return {"command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
     return {}
 
 
@@ -197,8 +197,7 @@ def make_published_config(config: dict) -> dict:
 def find_evaluation(run: Path, settings: dict) -> dict:
     """Return the newest result of `evaluate` with the weights, sampler and guidance of `settings`, or {}."""
     keys = ("checkpoint", "weights", "ema_length", "sampler", "guide", *GUIDANCE_KEYS)
-    files = sorted(run.glob("evaluations/**/result.json"), key=lambda file: file.stat().st_mtime_ns)
-    for file in reversed(files):
+    for file in reversed(run_dir.list_evaluations(run)):
         result = run_dir.read_result(file.parent)
         if all(result.get("settings", {}).get(key) == settings[key] for key in keys):
             return result
@@ -218,6 +217,7 @@ def upload_to_hub(out: Path, name: str, private: bool) -> None:
         url = api.upload_folder(repo_id=name, folder_path=out)
     except Exception as error:  # requests, the hub and the disk have no common class of errors
         reason = str(error).splitlines()[0]
-        hint = f"{out} is complete: run `hf auth login`, then `hf upload {name} {out}`"
+        upload = shlex.join(["hf", "upload", name, str(out), *["--private"] * private])
+        hint = f"{out} is complete: run `hf auth login`, then `{upload}`"
         raise UserError(Exit.INTERRUPTED, f"push={name}: {reason}. {hint}") from None
     log.info("pushed     %s", url)

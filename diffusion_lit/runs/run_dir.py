@@ -216,6 +216,12 @@ def read_published_command(run: Path) -> str | None:
     return command if isinstance(command, str) else None
 
 
+def list_evaluations(run: Path) -> list[Path]:
+    """Return result.json of each finished evaluation of a run, the oldest first."""
+    files = [file for file in run.glob("evaluations/**/result.json") if ".partial" not in file.parts]
+    return sorted(files, key=lambda file: file.stat().st_mtime_ns)
+
+
 def record_start(run: Path, config: dict, overrides: list[str]) -> None:
     """Write versions.txt, append to command.txt, and write config.yaml last, which makes the folder a run."""
     import torch  # only here: commands that read a run start without it

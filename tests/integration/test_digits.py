@@ -231,6 +231,10 @@ def test_resume_auto_takes_the_newest_run_of_the_name(tmp_path):
         (folder / "result.json").write_text(json.dumps(result))
     os.utime(newer / "command.txt")
     assert train_overrides.find_run_to_resume(first.parent) == first  # the newest is complete
+    text = (newer / "config.yaml").read_text()
+    (newer / "config.yaml").write_text(text.replace("max_steps: 2\n", "max_steps: 9\n"))  # extended, and killed at once
+    assert train_overrides.find_run_to_resume(first.parent) == newer
+    (newer / "config.yaml").write_text(text)
     (newer / "result.json").unlink()  # killed
     assert train_overrides.find_run_to_resume(first.parent) == newer
 

@@ -26,6 +26,7 @@ from diffusion_lit.sampling.editing import Edit, initial_noise, renoise, slerp
 from diffusion_lit.sampling.generate import generate
 from diffusion_lit.sampling.guidance import add_classifier_free_guidance
 from diffusion_lit.sampling.samplers import scheduler_times
+from diffusion_lit.system.errors import DataError
 from tests.cases import each
 from tests.images import noise
 from tests.runs import run
@@ -352,3 +353,10 @@ def test_pictures_are_read_as_the_training_pictures_are(tmp_path):
     made = originals.load_originals(str(tmp_path / "a.png"), str(tmp_path / "mask.png"), decoding)
     assert np.array_equal(made.images[0], decoding(tmp_path / "a.png"))
     assert np.array_equal(made.mask, np.arange(8)[None].repeat(8, 0) < 2)
+
+
+def test_a_manifest_that_lists_no_images_is_refused(tmp_path):
+    for text in ("[]", "{", '{"images": []}', '{"images": 3}', '{"shards": [{"images": 4}]}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(DataError, match="manifest.json lists no image files"):
+            originals.load_originals(str(tmp_path), None, Decoding(8, 1))

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusion_lit import Pipeline
+from diffusion_lit.config import overrides
 from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import publish
 from diffusion_lit.runs.load import TrainedModel
@@ -329,6 +330,28 @@ def test_a_folder_is_pushed(tmp_path, monkeypatch):
         raise OSError("401 Client Error\nmore")
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(UserError, match="401 Client Error. .* is complete") as raised:
-        publish.upload_to_hub(tmp_path, "me/digits", private=False)
-    assert raised.value.exit_code == Exit.INTERRUPTED
+    folder = tmp_path / "my model"
+    for private, flag in ((True, " --private`"), (False, "`")):
+        with pytest.raises(UserError, match="401 Client Error. .* is complete") as raised:
+            publish.upload_to_hub(folder, "me/digits", private)
+        assert raised.value.exit_code == Exit.INTERRUPTED
+        assert str(raised.value).endswith(f"`hf upload me/digits '{folder}'{flag}")
+
+
+def test_the_published_command_has_no_folder_of_yaml_files(tiny_run, monkeypatch):
+    monkeypatch.setattr(overrides, "CONFIG_DIR", ["--config-dir", "/home/alice/secret/conf"])
+    command = publish.describe_training(tiny_run)["command"]
+    assert command.startswith("python -m diffusion_lit.train 'model.block_out_channels=")
+
+
+def test_numbers_of_an_earlier_best_checkpoint_are_not_those_of_a_later_one(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    best, later = tmp_path / "run/checkpoints/best.ckpt", {2: 4, 4: 2}
+    run("evaluate", "run=run", "checkpoint=best", "num_images=20", "metrics=[kid]", "features=pixels", cwd=tmp_path)
+    run("export", "run=run", "checkpoint=best", "out=same", cwd=tmp_path)
+    assert "| kernel distance |" in (tmp_path / "same" / "README.md").read_text()
+    step = int(best.resolve().stem.removeprefix("step-"))
+    best.unlink()
+    best.symlink_to(f"step-{later[step]:08d}.ckpt")
+    run("export", "run=run", "checkpoint=best", "out=other", cwd=tmp_path)
+    assert "| kernel distance |" not in (tmp_path / "other" / "README.md").read_text()

@@ -71,6 +71,9 @@ def test_pipeline_of_a_module_uses_its_ema_with_ddim(process):
     assert pipeline.model.net is module.ema
     assert pipeline.model.sampler.steps == 25
     assert pipeline(["b"], 1)[0].size == (8, 8)
+    assert pipeline._parse("b") == pipeline._parse(["b"]) == [1]
+    with pytest.raises(ValueError, match="ab"):  # one name, not two letters
+        pipeline("ab", 1)
 
 
 def test_pipeline_of_a_module_without_ema_leaves_training_mode_as_it_was():

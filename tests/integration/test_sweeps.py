@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -504,6 +505,18 @@ def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
     printed = run("train", *words, "resume=auto", cwd=tmp_path, prelude=STUB.replace("BODY", "pass"))
     assert "no unfinished sweep with these overrides in outputs/s, starting a new one" in printed
     assert len(list(tmp_path.glob("outputs/s/*"))) == 2
+
+
+def test_the_printed_command_continues_a_sweep_of_evaluations(sweep, tmp_path):
+    """Of one run, whose sampler becomes part of the overrides, and of all runs of a sweep, which are listed."""
+    kill = "import os, signal, diffusion_lit.runs.run_dir as m; real = m.write_result\n"
+    kill += "def stopped(*args):\n    real(*args)\n    os.kill(os.getpid(), signal.SIGTERM)\nm.write_result = stopped"
+    words = ["num_images=20", "metrics=[colors]", "features=pixels", "weights=ema,net", "accept=[data]"]
+    for of in (sweep / "1", sweep):
+        printed = run("evaluate", "--multirun", f"run={of}", *words, cwd=tmp_path, code=143, prelude=kill)
+        (line,) = [line for line in printed.splitlines() if line.startswith("To continue: ")]
+        continued = run("evaluate", *shlex.split(line)[5:], cwd=tmp_path)
+        assert "job 1 of 2 has finished before" in continued or "job 1 of 4 has finished before" in continued
 
 
 def test_two_processes_do_not_run_one_sweep(tmp_path):

@@ -138,9 +138,9 @@ def fingerprint_images(images: Sequence[Path] | np.ndarray | ImageSequence | Ima
 
 
 def file_state(path: Path) -> str:
-    """Return name, size and modification time of a file."""
+    """Return absolute path, size and modification time of a file."""
     stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # decoding reports a broken link
-    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    return f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_lit.config.targets import build
-from diffusion_lit.data.deep_images import require_finite
+from diffusion_lit.data.deep_images import is_deep, require_finite
 from diffusion_lit.data.sources.data_source import Split
 from diffusion_lit.system.console import escape_controls
 from diffusion_lit.system.errors import DataError
@@ -107,8 +107,9 @@ class DatasetImages:
         digest = hashlib.blake2b(digest_size=8)
         for k in range(len(self)):
             image = self[k]
-            array = np.ascontiguousarray(image.convert("RGBA") if isinstance(image, Image.Image) else image)
-            digest.update(f"{array.shape}".encode() + array.tobytes())
+            is_plain = isinstance(image, Image.Image) and not is_deep(image)
+            array = np.asarray(image.convert("RGBA") if is_plain else image)
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
     def _read_item(self, k: int) -> tuple[np.ndarray | Image.Image, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lit.data.sources.concat import ConcatImages
-from diffusion_lit.data.sources.data_source import DataSource, Split
+from diffusion_lit.data.sources.data_source import DataSource, Split, Subset
 from diffusion_lit.system.console import join_names
 from diffusion_lit.system.errors import CheckpointError, DataError, Exit, UserError
 from diffusion_lit.system.files import normalize_name
@@ -184,6 +184,9 @@ def list_paths(images) -> list[Path | None]:
     """Return the path of each image of a split, None for one that is no file."""
     if isinstance(images, ConcatImages):
         return [path for part in images.parts for path in list_paths(part)]
+    if isinstance(images, Subset):
+        paths = list_paths(images.images)
+        return [paths[k] for k in images.indices]
     return images if isinstance(images, list) else [None] * len(images)
 
 

@@ -10,6 +10,7 @@ from diffusion_lit.config import targets
 from diffusion_lit.data.datamodule import ImageDataModule, datamodule_from_config
 from diffusion_lit.data.sources.dataset import DatasetSource
 from diffusion_lit.system.errors import Exit, UserError
+from tests.cases import each
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
 LABELS = [3, 7] * 10
@@ -95,6 +96,21 @@ def test_from_a_configuration_with_validation_data_and_a_cache(tmp_path):
         assert module.class_names == ["no", "yes"]
         assert (len(module.train), len(module.val)) == (12, 4)
     assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+@each("mode", ["I;16", "F"])
+def test_deep_images_of_another_dataset_are_not_taken_from_the_cache(tmp_path, mode):
+    """As RGBA, 16-bit values above 255 are white and floats below 1 black."""
+    values = {"I;16": np.arange(1000, 1064, dtype=np.uint16), "F": np.linspace(0, 0.9, 64, dtype=np.float32)}[mode]
+
+    def load(values: np.ndarray) -> np.ndarray:
+        images = [Image.fromarray(np.roll(values, k).reshape(8, 8)) for k in range(6)]
+        assert images[0].mode == mode
+        data = ImageDataModule(images, 8, channels=1, cache_dir=str(tmp_path), value_range=(0, values.max()))
+        data.setup()
+        return np.concatenate([data.train.images, data.val.images])
+
+    assert not np.array_equal(load(values), load(values[::-1].copy()))
 
 
 class Endless(IterableDataset):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.data.decoding import Decoding
-from diffusion_lit.data.sources.data_source import Split
+from diffusion_lit.data.sources.data_source import Split, fingerprint_images
 from diffusion_lit.data.sources.folder import ImageFolder
 from diffusion_lit.data.store import load_split
 from diffusion_lit.imaging.grids import to_pil
@@ -305,3 +305,14 @@ def test_stretch_keeps_all_of_it(tmp_path, shape):
     assert np.abs(squeezed - means).max() <= 1
     cut = Decoding(8, 3, "area")(tmp_path / "a.png").transpose(1, 2, 0)
     np.testing.assert_array_equal(cut, tall[4:12] if shape[0] > 8 else tall[:, 4:12])
+
+
+def test_a_relative_folder_is_decoded_once(tmp_path, monkeypatch):
+    """Rank 0 has the path as it was typed, the other ranks, `evaluate` and `app` have that of the run."""
+    (tmp_path / "in").mkdir()
+    to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8)).save(tmp_path / "in" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    typed, stored = (
+        fingerprint_images(ImageFolder(root).splits()["train"].images) for root in ("in", f"{tmp_path}/in")
+    )
+    assert typed == stored

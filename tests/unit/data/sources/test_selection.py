@@ -77,6 +77,9 @@ def test_tables_and_several_sources(tmp_path):
     words = [f"data.exclude={tmp_path / 'list'}", "data.val_fraction=0"]
     data = make_data("data=concat", f"data.sources=[{root / 'a.csv'},{tmp_path / 'b.npy'}]", *words)
     assert shades(data) == [1, 9, 9]
+    split = data.source.splits()["train"]  # what a second audit lists is read again
+    entries = [format_entry(data.source, split, "train", k) for k in range(3)]
+    assert [Path(entries[0]).name, *entries[1:]] == ["1.png", "row 3 of train", "row 5 of train"]
 
 
 def test_lists_that_cannot_be_used(tmp_path):
