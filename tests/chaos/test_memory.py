@@ -12,6 +12,7 @@ from tests.equal_runs import assert_equal_runs, assert_equal_training
 from tests.runs import TINY, run
 
 SETTINGS = [*TINY, "max_steps=12", "checkpoint_every=6", "val_every=6", "sample_every=6", "strategy.accumulate=3"]
+SETTINGS += ["sampler.batch_size=16"]
 
 # `where` runs out of memory while `fails` is true, with CUDA's message
 FAILS = """
