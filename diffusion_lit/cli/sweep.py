@@ -45,7 +45,7 @@ class Sweep(NamedTuple):
         verb: name of the command.
         overrides: of the jobs, by which the same command continues a killed sweep; None if it
             cannot be continued.
-        typed: overrides of the command line, of which the command makes the former.
+        typed: overrides as they were typed, from which the command made `overrides`.
     """
 
     folder: Path

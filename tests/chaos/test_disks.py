@@ -110,6 +110,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_row(unbroken, tmp_path):
         assert grids == [f"step-{step:08d}.png" for step in (4, 12, 16)]
 
 
+@pytest.mark.slow
 def test_a_full_folder_of_logs_ends_no_run(tmp_path):
     """W&B and TensorBoard on a disk of their own, which is full; the run's own files are complete."""
     overrides = [*SETTINGS, "sample_every=0"]

@@ -213,6 +213,7 @@ def test_a_length_that_snapshots_cannot_tell_is_told_of_and_damaged_ones_are_pas
     assert distance(made, tracked(weights, 0.07)[-1]) < 1e-2
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_the_same_averages_and_snapshots(tmp_path):
     settings = [*SETTINGS, "ema_snapshot_every=3", "checkpoint_every=4"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -320,6 +320,7 @@ def test_an_evaluation_is_paired_with_its_baseline_as_in_a_sweep(tiny_run, tmp_p
         assert fault in run("evaluate", *words, word, cwd=tmp_path, code=2)
 
 
+@pytest.mark.slow
 def test_every_run_of_a_sweep_is_measured_and_its_words_are_told(tmp_path):
     sweep = tmp_path / "a sweep"
     words = [*QUICK, "seed=0,1", "weighting=x0,snr", f"hydra.sweep.dir='{sweep}'"]

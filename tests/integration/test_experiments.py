@@ -40,7 +40,7 @@ plain = cache(lambda experiment: configuration(f"experiment={experiment}", compl
 
 
 # a recipe of each network; the others run with -m slow
-QUICK = ("cifar10_cond", "digits", "flowers", "minecraft_skins", "mnist_cond", "sprites_context", "tiles_prompt")
+QUICK = ("cifar10_cond", "digits", "minecraft_skins", "mnist_cond", "sprites_context", "tiles_prompt")
 CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in EXPERIMENTS]
 
 

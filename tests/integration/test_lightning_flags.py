@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from diffusion_lit.runs import checkpoints, run_dir
@@ -82,6 +83,7 @@ def test_a_run_that_max_time_stopped_can_be_resumed_also_with_callbacks(tmp_path
     assert [ended[key] for key in ("status", "stopped_by", "steps")] == ["finished", None, result["steps"] + 2]
 
 
+@pytest.mark.slow
 def test_early_stopping_of_a_killed_run_stops_where_the_unbroken_one_does(tmp_path):
     words = [*SHORT, "val_every=2", "checkpoint_every=2", "optimizer.lr=1.0", *STOP, "+callbacks.stop.patience=2"]
     run("train", *words, "max_steps=40", "run_dir=whole", cwd=tmp_path)

@@ -219,6 +219,7 @@ def test_a_resumed_run_is_the_same_run_there(wandb_run, tmp_path):
     assert [row["step"] for row in second.rows()] == [7, 8]
 
 
+@pytest.mark.slow
 def test_two_jobs_of_a_sweep_are_two_runs_of_a_group(tmp_path):
     words = [
         *SHORT,

@@ -84,6 +84,7 @@ def test_skipped_steps_leave_no_trace_and_a_resumed_run_skips_them_too(tmp_path)
         assert torch.equal(value, theirs["state_dict"][key]), key
 
 
+@pytest.mark.slow
 def test_a_signal_between_two_rows_keeps_what_was_skipped(tmp_path):
     words = [word for word in SETTINGS if not word.startswith("log_every")]
     words += ["max_steps=120", "log_every=60", "checkpoint_every=60", "val_every=0", "sample_every=0"]

@@ -85,7 +85,9 @@ def test_results_of_ours_are_replaced_where_that_loses_nothing(home):
 # ------------------------------------------------------------------------------------------ two writers
 
 
-@pytest.mark.parametrize("verb", MADE)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=[] if verb in ("sample", "report") else pytest.mark.slow) for verb in MADE]
+)
 def test_of_two_writers_one_wins_whole(home, verb):
     out = "page.html" if verb == "report" else "out"
     two = [start(verb, *words_of(verb, out), cwd=home) for _ in range(2)]

@@ -8,7 +8,7 @@ from tests.runs import TINY, run
 # --------------------------------------------------------------------------------------------------- the commands
 
 
-@pytest.mark.parametrize("process", ["flow", "edm"])
+@pytest.mark.parametrize("process", ["flow", pytest.param("edm", marks=pytest.mark.slow)])
 def test_commands_take_every_process(process, tmp_path):
     words = ["data=synthetic", "data.image_size=8", "model=unet_digits", *TINY, "max_steps=4", "sampler.steps=2"]
     words += [f"diffusion={process}", "weighting=uniform", "diffusion.timestep_distribution=stratified"]

@@ -478,33 +478,34 @@ def test_a_sweep_of_ones_own_yaml_file(tmp_path):
 # ------------------------------------------------------------------------------------------ killed sweeps
 
 
-def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
+@pytest.mark.parametrize("resumed", [["resume=auto"], pytest.param(["hydra.sweep.dir=broken"], marks=pytest.mark.slow)])
+def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path, resumed):
     """Three real jobs: one has finished, one has begun, one is missing. The table is that of an unbroken sweep."""
     words = ["--multirun", *QUICK, "max_steps=6", "seed=5,6,7", "name=s"]
     run("train", *words, "hydra.sweep.dir=unbroken", cwd=tmp_path)
     kill = "from diffusion_lit.training.callbacks.graceful_stop import GracefulStop as G; import os\n"
     kill += "real = G.after_step\ndef killed(self, *args):\n    real(self, *args)\n"
     kill += "    if self.run.name == '1' and self.step == 4: os.kill(os.getpid(), 9)\nG.after_step = killed"
-    for resumed in (["resume=auto"], ["hydra.sweep.dir=broken"]):
-        run("train", *words, *resumed, cwd=tmp_path, code=-9, prelude=kill)
-        (sweep,) = [tmp_path / "broken"] if "broken" in resumed[0] else tmp_path.glob("outputs/s/*")
-        assert sorted(path.name for path in sweep.glob("[0-9]")) == ["0", "1"]
-        first = (sweep / "0" / "result.json").stat().st_mtime_ns
-        other = [word.replace("seed=5,6,7", "seed=8,9") for word in words]
-        printed = run("train", *other, f"hydra.sweep.dir={sweep}", cwd=tmp_path, code=5)
-        assert "has the jobs of another sweep" in printed
-        printed = run("train", *words, *resumed, cwd=tmp_path)
-        assert "job 1 of 3 has finished before" in printed
-        assert (sweep / "0" / "result.json").stat().st_mtime_ns == first
-        assert "resuming" in printed or "resume" in (sweep / "1" / "train.log").read_text()
-        for number in "012":
-            assert trace(sweep / number) == trace(tmp_path / "unbroken" / number)
-        ours, theirs = rows_of(sweep), rows_of(tmp_path / "unbroken")
-        assert [row["val/loss"] for row in ours] == [row["val/loss"] for row in theirs]
-        assert not [path.name for path in sweep.glob(".*")]
-    printed = run("train", *words, "resume=auto", cwd=tmp_path, prelude=STUB.replace("BODY", "pass"))
-    assert "no unfinished sweep with these overrides in outputs/s, starting a new one" in printed
-    assert len(list(tmp_path.glob("outputs/s/*"))) == 2
+    run("train", *words, *resumed, cwd=tmp_path, code=-9, prelude=kill)
+    (sweep,) = [tmp_path / "broken"] if "broken" in resumed[0] else tmp_path.glob("outputs/s/*")
+    assert sorted(path.name for path in sweep.glob("[0-9]")) == ["0", "1"]
+    first = (sweep / "0" / "result.json").stat().st_mtime_ns
+    other = [word.replace("seed=5,6,7", "seed=8,9") for word in words]
+    printed = run("train", *other, f"hydra.sweep.dir={sweep}", cwd=tmp_path, code=5)
+    assert "has the jobs of another sweep" in printed
+    printed = run("train", *words, *resumed, cwd=tmp_path)
+    assert "job 1 of 3 has finished before" in printed
+    assert (sweep / "0" / "result.json").stat().st_mtime_ns == first
+    assert "resuming" in printed or "resume" in (sweep / "1" / "train.log").read_text()
+    for number in "012":
+        assert trace(sweep / number) == trace(tmp_path / "unbroken" / number)
+    ours, theirs = rows_of(sweep), rows_of(tmp_path / "unbroken")
+    assert [row["val/loss"] for row in ours] == [row["val/loss"] for row in theirs]
+    assert not [path.name for path in sweep.glob(".*")]
+    if resumed == ["resume=auto"]:
+        printed = run("train", *words, *resumed, cwd=tmp_path, prelude=STUB.replace("BODY", "pass"))
+        assert "no unfinished sweep with these overrides in outputs/s, starting a new one" in printed
+        assert len(list(tmp_path.glob("outputs/s/*"))) == 2
 
 
 def test_the_printed_command_continues_a_sweep_of_evaluations(sweep, tmp_path):
