@@ -121,7 +121,7 @@ def test_shards_of_something_else_are_not_gone_on_with(tiny_run, tmp_path):
         assert line in told
     assert "network: " in told
     run("sample", *words, "checkpoint=4", cwd=tmp_path)
-    assert "images.npy" in run("sample", "run=run", "init=shared", "sampler=ddim", cwd=tmp_path, code=3)
+    assert "lists no image files" in run("sample", "run=run", "init=shared", "sampler=ddim", cwd=tmp_path, code=3)
 
 
 def test_a_plan_is_written_once_and_kept_to(tmp_path):
