@@ -103,7 +103,7 @@ def world(tmp_path_factory) -> Path:
     network = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
     blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     UNet2DModel(sample_size=32, **network, **blocks).save_pretrained(home / "google" / "ddpm-cifar10-32")
-    longer = ["max_steps=420", "checkpoint_every=100", "keep_checkpoints=99", "ema_snapshot_every=20"]
+    longer = ["max_steps=920", "checkpoint_every=100", "keep_checkpoints=99", "ema_snapshot_every=20"]
     runs = {"run": longer, "smaller": ["seed=1"]}
     for name, words in runs.items():
         run("train", *without(SHORT, words), *words, f"run_dir=outputs/digits/{name}", cwd=home)
