@@ -33,7 +33,7 @@ PARTS = (
     "--config-dir",
     str(Path(__file__).parent / "candidates" / "conf"),
 )  # config groups of the classes in benchmarks/candidates
-SAMPLER = ("sampler=dpmpp_2m", "sampler.steps=20")  # for every process
+SAMPLER = ("sampler=dpmpp_2m", "sampler.steps=20", "precision=auto")  # for every process
 SHORT = ("experiment=none", "val_every=0", "sample_every=0", "logger=none")
 IMAGES, METRICS = 1_000, ("kid", "fd64")
 
