@@ -21,7 +21,7 @@ from tests.structure import ROOT
 
 MODELS = sorted(path.parent for path in (ROOT / "models").glob("*/config.yaml"))
 EACH_MODEL = pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-COUNT = 8  # images that are sampled, evenly chosen from the grid
+COUNT = 4  # images that are sampled, evenly chosen from the grid
 BOUND = 2.0  # of 255, mean over their pixels: kernels of other machines round differently
 MEGABYTE = 2**20
 CARD = ("license: ", "| license of the data |", "| command | `python -m diffusion_lit.train", "| cost |", "| seed |")

@@ -43,12 +43,12 @@ def test_a_run_killed_at_random_steps_equals_one_that_was_not(tmp_path, accumula
 
 
 def test_a_signal_between_two_rows_changes_no_row(tmp_path):
-    settings = [*SETTINGS, "max_steps=140", "log_every=50", "checkpoint_every=100", "val_every=0", "sample_every=0"]
+    settings = [*SETTINGS, "max_steps=56", "log_every=20", "checkpoint_every=40", "val_every=0", "sample_every=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run("train", *settings, f"run_dir={whole}", cwd=tmp_path)
     process = start("train", *settings, f"run_dir={broken}", cwd=tmp_path)
-    assert signal_at_step(50, process, broken, signal.SIGTERM, delay=0.05) == 143
-    assert checkpoints.list_steps(broken)[-1] % 50  # stopped between two rows
+    assert signal_at_step(20, process, broken, signal.SIGTERM, delay=0.05) == 143
+    assert checkpoints.list_steps(broken)[-1] % 20  # stopped between two rows
     run("train", f"resume={broken}", cwd=tmp_path)
     assert trace(whole) == trace(broken)
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffusion_lit.runs.run_dir import read_run_config
 from diffusion_lit.runs.run_images import load_run_images, read_data_state
 from diffusion_lit.system.errors import Exit, UserError
 from tests.image_sets import make_data
-from tests.runs import TINY, run
+from tests.runs import TINY, run, start
 
 RNG = np.random.default_rng(5)
 WORDS = ["experiment=none", *TINY, "data=image_folder", "data.image_size=16", "data.val_fraction=0.3", "max_steps=2"]
@@ -138,9 +139,12 @@ def test_a_resumed_run_says_what_makes_it_another_than_an_unbroken_one(trained, 
     words = ["resume=runs/one", "lr_schedule=cosine", "lr_schedule.warmup_steps=0", "accept=[config]"]
     assert "learning rate" in run("train", *words, "max_steps=6", cwd=home)
     assert "learning rate" not in run("train", "resume=runs/one", "max_steps=6", cwd=home)
-    printed = run(
-        "train", "resume=runs/one", "max_steps=30", cwd=home, prelude="import torch; torch.set_num_threads(2)"
-    )
+    threads = "import torch; torch.set_num_threads(2)"
+    process = start("train", "resume=runs/one", "max_steps=30", cwd=home, prelude=threads)
+    while "step " not in (printed := process.so_far()):  # the notes come before, and two threads are slow beside tests
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
     assert "note       2 CPU threads, 1 before" in printed
     assert re.search(r"note       the learning rate goes from \S+e-05 to 9\.\de-04", printed)
 
