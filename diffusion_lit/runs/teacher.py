@@ -42,6 +42,7 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
     implied = {
         "name": f"{config['name']}_student",
         "max_steps": max(len(stages), config["max_steps"] // 2),
+        "optimizer.lr": config["optimizer"]["lr"] / (1 if config.get("distill") else 5),  # a fifth (docs/few_steps.md)
         "init_from": None,
         "label_dropout": 0.0,  # the guidance of the teacher is learned, other guidance is not possible
         "guidance_scale": 1.0,

@@ -74,6 +74,8 @@ def test_two_processes_distill_as_one(student, tmp_path):
 def test_a_student_knows_its_steps(student, tmp_path):
     home = student.parent
     assert "distill.teacher" not in (home / "teacher" / "command.txt").read_text()
+    rates = [read_model_config(run)["optimizer"]["lr"] for run in (student, home / "teacher")]
+    assert rates[0] == rates[1] / 5
     for checkpoint, steps in (("2", 2), ("4", 2), ("6", 1), ("last", 1)):
         run("sample", f"run={student}", f"checkpoint={checkpoint}", "num_images=2", f"out=s{checkpoint}", cwd=tmp_path)
         manifest = json.loads((tmp_path / f"s{checkpoint}" / "manifest.json").read_text())
