@@ -28,7 +28,7 @@ from diffusion_lit.config.paths import make_absolute
 from diffusion_lit.config.schema import read_keys
 from diffusion_lit.config.targets import build, locate, trust
 from diffusion_lit.config.validation import Choices, apply_overrides, find_argument_faults, flatten
-from diffusion_lit.system.errors import ConfigError, Exit, UserError, raise_faults
+from diffusion_lit.system.errors import ConfigError, DataError, raise_faults
 
 SELECTED_SOURCE = "diffusion_lit.data.sources.selection.SelectedSource"
 OmegaConf.register_new_resolver("hex", lambda digits: secrets.token_hex(8)[:digits], use_cache=True, replace=True)
@@ -202,7 +202,7 @@ def resolve_data(config: DictConfig, class_names: Sequence[str] | None = None) -
     source = build_source(data | ({} if class_names is None else {"class_names": class_names}))
     configured, count = config.data.num_classes, len(source.class_names)
     if configured is not None and configured != count:
-        raise UserError(Exit.DATA, f"data.num_classes={configured}, but the source has {count or 'no'} classes")
+        raise DataError(f"data.num_classes={configured}, but the source has {count or 'no'} classes")
     config = copy.deepcopy(config)
     with open_dict(config):
         config.data.num_classes = count  # the network's follows it

@@ -18,7 +18,7 @@ from diffusion_lit.data.datamodule import ImageDataModule
 from diffusion_lit.data.store import ImageRows, ImageStore
 from diffusion_lit.distributed import collectives
 from diffusion_lit.distributed.collectives import Value
-from diffusion_lit.system.errors import CheckpointError, Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, DataError, Exit, UserError
 
 MAX_LISTED = 3  # images named in a message
 
@@ -91,7 +91,7 @@ def check_identical_data(data: ImageDataModule) -> None:
     counts = collectives.all_gather(sum(map(len, stores)))
     ours, theirs = ((hosts[rank], digests[rank], counts[rank]) for rank in (0, differing[0]))
     message = describe_data_difference(ours, theirs)
-    raise_on_all_ranks(UserError(Exit.DATA, message) if collectives.rank() == 0 else None)
+    raise_on_all_ranks(DataError(message) if collectives.rank() == 0 else None)
 
 
 def describe_data_difference(ours: tuple[str, dict, int], theirs: tuple[str, dict, int]) -> str:

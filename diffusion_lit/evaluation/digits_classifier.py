@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion_lit.evaluation.tensor_cache import digest_tensors, read_tensors
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 ADVICE = "Install diffusion_lit again"
@@ -27,7 +27,7 @@ def load_digits_classifier(fingerprint: str, num_classes: int, flip: bool) -> di
     """
     weights, stored = read_tensors(WEIGHTS, ADVICE)
     if digest_tensors(weights) != stored.get("digest"):
-        raise UserError(Exit.DATA, f"{WEIGHTS} is damaged (checksum). {ADVICE}")
+        raise DataError(f"{WEIGHTS} is damaged (checksum). {ADVICE}")
     expected = describe_training(fingerprint, num_classes, flip)
     return weights if expected.items() <= stored.items() else None
 

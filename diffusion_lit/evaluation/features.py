@@ -17,7 +17,7 @@ from diffusion_lit.data.store import ImageStore, center_crop
 from diffusion_lit.evaluation.classifier import CODE_DIGEST, Classifier, premultiply_alpha, train_classifier
 from diffusion_lit.evaluation.digits_classifier import load_digits_classifier
 from diffusion_lit.evaluation.tensor_cache import digest_tensors, load_or_make
-from diffusion_lit.system.errors import ConfigError, Exit, UserError
+from diffusion_lit.system.errors import ConfigError, DataError
 
 BATCH = 250
 COMPONENTS, PCA_SIZE = 64, 16  # of the pixel features, px
@@ -147,8 +147,7 @@ def make_inception(images: RealImages) -> FeatureExtractor:
         raise ConfigError('features=inception: pip install "diffusion_lit[inception]"') from None
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
-        raise UserError(
-            Exit.DATA,
+        raise DataError(
             f"features=inception: cannot download the weights ({error}). Put "
             f"weights-inception-2015-12-05-6726825d.pth (github.com/toshas/torch-fidelity) into {folder}, or use "
             "features=classifier or features=pixels",

@@ -38,7 +38,7 @@ from diffusion_lit.evaluation.image_sets import FeatureSets, ImageSet, Reference
 from diffusion_lit.evaluation.intervals import Estimate, Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.memorization import Neighbors
 from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 
 MIN_IMAGES = 4  # for a distance between sets
 MIN_CLASS_IMAGES = 20  # for the kernel distance of a class
@@ -76,7 +76,7 @@ class Comparison:
         (other,) = splits.values()
         if len(self.real) < MIN_IMAGES:
             message = f"reference_split={split}: {len(self.real)} images are too few for a distance. Use {MIN_IMAGES}+"
-            raise UserError(Exit.DATA, message)
+            raise DataError(message)
         self.other = other.subset(len(images)) if compare_real and other and len(other) >= MIN_IMAGES else None
 
     @cached_property

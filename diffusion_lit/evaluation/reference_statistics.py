@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion_lit.evaluation.distances import Moments
 from diffusion_lit.evaluation.tensor_cache import digest_tensors
-from diffusion_lit.system.errors import ConfigError, Exit, UserError
+from diffusion_lit.system.errors import ConfigError, DataError
 from diffusion_lit.system.files import write_atomically
 
 INCEPTION_FEATURES = 2048  # of the files of other projects
@@ -114,9 +114,9 @@ def load_statistics(path: Path) -> ReferenceStatistics:
     return ReferenceStatistics(moments, num_images, **facts, file=path.name)
 
 
-def _invalid(path: Path, reason: str) -> UserError:
+def _invalid(path: Path, reason: str) -> DataError:
     advice = "Choose a file of save_statistics=, of EDM's fid.py or of pytorch-fid"
-    return UserError(Exit.DATA, f"reference_statistics={path}: {reason}. {advice}")
+    return DataError(f"reference_statistics={path}: {reason}. {advice}")
 
 
 def check_statistics(statistics: ReferenceStatistics, features: str, digest: str, resize: str, size: int) -> None:

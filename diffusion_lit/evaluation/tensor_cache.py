@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 from diffusion_lit.system.files import digest_text, write_atomically
 from diffusion_lit.system.platform import lock
 
@@ -54,9 +54,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 def _load(path: Path, key: dict[str, str]) -> dict[str, Tensor]:
     tensors, stored = read_tensors(path, "Remove it, and it is made again")
     if stored != key:
-        raise UserError(
-            Exit.DATA, f"{path} is stale: made of {_format_key(stored)}, not of {_format_key(key)}. Remove it"
-        )
+        raise DataError(f"{path} is stale: made of {_format_key(stored)}, not of {_format_key(key)}. Remove it")
     return tensors
 
 
@@ -72,7 +70,7 @@ def read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], dict[str, 
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(Exit.DATA, f"{path} is damaged ({error}). {advice}") from None
+        raise DataError(f"{path} is damaged ({error}). {advice}") from None
 
 
 def _format_key(key: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ from diffusion_lit.figures import style
 from diffusion_lit.figures.style import BLUE, GRAY, GREEN, ORANGE
 from diffusion_lit.figures.subject import Subject
 from diffusion_lit.runs.metrics_file import read_metrics
-from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.system.errors import DataError
 from diffusion_lit.training.noise_levels import BINS
 
 LOSSES = {
@@ -69,5 +69,5 @@ def draw_curves(subject: Subject, out: Path) -> list[Path]:
     """
     metrics = subject.run / "metrics.csv"
     if not metrics.exists():
-        raise UserError(Exit.DATA, f"{subject.run} has no metrics.csv")
+        raise DataError(f"{subject.run} has no metrics.csv")
     return [style.save_figure(plot_curves(read_metrics(metrics), f"Training: {subject.name}"), out)]

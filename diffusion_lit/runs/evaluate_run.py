@@ -26,7 +26,7 @@ from diffusion_lit.runs.load import TrainedModel, describe_sampling, generate_wi
 from diffusion_lit.runs.run_images import load_run_images
 from diffusion_lit.sampling.labels import Label
 from diffusion_lit.system.console import announce
-from diffusion_lit.system.errors import ConfigError, Exit, UserError
+from diffusion_lit.system.errors import ConfigError, DataError
 
 log = logging.getLogger("diffusion_lit.evaluate")
 WriteResult = Callable[[dict, metrics.Comparison], None]
@@ -103,7 +103,7 @@ def write_statistics(config: DictConfig, real: RealImages, reference: Reference,
     path, is_train = Path(config.save_statistics).expanduser(), config.reference_split == "train"
     images, store = (reference.training, real.train) if is_train else (reference.val, real.val)
     if len(images) < metrics.MIN_IMAGES:
-        raise UserError(Exit.DATA, f"save_statistics={path}: {len(images)} images are too few")
+        raise DataError(f"save_statistics={path}: {len(images)} images are too few")
     save_statistics(compute_statistics(images, reference.extractor, resize, store.fingerprint), path)
     log.info("statistics %s, %s images, %s", path, f"{len(images):,}", reference.extractor.name)
 

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_lit.data.sources.concat import ConcatImages
 from diffusion_lit.data.sources.data_source import DataSource, Split, Subset
 from diffusion_lit.system.console import join_names
-from diffusion_lit.system.errors import CheckpointError, DataError, Exit, UserError
+from diffusion_lit.system.errors import CheckpointError, DataError
 from diffusion_lit.system.files import normalize_name
 
 ROW = r"(?:row )?(\d+)(?: of (train|val))?"  # an entry for an image that is no file; "12" is a row of train
@@ -80,7 +80,7 @@ class SelectedSource:
         splits = self.source.splits()
         if any(split.labels is None for split in splits.values()):  # a stream, which brings its labels
             if self.exclude or self.numbers.tolist() != list(range(len(self.class_names))):
-                raise UserError(Exit.DATA, "data.exclude and the order of classes need data.streaming=false")
+                raise DataError("data.exclude and the order of classes need data.streaming=false")
             return splits
         kept = {}
         for name, split in splits.items():
