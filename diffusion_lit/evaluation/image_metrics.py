@@ -228,7 +228,7 @@ class Copies(FeatureMetric):
     """Share of generated images that are copies of a training image.
 
     Real images are those of the training split; with `validation=True` they are new ones, which
-    choose the threshold: 1 % of them are below it.
+    choose the threshold: 1 % of them are not above it.
     """
 
     higher_is_better = False
@@ -252,7 +252,7 @@ class Copies(FeatureMetric):
         search = NeighborSearch(training)
         threshold = choose_threshold(search(dim_zero_cat(self.validation)) if len(self.validation) else None)
         neighbors = search(generated)
-        return neighbors.ratio < threshold, threshold, neighbors
+        return neighbors.ratio <= threshold, threshold, neighbors
 
 
 class ClassAccuracy(ImageMetric):

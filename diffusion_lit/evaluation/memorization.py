@@ -8,7 +8,7 @@ from torch import Tensor
 NUM_NEIGHBORS = 50
 # Carlini et al. (2023) take 1/2, below which are 3 to 19 % of validation digits.
 MAX_RATIO = 1 / 3
-FALSE_ALARMS = 0.01  # share of validation images below the threshold
+FALSE_ALARMS = 0.01  # share of validation images up to the threshold
 SEARCH_ROWS = 500
 
 
@@ -68,11 +68,12 @@ def _find_distinct(vectors: Tensor) -> Tensor:
 
 
 def choose_threshold(validation: Neighbors | None) -> float:
-    """Return the ratio below which an image is a copy.
+    """Return the ratio up to which an image is a copy.
 
-    Below it are 1 % of validation images, and it is at most 1/3. Validation
+    1 % of validation images are not above it, and it is at most 1/3. Validation
     images are new, so they show how near a new image comes to training images by
-    chance.
+    chance. Where 1 % or more of them equal training images it is 0: exact copies
+    alone are copies then.
     """
     if validation is None:
         return MAX_RATIO

@@ -117,7 +117,7 @@ class Comparison:
 
 
 class FoundCopies(NamedTuple):
-    """Which generated images are copies, (N,), the ratio below which they are, and their neighbors."""
+    """Which generated images are copies, (N,), the ratio up to which they are, and their neighbors."""
 
     is_copy: Tensor
     threshold: float

@@ -19,7 +19,7 @@ def draw_memorization_panel(c: Comparison) -> Image.Image:
     """Draw the generated images most like a copy, each before its nearest training images.
 
     These are first by pixels, then by features. The two numbers of a row are the ratios of
-    `Neighbors`; below the thresholds in the title is a copy.
+    `Neighbors`; up to the thresholds in the title is a copy.
     """
     by_pixels, by_features = c.copies["pixels"], c.copies["features"]
     order = by_pixels.neighbors.ratio.argsort()[:ROWS]
@@ -27,7 +27,7 @@ def draw_memorization_panel(c: Comparison) -> Image.Image:
     columns = torch.cat([c.generated.images[order, None], *[c.training.images[index] for index in nearest]], 1)
     names = [f"{by_pixels.neighbors.ratio[k]:.2f} {by_features.neighbors.ratio[k]:.2f}" for k in order]
     limits = f"{by_pixels.threshold:.2f}", f"{by_features.threshold:.2f}"
-    title = f"generated, {NEAREST} nearest by pixels (copy < {limits[0]}), {NEAREST} by features (< {limits[1]})"
+    title = f"generated, {NEAREST} nearest by pixels (copy ≤ {limits[0]}), {NEAREST} by features (≤ {limits[1]})"
     return add_checkerboard(draw_grid(columns.flatten(0, 1), columns.shape[1], names, title))
 
 
@@ -94,6 +94,7 @@ def _describe_context(result: dict, name: str, form: str) -> str:
         parts.append(f"{images} {_interval(result, f'{name}_real', form)}")
     if (threshold := result.get(f"{name}_threshold")) is not None:
         n = result["copied_validation_images"]
-        many, few = "1 % of new images are, or fewer", f"validation images: {n}, too few to say how many new images are"
-        parts.append(f"ratio below {threshold:.2f}; {many if n * FALSE_ALARMS >= 1 else few}")
+        many = f"1 % of new images are, or {'fewer' if threshold else 'more'}"
+        few = f"validation images: {n}, too few to say how many new images are"
+        parts.append(f"ratio up to {threshold:.2f}; {many if n * FALSE_ALARMS >= 1 else few}")
     return f" ({', '.join(parts)})" if parts else ""

@@ -111,3 +111,15 @@ def test_planted_copies_are_found():
     assert 0 < threshold <= 1 / 3
     assert neighbors.index[:20, 0].tolist() == [*range(20)]
     assert metric.compute() == is_copy.double().mean()
+
+
+@pytest.mark.parametrize("repeated", [0, 4, 40])
+def test_a_generator_that_only_copies_has_copies_alone_also_where_validation_images_repeat_training_images(repeated):
+    """From 1 % of them on the threshold is 0, up to which are exact copies."""
+    real, new = draw(300, 0), draw(200, 2)
+    metric = fill(Copies(flatten), real, torch.cat([real[:90], draw(10, 1)]))
+    metric.update(torch.cat([real[:repeated], new[repeated:]]), real=True, validation=True)
+    is_copy, threshold, _ = metric.measure()
+    assert (threshold == 0) == (repeated > 0)
+    assert is_copy[:90].all()
+    assert not is_copy[90:].any()

@@ -65,6 +65,8 @@ def test_every_metric_is_printed_with_what_real_images_score():
     assert [few in line for line in lines if line.startswith("copied")] == [True, True]
     many = format_evaluation(result | {"copied_validation_images": 100}, [])
     assert sum("; 1 % of new images are, or fewer)" in line for line in many) == 2
+    repeated = format_evaluation(result | {"copied_validation_images": 100, "copied_pixels_threshold": 0.0}, [])
+    assert sum("ratio up to 0.00; 1 % of new images are, or more)" in line for line in repeated) == 1
     for name in ("fd", "fd64"):
         result[f"{name}_withheld"] = "60 are too few"
         del result[name]
