@@ -56,7 +56,9 @@ def frechet_distance(x: Tensor, y: Tensor | Moments) -> Measurement:
     return Measurement(value.item(), generated, influences(y, mean_y, -shift, transport_back))
 
 
-def extrapolated_frechet_distance(x: Tensor, y: Tensor, distance: float | None = None) -> float:
+def extrapolated_frechet_distance(
+    x: Tensor, y: Tensor, distance: float | None = None, labels: Tensor | None = None
+) -> float:
     """Return the Fréchet distance of infinitely many images, from its values at N and N / 2 images.
 
     The bias is close to a / N + b / M, so that 2 FD(N, M) - FD(N/2, M/2) has none (compare Chong &
@@ -67,11 +69,15 @@ def extrapolated_frechet_distance(x: Tensor, y: Tensor, distance: float | None =
         x: features (N, D).
         y: features (M, D).
         distance: their Fréchet distance, if it is known.
+        labels: classes of x, (N,), if the number of images of each is fixed: halves have half of each class.
     """
     splits, halves = (4 if x.shape[1] <= 256 else 1), []
+    labels = torch.zeros(len(x)) if labels is None else labels.cpu()
     for seed in range(splits):
-        parts = (z[fixed_permutation(len(z), seed)].tensor_split(2) for z in (x, y))
-        halves += [measure_frechet_distance(a, b) for a, b in zip(*parts, strict=True)]
+        order = fixed_permutation(len(x), seed)
+        order = order[labels[order].argsort(stable=True)]
+        parts = (order[::2], order[1::2]), fixed_permutation(len(y), seed).tensor_split(2)
+        halves += [measure_frechet_distance(x[a], y[b]) for a, b in zip(*parts, strict=True)]
     distance = measure_frechet_distance(x, y) if distance is None else distance
     return 2 * distance - sum(halves) / len(halves)
 

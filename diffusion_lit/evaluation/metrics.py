@@ -158,7 +158,7 @@ def _frechet_entries(c: Comparison, sets: FeatureSets, name: str) -> dict[str, o
     result = _distance_entries(c, sets, FrechetDistance, name)
     if c.reference.statistics:
         return result  # halves of the real images are unknown
-    extrapolated = extrapolated_frechet_distance(sets.generated, sets.real, result[name])
+    extrapolated = extrapolated_frechet_distance(sets.generated, sets.real, result[name], c.generated.labels)
     return result | {f"{name}_extrapolated": extrapolated}
 
 

@@ -171,6 +171,20 @@ def test_the_extrapolated_frechet_distance_of_known_gaussians_has_no_bias():
     assert extrapolated_frechet_distance(x, y, known) == pytest.approx(extrapolated[0], rel=1e-9)
 
 
+def test_the_extrapolated_frechet_distance_has_no_bias_where_the_numbers_of_each_class_are_fixed():
+    """As `evaluate` draws images: halves at random differ in their classes, as the whole sets do not."""
+    centers, values, plain = normal(10, 4, 0) * 2, [], []
+    for seed in range(150):
+        labels = torch.arange(100) % 10
+        others = torch.randint(10, (200,), generator=torch.Generator().manual_seed(seed))
+        x, y = (centers[own] + normal(len(own), 4, 2 * seed + k) for k, own in enumerate((labels, others)))
+        values.append(extrapolated_frechet_distance(x, y, labels=labels))
+        plain.append(extrapolated_frechet_distance(x, y))
+    error = np.std(values) / math.sqrt(150)
+    assert abs(np.mean(values)) < 2.5 * error
+    assert np.mean(plain) < -3 * error
+
+
 def test_the_frechet_distance_of_equal_sets_is_nothing_whatever_their_order():
     x = normal(400, 5, 0)
     assert frechet_distance(x, x.flip(0)).value == pytest.approx(0, abs=1e-9)
