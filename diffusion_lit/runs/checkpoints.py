@@ -129,7 +129,9 @@ def find_damage(path: Path) -> str | None:
     return f"{entry} does not match its checksum" if entry else None
 
 
-def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None] = print) -> Path:
+def select_checkpoint(
+    run: Path, which: str = "last", warn: Callable[[str], None] = print, weights: str = "ema"
+) -> Path:
     """Return the path of the checkpoint to use.
 
     Args:
@@ -137,15 +139,17 @@ def select_checkpoint(run: Path, which: str = "last", warn: Callable[[str], None
         which: "last" (the newest intact one), "best" (by `best_by`), or a step. A
             published model has one set of weights, which is "last".
         warn: called with a message if damaged checkpoints are skipped.
+        weights: that will be read of it; those of a published model are "ema".
 
     Raises:
         UserError: exit 4 if there is no such checkpoint or it is damaged.
     """
     published = next((run / name for name in (UNET_WEIGHTS, NETWORK_WEIGHTS) if (run / name).is_file()), None)
     if published:
-        if which == "last":
+        if (which, weights) == ("last", "ema"):
             return published
-        raise CheckpointError(f"checkpoint={which}: {run} is a published model, with one set of weights")
+        override = f"weights={weights}" if which == "last" else f"checkpoint={which}"
+        raise CheckpointError(f"{override}: {run} is a published model, with one set of weights. Leave it out")
     if which == "last":
         return _select_newest(run, warn)
     path = run / "checkpoints" / "best.ckpt" if which == "best" else checkpoint_path(run, int(which))

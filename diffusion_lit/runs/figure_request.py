@@ -65,7 +65,8 @@ def check_figures(config: DictConfig) -> None:
         return
     run_config = stored_config.read_model_config(run_dir.require_run_dir(config.run))
     if not config.what or {"panels", "denoising", "samplers"} & set(config.what):
-        checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
+        run = Path(config.run).expanduser()
+        checkpoints.select_checkpoint(run, str(config.checkpoint), lambda message: None, config.weights)
     for name, sampler in samplers.items():
         faults = find_conflicts(flatten_config({"diffusion": run_config["diffusion"], "sampler": sampler}))
         faults += sampler_faults(sampler, run_config["diffusion"], name)

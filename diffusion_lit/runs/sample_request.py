@@ -72,7 +72,8 @@ def read_requested_config(config: DictConfig) -> dict:
     if config.run is None:
         raise ConfigError("run=null: needs a run folder")
     run_config = stored_config.read_sampling_config(run_dir.require_run_dir(config.run), str(config.checkpoint))
-    checkpoints.select_checkpoint(Path(config.run).expanduser(), str(config.checkpoint), warn=lambda message: None)
+    run = Path(config.run).expanduser()
+    checkpoints.select_checkpoint(run, str(config.checkpoint), lambda message: None, config.weights)
     return run_config
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_lit.config.compose import compose_configs
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.checkpoints import (
     checkpoint_path,
@@ -16,7 +17,9 @@ from diffusion_lit.runs.checkpoints import (
     save_checkpoint,
     select_checkpoint,
 )
+from diffusion_lit.runs.pipeline import Pipeline
 from diffusion_lit.runs.run_dir import read_yaml
+from diffusion_lit.runs.sample_request import read_requested_config
 from diffusion_lit.system.errors import Exit, UserError
 
 
@@ -139,3 +142,21 @@ def test_a_pipeline_with_weights_of_another_kind_is_no_run_to_resume(tmp_path):
             select_checkpoint(tmp_path / str(k))
         held = f", only {names[0]}" if names else ""
         assert f"{k} has no unet/diffusion_pytorch_model.safetensors{held}. In diffusers" in str(caught.value)
+
+
+@pytest.mark.parametrize("request_", [{"which": "best"}, {"which": "3"}, {"weights": "net"}, {"weights": "raw"}])
+def test_a_published_model_has_one_set_of_weights(tmp_path, request_):
+    (tmp_path / "network.safetensors").touch()
+    assert select_checkpoint(tmp_path) == tmp_path / "network.safetensors"
+    ((_, value),) = request_.items()
+    with pytest.raises(UserError, match=rf"^\w+={value}: .* is a published model, with one set of weights") as raised:
+        select_checkpoint(tmp_path, **request_)
+    assert raised.value.exit_code == Exit.CHECKPOINT
+
+
+def test_raw_weights_of_a_published_model_are_refused_by_every_command():
+    model = Path(__file__).parents[3] / "models" / "digits"
+    config = compose_configs("sample", [f"run={model}", "weights=net"])[0]
+    for load in (lambda: read_requested_config(config), lambda: Pipeline.from_pretrained(model, weights="net")):
+        with pytest.raises(UserError, match="^weights=net: .*models/digits is a published model"):
+            load()
