@@ -155,11 +155,6 @@ class FrechetDistance(DistanceMetric):
         super().__init__(extractor, reset_real_features, **kwargs)
         self.statistics = statistics
 
-    def update(self, images: Tensor, real: bool) -> None:
-        """Add images, or features without an extractor."""
-        if not (real and self.statistics):
-            super().update(images, real)
-
     def _features(self) -> tuple[Tensor, RealFeatures]:
         if self.statistics is None:
             return super()._features()

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
+from diffusion_lit.evaluation.distances import kernel_distance
 from diffusion_lit.evaluation.features import FeatureExtractor
-from diffusion_lit.evaluation.image_metrics import FrechetDistance, FrechetDistance64
+from diffusion_lit.evaluation.image_metrics import FrechetDistance, FrechetDistance64, KernelDistance
 from diffusion_lit.evaluation.image_sets import ImageSet, Reference, compute_statistics, describe_resize
 from diffusion_lit.evaluation.metrics import Comparison, compute_metric, compute_per_class
 from diffusion_lit.evaluation.reference_statistics import check_statistics, load_statistics, save_statistics
@@ -71,6 +73,18 @@ def test_the_frechet_distance_to_a_file_is_that_to_the_images_bit_for_bit(tmp_pa
         alone.update(GENERATED.images, real=False)
         alone.update(GENERATED.images, real=True)  # does not count
         assert alone.compute() == pytest.approx(to_file.measurements[measured].value)
+
+
+@pytest.mark.parametrize("is_real_first", [True, False])
+def test_statistics_change_no_other_metric_of_a_collection(is_real_first):
+    """Metrics of a collection share the features of one of them."""
+    collection = MetricCollection([FrechetDistance(statistics=STATISTICS), KernelDistance()])
+    for is_real in (is_real_first, not is_real_first):
+        for part in (REAL if is_real else GENERATED).features.split(200):
+            collection.update(part, real=is_real)
+    found = collection.compute()
+    assert found["KernelDistance"] == pytest.approx(kernel_distance(GENERATED.features, REAL.features).value)
+    assert found["FrechetDistance"] == pytest.approx(compute_metric("fd", compare(STATISTICS))["fd"])
 
 
 def test_a_file_with_mu_and_sigma_alone_serves_and_what_it_does_not_say_is_printed(tmp_path):
