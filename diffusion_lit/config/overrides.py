@@ -183,9 +183,18 @@ def format_override(key: str, value: object) -> str:
 
 
 def _format_items(value: object) -> str:
-    """Return a value as it is written in an override, each str in quotes: Hydra does not read JSON escapes."""
+    """Return a value as it is written in an override, each str in quotes: Hydra does not read JSON.
+
+    Its mappings have keys without quotes, of ASCII letters, digits and a few signs.
+    """
     if isinstance(value, list):
         return f"[{', '.join(map(_format_items, value))}]"
+    if isinstance(value, dict):
+        keys = (re.sub(r"([\\()\[\]{}:=,\s])", r"\\\1", str(key)) for key in value)
+        items = map("{}: {}".format, keys, map(_format_items, value.values()))
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, float):
+        return str(value)  # inf, where JSON has Infinity
     return quote(escape_interpolations(value)) if isinstance(value, str) else format_value(value)
 
 

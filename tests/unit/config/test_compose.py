@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 import re
 from contextlib import suppress
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.__main__ import COMMANDS
@@ -341,3 +343,13 @@ def test_stages_halve_the_steps_and_a_student_has_one_sampler():
 )
 def test_a_written_override_is_read_as_the_same_value(value):
     assert overrides.read_override("classes", [overrides.format_override("classes", value)]) == value
+
+
+@each("value", [
+    {}, {"hero": 0.5, "side": 1}, {"_target_": "x.Y", "root": "/a b", "sizes": [1, {"b": None}]}, {3: 0.5, "ten": "10"},
+    [{"a b": "${x}"}, {"c": "\\${x}"}], {"a, b": 1, "c: d": 2, "[e] = {f} (g)": 3, "h\\": 4, " i ": 5},
+    math.inf, [-math.inf, 1e-5], {"rate": math.inf, "is_on": True},
+])  # fmt: skip
+def test_a_written_override_of_mappings_and_numbers_without_end_is_read_as_the_same_value(value):
+    parsed = OverridesParser.create().parse_override(overrides.format_override("key", value)).value()
+    assert OmegaConf.to_container(OmegaConf.create({"key": parsed}), resolve=True) == {"key": value}
