@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.expand import take_data_of_experiment
 from diffusion_lit.config.network_size import find_divisor
-from diffusion_lit.config.overrides import format_override
+from diffusion_lit.config.overrides import format_command, format_override
 from diffusion_lit.runs import output
 from diffusion_lit.runs.warm_start import resolve_training_config
 from diffusion_lit.system.errors import ConfigError, Exit
@@ -79,7 +78,7 @@ def audit(config: DictConfig, typed: Sequence[str]) -> None:
     proposed, reason = propose_overrides(findings, data, given, find_divisor(model), config["largest"])
     overrides = [override for override in typed if override.partition("=")[0] not in AUDIT_KEYS]
     overrides += [format_override(*item) for item in proposed.items()]
-    findings |= {"proposed": proposed, "command": shlex.join(["python", "-m", "diffusion_lit.train", *overrides])}
+    findings |= {"proposed": proposed, "command": format_command("train", *overrides)}
     findings["training_would_fail"] = bool(findings["broken"])
     findings |= summarize_captions(splits, facts, data["class_names"], has_colors)
     findings |= {"left_out": getattr(source, "left_out", {}), "notes": collect_notes(source)}

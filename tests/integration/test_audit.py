@@ -360,6 +360,21 @@ def test_an_experiment_brings_its_data_and_network(tmp_path):
     assert "data.image_size" not in found["proposed"]
 
 
+def test_an_experiment_of_ones_own_folder_is_audited_and_the_line_to_train_names_the_folder(tmp_path):
+    """Also with transforms, which are mappings."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    transform = "{_target_: torchvision.transforms.v2.ColorJitter, brightness: 0.2}"
+    (tmp_path / "mine" / "experiment" / "blue.yaml").write_text(
+        "# @package _global_\ndefaults: [override /data: image_folder, override /model: unet_small]\n"
+        f"name: blue\ndata: {{image_size: 32, transforms: [{transform}]}}\n"
+    )
+    for k in range(4):
+        save(tmp_path / "in" / f"{k}.png", noise(32, 32, 3))
+    found, printed = audited(tmp_path, "--config-dir", "mine", "experiment=blue", "data.root=in", "near=0")
+    assert shlex.split(found["command"])[3:7] == ["--config-dir", "mine", "experiment=blue", "data.root=in"]
+    assert printed.splitlines()[-1] == found["command"]
+
+
 def test_a_size_is_proposed_with_its_reason_and_advice_for_large_images(tmp_path):
     """Photos start small and the reason is given; what is unwise at the size of the command line is said."""
     for k in range(6):
