@@ -96,10 +96,11 @@ def load_statistics(path: Path) -> ReferenceStatistics:
     """
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files if name in ("mu", "sigma", "N")}
+            arrays = {name: file[name] for name in file.files if name in ("mu", "sigma")}
+            num_images = int(file["N"]) if "N" in file else None
             facts = {name: str(file[name]) for name in ("features", "digest", "resize", "fingerprint") if name in file}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise _invalid(path, f"not an .npz file ({error})") from None
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise _invalid(path, f"not an .npz file of statistics ({error})") from None
     if not {"mu", "sigma"} <= arrays.keys():
         raise _invalid(path, "has no mu and sigma")
     mean, cov = arrays["mu"], arrays["sigma"]
@@ -110,7 +111,6 @@ def load_statistics(path: Path) -> ReferenceStatistics:
     if not np.allclose(cov, cov.T, rtol=1e-4, atol=1e-6 * np.abs(cov).max(initial=0)) or (cov.diagonal() < 0).any():
         raise _invalid(path, "sigma is not a covariance")
     moments = Moments(*[torch.from_numpy(x.astype(np.float64)) for x in (mean, cov)])
-    num_images = int(arrays["N"]) if "N" in arrays else None
     return ReferenceStatistics(moments, num_images, **facts, file=path.name)
 
 

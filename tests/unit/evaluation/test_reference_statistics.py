@@ -142,10 +142,18 @@ def test_statistics_of_other_features_are_refused(change, message):
     ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "not an .npz file"),
     ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [-0.5, 1.0]])}, "sigma is not a covariance"),
     ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "sigma is not a covariance"),
+    (np.zeros(3), "not an .npz file of statistics"),
+    ({"mu": np.zeros(2), "sigma": np.eye(2), "N": np.array([5, 6])}, "not an .npz file of statistics ("),
+    ({"mu": np.zeros(2), "sigma": np.eye(2), "N": np.array("many")}, "not an .npz file of statistics ("),
+    ({"mu": np.zeros(2), "sigma": np.eye(2), "N": np.array(np.nan)}, "not an .npz file of statistics ("),
 ])  # fmt: skip
 def test_files_without_statistics_are_refused(tmp_path, arrays, message):
     path = tmp_path / "x.npz"
-    path.write_bytes(b"no archive") if arrays is None else np.savez(path, **arrays)
+    if isinstance(arrays, np.ndarray):  # an .npy file of this name
+        with open(path, "wb") as file:
+            np.save(file, arrays)
+    else:
+        path.write_bytes(b"no archive") if arrays is None else np.savez(path, **arrays)
     with pytest.raises(UserError) as caught:
         load_statistics(path)
     assert str(caught.value).startswith(f"reference_statistics={path}: {message}")
