@@ -66,8 +66,8 @@ def check_evaluation(config: DictConfig) -> None:
     faults += find_baseline_faults(config)
     if config.reference_statistics is not None:
         faults += find_statistics_faults(config)
-    elif config.save_statistics and not config.save_statistics.endswith(".npz"):
-        faults.append(f"save_statistics={config.save_statistics}: must end in .npz")
+    elif config.save_statistics:
+        faults += find_save_faults(config)
     if config.reference_statistics is not None and not has_reference_images(config, data):
         pass  # no image is read
     elif "_target_" not in data:
@@ -114,6 +114,15 @@ def find_statistics_faults(config: DictConfig) -> list[str]:
     if config.save_statistics:
         faults.append(f"{where} and save_statistics={config.save_statistics}: choose one")
     return faults
+
+
+def find_save_faults(config: DictConfig) -> list[str]:
+    """Return why the file of `save_statistics` cannot be written."""
+    where, path = f"save_statistics={config.save_statistics}", Path(config.save_statistics).expanduser()
+    if not config.save_statistics.endswith(".npz"):
+        return [f"{where}: must end in .npz"]
+    is_possible = not path.is_dir() and next(parent for parent in path.absolute().parents if parent.exists()).is_dir()
+    return [] if is_possible else [f"{where}: cannot be a file. Choose one in a folder"]
 
 
 def find_baseline_faults(config: DictConfig) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from diffusion_lit.config.compose import build_source
+from diffusion_lit.config.compose import build_source, compose_configs
 from diffusion_lit.config.constraints import find_conflicts
 from diffusion_lit.data.store import ImageStore, load_splits
 from diffusion_lit.evaluation import classifier as classifiers
@@ -29,6 +29,7 @@ from diffusion_lit.evaluation.metrics import (
 )
 from diffusion_lit.figures.evaluations import find_pareto_front
 from diffusion_lit.runs import checkpoints, stored_config
+from diffusion_lit.runs.evaluate_request import find_save_faults
 from diffusion_lit.runs.metrics_file import read_metrics
 from diffusion_lit.runs.sweeps import Job
 from diffusion_lit.system.errors import UserError
@@ -370,6 +371,22 @@ def test_the_front_is_what_nothing_cheaper_beats():
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_told_at_once(tiny_run, tmp_path, words, told):
     assert told in run("evaluate", f"run={tiny_run}", *words, cwd=tmp_path, code=2)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("digits", "must end in .npz"),
+    ("file/digits.npz", "cannot be a file. Choose one in a folder"),
+    ("file/new/digits.npz", "cannot be a file. Choose one in a folder"),
+    ("folder.npz", "cannot be a file. Choose one in a folder"),
+    ("folder.npz/new/digits.npz", None),
+])  # fmt: skip
+def test_statistics_that_cannot_be_written_are_refused_before_images_are_generated(tmp_path, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.npz").mkdir()
+    words = [f"run={Path(__file__).parents[2] / 'models/digits'}", f"save_statistics={tmp_path / name}"]
+    config = compose_configs("evaluate", [*words, "reference_data=x"])[0]
+    faults = find_save_faults(config)
+    assert faults == ([f"save_statistics={tmp_path / name}: {message}"] if message else [])
 
 
 def test_unlabelled_pictures_are_compared_by_pixels(tmp_path):
