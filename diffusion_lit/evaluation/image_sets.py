@@ -45,6 +45,7 @@ class Reference:
         class_names: of the run.
         flip: whether training mirrors images at random.
         statistics: of real images, instead of the images.
+        limit: number of images of a split that distances compare with, at most.
     """
 
     extractor: FeatureExtractor
@@ -54,6 +55,12 @@ class Reference:
     class_names: list[str]
     flip: bool = False
     statistics: ReferenceStatistics | None = None
+    limit: int | None = None
+
+    def compared(self, split: str) -> ImageSet | None:
+        """Return the images of a split, "train" or "val", that distances compare with. Copies are sought among all."""
+        images = self.training if split == "train" else self.val
+        return images.subset(self.limit) if images and self.limit else images
 
 
 def make_reference(
@@ -64,11 +71,11 @@ def make_reference(
     with_classifier: bool = True,
     statistics: ReferenceStatistics | None = None,
 ) -> Reference:
-    """Return the reference of at most `limit` real images of each split, with the extractor of that name.
+    """Return the reference of real images, with the extractor of that name.
 
-    Other features than those of the classifier come with one as well, if there
-    are classes and `with_classifier`. With `statistics` there are no images in
-    it.
+    Distances compare with at most `limit` images of each split. Other features
+    than those of the classifier come with one as well, if there are classes and
+    `with_classifier`. With `statistics` there are no images in it.
     """
     extractor = features.FEATURE_EXTRACTORS[name](real)
     classifier = extractor if name == "classifier" else None
@@ -79,10 +86,10 @@ def make_reference(
 
     def make_set(store: ImageStore) -> ImageSet:
         images, labels = torch.from_numpy(np.array(store.images)), torch.from_numpy(np.array(store.labels))
-        return ImageSet(images, extractor.extract_split(store, real), labels).subset(limit)
+        return ImageSet(images, extractor.extract_split(store, real), labels).subset(None)
 
     val = real.val and make_set(real.val)
-    return Reference(extractor, classifier, make_set(real.train), val, class_names, real.flip)
+    return Reference(extractor, classifier, make_set(real.train), val, class_names, real.flip, limit=limit)
 
 
 class FeatureSets(NamedTuple):

@@ -71,9 +71,7 @@ class Comparison:
         self.real = self.other = None
         if reference.statistics:
             return
-        splits = {"train": reference.training, "val": reference.val}
-        self.real = splits.pop(split)
-        (other,) = splits.values()
+        self.real, other = reference.compared(split), reference.compared("val" if split == "train" else "train")
         if len(self.real) < MIN_IMAGES:
             message = f"reference_split={split}: {len(self.real)} images are too few for a distance. Use {MIN_IMAGES}+"
             raise DataError(message)

@@ -101,7 +101,7 @@ def load_real_images(config: DictConfig, data: dict, model: TrainedModel) -> Rea
 def write_statistics(config: DictConfig, real: RealImages, reference: Reference, resize: str) -> None:
     """Write the statistics of the real images to the file of `save_statistics`."""
     path, is_train = Path(config.save_statistics).expanduser(), config.reference_split == "train"
-    images, store = (reference.training, real.train) if is_train else (reference.val, real.val)
+    images, store = reference.compared(config.reference_split), real.train if is_train else real.val
     if len(images) < metrics.MIN_IMAGES:
         raise DataError(f"save_statistics={path}: {len(images)} images are too few")
     save_statistics(compute_statistics(images, reference.extractor, resize, store.fingerprint), path)

@@ -218,6 +218,15 @@ def test_a_generator_that_replays_k_of_n_training_images_is_told_k_of_n(referenc
     assert 0 < found["copied_pixels_threshold"] <= 1 / 3
 
 
+def test_copies_are_found_among_all_training_images_whatever_the_number_to_compare_with(digits):
+    few = make_reference(digits, "classifier", [str(digit) for digit in range(10)], limit=200, with_classifier=False)
+    comparison = Comparison(few, torch.from_numpy(digits.train.images[:300]), digits.train.labels[:300].tolist())
+    found = METRICS["memorization"](comparison)
+    assert (len(comparison.real), len(comparison.other)) == (200, 200)
+    assert found["copied_validation_images"] == len(digits.val)
+    assert found["copied_pixels"] == found["copied_features"] == 1
+
+
 # ------------------------------------------------------------------------------------------ the command
 
 
