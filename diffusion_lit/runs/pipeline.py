@@ -57,7 +57,7 @@ class Pipeline:
 
     def __call__(
         self,
-        classes: str | Sequence[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         num_images: int = 8,
         seed: int = 0,
         output_type: str = "pil",
@@ -67,7 +67,7 @@ class Pipeline:
         """Generate images, divided among the classes or prompts. Image k depends on `seed` and k alone.
 
         Args:
-            classes: names or numbers; all classes if None. Of a model with a text encoder
+            classes: names or numbers, or one; all classes if None. Of a model with a text encoder
                 the prompts, or one prompt; None for those of its previews. Must be None for
                 a model without either.
             num_images: number of images in all.
@@ -78,14 +78,18 @@ class Pipeline:
             progress: whether to show a progress bar.
 
         Raises:
-            ValueError: for an unknown class or output type.
+            ValueError: for an unknown class, prompt or output type, or no image.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type={output_type!r}: must be one of pil, np, pt")
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images}: must be 1 or more")
         model = self.model
         if isinstance(model.condition, PromptCondition):
             self._require_known([negative_prompt])
             model = replace(model, condition=replace(model.condition, negative=negative_prompt))
+        elif negative_prompt:
+            raise ValueError("negative_prompt: this model has no prompts")
         labels, seeds = labels_in_rows(self._parse(classes), num_images), image_seeds(seed, num_images)
         images = generate_with_progress(model, labels, seeds, show_progress=progress).images
         if output_type == "pil":
@@ -99,9 +103,10 @@ class Pipeline:
             if encoder.is_unknown(prompt):
                 raise ValueError(f"{prompt}: no training caption has a word of this prompt")
 
-    def _parse(self, requests: str | Sequence[int | str] | None) -> list[Label]:
+    def _parse(self, requests: Any) -> list[Label]:
         """Return the labels of classes or prompts."""
-        requests = [requests] if isinstance(requests, str) else requests
+        requests = requests.tolist() if hasattr(requests, "tolist") else requests  # of numpy or torch
+        requests = [requests] if isinstance(requests, str | int) else requests
         if isinstance(self.model.condition, PromptCondition):
             prompts = requests or row_names(self.model.config)
             self._require_known(map(str, prompts))
@@ -109,4 +114,6 @@ class Pipeline:
         names = self.class_names
         if requests is not None and not names:
             raise ValueError("classes: this model has none")
+        if requests is not None and not len(requests):
+            raise ValueError("classes=[]: has no class. Name one or more, or leave it out")
         return [*range(len(names))] or [0] if requests is None else [parse_class(name, names) for name in requests]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from numbers import Integral
 from typing import TypeGuard
 
 from diffusion_lit.system.console import join_names
@@ -28,8 +29,8 @@ def parse_class(value: str | int, class_names: Sequence[str]) -> int:
         return names.index(normalize_name(str(value)))
     if len(alike := [k for k, name in enumerate(names) if _is_read_as(name, value)]) == 1:
         return alike[0]
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
-        return value
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < len(names):
+        return int(value)
     listed = join_names((f"{k} {name}" if str(k) != name else name for k, name in enumerate(class_names)), 30)
     raise ValueError(f"{value}: not a class of this run. Choose from {listed}")
 

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -55,7 +56,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        classes: int | str | list[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         num_images: int = 8,
         seed: int = 0,
         guidance_scale: float | None = None,
@@ -72,7 +73,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
             seed: of the noise.
             guidance_scale: of classifier-free guidance; None: that of the model.
             num_inference_steps: of the sampler; None: those of the model.
-            output_type: "pil", or "np" for float32 (N, H, W, C) in [0, 1].
+            output_type: "pil"; "np", float32 (N, H, W, C) in [0, 1]; "pt", float32 (N, C, H, W) in [0, 1].
             prompt: one or several, of a text-conditional model; None: those of its grid.
             negative_prompt: what guidance moves away from.
         """
@@ -82,6 +83,10 @@ class DiffusionLitPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale={scale}: this model was trained without label dropout, which it needs")
         if self.SETTINGS.get("is_student") and steps != self.SETTINGS["steps"]:
             raise ValueError(f"num_inference_steps={steps}: this model has learned {self.SETTINGS['steps']} alone")
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images}: must be 1 or more")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type={output_type!r}: must be one of pil, np, pt")
         labels, null = self.find_condition(classes, prompt, negative_prompt)
         share, extra = divmod(num_images, len(labels))
         labels = labels.repeat_interleave(torch.tensor([share + (k < extra) for k in range(len(labels))]), 0)
@@ -95,6 +100,8 @@ class DiffusionLitPipeline(DiffusionPipeline):
             y, uncond = labels[members].to(self.device), null.to(self.device)
             x0 = self.denoise(y, uncond.expand(size, *uncond.shape[1:]), generators, steps, scale)
             images.append(self.to_uint8(x0[:count].cpu()))
+        if output_type == "pt":
+            return ImagePipelineOutput(images=torch.cat(images).float() / 255)
         arrays = torch.cat(images).permute(0, 2, 3, 1).numpy()
         if output_type == "np":
             return ImagePipelineOutput(images=arrays.astype("float32") / 255)
@@ -131,7 +138,10 @@ class DiffusionLitPipeline(DiffusionPipeline):
         if classes is not None and not self.names:
             raise ValueError("classes: this model has none")
         every = range(len(self.names))
-        chosen = list(every) if classes is None else classes if isinstance(classes, list) else [classes]
+        classes = every if classes is None else classes if hasattr(classes, "__len__") else [classes]
+        chosen = [classes] if isinstance(classes, str) else list(classes)
+        if self.names and not chosen:
+            raise ValueError("classes=[]: has no class. Name one or more, or leave it out")
         for value in chosen:
             if str(value) not in self.names and value not in every:
                 raise ValueError(f"{value}: not a class of this model. Choose from {', '.join(self.names)}")

@@ -20,6 +20,8 @@ from diffusion_lit.runs.load import TrainedModel
 from tests.cases import each
 from tests.runs import run
 
+DIGITS = Path(__file__).parents[2] / "models" / "digits"
+
 
 def load(folder: Path) -> DiffusionPipeline:
     pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
@@ -90,6 +92,23 @@ def test_two_models_in_one_process_keep_their_settings(tiny_run, tmp_path, own_m
     ):
         with pytest.raises(ValueError, match=message):
             pipeline(classes=classes)
+
+
+def test_classes_of_a_pipeline_may_be_any_sequence_and_images_tensors(own_modules):
+    """And what it cannot do is refused."""
+    pipeline = load(DIGITS)
+    expected = pipeline(classes=["3", "8"], num_images=2, output_type="np").images
+    for classes in (("3", 8), np.array([3, 8]), [np.int64(3), np.int64(8)]):
+        assert np.array_equal(pipeline(classes=classes, num_images=2, output_type="np").images, expected)
+    images = pipeline(classes=[3, 8], num_images=2, output_type="pt").images
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
+    for request, message in (
+        ({"classes": []}, r"classes=\[\]: has no class"),
+        ({"num_images": 0}, "num_images=0: must be 1 or more"),
+        ({"output_type": "latent"}, "output_type='latent': must be one of pil, np, pt"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            pipeline(**request)
 
 
 def test_the_lines_of_the_card_work_without_this_package(tiny_run, tmp_path):
