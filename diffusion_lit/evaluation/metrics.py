@@ -54,7 +54,7 @@ class Comparison:
         labels: their requested classes, (N,).
         split: "train" or "val".
         compare_real: also measure as many real images of the other split, as a perfect model would
-            score.
+            score that draws classes at random; with a fixed number of each its FD is lower.
         features: of the generated images, if known.
 
     Raises:
