@@ -408,3 +408,13 @@ def test_a_shift_of_a_channel_is_its_distance():
     assert [found[name]["distance"] for name in ("red", "green", "blue")] == pytest.approx([0, 20, 0])
     assert found["green"]["mean"] - found["green"]["mean_real"] == pytest.approx(20)
     assert found["red"]["std"] == pytest.approx(real[:, 0].double().std(correction=0).item())
+
+
+def test_colors_of_transparent_pixels_do_not_count():
+    images = torch.randint(0, 256, (30, 4, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images[:, 3, :2], images[:, 3, 2:] = 0, 255
+    other = images.clone()
+    other[:, :3, :2] = 255 - other[:, :3, :2]
+    found = color_statistics(images, other)
+    assert [row["distance"] for row in found.values()] == [0, 0, 0, 0]
+    assert found["red"]["mean"] == pytest.approx(images[:, 0, 2:].double().mean().item() / 2)
