@@ -69,8 +69,8 @@ class FeatureExtractor:
     @torch.no_grad()
     def __call__(self, images: np.ndarray | Tensor) -> Tensor:
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        batches = (_channels_first(torch.as_tensor(np.asarray(x))).to(self.device) for x in parts)
-        return torch.cat([self.network(batch).float().cpu() for batch in batches])
+        batches = (x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x)) for x in parts)
+        return torch.cat([self.network(_channels_first(batch).to(self.device)).float().cpu() for batch in batches])
 
     def extract_split(self, store: ImageStore, images: RealImages) -> Tensor:
         """Return the features of a split, from the cache if possible."""

@@ -5,6 +5,7 @@ import torch
 from torchmetrics import MetricCollection
 
 from diffusion_lit.evaluation.distances import frechet_distance, kernel_distance
+from diffusion_lit.evaluation.features import FeatureExtractor
 from diffusion_lit.evaluation.image_metrics import (
     ClassAccuracy,
     Copies,
@@ -123,3 +124,13 @@ def test_a_generator_that_only_copies_has_copies_alone_also_where_validation_ima
     assert (threshold == 0) == (repeated > 0)
     assert is_copy[:90].all()
     assert not is_copy[90:].any()
+
+
+def test_an_extractor_takes_tensors_where_they_are():
+    """On a GPU; without one, on the device without numbers."""
+    meta = torch.device("meta")
+    extractor = FeatureExtractor("means", lambda images: torch.zeros(len(images), 5), "0", meta)
+    metric = KernelDistance(extractor)
+    metric.update(torch.zeros(300, 3, 2, 2, dtype=torch.uint8, device=meta), real=True)
+    assert metric.real[0].shape == (300, 5)
+    assert FeatureExtractor("sums", flatten, "0", torch.device("cpu"))(draw(300, 0).numpy()).shape == (300, 12)
