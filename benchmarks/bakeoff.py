@@ -27,7 +27,9 @@ from diffusion_lit.evaluation.comparison import (
     load_evaluation,
     save_measurements,
 )
+from diffusion_lit.evaluation.distances import IMAGES_PER_FEATURE
 from diffusion_lit.evaluation.features import collect_real_images
+from diffusion_lit.evaluation.image_metrics import COMPONENTS
 from diffusion_lit.evaluation.image_sets import Reference, make_reference
 from diffusion_lit.evaluation.metrics import Comparison, compute_metric
 from diffusion_lit.system.files import write_atomically
@@ -195,6 +197,8 @@ def main(arguments: Namespace) -> None:
     require_packages("efficientnet_lite_pytorch")
     if not (arguments.data and arguments.out):
         raise MissingRequirement("add --data <folder of CIFAR-10's training images> and --out <folder>")
+    if arguments.images < IMAGES_PER_FEATURE * COMPONENTS:
+        raise MissingRequirement(f"--images {arguments.images}: FD-64 needs {IMAGES_PER_FEATURE * COMPONENTS} or more")
     images, minutes, trials, seeds = arguments.data[0], arguments.minutes or 10, arguments.trials, arguments.seeds
     programs = {name: program(Path(images).resolve(), arguments) for name, program in PROGRAMS.items()}
     contest = Contest(programs, images, arguments.out, minutes, arguments.images)

@@ -23,7 +23,10 @@ from diffusion_lit.config.expand import expand_overrides
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and the order statistics that enclose it with 95 % probability, for any distribution."""
+    """Return the median and the order statistics that enclose it with 95 % probability, for any distribution.
+
+    Of fewer than 6 values none do: they are the lowest and the highest, with a probability of 1 - 2 / 2^n.
+    """
     ordered, n = sorted(values), len(values)
     outside, k = 0.0, 0  # probability that at most k of n values lie below the median
     while k < n // 2 and 2 * (outside := outside + comb(n, k) / 2**n) <= 0.05:

@@ -182,13 +182,14 @@ def _translate(name: str, values: Values, table: dict, switches: dict, keys: Seq
     """Return the overrides of a flag.
 
     Raises:
-        ValueError: for one that is unknown or lacks its value.
+        ValueError: for one that is unknown, lacks its value, or has several for a key of one.
     """
     value = values[name]
     if name in switches:
         return switches[name][value.lower() in ("false", "0", "no", "none")]
     translation = table.get(name) or (f"{name}={{}}" if name in keys else None)
-    if translation is None or not value:
+    is_sweep = isinstance(translation, str) and "[" not in translation and re.fullmatch(r"[\d.]+(,[\d.]+)+", value)
+    if translation is None or not value or is_sweep:
         raise ValueError(name)
     return translation(value, values) if callable(translation) else translation
 

@@ -160,9 +160,14 @@ def kernel_distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> Measu
         y: features (M, D) of real images.
         labels: classes of x, (N,), if the number of images of each is fixed. Pairs of one class, of
             which there are then too few, count n / (n - 1) times, which leaves no bias. Classes of
-            one image have no such pair and count as one class together. None: images are drawn
-            independently.
+            one image have no such pair and count as one class together, which leaves a small one.
+            None: images are drawn independently.
+
+    Raises:
+        ValueError: for fewer than 2 images of a set, which have no pair.
     """
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"{len(x)} generated and {len(y)} real images: a kernel distance needs at least 2 of both")
     if len(y) > KERNEL_IMAGES:
         chosen = fixed_permutation(len(y))[:KERNEL_IMAGES]
         part = kernel_distance(x, y[chosen], labels)

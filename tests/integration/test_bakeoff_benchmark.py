@@ -5,6 +5,7 @@ The programs themselves are external; here two of them draw digits with noise in
 
 import json
 from argparse import Namespace
+from math import comb
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from benchmarks import bakeoff, bakeoff_programs
 from benchmarks.bakeoff_programs import PROGRAMS, TRIALS, parse_trial
-from benchmarks.measure import compose_config
+from benchmarks.measure import MissingRequirement, compose_config, median_interval
 from diffusion_lit.data.store import load_splits
 
 STEP = 0.5  # seconds
@@ -139,3 +140,16 @@ def test_arguments_of_the_script_end_with_the_budget(tmp_path, monkeypatch):
     pairs = dict(zip(arguments, arguments[1:], strict=False))
     assert int(pairs["--num_epochs"]) * 3 >= 10
     assert (pairs["--checkpointing_steps"], pairs["--learning_rate"]) == ("9", "0.0003")
+
+
+def test_too_few_images_for_the_table_are_refused_before_any_training(monkeypatch):
+    monkeypatch.setattr(bakeoff, "require_packages", lambda name: None)
+    with pytest.raises(MissingRequirement, match="--images 319: FD-64 needs 320 or more"):
+        bakeoff.main(Namespace(data=["a"], out="b", images=319, minutes=1, trials=1, seeds=1))
+
+
+def test_the_interval_of_a_median_covers_as_often_as_it_says():
+    for n in range(1, 40):
+        _, low, high = median_interval(range(n))
+        inside = sum(comb(n, k) for k in range(low + 1, high + 1)) / 2**n  # k values lie below the median
+        assert inside >= 0.95 if n >= 6 else inside == 1 - 2 / 2**n

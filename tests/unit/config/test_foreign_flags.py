@@ -89,3 +89,10 @@ def test_flags_are_those_of_the_documentation():
                 texts = texts if isinstance(texts, str) else texts(values.get(name, "1"), {name: values.get(name, "1")})
                 keys = {text.partition("=")[0] for text in texts.split()}
                 assert keys <= own | {"run_dir", "model", "ema"}, (section, name, keys, own)
+
+
+def test_several_values_of_one_key_are_no_sweep():
+    lines = answer("--data_dir a --ema_rate 0.999,0.9999 --lr 1e-4").splitlines()
+    assert shlex.split(lines[1])[3:] == ["data=image_folder", "data.root=a", "optimizer.lr=1e-4"]
+    assert "without a counterpart or a value: --ema_rate" in lines[2]
+    assert "classes=[1,2]" in answer("--class 1,2 --network a", "sample")

@@ -266,6 +266,12 @@ def test_the_kernel_distance_of_equal_distributions_has_mean_zero():
     assert abs(np.mean(values)) < 2.5 * np.std(values) / 10
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1), (0, 5)])
+def test_a_kernel_distance_of_one_image_is_refused(n, m):
+    with pytest.raises(ValueError, match=f"^{n} generated and {m} real images: a kernel distance needs at least 2"):
+        kernel_distance(normal(n, 3, 0), normal(m, 3, 1))
+
+
 def test_the_kernel_distance_of_points_has_no_interval():
     """Of two point masses a and b at one place each it is k(a, a) + k(b, b) - 2 k(a, b), without any spread."""
     a, b = torch.full((50, 4), 1.0), torch.full((60, 4), 0.5)
