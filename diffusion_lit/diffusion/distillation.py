@@ -7,6 +7,7 @@ one step to its next level, where its teacher arrives in two (Salimans & Ho
 2022, algorithm 2).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,31 +84,6 @@ class DistillationLevels:
 
 
 @dataclass(frozen=True)
-class PartlyGuided:
-    """A teacher with guidance at some of its levels.
-
-    Args:
-        guided: network with guidance.
-        plain: network at the other levels.
-        is_guided: bool (N + 1,), for each level.
-    """
-
-    guided: Network
-    plain: Network
-    is_guided: Tensor
-
-    def select(self, k: Tensor) -> Network:
-        """Return the network for images at levels k (B,); it evaluates both."""
-        mask = self.is_guided[k][:, None, None, None]
-
-        def net(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            guided, plain = self.guided(x_t, t, y), self.plain(x_t, t, y)
-            return torch.where(mask, guided.float(), plain.float())
-
-        return net
-
-
-@dataclass(frozen=True)
 class Distillation:
     """The target and the loss of a student: one of its steps against two of its teacher.
 
@@ -116,20 +92,22 @@ class Distillation:
         levels: of both.
         teacher: of the stage.
         clip_x0: clip its estimates of x0 to [-1, 1], as the sampler does.
+        guide: returns the teacher with its guidance at levels k (B,), where that depends on them.
     """
 
     diffusion: Diffusion
     levels: DistillationLevels
-    teacher: Network | PartlyGuided
+    teacher: Network
     clip_x0: bool = True
+    guide: Callable[[Tensor], Network] | None = None
 
     @torch.no_grad()
     def target(self, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
         """Return the x0 with which one DDIM step from levels k (B,) arrives where the teacher does, (B, C, H, W)."""
         levels, middle, end = self.levels, k - 1, k - 2
-        first = self._estimate(self.teacher, x, k, y)
+        first = self._estimate(x, k, y)
         x_middle = levels.ddim_step(x, first, k, middle)
-        second = self._estimate(self.teacher, x_middle, middle, y)
+        second = self._estimate(x_middle, middle, y)
         return torch.lerp(first, second, levels.second_share(k, middle, end))
 
     def error(self, net: Network, x0: Tensor, k: Tensor, eps: Tensor, y: Tensor) -> Tensor:
@@ -154,8 +132,7 @@ class Distillation:
     def _times(self, k: Tensor) -> Tensor:
         return self.levels.times[k]
 
-    def _estimate(self, net: Network | PartlyGuided, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
-        net = net.select(k) if isinstance(net, PartlyGuided) else net
-        t = self._times(k)
+    def _estimate(self, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
+        net, t = self.guide(k) if self.guide else self.teacher, self._times(k)
         x0 = self.diffusion.estimate_x0(self.diffusion.output(net, x, t, y), x, t)
         return x0.clamp(-1, 1) if self.clip_x0 else x0

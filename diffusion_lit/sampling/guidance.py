@@ -10,13 +10,13 @@ from diffusion_lit.diffusion.loss import Network
 from diffusion_lit.diffusion.schedules import Process
 
 
-def apply_guidance(uncond: Tensor, cond: Tensor, scale: float, rescale: float) -> Tensor:
+def apply_guidance(uncond: Tensor, cond: Tensor, scale: float | Tensor, rescale: float) -> Tensor:
     """Return uncond + scale (cond - uncond) (Ho & Salimans 2022, eq. 6, there w = scale - 1).
 
     Args:
         uncond: output without the condition, or of a weaker model, (B, C, H, W).
         cond: output with the condition, (B, C, H, W).
-        scale: 1 is `cond`, 0 is `uncond`.
+        scale: 1 is `cond`, 0 is `uncond`; a tensor (B, 1, 1, 1) has a scale for each image.
         rescale: in [0, 1], how far to scale the standard deviation of each image back to that of
             `cond`; large guidance scales raise it (Lin et al. 2024, section 3.4).
     """
@@ -27,15 +27,15 @@ def apply_guidance(uncond: Tensor, cond: Tensor, scale: float, rescale: float) -
     return out * (rescale * std_cond / std_out.clamp(min=1e-12) + 1 - rescale)
 
 
-def add_classifier_free_guidance(net: Network, condition: Condition, scale: float, rescale: float = 0.0) -> Network:
+def add_classifier_free_guidance(
+    net: Network, condition: Condition, scale: float | Tensor, rescale: float = 0.0
+) -> Network:
     """Return a network with classifier-free guidance (Ho & Salimans 2022).
 
     Scales 1 and 0, the conditional and the unconditional network, cost one evaluation;
     others cost one evaluation of twice the batch. For `scale` and `rescale` see
     `apply_guidance`.
     """
-    if scale == 1:
-        return net
 
     def unconditional(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return net(x_t, t, condition.null(y))
@@ -45,6 +45,10 @@ def add_classifier_free_guidance(net: Network, condition: Condition, scale: floa
         uncond, cond = net(torch.cat([x_t, x_t]), torch.cat([t, t]), y).float().chunk(2)
         return apply_guidance(uncond, cond, scale, rescale)
 
+    if isinstance(scale, Tensor):
+        return guided
+    if scale == 1:
+        return net
     return unconditional if scale == 0 else guided
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels, PartlyGuided
-from diffusion_lit.diffusion.loss import Network
+from diffusion_lit.diffusion.distillation import Distillation, DistillationLevels
 from diffusion_lit.diffusion.randomness import RandomNumbers
 from diffusion_lit.runs.build import guide_network
 from diffusion_lit.runs.student import stage_at
-from diffusion_lit.sampling.guidance import GuidanceInterval, select_network
+from diffusion_lit.sampling.guidance import GuidanceInterval, add_classifier_free_guidance, select_network
 from diffusion_lit.training.ema import Decay
 from diffusion_lit.training.module import DiffusionModule
 from diffusion_lit.training.noise_levels import ValidationLevels
@@ -76,8 +75,7 @@ class StudentModule(DiffusionModule):
         self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.counts, self.max_steps = [teacher_steps, *stages], max_steps
         self.guidance, self.clip_x0 = guidance, clip_x0
-        self.stage_levels: dict[int, DistillationLevels] = {}
-        self.is_guided: Tensor | None = None  # levels at which the first teacher is, (N + 1,)
+        self.distillations: dict[int, Distillation] = {}  # by stage
         self.decay = self.decay and StageDecay(self.decay, max_steps, len(stages))
 
     def train(self, mode: bool = True) -> "StudentModule":
@@ -119,19 +117,19 @@ class StudentModule(DiffusionModule):
         return self.validated.error(net, x0, self.validated.levels.find(t), eps, y)
 
     def _distill(self, stage: int) -> Distillation:
-        if stage not in self.stage_levels:
-            steps = self.counts[stage + 1]
-            self.stage_levels[stage] = DistillationLevels(self.diffusion.process, steps, self.device)
-        levels = self.stage_levels[stage]
-        teacher = self._guide(levels) if stage == 0 else self.teacher
-        return Distillation(self.diffusion, levels, teacher, self.clip_x0)
+        if stage not in self.distillations:
+            levels = DistillationLevels(self.diffusion.process, self.counts[stage + 1], self.device)
+            settings = self._guide_teacher(levels) if stage == 0 else {"teacher": self.teacher}
+            self.distillations[stage] = Distillation(self.diffusion, levels, clip_x0=self.clip_x0, **settings)
+        return self.distillations[stage]
 
-    def _guide(self, levels: DistillationLevels) -> Network | PartlyGuided:
-        """Return the first teacher with its guidance."""
+    def _guide_teacher(self, levels: DistillationLevels) -> dict[str, Any]:
+        """Return `teacher` and `guide` of the first stage. Outside a guidance interval the scale of an image is 1."""
         teacher = guide_network(self.teacher, self.condition, **self.guidance)
         if not isinstance(teacher, GuidanceInterval):
-            return teacher
-        if self.is_guided is None:
-            chosen = [select_network(teacher, self.diffusion.process, t) for t in levels.times.cpu()]
-            self.is_guided = torch.tensor([net is teacher.guided for net in chosen], device=self.device)
-        return PartlyGuided(teacher.guided, teacher.plain, self.is_guided)
+            return {"teacher": teacher}
+        chosen = [select_network(teacher, self.diffusion.process, t) for t in levels.times.cpu()]
+        scales = [self.guidance["guidance_scale"] if net is teacher.guided else 1.0 for net in chosen]
+        scale = torch.tensor(scales, device=self.device)[:, None, None, None]
+        net, condition, rescale = self.teacher, self.condition, self.guidance.get("guidance_rescale", 0.0)
+        return {"teacher": net, "guide": lambda k: add_classifier_free_guidance(net, condition, scale[k], rescale)}

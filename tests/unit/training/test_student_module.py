@@ -64,6 +64,14 @@ def test_the_first_stage_learns_ddim_steps_of_the_teacher_with_its_guidance(proc
     assert guided == (set() if scale == 1 else {True, False})
 
 
+@each(("guidance", "count"), [(GUIDANCE, 4), (GUIDANCE | {"guidance_scale": 1.0}, 2)])
+def test_a_target_evaluates_each_image_at_most_twice_per_step_of_the_teacher(guidance, count):
+    module, sizes = make_student(FlowMatching(), "velocity", guidance), []
+    module.teacher.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
+    module._distill(0).target(torch.zeros(3, 1, 4, 4), torch.tensor([8, 4, 2]), torch.tensor([0, 1, 2]))
+    assert sum(sizes) == count * 3
+
+
 def test_later_stages_learn_the_student_before_without_guidance():
     module = make_student(DiscreteProcess(), "v_prediction", GUIDANCE)
     assert module._distill(1).teacher is module.teacher
