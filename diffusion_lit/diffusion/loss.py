@@ -105,25 +105,26 @@ class Diffusion(nn.Module):
         """Return x_t = alpha_t x0 + sigma_t eps, (B, C, H, W), at times t (B,)."""
         return self.coefficients(t).add_noise(x0, eps)
 
-    def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Return the target of the network, (B, C, H, W), at times t (B,)."""
-        return self.coefficients(t).target(x0, eps)
-
-    def output(self, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def output(self, net: Network, x_t: Tensor, t: Tensor, y: Tensor, c: Coefficients | None = None) -> Tensor:
         """Return the network's output in float32, (B, C, H, W).
 
-        Autocast applies to the network only.
+        Autocast applies to the network only. `c`: the coefficients at times t, if they are known.
         """
-        return self._output(self.coefficients(t), net, x_t, t, y)
+        c = c or self.coefficients(t)
+        return net(_per_image(c.c_in) * x_t, self.process.time_input(t), y).float()
 
     def estimate_x0(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return x0_hat = c_skip x_t + c_out output, (B, C, H, W) (Karras et al. 2022, eq. 7)."""
         c = self.coefficients(t)
         return _per_image(c.c_skip) * x_t + _per_image(c.c_out) * out
 
-    def error(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+    def error(
+        self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor, c: Coefficients | None = None
+    ) -> Tensor:
         """Return the unweighted mean error of each image's output, squared or absolute, (B,)."""
-        return self._error(self.coefficients(t), net, x0, t, eps, y)
+        c = c or self.coefficients(t)
+        out = self.output(net, c.add_noise(x0, eps), t, y, c)
+        return self.pointwise_loss(out - c.target(x0, eps)).flatten(1).mean(1)
 
     def loss(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Return the weighted loss of each image, (B,).
@@ -136,14 +137,7 @@ class Diffusion(nn.Module):
             y: condition, (B, ...).
         """
         c = self.coefficients(t)  # once a step: a continuous process computes them
-        return c.weight * self._error(c, net, x0, t, eps, y)
-
-    def _error(self, c: Coefficients, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
-        out = self._output(c, net, c.add_noise(x0, eps), t, y)
-        return self.pointwise_loss(out - c.target(x0, eps)).flatten(1).mean(1)
-
-    def _output(self, c: Coefficients, net: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return net(_per_image(c.c_in) * x_t, self.process.time_input(t), y).float()
+        return c.weight * self.error(net, x0, t, eps, y, c)
 
 
 def _per_image(values: Tensor) -> Tensor:

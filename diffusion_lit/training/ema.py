@@ -124,21 +124,19 @@ def update_ema(ema: NetworkTensors, net: NetworkTensors, decay: float, is_skippe
     share = torch.where(is_skipped, 0.0, 1 - decay)  # a tensor, so that the CPU does not wait for the device
     # a fused interpolation does not reach its end exactly, which the first updates copy
     is_fused = weights[0].device.type != "cpu" and 1 - decay < 0.5
-    (lerp_fused_ if is_fused else lerp_)(ema.floating, weights, share)
+    if is_fused:
+        lerp_fused_(ema.floating, weights, share)
+    else:
+        torch._foreach_lerp_(ema.floating, weights, [share] * len(weights))
     for a, b in zip(ema.integer, net.integer, strict=True):
         a.copy_(b)
 
 
-def lerp_(ema: list[Tensor], net: list[Tensor], share: Tensor) -> None:
-    """Set ema = ema + share * (net - ema), one kernel per tensor on a GPU. `share`: float (), on the device."""
-    torch._foreach_lerp_(ema, net, [share] * len(net))
-
-
 def lerp_fused_(ema: list[Tensor], net: list[Tensor], share: Tensor) -> None:
-    """Do as `lerp_`, up to rounding, in three fused kernels per hundred tensors on a GPU.
+    """Set ema = ema + share * (net - ema), in three fused kernels per hundred tensors on a GPU.
 
-    `torch._foreach_lerp_` has no fused kernel for a weight on the device, which a step that may
-    be skipped needs.
+    `torch._foreach_lerp_` has no fused kernel for a weight on the device, float (), which a step
+    that may be skipped needs.
     """
     difference = torch._foreach_sub(net, ema)
     torch._foreach_mul_(difference, share)

@@ -63,7 +63,7 @@ def test_a_perfect_network_predicts_noise_and_image(prediction):
     eps = noising.draw_noise(x0[:1], 3).expand_as(x0)
 
     def right(x_t, time, y):
-        return diffusion.target(x0, t, eps)
+        return diffusion.coefficients(t).target(x0, eps)
 
     made = noising.predict(right, diffusion, x0, t, torch.zeros_like(t), seed=3)
     assert torch.equal(made.eps, eps)

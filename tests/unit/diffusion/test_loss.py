@@ -74,7 +74,7 @@ def test_the_exact_target_gives_back_the_clean_image(process, prediction):
     diffusion, t = Diffusion(process, prediction, Uniform()), torch.arange(1000)
     x0, eps = pictures(1000)
     x_t = diffusion.add_noise(x0, t, eps)
-    target = diffusion.target(x0, t, eps)
+    target = diffusion.coefficients(t).target(x0, eps)
     # The estimate is a sum of two terms; what cancels between them is lost to float32, relative to their size. That is
     # harmless except for epsilon at the noisy end, where 1 / alpha is 157 (linear) or 20,000 (cosine).
     _, c_skip, c_out = PREDICTION_TYPES[prediction](process.alpha, process.sigma)
@@ -90,7 +90,7 @@ def test_targets_are_those_of_diffusers(schedule):
     t = torch.arange(1000)
     expected = {"epsilon": eps, "sample": x0, "v_prediction": theirs.get_velocity(x0, eps, t)}
     for prediction in expected:
-        ours = Diffusion(DiscreteProcess(beta_schedule=schedule), prediction, Uniform()).target(x0, t, eps)
+        ours = Diffusion(DiscreteProcess(beta_schedule=schedule), prediction, Uniform()).coefficients(t).target(x0, eps)
         torch.testing.assert_close(ours, expected[prediction], rtol=0, atol=2e-5)
 
 
@@ -263,7 +263,7 @@ def test_autocast_touches_nothing_but_the_network(process, prediction):
     with torch.autocast("cpu", torch.bfloat16):
         loss = diffusion.loss(net, x0, t, eps, t)
         x_t = diffusion.add_noise(x0, t, eps)
-        target, out = diffusion.target(x0, t, eps), diffusion.output(net, x_t, t, t)
+        target, out = diffusion.coefficients(t).target(x0, eps), diffusion.output(net, x_t, t, t)
     assert net.worked_in == [torch.float32, torch.bfloat16, torch.bfloat16]  # else this test shows nothing
     assert net.given == [torch.float32] * 3
     assert {value.dtype for value in (loss, x_t, target, out, *diffusion.buffers())} == {torch.float32}

@@ -67,7 +67,7 @@ def test_flow_is_that_of_diffusers_and_its_target_is_the_velocity():
     t = theirs.sigmas  # 1 to 0.001
     x_t = diffusion.add_noise(x0, t, eps)
     torch.testing.assert_close(x_t, theirs.scale_noise(x0, theirs.timesteps, eps), rtol=0, atol=1e-6)
-    torch.testing.assert_close(diffusion.target(x0, t, eps), eps - x0, rtol=0, atol=1e-6)
+    torch.testing.assert_close(diffusion.coefficients(t).target(x0, eps), eps - x0, rtol=0, atol=1e-6)
     torch.testing.assert_close(diffusion.process.time_input(t), theirs.timesteps)
     # an error of the velocity is the loss, whatever t is
     loss = diffusion.loss(lambda x_t, time, y: eps - x0 + 0.3, x0, t, eps, None)
@@ -102,7 +102,7 @@ def test_edm_keeps_input_and_target_at_unit_variance():
     eps = torch.tensor([1.0, 1.0, -1.0, -1.0]).expand(50, 1, 1, 4)
     seen = {}
     diffusion.output(lambda x, time, y: seen.update(x=x) or x, diffusion.add_noise(x0, sigma, eps), sigma, None)
-    for values in (seen["x"], diffusion.target(x0, sigma, eps)):
+    for values in (seen["x"], diffusion.coefficients(sigma).target(x0, eps)):
         torch.testing.assert_close(values.square().mean((1, 2, 3)), torch.ones(50), rtol=1e-5, atol=0)
 
 

@@ -35,7 +35,6 @@ from diffusion_lit.training.ema import (
     PowerDecay,
     RisingDecay,
     decay_at_step,
-    lerp_,
     lerp_fused_,
     split_tensors,
     update_ema,
@@ -127,7 +126,7 @@ def test_the_average_is_that_of_diffusers_and_crowson():
             torch.testing.assert_close(a.data, b.data, rtol=0, atol=1e-6)
 
 
-@each("lerp", [lerp_, lerp_fused_])
+@each("lerp", [lambda ema, net, share: torch._foreach_lerp_(ema, net, [share] * len(net)), lerp_fused_])
 def test_both_ways_to_update_follow_the_formula_and_leave_a_skipped_step_as_it_was(lerp):
     generator = torch.Generator().manual_seed(2)
     shapes = [(8, 3, 3, 3), (8,), ()]
