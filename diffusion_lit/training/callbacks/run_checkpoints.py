@@ -122,6 +122,7 @@ class RunCheckpoints(StepCallback):
         if error and (is_needed or self.failed_saves == MAX_FAILED_SAVES):
             raise error
         if error:
+            self.scores = scores  # the files stay
             log.warning("%s\ntraining continues; will retry at the next checkpoint interval", error)
             return
         self.saved_step = self.step

@@ -1,4 +1,4 @@
-"""Counters of epochs and batches follow from the step alone; milestones and the clock of the callbacks."""
+"""Counters of epochs and batches follow from the step alone; the best checkpoint; milestones and clock of callbacks."""
 
 import copy
 
@@ -6,8 +6,11 @@ import lightning as L
 import pytest
 import torch
 
-from diffusion_lit.training.callbacks.run_checkpoints import realign_progress
+from diffusion_lit.runs import checkpoints
+from diffusion_lit.system.errors import Exit, UserError
+from diffusion_lit.training.callbacks.run_checkpoints import RunCheckpoints, realign_progress
 from diffusion_lit.training.callbacks.step_callback import Clock, Milestones
+from tests.trained import train
 
 STEPS = 3  # of an epoch
 
@@ -79,6 +82,25 @@ def test_a_run_resumed_at_any_step_has_the_epochs_of_an_unbroken_one(tmp_path, a
                     one, two = (found.kept[k]["loops"]["fit_loop"] for found in (saves, again))
                     assert one["epoch_loop.batch_progress"] == two["epoch_loop.batch_progress"], (step, k)
                     assert one["epoch_progress"] == two["epoch_progress"], (step, k)
+
+
+def test_a_checkpoint_that_cannot_be_saved_costs_no_other_one(tmp_path, monkeypatch):
+    scores, save, act = [0.1, 0.05, 0.3, 0.4], checkpoints.save_checkpoint, RunCheckpoints.after_step
+
+    def fail_once(checkpoint, path):
+        if checkpoint.get("global_step") == 2:
+            raise UserError(Exit.INTERRUPTED, "no space left")
+        save(checkpoint, path)
+
+    def act_with_score(self, trainer, module):
+        self.metrics.row["val/loss"] = scores[self.step - 1]
+        act(self, trainer, module)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", fail_once)
+    monkeypatch.setattr(RunCheckpoints, "after_step", act_with_score)
+    train(tmp_path, "checkpoint_every=1", "best_by=val/loss")
+    assert checkpoints.list_steps(tmp_path) == [1, 4]
+    assert checkpoints.select_checkpoint(tmp_path, "best").name == "step-00000001.ckpt"
 
 
 def test_milestones_are_multiples_and_the_last_step():
