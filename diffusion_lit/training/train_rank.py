@@ -135,13 +135,13 @@ def finish_run(parts: RunParts) -> dict:
         parts.callbacks.previews.draw_missing(module)
     result = run_result.build_result(config, parts.callbacks, step)
     is_rank_zero = collectives.rank() == 0
-    if is_rank_zero:
-        run_dir.write_result(run, result)
     if result["status"] != "interrupted":
+        if is_rank_zero:  # if the run is killed now, `resume` measures
+            run_dir.write_result(run, result | {"status": "unfinished", "stopped_by": None})
         with continue_on_error("measuring class accuracy"):
             result |= measure_class_accuracy(config, parts.data, module, parts.sampler)
-        if is_rank_zero:
-            run_dir.write_result(run, result)
+    if is_rank_zero:
+        run_dir.write_result(run, result)
     parts.logger.log_result(result)
     parts.logger.finish(result["exit_code"])
     log.info(run_result.format_farewell(result, run))

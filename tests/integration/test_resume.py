@@ -12,12 +12,14 @@ from omegaconf import OmegaConf
 from diffusion_lit.cli.train_overrides import prepare_train_overrides
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.resume import check_continuation
-from diffusion_lit.runs.run_dir import append_command
+from diffusion_lit.runs.run_dir import append_command, read_result
 from diffusion_lit.runs.stored_config import read_model_config
 from diffusion_lit.system.errors import UserError
+from diffusion_lit.training import train_rank
 from tests.cases import each
 from tests.equal_runs import SETTINGS, assert_equal_runs, last_checkpoint
 from tests.runs import last_step, run, signal_at_step, start, trace
+from tests.trained import train
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,26 @@ def test_a_signal_between_two_rows_changes_no_row(tmp_path):
     assert checkpoints.list_steps(broken)[-1] % 20  # stopped between two rows
     run("train", f"resume={broken}", cwd=tmp_path)
     assert trace(whole) == trace(broken)
+
+
+def test_a_run_that_is_killed_while_it_measures_class_accuracy_is_measured_when_it_is_resumed(tmp_path, monkeypatch):
+    words = ["metrics_every=4", "metrics=[kid]", "metrics_images=40", "metrics_steps=1", "data.classifier_images=40"]
+
+    def kill(*parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_rank, "measure_class_accuracy", kill)
+        train(tmp_path, *words)
+    before = read_result(tmp_path)
+    assert before["status"] == "unfinished"
+    train(tmp_path, *words, f"resume={tmp_path}")
+    after = read_result(tmp_path)
+    assert after["status"] == "finished"
+    assert after["classified_images"] == 40
+    names = ["steps", "checkpoint", "val/loss", *[key for key in before if key.startswith("kid")]]
+    assert len(names) > 3
+    assert [after[name] for name in names] == [before[name] for name in names]
 
 
 def test_another_accumulation_after_a_resume_sees_the_same_images_and_noise(tmp_path):

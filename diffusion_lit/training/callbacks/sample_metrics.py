@@ -53,6 +53,14 @@ class SampleMetrics(StepCallback):
         self.sampler, self.metrics, self.columns = sampler, metrics_of(self.config), columns_of(self.config)
         self.row: dict[str, float] = {}
 
+    def state_dict(self) -> dict:
+        """Return the metrics of this step."""
+        return self.row
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the metrics of the step of the checkpoint, for result.json if no step is left."""
+        self.row = dict(state)
+
     def on_train_start(self, trainer: L.Trainer, module: DiffusionModule) -> None:
         """Compute the features of the training images."""
         super().on_train_start(trainer, module)
