@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffusion_lit.config.targets import locate
-from diffusion_lit.system.errors import CheckpointError
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 
 # Factor on the learning rate as a function of the progress from the end of the warm-up (0) to the last step (1) and of
 # the `lr_schedule` group. Progress is an exact fraction: rounding at the edge of a stair would cost a step.
@@ -36,14 +36,25 @@ def make_optimizer(parameters: Iterable[nn.Parameter], leaf: dict, fused: bool) 
         leaf: the class as `_target_`, and its constructor arguments.
         fused: use the fused kernel if the class has one. It is several times faster and
             equal up to rounding.
+
+    Raises:
+        ConfigError: if the class refuses the arguments.
     """
     cls = locate(leaf["_target_"])
-    # PyTorch expects tuples, which yaml does not have
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in leaf.items()}
+    # PyTorch expects tuples of floats, and yaml has lists, in which 0 is an integer
+    settings = {key: _to_floats(value) if isinstance(value, list) else value for key, value in leaf.items()}
     del settings["_target_"]
     if fused and "fused" in inspect.signature(cls).parameters:
         settings = {"fused": True} | settings
-    return cls(parameters, **settings)
+    try:
+        return cls(parameters, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].removesuffix(".")
+        raise ConfigError(f"optimizer: {leaf['_target_']}: {reason}. Change its arguments or the class") from error
+
+
+def _to_floats(values: list) -> tuple:
+    return tuple(float(value) if isinstance(value, int) else value for value in values)
 
 
 def warmup_steps(lr_schedule: dict, max_steps: int) -> int:
@@ -78,13 +89,17 @@ def replace_settings(checkpoint: dict, groups: Sequence[dict], factor: Callable[
         factor: on the learning rate after n steps; None for a constant rate.
 
     Raises:
-        UserError: exit 4 for another number of groups.
+        UserError: exit 4 for another number of groups, or another optimizer.
     """
     stored = checkpoint["optimizer_states"][0]["param_groups"]
     if len(stored) != len(groups):
         raise CheckpointError(
             f"the checkpoint is of an optimizer with {len(stored)} parameter groups, the optimizer has {len(groups)}. "
             "Resume with the optimizer of the run."
+        )
+    if any(_state_kind(old) != _state_kind(new) for old, new in zip(stored, groups, strict=True)):
+        raise CheckpointError(
+            "`optimizer`: the checkpoint holds the state of another optimizer. Resume with the optimizer of the run."
         )
     bases = [group["lr"] for group in groups]
     rates = [base * factor(checkpoint["global_step"]) if factor else base for base in bases]
@@ -93,3 +108,8 @@ def replace_settings(checkpoint: dict, groups: Sequence[dict], factor: Callable[
         old |= settings | {"lr": rate, "initial_lr": base}
     for schedule in checkpoint["lr_schedulers"]:
         schedule |= {"base_lrs": bases, "_last_lr": rates}
+
+
+def _state_kind(group: dict) -> tuple:
+    """Return what the state of an optimizer depends on: its keys, and whether it keeps more running values."""
+    return group.keys() - {"initial_lr"}, *[bool(group.get(key)) for key in ("amsgrad", "centered", "momentum")]

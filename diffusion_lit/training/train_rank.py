@@ -93,6 +93,7 @@ def build_parts(config: dict, data: ImageDataModule, run: Path, resume_from: Pat
     """
     is_rank_zero = collectives.rank() == 0
     module = build_run.make_module(config)
+    module.make_optimizer(module.net.parameters())  # refuses bad settings before the folder is a run
     cache_embeddings(module.condition, data, run)
     init_message = None
     if not resume_from:

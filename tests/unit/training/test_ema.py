@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import MinSNR
 from diffusion_lit.runs.build import make_ema_decay
+from diffusion_lit.system.errors import CheckpointError, ConfigError
 from diffusion_lit.training import ema as ema_module
 from diffusion_lit.training.ema import (
     ConstantDecay,
@@ -40,7 +42,8 @@ from diffusion_lit.training.ema import (
     update_ema,
 )
 from diffusion_lit.training.module import DiffusionModule
-from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer
+from diffusion_lit.training.optimizers import learning_rate_factor, make_optimizer, replace_settings
+from tests import trained
 from tests.cases import each
 
 EMAS = {file.stem: yaml.safe_load(file.read_text()) for file in Path(CONF).glob("ema/*.yaml")}
@@ -407,6 +410,53 @@ def test_make_optimizer_takes_any_class_and_fuses_where_it_can():
         optimizer = make_optimizer([weight], {"_target_": f"torch.optim.{name}", "lr": 0.1}, fused=True)
         assert type(optimizer) is getattr(torch.optim, name)
         assert optimizer.defaults.get("fused") == fused
+
+
+SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps"]
+
+
+@each(("words", "told"), [
+    ([*SGD, "+optimizer.nesterov=true"], "optimizer: torch.optim.SGD: Nesterov momentum requires a momentum"),
+    (["optimizer._target_=torch.optim.Muon", "~optimizer.betas"], "optimizer: torch.optim.Muon: Muon only supports 2D"),
+    (["+optimizer.differentiable=true"], "optimizer: torch.optim.AdamW: `fused` does not support `differentiable`"),
+])  # fmt: skip
+def test_settings_that_an_optimizer_refuses_are_an_error_before_the_run_begins(tmp_path, words, told):
+    with pytest.raises(ConfigError) as error:
+        trained.train(tmp_path, *words)
+    assert str(error.value).startswith(told)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_whole_number_among_the_settings_is_a_float():
+    for betas in ([0, 0.99], [0.5, 0], [0, 0]):
+        leaf = {"_target_": "torch.optim.AdamW", "lr": 0.1, "betas": betas}
+        assert make_optimizer([nn.Parameter(torch.ones(2))], leaf, fused=True).defaults["betas"] == tuple(betas)
+
+
+OTHER = "holds the state of another optimizer"
+
+
+@each(("name", "settings", "is_refused"), [
+    ("Adam", {}, False), ("AdamW", {"betas": [0.5, 0.6]}, False), ("AdamW", {"amsgrad": True}, True),
+    ("RMSprop", {}, True), ("SGD", {}, True), ("Adamax", {}, True),
+])  # fmt: skip
+def test_a_checkpoint_of_another_optimizer_is_refused(name, settings, is_refused):
+    weight = nn.Parameter(torch.ones(2))
+    stored, new = (
+        make_optimizer([weight], {"_target_": f"torch.optim.{cls}", "lr": 0.1} | more, fused=True)
+        for cls, more in (("AdamW", {}), (name, settings))
+    )
+    checkpoint = {"global_step": 3, "optimizer_states": [stored.state_dict()], "lr_schedulers": []}
+    with pytest.raises(CheckpointError, match=OTHER) if is_refused else nullcontext():
+        replace_settings(checkpoint, new.param_groups, None)
+
+
+def test_settings_that_change_the_state_of_an_optimizer_are_refused():
+    for settings in ({"centered": True}, {"momentum": 0.9}):
+        stored, new = (torch.optim.RMSprop([nn.Parameter(torch.ones(2))], **more) for more in ({}, settings))
+        checkpoint = {"global_step": 3, "optimizer_states": [stored.state_dict()], "lr_schedulers": []}
+        with pytest.raises(CheckpointError, match=OTHER):
+            replace_settings(checkpoint, new.param_groups, None)
 
 
 def test_make_optimizer_hands_over_every_setting():
