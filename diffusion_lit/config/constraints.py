@@ -136,10 +136,12 @@ def check_guidance_details(v: dict) -> Iterator[str]:
 
 
 def check_ema_interval(v: dict) -> Iterator[str]:
-    """Refuse an EMA that is never updated."""
-    every, steps = v["ema.update_every"], v["max_steps"]
+    """Refuse an EMA that is never updated, for a student in a stage."""
+    stages = len(v.get("distill.stages", [1]))
+    every, steps = v["ema.update_every"], v["max_steps"] // stages
     if every > steps and v["max_epochs"] is None:
-        yield f"ema.update_every={every}: must be at most max_steps={steps}, or the EMA stays untrained"
+        limit = f"{'the steps of a stage, ' if stages > 1 else 'max_steps='}{steps}"
+        yield f"ema.update_every={every}: must be at most {limit}, or the EMA stays untrained"
 
 
 def check_staircase(v: dict) -> Iterator[str]:

@@ -100,7 +100,9 @@ def add_debug_overrides(overrides: list[str], config: DictConfig) -> list[str]:
     keys = {override.partition("=")[0].lstrip("+") for override in overrides}
     values = {key: value for key, value in TINY.items() if _has_key(config, key)}
     network = locate(config.model._target_)
-    if hasattr(network, "debug_arguments"):
+    if config.get("distill"):  # a student has network and process of its teacher
+        values = {key: value for key, value in values.items() if not key.startswith("diffusion.")}
+    elif hasattr(network, "debug_arguments"):
         small = network.debug_arguments(OmegaConf.to_container(config.model, resolve=True))
         values |= {f"model.{key}": value for key, value in small.items()}
     values |= {"logger": "none"}

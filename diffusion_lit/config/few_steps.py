@@ -7,8 +7,11 @@ from diffusion_lit.config.value_types import format_value
 
 
 def check_stages(v: dict) -> Iterator[str]:
-    """Refuse stages of a distillation that do not halve the steps."""
+    """Refuse stages of a distillation that do not halve the steps, and more steps than noise levels."""
     counts = [v["distill.teacher_steps"], *v["distill.stages"]]
+    levels = v.get("diffusion.num_train_timesteps", 1000)
+    if counts[0] > levels:
+        yield f"distill.teacher_steps={counts[0]}: must be at most {levels}, the noise levels of the process"
     for more, fewer in pairwise(counts):
         if more != 2 * fewer:
             yield f"distill.stages={format_value(counts[1:])}: {fewer} steps must be half of the {more} before them"

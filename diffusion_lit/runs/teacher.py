@@ -44,6 +44,7 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
         "max_steps": max(len(stages), config["max_steps"] // 2),
         "optimizer.lr": config["optimizer"]["lr"] / (1 if config.get("distill") else 5),  # a fifth (docs/few_steps.md)
         "init_from": None,
+        "ema_snapshot_every": 0,  # `ema_length` would mix the students of several stages
         "label_dropout": 0.0,  # the guidance of the teacher is learned, other guidance is not possible
         "guidance_scale": 1.0,
         "guidance_interval": None,
@@ -70,19 +71,28 @@ def insert_teacher_recipe(overrides: list[str]) -> list[str]:
 def check_teacher(config: dict) -> None:
     """Raise UserError (exit 2) if a student differs from its teacher in network, process or form of the images.
 
+    Also if the teacher is a student itself, and would teach another number of steps than it has learned.
+
     Args:
         config: resolved configuration of the student.
     """
     if not config.get("distill"):
         return
     run = Path(config["distill"]["teacher"])
-    theirs, ours = (_flatten_fixed(c) for c in (stored_config.read_model_config(require_run_dir(run)), config))
+    stored = stored_config.read_sampling_config(require_run_dir(run))
+    theirs, ours = _flatten_fixed(stored), _flatten_fixed(config)
     faults = [
         f"{key}={format_value(ours.get(key))}: the teacher has {format_value(theirs[key])}, and its student too"
         for key in theirs
         if theirs[key] != ours.get(key) and key not in FREE
     ]
     raise_faults(f"{run} cannot teach this student. Leave out:", faults)
+    learned, steps = stored["sampler"]["steps"], config["distill"]["teacher_steps"]
+    if stored.get("distill") and steps != learned:  # a student makes good images in no other number of steps
+        halves = [learned >> k for k in range(1, learned.bit_length()) if learned % (1 << k) == 0]
+        keys = f"distill.teacher_steps={learned} {format_override('distill.stages', halves)}"
+        advice = f"Add {keys}" if halves else "They cannot be halved, so choose another teacher"
+        raise ConfigError(f"distill.teacher_steps={steps}: {run.name} has learned {learned} steps. {advice}")
 
 
 def _flatten_fixed(config: dict) -> dict:

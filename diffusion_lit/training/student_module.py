@@ -37,7 +37,7 @@ class StageDecay:
 
     def __call__(self, n: int) -> float:
         """Return the decay of the update after n earlier ones."""
-        stage = stage_at(n * self.update_every, self.max_steps, self.count)
+        stage = stage_at((n + 1) * self.update_every - 1, self.max_steps, self.count)
         first = -(-stage * self.max_steps // self.count)  # step of the stage
         return self.decay(n - first // self.update_every)
 

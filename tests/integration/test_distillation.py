@@ -15,6 +15,7 @@ from diffusion_lit.diffusion.seeds import image_seeds
 from diffusion_lit.runs import checkpoints
 from diffusion_lit.runs.load import TrainedModel
 from diffusion_lit.runs.stored_config import GUIDANCE_KEYS, read_model_config
+from diffusion_lit.runs.teacher import insert_teacher_recipe
 from diffusion_lit.web.session import ImageSession, Request
 from tests.equal_runs import assert_equal_runs, last_checkpoint
 from tests.ranks import DDP, assert_same_training
@@ -170,9 +171,27 @@ def test_a_published_model_teaches_as_its_run_does(student, tmp_path):
     assert "distill.teacher=model: this model does not say how it was trained" in printed
 
 
+def test_debug_leaves_network_and_process_of_the_teacher_to_its_student(student, tmp_path):
+    teacher = ["distill=progressive", f"distill.teacher={student.parent / 'teacher'}"]
+    words = [*teacher, "distill.teacher_steps=4", "distill.stages=[2]", "debug=on", "max_steps=1", "run_dir=out"]
+    run("train", *words, cwd=tmp_path)
+    assert read_model_config(tmp_path / "out")["model"] == read_model_config(student)["model"]
+
+
+def test_a_student_tracks_no_ema_over_its_stages(student):
+    words = ["distill=progressive", f"distill.teacher={student.parent / 'teacher'}"]
+    assert "ema_snapshot_every=0" in insert_teacher_recipe(words)
+    assert "ema_snapshot_every=2" in insert_teacher_recipe([*words, "ema_snapshot_every=2"])
+    assert "ema_snapshot_every=0" not in insert_teacher_recipe([*words, "ema_snapshot_every=2"])
+
+
 def test_what_cannot_be_distilled_is_refused_in_words(student, tmp_path):
-    home = student.parent
+    home, half = student.parent, tmp_path / "half"
     teacher = ["distill=progressive", f"distill.teacher={home / 'teacher'}"]
+    shutil.copytree(student, half, symlinks=True)
+    for step in checkpoints.list_steps(half)[2:]:  # after the first stage
+        checkpoints.checkpoint_path(half, step).unlink()
+    checkpoints.link_checkpoint(checkpoints.checkpoint_path(half, 4), "last.ckpt")
     for words, code, fault in (
         (["distill=progressive"], 2, "distill=progressive: needs one run to learn from. Add distill.teacher=<run"),
         (["distill=progressive", "distill.teacher=nowhere"], 4, "nowhere: no such folder"),
@@ -183,6 +202,26 @@ def test_what_cannot_be_distilled_is_refused_in_words(student, tmp_path):
         ),
         ([*teacher, "model.block_out_channels=[8,16]"], 2, "model.block_out_channels=[8, 16]: the teacher has [8, 8]"),
         ([*teacher, "distill.guidance_interval=[0.8,0.2]"], 2, "distill.guidance_interval=[0.8, 0.2]: the lower noise"),
+        (
+            [*teacher, "distill.teacher_steps=2000", "distill.stages=[1000]"],
+            2,
+            "distill.teacher_steps=2000: must be at most 1000, the noise levels of the process",
+        ),
+        (
+            ["distill=progressive", f"distill.teacher={student}"],
+            2,
+            "distill.teacher_steps=16: student has learned 1 steps. They cannot be halved, so choose another teacher",
+        ),
+        (
+            ["distill=progressive", f"distill.teacher={half}", "distill.stages=[8]"],
+            2,
+            "distill.teacher_steps=16: half has learned 2 steps. Add distill.teacher_steps=2 distill.stages=[1]",
+        ),
+        (
+            [*teacher, "max_steps=40", "ema.update_every=11"],
+            2,
+            "ema.update_every=11: must be at most the steps of a stage, 10, or the EMA stays untrained",
+        ),
         ([*teacher, "sampler=dpmpp_2m"], 2, "sampler=dpmpp_2m: a distilled model has learned sampler=ddim"),
         ([f"resume={student}", "max_steps=16"], 4, "max_steps: 8 in the run, 16 now"),
     ):

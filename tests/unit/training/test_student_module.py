@@ -78,13 +78,13 @@ def test_later_stages_learn_the_student_before_without_guidance():
 
 
 def test_the_decay_begins_again_with_the_first_update_of_each_stage():
-    for max_steps, count, every in ((12, 3, 1), (10, 3, 1), (12, 2, 3), (8, 8, 1)):
+    for max_steps, count, every in ((12, 3, 1), (10, 3, 1), (12, 2, 3), (8, 8, 1), (250, 2, 10), (600, 4, 100)):
         power = PowerDecay(update_every=every)
         decay, plain = StageDecay(power, max_steps, count), iter(())
         assert decay.update_every == every
         last = None
         for n in range(max_steps // every):
-            stage = stage_at(n * every, max_steps, count)
+            stage = stage_at((n + 1) * every - 1, max_steps, count)  # of the optimizer step before the update
             plain = iter(map(power, range(max_steps))) if stage != last else plain
             last = stage
             assert decay(n) == next(plain), (max_steps, count, n)
