@@ -137,6 +137,14 @@ def test_always_no_number_leaves_a_record_that_needs_no_data(tmp_path):
     assert "The run computed in float32 too" in told
 
 
+def test_a_student_leaves_no_record_because_replay_knows_no_teacher(tmp_path, tiny_run):
+    words = ["distill=progressive", f"distill.teacher={tiny_run}", "max_steps=8", "log_every=1", "max_skipped_steps=0"]
+    told = run("train", *words, "run_dir=out", cwd=tmp_path, code=6, prelude=PRELUDE.format(positions=[0, 12]))
+    assert "non-finite for 1 steps in a row; there is no checkpoint yet" in told
+    assert "replay" not in told
+    assert not list((tmp_path / "out").glob("non_finite_step*"))
+
+
 def test_replay_names_the_layer_where_it_began(tmp_path):
     """Against a pass that stops at the layer: what goes into it is finite, what comes out is not."""
     folder = tmp_path / "run"

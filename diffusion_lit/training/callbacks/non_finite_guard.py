@@ -80,11 +80,12 @@ def last_checkpoint(run: Path) -> str:
 def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: DiffusionModule) -> str:
     """Write the record of an optimizer step on rank 0 and return the sentence on how to inspect it.
 
-    The other ranks wait, or they would seem to be lost. No error of the recording is
-    raised: the run ends with its own message even if the disk is full.
+    A student leaves no record, and "" is returned. The other ranks wait, or they would
+    seem to be lost. No error of the recording is raised: the run ends with its own
+    message even if the disk is full.
     """
     hint = ""
-    if collectives.rank() == 0:
+    if collectives.rank() == 0 and not config.get("distill"):  # `replay` knows no teacher
         try:
             data = trainer.datamodule
             batch = data.global_batch(step - 1)
