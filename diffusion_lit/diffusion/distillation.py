@@ -2,7 +2,8 @@
 
 Levels count from 0, the clean image, to N, the noisiest one; N are those of a
 teacher of N steps, and every second one is one of the student. They are the
-timesteps of DDIM with `timestep_spacing=trailing`. The student learns to go in
+timesteps of DDIM with `timestep_spacing=trailing`; where T k / N lies in the middle
+of two timesteps, diffusers may round to the other one. The student learns to go in
 one step to its next level, where its teacher arrives in two (Salimans & Ho
 2022, algorithm 2).
 """
@@ -120,19 +121,16 @@ class Distillation:
             eps: unit Gaussian noise, (B, C, H, W).
             y: condition, (B, ...).
         """
-        x, t = self.levels.add_noise(x0, k, eps), self._times(k)
+        x, t = self.levels.add_noise(x0, k, eps), self.levels.times[k]
         c, target = self.diffusion.coefficients(t), self.target(x, k, y)
         target = (target - c.c_skip[:, None, None, None] * x) / c.c_out[:, None, None, None]
         return self.diffusion.pointwise_loss(self.diffusion.output(net, x, t, y) - target).flatten(1).mean(1)
 
     def loss(self, net: Network, x0: Tensor, k: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Return the weighted loss of each image, (B,); for the arguments see `error`."""
-        return self.diffusion.coefficients(self._times(k)).weight * self.error(net, x0, k, eps, y)
-
-    def _times(self, k: Tensor) -> Tensor:
-        return self.levels.times[k]
+        return self.diffusion.coefficients(self.levels.times[k]).weight * self.error(net, x0, k, eps, y)
 
     def _estimate(self, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
-        net, t = self.guide(k) if self.guide else self.teacher, self._times(k)
+        net, t = self.guide(k) if self.guide else self.teacher, self.levels.times[k]
         x0 = self.diffusion.estimate_x0(self.diffusion.output(net, x, t, y), x, t)
         return x0.clamp(-1, 1) if self.clip_x0 else x0

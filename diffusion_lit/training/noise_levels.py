@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion_lit.data.device_images import copy_to_device
 from diffusion_lit.diffusion.loss import Coefficients, Diffusion
 from diffusion_lit.diffusion.seeds import item_seed
+from diffusion_lit.system.errors import ConfigError
 
 EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)  # of ten bins in log SNR; the outer two are open
 BINS = (
@@ -85,8 +86,15 @@ class ValidationLevels:
 
 
 def _first_level(snr: Tensor) -> int:
-    """Return the first level whose noise is half a gray level, where every process begins its bound."""
-    return int((snr <= (2 / GRAY_LEVEL) ** 2).nonzero()[0])
+    """Return the first level whose noise is half a gray level, where every process begins its bound.
+
+    Raises:
+        ConfigError: if no level has that much.
+    """
+    noisy = (snr <= (2 / GRAY_LEVEL) ** 2).nonzero()
+    if not len(noisy):
+        raise ConfigError("diffusion: no noise level reaches half a gray level. Raise sigma_max or beta_end")
+    return int(noisy[0])
 
 
 def _integration_widths(snr: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ class LossByNoiseLevel(Metric):
 
     `compute` returns four values:
 
-    - `loss`: the weighted loss, expected over the times that training draws.
+    - `loss`: the weighted loss, expected over the times that training draws; approximately, as
+      all levels of a bin count alike.
     - `error`: the error of the noise estimate eps_hat = (x_t - alpha x0_hat) / sigma,
       averaged over log SNR from -8 to 8, where the process reaches it.
     - `bits_per_dim`: the variational bound of -log p(image) (Kingma et al. 2021), in bits per

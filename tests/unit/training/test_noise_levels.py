@@ -10,8 +10,10 @@ from diffusion_lit.diffusion.loss import Diffusion
 from diffusion_lit.diffusion.processes import EDM, FlowMatching
 from diffusion_lit.diffusion.schedules import DiscreteProcess
 from diffusion_lit.diffusion.weighting import Uniform
+from diffusion_lit.system.errors import ConfigError
 from diffusion_lit.training.noise_levels import BINS, GRAY_LEVEL, ValidationLevels, bound_reconstruction
 from diffusion_lit.training.validation_metric import LossByNoiseLevel
+from tests.cases import each
 
 PROCESSES = [
     (DiscreteProcess(), "v_prediction"),
@@ -20,6 +22,14 @@ PROCESSES = [
     (FlowMatching(), "velocity"),
     (EDM(), "edm"),
 ]
+
+
+@each(("process", "prediction"), [
+    (EDM(sigma_max=0.003), "edm"), (DiscreteProcess(beta_schedule="linear", beta_start=1e-9, beta_end=1e-8), "epsilon"),
+])  # fmt: skip
+def test_a_process_without_visible_noise_is_refused(process, prediction):
+    with pytest.raises(ConfigError, match="diffusion: no noise level reaches half a gray level"):
+        ValidationLevels(Diffusion(process, prediction, Uniform()))
 
 
 def measure_gaussian(process, prediction_type: str, variance: float) -> dict:
