@@ -1,8 +1,8 @@
 """Levels and attention of a UNet chosen by the image size, and what is unwise about a network for large images.
 
-`conf/model/unet.yaml` and `unet_small.yaml` give the channels for 32x32 pixels. The
-interpolations `${sized_channels:...}` and `${sized_attention:...}` there are
-resolved by the functions here.
+`conf/model/unet.yaml`, `unet_small.yaml` and `unet_text.yaml` give the channels for 32x32
+pixels. The interpolations `${sized_channels:...}`, `${sized_attention:...}` and
+`${sized_attentions:...}` there are resolved by the functions here.
 """
 
 import math
@@ -63,6 +63,8 @@ def _register(name: str, choose: Callable[..., list[int]], fallback: int) -> Non
 
 _register("sized_channels", choose_channels, 0)
 _register("sized_attention", choose_attention, 2)
+# the same level and all coarser ones
+_register("sized_attentions", lambda side, size, c: [*range(*choose_attention(side, size, c), len(c))], 2)
 
 
 def find_divisor(model: dict) -> int:

@@ -9,6 +9,7 @@ from diffusion_lit.config.network_size import choose_channels, describe_levels, 
 from diffusion_lit.config.targets import build
 from diffusion_lit.imaging.sizes import height_width
 from diffusion_lit.networks.checks import check_halvings
+from tests.cases import each
 
 # at 32 pixels networks are what they were before they depended on the size, and no experiment changes
 EXPERIMENTS = {
@@ -53,6 +54,15 @@ def test_levels_follow_the_image_size():
     assert images(256, "model=unet")["block_out_channels"] == [128, 128, 128, 256, 256, 256]
     model = images(256, "model=unet", "model.block_out_channels=[64,128,128]", "model.attention_levels=[0]")
     assert (model["block_out_channels"], model["attention_levels"]) == ([64, 128, 128], [0])  # typed ones win
+
+
+@each(
+    ("size", "attention"), [(8, [0, 1]), (16, [0, 1, 2]), (32, [1, 2]), (64, [2, 3]), (128, [3, 4]), ([64, 128], [3])]
+)
+def test_a_network_for_prompts_has_attention_at_16x16_and_below(size, attention):
+    model = images(size, "model=unet_text")
+    assert model["attention_levels"] == attention
+    assert build(model | {"text_tokens": 4})
 
 
 def test_sizes_that_cannot_be_halved_so_often_keep_fewer_levels():
