@@ -118,13 +118,9 @@ class Diffusion(nn.Module):
         c = self.coefficients(t)
         return _per_image(c.c_skip) * x_t + _per_image(c.c_out) * out
 
-    def error(
-        self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor, c: Coefficients | None = None
-    ) -> Tensor:
+    def error(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Return the unweighted mean error of each image's output, squared or absolute, (B,)."""
-        c = c or self.coefficients(t)
-        out = self.output(net, c.add_noise(x0, eps), t, y, c)
-        return self.pointwise_loss(out - c.target(x0, eps)).flatten(1).mean(1)
+        return self._error(self.coefficients(t), net, x0, t, eps, y)
 
     def loss(self, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
         """Return the weighted loss of each image, (B,).
@@ -137,7 +133,11 @@ class Diffusion(nn.Module):
             y: condition, (B, ...).
         """
         c = self.coefficients(t)  # once a step: a continuous process computes them
-        return c.weight * self.error(net, x0, t, eps, y, c)
+        return c.weight * self._error(c, net, x0, t, eps, y)
+
+    def _error(self, c: Coefficients, net: Network, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        out = self.output(net, c.add_noise(x0, eps), t, y, c)
+        return self.pointwise_loss(out - c.target(x0, eps)).flatten(1).mean(1)
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -92,14 +92,10 @@ def replace_settings(checkpoint: dict, groups: Sequence[dict], factor: Callable[
         UserError: exit 4 for another number of groups, or another optimizer.
     """
     stored = checkpoint["optimizer_states"][0]["param_groups"]
-    if len(stored) != len(groups):
+    if [*map(_state_kind, stored)] != [*map(_state_kind, groups)]:
         raise CheckpointError(
-            f"the checkpoint is of an optimizer with {len(stored)} parameter groups, the optimizer has {len(groups)}. "
+            "the checkpoint holds the state of another optimizer, or of other parameter groups. "
             "Resume with the optimizer of the run."
-        )
-    if any(_state_kind(old) != _state_kind(new) for old, new in zip(stored, groups, strict=True)):
-        raise CheckpointError(
-            "`optimizer`: the checkpoint holds the state of another optimizer. Resume with the optimizer of the run."
         )
     bases = [group["lr"] for group in groups]
     rates = [base * factor(checkpoint["global_step"]) if factor else base for base in bases]

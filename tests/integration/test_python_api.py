@@ -180,5 +180,5 @@ def test_parameter_groups_of_an_optimizer_are_resumed_each_with_its_settings(tmp
 def test_other_parameter_groups_than_those_of_the_checkpoint_are_named(tmp_path):
     loader = DataLoader(Pairs(), batch_size=8)
     fit(make_module(optimizer=two_groups), loader, max_steps=1).save_checkpoint(tmp_path / "at1.ckpt")
-    with pytest.raises(UserError, match=r"2 parameter groups, the optimizer has 1"):
+    with pytest.raises(UserError, match="or of other parameter groups"):
         fit(make_module(), loader, max_steps=2, ckpt_path=tmp_path / "at1.ckpt", weights_only=True)
