@@ -78,11 +78,6 @@ def make_step_record(
     return record | {"draws": dict(vars(draws))} | {key: batch[key] for key in keys}
 
 
-def save_step_record(run: Path, record: dict) -> None:
-    """Write non_finite_step.ckpt."""
-    checkpoints.save_checkpoint(record, run / RECORD_FILE)
-
-
 def load_step_record(run: Path) -> dict:
     """Return the record of a run.
 

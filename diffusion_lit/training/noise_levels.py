@@ -91,8 +91,7 @@ def _first_level(snr: Tensor) -> int:
     Raises:
         ConfigError: if no level has that much.
     """
-    noisy = (snr <= (2 / GRAY_LEVEL) ** 2).nonzero()
-    if not len(noisy):
+    if not len(noisy := (snr <= (2 / GRAY_LEVEL) ** 2).nonzero()):
         raise ConfigError("diffusion: no noise level reaches half a gray level. Raise sigma_max or beta_end")
     return int(noisy[0])
 

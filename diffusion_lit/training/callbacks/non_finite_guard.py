@@ -92,7 +92,7 @@ def record_step(run: Path, config: dict, step: int, trainer: L.Trainer, module: 
             position, count = batch["position"], len(batch["index"])
             draws = draw_random_numbers(module.seed, position, count, module.codec.shape, module.device, module.strata)
             record = step_record.make_step_record(step, module.config_text, module.net, batch, draws, data.batch_size)
-            step_record.save_step_record(run, record)
+            checkpoints.save_checkpoint(record, run / step_record.RECORD_FILE)
             hint = f" To see where it began: {format_command('replay', format_override('run', display_path(run)))}"
             with trainer.precision_plugin.forward_context():
                 forward = step_record.trace_forward(module.net, module.diffusion, config, record)
