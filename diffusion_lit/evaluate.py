@@ -6,7 +6,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lit.cli import evaluation_summary, summary
+from diffusion_lit.cli import summary
+from diffusion_lit.cli.evaluation_summary import (
+    draw_beside_teacher,
+    log_to_wandb,
+    print_difference,
+    summarize_evaluations,
+)
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.distributed.shard_device import choose_device
@@ -57,10 +63,10 @@ def write_evaluation(out: Path, config: DictConfig, result: dict, comparison) ->
     log.info("\n".join(format_evaluation(result, [] if is_job else result.get("per_class", []))))
     log.info("written    %s", final / "result.json")
     if config.baseline:
-        evaluation_summary.print_difference(out, Path(config.baseline).expanduser(), config.metric)
+        print_difference(out, Path(config.baseline).expanduser(), config.metric)
     if not is_job:
-        evaluation_summary.log_to_wandb(Path(config.run).expanduser(), result)
-        evaluation_summary.draw_beside_teacher(out, Path(config.run).expanduser(), result, config.metric)
+        log_to_wandb(Path(config.run).expanduser(), result)
+        draw_beside_teacher(out, Path(config.run).expanduser(), result, config.metric)
         set_default(config, result, f"set by {final.name}")
 
 
@@ -74,7 +80,7 @@ def set_default(config: DictConfig, result: dict, reason: str) -> None:
 def print_summary(sweep: Path, config: DictConfig) -> None:
     """Print the table of a sweep. With `set_default` the run keeps its best settings."""
     names = [config.metric, *[column for name in config.metrics for column in METRIC_COLUMNS[name]]]
-    if best := evaluation_summary.summarize_evaluations(sweep, names):
+    if best := summarize_evaluations(sweep, names):
         set_default(config, *best)
 
 

@@ -8,7 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lit.cli.launch import launch
 from diffusion_lit.distributed.shard_device import choose_device
-from diffusion_lit.runs import output, run_dir, sample_request
+from diffusion_lit.runs import output, run_dir
+from diffusion_lit.runs.sample_request import (
+    check_sampling,
+    insert_stored_sampler,
+    parse_requests,
+    read_originals,
+    warn_of_unknown_words,
+)
 from diffusion_lit.system.imports import pause_garbage_collection
 
 log = logging.getLogger("diffusion_lit.sample")
@@ -16,7 +23,7 @@ log = logging.getLogger("diffusion_lit.sample")
 
 def main() -> None:
     """Run the command."""
-    launch("sample", sample, prepare=sample_request.insert_stored_sampler, check=sample_request.check_sampling)
+    launch("sample", sample, prepare=insert_stored_sampler, check=check_sampling)
 
 
 def sample(config: DictConfig) -> None:
@@ -60,9 +67,8 @@ def prepare_images(config: DictConfig):
     from diffusion_lit.sampling.request import make_requests
 
     model = load_requested_model(config, log.warning)
-    originals = sample_request.read_originals(config, model.config)
-    labels = sample_request.parse_requests(config, model.config)
-    sample_request.warn_of_unknown_words(labels, config.negative_prompt, model.config, log.warning)
+    originals, labels = read_originals(config, model.config), parse_requests(config, model.config)
+    warn_of_unknown_words(labels, config.negative_prompt, model.config, log.warning)
     requests = make_requests(config, labels, len(model.class_names), len(originals.files) if originals else 1)
     return speed_up(model, config, len(requests)), originals, requests
 

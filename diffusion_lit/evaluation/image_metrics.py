@@ -17,7 +17,13 @@ from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from diffusion_lit.evaluation import distances
+from diffusion_lit.evaluation.distances import (
+    IMAGES_PER_FEATURE,
+    find_principal_components,
+    frechet_distance,
+    kernel_distance,
+    project,
+)
 from diffusion_lit.evaluation.intervals import Estimate, Measurement
 from diffusion_lit.evaluation.manifold import precision_recall
 from diffusion_lit.evaluation.memorization import Neighbors, NeighborSearch, choose_threshold
@@ -68,10 +74,8 @@ class FeatureMetric(ImageMetric):
     """Collects features of generated and of real images.
 
     Args:
-        extractor: a function from images to features (N, D); None: `update`
-            receives features.
-        reset_real_features: whether `reset` forgets the real images too, as in
-            torchmetrics.
+        extractor: a function from images to features (N, D); None: `update` receives features.
+        reset_real_features: whether `reset` forgets the real images too, as in torchmetrics.
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -116,8 +120,7 @@ class KernelDistance(DistanceMetric):
 
     Args:
         extractor: see `FeatureMetric`.
-        labels: classes of the generated images if the number of each is fixed,
-            see `kernel_distance`.
+        labels: classes of the generated images if the number of each is fixed, see `kernel_distance`.
         kwargs: of `FeatureMetric`.
     """
 
@@ -126,7 +129,7 @@ class KernelDistance(DistanceMetric):
         self.labels = labels
 
     def _measure(self) -> Measurement:
-        return distances.kernel_distance(*self._features(), self.labels)
+        return kernel_distance(*self._features(), self.labels)
 
 
 class FrechetDistance(DistanceMetric):
@@ -135,13 +138,11 @@ class FrechetDistance(DistanceMetric):
     Args:
         extractor: see `FeatureMetric`.
         reset_real_features: see `FeatureMetric`.
-        statistics: of the real images, instead of images in `update`, whose
-            real ones do not count then.
+        statistics: of the real images, instead of images in `update`, whose real ones do not count then.
         kwargs: of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: for fewer than 5 images per feature, whose distance is
-            mostly bias.
+        ValueError: for fewer than 5 images per feature, whose distance is mostly bias.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class FrechetDistance(DistanceMetric):
         generated, real = self._features()
         if reason := too_few_images(len(generated), *real.shape):
             raise ValueError(reason)
-        return distances.frechet_distance(generated, unwrap(real))
+        return frechet_distance(generated, unwrap(real))
 
 
 class FrechetDistance64(FrechetDistance):
@@ -180,10 +181,10 @@ class FrechetDistance64(FrechetDistance):
 
 def project_all(sets: Sequence[RealFeatures | None], real: RealFeatures) -> list[RealFeatures | None]:
     """Return features, or their statistics, in the first 64 principal components of the real ones."""
-    mean, basis = distances.find_principal_components(unwrap(real), COMPONENTS)
+    mean, basis = find_principal_components(unwrap(real), COMPONENTS)
 
     def convert(x: RealFeatures | None) -> RealFeatures | None:
-        return x.project(mean, basis) if isinstance(x, ReferenceStatistics) else distances.project(x, mean, basis)
+        return x.project(mean, basis) if isinstance(x, ReferenceStatistics) else project(x, mean, basis)
 
     return [x if x is None else convert(x) for x in sets]
 
@@ -196,7 +197,7 @@ def too_few_images(generated: int, real: int | None, features: int) -> str | Non
         real: number of real images; None if it is unknown.
         features: number of features.
     """
-    needed = distances.IMAGES_PER_FEATURE * features
+    needed = IMAGES_PER_FEATURE * features
     if min(generated, needed if real is None else real) >= needed:
         return None
     if real is None:

@@ -16,13 +16,28 @@ from torch import Tensor
 
 from diffusion_lit.config.metric_columns import METRIC_COLUMNS
 from diffusion_lit.data.store import ImageStore
-from diffusion_lit.evaluation import distances, features, image_metrics
+from diffusion_lit.evaluation import features
 from diffusion_lit.evaluation.colors import color_statistics
+from diffusion_lit.evaluation.distances import (
+    SUBSET_IMAGES,
+    extrapolated_frechet_distance,
+    kernel_distance,
+    subset_kernel_distance,
+)
 from diffusion_lit.evaluation.features import FeatureExtractor, pixel_vectors
+from diffusion_lit.evaluation.image_metrics import (
+    ClassAccuracy,
+    Copies,
+    DistanceMetric,
+    FrechetDistance,
+    KernelDistance,
+    PrecisionRecall,
+    too_few_images,
+)
 from diffusion_lit.evaluation.image_sets import FeatureSets, ImageSet, Reference
 from diffusion_lit.evaluation.intervals import Estimate, Measurement, measure_mean, proportion_interval
 from diffusion_lit.evaluation.memorization import Neighbors
-from diffusion_lit.evaluation.reference_statistics import RealFeatures
+from diffusion_lit.evaluation.reference_statistics import RealFeatures, ReferenceStatistics
 from diffusion_lit.system.errors import DataError
 
 MIN_IMAGES = 4  # for a distance between sets
@@ -38,9 +53,8 @@ class Comparison:
         images: generated images, uint8 (N, C, H, W).
         labels: their requested classes, (N,).
         split: "train" or "val".
-        compare_real: also measure as many real images of the other split.
-            A perfect model that draws classes at random would score as they do;
-            with a fixed number of each class its FD is lower.
+        compare_real: also measure as many real images of the other split, as a perfect model would
+            score that draws classes at random; with a fixed number of each its FD is lower.
         features: of the generated images, if known.
 
     Raises:
@@ -89,7 +103,7 @@ class Comparison:
 
     def _find_copies(self, space: str) -> "FoundCopies":
         """Find copies in a space. Where training mirrors images, mirror images by pixels are copies too."""
-        metric, training = image_metrics.Copies(sync_on_compute=False), self.training
+        metric, training = Copies(sync_on_compute=False), self.training
         metric.update(_vectors(self.generated, space), real=False)
         metric.update(_vectors(training, space), real=True)
         if space == "pixels" and self.reference.flip:
@@ -115,9 +129,9 @@ def _vectors(images: ImageSet, space: str) -> Tensor:
 def compute_kid(c: Comparison) -> dict[str, float]:
     """Return the kernel distance, that of real images, and from 2,000 images on that of 100 subsets of 1,000."""
     generated, real, _ = c.features
-    result = _distance_entries(c, c.features, image_metrics.KernelDistance, "kid", labels=c.generated.labels)
-    if len(generated) >= 2 * distances.SUBSET_IMAGES and len(real) >= distances.SUBSET_IMAGES:
-        result["kid_subsets"], result["kid_subsets_std"] = distances.subset_kernel_distance(generated, real)
+    result = _distance_entries(c, c.features, KernelDistance, "kid", labels=c.generated.labels)
+    if len(generated) >= 2 * SUBSET_IMAGES and len(real) >= SUBSET_IMAGES:
+        result["kid_subsets"], result["kid_subsets_std"] = subset_kernel_distance(generated, real)
     return result
 
 
@@ -135,19 +149,19 @@ def compute_fd64(c: Comparison) -> dict[str, object]:
 
 
 def _frechet_entries(c: Comparison, sets: FeatureSets, name: str) -> dict[str, object]:
-    if reason := image_metrics.too_few_images(len(sets.generated), *sets.real.shape):
+    if reason := too_few_images(len(sets.generated), *sets.real.shape):
         return {f"{name}_withheld": reason}
     if sets.other is not None and len(sets.other) < len(sets.generated):
         sets = sets._replace(other=None)  # fewer images have a larger distance
-    result = _distance_entries(c, sets, image_metrics.FrechetDistance, name)
+    result = _distance_entries(c, sets, FrechetDistance, name)
     if c.reference.statistics:
         return result  # halves of the real images are unknown
-    extrapolated = distances.extrapolated_frechet_distance(sets.generated, sets.real, result[name], c.generated.labels)
+    extrapolated = extrapolated_frechet_distance(sets.generated, sets.real, result[name], c.generated.labels)
     return result | {f"{name}_extrapolated": extrapolated}
 
 
 def _distance_entries(
-    c: Comparison, sets: FeatureSets, metric: type[image_metrics.DistanceMetric], name: str, **settings: Tensor
+    c: Comparison, sets: FeatureSets, metric: type[DistanceMetric], name: str, **settings: Tensor
 ) -> dict[str, float]:
     measured = _measure(metric, sets.generated, sets.real, **settings).stratify(c.generated.labels)
     c.measurements[name] = measured
@@ -160,20 +174,21 @@ def _distance_entries(
     return result
 
 
-def _measure(
-    metric: type[image_metrics.DistanceMetric], generated: Tensor, real: RealFeatures, **settings: Tensor
-) -> Measurement:
-    distance = metric(sync_on_compute=False, **(settings if isinstance(real, Tensor) else {"statistics": real}))
+def _measure(metric: type[DistanceMetric], generated: Tensor, real: RealFeatures, **settings: Tensor) -> Measurement:
+    if isinstance(real, ReferenceStatistics):
+        distance = metric(statistics=real, sync_on_compute=False)
+        distance.update(generated, real=False)
+        return distance.measure()
+    distance = metric(sync_on_compute=False, **settings)
     distance.update(generated, real=False)
-    if isinstance(real, Tensor):
-        distance.update(real, real=True)
+    distance.update(real, real=True)
     return distance.measure()
 
 
 def compute_precision_recall(c: Comparison) -> dict[str, float]:
     """Return precision, recall, density and coverage."""
     result = {}
-    metric = image_metrics.PrecisionRecall(sync_on_compute=False)
+    metric = PrecisionRecall(sync_on_compute=False)
     metric.update(c.features.generated, real=False)
     metric.update(c.features.real, real=True)
     for name, number in metric.measure().items():
@@ -194,9 +209,7 @@ def score_class_accuracy(classifier: FeatureExtractor, images: Tensor, labels: S
 
 
 def _is_correct(classifier: FeatureExtractor, images: Tensor, labels: Sequence[int]) -> Tensor:
-    metric = image_metrics.ClassAccuracy(
-        lambda x: features.predict_classes(classifier, classifier(x)), sync_on_compute=False
-    )
+    metric = ClassAccuracy(lambda x: features.predict_classes(classifier, classifier(x)), sync_on_compute=False)
     metric.update(images, torch.as_tensor(labels))
     return metric.measure()
 
@@ -255,8 +268,7 @@ def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy
         if len(generated) and "class_accuracy" in requested and c.reference.classifier:
             row |= proportion_interval(c.is_correct[generated]).entries("class_accuracy")
         if min(len(generated), len(real)) >= MIN_CLASS_IMAGES and "kid" in requested:
-            measured = distances.kernel_distance(c.features.generated[generated], c.features.real[real])
-            row |= measured.interval().entries("kid")
+            row |= kernel_distance(c.features.generated[generated], c.features.real[real]).interval().entries("kid")
         rows.append(row)
     return rows
 
@@ -264,9 +276,8 @@ def compute_per_class(c: Comparison, requested: Sequence[str] = ("class_accuracy
 def labels_in_proportion(labels: Tensor, n: int) -> list[int]:
     """Return labels of images 0 .. n - 1 in the proportions of `labels`; label k does not depend on n.
 
-    Label k is that at the fractional part of k times the golden ratio of the
-    sorted labels. An equidistributed sequence (Weyl 1916) has the proportions of
-    all labels in each part.
+    Label k is that at the fractional part of k times the golden ratio of the sorted labels, an
+    equidistributed sequence (Weyl 1916).
     """
     ordered = labels.sort().values
     return [int(ordered[int(k * 0.6180339887498949 % 1 * len(ordered))]) for k in range(n)]

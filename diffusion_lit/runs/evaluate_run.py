@@ -40,8 +40,7 @@ class EvaluationTask(NamedTuple):
         model: to measure.
         real: images.
         reference: of them.
-        labels: classes of the images to generate, of prompts those of their
-            images; 0 without classes.
+        labels: classes of the images to generate, of prompts those of their images; 0 without classes.
         requests: what the network gets for them: the same, or prompts.
     """
 
@@ -138,8 +137,9 @@ def measure_in_shards(task: EvaluationTask, out: Path, write: WriteResult) -> tu
     keys = ("metrics", "features", "reference_data", "reference_split", "reference_images")
     identity = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}))
     identity = hide_paths(identity) | {"digest": reference.extractor.digest}
-    stores = {"train": task.real.train, "val": task.real.val}
-    identity |= {name: store and store.fingerprint for name, store in stores.items()}
+    identity |= {
+        name: store and store.fingerprint for name, store in (("train", task.real.train), ("val", task.real.val))
+    }
     identity |= {"statistics": reference.statistics and reference.statistics.describe()}
 
     def is_measured(_: int) -> bool:
@@ -166,8 +166,11 @@ def make_result(task: EvaluationTask, comparison: metrics.Comparison, facts: dic
     """
     reference, run = comparison.reference, Path(task.config.run).expanduser()
     result = {"status": "finished", "exit_code": 0, "run": run_dir.name_run(run)}
-    result |= {"train_overrides": hide_paths(sweeps.read_job_overrides(run))}
-    result |= facts | {"num_images": len(comparison.generated)}
+    result |= (
+        {"train_overrides": hide_paths(sweeps.read_job_overrides(run))}
+        | facts
+        | {"num_images": len(comparison.generated)}
+    )
     for name in task.config.metrics:
         if reference.class_names or name not in NEEDS_CLASSES:
             with announce(f"measuring {name}"):

@@ -122,8 +122,9 @@ class TrainedModel:
             load_weights(net, posthoc_ema.reconstruct_ema(run, path, ema_length, warn), path)
             return checkpoints.read_facts(checkpoints.load_checkpoint(path, mmap=True))
 
-        which = checkpoint, warn, weights
-        path, facts = checkpoints.read_selected(lambda: checkpoints.select_checkpoint(run, *which), read)
+        path, facts = checkpoints.read_selected(
+            lambda: checkpoints.select_checkpoint(run, checkpoint, warn, weights), read
+        )
         return cls(
             net.to(torch_device).eval(),
             build.make_diffusion(config).to(torch_device),

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -55,7 +56,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        classes: int | str | list[int | str] | tuple[int | str, ...] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         num_images: int = 8,
         seed: int = 0,
         guidance_scale: float | None = None,
@@ -82,13 +83,16 @@ class DiffusionLitPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale={scale}: this model was trained without label dropout, which it needs")
         if self.SETTINGS.get("is_student") and steps != self.SETTINGS["steps"]:
             raise ValueError(f"num_inference_steps={steps}: this model has learned {self.SETTINGS['steps']} alone")
-        if num_images < 1 or output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"num_images={num_images}, output_type={output_type}: must be 1+, and pil, np or pt")
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images}: must be 1 or more")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type={output_type!r}: must be one of pil, np, pt")
         labels, null = self.find_condition(classes, prompt, negative_prompt)
         share, extra = divmod(num_images, len(labels))
         labels = labels.repeat_interleave(torch.tensor([share + (k < extra) for k in range(len(labels))]), 0)
-        size, images = self.SETTINGS["batch_size"], []
+        size = self.SETTINGS["batch_size"]
         first = int.from_bytes(hashlib.blake2b(f"{seed}/image".encode(), digest_size=4).digest(), "little")
+        images = []
         for start in self.progress_bar(range(0, num_images, size)):
             count = min(size, num_images - start)  # a batch is filled up: the last bits depend on its size
             members = [*range(start, start + count)] + [start] * (size - count)
@@ -96,11 +100,12 @@ class DiffusionLitPipeline(DiffusionPipeline):
             y, uncond = labels[members].to(self.device), null.to(self.device)
             x0 = self.denoise(y, uncond.expand(size, *uncond.shape[1:]), generators, steps, scale)
             images.append(self.to_uint8(x0[:count].cpu()))
-        tensors = torch.cat(images)
-        arrays = tensors.permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
-        return ImagePipelineOutput(images=(tensors if output_type == "pt" else arrays.astype("float32")) / 255)
+        if output_type == "pt":
+            return ImagePipelineOutput(images=torch.cat(images).float() / 255)
+        arrays = torch.cat(images).permute(0, 2, 3, 1).numpy()
+        if output_type == "np":
+            return ImagePipelineOutput(images=arrays.astype("float32") / 255)
+        return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
 
     def find_condition(self, classes: Any, prompt: Any, negative_prompt: str) -> tuple[Tensor, Tensor]:
         """Return labels (N,) or tokens (N, L) of the classes or prompts, and of no label or negative prompt."""
@@ -132,12 +137,13 @@ class DiffusionLitPipeline(DiffusionPipeline):
         """Return the label of each class."""
         if classes is not None and not self.names:
             raise ValueError("classes: this model has none")
-        chosen = self.names if classes is None else [classes] if isinstance(classes, str) else classes
-        chosen = list(chosen) if hasattr(chosen, "__len__") else [chosen]
+        every = range(len(self.names))
+        classes = every if classes is None else classes if hasattr(classes, "__len__") else [classes]
+        chosen = [classes] if isinstance(classes, str) else list(classes)
         if self.names and not chosen:
             raise ValueError("classes=[]: has no class. Name one or more, or leave it out")
         for value in chosen:
-            if str(value) not in self.names and value not in range(len(self.names)):
+            if str(value) not in self.names and value not in every:
                 raise ValueError(f"{value}: not a class of this model. Choose from {', '.join(self.names)}")
         return [self.names.index(str(value)) if str(value) in self.names else int(value) for value in chosen] or [0]
 
@@ -185,8 +191,10 @@ class DiffusionLitPipeline(DiffusionPipeline):
             condition = self.embed(y) if y.ndim == 2 else {"class_labels": y if self.names else None}
             return self.unet(x.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
 
-        if not self.has_condition or scale in (0, 1):
-            return network(x, t, y if scale else null)
+        if not self.has_condition or scale == 1:
+            return network(x, t, y)
+        if scale == 0:
+            return network(x, t, null)
         uncond, cond = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null, y])).chunk(2)
         out, rescale = uncond + scale * (cond - uncond), self.SETTINGS["guidance_rescale"]
         if not rescale:
