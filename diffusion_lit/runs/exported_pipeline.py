@@ -5,9 +5,8 @@
     pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
     images = pipeline(num_images=8, seed=0).images
 
-`export` of diffusion_lit writes this file as pipeline.py, with the settings of the model. Noisy
-images are x_t = alpha x0 + sigma eps; the network's estimate of the clean image is
-x0 = c_skip x_t + c_out network(c_in x_t).
+`export` of diffusion_lit writes this file as pipeline.py, with the settings of the model. Noisy images are
+x_t = alpha x0 + sigma eps; the network's estimate of the clean image is x0 = c_skip x_t + c_out network(c_in x_t).
 """
 
 import hashlib
@@ -28,8 +27,7 @@ from torch import Tensor
 class DiffusionLitPipeline(DiffusionPipeline):
     """Generates the images of `python -m diffusion_lit.sample` with the same seed, steps and batch size.
 
-    All names are in the class: diffusers loads the files of several models into
-    one module.
+    All names are in the class: diffusers loads the files of several models into one module.
     """
 
     _optional_components: ClassVar[list[str]] = ["scheduler"]  # processes of continuous time have none
@@ -100,12 +98,11 @@ class DiffusionLitPipeline(DiffusionPipeline):
             y, uncond = labels[members].to(self.device), null.to(self.device)
             x0 = self.denoise(y, uncond.expand(size, *uncond.shape[1:]), generators, steps, scale)
             images.append(self.to_uint8(x0[:count].cpu()))
-        if output_type == "pt":
-            return ImagePipelineOutput(images=torch.cat(images).float() / 255)
-        arrays = torch.cat(images).permute(0, 2, 3, 1).numpy()
-        if output_type == "np":
-            return ImagePipelineOutput(images=arrays.astype("float32") / 255)
-        return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
+        tensors = torch.cat(images)
+        arrays = tensors.permute(0, 2, 3, 1).numpy()
+        if output_type == "pil":
+            return ImagePipelineOutput(images=[Image.fromarray(x[:, :, 0] if x.shape[2] == 1 else x) for x in arrays])
+        return ImagePipelineOutput(images=(tensors if output_type == "pt" else arrays.astype("float32")) / 255)
 
     def find_condition(self, classes: Any, prompt: Any, negative_prompt: str) -> tuple[Tensor, Tensor]:
         """Return labels (N,) or tokens (N, L) of the classes or prompts, and of no label or negative prompt."""
@@ -138,8 +135,7 @@ class DiffusionLitPipeline(DiffusionPipeline):
         if classes is not None and not self.names:
             raise ValueError("classes: this model has none")
         every = range(len(self.names))
-        classes = every if classes is None else classes if hasattr(classes, "__len__") else [classes]
-        chosen = [classes] if isinstance(classes, str) else list(classes)
+        chosen = every if classes is None else [classes] if isinstance(classes, str | int) else list(classes)
         if self.names and not chosen:
             raise ValueError("classes=[]: has no class. Name one or more, or leave it out")
         for value in chosen:
@@ -191,14 +187,10 @@ class DiffusionLitPipeline(DiffusionPipeline):
             condition = self.embed(y) if y.ndim == 2 else {"class_labels": y if self.names else None}
             return self.unet(x.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
 
-        if not self.has_condition or scale == 1:
-            return network(x, t, y)
-        if scale == 0:
-            return network(x, t, null)
+        if not self.has_condition or scale in (0, 1):
+            return network(x, t, null if scale == 0 else y)
         uncond, cond = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null, y])).chunk(2)
         out, rescale = uncond + scale * (cond - uncond), self.SETTINGS["guidance_rescale"]
-        if not rescale:
-            return out
         std_cond, std_out = (values.std(dim=(1, 2, 3), keepdim=True) for values in (cond, out))
         return out * (rescale * std_cond / std_out.clamp(min=1e-12) + 1 - rescale)
 

@@ -293,9 +293,7 @@ def read_package_versions() -> dict[str, str]:
 def resolve_device(name: str) -> torch.device:
     """Return the device of a `device` key. Raises UserError (exit 2) if this machine lacks it."""
     available = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if name == "auto":
-        return available
-    device = torch.device(name)
+    device = available if name == "auto" else torch.device(name)
     if device.type not in ("cpu", available.type) or (device.index or 0) >= max(1, torch.accelerator.device_count()):
         raise ConfigError(f"device={name}: not available on this machine. device=auto is {available.type}")
     return device

@@ -20,7 +20,7 @@ from tests.structure import (
     place,
 )
 
-CODE_LINES = 18_763  # of the package; a pull request that adds a part raises this by its size
+CODE_LINES = 18_755  # of the package; a pull request that adds a part raises this by its size
 MEAN_LENGTH = 55.2  # of its lines that are not blank or comments
 COMMAND_LINES = 100
 
