@@ -50,7 +50,8 @@ def planned(tmp_path_factory) -> tuple[str, Path]:
     """What a plan printed, and the folder it ran in."""
     here = tmp_path_factory.mktemp("plan")
     (here / "kept.txt").write_text("")
-    return run("train", *TINY, *LENGTH, "name=a b", "plan=true", cwd=here, prelude=QUICK), here
+    words = ["--config-dir", ".", *TINY, *LENGTH, "name=a b", "plan=true"]
+    return run("train", *words, cwd=here, prelude=QUICK), here
 
 
 def test_nothing_is_left_behind(planned):
@@ -73,7 +74,8 @@ def test_every_way_has_a_speed_and_the_global_batch_stays(planned):
 
 
 def test_the_words_it_ends_with_are_a_command_line_of_the_same_training(planned):
-    words = proposed(planned[0])
+    option, folder, *words = proposed(planned[0])
+    assert (option, folder) == ("--config-dir", ".")
     assert not [word for word in words if word.startswith("plan")]
     (before,) = compose_configs("train", expand_overrides([*TINY, *LENGTH, "name=a b"], None))
     (after,) = compose_configs("train", expand_overrides(words, None))
